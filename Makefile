@@ -1,0 +1,41 @@
+# `make demo` and `make test` do everything on a fresh machine with Python >= 3.11; each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-all lint clean setup
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      a federation of real processes dreams together, securely (digits, 5 clients)"
+	@echo "make test      lint, types, import rules, all tests that fit in minutes"
+	@echo "make test-all  the same and the exhaustive ones"
+	@echo "make lint      ruff, mypy --strict, import-linter"
+	@echo "make clean     remove .venv, caches and runs"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/secure-codream demo $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest -m "not exhaustive" $(ARGS)
+
+test-all: lint
+	$(BIN)/pytest $(ARGS)
+
+clean:
+	rm -rf .venv runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,111 @@
+"""Knowledge aggregation and acquisition: soft labels, and distillation from the FedDream dataset.
+
+Stage 2 of CoDream (arXiv 2402.15968): the soft label of a dream is the mean of the clients' logits on it.
+Class-aware labels weigh client i's logit for class c by w_ic = n_ic + 1/2, so that a client speaks up where it
+has seen data: label_c = sum_i w_ic z_ic / sum_i w_ic. Numerators (B, K) and denominators (K,) are coordinates
+of one secure sum, so the server sees totals per class and no client's histogram.
+Stage 3 (i): each client distils the dreams and their labels by KL at temperature T (Hinton et al., 2015).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from codream_clients.training import TrainingError, sgd, shuffled_batches
+
+FloatArray = NDArray[np.float32]
+
+
+class AcquisitionError(ValueError):
+    """Soft labels or dreams do not fit together."""
+
+
+def soft_label_share(
+    logits: FloatArray,
+    counts: NDArray[np.int64] | FloatArray,
+    classes: int,
+    class_aware: bool,
+    max_count: int,
+) -> tuple[FloatArray, FloatArray]:
+    """One client's share of the soft labels: numerators (B, K) and denominators (K,), both float32.
+
+    `logits` (B, K) are the client's plain logits on the dreams, `counts` (K,) its images of each class, at
+    least 0. Class-aware, the weight of class c is (min(n_c, max_count) + 1/2) / (max_count + 1/2), in (0, 1];
+    otherwise it is 1. Numerators are weights times logits, denominators the weights; `max_count` is public, the
+    same for all clients, and cancels in the quotient of the sums.
+    Raises `AcquisitionError` if the shapes do not fit, counts are negative or max_count is below 1.
+    """
+    if logits.ndim != 2 or logits.shape[1] != classes or counts.shape != (classes,):
+        raise AcquisitionError(
+            f"logits of shape {logits.shape} and counts of shape {counts.shape}; (B, {classes}) and "
+            f"({classes},) are needed"
+        )
+    if max_count < 1 or not (counts >= 0).all():
+        raise AcquisitionError(
+            f"max_count={max_count}, counts={counts.tolist()}; needed are at least 1 and non-negative counts"
+        )
+    weights = np.ones(classes, dtype=np.float32)
+    if class_aware:
+        weights = ((np.minimum(counts, max_count) + PRIOR) / (max_count + PRIOR)).astype(np.float32)
+    return (logits * weights).astype(np.float32), weights
+
+
+def distil(
+    model: nn.Module,
+    feddream_batches: Sequence[tuple[FloatArray, FloatArray]],
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    temperature: float,
+    seed: int,
+    device: torch.device,
+) -> float:
+    """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 if no epoch).
+
+    Each batch is (dreams (B, C, H, W), aggregated logits (B, K)). The loss is
+    T^2 * KL(softmax(label / T) || softmax(f(dream) / T)), the mean over dreams; the optimiser is that of
+    `train_local`. `seed` fixes the order. The model is moved to `device` and left in eval mode.
+    Raises `AcquisitionError` if there is no batch, shapes differ or the temperature is not positive, and
+    `TrainingError` if the loss is no longer finite.
+    """
+    if not feddream_batches:
+        raise AcquisitionError("the FedDream dataset is empty; finish one dream batch before distilling")
+    if not temperature > 0:
+        raise AcquisitionError(f"temperature is {temperature}; it must be above 0 (1 to 20 is usual)")
+    for dreams, labels in feddream_batches:
+        if labels.ndim != 2 or len(labels) != len(dreams):
+            raise AcquisitionError(
+                f"dreams of shape {dreams.shape} with soft labels of shape {labels.shape}; ({len(dreams)}, K) is needed"
+            )
+    images = torch.from_numpy(np.concatenate([dreams for dreams, _ in feddream_batches])).to(device)
+    logits = torch.from_numpy(np.concatenate([labels for _, labels in feddream_batches])).to(device)
+    targets = torch.softmax(logits / temperature, dim=1)
+    model.to(device).train()
+    optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    losses: list[torch.Tensor] = []
+    for batch in shuffled_batches(len(images), epochs, batch_size, seed):
+        chosen = batch.to(device)
+        loss = temperature**2 * functional.kl_div(
+            torch.log_softmax(model(images[chosen]) / temperature, dim=1),
+            targets[chosen],
+            reduction="batchmean",
+        )
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimiser.step()
+        losses.append(loss.detach())
+    model.eval()
+    if not losses:
+        return 0.0
+    last_epoch = float(torch.stack(losses[-(len(losses) // epochs) :]).mean())
+    if not np.isfinite(last_epoch):
+        raise TrainingError(f"the distillation loss became {last_epoch} with lr={lr}; choose a smaller rate")
+    return last_epoch
+PRIOR=0.5

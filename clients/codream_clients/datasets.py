@@ -1,0 +1,129 @@
+"""Labelled images, and two data sets to try a federation on.
+
+Images are standardised with public constants of the whole data set, never with statistics of one client: the
+dreams of all clients then live on one scale, and the scale tells nothing about anybody.
+Digits: E. Alpaydin and C. Kaynak, UCI 1998, as packaged in scikit-learn. MNIST: LeCun et al., 1998.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Images = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3761
+MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
+
+
+class DatasetError(ValueError):
+    """A data set is missing, or its arrays do not fit together."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images (N, C, H, W) float32, standardised; labels (N,) int64 in [0, classes).
+
+    Raises `DatasetError` on construction for any other shape or type, labels out of range, or values that are
+    not finite.
+    """
+
+    images: Images
+    labels: Labels
+    classes: int
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.float32:
+            raise DatasetError(
+                f"images are {self.images.dtype} of shape {self.images.shape}; "
+                "float32 of shape (N, channels, height, width) is needed"
+            )
+        if self.labels.ndim != 1 or self.labels.dtype != np.int64:
+            raise DatasetError(
+                f"labels are {self.labels.dtype} of shape {self.labels.shape}; int64 of shape (N,) is needed"
+            )
+        if len(self.images) != len(self.labels):
+            raise DatasetError(f"{len(self.images)} images but {len(self.labels)} labels; one each is needed")
+        if self.classes < 2:
+            raise DatasetError(f"{self.classes} classes; at least 2 are needed")
+        if len(self.labels) and not (0 <= self.labels.min() and self.labels.max() < self.classes):
+            raise DatasetError(
+                f"labels lie in [{self.labels.min()}, {self.labels.max()}]; "
+                f"[0, {self.classes - 1}] is allowed for {self.classes} classes"
+            )
+        if not np.isfinite(self.images).all():
+            raise DatasetError("images hold values that are not finite; clean them before training")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (channels, height, width)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """How many images there are of each class, (classes,)."""
+        return np.bincount(self.labels, minlength=self.classes).astype(np.int64)
+
+    def subset(self, indices: NDArray[np.integer[Any]]) -> "LabelledImages":
+        """The images at `indices` (M,), in that order. Raises `DatasetError` if an index is out of range."""
+        if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
+            raise DatasetError(f"indices lie in [{indices.min()}, {indices.max()}]; [0, {len(self) - 1}] is allowed")
+        return LabelledImages(self.images[indices], self.labels[indices], self.classes)
+
+
+def pool(parts: list[LabelledImages]) -> LabelledImages:
+    """All parts in one place, in order. Raises `DatasetError` if there is none, or shapes or classes differ."""
+    if not parts:
+        raise DatasetError("no data to pool; give at least one part")
+    kinds = {(part.shape, part.classes) for part in parts}
+    if len(kinds) > 1:
+        raise DatasetError(f"parts differ in (shape, classes): {sorted(kinds)}; one kind can be pooled, not several")
+    return LabelledImages(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        parts[0].classes,
+    )
+
+
+def load_digits_data(seed: int, test_size: int = 600) -> tuple[LabelledImages, LabelledImages]:
+    """scikit-learn's digits as (train, test): 1,797 images of 1x8x8, ten classes, stratified split by `seed`.
+
+    Raises `DatasetError` unless 10 <= test_size <= 1787.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    if not 10 <= test_size <= len(labels) - 10:
+        raise DatasetError(f"test_size is {test_size}; 10 to {len(labels) - 10} is allowed")
+    images = ((pixels.reshape(-1, 1, 8, 8) / 16.0 - DIGITS_MEAN) / DIGITS_STD).astype(np.float32)
+    train, test = train_test_split(np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed)
+    everything = LabelledImages(images, labels.astype(np.int64), classes=10)
+    return everything.subset(train), everything.subset(test)
+
+
+def load_mnist(root: str | Path) -> tuple[LabelledImages, LabelledImages]:
+    """MNIST as (train, test): 60,000 and 10,000 images of 1x28x28, from torchvision's layout under `root`.
+
+    Nothing is downloaded. Raises `DatasetError` if `root`/MNIST/raw lacks the files.
+    """
+    from torchvision.datasets import MNIST
+
+    def part(train: bool) -> LabelledImages:
+        try:
+            source = MNIST(root=str(root), train=train, download=False)
+        except RuntimeError as error:
+            raise DatasetError(
+                f"no MNIST under {root!s}; the files MNIST/raw/*-ubyte are needed there (nothing is downloaded)"
+            ) from error
+        images = (source.data.numpy()[:, None].astype(np.float32) / 255.0 - MNIST_MEAN) / MNIST_STD
+        return LabelledImages(images.astype(np.float32), source.targets.numpy().astype(np.int64), classes=10)
+
+    return part(train=True), part(train=False)

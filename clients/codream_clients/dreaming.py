@@ -1,0 +1,233 @@
+"""Knowledge extraction: a frozen teacher shapes noise into dreams (CoDream, arXiv 2402.15968, stage 1).
+
+The loss of one teacher f on dreams x is
+    alpha_preds * entropy(softmax(f(x))) + alpha_bn * R_bn(x) + alpha_tv * TV(x) + alpha_l2 * ||x||,
+with R_bn the distance between the batch's feature statistics and those that the batch-norm layers have stored
+(DeepInversion, Yin et al., CVPR 2020). A client shares either the gradient dL/dx ("gradient": the server runs
+Adam on the sum) or how far `local_steps` Adam steps on a copy have moved it ("update": the server averages).
+The teacher is in eval mode and its parameters and running statistics are never touched.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+Dreams = NDArray[np.float32]
+ExtraTerm = Callable[[torch.Tensor], torch.Tensor]
+"""A further loss term: dreams (B, C, H, W) -> scalar, for example an adaptive term of a public student."""
+
+
+class DreamError(ValueError):
+    """Dreams cannot be made from such input or settings."""
+
+
+@dataclass(frozen=True)
+class DreamLoss:
+    """Weights of the dream loss, each finite and at least 0."""
+
+    alpha_preds: float = 1.0
+    alpha_bn: float = 1.0
+    alpha_tv: float = 2.5e-5
+    alpha_l2: float = 3e-8
+    alpha_target: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (np.isfinite(value) and value >= 0):
+                raise DreamError(f"{name} is {value}; a finite number of at least 0 is needed")
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Mean entropy of softmax(logits), logits (B, K), in nats: a scalar in [0, log K]."""
+    log_probabilities = torch.log_softmax(logits, dim=1)
+    return -(log_probabilities.exp() * log_probabilities).sum(dim=1).mean()
+
+
+def total_variation(images: torch.Tensor) -> torch.Tensor:
+    """DeepInversion's image prior: Euclidean norms over the whole batch (B, C, H, W) of the differences between
+    neighbours, horizontal, vertical and along both diagonals, added up. A scalar, at least 0.
+    """
+    differences = (
+        images[:, :, :, 1:] - images[:, :, :, :-1],
+        images[:, :, 1:, :] - images[:, :, :-1, :],
+        images[:, :, 1:, 1:] - images[:, :, :-1, :-1],
+        images[:, :, 1:, :-1] - images[:, :, :-1, 1:],
+    )
+    return torch.stack([_norm(difference) for difference in differences]).sum()
+
+
+def l2_norm(images: torch.Tensor) -> torch.Tensor:
+    """Euclidean norm of an image, averaged over the batch (B, C, H, W). A scalar, at least 0."""
+    norms: torch.Tensor = torch.linalg.vector_norm(images.flatten(start_dim=1), dim=1)
+    return norms.mean()
+
+
+class FeatureStatistics:
+    """While entered, hooks on all batch-norm layers of a model (1d and 2d) that have running statistics.
+
+    After a forward pass `distance()` is R_bn = sum over layers of ||running_var - var(x)|| +
+    ||running_mean - mean(x)||, with x the layer's input and the biased variance over the batch and all places.
+    A layer that ran more than once counts with its last input. Without such layers R_bn is 0.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [
+            layer
+            for layer in model.modules()
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.running_mean is not None
+        ]
+        self._distances: dict[nn.Module, torch.Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> "FeatureStatistics":
+        self._handles = [layer.register_forward_pre_hook(self._measure) for layer in self._layers]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._distances = {}
+
+    def distance(self) -> torch.Tensor:
+        """R_bn of the newest forward pass, a scalar. Raises `DreamError` if a layer has not run since entry."""
+        if len(self._distances) < len(self._layers):
+            raise DreamError(
+                f"{len(self._distances)} of {len(self._layers)} batch-norm layers have run; "
+                "call the model inside the context before distance()"
+            )
+        return torch.stack(list(self._distances.values())).sum() if self._distances else torch.zeros(())
+
+    def _measure(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)  # noqa: S101 (only these are hooked)
+        assert layer.running_mean is not None and layer.running_var is not None  # noqa: S101
+        features: torch.Tensor = inputs[0]
+        places = [axis for axis in range(features.ndim) if axis != 1]
+        # Deviations from the running mean: exact where the dreams come close, and 2 to 3 times as fast as
+        # torch.var_mean with its gradient.
+        deviations = features - layer.running_mean.view([-1 if axis == 1 else 1 for axis in range(features.ndim)])
+        shift = deviations.mean(dim=places)
+        variance = deviations.square().mean(dim=places) - shift.square()
+        self._distances[layer] = _norm(layer.running_var - variance) + _norm(shift)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode and without parameter gradients; modes and gradient flags return afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+
+
+def dream_gradient(
+    model: nn.Module, dreams: Dreams, loss: DreamLoss, extra: ExtraTerm | None = None
+) -> tuple[Dreams, float]:
+    """The gradient dL/dx (B, C, H, W) of one teacher's loss at `dreams`, and its mean entropy there in nats.
+
+    Raises `DreamError` unless dreams are finite float32 of four axes.
+    """
+    state = _on_device(model, dreams).requires_grad_(True)
+    with frozen(model), FeatureStatistics(model) as statistics:
+        value, uncertainty = _dream_loss(model, state, loss, statistics, extra)
+        (gradient,) = torch.autograd.grad(value, state)
+    return _to_numpy(gradient), uncertainty
+
+
+def dream_update(
+    model: nn.Module,
+    dreams: Dreams,
+    loss: DreamLoss,
+    local_steps: int,
+    lr: float,
+    extra: ExtraTerm | None = None,
+) -> tuple[Dreams, float]:
+    """How far `local_steps` steps of a fresh Adam (rate `lr`) move a copy of `dreams`: (B, C, H, W).
+
+    The second value is the teacher's mean entropy in nats at `dreams` as they came.
+    Raises `DreamError` unless dreams are finite float32 of four axes, local_steps >= 1 and lr > 0.
+    """
+    if local_steps < 1 or not lr > 0:
+        raise DreamError(f"local_steps={local_steps}, lr={lr}; needed are at least 1 and above 0")
+    start = _on_device(model, dreams)
+    state = start.clone().requires_grad_(True)
+    optimiser = torch.optim.Adam([state], lr=lr)
+    first_uncertainty: float | None = None
+    with frozen(model), FeatureStatistics(model) as statistics:
+        for _ in range(local_steps):
+            value, uncertainty = _dream_loss(model, state, loss, statistics, extra)
+            first_uncertainty = uncertainty if first_uncertainty is None else first_uncertainty
+            (state.grad,) = torch.autograd.grad(value, state)
+            optimiser.step()
+    assert first_uncertainty is not None  # noqa: S101 (local_steps >= 1)
+    return _to_numpy(state.detach() - start), first_uncertainty
+
+
+def _dream_loss(
+    model: nn.Module,
+    state: torch.Tensor,
+    loss: DreamLoss,
+    statistics: FeatureStatistics,
+    extra: ExtraTerm | None,
+) -> tuple[torch.Tensor, float]:
+    LOG[0] = model(state)
+    uncertainty = entropy(LOG[0])
+    value = (
+        loss.alpha_preds * uncertainty
+        + loss.alpha_bn * statistics.distance().to(state.device)
+        + loss.alpha_tv * total_variation(state)
+        + loss.alpha_l2 * l2_norm(state)
+    )
+    if extra is not None:
+        value = value + extra(state)
+    import os
+
+    if loss.alpha_target:
+        z = LOG[0]
+        k = z.shape[1]
+        tgt = torch.arange(len(z)) % k
+        w = COUNTS[id(model)]
+        lc = torch.where(w > 0, torch.zeros(()), torch.tensor(-1e9))
+        ce = torch.nn.functional.cross_entropy(z + lc if MASK else z, tgt, reduction="none")
+        wt = (w > 0).float()[tgt]
+        value = value + loss.alpha_target * (ce * wt).mean()
+    return value, float(uncertainty.detach())
+
+
+def _norm(values: torch.Tensor) -> torch.Tensor:
+    norm: torch.Tensor = torch.linalg.vector_norm(values)
+    return norm
+
+
+def _on_device(model: nn.Module, dreams: Dreams) -> torch.Tensor:
+    if dreams.ndim != 4 or dreams.dtype != np.float32 or not np.isfinite(dreams).all():
+        raise DreamError(f"dreams are {dreams.dtype} of shape {dreams.shape}; finite float32 (B, C, H, W) are needed")
+    device = next(model.parameters()).device
+    return torch.tensor(dreams, device=device)
+
+
+def _to_numpy(values: torch.Tensor) -> Dreams:
+    return np.asarray(values.detach().cpu().numpy(), dtype=np.float32)
+
+
+LOG = [None]
+COUNTS = {}
+MASK = True

@@ -1,0 +1,237 @@
+"""One participant's learning, without any socket: what it computes between two messages.
+
+A round of CoDream (arXiv 2402.15968): `dream_update` for every global step, `soft_labels` once the dreams are
+done, `acquire` when the aggregated labels are back. The runner, the simulator and the tests call the same
+object. The defaults are tuned for small data and label skew: the update way (fewest secure steps), balanced
+softmax in local training and class-aware soft labels; `balanced=False, class_aware=False` is the paper's way.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from codream_clients.acquisition import distil, soft_label_share
+from codream_clients.datasets import LabelledImages
+from codream_clients.dreaming import DreamLoss, ExtraTerm, dream_gradient, dream_update
+from codream_clients.training import evaluate, predict_logits, train_local
+
+FloatArray = NDArray[np.float32]
+LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
+"""(model, data, epochs, seed): replaces `train_local`, for example by differentially private training."""
+
+
+class LearningSettingsError(ValueError):
+    """A learning setting is out of its range."""
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """Every learning hyperparameter of a participant. Raises `LearningSettingsError` for values out of range.
+
+    Dreams: `way` of sharing; `local_steps` Adam steps at rate `dream_lr` (update way); `loss` weights; each
+    coordinate of a shared update is clipped to [-delta_clip, delta_clip].
+    Soft labels: logits clipped to [-logit_clip, logit_clip]; `class_aware` weights with the public `max_count`.
+    Training: `warm_up_epochs` at the start; each round `distil_epochs` at `temperature` on the newest `window`
+    dream batches, then `local_epochs` on the own data; SGD with `lr`, `distil_lr`, `momentum`, `weight_decay`.
+    """
+
+    way: Literal["update", "gradient"] = "update"
+    local_steps: int = 10
+    dream_lr: float = 0.05
+    loss: DreamLoss = field(default_factory=DreamLoss)
+    delta_clip: float = 1.0
+    logit_clip: float = 30.0
+    class_aware: bool = True
+    max_count: int = 100
+    warm_up_epochs: int = 30
+    distil_epochs: int = 20
+    local_epochs: int = 5
+    batch_size: int = 16
+    distil_batch_size: int = 64
+    lr: float = 0.05
+    distil_lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    temperature: float = 4.0
+    window: int = 10
+    balanced: bool = True
+
+    def __post_init__(self) -> None:
+        if self.way not in ("update", "gradient"):
+            raise LearningSettingsError(f"way is {self.way!r}; 'update' or 'gradient' is allowed")
+        for name in ("local_steps", "max_count", "window"):
+            self._require(name, at_least=1)
+        for name in ("batch_size", "distil_batch_size"):
+            self._require(name, at_least=2)
+        for name in ("warm_up_epochs", "distil_epochs", "local_epochs", "weight_decay", "momentum"):
+            self._require(name, at_least=0)
+        for name in ("dream_lr", "delta_clip", "logit_clip", "lr", "distil_lr", "temperature"):
+            self._require(name, above=0)
+        if self.momentum >= 1:
+            raise LearningSettingsError(f"momentum is {self.momentum}; [0, 1) is allowed")
+
+    def _require(self, name: str, *, at_least: float = -math.inf, above: float = -math.inf) -> None:
+        value = getattr(self, name)
+        if not (math.isfinite(value) and value >= at_least and value > above):
+            bound = f"at least {at_least}" if math.isfinite(at_least) else f"above {above}"
+            raise LearningSettingsError(f"{name} is {value}; a finite number {bound} is needed")
+
+
+@dataclass(frozen=True, eq=False)
+class DreamShare:
+    """What a client contributes to one global step.
+
+    `delta` (B, C, H, W) float32 within +-delta_clip: in the update way, how far the client moved the dreams
+    (add the mean to the state); in the gradient way, B * dL/dx (descend along the mean with Adam, which is
+    blind to the factor B; it brings the coordinates into the fixed-point range).
+    `entropy`: mean entropy of the teacher at the dreams received, in nats, in [0, log K].
+    """
+
+    delta: FloatArray
+    entropy: float
+
+
+@dataclass(frozen=True, eq=False)
+class SoftLabelShare:
+    """Numerators (B, K) within +-logit_clip and denominators (K,) in (0, 1]; label = sum / sum."""
+
+    numerators: FloatArray
+    denominators: FloatArray
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """State of a participant after `rounds` rounds (0: warm-up only).
+
+    `accuracy` on its test images (None without any) and `train_accuracy` on its own lie in [0, 1];
+    `distil_loss` is the last epoch's mean, in nats times T^2 (0 after the warm-up).
+    """
+
+    rounds: int
+    accuracy: float | None
+    train_accuracy: float
+    distil_loss: float
+
+
+class Participant:
+    """A client's teacher, its data and its sliding window of the FedDream dataset. Deterministic from `seed`.
+
+    `model` is trained in place, on `device`. `test` may be None. `local_training` replaces the training on own
+    data (warm-up included); `class_counts` (K,) replaces the label histogram wherever it is used, for example
+    by one noised for differential privacy.
+    """
+
+    def __init__(
+        self,
+        settings: LearningSettings,
+        model: nn.Module,
+        train: LabelledImages,
+        test: LabelledImages | None,
+        seed: int,
+        device: torch.device,
+        *,
+        local_training: LocalTraining | None = None,
+        class_counts: FloatArray | None = None,
+    ) -> None:
+        self.settings = settings
+        self.model = model.to(device).eval()
+        self._train = train
+        self._test = test
+        self._seed = seed
+        self._device = device
+        self._local_training = local_training or self._train_by_sgd
+        self._class_counts = train.class_counts.astype(np.float32) if class_counts is None else class_counts
+        self._window: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=settings.window)
+        self._rounds = 0
+        self._metrics: Metrics | None = None
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Newest metrics, or None before the warm-up."""
+        return self._metrics
+
+    def warm_up(self) -> Metrics:
+        """Train on the own data for `warm_up_epochs`."""
+        self._local_training(self.model, self._train, self.settings.warm_up_epochs, self._stage_seed(0))
+        return self._measure(distil_loss=0.0)
+
+    def dream_update(self, dreams: FloatArray, extra: ExtraTerm | None = None) -> DreamShare:
+        """The teacher's contribution to one global step on `dreams` (B, C, H, W); see `DreamShare`."""
+        settings = self.settings
+        if settings.way == "update":
+            delta, entropy = dream_update(
+                self.model, dreams, settings.loss, settings.local_steps, settings.dream_lr, extra
+            )
+        else:
+            gradient, entropy = dream_gradient(self.model, dreams, settings.loss, extra)
+            delta = gradient * np.float32(len(dreams))
+        return DreamShare(np.clip(delta, -settings.delta_clip, settings.delta_clip), entropy)
+
+    def soft_labels(self, dreams: FloatArray) -> SoftLabelShare:
+        """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W)."""
+        settings = self.settings
+        logits = predict_logits(self.model, dreams, self._device)
+        numerators, denominators = soft_label_share(
+            np.clip(logits, -settings.logit_clip, settings.logit_clip),
+            self._class_counts,
+            self._train.classes,
+            settings.class_aware,
+            settings.max_count,
+        )
+        return SoftLabelShare(numerators, denominators)
+
+    def acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> Metrics:
+        """Stage 3: add (dreams (B, C, H, W), aggregated logits (B, K)) to the window, distil, train locally."""
+        settings = self.settings
+        self._rounds += 1
+        self._window.append((dreams, soft_labels))
+        distil_loss = distil(
+            self.model,
+            list(self._window),
+            epochs=settings.distil_epochs,
+            batch_size=settings.distil_batch_size,
+            lr=settings.distil_lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            temperature=settings.temperature,
+            seed=self._stage_seed(1),
+            device=self._device,
+        )
+        self._local_training(self.model, self._train, settings.local_epochs, self._stage_seed(2))
+        return self._measure(distil_loss)
+
+    def _train_by_sgd(self, model: nn.Module, data: LabelledImages, epochs: int, seed: int) -> None:
+        settings = self.settings
+        train_local(
+            model,
+            data,
+            epochs=epochs,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            balanced=settings.balanced,
+            seed=seed,
+            device=self._device,
+            class_counts=self._class_counts,
+        )
+
+    def _stage_seed(self, stage: int) -> int:
+        sequence = np.random.SeedSequence([self._seed, self._rounds, stage])
+        return int(sequence.generate_state(1)[0])
+
+    def _measure(self, distil_loss: float) -> Metrics:
+        self._metrics = Metrics(
+            rounds=self._rounds,
+            accuracy=None if self._test is None else evaluate(self.model, self._test, self._device),
+            train_accuracy=evaluate(self.model, self._train, self._device),
+            distil_loss=distil_loss,
+        )
+        return self._metrics

@@ -1,0 +1,82 @@
+"""A participant's answers to the server's tasks, as the blocks of a step's vector.
+
+The runner, the in-process federation and the threat suite call `Learner.compute`; none of them knows of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from codream_clients.participant import Metrics, Participant
+from codream_protocols.errors import VectorRefused
+from codream_protocols.ring import clipped_fraction
+from codream_protocols.tasks import LOGITS, METRICS, UPDATE
+
+Values = Mapping[str, np.ndarray[Any, Any]]
+Arrays = Sequence[np.ndarray[Any, np.dtype[np.float32]]]
+
+
+class Learner(Protocol):
+    """Whatever computes the vectors of a client."""
+
+    def compute(self, task: str, arrays: Arrays, clips: Sequence[float]) -> Values:
+        """The blocks of one step's vector, from its public arrays; `clips` are the bounds they will be encoded with."""
+
+
+class DreamLearner:
+    """A `Participant` behind the three tasks of CoDream.
+
+    Args:
+        participant: the learning.
+        weight: this client's secret weight in dream updates, in (0, 1].
+        shape: (C, H, W) of the images it agrees to dream.
+        on_metrics: called with the metrics after each acquisition, for the client's own folder.
+    """
+
+    def __init__(
+        self,
+        participant: Participant,
+        *,
+        shape: tuple[int, int, int],
+        weight: float = 1.0,
+        on_metrics: Any = lambda metrics: None,
+    ) -> None:
+        self._participant, self._weight, self._shape, self._on_metrics = participant, weight, shape, on_metrics
+
+    def compute(self, task: str, arrays: Arrays, clips: Sequence[float]) -> Values:
+        """See `Learner`.
+
+        Raises:
+            VectorRefused: an unknown task, or arrays of another form than it has.
+        """
+        expected = 2 if task == METRICS else 1
+        if len(arrays) != expected or arrays[0].ndim != 4 or arrays[0].shape[1:] != self._shape:
+            raise VectorRefused(
+                f"arrays of shapes {[array.shape for array in arrays]} for task {task!r}",
+                f"{expected}, the first of shape (B, {', '.join(map(str, self._shape))})",
+            )
+        dreams = np.array(arrays[0])  # torch wants a writable copy
+        if task == UPDATE:
+            share = self._participant.dream_update(dreams)
+            return {
+                "dreams": share.delta * self._weight,
+                "weight": np.array([self._weight]),
+                "entropy": np.array([share.entropy * self._weight]),
+                "clipped": np.array([clipped_fraction(share.delta.reshape(-1), clips[0]) * self._weight]),
+            }
+        if task == LOGITS:
+            labels = self._participant.soft_labels(dreams)
+            return {"numerators": labels.numerators, "denominators": labels.denominators}
+        if task == METRICS:
+            metrics = self._participant.acquire(dreams, np.array(arrays[1]))
+            self._on_metrics(metrics)
+            return {"metrics": _figures(metrics)}
+        raise VectorRefused(f"task {task!r}", f"{UPDATE}, {LOGITS} or {METRICS}")
+
+
+def _figures(metrics: Metrics) -> np.ndarray[Any, Any]:
+    tested = metrics.accuracy is not None
+    return np.array([metrics.accuracy if tested else 0.0, float(tested), metrics.train_accuracy])

@@ -1,0 +1,183 @@
+"""Identities: the roster, signed offline by the administrator, and who signs with which key.
+
+A roster names every member with two public keys: Ed25519 (RFC 8032) for signatures, Curve25519 for the transport.
+Clients pin the administrator's key, so a server can neither add members of its own (Sybil) nor swap keys; they pin
+the least serial number too, so that an old roster with a revoked member is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from msgspec import Meta, Struct
+
+from codream_protocols.errors import BadSignature, RosterRefused, UnknownIdentity
+from codream_protocols.keyschedule import digest, labelled
+
+MAX_MEMBERS = 200
+MAX_ROSTER_BYTES = 1 << 18
+
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
+Address = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^tcp://[^\s]+$")]
+
+
+class Signer:
+    """A private Ed25519 key that signs labelled statements and shows itself to nobody."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, private: bytes) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(private)
+
+    @property
+    def public(self) -> bytes:
+        """The public key, 32 bytes."""
+        return self._key.public_key().public_bytes_raw()
+
+    def sign(self, label: str, *parts: bytes) -> bytes:
+        """Sign the parts under a domain label; 64 bytes."""
+        return self._key.sign(labelled(label, *parts))
+
+    def __repr__(self) -> str:
+        return f"<Signer for {self.public.hex()[:16]}…>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Signer:
+        return self  # immutable
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a Signer is never pickled")
+
+
+def verify(public: bytes, signature: bytes, label: str, *parts: bytes) -> None:
+    """Check an Ed25519 signature over labelled parts.
+
+    Raises:
+        BadSignature: it does not verify.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, labelled(label, *parts))
+    except (InvalidSignature, ValueError):
+        raise BadSignature(
+            f"a signature over {label!r} that does not verify under {public.hex()[:16]}…",
+            "the roster's key's signature",
+        ) from None
+
+
+class Member(Struct, frozen=True, forbid_unknown_fields=True):
+    """One client: its name and public keys (Ed25519 identity, Curve25519 transport), 32 bytes each."""
+
+    name: Name
+    identity_key: Key
+    transport_key: Key
+
+
+class ServerEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """The aggregator: its address and public transport key. It has no identity key, since nobody need believe it."""
+
+    address: Address
+    transport_key: Key
+
+
+class Roster(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who takes part. A member's number in the protocol is its place in `members`, from 0."""
+
+    federation: Name
+    serial: Annotated[int, Meta(ge=1, lt=1 << 32)]
+    server: ServerEntry
+    members: Annotated[tuple[Member, ...], Meta(min_length=2, max_length=MAX_MEMBERS)]
+
+    @property
+    def hash(self) -> bytes:
+        """Digest of the canonical form, 32 bytes."""
+        return digest("roster", msgspec.msgpack.encode(self))
+
+    def number_of(self, name: str) -> int:
+        """A member's number.
+
+        Raises:
+            UnknownIdentity: there is no such member.
+        """
+        for number, member in enumerate(self.members):
+            if member.name == name:
+                return number
+        raise UnknownIdentity(f"the name {name!r}", "one of " + ", ".join(member.name for member in self.members))
+
+    def by_transport_key(self, key: bytes) -> int:
+        """The number of the member with this transport key.
+
+        Raises:
+            UnknownIdentity: there is none.
+        """
+        for number, member in enumerate(self.members):
+            if member.transport_key == key:
+                return number
+        raise UnknownIdentity(f"the transport key {key.hex()[:16]}…", "a key of the roster")
+
+
+class SignedRoster(Struct, frozen=True, forbid_unknown_fields=True):
+    """A roster with the administrator's public key and signature: the content of `roster.json`."""
+
+    roster: Roster
+    administrator: Key
+    signature: Signature
+
+
+def sign_roster(roster: Roster, administrator: Signer) -> bytes:
+    """Sign a roster; returns the bytes of the roster file (JSON, keys in base64).
+
+    Raises:
+        RosterRefused: names or keys repeat.
+    """
+    _check_distinct(roster)
+    signed = SignedRoster(roster, administrator.public, administrator.sign("roster signature", roster.hash))
+    return msgspec.json.format(msgspec.json.encode(signed), indent=2) + b"\n"
+
+
+def read_roster(data: bytes, administrator: bytes, *, least_serial: int = 1) -> Roster:
+    """Parse and verify a roster file.
+
+    Args:
+        data: the file's bytes.
+        administrator: the pinned Ed25519 public key, 32 bytes.
+        least_serial: the smallest serial number to accept.
+
+    Raises:
+        RosterRefused: malformed, of another administrator, too old, or with repeated names or keys.
+        BadSignature: the signature does not verify.
+    """
+    if len(data) > MAX_ROSTER_BYTES:
+        raise RosterRefused(f"a roster of {len(data)} bytes", f"at most {MAX_ROSTER_BYTES}")
+    try:
+        signed = msgspec.json.decode(data, type=SignedRoster)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RosterRefused(f"a malformed roster ({error})", "the file that the administrator signed") from error
+    if signed.administrator != administrator:
+        raise RosterRefused(
+            f"a roster of administrator {signed.administrator.hex()[:16]}…",
+            f"the pinned administrator {administrator.hex()[:16]}…",
+        )
+    verify(administrator, signed.signature, "roster signature", signed.roster.hash)
+    if signed.roster.serial < least_serial:
+        raise RosterRefused(
+            f"roster serial {signed.roster.serial}",
+            f"serial {least_serial} or later",
+            "ask the administrator for the newest",
+        )
+    _check_distinct(signed.roster)
+    return signed.roster
+
+
+def _check_distinct(roster: Roster) -> None:
+    columns: dict[str, list[str] | list[bytes]] = {
+        "name": [member.name for member in roster.members],
+        "identity key": [member.identity_key for member in roster.members],
+        "transport key": [member.transport_key for member in roster.members] + [roster.server.transport_key],
+    }
+    for what, values in columns.items():
+        if len(set(values)) != len(values):
+            raise RosterRefused(f"a roster with a repeated {what}", f"one {what} for each party")

@@ -1,0 +1,150 @@
+"""Key schedule: which key comes from which, and under which label.
+
+Every derivation is HKDF-SHA256 (RFC 5869) with an `info` that starts with the protocol's name and version, so two
+versions can never share a key. A client's epoch seed is a ratchet: step t's X25519 mask key and self-mask seed come
+from seed t, and seed t+1 replaces seed t, so that whoever takes a client over later cannot rebuild an earlier mask.
+A pairwise key binds the transcript (whom the client was shown) and the digest of the broadcast (what it was shown):
+clients who were shown different things get masks that do not cancel (Pasquini et al., CCS 2022).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+
+from codream_protocols.errors import CohortRefused
+from codream_protocols.secret import Secret
+
+PROTOCOL = "secure-codream/1"
+KEY_BYTES = 32
+
+
+def labelled(label: str, *parts: bytes) -> bytes:
+    """Join a domain label and length-prefixed parts: an encoding without ambiguity, for hashes, keys and signatures."""
+    name = f"{PROTOCOL} {label}".encode()
+    return b"".join(struct.pack(">I", len(part)) + part for part in (name, *parts))
+
+
+def digest(label: str, *parts: bytes) -> bytes:
+    """SHA-256 of `labelled(label, *parts)`, 32 bytes."""
+    return hashlib.sha256(labelled(label, *parts)).digest()
+
+
+def number(value: int) -> bytes:
+    """A non-negative integer below 2^32 as 4 bytes, big-endian."""
+    return struct.pack(">I", value)
+
+
+def expand(secret: bytes, info: bytes) -> bytes:
+    """HKDF-Expand to 32 bytes from a secret that is uniform already."""
+    return HKDFExpand(algorithm=SHA256(), length=KEY_BYTES, info=info).derive(secret)
+
+
+def extract_and_expand(shared: bytes, salt: bytes, info: bytes) -> bytes:
+    """HKDF (extract, then expand) to 32 bytes from a Diffie-Hellman result, which is not uniform."""
+    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=salt, info=info).derive(shared)
+
+
+def public_key(private: bytes) -> bytes:
+    """The X25519 public key (RFC 7748), 32 bytes, of a private key of 32 bytes."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def agree(private: bytes, peer_public: bytes) -> bytes:
+    """X25519 (RFC 7748).
+
+    Raises:
+        CohortRefused: the peer's key has low order, so the result would be known to everyone.
+    """
+    try:
+        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer_public))
+    except ValueError:
+        raise CohortRefused(
+            "a public key of low order", "X25519 public keys of full order", "the peer must be removed"
+        ) from None
+
+
+class StepKeys:
+    """One client's own secrets of one step: X25519 mask key and self-mask seed."""
+
+    __slots__ = ("mask_private", "self_mask")
+
+    def __init__(self, seed: Secret, plan: bytes, step: int) -> None:
+        self.mask_private = Secret(expand(seed.reveal(), labelled("mask key", plan, number(step))))
+        self.self_mask = Secret(expand(seed.reveal(), labelled("self mask", plan, number(step))))
+
+    def erase(self) -> None:
+        """Erase both."""
+        self.mask_private.erase()
+        self.self_mask.erase()
+
+    def __repr__(self) -> str:
+        return "<StepKeys, hidden>"
+
+
+def ratchet(seed: Secret, plan: bytes, step: int) -> Secret:
+    """Replace the seed of `step` by the seed of the next one; the old one is erased."""
+    following = Secret(expand(seed.reveal(), labelled("next seed", plan, number(step))))
+    seed.erase()
+    return following
+
+
+def self_mask_commitment(self_mask: bytes, plan: bytes, step: int) -> bytes:
+    """A public value that tells a rightly rebuilt self-mask seed (32 bytes; it hides a uniform seed)."""
+    return expand(self_mask, labelled("self mask commitment", plan, number(step)))
+
+
+def self_mask_key(self_mask: bytes, plan: bytes, step: int, broadcast: bytes) -> bytes:
+    """The mask generator's key for a self mask."""
+    return expand(self_mask, labelled("self mask stream", plan, number(step), broadcast))
+
+
+def pairwise_mask_key(
+    private: bytes,
+    peer_public: bytes,
+    *,
+    plan: bytes,
+    transcript: bytes,
+    step: int,
+    broadcast: bytes,
+    pair: tuple[int, int],
+) -> bytes:
+    """The mask generator's key that two members share for one step.
+
+    Args:
+        private: this member's X25519 mask key of the step, 32 bytes.
+        peer_public: the other's public mask key of the step, 32 bytes.
+        plan: the plan's digest.
+        transcript: digest of all advertisements of the epoch's members.
+        step: the step, from 0.
+        broadcast: digest of the step's broadcast.
+        pair: both members' numbers, in any order.
+
+    Raises:
+        CohortRefused: the peer's key has low order.
+    """
+    low, high = sorted(pair)
+    info = labelled("pairwise mask", plan, number(step), broadcast, number(low), number(high))
+    return extract_and_expand(agree(private, peer_public), transcript, info)
+
+
+def share_transport_key(
+    private: bytes,
+    peer_public: bytes,
+    *,
+    plan: bytes,
+    sender: int,
+    receiver: int,
+    advertisements: tuple[bytes, bytes],
+) -> bytes:
+    """The AEAD key for the shares that go from `sender` to `receiver`; used for one message only.
+
+    `advertisements` are the digests of the sender's and the receiver's advertisements: a replayed advertisement of an
+    earlier epoch therefore never meets a ciphertext that opens.
+    """
+    info = labelled("share transport", plan, number(sender), number(receiver))
+    return extract_and_expand(agree(private, peer_public), digest("share salt", *advertisements), info)

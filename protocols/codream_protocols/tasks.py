@@ -1,0 +1,39 @@
+"""The three kinds of vector of CoDream, as blocks: the vocabulary that clients and server share.
+
+- `update`: a client's change of the dreams (or its gradient), its weight, and two figures for the people who watch: the
+  entropy of its teacher on the dreams, and which fraction of the change was clipped. Weighted sums; the weight is secret.
+- `logits`: numerators (B x K) and denominators (K) of the soft labels, so that class-aware labels need no histogram.
+- `metrics`: how the client fares after it has learnt from the dreams. There is no other channel for it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from codream_protocols.plan import Block, VectorSpec
+
+UPDATE, LOGITS, METRICS = "update", "logits", "metrics"
+METRIC_NAMES = ("accuracy", "tested", "train_accuracy")  # tested: 1 if the client has test images, else 0
+
+
+def update_spec(coordinates: int, classes: int, clip: float) -> VectorSpec:
+    """Dream update of `coordinates` = B x C x H x W values within [-clip, clip]; entropy in nats is at most log K."""
+    return VectorSpec(
+        UPDATE,
+        (
+            Block("dreams", coordinates, clip),
+            Block("weight", 1, 1.0),
+            Block("entropy", 1, max(1.0, math.log(classes))),
+            Block("clipped", 1, 1.0),
+        ),
+    )
+
+
+def logits_spec(batch: int, classes: int, clip: float) -> VectorSpec:
+    """Weighted logits (batch x classes) within [-clip, clip], and each class's weight in (0, 1]."""
+    return VectorSpec(LOGITS, (Block("numerators", batch * classes, clip), Block("denominators", classes, 1.0)))
+
+
+def metrics_spec() -> VectorSpec:
+    """Figures in [0, 1], one for each of `METRIC_NAMES`."""
+    return VectorSpec(METRICS, (Block("metrics", len(METRIC_NAMES), 1.0),))

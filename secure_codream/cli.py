@@ -1,0 +1,179 @@
+"""The command line.
+
+Exit codes: 0 done; 1 the federation failed; 2 wrong usage or configuration; 3 a key, roster or signature was refused;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from codream_protocols.errors import BadSignature, ProtocolError, RosterRefused, UnknownIdentity
+from secure_codream.config import ClientConfig, ConfigError, read_federation
+from secure_codream.provision import KeyFileError
+
+app = typer.Typer(
+    name="secure-codream",
+    help="Federated learning by exchanging dreams, under secure aggregation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # locals may hold secrets
+    rich_markup_mode="rich",
+)
+
+Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="This party's folder, made by `provision`.")]
+At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="ROUND:STEP")]
+
+
+def main() -> None:
+    """Run the command line; errors a person can mend are one line on standard error, without a traceback."""
+    try:
+        app()
+    except (ConfigError, ValueError) as error:
+        _fail(str(error), 3 if isinstance(error, KeyFileError) else 2)
+    except (RosterRefused, BadSignature, UnknownIdentity) as error:
+        _fail(str(error), 3)
+    except (ProtocolError, RuntimeError) as error:
+        _fail(str(error), 1)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _fail("interrupted", 130)
+
+
+def _fail(text: str, code: int) -> None:
+    Console(stderr=True, highlight=False).print(f"secure-codream: {text}", markup=False, style="red")
+    sys.exit(code)
+
+
+@app.command(epilog="Example: secure-codream demo --clients 5 --alpha 0.5 --drop 1")
+def demo(
+    clients: Annotated[int, typer.Option(min=3, max=50, help="Client processes.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds: one batch of dreams each.")] = 4,
+    alpha: Annotated[str, typer.Option(help="Dirichlet concentration of the labels, or 'iid'.")] = "0.5",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of data, models and dreams.")] = 0,
+    drop: Annotated[int, typer.Option(min=0, help="Client processes to kill in the middle of a step.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")] = False,
+) -> None:
+    """Run a federation of real processes on this machine: digits data, different models, everything masked."""
+    from secure_codream.demo import DemoOptions, run_demo
+    from secure_codream.panel import LivePanel, result_table
+
+    options = DemoOptions(
+        clients=clients, rounds=rounds, alpha=_alpha(alpha), seed=seed, drop=_droppable(drop, clients), out=out
+    )
+    console = Console(stderr=json)
+    with LivePanel(console) as panel:
+        summary, run = run_demo(options, panel)
+    if json:
+        typer.echo(run.summary.read_text(encoding="utf-8"), nl=False)
+        return
+    console.print(result_table(summary))
+    if summary.dropped:
+        console.print(f"Killed in the middle of a step, and not needed: {', '.join(summary.dropped)}")
+    console.print(f"The report: {run.report}", soft_wrap=True)
+
+
+def _alpha(text: str) -> float | None:
+    if text.lower() == "iid":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise typer.BadParameter(f"found {text!r}; a number above 0, or 'iid', is allowed", param_hint="--alpha")
+    return value
+
+
+def _droppable(drop: int, clients: int) -> int:
+    """How many may be lost within an epoch: the threshold must still be met by those who stay."""
+    most = clients - max(min(clients, 2 * clients // 3 + 1), 3)
+    if drop > most:
+        raise typer.BadParameter(
+            f"found {drop}; of {clients} clients at most {most} can be lost within an epoch", param_hint="--drop"
+        )
+    return drop
+
+
+@app.command(
+    epilog="Example: secure-codream provision config.toml --client alice=cnn2 --client bob=mlp --client carol=cnn3 "
+    "--address tcp://aggregator.example:7447 --out federation"
+)
+def provision(
+    config: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The federation's config.toml.")],
+    client: Annotated[list[str], typer.Option(help="NAME=MODEL of a client; repeat for each.")],
+    address: Annotated[str, typer.Option(help="Where the server will listen, tcp://HOST:PORT.")],
+    out: Annotated[Path, typer.Option(help="Folder to make; nothing in it is overwritten.")],
+    serial: Annotated[int, typer.Option(min=1, help="Serial number of the roster; raise it with every change.")] = 1,
+) -> None:
+    """Make keys, the signed roster, and one folder to hand to each party (the administrator's act, offline)."""
+    from secure_codream.provision import provision as make
+
+    pairs = [text.partition("=") for text in client]
+    if any(not (name and model) for name, _, model in pairs):
+        raise typer.BadParameter(f"found {client}; NAME=MODEL is needed", param_hint="--client")
+    configs = [ClientConfig(name=name, model=model, seed=number) for number, (name, _, model) in enumerate(pairs)]
+    roster = make(out, config=read_federation(config), clients=configs, address=address, serial=serial)
+    console = Console(highlight=False)
+    console.print(f"Roster {roster.hash.hex()[:16]}… of {len(roster.members)} clients, serial {serial}.")
+    console.print(f"Hand out: {out}/server to the aggregator, {out}/clients/NAME to each client.", soft_wrap=True)
+    console.print(f"Keep offline: {out}/administrator/administrator.key", soft_wrap=True)
+
+
+@app.command(epilog="Example: secure-codream server federation/server --listen tcp://0.0.0.0:7447")
+def server(
+    folder: Folder,
+    listen: Annotated[str | None, typer.Option(help="Endpoint to bind; the roster's address otherwise.")] = None,
+    exhibit: At = None,
+) -> None:
+    """Run the aggregator until its federation is over. It needs no torch."""
+    from secure_codream.party import run_server
+
+    run_server(folder, listen=listen, exhibit=_at(exhibit))
+
+
+@app.command(epilog="Example: secure-codream client federation/clients/alice")
+def client(
+    folder: Folder,
+    address: Annotated[
+        str | None, typer.Option(help="Where the server listens; the roster's address otherwise.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch.")] = None,
+    exhibit: At = None,
+) -> None:
+    """Take part in a federation with this client's data and model."""
+    from secure_codream.party import run_client
+
+    run_client(folder, address=address, threads=threads, exhibit=_at(exhibit))
+
+
+@app.command(epilog="Example: secure-codream report runs/20261123-120000-demo")
+def report(run: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A run's folder.")]) -> None:
+    """Write report.html of a finished run again."""
+    from secure_codream.report import write_report
+
+    Console(highlight=False).print(f"The report: {write_report(run)}", soft_wrap=True)
+
+
+@app.command(hidden=True)
+def reference(run: Path, names: list[str]) -> None:
+    """Compute the references of a demonstration (started by `demo`)."""
+    from secure_codream.records import RunFolder
+    from secure_codream.references import compute_references
+
+    compute_references(RunFolder(run), names, sys.stdin)
+
+
+def _at(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, _, second = text.partition(":")
+    if not (first.isdecimal() and second.isdecimal()):
+        raise typer.BadParameter(f"found {text!r}; ROUND:STEP is needed", param_hint="--exhibit")
+    return int(first), int(second)

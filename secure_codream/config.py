@@ -1,0 +1,229 @@
+"""Configuration: one TOML file for the federation, one for each client, both checked before anything starts.
+
+`config.toml` is what all parties agree on; the digest of its `[dreams]` and `[learning]` tables (the recipe) is
+part of every plan, so a client that was given other settings refuses instead of spoiling the dreams. `client.toml`
+is a client's own: its model, its data, and its policy, which has the last word. Values that do not fit are reported
+with the key, what was found and what is allowed. Nothing here needs a tensor library: the learning settings are
+checked by the client.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from codream_protocols.identity import MAX_MEMBERS
+from codream_protocols.keyschedule import digest
+from codream_protocols.masks import SUITES
+from codream_protocols.plan import MAX_STEPS
+from codream_server.settings import AggregationSettings, DreamSettings, SettingsError, Timing
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the text names the file, the key, what was found and what is allowed."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FederationTable(_Table):
+    """`[federation]`: its name, its length and its seed."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "federation"
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 4
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+
+
+class TaskTable(_Table):
+    """`[task]`: the form of an image and the number of classes, which everybody's data share."""
+
+    shape: tuple[
+        Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=1024)], Annotated[int, Field(ge=1, le=1024)]
+    ]
+    classes: Annotated[int, Field(ge=2, le=10_000)]
+
+
+class DreamsTable(_Table):
+    """`[dreams]`: see `DreamSettings`."""
+
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS - 2)] = 10
+    batch: Annotated[int, Field(ge=2, le=65_536)] = 128
+    way: Literal["update", "gradient"] = "update"
+    optimiser: Literal["average", "fedadam", "adam"] = "average"
+    server_lr: Annotated[float, Field(gt=0, le=100)] = 1.0
+    update_clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    logit_clip: Annotated[float, Field(gt=0, le=1e6)] = 30.0
+    adapt_clip: bool = False
+    window: Annotated[int, Field(ge=1, le=1000)] = 10
+    adaptive_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    adaptive_from: Annotated[int, Field(ge=0)] = 0
+
+
+class AggregationTable(_Table):
+    """`[aggregation]`: see `AggregationSettings`."""
+
+    value_bits: Annotated[int, Field(ge=2, le=24)] = 16
+    suite: Literal["aes-256-ctr", "chacha20"] = "aes-256-ctr"
+    colluders: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)] = 1
+    least_survivors: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 3
+    threshold: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] | None = None
+
+    @model_validator(mode="after")
+    def _safe(self) -> AggregationTable:
+        if self.least_survivors < self.colluders + 2:
+            raise ValueError(f"least_survivors {self.least_survivors}; {self.colluders + 2} (colluders + 2) or more")
+        return self
+
+
+class TimingTable(_Table):
+    """`[timing]`, in seconds: see `Timing`."""
+
+    join: Annotated[float, Field(gt=0, le=86_400)] = 120.0
+    step: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    beat: Annotated[float, Field(gt=0, le=3_600)] = 1.0
+    lost_after: Annotated[float, Field(gt=0, le=86_400)] = 5.0
+    attempts: Annotated[int, Field(ge=1, le=1000)] = 5
+
+
+class FederationConfig(_Table):
+    """The whole of `config.toml`. `[learning]` stays a plain table here: the client's side knows its keys."""
+
+    federation: FederationTable = FederationTable()
+    task: TaskTable
+    dreams: DreamsTable = DreamsTable()
+    learning: dict[str, Any] = {}
+    aggregation: AggregationTable = AggregationTable()
+    timing: TimingTable = TimingTable()
+
+    @property
+    def recipe(self) -> bytes:
+        """Digest of what all parties must share to dream together, 32 bytes."""
+        shared = {
+            "task": self.task.model_dump(mode="json"),
+            "dreams": self.dreams.model_dump(mode="json"),
+            "learning": self.learning,
+        }
+        return digest("recipe", json.dumps(shared, sort_keys=True, allow_nan=False).encode())
+
+    def dream_settings(self) -> DreamSettings:
+        """The server's settings of the dreams.
+
+        Raises:
+            ConfigError: the way and the optimiser do not fit each other.
+        """
+        try:
+            return DreamSettings(
+                rounds=self.federation.rounds,
+                shape=self.task.shape,
+                classes=self.task.classes,
+                **self.dreams.model_dump(),
+            )
+        except SettingsError as error:
+            raise ConfigError(f"[dreams]: {error}") from None
+
+    def aggregation_settings(self) -> AggregationSettings:
+        """The server's settings of secure aggregation."""
+        return AggregationSettings(**self.aggregation.model_dump())
+
+    def timing_settings(self) -> Timing:
+        """The server's patience."""
+        return Timing(**self.timing.model_dump())
+
+
+class DataTable(_Table):
+    """`[data]` of a client: where its images are.
+
+    `digits` and `mnist` are split among `clients` by `partition`, and this client takes part `part`, from 0: for
+    demonstrations and experiments. `alpha` is Dirichlet's concentration.
+    """
+
+    source: Literal["digits", "mnist"] = "digits"
+    root: Path | None = None
+    partition: Literal["iid", "dirichlet"] = "iid"
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
+    clients: Annotated[int, Field(ge=1, le=10_000)] = 1
+    part: Annotated[int, Field(ge=0)] = 0
+    per_client: Annotated[int, Field(ge=1)] = 30
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class PolicyTable(_Table):
+    """`[policy]` of a client: see `Policy`. What is left out follows from the federation's configuration."""
+
+    least_cohort: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 3
+    least_survivors: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 3
+    colluders: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)] = 1
+    most_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = MAX_STEPS
+    most_total_steps: Annotated[int, Field(ge=1)] = 1_000_000
+    most_value_bits: Annotated[int, Field(ge=1, le=31)] = 24
+    suites: tuple[Literal["aes-256-ctr", "chacha20"], ...] = ("aes-256-ctr", "chacha20")
+
+
+class ClientConfig(_Table):
+    """The whole of `client.toml`."""
+
+    name: str
+    model: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"
+    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+    patience: Annotated[float, Field(gt=0, le=604_800)] = 600.0
+    least_roster_serial: Annotated[int, Field(ge=1)] = 1
+    data: DataTable = DataTable()
+    policy: PolicyTable = PolicyTable()
+
+
+def read_federation(path: Path) -> FederationConfig:
+    """Read `config.toml`.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or a value does not fit.
+    """
+    return FederationConfig.model_validate(_Checked(path, FederationConfig).content)
+
+
+def read_client(path: Path) -> ClientConfig:
+    """Read `client.toml`; raises as `read_federation` does."""
+    return ClientConfig.model_validate(_Checked(path, ClientConfig).content)
+
+
+class _Checked:
+    """A TOML file whose content fits a model."""
+
+    def __init__(self, path: Path, model: type[BaseModel]) -> None:
+        try:
+            if path.stat().st_size > MAX_CONFIG_BYTES:
+                raise ConfigError(f"{path}: found {path.stat().st_size} bytes; at most {MAX_CONFIG_BYTES} are allowed")
+            self.content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: found no such file; a TOML file is needed") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: found no valid TOML ({error})") from None
+        check(path.name, model, self.content)
+
+
+def check(name: str, kind: Any, content: Any) -> Any:
+    """Validate `content` as `kind` (a model or a dataclass).
+
+    Raises:
+        ConfigError: with one line for each value that does not fit.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"]) or "(whole)"
+            found = "" if problem["type"] == "missing" else f"found {problem['input']!r:.80}; "
+            lines.append(f"{name}: {key}: {found}{problem['msg'][:1].lower()}{problem['msg'][1:]}")
+        raise ConfigError("\n".join(lines)) from None
+
+
+assert set(SUITES) == {"aes-256-ctr", "chacha20"}  # noqa: S101 - the tables above spell them out

@@ -1,0 +1,225 @@
+"""A party's process: from its folder (see `provision`) to a finished federation.
+
+`run_server` and `run_client` are what `secure-codream server FOLDER` and `secure-codream client FOLDER` do. The
+client's half imports torch only when it runs, so that an aggregator without torch can run the server's half.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+import numpy as np
+import structlog
+
+from codream_protocols.identity import Roster, Signer, read_roster
+from codream_protocols.plan import Plan
+from codream_server.coordinator import Coordinator
+from codream_server.feddream import FedDreamDataset
+from codream_server.runner import ServerRunner
+from secure_codream.config import FederationConfig, read_client, read_federation
+from secure_codream.provision import public_transport_key, read_private_key, read_public_key
+from secure_codream.records import write_whole
+
+
+def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
+    """Read and verify a party's roster under the administrator's key that the party pins.
+
+    Raises:
+        KeyFileError, RosterRefused, BadSignature: as their names say.
+    """
+    data = (folder / "roster.json").read_bytes()
+    return read_roster(data, read_public_key(folder / "administrator.pub"), least_serial=least_serial)
+
+
+class EventLog:
+    """Appends events as JSON lines, each flushed, so that whoever watches sees it at once."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Write one event with its time."""
+        self._file.write(json.dumps({"time": time.time(), **event}, allow_nan=True) + "\n")
+        self._file.flush()
+
+
+# -- server ---------------------------------------------
+
+
+def run_server(folder: Path, *, listen: str | None = None, exhibit: tuple[int, int] | None = None) -> None:
+    """Run the aggregator of `folder` until its federation is over.
+
+    Writes `events.jsonl`, `rounds/`, `endpoint` (where it listens) and at the end `server.json` into the folder.
+
+    Args:
+        folder: the server's folder.
+        listen: endpoint; None takes the roster's address.
+        exhibit: (round, step) of which the first masked vector is kept as `exhibit.npz`, for a report.
+
+    Raises:
+        AggregationFailed: too few clients, or too many failed epochs.
+        ConfigError, KeyFileError, RosterRefused, BadSignature: as their names say.
+    """
+    config, roster = read_federation(folder / "config.toml"), load_roster(folder)
+    dreams = config.dream_settings()
+    coordinator = Coordinator(
+        dreams=dreams,
+        aggregation=config.aggregation_settings(),
+        roster=roster,
+        recipe=config.recipe,
+        session=secrets.token_bytes(16),
+        seed=config.federation.seed,
+        dataset=FedDreamDataset(dreams.window, folder / "rounds"),
+        student=_make_student(config) if dreams.adaptive_weight > 0 else None,
+    )
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as events:
+        runner = ServerRunner(
+            coordinator=coordinator,
+            roster=roster,
+            transport_secret=read_private_key(folder / "transport.key"),
+            endpoint=listen or roster.server.address,
+            timing=config.timing_settings(),
+            emit=EventLog(events),
+            exhibit=exhibit,
+        )
+        asyncio.run(_until_signal(runner.run(lambda endpoint: _announce(folder, endpoint))))
+    if runner.exhibit is not None:
+        seen = runner.exhibit
+        np.savez_compressed(
+            folder / "exhibit.npz",
+            client=roster.members[seen.member].name,
+            round=seen.round,
+            step=seen.step,
+            masked=seen.masked,
+            recovered_sum=seen.total,
+            survivors=[roster.members[member].name for member in seen.survivors],
+        )
+    report = {
+        "secure_steps": runner.secure_steps,
+        "seconds": runner.seconds,
+        "traffic": {member.name: vars(traffic) for member, traffic in zip(roster.members, runner.traffic, strict=True)},
+    }
+    write_whole(folder / "server.json", json.dumps(report, indent=2).encode())
+
+
+def _announce(folder: Path, endpoint: str) -> None:
+    write_whole(folder / "endpoint", endpoint.encode())
+
+
+def _make_student(config: FederationConfig) -> Any:
+    from codream_clients.models import build
+    from codream_server.student import Student
+
+    channels, size, _ = config.task.shape
+    seed = config.federation.seed
+    model = build("cnn2", channels=channels, size=size, classes=config.task.classes, seed=seed)
+    return Student(model, seed=seed)
+
+
+# -- client ---------------------------------------------
+
+
+def run_client(
+    folder: Path, *, address: str | None = None, exhibit: tuple[int, int] | None = None, threads: int | None = None
+) -> None:
+    """Take part with the client of `folder` until the federation is over.
+
+    Writes `log.jsonl` and, round by round, `metrics.jsonl` into the folder. Nothing of it leaves the machine.
+
+    Args:
+        folder: the client's folder.
+        address: where the server listens; None takes the roster's.
+        exhibit: (epoch, step) of which the plain encoded vector is written to `exhibit.npz` IN THIS FOLDER; for
+            demonstrations on one machine, where the report shows it beside what the server saw.
+        threads: threads for torch; None leaves torch's own choice.
+
+    Raises:
+        AggregationFailed: the server has fallen silent.
+        ConfigError, KeyFileError, RosterRefused, BadSignature: as their names say.
+    """
+    import torch
+
+    from codream_clients.runner import ClientRunner
+    from codream_clients.tasks import DreamLearner
+    from codream_protocols.client import ClientProtocol
+    from secure_codream.learning import client_policy, make_participant
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    client, federation = read_client(folder / "client.toml"), read_federation(folder / "config.toml")
+    roster = load_roster(folder, least_serial=client.least_roster_serial)
+    transport_secret = read_private_key(folder / "transport.key")
+    with (
+        (folder / "log.jsonl").open("a", encoding="utf-8") as log_file,
+        (folder / "metrics.jsonl").open("w") as figures,
+    ):
+        log = structlog.wrap_logger(
+            structlog.WriteLogger(log_file),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+        participant = make_participant(client, federation)
+        record = EventLog(figures)
+        log.info("warm-up", model=client.model)
+        record({"event": "metrics", **vars(participant.warm_up())})
+        runner = ClientRunner(
+            protocol=ClientProtocol(
+                member=roster.number_of(client.name),
+                signer=Signer(read_private_key(folder / "identity.key")),
+                roster=roster,
+                policy=client_policy(client, federation),
+            ),
+            learner=DreamLearner(
+                participant,
+                shape=federation.task.shape,
+                weight=client.weight,
+                on_metrics=lambda metrics: record({"event": "metrics", **vars(metrics)}),
+            ),
+            roster=roster,
+            transport_secret=transport_secret,
+            transport_public=public_transport_key(transport_secret),
+            address=address,
+            rounding=np.random.default_rng([client.seed, roster.number_of(client.name)]),
+            patience=client.patience,
+            log=log,
+            on_encoded=_exhibitor(folder, exhibit) if exhibit is not None else None,
+        )
+        asyncio.run(_until_signal(runner.run()))
+        log.info("finished", compute_seconds=round(runner.compute_seconds, 3))
+
+
+def _exhibitor(folder: Path, at: tuple[int, int]) -> Callable[[Plan, int, Any], None]:
+    def keep(plan: Plan, step: int, vector: Any) -> None:
+        if (plan.epoch, step) == at:
+            np.savez_compressed(
+                folder / "exhibit.npz", plain=vector, modulus_bits=plan.modulus_bits, value_bits=plan.value_bits
+            )
+
+    return keep
+
+
+async def _until_signal(work: Any) -> None:
+    """Run until done; SIGINT and SIGTERM cancel it, so that sockets are closed and secrets erased."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    await task
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a client's `metrics.jsonl`; the first is the warm-up's."""
+    if not path.exists():
+        return []
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines() if line.endswith(b"}")]

@@ -1,0 +1,71 @@
+"""The references of a run: what clients reach alone, what pooled data reach, what a student learns from dreams alone.
+
+They run in a process of their own beside a demonstration, on this machine, where all clients' data can be had. In a
+deployment nobody could compute them.
+"""
+
+from __future__ import annotations
+
+import json
+from statistics import fmean
+from typing import TextIO
+
+import torch
+
+from codream_clients.acquisition import distil
+from codream_clients.models import build
+from codream_clients.references import train_centralised, train_independent
+from codream_clients.training import evaluate
+from codream_server.feddream import read_batches
+from secure_codream.config import read_client, read_federation
+from secure_codream.learning import learning_settings, load_data, make_model
+from secure_codream.records import RunFolder, write_whole
+
+STUDENT_MODEL = "cnn2"
+
+
+def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -> None:
+    """Write `references.json` into the run's folder: `independent` by client, `centralised`, `student`.
+
+    Args:
+        run: the folder of a provisioned run.
+        names: the clients, in the roster's order.
+        dreams_ready: a line arrives here when all rounds are over; its end without one means that nobody waits.
+    """
+    torch.set_num_threads(1)
+    clients = [read_client(run.client(name) / "client.toml") for name in names]
+    federation = read_federation(run.config)
+    settings, rounds = learning_settings(federation), federation.federation.rounds
+    data = [load_data(client.data) for client in clients]
+    shards, test = [train for train, _ in data], data[0][1]
+    seeds, device = [client.seed for client in clients], torch.device("cpu")
+
+    def fresh() -> list[torch.nn.Module]:
+        return [make_model(client, federation) for client in clients]
+
+    independent = train_independent(fresh(), shards, test, settings, rounds=rounds, seeds=seeds, device=device)
+    centralised = train_centralised(fresh(), shards, test, settings, rounds=rounds, seeds=seeds, device=device)
+    if not dreams_ready.readline():
+        return
+    channels, size, _ = federation.task.shape
+    seed = federation.federation.seed
+    student = build(STUDENT_MODEL, channels=channels, size=size, classes=federation.task.classes, seed=seed)
+    distil(
+        student,
+        read_batches(run.rounds),
+        epochs=settings.distil_epochs * rounds,
+        batch_size=settings.distil_batch_size,
+        lr=settings.distil_lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        temperature=settings.temperature,
+        seed=seed,
+        device=device,
+    )
+    found = {
+        "independent": independent,
+        "centralised": fmean(centralised),
+        "student": evaluate(student, test, device),
+        "label_counts": [train.class_counts.tolist() for train in shards],
+    }
+    write_whole(run.path / "references.json", json.dumps(found).encode())

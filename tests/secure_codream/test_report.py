@@ -1,0 +1,399 @@
+"""The report, on a synthetic run that looks like a real one."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+import zlib
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from secure_codream.records import (
+    Accuracy,
+    CoDreamAccuracy,
+    IndependentAccuracy,
+    MalformedRecord,
+    MissingRecord,
+    RunFolder,
+    Summary,
+    Timing,
+    Traffic,
+    write_summary,
+)
+from secure_codream.report import headline, png, write_report
+
+NAMES = ["alder", "birch", "cedar", "damson", "elder"]
+MODELS = ["cnn-small", "cnn-deep", "resnet", "mlp", "cnn-wide"]
+ROUNDS, STEPS, BATCH, CLASSES = 4, 12, 128, 10
+
+
+def synthetic_run(
+    path: Path,
+    *,
+    names: list[str] | None = None,
+    models: list[str] | None = None,
+    killed: int | None = 3,
+    exhibit: bool = True,
+) -> RunFolder:
+    """A run's folder like that of the demonstration, in which client `killed` is lost in round 3."""
+    names, models = names or NAMES, models or MODELS
+    rng = np.random.default_rng(7)
+    run = RunFolder(path)
+    run.rounds.mkdir(parents=True)
+    run.config.write_text('[federation]\nclients = 5\nrounds = 4\n\n[data]\nname = "digits"\nalpha = 0.5\n')
+    write_summary(run, _summary(rng, names, models, killed))
+    run.events.write_text("".join(json.dumps(event) + "\n" for event in _events(rng, names, killed)))
+    for number in range(ROUNDS):
+        images, logits = _dreams(rng, number)
+        np.savez(run.round(number), dreams=images, soft_labels=logits)
+    if exhibit:
+        np.savez(run.exhibit, **_exhibit(rng, names[1]))
+    return run
+
+
+def _summary(rng: np.random.Generator, names: list[str], models: list[str], killed: int | None) -> Summary:
+    counts = [[int(c) for c in rng.multinomial(30, rng.dirichlet([0.5] * CLASSES))] for _ in names]
+    alone = [0.61, 0.48, 0.52, 0.44, 0.60]
+    last: list[float | None] = [0.872, 0.846, 0.861, 0.801, 0.850]
+    by_round: list[list[float | None]] = []
+    for r in range(ROUNDS):
+        row: list[float | None] = [
+            a + (b - a) * (1 - 0.55 ** (r + 1)) / (1 - 0.55**ROUNDS) for a, b in zip(alone, last, strict=True)
+        ]
+        if killed is not None and r >= 2:
+            row[killed] = None
+        by_round.append(row)
+    if killed is not None:
+        last[killed] = None
+    left = [value for value in last if value is not None]
+    mean_alone, mean_codream = sum(alone) / len(alone), sum(left) / len(left)
+    return Summary(
+        name="demo",
+        started=datetime(2026, 11, 23, 12, 30, 5, tzinfo=UTC),
+        versions={"secure-codream": "0.1.0", "numpy": "2.1.0", "python": "3.11.9", "torch": "2.15.0"},
+        seed=0,
+        clients=len(names),
+        client_names=names,
+        models=models,
+        data="digits",
+        partition="dirichlet 0.5",
+        label_counts=counts,
+        rounds=ROUNDS,
+        secure_steps=ROUNDS * STEPS,
+        accuracy=Accuracy(
+            independent=IndependentAccuracy(mean=mean_alone, clients=alone),
+            codream=CoDreamAccuracy(mean=mean_codream, clients=last),
+            centralised=0.938,
+            student=0.843,
+            by_round=by_round,
+        ),
+        gap_closure=(mean_codream - mean_alone) / (0.938 - mean_alone),
+        bytes=Traffic(
+            up_per_client=1_283_000,
+            down_per_client=1_942_000,
+            setup_per_client=31_000,
+            payload_per_client=1_215_000,
+            overhead=1_283_000 / 1_215_000,
+        ),
+        seconds=Timing(total=51.3, compute=38.2, aggregation=3.4),
+        dropped=[] if killed is None else [names[killed]],
+        colluders=1,
+        threshold=4,
+        min_survivors=4,
+    )
+
+
+def _events(rng: np.random.Generator, names: list[str], killed: int | None) -> list[dict[str, Any]]:
+    clock = 1_795_000_000.0
+    events: list[dict[str, Any]] = []
+
+    def say(event: str, passed: float = 0.05, **fields: Any) -> None:
+        nonlocal clock
+        clock += passed
+        events.append({"time": clock, "event": event, **fields})
+
+    for name in names:
+        say("client_joined", client=name)
+    say("federation_started", clients=names, rounds=ROUNDS, steps_per_round=STEPS)
+    cohort, up, down = list(names), 0, 0
+    for number in range(ROUNDS):
+        say("epoch_started", round=number, epoch=number, cohort=cohort)
+        for step in range(STEPS):
+            task = "update" if step < STEPS - 2 else ("logits" if step == STEPS - 2 else "metrics")
+            say("step_started", round=number, step=step, task=task)
+            lost_now = killed is not None and number == 2 and step >= 5
+            dropped = [names[killed]] if lost_now and killed is not None else []
+            if lost_now and step == 5:
+                say("client_lost", client=names[killed or 0])
+            up, down = up + 107_000 * len(cohort), down + 160_000 * len(cohort)
+            say(
+                "step_finished",
+                0.4,
+                round=number,
+                step=step,
+                task=task,
+                survivors=[name for name in cohort if name not in dropped],
+                dropped=dropped,
+                path="dropout" if dropped else "fast",
+                seconds=float(rng.normal(0.11 if dropped else 0.06, 0.005)),
+                entropy=0.15 + 2.0 * math.exp(-step / 3) if task == "update" else None,
+                clipped=0.01 if task == "update" else None,
+                bytes_up=up,
+                bytes_down=down,
+            )
+            if number == 1 and step == 2:
+                say("refused", client=names[0], code="stale-step")
+        cohort = [name for name in cohort if killed is None or number < 2 or name != names[killed]]
+        say("round_finished", 2.0, round=number, metrics={"accuracy": 0.6 + 0.08 * number})
+    say("federation_finished", rounds=ROUNDS)
+    return events
+
+
+def _dreams(rng: np.random.Generator, number: int) -> tuple[Any, Any]:
+    """Blurred digits in noise; the later the round, the clearer."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    chosen = rng.integers(0, len(digits.images), BATCH)
+    clarity = 0.35 + 0.15 * number
+    images = digits.images[chosen, None] / 8 - 1
+    images = clarity * images + (1 - clarity) * rng.normal(size=images.shape)
+    logits = rng.normal(0, 1, (BATCH, CLASSES))
+    logits[np.arange(BATCH), digits.target[chosen]] += rng.normal(3.5 + number, 1, BATCH)
+    return images.astype(np.float32), logits.astype(np.float32)
+
+
+def _exhibit(rng: np.random.Generator, name: str) -> dict[str, Any]:
+    n, bits = BATCH * 64 + 3, 23
+    smooth = rng.laplace(0, 0.08, (5, n))
+    smooth = (smooth + np.roll(smooth, 1, axis=1) + np.roll(smooth, 8, axis=1)) / 2
+    encoded = np.clip((smooth + 1) * 2**19, 0, 2**20 - 1).astype(np.uint32)
+    total = (encoded.sum(axis=0) % 2**bits).astype(np.uint32)
+    return {
+        "client": name,
+        "round": 1,
+        "step": 4,
+        "plain": encoded[1],
+        "masked": rng.integers(0, 2**bits, n, dtype=np.uint32),
+        "modulus_bits": bits,
+        "value_bits": 20,
+        "recovered_sum": total,
+        "plain_sum": total.copy(),
+    }
+
+
+class _Page(HTMLParser):
+    """Collects what a browser would see: the balance of tags, the references, the text."""
+
+    VOID = frozenset({"meta", "img", "br", "path"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.references: list[str] = []
+        self.ids: set[str] = set()
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for key, value in attrs:
+            assert not key.startswith("on"), f"{tag} has a handler {key}"
+            if key in {"src", "href"}:
+                self.references.append(value or "")
+            if key == "id":
+                self.ids.add(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def read(path: Path) -> _Page:
+    return _Page(path.read_text("utf-8"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return synthetic_run(tmp_path / "run")
+
+
+def test_page_is_whole_and_loads_nothing(run: RunFolder) -> None:
+    path = write_report(run.path)
+    page = read(path)
+    assert path == run.report
+    assert not page.open
+    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
+    for reference in page.references:
+        assert reference.startswith(("#", "data:image/png;base64,"))
+        assert not reference.startswith("#") or reference[1:] in page.ids
+    assert not re.search(r"https?://|url\(|@import", path.read_text("utf-8"))
+    assert path.stat().st_size < 600_000
+    assert str(run.path) not in path.read_text("utf-8")
+
+
+def test_page_says_the_results(run: RunFolder) -> None:
+    text = " ".join(read(write_report(run.path)).text.split())
+    for name in NAMES:
+        assert name in text
+    assert "8,195 of 8,195 coordinates" in text
+    assert "damson was lost on the way" in text
+    assert "dropout, 4 of 5" in text
+    assert "stale-step" in text
+    assert "alone, those that finished have a mean of" in text
+    assert "read from each client's own folder on this machine" in text
+    assert "What is not promised" in text
+
+
+def test_nothing_lost_is_said_too(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run", killed=None)
+    events = [line for line in run.events.read_text().splitlines() if "refused" not in line]
+    run.events.write_text("\n".join(events) + "\n")
+    text = read(write_report(run.path)).text
+    assert "Nobody was lost and nothing was refused." in text
+    assert "those that finished" not in text
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    quote = '"><img src=x onerror=alert(2)>'
+    run = synthetic_run(
+        tmp_path / "run", names=[evil, quote, "{{ 7 * 7 }}", "d'e&f", "plain"], models=[evil] * 5
+    )
+    run.config.write_text(f"name = '{evil}'")
+    page = read(write_report(run.path))
+    assert "script" not in page.tags
+    assert all(reference.startswith(("#", "data:")) for reference in page.references)
+    assert evil in page.text and quote in page.text and "{{ 7 * 7 }}" in page.text and "d'e&f" in page.text
+    assert not page.open
+
+
+def test_sums_that_differ_are_not_called_equal(run: RunFolder) -> None:
+    with np.load(run.exhibit) as archive:
+        arrays = dict(archive)
+    arrays["recovered_sum"][17] ^= 1
+    np.savez(run.exhibit, **arrays)
+    text = " ".join(read(write_report(run.path)).text.split())
+    assert "does not equal" in text
+    assert "8,194 of 8,195 coordinates" in text
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("exhibit.npz", "kept no exhibit"),
+        ("server/events.jsonl", "holds no events of the server"),
+        ("config.toml", "holds no configuration"),
+        ("server/rounds", "holds no dreams"),
+    ],
+)
+def test_missing_part_is_said(run: RunFolder, part: str, words: str) -> None:
+    path = run.path / part
+    for file in path.glob("*") if path.is_dir() else [path]:
+        file.unlink()
+    page = read(write_report(run.path))
+    assert words in page.text
+    assert not page.open
+
+
+def test_only_a_summary_is_enough(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "whole")
+    bare = RunFolder(tmp_path / "bare")
+    bare.path.mkdir()
+    bare.summary.write_bytes(run.summary.read_bytes())
+    assert not read(write_report(bare.path)).open
+
+
+def test_no_summary_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MissingRecord, match=r"summary\.json does not exist"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "part", ["summary.json", "server/events.jsonl", "exhibit.npz", "server/rounds/round-001.npz"]
+)
+def test_malformed_part_is_an_error_and_keeps_the_earlier_report(run: RunFolder, part: str) -> None:
+    before = write_report(run.path).read_bytes()
+    (run.path / part).write_bytes(b"{ not this\n")
+    with pytest.raises(MalformedRecord, match=re.escape(part.rsplit("/", 1)[-1])):
+        write_report(run.path)
+    assert run.report.read_bytes() == before
+
+
+def test_long_run_stays_small(run: RunFolder) -> None:
+    line = next(line for line in run.events.read_text().splitlines() if "step_finished" in line)
+    event = json.loads(line)
+    run.events.write_text(
+        "".join(json.dumps(event | {"round": r, "step": s}) + "\n" for r in range(400) for s in range(50))
+    )
+    images, logits = np.zeros((4, 1, 8, 8), np.float32), np.zeros((4, 10), np.float32)
+    for r in range(400):
+        np.savez(run.round(r), dreams=images, soft_labels=logits)
+    path = write_report(run.path)
+    assert path.stat().st_size < 600_000
+    assert "8 of 400 rounds are shown" in path.read_text("utf-8")
+
+
+def test_colour_dreams(run: RunFolder) -> None:
+    rng = np.random.default_rng(0)
+    for number in run.finished_rounds():
+        images = rng.normal(size=(6, 3, 16, 16)).astype(np.float32)
+        np.savez(run.round(number), dreams=images, soft_labels=np.eye(6, 10, dtype=np.float32))
+    text = read(write_report(run.path)).text
+    assert "6 dreams of 3 × 16 × 16" in text
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (5, 7), (5, 7, 3)])
+def test_png_decodes_to_the_same_pixels(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    encoded = png(pixels)
+    assert encoded[:8] == b"\x89PNG\r\n\x1a\n"
+    chunks, at = {}, 8
+    while at < len(encoded):
+        (length,) = struct.unpack_from(">I", encoded, at)
+        kind, content = encoded[at + 4 : at + 8], encoded[at + 8 : at + 8 + length]
+        assert struct.unpack_from(">I", encoded, at + 8 + length)[0] == zlib.crc32(kind + content)
+        chunks[kind] = content
+        at += 12 + length
+    width, height, depth, colour = struct.unpack_from(">IIBB", chunks[b"IHDR"])
+    assert (height, width, depth, colour) == (*shape[:2], 8, 2 if len(shape) == 3 else 0)
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
+    assert not rows[:, 0].any()
+    np.testing.assert_array_equal(rows[:, 1:].reshape(shape), pixels)
+
+
+def test_png_refuses_other_arrays() -> None:
+    with pytest.raises(ValueError, match="expected uint8"):
+        png(np.zeros((2, 2, 4), dtype=np.uint8))
+
+
+def test_headline_does_not_praise_a_loss(run: RunFolder) -> None:
+    summary = json.loads(run.summary.read_text())
+    summary["accuracy"]["codream"]["mean"] = 0.3
+    run.summary.write_text(json.dumps(summary))
+    assert "the dreams did not help" in write_report(run.path).read_text("utf-8")
+
+
+def test_headline_names_the_closed_gap(run: RunFolder) -> None:
+    from secure_codream.records import read_summary
+
+    words = headline(read_summary(run.summary))
+    assert words.startswith("Each learning alone, the 5 clients recognise 53.0\u00a0% ")
+    assert words.endswith("the dreams closed 80% of that gap.")
