@@ -17,6 +17,7 @@ from rich.console import Console
 from codream_protocols.errors import BadSignature, ProtocolError, RosterRefused, UnknownIdentity
 from secure_codream.config import ClientConfig, ConfigError, read_federation
 from secure_codream.provision import KeyFileError
+from secure_codream.records import RecordError
 
 app = typer.Typer(
     name="secure-codream",
@@ -28,14 +29,14 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="This party's folder, made by `provision`.")]
-At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="ROUND:STEP")]
+At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="EPOCH:STEP")]
 
 
 def main() -> None:
     """Run the command line; errors a person can mend are one line on standard error, without a traceback."""
     try:
         app()
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, RecordError, ValueError) as error:
         _fail(str(error), 3 if isinstance(error, KeyFileError) else 2)
     except (RosterRefused, BadSignature, UnknownIdentity) as error:
         _fail(str(error), 3)
@@ -175,5 +176,5 @@ def _at(text: str | None) -> tuple[int, int] | None:
         return None
     first, _, second = text.partition(":")
     if not (first.isdecimal() and second.isdecimal()):
-        raise typer.BadParameter(f"found {text!r}; ROUND:STEP is needed", param_hint="--exhibit")
+        raise typer.BadParameter(f"found {text!r}; EPOCH:STEP is needed", param_hint="--exhibit")
     return int(first), int(second)

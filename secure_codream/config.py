@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from codream_protocols.identity import MAX_MEMBERS
 from codream_protocols.keyschedule import digest
@@ -33,21 +33,43 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+PartyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # what a roster takes, and a folder
+
+
 class FederationTable(_Table):
     """`[federation]`: its name, its length and its seed."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "federation"
+    name: PartyName = "federation"
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 4
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
 
 
 class TaskTable(_Table):
-    """`[task]`: the form of an image and the number of classes, which everybody's data share."""
+    """`[task]`: the form of an image and the number of classes, which everybody's data share.
+
+    `mean` and `std`, one for each channel or one for all, for pixels divided by 255, replace every client's own way to
+    standardise its images: give them where clients bring data of their own. `class_names` fixes the order of the
+    classes for clients with image folders.
+    """
 
     shape: tuple[
         Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=1024)], Annotated[int, Field(ge=1, le=1024)]
     ]
     classes: Annotated[int, Field(ge=2, le=10_000)]
+    mean: tuple[Annotated[float, Field(ge=-10, le=10)], ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0, le=10)], ...] | None = None
+    class_names: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> TaskTable:
+        channels = self.shape[0]
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std; both or neither are needed")
+        if self.mean is not None and self.std is not None and not {len(self.mean), len(self.std)} <= {1, channels}:
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} deviations; 1 or {channels} are allowed")
+        if self.class_names is not None and len(set(self.class_names)) != self.classes:
+            raise ValueError(f"{len(set(self.class_names))} different class names; {self.classes} are needed")
+        return self
 
 
 class DreamsTable(_Table):
@@ -102,6 +124,15 @@ class FederationConfig(_Table):
     aggregation: AggregationTable = AggregationTable()
     timing: TimingTable = TimingTable()
 
+    @field_validator("learning")
+    @classmethod
+    def _has_a_digest(cls, table: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(table, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("only finite numbers, texts, true, false, lists and tables are allowed") from None
+        return table
+
     @property
     def recipe(self) -> bytes:
         """Digest of what all parties must share to dream together, 32 bytes."""
@@ -138,20 +169,43 @@ class FederationConfig(_Table):
 
 
 class DataTable(_Table):
-    """`[data]` of a client: where its images are.
+    """`[data]` of a client: where its images are, and which of them it takes.
 
-    `digits` and `mnist` are split among `clients` by `partition`, and this client takes part `part`, from 0: for
-    demonstrations and experiments. `alpha` is Dirichlet's concentration.
+    `source`: `digits`, a set of torchvision's (`mnist`, `fashion-mnist`, `emnist`, `cifar10`, `cifar100`, `svhn`) that
+    lies under `root`, or is fetched into it with `download`; a path to an `.npz` with MedMNIST's keys or to a folder
+    of image folders; or `module:function`, WHICH RUNS THAT CODE. Relative paths start at the folder where the process
+    was started. `size` resizes the images of a folder.
+    `standardise`: "public" takes the constants published for a set, or mean and deviation 1/2; "train" measures the
+    whole training part, for experiments that deal one source out; `[task]` overrules both.
+    The source is split among `clients` by `partition`, and this client takes part `part`, from 0; with one client, the
+    default, it takes all. `per_client`: how many images each gets; all of them, evenly, unless given. `alpha` is
+    Dirichlet's concentration; `shards` are how many each client gets. `train_limit` and `test_limit` first reduce the
+    source to so many random images. `seed` fixes every choice. `augment` varies the images in training.
     """
 
-    source: Literal["digits", "mnist"] = "digits"
+    source: str = "digits"
     root: Path | None = None
-    partition: Literal["iid", "dirichlet"] = "iid"
+    download: bool = False
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    standardise: Literal["public", "train"] = "public"
+    partition: Literal["iid", "dirichlet", "dirichlet-by-label", "shards"] = "iid"
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
+    shards: Annotated[int, Field(ge=1, le=10_000)] = 2
     clients: Annotated[int, Field(ge=1, le=10_000)] = 1
     part: Annotated[int, Field(ge=0)] = 0
-    per_client: Annotated[int, Field(ge=1)] = 30
+    per_client: Annotated[int, Field(ge=1)] | None = None
+    train_limit: Annotated[int, Field(ge=2)] | None = None
+    test_limit: Annotated[int, Field(ge=1)] | None = None
+    augment: Literal["none", "shift", "flip-crop"] = "none"
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("source")
+    @classmethod
+    def _exists(cls, source: str) -> str:
+        from codream_clients.data_sources import kind_of
+
+        kind_of(source)
+        return source
 
 
 class PolicyTable(_Table):
@@ -159,6 +213,7 @@ class PolicyTable(_Table):
 
     least_cohort: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 3
     least_survivors: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 3
+    least_threshold: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] = 1
     colluders: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)] = 1
     most_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = MAX_STEPS
     most_total_steps: Annotated[int, Field(ge=1)] = 1_000_000
@@ -167,9 +222,12 @@ class PolicyTable(_Table):
 
 
 class ClientConfig(_Table):
-    """The whole of `client.toml`."""
+    """The whole of `client.toml`.
 
-    name: str
+    `model` is a name of the zoo (`codream_clients.model_names`), or `module:function`, WHICH RUNS THAT CODE.
+    """
+
+    name: PartyName
     model: str
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
@@ -178,6 +236,14 @@ class ClientConfig(_Table):
     least_roster_serial: Annotated[int, Field(ge=1)] = 1
     data: DataTable = DataTable()
     policy: PolicyTable = PolicyTable()
+
+    @field_validator("model")
+    @classmethod
+    def _exists(cls, model: str) -> str:
+        from codream_clients.model_names import split_norm
+
+        split_norm(model)
+        return model
 
 
 def read_federation(path: Path) -> FederationConfig:

@@ -5,22 +5,22 @@ Imports torch; `party` loads it on demand.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from codream_clients.datasets import LabelledImages, load_digits_data, load_mnist
 from codream_clients.devices import pick_device
-from codream_clients.models import build
+from codream_clients.dreaming import DreamLoss
+from codream_clients.models import ModelShapeError, UnknownModelError, build
+from codream_clients.own_parts import OwnPartError
 from codream_clients.participant import LearningSettings, Participant
-from codream_clients.partitions import dirichlet, iid
 from codream_protocols.plan import Policy
 from codream_protocols.tasks import LOGITS, METRICS, UPDATE
-from secure_codream.config import ClientConfig, ConfigError, DataTable, FederationConfig, check
-
-TEST_SIZE = 600
+from secure_codream.config import ClientConfig, ConfigError, FederationConfig, check
+from secure_codream.data import load_data as load_data
 
 
 def learning_settings(federation: FederationConfig) -> LearningSettings:
@@ -30,13 +30,17 @@ def learning_settings(federation: FederationConfig) -> LearningSettings:
         ConfigError: a key or value that does not fit.
     """
     dreams = federation.dreams
-    settings = {
-        **federation.learning,
+    shared = {
         "way": dreams.way,
         "delta_clip": dreams.update_clip,
         "logit_clip": dreams.logit_clip,
         "window": dreams.window,
     }
+    loss = federation.learning.get("loss")
+    _check_keys("learning", federation.learning, {field.name for field in fields(LearningSettings)} - set(shared))
+    if isinstance(loss, Mapping):
+        _check_keys("learning.loss", loss, {field.name for field in fields(DreamLoss)})
+    settings = {**federation.learning, **shared}
     try:
         return check("[learning]", LearningSettings, settings)  # type: ignore[no-any-return]
     except ConfigError:
@@ -45,36 +49,26 @@ def learning_settings(federation: FederationConfig) -> LearningSettings:
         raise ConfigError(f"[learning]: {error}") from None
 
 
-@lru_cache(maxsize=4)
-def _whole(source: str, root: Path | None, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    if source == "digits":
-        return load_digits_data(seed, TEST_SIZE)
-    if root is None:
-        raise ConfigError("[data]: root is missing; the folder that holds MNIST/raw is needed for source 'mnist'")
-    return load_mnist(root)
-
-
-def load_data(table: DataTable) -> tuple[LabelledImages, LabelledImages]:
-    """A client's own images, and test images that all share.
-
-    Raises:
-        ConfigError: a part that does not exist, or missing files.
-    """
-    train, test = _whole(table.source, table.root, table.seed)
-    if table.part >= table.clients:
-        raise ConfigError(f"[data]: part {table.part} of {table.clients}; 0 to {table.clients - 1} is allowed")
-    parts = (
-        iid(train.labels, table.clients, table.per_client, table.seed)
-        if table.partition == "iid"
-        else dirichlet(train.labels, table.clients, table.per_client, table.alpha, table.seed)
-    )
-    return train.subset(parts[table.part]), test
+def _check_keys(table: str, found: Mapping[str, Any], allowed: set[str]) -> None:
+    """Pydantic passes over a dataclass's unknown keys; a misspelt setting must not be passed over."""
+    for key in found:
+        if key not in allowed:
+            raise ConfigError(f"[{table}]: found the key {key!r}; allowed are {', '.join(sorted(allowed))}")
 
 
 def make_model(client: ClientConfig, federation: FederationConfig) -> nn.Module:
-    """The client's model, initialised from its seed."""
-    channels, size, _ = federation.task.shape
-    return build(client.model, channels=channels, size=size, classes=federation.task.classes, seed=client.seed)
+    """The client's model, initialised from its seed.
+
+    Raises:
+        ConfigError: images that are not square, a model that cannot take them, or a user's own that fails.
+    """
+    channels, size, width = federation.task.shape
+    if size != width:
+        raise ConfigError(f"[task]: images of {size} x {width} pixels; square ones are needed")
+    try:
+        return build(client.model, channels=channels, size=size, classes=federation.task.classes, seed=client.seed)
+    except (UnknownModelError, ModelShapeError, OwnPartError) as error:
+        raise ConfigError(f"model: {error}") from error
 
 
 def make_participant(client: ClientConfig, federation: FederationConfig) -> Participant:
@@ -83,7 +77,7 @@ def make_participant(client: ClientConfig, federation: FederationConfig) -> Part
     Raises:
         ConfigError: data of another form than the federation's task.
     """
-    train, test = load_data(client.data)
+    train, test = load_data(client.data, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
         raise ConfigError(
             f"[data]: images of shape {train.shape} in {train.classes} classes; the federation's [task] has "

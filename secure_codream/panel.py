@@ -118,8 +118,7 @@ class LivePanel:
                 self._joined.add(event.client)
                 self._lost.discard(event.client)
             case ClientLost():
-                self._lost.add(event.client)
-                self._say(f"lost {_printable(event.client)}")
+                self._lose({event.client})
             case EpochStarted():
                 if event.round != self._round:
                     self._entropies.clear()
@@ -133,7 +132,7 @@ class LivePanel:
                 self._round, self._step = event.round, event
             case StepFinished():
                 self._last, self._steps_done = event, event.step + 1
-                self._lost |= set(event.dropped)
+                self._lose(set(event.dropped))
                 self._lost -= set(event.survivors)
                 if event.entropy is not None:
                     self._entropies.append(event.entropy)
@@ -149,6 +148,11 @@ class LivePanel:
             case FederationFinished():
                 self._finished, self._step, self._phase = True, None, "finished"
                 self._say(f"finished {event.rounds} rounds in {_clock_face(self._elapsed())}")
+
+    def _lose(self, names: set[str]) -> None:
+        for name in sorted(names - self._lost):
+            self._say(f"lost {_printable(name)}")
+        self._lost |= names
 
     # --- without a terminal
 
@@ -177,7 +181,8 @@ class LivePanel:
         width = min(options.max_width, _WIDEST)
         rows = Table.grid(padding=(0, 2), expand=True)
         rows.add_column(style="dim", no_wrap=True, width=8)
-        rows.add_column(ratio=1)
+        # A row stays a row, so that the panel keeps its height.
+        rows.add_column(ratio=1, no_wrap=True, overflow="crop" if options.ascii_only else "ellipsis")
         if self._rounds:
             rows.add_row("round", self._round_row())
             rows.add_row("", ProgressBar(total=1.0, completed=self._progress(), width=width - 16))
@@ -219,12 +224,12 @@ class LivePanel:
         answered = len(self._last.survivors) if self._last else len(set(self._clients) - self._lost)
         text = Text.assemble((f"{answered}", "bold" if not self._lost else "bold yellow"))
         text.append(f" of {len(self._clients)} in the sum")
-        if self._last is not None and self._last.path == "dropout":
-            text.append("   dropout path", "yellow")
         if self._lost:
             text.append(f"   lost: {_some(sorted(self._lost))}", "yellow")
         if self._refusals:
             text.append(f"   refusals: {self._refusals}", "red")
+        if self._last is not None and self._last.path == "dropout":
+            text.append("   dropout path", "yellow")
         return text
 
     def _entropy_row(self, blocks: str) -> Text:
@@ -275,8 +280,9 @@ def result_table(summary: Summary) -> Table:
             "" if together is None else _gain(together - alone),
         )
     table.add_section()
-    means = accuracy.independent.mean, accuracy.codream.mean
-    table.add_row("mean", "", "", f"{means[0]:.1%}", f"{means[1]:.1%}", _gain(means[1] - means[0]), style="bold")
+    means = accuracy.finishers_alone, accuracy.codream.mean
+    whose = "mean of finishers" if None in accuracy.codream.clients else "mean"
+    table.add_row(whose, "", "", f"{means[0]:.1%}", f"{means[1]:.1%}", _gain(means[1] - means[0]), style="bold")
     table.add_section()
     table.add_row("all data in one place", "", "", "", f"{accuracy.centralised:.1%}", "")
     if accuracy.student is not None:
@@ -316,13 +322,17 @@ def _gain(difference: float) -> Text:
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(map(_printable, names[:most]))
+    shown = ", ".join(_shortened(_printable(name)) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _shortened(name: str, width: int = 20) -> str:
+    return name if len(name) <= width else name[: width - 3] + "..."
 
 
 def _printable(text: str) -> str:
     """`text` without control characters: a name must not move a terminal's cursor."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _clock_face(seconds: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 import signal
 import time
@@ -46,9 +47,15 @@ class EventLog:
         self._file = file
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Write one event with its time."""
-        self._file.write(json.dumps({"time": time.time(), **event}, allow_nan=True) + "\n")
+        """Write one event with its time; a number that is not finite becomes null, since JSON has none."""
+        self._file.write(json.dumps(_finite({"time": time.time(), **event}), allow_nan=False) + "\n")
         self._file.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # -- server ---------------------------------------------
@@ -62,7 +69,7 @@ def run_server(folder: Path, *, listen: str | None = None, exhibit: tuple[int, i
     Args:
         folder: the server's folder.
         listen: endpoint; None takes the roster's address.
-        exhibit: (round, step) of which the first masked vector is kept as `exhibit.npz`, for a report.
+        exhibit: (epoch, step) of which the first masked vector is kept as `exhibit.npz`, for a report.
 
     Raises:
         AggregationFailed: too few clients, or too many failed epochs.
@@ -183,6 +190,7 @@ def run_client(
             learner=DreamLearner(
                 participant,
                 shape=federation.task.shape,
+                classes=federation.task.classes,
                 weight=client.weight,
                 on_metrics=lambda metrics: record({"event": "metrics", **vars(metrics)}),
             ),

@@ -43,24 +43,32 @@ def provision(
 
     Raises:
         KeyFileError: a file exists already.
-        RosterRefused: two clients have one name.
+        RosterRefused: two clients have one name, or a client's name, the address or their number does not fit.
     """
-    administrator = Signer(_new_key(out / "administrator" / "administrator.key"))
-    server_public = _new_transport_key(out / "server" / "transport.key")
-    members = []
-    for client in clients:
+    administrator_key, server_key = secrets.token_bytes(KEY_BYTES), _new_transport_key()
+    identity_keys = [secrets.token_bytes(KEY_BYTES) for _ in clients]
+    transport_keys = [_new_transport_key() for _ in clients]
+    administrator = Signer(administrator_key)
+    members = tuple(
+        Member(client.name, Signer(identity).public, public_transport_key(transport))
+        for client, identity, transport in zip(clients, identity_keys, transport_keys, strict=True)
+    )
+    server = ServerEntry(address, public_transport_key(server_key))
+    signed = sign_roster(Roster(config.federation.name, serial, server, members), administrator)
+    roster = read_roster(signed, administrator.public)  # refused here, before anything is written
+    _write_key(out / "administrator" / "administrator.key", administrator_key)
+    _write_key(out / "server" / "transport.key", server_key)
+    for client, identity, transport in zip(clients, identity_keys, transport_keys, strict=True):
         folder = out / "clients" / client.name
-        identity = Signer(_new_key(folder / "identity.key"))
-        members.append(Member(client.name, identity.public, _new_transport_key(folder / "transport.key")))
+        _write_key(folder / "identity.key", identity)
+        _write_key(folder / "transport.key", transport)
         _write_new(folder / "client.toml", tomli_w.dumps(_plain(client)).encode())
-    roster = Roster(config.federation.name, serial, ServerEntry(address, server_public), tuple(members))
-    signed = sign_roster(roster, administrator)
     for folder in (out / "server", *(out / "clients" / client.name for client in clients)):
         _write_new(folder / "roster.json", signed)
         _write_new(folder / "administrator.pub", administrator.public.hex().encode() + b"\n")
         _write_new(folder / "config.toml", tomli_w.dumps(_plain(config)).encode())
     _write_new(out / "administrator" / "administrator.pub", administrator.public.hex().encode() + b"\n")
-    return read_roster(signed, administrator.public)
+    return roster
 
 
 def read_private_key(path: Path) -> bytes:
@@ -101,16 +109,13 @@ def _parse(path: Path) -> bytes:
     return key
 
 
-def _new_key(path: Path) -> bytes:
-    key = secrets.token_bytes(KEY_BYTES)
+def _new_transport_key() -> bytes:
+    _, secret = zmq.curve_keypair()
+    return z85.decode(secret)
+
+
+def _write_key(path: Path, key: bytes) -> None:
     _write_new(path, key.hex().encode() + b"\n")
-    return key
-
-
-def _new_transport_key(path: Path) -> bytes:
-    public, secret = zmq.curve_keypair()
-    _write_new(path, z85.decode(secret).hex().encode() + b"\n")
-    return z85.decode(public)
 
 
 def _write_new(path: Path, content: bytes) -> None:

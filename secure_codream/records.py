@@ -173,6 +173,13 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
     student: Share | None
     by_round: list[list[Share | None]]
 
+    @property
+    def finishers_alone(self) -> float:
+        """Mean accuracy alone of the clients that finished: what `codream.mean` is to be compared with."""
+        pairs = zip(self.independent.clients, self.codream.clients, strict=True)
+        finishers = [alone for alone, together in pairs if together is not None]
+        return sum(finishers) / len(finishers) if finishers else self.independent.mean
+
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of a run, mean over clients. `up` contains set-up and payload; `overhead` is up over payload."""
@@ -193,7 +200,10 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """The results of a run. Lists by client stand in the order of `client_names`."""
+    """The results of a run. Lists by client stand in the order of `client_names`.
+
+    `gap_closure` compares clients that finished with the same clients alone (`Accuracy.finishers_alone`).
+    """
 
     name: str
     started: datetime

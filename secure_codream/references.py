@@ -18,7 +18,8 @@ from codream_clients.references import train_centralised, train_independent
 from codream_clients.training import evaluate
 from codream_server.feddream import read_batches
 from secure_codream.config import read_client, read_federation
-from secure_codream.learning import learning_settings, load_data, make_model
+from secure_codream.data import load_data
+from secure_codream.learning import learning_settings, make_model
 from secure_codream.records import RunFolder, write_whole
 
 STUDENT_MODEL = "cnn2"
@@ -36,7 +37,7 @@ def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -
     clients = [read_client(run.client(name) / "client.toml") for name in names]
     federation = read_federation(run.config)
     settings, rounds = learning_settings(federation), federation.federation.rounds
-    data = [load_data(client.data) for client in clients]
+    data = [load_data(client.data, federation.task) for client in clients]
     shards, test = [train for train, _ in data], data[0][1]
     seeds, device = [client.seed for client in clients], torch.device("cpu")
 

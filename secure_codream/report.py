@@ -76,7 +76,8 @@ def write_report(folder: Path) -> Path:
         s=summary,
         headline=headline(summary),
         clients=_client_rows(summary),
-        finishers_alone=_finishers_alone(summary),
+        alone=summary.accuracy.finishers_alone,
+        finishers="the clients that finished" if None in summary.accuracy.codream.clients else "the clients",
         accuracy=_accuracy_chart(summary),
         dreams=[_dream_round(number, dreams[number]) for number in shown],
         dream_rounds=len(rounds),
@@ -95,9 +96,11 @@ def write_report(folder: Path) -> Path:
 def headline(summary: Summary) -> str:
     """The result in words for a person who knows none of the terms."""
     accuracy, closure = summary.accuracy, summary.gap_closure
-    alone, together = accuracy.independent.mean, accuracy.codream.mean
+    alone, together = accuracy.finishers_alone, accuracy.codream.mean
+    lost = accuracy.codream.clients.count(None)
+    clients = f"{summary.clients - lost} clients" + (" that finished" if lost else "")
     before = (
-        f"Each learning alone, the {summary.clients} clients recognise {percent(alone)} of unseen examples "
+        f"Each learning alone, the {clients} recognise {percent(alone)} of unseen examples "
         f"on average; after {_counted(summary.rounds, 'round')} of exchanging dreams, {percent(together)}."
     )
     if together <= alone:
@@ -109,7 +112,7 @@ def headline(summary: Summary) -> str:
     else:
         after = (
             f"All the data in one place would give {percent(accuracy.centralised)}: "
-            f"the dreams closed {closure:.0%} of that gap."
+            f"the dreams closed {100 * closure:.0f}\N{NO-BREAK SPACE}% of that gap."
         )
     return f"{before} {after}"
 
@@ -135,7 +138,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    words = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _counted(number: int, noun: str) -> str:
@@ -260,7 +264,7 @@ def _accuracy_chart(summary: Summary) -> Chart | None:
     table = summary.accuracy.by_round
     if not table:
         return None
-    alone, central = summary.accuracy.independent.mean, summary.accuracy.centralised
+    alone, central = summary.accuracy.finishers_alone, summary.accuracy.centralised
     known = [value for row in table for value in row if value is not None]
     ticks = _axis(min([alone, central, *known]), min(1.0, max([alone, central, *known])))
     low, high = ticks[0], ticks[-1]
@@ -369,13 +373,6 @@ def _client_rows(summary: Summary) -> list[ClientRow]:
         )
         for i in range(summary.clients)
     ]
-
-
-def _finishers_alone(summary: Summary) -> float | None:
-    """The mean alone of those that finished, where not all did."""
-    pairs = zip(summary.accuracy.independent.clients, summary.accuracy.codream.clients, strict=True)
-    finishers = [alone for alone, together in pairs if together is not None]
-    return statistics.fmean(finishers) if 0 < len(finishers) < summary.clients else None
 
 
 @dataclass(frozen=True)
@@ -498,8 +495,8 @@ def _exhibit_view(exhibit: Exhibit, dreams: dict[int, Dreams]) -> ExhibitView:
     constant = not plain.any() or exhibit.masked.min() == exhibit.masked.max()
     ring_ticks = [
         Tick(0, "0"),
-        Tick(50, f"2^{exhibit.modulus_bits - 1}"),
-        Tick(100, f"2^{exhibit.modulus_bits}"),
+        Tick(50, f"{modulus // 2:,}"),
+        Tick(100, f"{modulus:,}"),
     ]
     return ExhibitView(
         client=exhibit.client,
@@ -544,7 +541,7 @@ def _close_up(plain: npt.NDArray[np.float64]) -> Histogram:
     reach = max(1.0, float(np.quantile(np.abs(plain), 0.995)))
     counts, _ = np.histogram(plain, bins=HISTOGRAM_BINS - 1, range=(-reach, reach))
     ticks = [Tick(0, f"−{reach:,.0f}"), Tick(50, "0"), Tick(100, f"+{reach:,.0f}")]
-    return _histogram("Plain: what the client held", counts, len(plain), ticks, "plain")
+    return _histogram("Plain, around its median", counts, len(plain), ticks, "plain")
 
 
 def _histogram(

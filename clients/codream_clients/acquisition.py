@@ -1,9 +1,10 @@
 """Knowledge aggregation and acquisition: soft labels, and distillation from the FedDream dataset.
 
 Stage 2 of CoDream (arXiv 2402.15968): the soft label of a dream is the mean of the clients' logits on it.
-Class-aware labels weigh client i's logit for class c by w_ic = n_ic + 1/2, so that a client speaks up where it
-has seen data: label_c = sum_i w_ic z_ic / sum_i w_ic. Numerators (B, K) and denominators (K,) are coordinates
-of one secure sum, so the server sees totals per class and no client's histogram.
+Class-aware labels (not in the paper) weigh client i's logit for class c by w_ic = n_ic + prior, so that a client
+speaks up where it has seen data: label_c = sum_i w_ic z_ic / sum_i w_ic. A small prior lets one image of a rare
+class outweigh the guesses of all who have none, and keeps the division defined. Numerators (B, K) and denominators
+(K,) are coordinates of one secure sum, so the server sees totals per class and no client's histogram.
 Stage 3 (i): each client distils the dreams and their labels by KL at temperature T (Hinton et al., 2015).
 """
 
@@ -30,27 +31,31 @@ def soft_label_share(
     classes: int,
     class_aware: bool,
     max_count: int,
+    prior: float = 0.05,
 ) -> tuple[FloatArray, FloatArray]:
     """One client's share of the soft labels: numerators (B, K) and denominators (K,), both float32.
 
     `logits` (B, K) are the client's plain logits on the dreams, `counts` (K,) its images of each class, at
-    least 0. Class-aware, the weight of class c is (min(n_c, max_count) + 1/2) / (max_count + 1/2), in (0, 1];
-    otherwise it is 1. Numerators are weights times logits, denominators the weights; `max_count` is public, the
-    same for all clients, and cancels in the quotient of the sums.
-    Raises `AcquisitionError` if the shapes do not fit, counts are negative or max_count is below 1.
+    least 0. Class-aware, the weight of class c is (min(n_c, max_count) + prior) / (max_count + prior), in
+    (0, 1]; otherwise it is 1. Numerators are weights times logits, denominators the weights. `max_count` and
+    `prior` are public and the same for all clients; max_count bounds what a client can weigh, and sets how fine
+    the weights are after encoding.
+    Raises `AcquisitionError` if the shapes do not fit, counts are negative, max_count is below 1 or the prior
+    is not above 0.
     """
     if logits.ndim != 2 or logits.shape[1] != classes or counts.shape != (classes,):
         raise AcquisitionError(
             f"logits of shape {logits.shape} and counts of shape {counts.shape}; (B, {classes}) and "
             f"({classes},) are needed"
         )
-    if max_count < 1 or not (counts >= 0).all():
+    if max_count < 1 or not prior > 0 or not (counts >= 0).all():
         raise AcquisitionError(
-            f"max_count={max_count}, counts={counts.tolist()}; needed are at least 1 and non-negative counts"
+            f"max_count={max_count}, prior={prior}, counts={counts.tolist()}; needed are max_count >= 1, "
+            "prior > 0 and counts >= 0"
         )
     weights = np.ones(classes, dtype=np.float32)
     if class_aware:
-        weights = ((np.minimum(counts, max_count) + PRIOR) / (max_count + PRIOR)).astype(np.float32)
+        weights = ((np.minimum(counts, max_count) + prior) / (max_count + prior)).astype(np.float32)
     return (logits * weights).astype(np.float32), weights
 
 
@@ -67,7 +72,7 @@ def distil(
     seed: int,
     device: torch.device,
 ) -> float:
-    """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 if no epoch).
+    """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 without).
 
     Each batch is (dreams (B, C, H, W), aggregated logits (B, K)). The loss is
     T^2 * KL(softmax(label / T) || softmax(f(dream) / T)), the mean over dreams; the optimiser is that of
@@ -108,4 +113,3 @@ def distil(
     if not np.isfinite(last_epoch):
         raise TrainingError(f"the distillation loss became {last_epoch} with lr={lr}; choose a smaller rate")
     return last_epoch
-PRIOR=0.5

@@ -3,17 +3,20 @@
 Images are standardised with public constants of the whole data set, never with statistics of one client: the
 dreams of all clients then live on one scale, and the scale tells nothing about anybody.
 Digits: E. Alpaydin and C. Kaynak, UCI 1998, as packaged in scikit-learn. MNIST: LeCun et al., 1998.
+Every other source of images (`data_sources`) ends in these types, too.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Augment = Literal["none", "shift", "flip-crop"]
+"""How images may vary from one epoch to the next; see `augmentation`."""
 
 DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3761
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
@@ -27,13 +30,15 @@ class DatasetError(ValueError):
 class LabelledImages:
     """Images (N, C, H, W) float32, standardised; labels (N,) int64 in [0, classes).
 
-    Raises `DatasetError` on construction for any other shape or type, labels out of range, or values that are
-    not finite.
+    `augment` travels with the images, so that whatever trains on them varies them alike.
+    Raises `DatasetError` on construction for any other shape or type, labels out of range, values that are not
+    finite, or an unknown augmentation.
     """
 
     images: Images
     labels: Labels
     classes: int
+    augment: Augment = "none"
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.float32:
@@ -49,13 +54,15 @@ class LabelledImages:
             raise DatasetError(f"{len(self.images)} images but {len(self.labels)} labels; one each is needed")
         if self.classes < 2:
             raise DatasetError(f"{self.classes} classes; at least 2 are needed")
-        if len(self.labels) and not (0 <= self.labels.min() and self.labels.max() < self.classes):
+        if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= self.classes):
             raise DatasetError(
                 f"labels lie in [{self.labels.min()}, {self.labels.max()}]; "
                 f"[0, {self.classes - 1}] is allowed for {self.classes} classes"
             )
         if not np.isfinite(self.images).all():
             raise DatasetError("images hold values that are not finite; clean them before training")
+        if self.augment not in get_args(Augment):
+            raise DatasetError(f"augment is {self.augment!r}; allowed are {', '.join(get_args(Augment))}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,22 +80,25 @@ class LabelledImages:
 
     def subset(self, indices: NDArray[np.integer[Any]]) -> "LabelledImages":
         """The images at `indices` (M,), in that order. Raises `DatasetError` if an index is out of range."""
-        if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise DatasetError(f"indices lie in [{indices.min()}, {indices.max()}]; [0, {len(self) - 1}] is allowed")
-        return LabelledImages(self.images[indices], self.labels[indices], self.classes)
+        return LabelledImages(self.images[indices], self.labels[indices], self.classes, self.augment)
 
 
 def pool(parts: list[LabelledImages]) -> LabelledImages:
-    """All parts in one place, in order. Raises `DatasetError` if there is none, or shapes or classes differ."""
+    """All parts in one place, in order. Raises `DatasetError` if there is none or they are of different kinds."""
     if not parts:
         raise DatasetError("no data to pool; give at least one part")
-    kinds = {(part.shape, part.classes) for part in parts}
+    kinds = {(part.shape, part.classes, part.augment) for part in parts}
     if len(kinds) > 1:
-        raise DatasetError(f"parts differ in (shape, classes): {sorted(kinds)}; one kind can be pooled, not several")
+        raise DatasetError(
+            f"parts differ in (shape, classes, augment): {sorted(kinds)}; one kind can be pooled, not several"
+        )
     return LabelledImages(
         np.concatenate([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
         parts[0].classes,
+        parts[0].augment,
     )
 
 
@@ -114,16 +124,7 @@ def load_mnist(root: str | Path) -> tuple[LabelledImages, LabelledImages]:
 
     Nothing is downloaded. Raises `DatasetError` if `root`/MNIST/raw lacks the files.
     """
-    from torchvision.datasets import MNIST
+    from codream_clients.image_sets import load_image_set
 
-    def part(train: bool) -> LabelledImages:
-        try:
-            source = MNIST(root=str(root), train=train, download=False)
-        except RuntimeError as error:
-            raise DatasetError(
-                f"no MNIST under {root!s}; the files MNIST/raw/*-ubyte are needed there (nothing is downloaded)"
-            ) from error
-        images = (source.data.numpy()[:, None].astype(np.float32) / 255.0 - MNIST_MEAN) / MNIST_STD
-        return LabelledImages(images.astype(np.float32), source.targets.numpy().astype(np.int64), classes=10)
-
-    return part(train=True), part(train=False)
+    train, test, scale = load_image_set("mnist", root)
+    return train.standardised(scale), test.standardised(scale)

@@ -1,23 +1,28 @@
-"""A small zoo of classifiers whose architectures differ, since CoDream exchanges dreams and never weights.
+"""Classifiers whose architectures differ, since CoDream exchanges dreams and never weights.
 
 All take images (N, channels, size, size) and give logits (N, classes), for sizes from 8 (digits) over 28
 (MNIST) to 32 (CIFAR-10). All have normalisation layers: batch norm, whose running statistics the dreams'
 regulariser R_bn reads (DeepInversion, Yin et al., CVPR 2020), or group norm (Wu and He, ECCV 2018), which
-differential privacy needs because it mixes no records. `resnet8` follows He et al., CVPR 2016.
+differential privacy needs because it mixes no records.
+`ZOO` are small ones for small data, `resnet8` after He et al., CVPR 2016; `NETWORKS` are the literature's
+(`networks`). A user's own function, `my_module:build`, stands wherever a name does (`own_parts`).
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import get_args
 
 import torch
 from torch import nn
 
-Norm = Literal["batch", "group"]
-_GROUPS = 8  # divides every width below
+from codream_clients import networks
+from codream_clients.layers import conv, norm1d
+from codream_clients.model_names import LITERATURE_MODELS, Norm, UnknownModelError, split_norm
+from codream_clients.own_parts import OwnPartError, call_own_part, is_reference
 
+__all__ = ["NETWORKS", "ZOO", "ModelShapeError", "Norm", "OwnPartError", "UnknownModelError", "build", "check_model"]
 
-class UnknownModelError(ValueError):
-    """No model of that name is in the zoo."""
+Builder = Callable[[int, int, int, Norm], nn.Module]
+"""(channels, size, classes, norm) -> a model."""
 
 
 class ModelShapeError(ValueError):
@@ -25,45 +30,75 @@ class ModelShapeError(ValueError):
 
 
 def build(name: str, *, channels: int, size: int, classes: int, seed: int, norm: Norm = "batch") -> nn.Module:
-    """A freshly initialised model of the zoo, on the CPU: (N, channels, size, size) -> logits (N, classes).
+    """A freshly initialised model, on the CPU: (N, channels, size, size) -> logits (N, classes).
 
-    The weights depend on `seed` and the other arguments alone; the global random state stays as it was.
-    Raises `UnknownModelError` for a name outside `ZOO`, and `ModelShapeError` unless channels >= 1,
-    size >= 8, classes >= 2 and norm is "batch" or "group".
+    `name` is one of `ZOO` or `NETWORKS`, with `_gn` at its end for group norm whatever `norm` says, or
+    module:function, which is called as function(channels, size, classes) and RUNS THAT MODULE'S CODE.
+    The weights depend on `seed` and the other arguments alone, as far as an own function draws from torch's
+    global generator; the global random state stays as it was.
+    Raises `UnknownModelError` for any other name; `ModelShapeError` unless channels >= 1, size >= 8,
+    classes >= 2 and norm is "batch" or "group"; `OwnPartError` for an own function that fails or whose model
+    does not do what is needed, see `check_model`.
     """
-    if name not in ZOO:
-        raise UnknownModelError(f"unknown model {name!r}; allowed are {', '.join(sorted(ZOO))}")
-    if channels < 1 or size < 8 or classes < 2 or norm not in ("batch", "group"):
+    base, named_norm = split_norm(name)
+    norm = named_norm or norm
+    if channels < 1 or size < 8 or classes < 2 or norm not in get_args(Norm):
         raise ModelShapeError(
             f"channels={channels}, size={size}, classes={classes}, norm={norm!r}; needed are channels >= 1, "
             "size >= 8, classes >= 2, norm 'batch' or 'group'"
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return ZOO[name](channels, size, classes, norm)
+        if not is_reference(base):
+            return (ZOO.get(base) or NETWORKS[base])(channels, size, classes, norm)
+        model = call_own_part(base, channels, size, classes)
+        check_model(model, channels=channels, size=size, classes=classes, name=f"{base}()", norm=norm)
+        return model  # type: ignore[no-any-return]
 
 
-def _norm2d(width: int, norm: Norm) -> nn.Module:
-    return nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(_GROUPS, width)
+def check_model(model: object, *, channels: int, size: int, classes: int, name: str, norm: Norm = "batch") -> None:
+    """Check by one forward pass of zeros (2, channels, size, size) that `model` can take part.
 
-
-def _norm1d(width: int, norm: Norm) -> nn.Module:
-    return nn.BatchNorm1d(width) if norm == "batch" else nn.GroupNorm(_GROUPS, width)
-
-
-def _conv(inputs: int, outputs: int, norm: Norm, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False),
-        _norm2d(outputs, norm),
-        nn.ReLU(),
-    )
+    The pass is in eval mode, where the model lies; it changes neither weights nor statistics.
+    Raises `OwnPartError`, which names the model, unless it is an nn.Module with weights to train whose logits
+    are finite floats of shape (2, classes) with gradients that reach the images, and, for norm "group", that
+    has no batch norm; the text says what came and what is needed.
+    """
+    if not isinstance(model, nn.Module):
+        raise OwnPartError(f"{name} returned {type(model).__name__}; a torch.nn.Module is needed")
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if not weights:
+        raise OwnPartError(f"{name}: the model has no weights to train; at least one parameter is needed")
+    if norm == "group" and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        raise OwnPartError(f"{name}: the model has batch norm; group norm was asked for, which mixes no records")
+    training = model.training
+    images = torch.zeros(2, channels, size, size, device=weights[0].device, requires_grad=True)
+    try:
+        logits = model.eval()(images)
+    except Exception as error:
+        raise OwnPartError(
+            f"{name}: the model failed on images of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(logits, torch.Tensor):
+        raise OwnPartError(f"{name}: the model gave {type(logits).__name__}; one tensor of logits is needed")
+    if tuple(logits.shape) != (2, classes) or not logits.is_floating_point():
+        raise OwnPartError(
+            f"{name}: for images of shape {tuple(images.shape)} the model gave {logits.dtype} of shape "
+            f"{tuple(logits.shape)}; floating-point logits of shape (2, {classes}) are needed"
+        )
+    if not torch.isfinite(logits).all():
+        raise OwnPartError(f"{name}: for images of zeros the model gave logits that are not finite")
+    if not logits.requires_grad or torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is None:
+        raise OwnPartError(f"{name}: no gradient reaches the images through the model; dreams are made along it")
 
 
 def _cnn2(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
     return nn.Sequential(
-        _conv(channels, 16, norm),
+        conv(channels, 16, norm),
         nn.MaxPool2d(2),
-        _conv(16, 32, norm),
+        conv(16, 32, norm),
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(32 * (size // 4) ** 2, classes),
@@ -72,8 +107,8 @@ def _cnn2(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
 
 def _cnn2_wide(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
     return nn.Sequential(
-        _conv(channels, 32, norm, kernel=5, stride=2),
-        _conv(32, 64, norm),
+        conv(channels, 32, norm, kernel=5, stride=2),
+        conv(32, 64, norm),
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(64 * ((size + 1) // 4) ** 2, classes),
@@ -82,13 +117,11 @@ def _cnn2_wide(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
 
 def _cnn3(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
     return nn.Sequential(
-        _conv(channels, 16, norm),
-        nn.MaxPool2d(2),
-        _conv(16, 32, norm),
-        _conv(32, 64, norm),
-        nn.MaxPool2d(2),
+        conv(channels, 16, norm),
+        conv(16, 32, norm, stride=2),
+        conv(32, 64, norm, stride=2),
         nn.Flatten(),
-        nn.Linear(64 * (size // 4) ** 2, classes),
+        nn.Linear(64 * ((size + 3) // 4) ** 2, classes),
     )
 
 
@@ -96,52 +129,33 @@ def _mlp(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(channels * size * size, 128, bias=False),
-        _norm1d(128, norm),
+        norm1d(128, norm),
         nn.ReLU(),
         nn.Linear(128, 64, bias=False),
-        _norm1d(64, norm),
+        norm1d(64, norm),
         nn.ReLU(),
         nn.Linear(64, classes),
     )
 
 
-class _Residual(nn.Module):
-    """Two convolutions around a shortcut (He et al., CVPR 2016, figure 2)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(
-            _conv(inputs, outputs, norm, stride=stride),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            _norm2d(outputs, norm),
-        )
-        self.shortcut = (
-            nn.Identity()
-            if inputs == outputs and stride == 1
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), _norm2d(outputs, norm))
-        )
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.branch(inputs) + self.shortcut(inputs))
-
-
 def _resnet8(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
     return nn.Sequential(
-        _conv(channels, 16, norm),
-        nn.MaxPool2d(2),
-        _Residual(16, 16, 1, norm),
-        _Residual(16, 32, 1, norm),
-        _Residual(32, 64, 2, norm),
+        conv(channels, 16, norm, stride=2),
+        networks.BasicBlock(16, 16, 1, norm),
+        networks.BasicBlock(16, 32, 1, norm),
+        networks.BasicBlock(32, 64, 2, norm),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(64, classes),
     )
 
 
-ZOO: dict[str, Callable[[int, int, int, Norm], nn.Module]] = {
+ZOO: dict[str, Builder] = {
     "cnn2": _cnn2,
     "cnn3": _cnn3,
     "resnet8": _resnet8,
     "mlp": _mlp,
     "cnn2_wide": _cnn2_wide,
 }
+
+NETWORKS: Mapping[str, Builder] = {name: getattr(networks, name) for name in LITERATURE_MODELS}

@@ -3,7 +3,8 @@
 A round of CoDream (arXiv 2402.15968): `dream_update` for every global step, `soft_labels` once the dreams are
 done, `acquire` when the aggregated labels are back. The runner, the simulator and the tests call the same
 object. The defaults are tuned for small data and label skew: the update way (fewest secure steps), balanced
-softmax in local training and class-aware soft labels; `balanced=False, class_aware=False` is the paper's way.
+softmax in local training, class-aware soft labels and target classes for the dreams. The paper's way is
+`balanced=False, class_aware=False` and a `DreamLoss` with `alpha_target=0`.
 """
 
 import math
@@ -37,26 +38,28 @@ class LearningSettings:
 
     Dreams: `way` of sharing; `local_steps` Adam steps at rate `dream_lr` (update way); `loss` weights; each
     coordinate of a shared update is clipped to [-delta_clip, delta_clip].
-    Soft labels: logits clipped to [-logit_clip, logit_clip]; `class_aware` weights with the public `max_count`.
-    Training: `warm_up_epochs` at the start; each round `distil_epochs` at `temperature` on the newest `window`
-    dream batches, then `local_epochs` on the own data; SGD with `lr`, `distil_lr`, `momentum`, `weight_decay`.
+    Soft labels: logits clipped to [-logit_clip, logit_clip]; `class_aware` weights with the public `max_count`
+    and `prior`. Training: `warm_up_epochs` at the start; each round `distil_epochs` at `temperature` on the
+    newest `window` dream batches, then `local_epochs` on the own data, with the `balanced` softmax or plain
+    cross-entropy; SGD with `lr` (own data) or `distil_lr` (dreams), `momentum`, `weight_decay`.
     """
 
     way: Literal["update", "gradient"] = "update"
     local_steps: int = 10
-    dream_lr: float = 0.05
+    dream_lr: float = 0.1
     loss: DreamLoss = field(default_factory=DreamLoss)
     delta_clip: float = 1.0
     logit_clip: float = 30.0
     class_aware: bool = True
-    max_count: int = 100
-    warm_up_epochs: int = 30
+    max_count: int = 32
+    prior: float = 0.05
+    warm_up_epochs: int = 60
     distil_epochs: int = 20
-    local_epochs: int = 5
-    batch_size: int = 16
+    local_epochs: int = 10
+    batch_size: int = 32
     distil_batch_size: int = 64
-    lr: float = 0.05
-    distil_lr: float = 0.05
+    lr: float = 0.02
+    distil_lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
     temperature: float = 4.0
@@ -72,7 +75,7 @@ class LearningSettings:
             self._require(name, at_least=2)
         for name in ("warm_up_epochs", "distil_epochs", "local_epochs", "weight_decay", "momentum"):
             self._require(name, at_least=0)
-        for name in ("dream_lr", "delta_clip", "logit_clip", "lr", "distil_lr", "temperature"):
+        for name in ("dream_lr", "delta_clip", "logit_clip", "prior", "lr", "distil_lr", "temperature"):
             self._require(name, above=0)
         if self.momentum >= 1:
             raise LearningSettingsError(f"momentum is {self.momentum}; [0, 1) is allowed")
@@ -123,9 +126,9 @@ class Metrics:
 class Participant:
     """A client's teacher, its data and its sliding window of the FedDream dataset. Deterministic from `seed`.
 
-    `model` is trained in place, on `device`. `test` may be None. `local_training` replaces the training on own
-    data (warm-up included); `class_counts` (K,) replaces the label histogram wherever it is used, for example
-    by one noised for differential privacy.
+    `model` is trained in place, on `device`. `test` may be None. `local_training` replaces the training on
+    own data (warm-up included); `class_counts` (K,) replaces the label histogram wherever it is used, for
+    example by one noised for differential privacy: not negative, and above 0 where there are labels.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class Participant:
         self._device = device
         self._local_training = local_training or self._train_by_sgd
         self._class_counts = train.class_counts.astype(np.float32) if class_counts is None else class_counts
+        self._seen = self._class_counts > 0
         self._window: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=settings.window)
         self._rounds = 0
         self._metrics: Metrics | None = None
@@ -167,10 +171,16 @@ class Participant:
         settings = self.settings
         if settings.way == "update":
             delta, entropy = dream_update(
-                self.model, dreams, settings.loss, settings.local_steps, settings.dream_lr, extra
+                self.model,
+                dreams,
+                settings.loss,
+                settings.local_steps,
+                settings.dream_lr,
+                seen=self._seen,
+                extra=extra,
             )
         else:
-            gradient, entropy = dream_gradient(self.model, dreams, settings.loss, extra)
+            gradient, entropy = dream_gradient(self.model, dreams, settings.loss, seen=self._seen, extra=extra)
             delta = gradient * np.float32(len(dreams))
         return DreamShare(np.clip(delta, -settings.delta_clip, settings.delta_clip), entropy)
 
@@ -184,11 +194,12 @@ class Participant:
             self._train.classes,
             settings.class_aware,
             settings.max_count,
+            settings.prior,
         )
         return SoftLabelShare(numerators, denominators)
 
     def acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> Metrics:
-        """Stage 3: add (dreams (B, C, H, W), aggregated logits (B, K)) to the window, distil, train locally."""
+        """Stage 3: add `dreams` (B, C, H, W) with aggregated logits (B, K), distil, train on the own data."""
         settings = self.settings
         self._rounds += 1
         self._window.append((dreams, soft_labels))

@@ -1,19 +1,67 @@
 """How a data set is dealt out to clients: evenly, or with skewed labels.
 
-Skew is drawn by client: client i draws class shares p_i ~ Dirichlet(alpha, ..., alpha) and then `per_client`
-labels from p_i, so that all clients are of equal size and only their mixtures differ (the setting of CoDream,
-arXiv 2402.15968; the Dirichlet prior from Hsu et al., arXiv 1909.06335). alpha = 1 is a mild skew, 0.1 leaves
-most clients with one or two classes. When a class has run out, its share goes to the classes that are left.
+    iid                 every client a random part
+    dirichlet           skew drawn by client: client i draws class shares p_i ~ Dirichlet(alpha, ..., alpha) and then
+                        `per_client` labels from p_i, so that all clients are of equal size and only their mixtures
+                        differ (the setting of CoDream, arXiv 2402.15968; the Dirichlet prior from Hsu et al.,
+                        arXiv 1909.06335). When a class has run out, its share goes to the classes that are left.
+    dirichlet-by-label  skew drawn by class: class c is cut among the clients in shares q_c ~ Dirichlet(alpha, ...,
+                        alpha), so that sizes differ, too (Yurochkin et al., ICML 2019; Li et al., ICDE 2022)
+    shards              images sorted by label are cut into equal shards, and each client gets a few of them
+                        (McMahan et al., AISTATS 2017: two each)
+
+alpha = 1 is a mild skew, 0.1 leaves most clients with one or two classes. Parts never overlap, and follow from the
+seed alone.
 """
+
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
+Scheme = Literal["iid", "dirichlet", "dirichlet-by-label", "shards"]
+
+_MOST_DRAWS = 1000
 
 
 class PartitionError(ValueError):
     """The data cannot be dealt out as asked."""
+
+
+def deal(
+    labels: NDArray[np.int64],
+    scheme: Scheme,
+    *,
+    clients: int,
+    per_client: int | None = None,
+    alpha: float = 0.5,
+    shards: int = 2,
+    seed: int = 0,
+) -> list[Indices]:
+    """Deal out the indices of `labels` (N,) as `scheme` says: `clients` disjoint arrays.
+
+    `per_client` indices each (on average for "dirichlet-by-label"); None deals out as many as there are, evenly.
+    `alpha` is for both Dirichlet schemes, `shards` for "shards".
+    Raises `PartitionError` as the four functions below do.
+    """
+    if per_client is None:
+        per_client = max(1, len(labels) // max(1, clients))
+        if scheme == "shards":
+            per_client = max(1, per_client // shards) * shards
+    if scheme == "iid":
+        return iid(labels, clients, per_client, seed)
+    if scheme == "dirichlet":
+        return dirichlet(labels, clients, per_client, alpha, seed)
+    if scheme == "dirichlet-by-label":
+        return dirichlet_by_label(labels, clients, per_client, alpha, seed)
+    return label_shards(labels, clients, per_client, shards, seed)
+
+
+def count_table(labels: NDArray[np.int64], parts: Sequence[Indices], classes: int) -> NDArray[np.int64]:
+    """Who holds what: how many images of each class each part has, (parts, classes)."""
+    return np.array([np.bincount(labels[part], minlength=classes) for part in parts], dtype=np.int64)
 
 
 def iid(labels: NDArray[np.int64], clients: int, per_client: int, seed: int) -> list[Indices]:
@@ -33,8 +81,7 @@ def dirichlet(labels: NDArray[np.int64], clients: int, per_client: int, alpha: f
     positive finite number.
     """
     _check(labels, clients, per_client)
-    if not (np.isfinite(alpha) and alpha > 0):
-        raise PartitionError(f"alpha is {alpha}; a positive finite number is needed (1 mild skew, 0.1 strong)")
+    _check_alpha(alpha)
     rng = np.random.default_rng(seed)
     stock = [rng.permutation(np.flatnonzero(labels == label)) for label in range(int(labels.max()) + 1)]
     left = np.array([len(indices) for indices in stock])
@@ -46,6 +93,57 @@ def dirichlet(labels: NDArray[np.int64], clients: int, per_client: int, alpha: f
         chosen = [indices[first : first + count] for indices, first, count in zip(stock, start, counts, strict=True)]
         parts.append(rng.permutation(np.concatenate(chosen)).astype(np.int64))
     return parts
+
+
+def dirichlet_by_label(
+    labels: NDArray[np.int64], clients: int, per_client: int, alpha: float, seed: int, *, least: int = 2
+) -> list[Indices]:
+    """Deal out clients * per_client random indices class by class, with skew `alpha` > 0: `clients` disjoint arrays.
+
+    Their sizes differ and add up to clients * per_client; shares are drawn again until each has `least` indices.
+    Raises `PartitionError` as `dirichlet` does, if least is not in [1, per_client], or if no draw of 1,000 gave
+    every client its least.
+    """
+    _check(labels, clients, per_client)
+    _check_alpha(alpha)
+    if not 1 <= least <= per_client:
+        raise PartitionError(f"least is {least} for {per_client} images a client; 1 to {per_client} is allowed")
+    rng = np.random.default_rng(seed)
+    taken = rng.permutation(len(labels))[: clients * per_client]
+    counts = np.bincount(labels[taken])
+    for _ in range(_MOST_DRAWS):
+        shares = rng.dirichlet(np.full(clients, alpha), size=len(counts))
+        # Cumulated and then rounded, so that every image goes to one client.
+        ends = np.rint(np.cumsum(shares, axis=1) * counts[:, None]).astype(np.int64)
+        ends[:, -1] = counts
+        if np.diff(ends, axis=1, prepend=0).sum(axis=0).min() >= least:
+            break
+    else:
+        raise PartitionError(
+            f"in {_MOST_DRAWS} draws with alpha {alpha} some of {clients} clients got fewer than {least} images; "
+            "raise alpha, or give fewer clients or more images"
+        )
+    of_clients: list[list[Indices]] = [[] for _ in range(clients)]
+    for label, of_label in enumerate(ends):
+        for own, piece in zip(of_clients, np.split(taken[labels[taken] == label], of_label[:-1]), strict=True):
+            own.append(piece)
+    return [rng.permutation(np.concatenate(own)).astype(np.int64) for own in of_clients]
+
+
+def label_shards(labels: NDArray[np.int64], clients: int, per_client: int, shards: int, seed: int) -> list[Indices]:
+    """Sort clients * per_client random indices by label and deal out `shards` equal shards each: (per_client,) each.
+
+    Raises `PartitionError` if fewer than clients * per_client labels (N,) are there, or per_client is not a multiple
+    of shards, which is at least 1.
+    """
+    _check(labels, clients, per_client)
+    if shards < 1 or per_client % shards:
+        raise PartitionError(f"{per_client} images in {shards} shards; a multiple of shards, at least 1, is needed")
+    rng = np.random.default_rng(seed)
+    taken = rng.permutation(len(labels))[: clients * per_client]
+    pieces = taken[np.argsort(labels[taken], kind="stable")].reshape(clients * shards, -1)
+    hands = np.split(rng.permutation(clients * shards), clients)
+    return [rng.permutation(pieces[hand].ravel()).astype(np.int64) for hand in hands]
 
 
 def _draw_counts(
@@ -60,6 +158,11 @@ def _draw_counts(
         wanted = rng.multinomial(missing, open_shares / open_shares.sum())
         counts = np.minimum(counts + wanted, left)
     return counts
+
+
+def _check_alpha(alpha: float) -> None:
+    if not (np.isfinite(alpha) and alpha > 0):
+        raise PartitionError(f"alpha is {alpha}; a positive finite number is needed (1 mild skew, 0.1 strong)")
 
 
 def _check(labels: NDArray[np.int64], clients: int, per_client: int) -> None:

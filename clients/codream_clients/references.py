@@ -21,7 +21,7 @@ class ComparisonError(ValueError):
 
 
 def reference_epochs(settings: LearningSettings, rounds: int) -> int:
-    """Epochs that a CoDream client spends in all: warm-up, and distillation and local training every round."""
+    """Epochs of a CoDream client in all: warm-up, and distillation and local training every round."""
     return settings.warm_up_epochs + rounds * (settings.distil_epochs + settings.local_epochs)
 
 

@@ -28,6 +28,7 @@ from codream_protocols.errors import (
     MalformedMessage,
     ProtocolError,
     RemoteProtocolError,
+    RosterRefused,
     UnexpectedMessage,
     UnsupportedVersion,
 )
@@ -99,6 +100,7 @@ class ClientRunner:
         Raises:
             AggregationFailed: no word from the server for longer than `patience`.
             UnsupportedVersion: the server speaks another version.
+            RosterRefused: the server holds another roster.
         """
         context = zmq.asyncio.Context()
         self._socket = context.socket(zmq.DEALER)
@@ -165,18 +167,24 @@ class ClientRunner:
             if isinstance(message, Welcome):
                 self._welcome(message)
             elif isinstance(message, Refusal):
-                self._log.warning("refused by the server", code=message.code, found=message.found)
-                if message.code == UnexpectedMessage.code and "before Hello" in message.found:
-                    await self._send(Send(Hello((PROTOCOL,), self._roster.hash)))  # the server has been restarted
+                await self._refused_by_server(message)
             else:
                 await self._perform(self._protocol.receive(message, tuple(parts[1:])))
                 if isinstance(message, Farewell):
                     self._log.info("farewell", reason=message.reason)
                     self._over = not message.plan
-        except UnsupportedVersion:
+        except (UnsupportedVersion, RosterRefused):
             raise
         except RemoteProtocolError as error:
             await self._refuse(error)
+
+    async def _refused_by_server(self, message: Refusal) -> None:
+        self._log.warning("refused by the server", code=message.code, found=message.found)
+        for kind in (UnsupportedVersion, RosterRefused):
+            if message.code == kind.code:  # the Hello's; saying it again would change nothing
+                raise kind(message.found, message.allowed)
+        if message.code == UnexpectedMessage.code and "before Hello" in message.found:
+            await self._send(Send(Hello((PROTOCOL,), self._roster.hash)))  # the server has been restarted
 
     def _welcome(self, message: Welcome) -> None:
         if message.version != PROTOCOL:
@@ -191,15 +199,16 @@ class ClientRunner:
     async def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Compute):
-                self._computing = asyncio.ensure_future(self._compute(effect, self._computing))
+                self._computing = asyncio.ensure_future(self._compute(effect, self._protocol.plan, self._computing))
             else:
                 await self._send(effect)
 
-    async def _compute(self, task: Compute, earlier: asyncio.Task[list[Effect]] | None) -> list[Effect]:
+    async def _compute(
+        self, task: Compute, plan: Plan | None, earlier: asyncio.Task[list[Effect]] | None
+    ) -> list[Effect]:
         if earlier is not None:  # the server went on without us; a thread cannot be stopped, so wait for it
             await asyncio.gather(earlier, return_exceptions=True)
-        plan = self._protocol.plan
-        if plan is None:
+        if plan is None or self._protocol.plan is not plan:  # the epoch that asked may be over by now
             return []
         started = time.perf_counter()
         values = await asyncio.to_thread(self._learner.compute, task.task, task.arrays, task.clips)

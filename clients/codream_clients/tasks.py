@@ -33,6 +33,7 @@ class DreamLearner:
         participant: the learning.
         weight: this client's secret weight in dream updates, in (0, 1].
         shape: (C, H, W) of the images it agrees to dream.
+        classes: K of the soft labels that it takes; None takes any.
         on_metrics: called with the metrics after each acquisition, for the client's own folder.
     """
 
@@ -41,10 +42,12 @@ class DreamLearner:
         participant: Participant,
         *,
         shape: tuple[int, int, int],
+        classes: int | None = None,
         weight: float = 1.0,
         on_metrics: Any = lambda metrics: None,
     ) -> None:
-        self._participant, self._weight, self._shape, self._on_metrics = participant, weight, shape, on_metrics
+        self._participant, self._weight, self._on_metrics = participant, weight, on_metrics
+        self._shape, self._classes = shape, classes
 
     def compute(self, task: str, arrays: Arrays, clips: Sequence[float]) -> Values:
         """See `Learner`.
@@ -71,10 +74,15 @@ class DreamLearner:
             labels = self._participant.soft_labels(dreams)
             return {"numerators": labels.numerators, "denominators": labels.denominators}
         if task == METRICS:
+            self._check_labels(len(dreams), arrays[1])
             metrics = self._participant.acquire(dreams, np.array(arrays[1]))
             self._on_metrics(metrics)
             return {"metrics": _figures(metrics)}
         raise VectorRefused(f"task {task!r}", f"{UPDATE}, {LOGITS} or {METRICS}")
+
+    def _check_labels(self, batch: int, labels: np.ndarray[Any, Any]) -> None:
+        if labels.ndim != 2 or len(labels) != batch or labels.shape[1] != (self._classes or labels.shape[1]):
+            raise VectorRefused(f"soft labels of shape {labels.shape}", f"({batch}, {self._classes or 'K'})")
 
 
 def _figures(metrics: Metrics) -> np.ndarray[Any, Any]:

@@ -2,8 +2,8 @@
 
 Balanced softmax (Ren et al., NeurIPS 2020; logit adjustment, Menon et al., ICLR 2021): the loss is the
 cross-entropy of z_c + log(n_c / n), so the plain logits z learn p(x | c) and not the client's own label
-frequencies. Classes that the client has never seen (n_c = 0) are left out of the sum: nothing pushes them down,
-and local training does not unlearn what the dreams taught about them. Evaluation uses the plain logits.
+frequencies. Classes that the client has never seen (n_c = 0) are left out of the sum: nothing pushes them
+down, and local training does not unlearn what the dreams taught. Evaluation uses the plain logits.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from codream_clients.augmentation import augment_batch, augmentation_generator
 from codream_clients.datasets import LabelledImages
 
 
@@ -46,9 +47,10 @@ def train_local(
 ) -> None:
     """Train `model` in place for `epochs` passes over `data` by SGD with Nesterov momentum, if it is above 0.
 
-    `balanced` takes the balanced softmax instead of the cross-entropy; its class counts (K,) are the data's own
-    unless `class_counts` (for example a histogram noised for privacy, above 0 where there are labels) is given.
-    `seed` fixes the order of the images. The model is moved to `device` and left in eval mode.
+    `balanced` takes the balanced softmax instead of the cross-entropy; its class counts (K,) are the data's
+    own unless `class_counts` is given (a histogram noised for privacy, say, above 0 where there are labels).
+    `seed` fixes the order of the images and how they vary, as `data.augment` says. The model is moved to `device`
+    and left in eval mode.
     Raises `TrainingError` for fewer than two images (batch norm needs two), a label whose class count is not
     positive, or a loss that is no longer finite.
     """
@@ -57,16 +59,17 @@ def train_local(
     counts = data.class_counts.astype(np.float32) if class_counts is None else class_counts
     if balanced and (counts.shape != (data.classes,) or (counts[np.unique(data.labels)] <= 0).any()):
         raise TrainingError(
-            f"class counts {counts.tolist()} for {data.classes} classes; one each is needed, above 0 for every "
-            "class that the data holds"
+            f"class counts {counts.tolist()} for {data.classes} classes; one each is needed, "
+            "above 0 for every class that the data holds"
         )
     images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
     weights = torch.from_numpy(counts.astype(np.float32)).clamp(min=0).to(device)
     model.to(device).train()
     optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    variation = augmentation_generator(seed)
     for batch in shuffled_batches(len(data), epochs, batch_size, seed):
         chosen = batch.to(device)
-        logits = model(images[chosen])
+        logits = model(augment_batch(images[chosen], data.augment, variation))
         loss = (
             balanced_cross_entropy(logits, labels[chosen], weights)
             if balanced
@@ -90,8 +93,8 @@ def sgd(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) ->
 def shuffled_batches(count: int, epochs: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
     """Index batches of `epochs` passes over `count` items, each pass in a new order drawn from `seed`.
 
-    Batches hold `batch_size` indices, the last of a pass fewer; a last batch of one joins the batch before it,
-    because batch norm cannot train on a single item.
+    Batches hold `batch_size` indices, the last of a pass fewer; a last batch of one joins the batch before
+    it, because batch norm cannot train on a single item.
     Raises `TrainingError` unless batch_size >= 2 and epochs >= 0.
     """
     if batch_size < 2 or epochs < 0:
@@ -107,7 +110,7 @@ def shuffled_batches(count: int, epochs: int, batch_size: int, seed: int) -> Ite
 def predict_logits(
     model: nn.Module, images: NDArray[np.float32], device: torch.device, batch_size: int = 512
 ) -> NDArray[np.float32]:
-    """Plain logits (N, K) of `images` (N, C, H, W), in batches; the model is moved to `device`, in eval mode."""
+    """Plain logits (N, K) of `images` (N, C, H, W), in batches; moves the model to `device`, in eval mode."""
     model.to(device).eval()
     with torch.inference_mode():
         parts = [model(part.to(device)).cpu() for part in torch.split(torch.from_numpy(images), batch_size)]
@@ -115,7 +118,7 @@ def predict_logits(
 
 
 def evaluate(model: nn.Module, data: LabelledImages, device: torch.device) -> float:
-    """Share of `data` that the model's plain logits classify right, in [0, 1]. Raises `TrainingError` if empty."""
+    """Share of `data` that the plain logits get right, in [0, 1]. Raises `TrainingError` if there is none."""
     if len(data) == 0:
         raise TrainingError("no images to evaluate on; give at least one")
     return float((predict_logits(model, data.images, device).argmax(axis=1) == data.labels).mean())

@@ -477,7 +477,9 @@ class ClientProtocol:
         current.survivors, current.signature, current.answer = message.members, None, None
         if message.members == epoch.members:
             return self._answer(epoch, current)
-        signature = self._signer.sign("survivors", *survivor_statement(epoch.digest, current.number, message.members))
+        signature = self._signer.sign(
+            "survivors", *survivor_statement(epoch.transcript, current.number, message.members)
+        )
         current.signature = Send(SurvivorSignature(epoch.digest, current.number, signature))
         self.state = State.SIGNED
         return [current.signature]
@@ -563,7 +565,7 @@ class ClientProtocol:
     def _rule_signed_survivors(self, epoch: _Epoch, current: _Step, message: SurvivorSignatures) -> None:
         """With a dropout, shares leave only after `threshold` members have signed the very same survivor set."""
         assert current.survivors is not None  # noqa: S101
-        statement = survivor_statement(epoch.digest, current.number, current.survivors)
+        statement = survivor_statement(epoch.transcript, current.number, current.survivors)
         valid = {self._member}
         for item in message.items:
             if item.member not in current.survivors:

@@ -180,7 +180,7 @@ class Survivors(_Message, frozen=True, tag="survivors"):
 
 
 class SurvivorSignature(_Message, frozen=True, tag="survivor-signature"):
-    """Client to server, when somebody dropped: its signature over (plan, step, members)."""
+    """Client to server, when somebody dropped: its signature over (transcript, step, members)."""
 
     plan: Key
     step: Step
@@ -212,6 +212,9 @@ class UnmaskShares(_Message, frozen=True, tag="unmask"):
     step: Step
     shares: Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=MAX_MEMBERS * KEY_BYTES)]
 
+    def __repr__(self) -> str:
+        return f"<UnmaskShares of step {self.step}, hidden>"  # for the server alone: nothing for a log
+
 
 ToClient = (
     Welcome
@@ -227,9 +230,9 @@ ToClient = (
 ToServer = Hello | Beat | Refusal | Advertisement | Shares | MaskedInput | SurvivorSignature | UnmaskShares
 
 
-def survivor_statement(plan: bytes, step: int, members: tuple[int, ...]) -> tuple[bytes, ...]:
-    """What a survivor signature covers, under the label "survivors"."""
-    return (plan, step.to_bytes(4, "big"), bytes(members))
+def survivor_statement(transcript: bytes, step: int, members: tuple[int, ...]) -> tuple[bytes, ...]:
+    """What a survivor signature covers, under the label "survivors"; the transcript covers the plan and all keys."""
+    return (transcript, step.to_bytes(4, "big"), bytes(members))
 
 
 def encode_message(message: ToClient | ToServer) -> bytes:

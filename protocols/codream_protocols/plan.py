@@ -25,6 +25,7 @@ from codream_protocols.ring import modulus_bits_for
 
 MAX_STEPS = 4096
 MAX_COORDINATES = 1 << 26
+LEAST_CLIP = 1e-9  # far below it, fixed-point arithmetic in doubles would no longer be exact
 
 MemberNumber = Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)]
 Cohort = Annotated[tuple[MemberNumber, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
@@ -155,8 +156,10 @@ def _check_spec(spec: VectorSpec) -> None:
     if spec.length > MAX_COORDINATES:
         raise UnsafePlan(f"{spec.length} coordinates in {spec.task!r}", f"at most {MAX_COORDINATES}")
     for block in spec.blocks:
-        if not (math.isfinite(block.clip) and block.clip > 0):
-            raise UnsafePlan(f"clip {block.clip} of {spec.task}.{block.name}", "a positive, finite number")
+        if not (math.isfinite(block.clip) and block.clip >= LEAST_CLIP):
+            raise UnsafePlan(
+                f"clip {block.clip} of {spec.task}.{block.name}", f"a finite number, {LEAST_CLIP:g} or more"
+            )
 
 
 class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -165,6 +168,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         least_cohort: fewest members of an epoch, itself included.
         least_survivors: fewest inputs in any sum.
+        least_threshold: fewest shares that may rebuild a secret.
         colluders: how many colluding clients the plan must tolerate at least.
         most_steps: most steps of one epoch.
         most_total_steps: most steps that this client answers in its life; an endless session stops here.
@@ -177,6 +181,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     least_cohort: Annotated[int, Meta(ge=2, le=MAX_MEMBERS)] = 3
     least_survivors: Annotated[int, Meta(ge=2, le=MAX_MEMBERS)] = 3
+    least_threshold: Annotated[int, Meta(ge=1, le=MAX_MEMBERS)] = 1
     colluders: Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)] = 1
     most_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = MAX_STEPS
     most_total_steps: Annotated[int, Meta(ge=1)] = 1_000_000
@@ -195,6 +200,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         lower = [
             ("members", len(plan.cohort), self.least_cohort),
             ("survivors at least", plan.least_survivors, self.least_survivors),
+            ("threshold", plan.threshold, self.least_threshold),
             ("tolerated colluders", plan.colluders, self.colluders),
         ]
         for what, found, least in lower:

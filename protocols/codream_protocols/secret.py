@@ -77,23 +77,32 @@ class SecretArray:
         rows: array of shape (items, bytes) and dtype uint8; it is copied.
     """
 
-    __slots__ = ("_rows",)
+    __slots__ = ("_erased", "_rows")
 
     def __init__(self, rows: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
         self._rows = np.array(rows, dtype=np.uint8, copy=True)
+        self._erased: set[int] = set()
 
     def row(self, index: int) -> bytes:
-        """Return a copy of one row."""
+        """Return a copy of one row.
+
+        Raises:
+            LocalProtocolError: the row was erased.
+        """
+        if index in self._erased:
+            raise LocalProtocolError("use of an erased secret", "one use, before its erasure")
         row: bytes = self._rows[index].tobytes()
         return row
 
     def erase_row(self, index: int) -> None:
         """Overwrite one row with zeros."""
         self._rows[index] = 0
+        self._erased.add(index)
 
     def erase(self) -> None:
         """Overwrite everything."""
         self._rows[:] = 0
+        self._erased.update(range(len(self._rows)))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -105,4 +114,6 @@ class SecretArray:
         raise TypeError("a SecretArray is never pickled")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SecretArray:
-        return SecretArray(self._rows)
+        twin = SecretArray(self._rows)
+        twin._erased = set(self._erased)
+        return twin

@@ -15,7 +15,8 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import combinations, islice
@@ -60,7 +61,7 @@ from codream_protocols.packing import unpack
 from codream_protocols.plan import Plan, check_plan
 from codream_protocols.vectors import check_clips
 
-MAX_SHARE_SUBSETS = 256
+MAX_SHARE_SUBSETS = 32
 
 
 class Phase(Enum):
@@ -176,7 +177,7 @@ class ServerEpoch:
             arrays: finite float32 arrays of 1 to 4 axes.
 
         Raises:
-            LocalProtocolError: called in another phase than READY.
+            LocalProtocolError: called in another phase than READY, or an array does not fit.
             VectorRefused: clips beyond the plan.
         """
         if self.phase is not Phase.READY:
@@ -184,6 +185,9 @@ class ServerEpoch:
         spec = self.plan.spec(self._next_step)
         check_clips(spec, clips)
         plain = [np.ascontiguousarray(array, dtype="<f4") for array in arrays]
+        for array in plain:
+            if not (1 <= array.ndim <= 4 and array.size and np.isfinite(array).all()):
+                raise LocalProtocolError(f"an array of shape {array.shape}, or not finite", "finite, of 1 to 4 axes")
         message = Broadcast(
             self.digest,
             self._next_step,
@@ -210,6 +214,7 @@ class ServerEpoch:
         handler = _HANDLERS.get(type(message))
         if handler is None or member not in self.plan.cohort:
             raise UnexpectedMessage(f"{type(message).__name__} of member {member}", "messages of this epoch's members")
+        self.absent.discard(member)  # whoever speaks is there, even if what it says is too late
         return handler(self, member, message, frames)
 
     def lost(self, member: int) -> list[Effect]:
@@ -270,7 +275,6 @@ class ServerEpoch:
         for step in range(self.plan.steps):
             keyschedule.agree(throwaway, message.mask_key(step))
         self._advertised[member] = message
-        self.absent.discard(member)
         return self._advance()
 
     def _on_shares(self, member: int, message: Shares, frames: tuple[bytes, ...]) -> list[Effect]:
@@ -287,7 +291,6 @@ class ServerEpoch:
         if any(len(item.ciphertext) != size for item in message.items):
             raise ShareRefused("a ciphertext of the wrong size", f"{size} bytes")
         self._sealed[member] = {item.member: item.ciphertext for item in message.items}
-        self.absent.discard(member)
         return self._advance()
 
     def _advertisements(self) -> Advertisements:
@@ -311,20 +314,21 @@ class ServerEpoch:
             raise VectorRefused(f"{len(frames)} frames behind a masked input", "one")
         step.total += unpack(frames[0], len(step.total), self.plan.modulus_bits)
         step.inputs.add(member)
-        self.absent.discard(member)
         return self._advance()
 
     def _on_signature(self, member: int, message: SurvivorSignature, frames: tuple[bytes, ...]) -> list[Effect]:
+        if self._is_late(message.step):
+            return []  # enough others have signed
         step = self._in_step(member, message.plan, message.step)
         if self.phase is not Phase.AGREEING or member not in step.survivors:
-            return []  # enough others have signed
-        statement = survivor_statement(self.digest, step.number, step.survivors)
+            return []
+        statement = survivor_statement(self._transcript(), step.number, step.survivors)
         verify(self._roster.members[member].identity_key, message.signature, "survivors", *statement)
         step.signatures[member] = message.signature
         return self._advance()
 
     def _on_unmask(self, member: int, message: UnmaskShares, frames: tuple[bytes, ...]) -> list[Effect]:
-        if self._step is None or message.step < self._step.number or self.phase is Phase.READY:
+        if self._is_late(message.step):
             return []  # enough others have answered
         step = self._in_step(member, message.plan, message.step)
         if self.phase is not Phase.UNMASKING or member not in step.survivors:
@@ -401,12 +405,12 @@ class ServerEpoch:
         return [SendTo(member, self._signatures(step)) for member in sorted(step.survivors)]
 
     def _rebuild(self, step: _Step) -> list[Effect]:
-        secrets = self._combine(step)
-        if secrets is None:
+        rebuilt = self._combine(step)
+        if rebuilt is None:
             waiting = self._waited_for()
             return [] if waiting else self._fail(f"wrong shares in step {step.number}: its sum cannot be rebuilt")
         suite, survivors = self.plan.suite, set(step.survivors)
-        for member, secret in zip(self.members, secrets, strict=True):
+        for member, secret in zip(self.members, rebuilt, strict=True):
             if member in survivors:
                 key = keyschedule.self_mask_key(secret, self.digest, step.number, step.digest)
                 add_mask(step.total, key, suite=suite, negative=True)
@@ -424,12 +428,22 @@ class ServerEpoch:
             member: np.frombuffer(shares, dtype=np.uint8).reshape(-1, KEY_BYTES)
             for member, shares in step.answers.items()
         }
-        for chosen in islice(combinations(sorted(answers), self.plan.threshold), MAX_SHARE_SUBSETS):
+        for chosen in self._choices(answers):
             rebuilt = shamir.combine({member + 1: answers[member] for member in chosen})
-            secrets = [row.tobytes() for row in rebuilt]
-            if all(self._fits(step, member, secret) for member, secret in zip(self.members, secrets, strict=True)):
-                return secrets
+            found = [row.tobytes() for row in rebuilt]
+            if all(self._fits(step, member, secret) for member, secret in zip(self.members, found, strict=True)):
+                return found
         return None
+
+    def _choices(self, answers: dict[int, shamir.Bytes]) -> Iterator[tuple[int, ...]]:
+        """Sets of `threshold` answers worth trying: the first, the first without decoded errors, a few others."""
+        members, threshold = sorted(answers), self.plan.threshold
+        yield tuple(members[:threshold])
+        shares = {member + 1: answer for member, answer in answers.items()}
+        wrong = shamir.wrong_points(shares, threshold, secrets.token_bytes)
+        if wrong:
+            yield tuple([member for member in members if member + 1 not in wrong][:threshold])
+        yield from islice(combinations(members, threshold), MAX_SHARE_SUBSETS)
 
     def _fits(self, step: _Step, member: int, secret: bytes) -> bool:
         advertisement = self._advertised[member]
@@ -440,8 +454,7 @@ class ServerEpoch:
         return keyschedule.public_key(secret) == advertisement.mask_key(step.number)
 
     def _take_out_dropped(self, step: _Step, dropped: int, private: bytes) -> None:
-        parts = [self._advertised[member].digest for member in self.members]
-        transcript = keyschedule.digest("transcript", self.digest, *parts)
+        transcript = self._transcript()
         for member in step.survivors:
             key = keyschedule.pairwise_mask_key(
                 private,
@@ -455,6 +468,10 @@ class ServerEpoch:
             # The survivor added this mask if its number is the smaller one; take out what it put in.
             add_mask(step.total, key, suite=self.plan.suite, negative=member < dropped)
 
+    def _transcript(self) -> bytes:
+        parts = [self._advertised[member].digest for member in self.members]
+        return keyschedule.digest("transcript", self.digest, *parts)
+
     def _fail(self, reason: str) -> list[Effect]:
         self.phase, self._step = Phase.FAILED, None
         farewell = Farewell(self.digest, reason)
@@ -465,6 +482,10 @@ class ServerEpoch:
     def _check_plan(self, plan: bytes) -> None:
         if plan != self.digest:
             raise WrongContext(f"a message of plan {plan.hex()[:16]}…", "the plan in force")
+
+    def _is_late(self, step: int) -> bool:
+        """Whether a step's sum is out already."""
+        return step < (self._step.number if self._step is not None else self._next_step)
 
     def _in_step(self, member: int, plan: bytes, number: int) -> _Step:
         self._check_plan(plan)

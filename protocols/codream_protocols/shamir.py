@@ -93,3 +93,83 @@ def combine(shares: Mapping[int, Bytes]) -> Bytes:
         secret = term if secret is None else secret ^ term
     assert secret is not None  # noqa: S101 - points is not empty
     return secret
+
+
+def wrong_points(shares: Mapping[int, Bytes], threshold: int, random_bytes: Callable[[int], bytes]) -> set[int] | None:
+    """Which points gave wrong shares: up to (len(shares) - threshold) // 2 of them are found.
+
+    A sharing is a Reed-Solomon codeword (McEliece and Sarwate, CACM 1981), decoded here after Berlekamp and Welch.
+    All rows are first added up with random weights, so that a point that is wrong anywhere is wrong in the one
+    codeword that is decoded, but for a probability of 1/256: the caller checks what it rebuilds without them.
+
+    Args:
+        shares: point -> array of shape (items, length), uint8; all of one shape.
+        threshold: how many shares rebuild a secret.
+        random_bytes: a cryptographic generator, n -> n bytes.
+
+    Returns:
+        The wrong points; None when there are more of them than can be found.
+    """
+    points = list(shares)
+    most = (len(points) - threshold) // 2
+    weights = np.frombuffer(random_bytes(shares[points[0]].size), dtype=np.uint8)
+    word = [int(np.bitwise_xor.reduce(_PRODUCT[weights, shares[point].reshape(-1)])) for point in points]
+    # Unknown: Q of degree < threshold + most, and the locator E = x^most + ... with Q(x) = y E(x) at every point.
+    rows = []
+    for point, value in zip(points, word, strict=True):
+        powers = [1]
+        for _ in range(threshold + most):
+            powers.append(int(_PRODUCT[powers[-1], point]))
+        row = powers[: threshold + most] + [int(_PRODUCT[value, power]) for power in powers[:most]]
+        rows.append([*row, int(_PRODUCT[value, powers[most]])])
+    solution = _solve(np.array(rows, dtype=np.uint8))
+    if solution is None:
+        return None
+    quotient = _divide(solution[: threshold + most], [*solution[threshold + most :], 1])
+    if quotient is None:
+        return None
+    return {point for point, value in zip(points, word, strict=True) if _evaluate(quotient, point) != value}
+
+
+def _solve(system: Bytes) -> list[int] | None:
+    """One solution of a linear system (last column: right side), free unknowns zero; None if there is none."""
+    unknowns, pivots, top = system.shape[1] - 1, [], 0
+    for column in range(unknowns):
+        below = np.flatnonzero(system[top:, column])
+        if not len(below):
+            continue
+        chosen = top + int(below[0])
+        system[[top, chosen]] = system[[chosen, top]]
+        system[top] = _PRODUCT[_INVERSE[system[top, column]], system[top]]
+        factors = system[:, column].copy()
+        factors[top] = 0
+        system ^= _PRODUCT[factors[:, None], system[top][None, :]]
+        pivots.append(column)
+        top += 1
+        if top == len(system):
+            break
+    if system[top:, -1].any():
+        return None
+    solution = [0] * unknowns
+    for row, column in enumerate(pivots):
+        solution[column] = int(system[row, -1])
+    return solution
+
+
+def _divide(dividend: list[int], divisor: list[int]) -> list[int] | None:
+    """Polynomial division by a monic divisor, lowest power first; None unless it leaves no remainder."""
+    rest, degree = list(dividend), len(divisor) - 1
+    quotient = [0] * max(0, len(rest) - degree)
+    for power in reversed(range(len(quotient))):
+        factor = rest[power + degree]
+        quotient[power] = factor
+        for index, coefficient in enumerate(divisor):
+            rest[power + index] ^= int(_PRODUCT[factor, coefficient])
+    return None if any(rest) else quotient
+
+
+def _evaluate(polynomial: list[int], point: int) -> int:
+    value = 0
+    for coefficient in reversed(polynomial):
+        value = int(_PRODUCT[value, point]) ^ coefficient
+    return value

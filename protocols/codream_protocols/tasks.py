@@ -1,8 +1,10 @@
 """The three kinds of vector of CoDream, as blocks: the vocabulary that clients and server share.
 
-- `update`: a client's change of the dreams (or its gradient), its weight, and two figures for the people who watch: the
-  entropy of its teacher on the dreams, and which fraction of the change was clipped. Weighted sums; the weight is secret.
-- `logits`: numerators (B x K) and denominators (K) of the soft labels, so that class-aware labels need no histogram.
+- `update`: a client's change of the dreams (or its gradient), its weight, and two figures for the people who watch:
+  the entropy of its teacher on the dreams, and which fraction of the change was clipped. Weighted sums; the weight
+  is secret.
+- `logits`: numerators (B x K) and denominators (K) of the soft labels, so that class-aware labels need no
+  histogram.
 - `metrics`: how the client fares after it has learnt from the dreams. There is no other channel for it.
 """
 

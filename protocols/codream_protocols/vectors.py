@@ -8,7 +8,7 @@ import numpy as np
 
 from codream_protocols import ring
 from codream_protocols.errors import LocalProtocolError, VectorRefused
-from codream_protocols.plan import Plan, VectorSpec
+from codream_protocols.plan import LEAST_CLIP, Plan, VectorSpec
 
 
 def check_clips(spec: VectorSpec, clips: Sequence[float]) -> None:
@@ -20,8 +20,8 @@ def check_clips(spec: VectorSpec, clips: Sequence[float]) -> None:
     if len(clips) != len(spec.blocks):
         raise VectorRefused(f"{len(clips)} clips for task {spec.task!r}", f"{len(spec.blocks)}")
     for block, clip in zip(spec.blocks, clips, strict=True):
-        if not 0 < clip <= block.clip:  # also refuses NaN
-            raise VectorRefused(f"clip {clip} of {spec.task}.{block.name}", f"above 0 and at most {block.clip:g}")
+        if not LEAST_CLIP <= clip <= block.clip:  # also refuses NaN
+            raise VectorRefused(f"clip {clip} of {spec.task}.{block.name}", f"{LEAST_CLIP:g} to {block.clip:g}")
 
 
 def encode_vector(

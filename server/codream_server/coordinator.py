@@ -42,7 +42,7 @@ class StepResult:
     task: str
     entropy: float | None = None
     clipped: float | None = None
-    metrics: dict[str, float] | None = None
+    metrics: dict[str, float | None] | None = None
 
 
 class Coordinator:
@@ -105,6 +105,7 @@ class Coordinator:
         self._optimiser = make_optimiser(settings)
         self._clip = settings.update_clip
         self._labelled = False
+        least_threshold = max(default_threshold(len(cohort)), (len(cohort) + aggregation.colluders) // 2 + 1)
         self._plan = Plan(
             protocol=PROTOCOL,
             session=self._session,
@@ -121,7 +122,7 @@ class Coordinator:
             value_bits=aggregation.value_bits,
             modulus_bits=modulus_bits_for(aggregation.value_bits, len(cohort)),
             suite=aggregation.suite,
-            threshold=aggregation.threshold or default_threshold(len(cohort)),
+            threshold=aggregation.threshold or least_threshold,
             least_survivors=aggregation.least_survivors,
             colluders=aggregation.colluders,
         )
@@ -155,12 +156,12 @@ class Coordinator:
             return self._absorb_logits(sums)
         values = sums["metrics"]
         count = len(reveal.survivors)
-        metrics = {name: float(value) / count for name, value in zip(METRIC_NAMES, values, strict=True)}
-        tested = metrics.pop("tested")
+        means = {name: float(value) / count for name, value in zip(METRIC_NAMES, values, strict=True)}
+        tested = means.pop("tested")
         # Of clients without test images nothing is known; the mean is over those that have some.
-        metrics["accuracy"] = metrics["accuracy"] / tested if tested > 0.5 / count else float("nan")
+        accuracy = means["accuracy"] / tested if tested > 0.5 / count else None
         self.round += 1
-        return StepResult(METRICS, metrics=metrics)
+        return StepResult(METRICS, metrics={**means, "accuracy": accuracy})
 
     def give_up(self) -> None:
         """The epoch failed. Dreams that are finished stay; only if their labels are missing does the round start anew."""

@@ -94,7 +94,7 @@ class ServerRunner:
         endpoint: where to listen, such as "tcp://127.0.0.1:*".
         timing: patience.
         emit: called with each event (a dict with `event` and its fields); see docs/events.md.
-        exhibit: (round, step) whose first masked input is kept for the report; None keeps nothing.
+        exhibit: (epoch, step) whose first masked input is kept for the report; None keeps nothing.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class ServerRunner:
         self._last_phase: Phase | None = None
         self._masked: tuple[int, np.ndarray[Any, Any]] | None = None
         self._failures = 0
+        self._given_up: AggregationFailed | None = None
         self._step = -1
         self._step_since = 0.0
 
@@ -185,6 +186,8 @@ class ServerRunner:
             self._watch_silence()
             self._watch_phase()
             await self._flush()
+            if self._given_up is not None:
+                raise self._given_up
         self._emit({"event": "federation_finished", "rounds": coordinator.round})
 
     async def _say_farewell(self) -> None:
@@ -246,13 +249,14 @@ class ServerRunner:
         epoch = self._epoch
         if epoch is None:
             return
-        if isinstance(message, MaskedInput) and self._wants_exhibit(message.step):
-            words = unpack(frames[0], epoch.plan.spec(message.step).length, epoch.plan.modulus_bits) if frames else None
-            self._masked = (member, words) if words is not None else None
-        self._perform(epoch.receive(member, message, frames))
+        effects = epoch.receive(member, message, frames)
+        if isinstance(message, MaskedInput) and self._masked is None and self._wants_exhibit(epoch, message.step):
+            words = unpack(frames[0], epoch.plan.spec(message.step).length, epoch.plan.modulus_bits)
+            self._masked = (member, words)
+        self._perform(effects)
 
-    def _wants_exhibit(self, step: int) -> bool:
-        return self._masked is None and self._exhibit_at == (self._coordinator.round, step)
+    def _wants_exhibit(self, epoch: ServerEpoch, step: int) -> bool:
+        return self._exhibit_at == (epoch.plan.epoch, step)
 
     def _refuse(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
         self._emit(
@@ -379,7 +383,8 @@ class ServerRunner:
         self._coordinator.give_up()
         self._close_epoch()
         if self._failures >= self._timing.attempts:
-            raise AggregationFailed(
+            # Kept for the loop to raise: whoever's message brought this about is not to be blamed for it.
+            self._given_up = AggregationFailed(
                 f"{self._failures} failed epochs in a row, the last because of {failure.reason}",
                 f"at most {self._timing.attempts - 1}",
                 "see the events for who was lost or refused",
@@ -387,7 +392,7 @@ class ServerRunner:
 
     def _close_epoch(self) -> None:
         self._clock()
-        self._epoch, self._last_phase, self._step = None, None, -1
+        self._epoch, self._last_phase, self._step, self._masked = None, None, -1, None
         self._phase_since = time.monotonic()
 
     def _clock(self) -> None:

@@ -15,7 +15,7 @@ class DreamSettings:
 
     Attributes:
         rounds: dream batches to make, one epoch of secure aggregation each.
-        steps: secure steps of dream updates a batch (the soft labels and metrics take two more).
+        steps: secure steps of dream updates a batch (the soft labels and metrics take two more); 0 labels plain noise.
         batch: B, images of a batch.
         shape: (C, H, W) of an image.
         classes: K.
@@ -46,9 +46,9 @@ class DreamSettings:
     adaptive_from: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "steps", "batch", "window"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}; 1 or more is allowed")
+        for name, least in (("rounds", 1), ("steps", 0), ("batch", 1), ("window", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} is {getattr(self, name)}; {least} or more is allowed")
         allowed = {"update": ("average", "fedadam"), "gradient": ("adam",)}
         if self.optimiser not in allowed.get(self.way, ()):
             raise SettingsError(

@@ -175,9 +175,7 @@ class Federation:
             if item.to_server:
                 self.emit(self.server.receive(item.member, decode_to_server(item.data), item.frames))
             else:
-                self._perform(
-                    item.member, self.clients[item.member].receive(decode_to_client(item.data), item.frames)
-                )
+                self._perform(item.member, self.clients[item.member].receive(decode_to_client(item.data), item.frames))
         except RemoteProtocolError as error:
             self.refusals.append((None if item.to_server else item.member, error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing
 
 import msgpack
@@ -80,9 +81,7 @@ TO_CLIENT = {
     PlanOffer: st.builds(PlanOffer, PLAN),
     Advertisements: st.builds(Advertisements, KEY, tuples(ADVERTISEMENT)),
     ShareDelivery: st.builds(ShareDelivery, KEY, tuples(MEMBER, 1), tuples(SEALED)),
-    Broadcast: st.builds(
-        Broadcast, KEY, STEP, tuples(FLOAT, 1), tuples(tuples(st.integers(1, 1 << 26), 1), 0, 8)
-    ),
+    Broadcast: st.builds(Broadcast, KEY, STEP, tuples(FLOAT, 1), tuples(tuples(st.integers(1, 1 << 26), 1), 0, 8)),
     Survivors: st.builds(Survivors, KEY, STEP, tuples(MEMBER, 1)),
     SurvivorSignatures: st.builds(SurvivorSignatures, KEY, STEP, tuples(st.builds(SignedBy, MEMBER, SIGNATURE))),
 }
@@ -121,14 +120,17 @@ def test_round_trip(direction: str, data: st.DataObject) -> None:
 @settings(max_examples=300)
 def test_arbitrary_bytes_raise_only_malformed_message(direction: str, noise: bytes) -> None:
     decode, kinds = DIRECTIONS[direction]
-    try:
+    with contextlib.suppress(MalformedMessage):
         assert type(decode(noise)) in kinds
-    except MalformedMessage:
-        pass
 
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=5) | st.binary(max_size=40),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=40),
     lambda items: st.lists(items, max_size=5) | st.dictionaries(st.text(max_size=3), items, max_size=3),
     max_leaves=12,
 )
@@ -145,10 +147,8 @@ def test_arbitrary_structures_raise_only_malformed_message(
     direction: str, tag: str, fields: list, extra: bytes
 ) -> None:
     decode, kinds = DIRECTIONS[direction]
-    try:
+    with contextlib.suppress(MalformedMessage):
         assert type(decode(msgpack.packb([tag, *fields]) + extra)) in kinds
-    except MalformedMessage:
-        pass
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -168,10 +168,8 @@ def test_mutated_messages_raise_only_malformed_message(direction: str, data: st.
                 encoded.insert(place, data.draw(st.integers(0, 255)))
             case "cut" if place:
                 del encoded[place:]
-    try:
+    with contextlib.suppress(MalformedMessage):
         assert type(decode(bytes(encoded))) in kinds
-    except MalformedMessage:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -182,7 +180,7 @@ def test_mutated_messages_raise_only_malformed_message(direction: str, data: st.
         Survivors(bytes(32), -1, (1,)),
         Survivors(bytes(32), 0, ()),
         Survivors(bytes(32), 0, (200,)),
-        Survivors(bytes(32), 0, tuple(range(200)) + (0,)),
+        Survivors(bytes(32), 0, (*tuple(range(200)), 0)),
         Broadcast(bytes(32), 0, (), ()),
         Broadcast(bytes(32), 0, (1.0,), ((),)),
         Broadcast(bytes(32), 0, (1.0,), ((0,),)),
@@ -233,7 +231,9 @@ def test_refusals_never_quote_the_bytes() -> None:
     assert repr(secret)[2:-1] not in str(caught.value) and secret.hex() not in str(caught.value)
 
 
-@given(first=st.builds(Broadcast, KEY, STEP, tuples(FLOAT, 1), st.just(((2,),))), frame=st.binary(min_size=8, max_size=8))
+@given(
+    first=st.builds(Broadcast, KEY, STEP, tuples(FLOAT, 1), st.just(((2,),))), frame=st.binary(min_size=8, max_size=8)
+)
 def test_a_broadcast_digest_covers_message_and_frames(first: Broadcast, frame: bytes) -> None:
     digests = {
         first.digest((frame,)),

@@ -73,7 +73,8 @@ def _summary(rng: np.random.Generator, names: list[str], models: list[str], kill
     if killed is not None:
         last[killed] = None
     left = [value for value in last if value is not None]
-    mean_alone, mean_codream = sum(alone) / len(alone), sum(left) / len(left)
+    fair = [value for value, end in zip(alone, last, strict=True) if end is not None]
+    mean_alone, mean_codream = sum(fair) / len(fair), sum(left) / len(left)
     return Summary(
         name="demo",
         started=datetime(2026, 11, 23, 12, 30, 5, tzinfo=UTC),
@@ -88,7 +89,7 @@ def _summary(rng: np.random.Generator, names: list[str], models: list[str], kill
         rounds=ROUNDS,
         secure_steps=ROUNDS * STEPS,
         accuracy=Accuracy(
-            independent=IndependentAccuracy(mean=mean_alone, clients=alone),
+            independent=IndependentAccuracy(mean=sum(alone) / len(alone), clients=alone),
             codream=CoDreamAccuracy(mean=mean_codream, clients=last),
             centralised=0.938,
             student=0.843,
@@ -250,14 +251,15 @@ def test_page_is_whole_and_loads_nothing(run: RunFolder) -> None:
 
 
 def test_page_says_the_results(run: RunFolder) -> None:
-    text = " ".join(read(write_report(run.path)).text.split())
+    raw = read(write_report(run.path)).text
+    text = " ".join(raw.split())
     for name in NAMES:
         assert name in text
     assert "8,195 of 8,195 coordinates" in text
-    assert "damson was lost on the way" in text
+    assert "Lost on the way: damson." in text
     assert "dropout, 4 of 5" in text
     assert "stale-step" in text
-    assert "alone, those that finished have a mean of" in text
+    assert "alone, all 5 have a mean of 53.0\u00a0%" in raw
     assert "read from each client's own folder on this machine" in text
     assert "What is not promised" in text
 
@@ -268,15 +270,13 @@ def test_nothing_lost_is_said_too(tmp_path: Path) -> None:
     run.events.write_text("\n".join(events) + "\n")
     text = read(write_report(run.path)).text
     assert "Nobody was lost and nothing was refused." in text
-    assert "those that finished" not in text
+    assert "that finished" not in text
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     quote = '"><img src=x onerror=alert(2)>'
-    run = synthetic_run(
-        tmp_path / "run", names=[evil, quote, "{{ 7 * 7 }}", "d'e&f", "plain"], models=[evil] * 5
-    )
+    run = synthetic_run(tmp_path / "run", names=[evil, quote, "{{ 7 * 7 }}", "d'e&f", "plain"], models=[evil] * 5)
     run.config.write_text(f"name = '{evil}'")
     page = read(write_report(run.path))
     assert "script" not in page.tags
@@ -326,9 +326,7 @@ def test_no_summary_is_an_error(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "part", ["summary.json", "server/events.jsonl", "exhibit.npz", "server/rounds/round-001.npz"]
-)
+@pytest.mark.parametrize("part", ["summary.json", "server/events.jsonl", "exhibit.npz", "server/rounds/round-001.npz"])
 def test_malformed_part_is_an_error_and_keeps_the_earlier_report(run: RunFolder, part: str) -> None:
     before = write_report(run.path).read_bytes()
     (run.path / part).write_bytes(b"{ not this\n")
@@ -395,5 +393,5 @@ def test_headline_names_the_closed_gap(run: RunFolder) -> None:
     from secure_codream.records import read_summary
 
     words = headline(read_summary(run.summary))
-    assert words.startswith("Each learning alone, the 5 clients recognise 53.0\u00a0% ")
-    assert words.endswith("the dreams closed 80% of that gap.")
+    assert words.startswith("Each learning alone, the 4 clients that finished recognise 55.2\u00a0% ")
+    assert words.endswith("the dreams closed 79\u00a0% of that gap.")

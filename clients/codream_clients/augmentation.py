@@ -1,0 +1,38 @@
+"""Augmentation: each image of a mini-batch a little different from one epoch to the next.
+
+    shift       moved by up to 1/8 of its side, both ways, the border repeated: digits, scans, anything with a direction
+    flip-crop   mirrored left to right every other time, and cropped out of its reflection by up to 1/8 of its side:
+                natural images (He et al., CVPR 2016, section 4.2; reflection after Zagoruyko and Komodakis, BMVC 2016)
+
+Draws come from a generator on the CPU, so that they are the same on every device.
+"""
+
+import torch
+from torch.nn import functional
+
+from codream_clients.datasets import Augment
+
+
+def augmentation_generator(seed: int) -> torch.Generator:
+    """The generator of one training's variations: fixed by `seed`, and apart from the order that it draws."""
+    return torch.Generator().manual_seed((seed * 6364136223846793005 + 1442695040888963407) % (1 << 63))
+
+
+def augment_batch(images: torch.Tensor, augment: Augment, generator: torch.Generator) -> torch.Tensor:
+    """`images` (B, C, H, W), varied as `augment` says: a new tensor of that shape; with "none" the same tensor.
+
+    `generator` lives on the CPU and is advanced. Sides of at least 2 pixels are needed to vary anything.
+    """
+    reach = max(1, min(images.shape[2:]) // 8)
+    if augment == "none" or min(images.shape[2:]) < 2:
+        return images
+    if augment == "flip-crop":
+        mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    padded = functional.pad(images, [reach] * 4, mode="replicate" if augment == "shift" else "reflect")
+    offsets = torch.randint(0, 2 * reach + 1, (2, len(images), 1), generator=generator).to(images.device)
+    rows = offsets[0] + torch.arange(images.shape[2], device=images.device)
+    columns = offsets[1] + torch.arange(images.shape[3], device=images.device)
+    numbers = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1)
+    channels = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
+    return padded[numbers, channels, rows[:, None, :, None], columns[:, None, None, :]]

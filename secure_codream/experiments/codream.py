@@ -1,0 +1,134 @@
+"""CoDream (Singh et al., arXiv 2402.15968) and its ablations, through secure aggregation.
+
+The very `Coordinator`, `Participant` and protocol machines of a deployment, in one process. The student, a model
+that has seen nothing but the FedDream dataset, measures what the dreams carry.
+
+Ablations, each a `kind`: `dreams` are made together, step by step; `independent` dreams are made by each client
+alone, from the same noise and with as many local steps in all, and averaged once; `noise` images are labelled as
+they are.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from codream_clients.acquisition import distil
+from codream_clients.participant import LearningSettings, Participant
+from codream_clients.tasks import DreamLearner
+from codream_clients.training import evaluate
+from codream_protocols.plan import Policy
+from codream_protocols.tasks import LOGITS, METRICS, UPDATE
+from codream_server.coordinator import Coordinator
+from codream_server.feddream import FedDreamDataset
+from codream_server.settings import AggregationSettings, DreamSettings
+from secure_codream.experiments.problem import Problem, Row
+from secure_codream.local import LocalParties
+
+Kind = Literal["dreams", "independent", "noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoDream:
+    """CoDream with the problem's dream and learning settings.
+
+    Attributes:
+        name: its name in tables.
+        kind: how the images that are labelled come about; see the module.
+        student: architecture of the student on dreams alone; None trains none.
+    """
+
+    name: str = "codream"
+    kind: Kind = "dreams"
+    student: str | None = None
+
+    def run(self, problem: Problem) -> Iterator[Row]:
+        """See `Algorithm`."""
+        started = time.perf_counter()
+        learning, dreams = self._settings(problem)
+        participants = [
+            Participant(
+                learning, problem.fresh_model(client), shard, problem.test, problem.client_seed(client), problem.device
+            )
+            for client, shard in enumerate(problem.shards)
+        ]
+        learners = [DreamLearner(participant, shape=problem.test.shape) for participant in participants]
+        parties = LocalParties(learners, _policy(dreams), seed=problem.seed)
+        coordinator = Coordinator(
+            dreams=dreams,
+            aggregation=AggregationSettings(**problem.aggregation.model_dump()),
+            roster=parties.roster,
+            recipe=bytes(32),
+            session=secrets.token_bytes(16),
+            seed=problem.seed,
+            dataset=FedDreamDataset(problem.rounds),
+        )
+        student = problem.fresh_model(0, self.student or problem.models[0])
+        accuracies = tuple(float(participant.warm_up().accuracy or 0.0) for participant in participants)
+        yield self._row(0, accuracies, None, parties, coordinator.steps_per_round, started)
+        for number in range(1, problem.rounds + 1):
+            plan = coordinator.next_plan(range(len(learners)))
+            parties.run_epoch(plan, coordinator.broadcast, coordinator.absorb)
+            accuracies = tuple(
+                float(participant.metrics.accuracy or 0.0) if participant.metrics else 0.0
+                for participant in participants
+            )
+            distil(
+                student,
+                list(coordinator.dataset.batches),
+                epochs=learning.distil_epochs,
+                batch_size=learning.distil_batch_size,
+                lr=learning.distil_lr,
+                momentum=learning.momentum,
+                weight_decay=learning.weight_decay,
+                temperature=learning.temperature,
+                seed=problem.seed * 1000 + number,
+                device=problem.device,
+            )
+            known = evaluate(student, problem.test, problem.device)
+            yield self._row(number, accuracies, known, parties, coordinator.steps_per_round, started)
+
+    def _settings(self, problem: Problem) -> tuple[LearningSettings, DreamSettings]:
+        """The problem's settings, or what the ablation makes of them: the same number of local steps in all."""
+        learning, table = problem.learning, problem.dreams
+        if self.kind == "independent":
+            learning = replace(learning, local_steps=learning.local_steps * table.steps)
+            table = table.model_copy(update={"steps": 1})
+        elif self.kind == "noise":
+            table = table.model_copy(update={"steps": 0})
+        dreams = DreamSettings(
+            rounds=problem.rounds, shape=problem.test.shape, classes=problem.test.classes, **table.model_dump()
+        )
+        return learning, dreams
+
+    @staticmethod
+    def _row(
+        number: int,
+        accuracies: tuple[float, ...],
+        server: float | None,
+        parties: LocalParties,
+        steps_per_round: int,
+        started: float,
+    ) -> Row:
+        clients = len(accuracies)
+        return Row(
+            round=number,
+            accuracies=accuracies,
+            server=server,
+            bytes_up=parties.traffic.up / clients,
+            bytes_down=parties.traffic.down / clients,
+            secure_steps=number * steps_per_round,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _policy(dreams: DreamSettings) -> Policy:
+    largest = max(dreams.update_clip, float(np.log(dreams.classes)), 1.0)
+    return Policy(
+        least_cohort=2, least_survivors=2, colluders=0, tasks={UPDATE: largest, LOGITS: dreams.logit_clip, METRICS: 1.0}
+    )

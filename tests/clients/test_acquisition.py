@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+
+from codream_clients.acquisition import AcquisitionError, distil, soft_label_share
+from codream_clients.models import build
+from codream_clients.training import TrainingError, predict_logits
+
+CPU = torch.device("cpu")
+SETTINGS = {
+    "batch_size": 16,
+    "lr": 0.05,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "temperature": 2.0,
+    "seed": 0,
+    "device": CPU,
+}
+
+
+def logits(seed=0, count=5, classes=3):
+    return np.random.default_rng(seed).standard_normal((count, classes)).astype(np.float32)
+
+
+def batch(seed=0, count=48):
+    dreams = np.random.default_rng(seed).standard_normal((count, 1, 8, 8)).astype(np.float32)
+    other = build("mlp", channels=1, size=8, classes=3, seed=7)
+    return dreams, 4 * predict_logits(other, dreams, CPU)
+
+
+def model():
+    return build("cnn2", channels=1, size=8, classes=3, seed=0)
+
+
+def test_plain_soft_labels_are_the_mean_of_logits():
+    shares = [soft_label_share(logits(seed), np.array([9, 0, 1]), 3, False, 10) for seed in range(3)]
+    label = sum(n for n, _ in shares) / sum(d for _, d in shares)
+    assert np.allclose(label, np.mean([logits(seed) for seed in range(3)], axis=0), atol=1e-6)
+
+
+def test_class_aware_soft_labels_by_hand():
+    counts, prior = np.array([[4, 0, 1], [0, 0, 3]]), 0.05
+    shares = [soft_label_share(logits(i), counts[i], 3, True, 8, prior) for i in range(2)]
+    label = sum(n for n, _ in shares) / sum(d for _, d in shares)
+    z = [logits(0), logits(1)]
+    expected = np.stack(
+        [
+            (4.05 * z[0][:, 0] + 0.05 * z[1][:, 0]) / 4.10,
+            (z[0][:, 1] + z[1][:, 1]) / 2,  # nobody has seen class 1: all count alike
+            (1.05 * z[0][:, 2] + 3.05 * z[1][:, 2]) / 4.10,
+        ],
+        axis=1,
+    )
+    assert np.allclose(label, expected, atol=1e-5)
+    assert np.allclose(shares[0][1], [4.05 / 8.05, 0.05 / 8.05, 1.05 / 8.05])
+
+
+def test_max_count_cancels_until_it_binds_and_weights_never_pass_one():
+    counts = np.array([[4, 0, 1], [0, 2, 3]])
+
+    def label(max_count):
+        shares = [soft_label_share(logits(i), counts[i], 3, True, max_count) for i in range(2)]
+        assert all((d > 0).all() and (d <= 1).all() for _, d in shares)
+        return sum(n for n, _ in shares) / sum(d for _, d in shares)
+
+    assert np.allclose(label(4), label(400), atol=1e-5)
+    assert not np.allclose(label(1), label(4), atol=1e-2)
+
+
+def test_soft_label_errors():
+    good = (logits(), np.array([1, 2, 3]), 3, True, 10)
+    for position, wrong in [(1, np.array([1, 2])), (2, 4), (4, 0), (1, np.array([1, -2, 3])), (0, logits()[0])]:
+        arguments = [*good[:position], wrong, *good[position + 1 :]]
+        with pytest.raises(AcquisitionError, match="needed"):
+            soft_label_share(*arguments)
+    with pytest.raises(AcquisitionError, match="prior"):
+        soft_label_share(*good, prior=0.0)
+
+
+def test_distillation_comes_close_to_the_labels():
+    student, (dreams, labels) = model(), batch()
+    first = distil(student, [(dreams, labels)], epochs=1, **SETTINGS)
+    last = distil(student, [(dreams, labels)], epochs=40, **SETTINGS)
+    assert last < 0.2 * first
+    assert not student.training
+    assert (predict_logits(student, dreams, CPU).argmax(1) == labels.argmax(1)).mean() > 0.9
+
+
+def test_the_distillation_loss_by_hand():
+    student, (dreams, labels) = model(), batch(count=8)
+    with torch.no_grad():
+        found = student.train()(torch.from_numpy(dreams)).numpy() / 2.0
+
+    def softmax(z):
+        return np.exp(z) / np.exp(z).sum(1, keepdims=True)
+
+    target = softmax(labels / 2.0)
+    expected = 4 * (target * (np.log(target) - np.log(softmax(found)))).sum(1).mean()
+    loss = distil(model(), [(dreams, labels)], epochs=1, **(SETTINGS | {"lr": 1e-9}))
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_distillation_is_deterministic_and_order_depends_on_the_seed():
+    losses = [distil(model(), [batch(0), batch(1)], epochs=2, **(SETTINGS | {"seed": s})) for s in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_no_epochs_change_nothing():
+    student = model()
+    before = predict_logits(student, batch()[0], CPU)
+    assert distil(student, [batch()], epochs=0, **SETTINGS) == 0.0
+    assert np.array_equal(before, predict_logits(student, batch()[0], CPU))
+
+
+def test_distillation_errors():
+    dreams, labels = batch()
+    with pytest.raises(AcquisitionError, match="empty"):
+        distil(model(), [], epochs=1, **SETTINGS)
+    with pytest.raises(AcquisitionError, match=r"\(48, K\)"):
+        distil(model(), [(dreams, labels[:5])], epochs=1, **SETTINGS)
+    with pytest.raises(AcquisitionError, match="temperature"):
+        distil(model(), [(dreams, labels)], epochs=1, **(SETTINGS | {"temperature": 0.0}))
+    with pytest.raises(TrainingError, match="smaller rate"):
+        distil(model(), [(dreams, labels)], epochs=5, **(SETTINGS | {"lr": 1e30}))

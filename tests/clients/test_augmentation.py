@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+
+from codream_clients.augmentation import augment_batch, augmentation_generator
+from codream_clients.datasets import DatasetError, LabelledImages, pool
+from codream_clients.models import build
+from codream_clients.training import train_local
+
+IMAGES = torch.arange(64 * 2 * 16 * 16, dtype=torch.float32).view(64, 2, 16, 16)
+
+
+def varied(augment, seed=0, images=IMAGES):
+    return augment_batch(images, augment, augmentation_generator(seed))
+
+
+def labelled(augment="none"):
+    rng = np.random.default_rng(0)
+    return LabelledImages(rng.standard_normal((20, 1, 8, 8)).astype(np.float32), np.arange(20) % 2, 2, augment)
+
+
+def test_none_changes_nothing():
+    assert varied("none") is IMAGES
+
+
+@pytest.mark.parametrize("augment", ["shift", "flip-crop"])
+def test_images_vary_by_the_seed_alone_and_hold_only_their_own_pixels(augment):
+    torch.manual_seed(0)
+    one = varied(augment)
+    torch.manual_seed(1)
+    assert torch.equal(varied(augment), one)
+    assert not torch.equal(varied(augment, seed=1), one)
+    assert one.shape == IMAGES.shape
+    for before, after in zip(IMAGES, one, strict=True):
+        assert set(after[1].flatten().tolist()) <= set(before[1].flatten().tolist())
+
+
+def test_shift_moves_by_an_eighth_at_most_and_repeats_the_border():
+    moved = varied("shift")[:, 0]
+    offsets = set()
+    for before, after in zip(IMAGES[:, 0], moved, strict=True):
+        matches = [
+            (down, right)
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            if torch.equal(
+                after,
+                before[(torch.arange(16) + down).clamp(0, 15)][:, (torch.arange(16) + right).clamp(0, 15)],
+            )
+        ]
+        assert len(matches) == 1
+        offsets.update(matches)
+    assert len(offsets) > 15  # of 25
+
+
+def test_about_half_are_mirrored():
+    mirrored = (varied("flip-crop")[:, 0, 8].diff(dim=1).sum(dim=1) < 0).float().mean()
+    assert 0.3 < mirrored < 0.7
+
+
+def test_tiny_images_vary_by_one_pixel():
+    assert varied("flip-crop", images=IMAGES[:, :, :8, :8]).shape == (64, 2, 8, 8)
+    assert varied("shift", images=IMAGES[:, :, :1, :1]).shape == (64, 2, 1, 1)
+
+
+def test_augmentation_travels_with_the_images():
+    data = labelled("shift")
+    assert data.subset(np.arange(3)).augment == "shift"
+    assert pool([data, data]).augment == "shift"
+    with pytest.raises(DatasetError, match="augment"):
+        pool([data, labelled()])
+    with pytest.raises(DatasetError, match="'rotate'; allowed are none, shift, flip-crop"):
+        labelled("rotate")
+
+
+def test_training_varies_the_images_and_stays_deterministic():
+    def trained(augment):
+        model = build("cnn2", channels=1, size=8, classes=2, seed=0)
+        options = {"epochs": 2, "batch_size": 8, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0}
+        train_local(model, labelled(augment), balanced=True, seed=3, device=torch.device("cpu"), **options)
+        return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+    assert torch.equal(trained("shift"), trained("shift"))
+    assert not torch.equal(trained("shift"), trained("none"))
+    assert not torch.equal(trained("shift"), trained("flip-crop"))

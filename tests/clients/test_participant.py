@@ -1,0 +1,196 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from codream_clients.datasets import load_digits_data
+from codream_clients.dreaming import DreamLoss, dream_gradient
+from codream_clients.models import build
+from codream_clients.participant import LearningSettings, LearningSettingsError, Participant
+from codream_clients.partitions import dirichlet
+from codream_clients.references import (
+    ComparisonError,
+    gap_closure,
+    reference_epochs,
+    train_centralised,
+    train_independent,
+)
+
+CPU = torch.device("cpu")
+QUICK = LearningSettings(local_steps=3, warm_up_epochs=5, distil_epochs=2, local_epochs=1, window=2)
+NAMES = ["cnn2", "mlp", "cnn2_wide"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    train, test = load_digits_data(0)
+    parts = dirichlet(train.labels, 3, 30, 0.5, seed=0)
+    return [train.subset(part) for part in parts], test.subset(np.arange(200))
+
+
+def participant(digits, client=0, settings=QUICK, **more):
+    shards, test = digits
+    model = build(NAMES[client], channels=1, size=8, classes=10, seed=client)
+    return Participant(settings, model, shards[client], test, seed=client, device=CPU, **more)
+
+
+def noise(count=32, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, 1, 8, 8)).astype(np.float32)
+
+
+def federate(clients, rounds, steps, count):
+    """Plain averaging, in the clear."""
+    for client in clients:
+        client.warm_up()
+    for number in range(rounds):
+        dreams = noise(count, seed=number)
+        for _ in range(steps):
+            dreams = dreams + np.mean([client.dream_update(dreams).delta for client in clients], axis=0)
+        shares = [client.soft_labels(dreams) for client in clients]
+        labels = sum(s.numerators for s in shares) / sum(s.denominators for s in shares)
+        for client in clients:
+            client.acquire(dreams, labels)
+    return [client.metrics.accuracy for client in clients]
+
+
+def test_a_round_of_shares_has_the_shapes_and_bounds_promised(digits):
+    client = participant(digits)
+    assert client.metrics is None
+    assert client.warm_up().rounds == 0
+    share = client.dream_update(noise())
+    assert share.delta.shape == (32, 1, 8, 8)
+    assert share.delta.dtype == np.float32
+    assert 0 <= share.entropy <= np.log(10)
+    labels = client.soft_labels(noise())
+    assert labels.numerators.shape == (32, 10)
+    assert labels.numerators.dtype == labels.denominators.dtype == np.float32
+    assert (labels.denominators > 0).all()
+    assert (labels.denominators <= 1).all()
+    metrics = client.acquire(noise(), (labels.numerators / labels.denominators).astype(np.float32))
+    assert metrics is client.metrics
+    assert metrics.rounds == 1
+    assert metrics.distil_loss > 0
+    assert 0 <= metrics.accuracy <= 1
+
+
+def test_clips_bind(digits):
+    client = participant(
+        digits, settings=dataclasses.replace(QUICK, delta_clip=0.05, logit_clip=0.5, class_aware=False)
+    )
+    client.warm_up()
+    assert np.abs(client.dream_update(noise()).delta).max() == pytest.approx(0.05)
+    assert np.abs(client.soft_labels(noise()).numerators).max() == pytest.approx(0.5)
+
+
+def test_the_gradient_way_shares_the_gradient_of_the_sum_over_dreams(digits):
+    client = participant(digits, settings=dataclasses.replace(QUICK, way="gradient", delta_clip=1e6))
+    client.warm_up()
+    seen = client._train.class_counts > 0
+    gradient, entropy = dream_gradient(client.model, noise(), QUICK.loss, seen=seen)
+    share = client.dream_update(noise())
+    assert np.allclose(share.delta, 32 * gradient, rtol=1e-5, atol=1e-6)
+    assert share.entropy == entropy
+
+
+def test_runs_repeat_from_their_seeds(digits):
+    one, two = (federate([participant(digits, i) for i in range(2)], 1, 2, 16) for _ in range(2))
+    assert one == two
+
+
+def test_the_window_slides(digits):
+    client = participant(digits)
+    client.warm_up()
+    for number in range(3):
+        client.acquire(noise(8, number), np.zeros((8, 10), np.float32))
+    assert [np.array_equal(kept[0], noise(8, n)) for kept, n in zip(client._window, (1, 2), strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_training_and_counts_can_be_replaced_for_privacy(digits):
+    calls = []
+    noised = np.linspace(0.5, 5, 10, dtype=np.float32)
+    client = participant(
+        digits,
+        local_training=lambda model, data, epochs, seed: calls.append((epochs, seed)),
+        class_counts=noised,
+    )
+    client.warm_up()
+    expected = (noised + QUICK.prior) / (QUICK.max_count + QUICK.prior)
+    assert np.allclose(client.soft_labels(noise()).denominators, expected)
+    client.acquire(noise(8), np.zeros((8, 10), np.float32))
+    assert [epochs for epochs, _ in calls] == [QUICK.warm_up_epochs, QUICK.local_epochs]
+    assert len({seed for _, seed in calls}) == 2
+
+
+def test_without_test_images_there_is_no_accuracy(digits):
+    shards, _ = digits
+    model = build("mlp", channels=1, size=8, classes=10, seed=0)
+    metrics = Participant(QUICK, model, shards[0], None, 0, CPU).warm_up()
+    assert metrics.accuracy is None
+    assert 0 <= metrics.train_accuracy <= 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"way": "weights"},
+        {"local_steps": 0},
+        {"dream_lr": 0.0},
+        {"delta_clip": -1.0},
+        {"momentum": 1.0},
+        {"lr": float("nan")},
+        {"batch_size": 1},
+        {"max_count": 0},
+        {"prior": 0.0},
+        {"temperature": 0.0},
+        {"window": 0},
+        {"warm_up_epochs": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(LearningSettingsError, match=next(iter(wrong))):
+        LearningSettings(**wrong)
+
+
+def test_dreams_beat_training_alone_on_skewed_digits(digits):
+    shards, test = digits
+    settings = LearningSettings(warm_up_epochs=40, distil_epochs=15, local_epochs=5)
+    together = np.mean(federate([participant(digits, i, settings) for i in range(3)], 2, 6, 96))
+    models = [build(name, channels=1, size=8, classes=10, seed=i) for i, name in enumerate(NAMES)]
+    alone = np.mean(train_independent(models, shards, test, settings, rounds=2, seeds=range(3), device=CPU))
+    assert together > alone + 0.1
+
+
+def test_references_train_as_many_epochs_and_pooled_data_win(digits):
+    shards, test = digits
+    settings = dataclasses.replace(QUICK, warm_up_epochs=20)
+    assert reference_epochs(settings, rounds=4) == 20 + 4 * (2 + 1)
+
+    def fresh():
+        return [build("mlp", channels=1, size=8, classes=10, seed=i) for i in range(3)]
+
+    arguments = {"rounds": 4, "seeds": range(3), "device": CPU}
+    alone = train_independent(fresh(), shards, test, settings, **arguments)
+    assert alone == train_independent(fresh(), shards, test, settings, **arguments)
+    pooled = train_centralised(fresh(), shards, test, settings, **arguments)
+    assert len(alone) == len(pooled) == 3
+    assert np.mean(pooled) > np.mean(alone) + 0.1
+    with pytest.raises(ComparisonError, match="2 models, 3 shards"):
+        train_independent(fresh()[:2], shards, test, settings, **arguments)
+
+
+def test_gap_closure():
+    assert gap_closure(0.8, 0.5, 0.9) == pytest.approx(0.75)
+    assert gap_closure(0.4, 0.5, 0.9) == pytest.approx(-0.25)
+    with pytest.raises(ComparisonError, match="no gap"):
+        gap_closure(0.8, 0.9, 0.9)
+
+
+def test_the_papers_way_can_be_asked_for(digits):
+    settings = dataclasses.replace(QUICK, balanced=False, class_aware=False, loss=DreamLoss(alpha_target=0.0))
+    client = participant(digits, settings=settings)
+    client.warm_up()
+    assert (client.soft_labels(noise()).denominators == 1).all()

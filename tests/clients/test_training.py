@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+
+from codream_clients.datasets import LabelledImages
+from codream_clients.models import build
+from codream_clients.training import (
+    TrainingError,
+    balanced_cross_entropy,
+    evaluate,
+    predict_logits,
+    shuffled_batches,
+    train_local,
+)
+
+CPU = torch.device("cpu")
+SGD = {"batch_size": 8, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0, "device": CPU}
+
+
+def easy_data(count=30, classes=3):
+    """Images of one grey level each: class c at level c - 1, with a little noise."""
+    labels = np.arange(count, dtype=np.int64) % classes
+    noise = np.random.default_rng(0).normal(0, 0.1, (count, 1, 8, 8))
+    images = noise + (labels - 1.0)[:, None, None, None]
+    images[:, :, :4] += labels[:, None, None, None]  # an edge, which batch norm does not take away
+    return LabelledImages(images.astype(np.float32), labels, classes)
+
+
+def model(classes=3, seed=0):
+    return build("cnn2", channels=1, size=8, classes=classes, seed=seed)
+
+
+def weights_of(trained):
+    return torch.cat([value.flatten().float() for value in trained.state_dict().values()])
+
+
+def test_balanced_softmax_by_hand():
+    logits = torch.tensor([[1.0, 2.0, 0.5]])
+    loss = balanced_cross_entropy(logits, torch.tensor([2]), torch.tensor([3.0, 6.0, 1.0]))
+    weighted = np.array([0.3 * np.e, 0.6 * np.e**2, 0.1 * np.e**0.5])
+    assert loss.item() == pytest.approx(-np.log(weighted[2] / weighted.sum()), rel=1e-6)
+
+
+def test_balanced_softmax_leaves_unseen_classes_out_and_pushes_nothing_down():
+    logits = torch.tensor([[1.0, 50.0, 0.5]], requires_grad=True)
+    loss = balanced_cross_entropy(logits, torch.tensor([0]), torch.tensor([1.0, 0.0, 1.0]))
+    assert loss.item() == pytest.approx(np.log(1 + np.exp(-0.5)), rel=1e-5)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 1] == 0
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_equal_counts_make_the_balanced_softmax_the_cross_entropy():
+    logits, labels = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0])
+    balanced = balanced_cross_entropy(logits, labels, torch.full((4,), 7.0))
+    assert balanced.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_training_learns_and_leaves_the_model_in_eval_mode(balanced):
+    data, trained = easy_data(), model()
+    train_local(trained, data, epochs=15, balanced=balanced, seed=0, **SGD)
+    assert not trained.training
+    assert evaluate(trained, data, CPU) == 1.0
+
+
+def test_training_is_deterministic_and_the_seed_matters():
+    results = []
+    for seed in (1, 1, 2):
+        trained = model()
+        train_local(trained, easy_data(), epochs=2, balanced=True, seed=seed, **SGD)
+        results.append(weights_of(trained))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_plain_training_unlearns_an_unseen_class_and_balanced_training_does_not():
+    data = easy_data()
+    seen = data.subset(np.flatnonzero(data.labels != 2))
+    unseen = data.subset(np.flatnonzero(data.labels == 2))
+    kept = {}
+    for balanced in (True, False):
+        trained = model()
+        train_local(trained, data, epochs=15, balanced=True, seed=0, **SGD)
+        train_local(trained, seen, epochs=60, balanced=balanced, seed=1, **SGD)
+        kept[balanced] = predict_logits(trained, unseen.images, CPU)
+    margin = {balanced: (z[:, 2] - z[:, :2].max(axis=1)).mean() for balanced, z in kept.items()}
+    assert margin[True] > margin[False]
+
+
+def test_every_image_is_seen_once_an_epoch_and_no_batch_has_one_image():
+    batches = list(shuffled_batches(17, epochs=2, batch_size=8, seed=0))
+    assert [len(batch) for batch in batches] == [8, 9, 8, 9]
+    assert sorted(torch.cat(batches[:2]).tolist()) == list(range(17))
+    assert torch.cat(batches[:2]).tolist() != torch.cat(batches[2:]).tolist()
+
+
+def test_prediction_in_batches_is_that_of_the_whole():
+    trained, data = model().eval(), easy_data()
+    whole = predict_logits(trained, data.images, CPU)
+    assert whole.shape == (30, 3)
+    assert whole.dtype == np.float32
+    assert np.allclose(whole, predict_logits(trained, data.images, CPU, batch_size=7), atol=1e-5)
+    assert evaluate(trained, data, CPU) == (whole.argmax(1) == data.labels).mean()
+
+
+def test_errors_say_what_is_wrong():
+    data = easy_data()
+    with pytest.raises(TrainingError, match="at least 2"):
+        train_local(model(), data.subset(np.array([0])), epochs=1, balanced=True, seed=0, **SGD)
+    with pytest.raises(TrainingError, match="above 0"):
+        train_local(model(), data, epochs=1, balanced=True, seed=0, class_counts=np.array([1, 0, 1], np.float32), **SGD)
+    with pytest.raises(TrainingError, match="learning rate"):
+        train_local(model(), data, epochs=30, balanced=True, seed=0, **(SGD | {"lr": 1e30}))
+    with pytest.raises(TrainingError, match="no images"):
+        evaluate(model(), data.subset(np.array([], np.int64)), CPU)
+    with pytest.raises(TrainingError, match="batch_size=1"):
+        list(shuffled_batches(4, 1, 1, 0))

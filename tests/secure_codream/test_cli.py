@@ -1,0 +1,159 @@
+"""The command line: every command shows an example, and exit codes mean something."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+import typer
+from typer.testing import CliRunner
+
+from codream_protocols.errors import AggregationFailed, PolicyViolation
+from secure_codream import cli
+
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if not command.hidden]
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "secure_codream", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", broken)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps({"task": {"shape": [1, 8, 8], "classes": 10}, "timing": {"join": 0.3}}))
+    return path
+
+
+def provisioned(config: Path, out: Path) -> list[str]:
+    clients = [option for name in ("alice", "bob", "carol") for option in ("--client", f"{name}=cnn2")]
+    return ["provision", str(config), *clients, "--address", "tcp://127.0.0.1:7447", "--out", str(out)]
+
+
+def test_help_names_every_command() -> None:
+    text = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200"}).output
+    assert {"demo", "provision", "server", "client", "report"} <= set(COMMANDS)
+    assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"Example: secure-codream {command}" in result.output
+
+
+def test_examples_are_words_that_the_command_takes() -> None:
+    """Every option of an example exists."""
+    group = typer.main.get_command(cli.app)
+    for command in cli.app.registered_commands:
+        if not command.hidden:
+            name = command.name or command.callback.__name__
+            known = {option for parameter in group.commands[name].params for option in parameter.opts}
+            used = {word for word in command.epilog.split() if word.startswith("--")}
+            assert used <= known, name
+
+
+def test_provision_then_refuse_to_overwrite(config: Path, tmp_path: Path) -> None:
+    command = provisioned(config, tmp_path / "federation")
+    first = call(*command)
+    assert first.returncode == 0 and "of 3 clients, serial 1" in first.stdout and "Keep offline" in first.stdout
+    key = (tmp_path / "federation" / "server" / "transport.key").read_text().strip()
+    again = call(*command)
+    assert again.returncode == 3 and "nothing is overwritten" in again.stderr
+    for done in (first, again):
+        assert key not in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_wrong_configuration_ends_with_2(tmp_path: Path) -> None:
+    wrong = tmp_path / "config.toml"
+    wrong.write_text("[task]\nshape = [1, 8, 8]\nclasses = 1\n")
+    done = call(*provisioned(wrong, tmp_path / "federation"))
+    assert done.returncode == 2
+    assert "config.toml: task.classes: found 1; input should be greater than or equal to 2" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "federation").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["provision", "missing.toml"], "does not exist"),
+        (["server"], "Missing argument"),
+        (["serve"], "No such command"),
+        (["client", "/nowhere"], "does not exist"),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 2 and message in result.output
+
+
+def test_client_without_a_model_is_named(config: Path, tmp_path: Path) -> None:
+    done = call("provision", str(config), "--client", "alice", "--address", "tcp://h:1", "--out", str(tmp_path / "out"))
+    assert done.returncode == 2 and "NAME=MODEL is needed" in done.stderr
+
+
+def test_refused_key_and_roster_end_with_3(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "federation"
+    assert call(*provisioned(config, out)).returncode == 0
+    roster = out / "server" / "roster.json"
+    roster.write_text(roster.read_text().replace('"serial": 1', '"serial": 2'))
+    tampered = call("server", str(out / "server"))
+    assert tampered.returncode == 3 and "roster signature" in tampered.stderr
+    key = out / "clients" / "alice" / "transport.key"
+    key.chmod(0o644)
+    readable = call("client", str(out / "clients" / "alice"))
+    assert readable.returncode == 3 and "0600 is needed" in readable.stderr
+    assert key.read_text().strip() not in readable.stderr
+    assert "Traceback" not in tampered.stderr + readable.stderr
+
+
+def test_federation_that_nobody_joins_ends_with_1(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "federation"
+    assert call(*provisioned(config, out)).returncode == 0
+    done = call("server", str(out / "server"), "--listen", "tcp://127.0.0.1:*")
+    assert done.returncode == 1
+    assert "found 0 clients after 0.3 s; allowed: 3 or more" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (AggregationFailed("x", "y"), 1),
+        (PolicyViolation("x", "y"), 1),
+        (RuntimeError("x"), 1),
+        (cli.ConfigError("x"), 2),
+        (cli.RecordError("x"), 2),
+        (cli.KeyFileError("x"), 3),
+        (cli.RosterRefused("x", "y"), 3),
+        (cli.BadSignature("x", "y"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
+) -> None:
+    fails_with(monkeypatch, error)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == code
+    assert capsys.readouterr().err.startswith("secure-codream: ")
+
+
+def test_report_of_a_folder_without_a_run_is_a_clear_error(tmp_path: Path) -> None:
+    done = call("report", str(tmp_path))
+    assert done.returncode == 2 and "summary.json" in done.stderr and "Traceback" not in done.stderr

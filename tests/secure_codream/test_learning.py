@@ -1,0 +1,176 @@
+"""From configuration to learning: data, settings, policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from codream_protocols.errors import PolicyViolation
+from codream_protocols.identity import Member, Roster, ServerEntry
+from codream_protocols.plan import Plan
+from codream_server.coordinator import Coordinator
+from codream_server.feddream import FedDreamDataset
+from secure_codream.config import ClientConfig, ConfigError, DataTable, FederationConfig, check
+from secure_codream.learning import (
+    client_policy,
+    learning_settings,
+    load_data,
+    make_model,
+    make_participant,
+)
+
+
+def federation(**tables: Any) -> FederationConfig:
+    task = {"shape": (1, 8, 8), "classes": 10}
+    found: FederationConfig = check("config.toml", FederationConfig, {"task": task, **tables})
+    return found
+
+
+def client(**tables: Any) -> ClientConfig:
+    found: ClientConfig = check(
+        "client.toml", ClientConfig, {"name": "alice", "model": "mlp", "device": "cpu", **tables}
+    )
+    return found
+
+
+def plan_of(config: FederationConfig, members: int = 4) -> Plan:
+    """What the server of this configuration plans."""
+    keys = iter(number.to_bytes(32, "big") for number in range(1, 2 * members + 2))
+    roster = Roster(
+        "test",
+        1,
+        ServerEntry("tcp://127.0.0.1:1", next(keys)),
+        tuple(Member(f"client-{number}", next(keys), next(keys)) for number in range(members)),
+    )
+    coordinator = Coordinator(
+        dreams=config.dream_settings(),
+        aggregation=config.aggregation_settings(),
+        roster=roster,
+        recipe=config.recipe,
+        session=bytes(16),
+        seed=0,
+        dataset=FedDreamDataset(1),
+    )
+    return coordinator.next_plan(range(members))
+
+
+# -- data ---------------------------------------------
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+def test_parts_are_disjoint_of_one_size_and_share_their_test_images(partition: str) -> None:
+    tables = [DataTable(partition=partition, alpha=0.1, clients=4, part=part, per_client=20) for part in range(4)]
+    loaded = [load_data(table) for table in tables]
+    images = np.concatenate([train.images for train, _ in loaded])
+    assert len(images) == 80
+    if partition == "iid":
+        assert len({image.tobytes() for image in images}) >= 78  # the set itself holds a few twins
+    assert all(np.array_equal(test.images, loaded[0][1].images) for _, test in loaded)
+    assert len(loaded[0][1]) == 600
+    held_out = {image.tobytes() for image in loaded[0][1].images}
+    assert sum(image.tobytes() in held_out for image in images) <= 2
+
+
+def test_alpha_is_a_skew() -> None:
+    def skew(alpha: float) -> float:
+        tables = [
+            DataTable(partition="dirichlet", alpha=alpha, clients=5, part=part, per_client=30) for part in range(5)
+        ]
+        return float(np.mean([load_data(table)[0].class_counts.max() / 30 for table in tables]))
+
+    assert skew(0.05) > 0.5 > 0.3 > skew(100.0)
+
+
+def test_part_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"\[data\]: part 4 of 4; 0 to 3 is allowed"):
+        load_data(DataTable(clients=4, part=4))
+
+
+def test_mnist_needs_its_folder() -> None:
+    with pytest.raises(ConfigError, match=r"\[data\]: root is missing"):
+        load_data(DataTable(source="mnist"))
+
+
+def test_data_of_another_form_than_the_task_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"images of shape \(1, 8, 8\) in 10 classes; .* \(1, 16, 16\) in 10"):
+        make_participant(client(), federation(task={"shape": (1, 16, 16), "classes": 10}))
+
+
+# -- settings and models ---------------------------------------------
+
+
+def test_settings_follow_the_dreams_tables() -> None:
+    config = federation(
+        dreams={"way": "gradient", "optimiser": "adam", "update_clip": 0.5, "logit_clip": 7.0, "window": 3},
+        learning={"local_epochs": 2, "balanced": False},
+    )
+    settings = learning_settings(config)
+    assert (settings.way, settings.delta_clip, settings.logit_clip, settings.window) == ("gradient", 0.5, 7.0, 3)
+    assert (settings.local_epochs, settings.balanced) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("learning", "message"),
+    [
+        ({"local_stepz": 3}, "found the key 'local_stepz'; allowed are balanced, "),
+        ({"loss": {"alpha_tvv": 1.0}}, r"\[learning.loss\]: found the key 'alpha_tvv'; allowed are "),
+        ({"delta_clip": 3.0}, "found the key 'delta_clip'"),  # it follows [dreams]
+        ({"local_steps": "many"}, "local_steps: found 'many'"),
+        ({"momentum": 1.5}, "momentum"),
+        ({"local_steps": 0}, "local_steps"),
+    ],
+)
+def test_learning_setting_that_does_not_fit_is_named(learning: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        learning_settings(federation(learning=learning))
+    assert "[learning" in str(caught.value)
+
+
+def test_model_is_made_from_the_clients_seed() -> None:
+    def weights(seed: int) -> np.ndarray:
+        return next(iter(make_model(client(seed=seed), federation()).parameters())).detach().numpy()
+
+    assert np.array_equal(weights(1), weights(1)) and not np.array_equal(weights(1), weights(2))
+
+
+# -- policy ---------------------------------------------
+
+
+def test_policy_permits_the_plan_of_the_same_configuration() -> None:
+    for tables in ({}, {"dreams": {"batch": 2, "logit_clip": 0.5, "update_clip": 0.01}}, {"dreams": {"batch": 2}}):
+        config = federation(**tables)
+        client_policy(client(), config).check(plan_of(config))
+
+
+@pytest.mark.parametrize(
+    ("tables", "what"),
+    [
+        ({"dreams": {"batch": 256}}, "coordinates"),
+        ({"dreams": {"update_clip": 9.0}}, "clip 9|learning settings"),
+        ({"learning": {"local_steps": 3}}, "learning settings"),
+        ({"dreams": {"server_lr": 0.5}}, "learning settings"),
+        ({"aggregation": {"colluders": 0}}, "tolerated colluders: 0"),
+        ({"aggregation": {"least_survivors": 2, "colluders": 0}}, "survivors at least: 2"),
+    ],
+)
+def test_policy_refuses_what_its_configuration_does_not_say(tables: dict[str, Any], what: str) -> None:
+    policy = client_policy(client(), federation())
+    with pytest.raises(PolicyViolation, match=what):
+        policy.check(plan_of(federation(**tables)))
+
+
+def test_clients_own_policy_goes_beyond_the_federations() -> None:
+    config = federation()
+    for table, what in [
+        ({"least_cohort": 5}, "members: 4"),
+        ({"colluders": 2}, "tolerated colluders: 1"),
+        ({"most_steps": 11}, "steps: 12"),
+        ({"most_value_bits": 12}, "bits of a value: 16"),
+        ({"suites": ("chacha20",)}, "mask suite 'aes-256-ctr'"),
+    ]:
+        with pytest.raises(PolicyViolation, match=what):
+            client_policy(client(policy=table), config).check(plan_of(config))

@@ -1,0 +1,227 @@
+"""Provisioning: who gets which file, with which mode, and what a party refuses when it starts."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from codream_protocols.errors import BadSignature, RosterRefused
+from codream_protocols.identity import Roster, Signer, read_roster
+from secure_codream.config import ClientConfig, FederationConfig, TaskTable, read_client, read_federation
+from secure_codream.party import load_roster, run_client, run_server
+from secure_codream.provision import (
+    KeyFileError,
+    provision,
+    public_transport_key,
+    read_private_key,
+    read_public_key,
+)
+
+NAMES = ["alice", "bob", "carol"]
+CONFIG = FederationConfig(task=TaskTable(shape=(1, 8, 8), classes=10))
+ADDRESS = "tcp://127.0.0.1:7447"
+
+
+def make(out: Path, *, names: list[str] = NAMES, serial: int = 1, address: str = ADDRESS) -> Roster:
+    clients = [ClientConfig(name=name, model="cnn2") for name in names]
+    return provision(out, config=CONFIG, clients=clients, address=address, serial=serial)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    make(tmp_path / "federation")
+    return tmp_path / "federation"
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_each_party_gets_its_files_and_no_others(out: Path) -> None:
+    shared = {"roster.json", "administrator.pub", "config.toml"}
+    assert {path.name for path in (out / "administrator").iterdir()} == {"administrator.key", "administrator.pub"}
+    assert {path.name for path in (out / "server").iterdir()} == {"transport.key", *shared}
+    for name in NAMES:
+        files = {path.name for path in (out / "clients" / name).iterdir()}
+        assert files == {"identity.key", "transport.key", "client.toml", *shared}
+        assert read_client(out / "clients" / name / "client.toml").name == name
+        assert read_federation(out / "clients" / name / "config.toml") == CONFIG
+    assert sorted(path.name for path in (out / "clients").iterdir()) == NAMES
+
+
+def test_keys_and_folders_are_for_their_owner_alone(out: Path) -> None:
+    keys = list(out.rglob("*.key"))
+    assert len(keys) == 1 + 1 + 2 * 3
+    assert {mode(key) for key in keys} == {0o600}
+    assert {mode(path) for path in (out / "administrator", out / "server", *(out / "clients").iterdir())} == {0o700}
+
+
+def test_roster_verifies_and_names_every_key(out: Path) -> None:
+    roster = load_roster(out / "server")
+    administrator = read_public_key(out / "administrator" / "administrator.pub")
+    assert Signer(read_private_key(out / "administrator" / "administrator.key")).public == administrator
+    assert [member.name for member in roster.members] == NAMES and roster.serial == 1
+    for member in roster.members:
+        folder = out / "clients" / member.name
+        assert Signer(read_private_key(folder / "identity.key")).public == member.identity_key
+        assert public_transport_key(read_private_key(folder / "transport.key")) == member.transport_key
+        assert load_roster(folder) == roster
+    assert public_transport_key(read_private_key(out / "server" / "transport.key")) == roster.server.transport_key
+
+
+def test_no_private_key_is_in_any_other_file(out: Path) -> None:
+    keys = [read_private_key(path) for path in out.rglob("*.key")]
+    assert len(set(keys)) == len(keys)
+    for path in out.rglob("*"):
+        if path.is_file() and path.suffix != ".key":
+            content = path.read_bytes()
+            for key in keys:
+                assert not any(form in content for form in (key, key.hex().encode(), base64.b64encode(key)[:42]))
+
+
+def test_nothing_is_overwritten(out: Path) -> None:
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(KeyFileError, match="found a file already; choose another folder, nothing is overwritten"):
+        make(out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_link_in_a_keys_place_is_not_followed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "out" / "server").mkdir(parents=True)
+    (tmp_path / "out" / "server" / "transport.key").symlink_to(elsewhere)
+    with pytest.raises(KeyFileError):
+        make(tmp_path / "out")
+    assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "address"),
+    [
+        (["alice", "alice", "bob"], ADDRESS),
+        (["alice"], ADDRESS),
+        (NAMES, "aggregator.example:7447"),
+        (NAMES, "tcp://two words"),
+    ],
+)
+def test_roster_that_no_party_would_take_is_refused_before_a_file_is_written(
+    tmp_path: Path, names: list[str], address: str
+) -> None:
+    with pytest.raises(RosterRefused):
+        make(tmp_path / "out", names=names, address=address)
+    assert not (tmp_path / "out").exists()
+
+
+# -- key files ---------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [0o640, 0o604, 0o660, 0o644, 0o610])
+def test_key_that_others_may_read_is_refused(out: Path, wrong: int) -> None:
+    path = out / "server" / "transport.key"
+    secret = path.read_text().strip()
+    path.chmod(wrong)
+    with pytest.raises(KeyFileError, match=f"found mode {wrong:04o}; 0600 is needed; run: chmod 600") as caught:
+        read_private_key(path)
+    assert secret not in str(caught.value)
+    path.chmod(0o600)  # control
+    assert read_private_key(path).hex() == secret
+    path.chmod(0o400)  # stricter is welcome
+    assert read_private_key(path).hex() == secret
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "no digits", "two keys", "empty", "binary"])
+def test_malformed_key_is_refused_without_showing_it(out: Path, change: str) -> None:
+    path = out / "server" / "transport.key"
+    secret = path.read_text().strip()
+    content = {
+        "shorter": secret[:-2],
+        "longer": secret + "ab",
+        "no digits": secret[:-1] + "x",
+        "two keys": f"{secret}\n{secret}",
+        "empty": "",
+        "binary": secret[:-1] + "é",
+    }[change]
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(KeyFileError, match="found no key; 64 hexadecimal digits are needed") as caught:
+        read_private_key(path)
+    shown = repr(caught.value) + repr(caught.value.__cause__) + str(caught.value)
+    assert secret[:16] not in shown and secret[16:32] not in shown
+
+
+def test_missing_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="found no such file; a key made by `secure-codream provision`"):
+        read_private_key(tmp_path / "identity.key")
+    with pytest.raises(KeyFileError, match="the administrator's public key is needed"):
+        read_public_key(tmp_path / "administrator.pub")
+
+
+# -- what a party refuses when it starts ---------------------------------------------
+
+
+def change_roster(folder: Path, key: str, value: object) -> None:
+    path = folder / "roster.json"
+    content = json.loads(path.read_text())
+    content["roster"][key] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("party", ["server", "clients/alice"])
+def test_tampered_roster_is_refused(out: Path, party: str) -> None:
+    change_roster(out / party, "serial", 9)
+    start = run_server if party == "server" else run_client
+    with pytest.raises(BadSignature, match="roster signature"):
+        start(out / party)
+
+
+def test_member_slipped_into_a_roster_is_refused(out: Path) -> None:
+    members = json.loads((out / "server" / "roster.json").read_text())["roster"]["members"]
+    sybil = {**members[0], "name": "mallory", "identity_key": base64.b64encode(os.urandom(32)).decode()}
+    change_roster(out / "clients" / "alice", "members", [*members, {**sybil, "transport_key": sybil["identity_key"]}])
+    with pytest.raises(BadSignature):
+        run_client(out / "clients" / "alice")
+
+
+def test_roster_of_another_administrator_is_refused(out: Path, tmp_path: Path) -> None:
+    make(tmp_path / "other")
+    foreign = (tmp_path / "other" / "server" / "roster.json").read_bytes()
+    (out / "clients" / "alice" / "roster.json").write_bytes(foreign)
+    with pytest.raises(RosterRefused, match="a roster of administrator"):
+        run_client(out / "clients" / "alice")
+    # Control: under the key of its own administrator it verifies.
+    assert read_roster(foreign, read_public_key(tmp_path / "other" / "administrator" / "administrator.pub"))
+
+
+def test_older_roster_than_the_client_knows_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "out", serial=3)
+    folder = tmp_path / "out" / "clients" / "alice"
+    text = (folder / "client.toml").read_text()
+    (folder / "client.toml").write_text(text.replace("least_roster_serial = 1", "least_roster_serial = 4"))
+    with pytest.raises(RosterRefused, match="found roster serial 3; allowed: serial 4 or later"):
+        run_client(folder)
+    assert load_roster(folder, least_serial=3).serial == 3  # control
+
+
+@pytest.mark.parametrize(("party", "key"), [("server", "transport.key"), ("clients/alice", "transport.key")])
+def test_party_does_not_start_with_a_key_that_others_may_read(out: Path, party: str, key: str) -> None:
+    (out / party / key).chmod(0o644)
+    start = run_server if party == "server" else run_client
+    with pytest.raises(KeyFileError, match="found mode 0644"):
+        start(out / party)
+    assert not (out / party / "endpoint").exists()
+
+
+def test_rosters_hash_covers_every_field(out: Path) -> None:
+    roster = load_roster(out / "server")
+    changed = [
+        msgspec.structs.replace(roster, federation="other"),
+        msgspec.structs.replace(roster, serial=2),
+        msgspec.structs.replace(roster, members=roster.members[:2]),
+        msgspec.structs.replace(roster, server=msgspec.structs.replace(roster.server, address="tcp://x:1")),
+    ]
+    assert len({one.hash for one in [roster, *changed]}) == 5

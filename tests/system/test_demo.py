@@ -1,0 +1,205 @@
+"""The demonstration as a person runs it: real processes, from the first key to the report."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from secure_codream.records import (
+    RunFolder,
+    StepFinished,
+    Summary,
+    read_client_result,
+    read_dreams,
+    read_events,
+    read_exhibit,
+    read_summary,
+)
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+
+NAMES = [f"client-{number}" for number in range(1, 6)]
+COMMAND = [sys.executable, "-m", "secure_codream", "demo", "--rounds", "2"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A demonstration that has run: its folder, its summary, and what it printed."""
+
+    run: RunFolder
+    summary: Summary
+    printed: str
+
+
+def demonstrate(out: Path, *options: str) -> Done:
+    command = [*COMMAND, "--json", "--out", str(out), *options]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert process.returncode == 0, process.stderr
+    (folder,) = out.iterdir()
+    run = RunFolder(folder)
+    return Done(run, read_summary(run.summary), process.stdout)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return demonstrate(tmp_path_factory.mktemp("whole") / "runs")
+
+
+@pytest.fixture(scope="module")
+def with_a_drop(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return demonstrate(tmp_path_factory.mktemp("drop") / "runs", "--drop", "1")
+
+
+@pytest.fixture(params=["whole", "with_a_drop"])
+def done(request: pytest.FixtureRequest) -> Done:
+    found: Done = request.getfixturevalue(request.param)
+    return found
+
+
+def processes_that_name(path: Path) -> list[str]:
+    """Command lines of living processes with this path in them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(path).encode() in line:
+                found.append(line.replace(b"\0", b" ").decode())
+    return found
+
+
+def test_summary_says_what_was_run(whole: Done) -> None:
+    summary = whole.summary
+    assert json.loads(whole.printed) == json.loads(whole.run.summary.read_text())
+    assert (summary.clients, summary.client_names, summary.rounds) == (5, NAMES, 2)
+    assert (summary.data, summary.partition, summary.seed) == ("digits", "dirichlet 0.5", 0)
+    assert len(set(summary.models)) == 5
+    assert summary.secure_steps == 2 * (10 + 2)
+    assert (summary.colluders, summary.threshold, summary.min_survivors) == (1, 4, 3)
+    assert summary.dropped == []
+    assert [sum(counts) for counts in summary.label_counts] == [30] * 5
+    assert len(summary.accuracy.by_round) == 2
+    assert summary.accuracy.by_round[-1] == summary.accuracy.codream.clients
+    assert summary.accuracy.student is not None and summary.gap_closure is not None
+    assert {"python", "secure-codream", "torch", "pyzmq"} <= set(summary.versions)
+    traffic, seconds = summary.bytes, summary.seconds
+    assert traffic.overhead == pytest.approx(traffic.up_per_client / traffic.payload_per_client)
+    assert 1 < traffic.overhead <= 1.10
+    assert 0 < traffic.setup_per_client < traffic.up_per_client and traffic.down_per_client > 0
+    assert 0 < seconds.compute + seconds.aggregation < seconds.total
+
+
+def test_folder_holds_what_its_description_says(done: Done) -> None:
+    run = done.run
+    assert run.config.exists() and run.report.stat().st_size > 10_000
+    assert "<html" in run.report.read_text(encoding="utf-8")[:1000].lower()
+    assert run.finished_rounds() == [0, 1]
+    for number in (0, 1):
+        dreams = read_dreams(run.round(number))
+        assert dreams.images.shape == (128, 1, 8, 8) and dreams.logits.shape == (128, 10)
+    for name in NAMES:
+        assert read_client_result(run.result(name)).name == name
+
+
+def test_recovered_sum_is_the_plain_sum_bit_for_bit(done: Done) -> None:
+    seen = read_exhibit(done.run.exhibit)
+    assert (seen.round, seen.step) == (0, 5) and seen.client in NAMES
+    assert np.array_equal(seen.recovered_sum, seen.plain_sum) and seen.plain_sum.any()
+    # What the server saw of one client looks like uniform noise, whatever the client had: bits of it are even.
+    assert (seen.masked != seen.plain).mean() > 0.99
+    assert abs(np.unpackbits(seen.masked[:, None].view(np.uint8)).mean() * 32 / seen.modulus_bits - 0.5) < 0.02
+
+
+def test_nobody_is_dropped_without_being_asked(whole: Done) -> None:
+    steps = [event for event in read_events(whole.run.events) if isinstance(event, StepFinished)]
+    assert len(steps) == 24
+    assert {event.path for event in steps} == {"fast"} and all(event.survivors == NAMES for event in steps)
+
+
+def test_dropped_client_is_named_and_the_sum_is_recovered_without_it(with_a_drop: Done) -> None:
+    summary = with_a_drop.summary
+    assert summary.dropped == ["client-5"]
+    assert summary.accuracy.codream.clients[4] is None and None not in summary.accuracy.codream.clients[:4]
+    steps = [event for event in read_events(with_a_drop.run.events) if isinstance(event, StepFinished)]
+    dropout = [event for event in steps if event.path == "dropout"]
+    assert dropout and all(event.dropped == ["client-5"] and event.survivors == NAMES[:4] for event in dropout)
+    first = dropout[0]
+    assert first.round == 1 and first.step in (5, 6)  # it may have answered step 5 just before it was killed
+    assert [event.step for event in dropout] == list(range(first.step, 12))
+    assert "client-5" in with_a_drop.run.report.read_text(encoding="utf-8")
+
+
+def test_keys_are_for_their_owner_alone(done: Done) -> None:
+    keys = list(done.run.path.rglob("*.key"))
+    assert len(keys) == 1 + 1 + 2 * 5
+    assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
+
+
+def test_no_process_is_left_behind(done: Done) -> None:
+    assert processes_that_name(done.run.path) == []
+
+
+def test_no_secret_key_is_in_anything_that_is_written(done: Done) -> None:
+    keys = [bytes.fromhex(path.read_text()) for path in done.run.path.rglob("*.key")]
+    files = [path for path in done.run.path.rglob("*") if path.is_file() and path.suffix != ".key"]
+    names = {path.name for path in files}
+    assert {"summary.json", "report.html", "events.jsonl", "log.jsonl", "process.log", "server.json"} <= names
+    content = {path: path.read_bytes() for path in files}
+    content[Path("printed")] = done.printed.encode()
+    for path, data in content.items():
+        for key in keys:
+            for form in (key, key.hex().encode(), key.hex().upper().encode(), base64.b64encode(key)[:42]):
+                assert form not in data, path
+    # The search can find: the first 16 digits of a public key stand in the roster's owner's file.
+    public = (done.run.server / "administrator.pub").read_bytes().strip()
+    assert public in (done.run.path / "administrator" / "administrator.pub").read_bytes()
+
+
+def test_interruption_ends_with_130_and_leaves_no_process(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "--json", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not any("epoch_started" in path.read_text() for path in tmp_path.glob("*/server/events.jsonl")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len(processes_that_name(tmp_path)) >= 1 + 1 + 5 + 1  # itself, server, clients, references
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert processes_that_name(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--clients", "2"], "--clients': Input should be greater than or equal to 3"),
+        (["--alpha", "soft"], "found 'soft'; a number above 0, or 'iid', is allowed"),
+        (["--clients", "3", "--drop", "1"], "found 1; of 3 clients at most 0 can be lost"),
+        (["--rouns", "3"], "No such option"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, options: list[str], message: str) -> None:
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "secure_codream", "demo", "--out", str(tmp_path / "runs"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
