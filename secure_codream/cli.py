@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -152,6 +152,99 @@ def client(
     from secure_codream.party import run_client
 
     run_client(folder, address=address, threads=threads, exhibit=_at(exhibit))
+
+
+@app.command(
+    epilog="Example: secure-codream compare --algorithms isolated,codream,fedavg,centralised "
+    "--partitions iid,dirichlet:0.5 --seeds 0-4 --data digits --per-client 30"
+)
+def compare(
+    config: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="The comparison's TOML file; see examples/.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Go on with this run's folder.")
+    ] = None,
+    algorithms: Annotated[str | None, typer.Option(help="Names with commas between.")] = None,
+    partitions: Annotated[
+        str | None, typer.Option(help="iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:N; commas between.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="0-4, or 0,2,5.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where torchvision's files lie.")] = None,
+    models: Annotated[str | None, typer.Option(help="One for all clients, or several, taken in turn.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of communication.")] = None,
+    clients: Annotated[int | None, typer.Option(min=2, help="Clients.")] = None,
+    per_client: Annotated[int | None, typer.Option(min=2, help="Images of each client.")] = None,
+    test_limit: Annotated[int | None, typer.Option(min=1, help="At most so many test images.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End a cell after so many rounds without a rise in accuracy.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto.")] = None,
+    name: Annotated[str | None, typer.Option(help="Part of the folder's name.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time; one for each core unless given.")] = None,
+    plots: Annotated[bool, typer.Option(help="Draw plots, which needs matplotlib.")] = True,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.")] = False,
+    out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")] = False,
+) -> None:
+    """Compare algorithms on the same data: table, plots and report. Flags overrule the file."""
+    from secure_codream.experiments.compare import Outputs, prepare, run_comparison, usual_jobs
+    from secure_codream.experiments.compare import resume as resume_run
+    from secure_codream.experiments.results import result_tables
+
+    wanted: dict[str, Any] = {
+        "name": name,
+        "algorithms": algorithms and _listed(algorithms),
+        "partitions": partitions and _listed(partitions),
+        "seeds": seeds,
+        "models": models and _listed(models),
+        "rounds": rounds,
+        "clients": clients,
+        "per_client": per_client,
+        "test_limit": test_limit,
+        "patience": patience,
+        "device": device,
+    }
+    source = {"source": data, "root": None if root is None else str(root)}
+    flags = {"compare": _given(wanted), "data": _given(source)}
+    if resume is not None and (config is not None or any(flags.values())):
+        raise typer.BadParameter(
+            "found settings beside it; a run goes on with its own config.toml", param_hint="--resume"
+        )
+    outputs = Outputs(plots=plots, tensorboard=tensorboard)
+    console = Console(stderr=json)
+    comparison = resume_run(resume) if resume is not None else prepare(config, flags, out)
+    jobs = jobs or usual_jobs(comparison.grid.config.compare.device)
+    try:
+        results = run_comparison(comparison, jobs=jobs, console=console, outputs=outputs)
+    except KeyboardInterrupt:
+        Console(stderr=True, highlight=False).print(
+            f"Finished cells are kept. To go on: secure-codream compare --resume {comparison.run.path}", soft_wrap=True
+        )
+        raise
+    if json:
+        typer.echo(comparison.run.summary.read_text(encoding="utf-8"), nl=False)
+    else:
+        for table in result_tables(results):
+            console.print(table)
+        for algorithm, reason in results.not_applicable.items():
+            console.print(f"{algorithm} is not applicable: {reason}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"The report: {comparison.run.report}", soft_wrap=True)
+    if results.failures:
+        _fail(
+            f"{len(results.failures)} of {results.cells} cells failed; read {comparison.logs}, "
+            f"then try them again with compare --resume {comparison.run.path}",
+            1,
+        )
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 @app.command(epilog="Example: secure-codream report runs/20261123-120000-demo")

@@ -217,6 +217,9 @@ def _run_federation(run: RunFolder, options: DemoOptions, processes: _Processes,
     victims = options.names[len(options.names) - options.drop :]
     killed: list[str] = []
     for event in _follow(run.events, server):
+        _check_alive(run, options, processes, killed)
+        if event is None:
+            continue
         panel.feed(event)
         at = (event.get("round"), event.get("step"))
         if victims and not killed and event["event"] == "step_started" and at == options.drop_at:
@@ -240,8 +243,14 @@ def _wait_for_endpoint(run: RunFolder, server: subprocess.Popen[bytes]) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _follow(path: Path, server: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
-    """The events as they are written, until the server's process ends."""
+def _check_alive(run: RunFolder, options: DemoOptions, processes: _Processes, killed: list[str]) -> None:
+    for name in options.names:
+        if name not in killed and processes.running[name].poll() not in (None, 0):
+            raise DemoError(f"{name} failed; read {run.client(name) / 'process.log'}")
+
+
+def _follow(path: Path, server: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
+    """The events as they are written, and None now and then, until the server's process ends."""
     position = 0
     while True:
         ended = server.poll() is not None  # asked first, so that what was written before the end is still read
@@ -255,6 +264,7 @@ def _follow(path: Path, server: subprocess.Popen[bytes]) -> Iterator[dict[str, A
                     yield json.loads(line)
         if ended:
             return
+        yield None
         time.sleep(POLL_SECONDS)
 
 

@@ -32,7 +32,6 @@ def learning_settings(federation: FederationConfig) -> LearningSettings:
     dreams = federation.dreams
     shared = {
         "way": dreams.way,
-        "delta_clip": dreams.update_clip,
         "logit_clip": dreams.logit_clip,
         "window": dreams.window,
     }

@@ -29,7 +29,8 @@ def pick_device(preferred: str = "auto") -> torch.device:
         raise DeviceError(f"unknown device {preferred!r}; allowed are {ALLOWED_DEVICES}") from error
     if device.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(f"device {preferred!r} is not supported; allowed are {ALLOWED_DEVICES}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    index = int(preferred.partition(":")[2] or 0)  # torch.device keeps it in eight bits: cuda:999 is cuda:-25 there
+    if device.type == "cuda" and index >= torch.cuda.device_count():
         raise DeviceError(
             f"device {preferred!r} asked for, but {torch.cuda.device_count()} CUDA devices are visible; "
             "choose 'auto' or 'cpu'"

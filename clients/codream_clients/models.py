@@ -107,21 +107,24 @@ def _cnn2(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
 
 def _cnn2_wide(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
     return nn.Sequential(
-        conv(channels, 32, norm, kernel=5, stride=2),
+        conv(channels, 32, norm),
+        nn.MaxPool2d(2),
         conv(32, 64, norm),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(64 * ((size + 1) // 4) ** 2, classes),
+        nn.Linear(64 * (size // 4) ** 2, classes),
     )
 
 
 def _cnn3(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
     return nn.Sequential(
         conv(channels, 16, norm),
-        conv(16, 32, norm, stride=2),
-        conv(32, 64, norm, stride=2),
+        nn.MaxPool2d(2),
+        conv(16, 32, norm),
+        conv(32, 64, norm),
+        nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(64 * ((size + 3) // 4) ** 2, classes),
+        nn.Linear(64 * (size // 4) ** 2, classes),
     )
 
 
@@ -140,13 +143,13 @@ def _mlp(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
 
 def _resnet8(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
     return nn.Sequential(
-        conv(channels, 16, norm, stride=2),
+        conv(channels, 16, norm),
+        nn.MaxPool2d(2),
         networks.BasicBlock(16, 16, 1, norm),
         networks.BasicBlock(16, 32, 1, norm),
         networks.BasicBlock(32, 64, 2, norm),
-        nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(64, classes),
+        nn.Linear(64 * ((size // 2 + 1) // 2) ** 2, classes),
     )
 
 

@@ -36,8 +36,7 @@ class LearningSettingsError(ValueError):
 class LearningSettings:
     """Every learning hyperparameter of a participant. Raises `LearningSettingsError` for values out of range.
 
-    Dreams: `way` of sharing; `local_steps` Adam steps at rate `dream_lr` (update way); `loss` weights; each
-    coordinate of a shared update is clipped to [-delta_clip, delta_clip].
+    Dreams: `way` of sharing; `local_steps` Adam steps at rate `dream_lr` (update way); `loss` weights.
     Soft labels: logits clipped to [-logit_clip, logit_clip]; `class_aware` weights with the public `max_count`
     and `prior`. Training: `warm_up_epochs` at the start; each round `distil_epochs` at `temperature` on the
     newest `window` dream batches, then `local_epochs` on the own data, with the `balanced` softmax or plain
@@ -48,7 +47,6 @@ class LearningSettings:
     local_steps: int = 10
     dream_lr: float = 0.1
     loss: DreamLoss = field(default_factory=DreamLoss)
-    delta_clip: float = 1.0
     logit_clip: float = 30.0
     class_aware: bool = True
     max_count: int = 32
@@ -75,7 +73,7 @@ class LearningSettings:
             self._require(name, at_least=2)
         for name in ("warm_up_epochs", "distil_epochs", "local_epochs", "weight_decay", "momentum"):
             self._require(name, at_least=0)
-        for name in ("dream_lr", "delta_clip", "logit_clip", "prior", "lr", "distil_lr", "temperature"):
+        for name in ("dream_lr", "logit_clip", "prior", "lr", "distil_lr", "temperature"):
             self._require(name, above=0)
         if self.momentum >= 1:
             raise LearningSettingsError(f"momentum is {self.momentum}; [0, 1) is allowed")
@@ -91,7 +89,7 @@ class LearningSettings:
 class DreamShare:
     """What a client contributes to one global step.
 
-    `delta` (B, C, H, W) float32 within +-delta_clip: in the update way, how far the client moved the dreams
+    `delta` (B, C, H, W) float32, not yet clipped: in the update way, how far the client moved the dreams
     (add the mean to the state); in the gradient way, B * dL/dx (descend along the mean with Adam, which is
     blind to the factor B; it brings the coordinates into the fixed-point range).
     `entropy`: mean entropy of the teacher at the dreams received, in nats, in [0, log K].
@@ -182,7 +180,7 @@ class Participant:
         else:
             gradient, entropy = dream_gradient(self.model, dreams, settings.loss, seen=self._seen, extra=extra)
             delta = gradient * np.float32(len(dreams))
-        return DreamShare(np.clip(delta, -settings.delta_clip, settings.delta_clip), entropy)
+        return DreamShare(delta, entropy)
 
     def soft_labels(self, dreams: FloatArray) -> SoftLabelShare:
         """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W)."""

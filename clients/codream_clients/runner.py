@@ -98,7 +98,7 @@ class ClientRunner:
         """Take part until the server says farewell.
 
         Raises:
-            AggregationFailed: no word from the server for longer than `patience`.
+            AggregationFailed: the server gave up, or there was no word from it for longer than `patience`.
             UnsupportedVersion: the server speaks another version.
             RosterRefused: the server holds another roster.
         """
@@ -171,9 +171,8 @@ class ClientRunner:
             else:
                 await self._perform(self._protocol.receive(message, tuple(parts[1:])))
                 if isinstance(message, Farewell):
-                    self._log.info("farewell", reason=message.reason)
-                    self._over = not message.plan
-        except (UnsupportedVersion, RosterRefused):
+                    self._farewell(message)
+        except (UnsupportedVersion, RosterRefused, AggregationFailed):
             raise
         except RemoteProtocolError as error:
             await self._refuse(error)
@@ -185,6 +184,14 @@ class ClientRunner:
                 raise kind(message.found, message.allowed)
         if message.code == UnexpectedMessage.code and "before Hello" in message.found:
             await self._send(Send(Hello((PROTOCOL,), self._roster.hash)))  # the server has been restarted
+
+    def _farewell(self, message: Farewell) -> None:
+        self._log.info("farewell", reason=message.reason)
+        if message.plan:
+            return
+        if not message.completed:
+            raise AggregationFailed(f"a federation given up ({message.reason})", "one that comes to its end")
+        self._over = True
 
     def _welcome(self, message: Welcome) -> None:
         if message.version != PROTOCOL:

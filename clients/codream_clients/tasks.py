@@ -65,10 +65,10 @@ class DreamLearner:
         if task == UPDATE:
             share = self._participant.dream_update(dreams)
             return {
-                "dreams": share.delta * self._weight,
+                "dreams": np.clip(share.delta, -clips[0], clips[0]) * self._weight,
                 "weight": np.array([self._weight]),
                 "entropy": np.array([share.entropy * self._weight]),
-                "clipped": np.array([clipped_fraction(share.delta.reshape(-1), clips[0]) * self._weight]),
+                "clipped": np.array([clipped_fraction(share.delta, clips[0]) * self._weight]),
             }
         if task == LOGITS:
             labels = self._participant.soft_labels(dreams)

@@ -62,10 +62,14 @@ class Refusal(_Message, frozen=True, tag="refusal"):
 
 
 class Farewell(_Message, frozen=True, tag="farewell"):
-    """Server to client: the federation is over, or an epoch was given up (`plan` says which; empty for all)."""
+    """Server to client: the federation is over, or an epoch was given up (`plan` says which; empty for all).
+
+    `completed` says whether what is over came to its end.
+    """
 
     plan: Annotated[bytes, Meta(max_length=KEY_BYTES)]
     reason: Text
+    completed: bool = False
 
 
 # -- epoch set-up ---------------------------------------------

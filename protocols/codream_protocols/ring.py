@@ -61,6 +61,6 @@ def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int) ->
     return total.astype(np.float64) * (2 * clip / top) - survivors * clip
 
 
-def clipped_fraction(values: Floats, clip: float) -> float:
-    """Which part of the values lies outside [-clip, clip]: 0 to 1."""
-    return float(np.mean(np.abs(values) > clip)) if len(values) else 0.0
+def clipped_fraction(values: np.ndarray[Any, Any], clip: float) -> float:
+    """Which part of the values, of any shape, lies outside [-clip, clip]: 0 to 1."""
+    return float(np.mean(np.abs(values) > clip)) if values.size else 0.0

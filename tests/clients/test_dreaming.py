@@ -200,7 +200,7 @@ def test_the_first_adam_step_moves_each_coordinate_by_lr_against_the_gradient():
 
 def test_updates_lower_the_loss_that_they_follow():
     model, dreams = teacher(), noise(16)
-    delta, before = dream_update(model, dreams, DreamLoss(**(ONLY | {"alpha_preds": 1.0})), 20, 0.1)
+    delta, before = dream_update(model, dreams, DreamLoss(**(ONLY | {"alpha_preds": 1.0})), 60, 0.1)
     _, after = dream_gradient(model, dreams + delta, ALL_TERMS)
     assert after < 0.7 * before
 

@@ -81,7 +81,7 @@ def test_everything_of_an_update_carries_the_secret_weight(dreams: np.ndarray) -
     participant: Any = SimpleNamespace(dream_update=lambda given: DreamShare(delta, 1.2))
     values = DreamLearner(participant, shape=SHAPE, weight=0.25).compute(UPDATE, [dreams], (0.6, 1.0, 2.0, 1.0))
     assert values["weight"].tolist() == [0.25]
-    np.testing.assert_allclose(values["dreams"], delta * 0.25)
+    np.testing.assert_allclose(values["dreams"], np.clip(delta, -0.6, 0.6) * 0.25)
     assert values["entropy"] == pytest.approx([1.2 * 0.25])
     assert values["clipped"] == pytest.approx([0.25 / BATCH])  # one dream of six lies beyond 0.6
 
@@ -133,3 +133,16 @@ def test_soft_labels_of_another_form_are_refused(
 def test_unknown_task_is_refused(images: LabelledImages, dreams: np.ndarray) -> None:
     with pytest.raises(VectorRefused, match="task 'weights'"):
         learner(images).compute("weights", [dreams], (1.0,))
+
+
+def test_updates_are_clipped_before_they_are_weighted_and_the_fraction_is_told() -> None:
+    class Restless:
+        def dream_update(self, dreams: np.ndarray) -> DreamShare:
+            delta = np.zeros_like(dreams)
+            delta.reshape(-1)[:4] = 3.0
+            return DreamShare(delta, 0.5)
+
+    learner = DreamLearner(Restless(), shape=(1, 2, 2), weight=0.5)  # type: ignore[arg-type]
+    values = learner.compute(UPDATE, [np.zeros((4, 1, 2, 2), dtype=np.float32)], (1.0, 1.0, 2.3, 1.0))
+    assert values["dreams"].max() == 0.5
+    assert values["clipped"][0] == pytest.approx(0.5 * 4 / 16)

@@ -27,6 +27,7 @@ from secure_codream.experiments.fedavg import MODEL, AveragingClient, FedAvg
 from secure_codream.experiments.fedgen import (
     Draw,
     FedGen,
+    GeneratingClient,
     GeneratorSettings,
     diversity_loss,
     fresh_generator,
@@ -43,7 +44,7 @@ from secure_codream.experiments.local_work import (
     train_round,
     warm_up,
 )
-from secure_codream.experiments.moon import Moon, contrastive_loss
+from secure_codream.experiments.moon import ContrastiveClient, Moon, contrastive_loss
 from secure_codream.experiments.parameters import (
     PARAMETERS,
     Layout,
@@ -51,6 +52,7 @@ from secure_codream.experiments.parameters import (
     MixedArchitectures,
     ParameterLearner,
     SecureMean,
+    Work,
     peaks,
 )
 from secure_codream.experiments.problem import Algorithm, Problem, Row
@@ -293,6 +295,24 @@ def test_bytes_grow_with_the_model_and_scaffold_sends_twice() -> None:
     assert twice.bytes_up / sent["resnet8"].bytes_up == pytest.approx(2, rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["fedprox", "scaffold", "moon", "fedgen"])
+def test_none_is_fedavg_under_another_name(name: str) -> None:
+    problem, settings = digits(), GeneratorSettings(steps=5)
+    plain, generator = AveragingClient(problem, 0), fresh_generator(problem, settings)
+    start, parameters = plain.layout.read(plain.model), Layout.of_parameters(plain.model).length
+    even = np.full(10, 0.1, dtype=np.float32)
+    clients: dict[str, tuple[Work, list[np.ndarray[Any, Any]]]] = {
+        "fedprox": (ProximalClient(problem, 0, 0.1).work, []),
+        "scaffold": (ControlledClient(problem, 0).work, [np.zeros(parameters, dtype=np.float32)]),
+        "moon": (ContrastiveClient(problem, 0, 0.1, 0.5).work, []),
+        "fedgen": (GeneratingClient(problem, 0, settings).work, [Layout.of_state(generator).read(generator), even]),
+    }
+    work, more = clients[name]
+    first, second = ((plain.work([start])[MODEL], work([start, *more])[MODEL]) for _ in range(2))
+    assert np.allclose(*first, atol=1e-4) == (name != "fedprox"), "all but the spring set in with the second round"
+    assert np.abs(second[0] - second[1]).max() > 1e-3
+
+
 # -- FedProx ---------------------------------------------
 
 
@@ -339,7 +359,7 @@ def test_displacement_is_what_the_optimiser_does_under_a_constant_gradient(steps
     for _ in range(steps):
         place.grad = torch.ones(())
         optimiser.step()
-    assert displacement(steps, momentum) == pytest.approx(-float(place) / 0.1, rel=1e-5)
+    assert displacement(steps, momentum) == pytest.approx(-float(place.detach()) / 0.1, rel=1e-5)
 
 
 def test_a_corrections_mean_is_added_to_every_gradient() -> None:

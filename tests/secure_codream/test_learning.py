@@ -109,7 +109,7 @@ def test_settings_follow_the_dreams_tables() -> None:
         learning={"local_epochs": 2, "balanced": False},
     )
     settings = learning_settings(config)
-    assert (settings.way, settings.delta_clip, settings.logit_clip, settings.window) == ("gradient", 0.5, 7.0, 3)
+    assert (settings.way, settings.logit_clip, settings.window) == ("gradient", 7.0, 3)
     assert (settings.local_epochs, settings.balanced) == (2, False)
 
 
@@ -118,7 +118,7 @@ def test_settings_follow_the_dreams_tables() -> None:
     [
         ({"local_stepz": 3}, "found the key 'local_stepz'; allowed are balanced, "),
         ({"loss": {"alpha_tvv": 1.0}}, r"\[learning.loss\]: found the key 'alpha_tvv'; allowed are "),
-        ({"delta_clip": 3.0}, "found the key 'delta_clip'"),  # it follows [dreams]
+        ({"logit_clip": 3.0}, "found the key 'logit_clip'"),  # it follows [dreams]
         ({"local_steps": "many"}, "local_steps: found 'many'"),
         ({"momentum": 1.5}, "momentum"),
         ({"local_steps": 0}, "local_steps"),

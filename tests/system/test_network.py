@@ -7,6 +7,7 @@ taken out, succeeds.
 from __future__ import annotations
 
 import asyncio
+import math
 import base64
 import random
 import secrets
@@ -205,12 +206,12 @@ def test_too_many_lost_fails_the_epoch_and_whoever_is_there_starts_another(netwo
 
 
 def test_federation_that_nobody_is_left_of_is_given_up(network: Any) -> None:
-    net = network(timing=Timing(join=1.0, step=10.0, beat=0.2, lost_after=0.6, attempts=3))
+    net = network(timing=Timing(join=2.0, step=10.0, beat=0.2, lost_after=0.6, attempts=3))
 
     async def scenario() -> None:
         async with net.serving() as server:
             clients = [net.start(number) for number in range(3)]
-            with pytest.raises(AggregationFailed, match=r"1 clients after 1 s"):
+            with pytest.raises(AggregationFailed, match=r"[12] clients after 2 s"):
                 await net.happens("client_joined", client="client-2")
                 for client in clients[:2]:
                     client.cancel()
@@ -579,7 +580,8 @@ def test_flood_of_small_messages_does_not_stop_the_others(network: Any, parts: A
     net.run(scenario)
     net.assert_sums_are_right()
     assert {tuple(event["survivors"]) for event in net.of("step_finished")} == {tuple(NAMES)}
-    assert net.refusals()["client-3", "malformed"] >= 1000
+    assert net.server.refusals[3] >= 1000  # all are counted and answered; a flood does not fill the log
+    assert net.refusals()["client-3", "malformed"] <= 100 + math.log2(net.server.refusals[3])
     assert set(net.refusals()) == {("client-3", "malformed")} and not net.of("client_lost")
 
 

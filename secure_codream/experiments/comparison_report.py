@@ -1,0 +1,141 @@
+"""The report of a comparison: one self-contained HTML page, in the looks of a run's report.
+
+This module turns results into facts and figures; the words are in `templates/compare.html.j2`. Plots come as inline
+SVG from `plots`; without matplotlib the page has tables alone, and says so. No script, nothing loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from secure_codream.experiments.cell import CellRecord
+from secure_codream.experiments.grid import Grid
+from secure_codream.experiments.plots import Plot, Style, XAxis, accuracy_plot, communication_plot, styles_of
+from secure_codream.experiments.registry import ALONE, CENTRAL
+from secure_codream.experiments.results import Line, Results, curve_of, grouped, in_words
+from secure_codream.records import write_whole
+from secure_codream.report import duration, percent, size
+
+AXES: tuple[XAxis, ...] = ("round", "bytes", "steps")
+
+
+@dataclass(frozen=True)
+class PartitionView:
+    """One partition: its table, its plots, who holds what."""
+
+    name: str
+    lines: list[Line]
+    best: str | None
+    plots: list[Plot]
+    holdings: list[list[tuple[int, float]]]
+
+
+def draw(grid: Grid, records: Sequence[CellRecord], results: Results) -> dict[str, list[Plot]]:
+    """All plots: partition -> its own, and under "" that of the communication."""
+    styles = _styles(grid, results)
+    groups = grouped([record for record in records if record.measure == "learning"])
+    plots: dict[str, list[Plot]] = {}
+    for partition in dict.fromkeys(partition for partition, _ in groups):
+        curves = {name: curve_of(group) for (where, name), group in groups.items() if where == partition}
+        drawn = (accuracy_plot(partition, axis, curves, styles) for axis in AXES)
+        plots[partition] = [plot for plot in drawn if plot is not None]
+    communication = communication_plot(results.communication, styles)
+    plots[""] = [communication] if communication else []
+    return plots
+
+
+def write_comparison_report(path: Path, grid: Grid, results: Results, plots: Mapping[str, list[Plot]] | None) -> Path:
+    """Write `report.html`; `plots` is None where they were not wanted."""
+    counts = grid.label_counts()
+    partitions = []
+    for name in dict.fromkeys(line.partition for line in results.lines):
+        lines = [line for line in results.lines if line.partition == name]
+        best = _best(lines)
+        partitions.append(
+            PartitionView(
+                name=name,
+                lines=lines,
+                best=best.algorithm if best else None,
+                plots=(plots or {}).get(name, []),
+                holdings=_shades(counts[name]) if name in counts else [],
+            )
+        )
+    page = _environment().get_template("compare.html.j2")
+    html = page.render(
+        r=results,
+        c=grid.config,
+        headline=headline(results),
+        partitions=partitions,
+        communication=(plots or {}).get("", []),
+        styles={name: _style_class(style) for name, style in _styles(grid, results).items()},
+        references=(ALONE, CENTRAL),
+        with_plots=plots is not None,
+        config=grid.to_toml(),
+    )
+    return write_whole(path, html.encode())
+
+
+def headline(results: Results) -> str:
+    """The result in words: on each partition, what came out best, and between which bounds."""
+    sentences = []
+    for partition in dict.fromkeys(line.partition for line in results.lines):
+        lines = {line.algorithm: line for line in results.lines if line.partition == partition}
+        best = _best(list(lines.values()))
+        if best is None:
+            continue
+        words = f"{partition}: {best.algorithm} reaches {percent(best.accuracy.mean)} of unseen examples"
+        if ALONE in lines and CENTRAL in lines:
+            words += (
+                f", between {percent(lines[ALONE].accuracy.mean)} alone and "
+                f"{percent(lines[CENTRAL].accuracy.mean)} with all data in one place"
+            )
+        sentences.append(words + ".")
+    return " ".join(sentences)
+
+
+def _best(lines: Sequence[Line]) -> Line | None:
+    return max(
+        (line for line in lines if line.algorithm not in (ALONE, CENTRAL)),
+        key=lambda line: line.accuracy.mean,
+        default=None,
+    )
+
+
+def _styles(grid: Grid, results: Results) -> dict[str, Style]:
+    names = [*grid.config.compare.algorithms, *(point.algorithm for point in results.communication)]
+    return styles_of(list(dict.fromkeys(names)))
+
+
+def _style_class(style: Style) -> str:
+    return "grey" if style.number is None else f"c{style.number}"
+
+
+def _shades(counts: NDArray[np.int64]) -> list[list[tuple[int, float]]]:
+    most = max(1, int(counts.max()))
+    return [[(int(count), float(count) / most) for count in row] for row in counts]
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent,
+        size=size,
+        duration=duration,
+        estimate=in_words,
+        # matplotlib escapes what it draws, and no text but numbers and our own labels is drawn.
+        svg=lambda plot: Markup(plot.for_page()),  # noqa: S704
+    )
+    return environment

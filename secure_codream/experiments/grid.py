@@ -1,0 +1,521 @@
+"""What is compared: one TOML file, or a few flags, become cells = algorithms x partitions x seeds.
+
+A cell is one run of one algorithm on one partition with one seed; everything that defines its result is in it, and
+its digest stands for all that. Where two configurations agree on a digest, they agree on the cell's rows, so a result
+may be taken over; where anything differs (a learning rate, a version), the digest does. Where the data lie is no part
+of it.
+
+A variant is an algorithm under another name with other options or other `[learning]` and `[dreams]` values:
+
+    [variants.codream-plain]
+    algorithm = "codream"
+    learning = { balanced = false, class_aware = false, loss = { alpha_target = 0.0 } }
+
+Averaging of parameters needs one architecture. With a mix, such an algorithm is not applicable: it gets no cells, and
+the results say why. Cells of `[communication]` measure bytes alone, by models of different sizes: one round with as
+little training as there can be, since no byte depends on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from codream_clients.data_sources import kind_of
+from codream_clients.devices import DeviceError, pick_device
+from codream_clients.model_names import UnknownModelError, model_mix
+from codream_clients.models import ModelShapeError, OwnPartError, build
+from codream_clients.participant import LearningSettings
+from secure_codream.config import (
+    MAX_CONFIG_BYTES,
+    AggregationTable,
+    ConfigError,
+    DataTable,
+    DreamsTable,
+    FederationConfig,
+    PartyName,
+    TaskTable,
+    check,
+)
+from secure_codream.data import load_data, who_holds_what
+from secure_codream.experiments.registry import Entry, find
+from secure_codream.learning import learning_settings
+
+SCHEMA = 1
+MOST_CELLS = 100_000
+PARTITIONS = "iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:NUMBER"
+FOLLOWS_DREAMS = ("way", "logit_clip", "window")  # learning settings that `[dreams]` decides
+
+
+def partition_fields(text: str) -> dict[str, Any]:
+    """`dirichlet:0.5` as fields of a `DataTable`.
+
+    Raises:
+        ValueError: no partition; the text lists those allowed.
+    """
+    scheme, colon, number = text.partition(":")
+    key = {"dirichlet": "alpha", "dirichlet-by-label": "alpha", "shards": "shards"}.get(scheme)
+    fields: dict[str, Any] = {"partition": scheme}
+    try:
+        if key is not None and colon:
+            fields[key] = float(number) if key == "alpha" else int(number)
+            DataTable(**fields)
+        elif text != "iid":
+            raise ValueError
+    except (ValueError, ValidationError):
+        raise ValueError(f"{text!r} is no partition; allowed are {PARTITIONS}") from None
+    return fields
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-4` or `0,2,5-7` as numbers.
+
+    Raises:
+        ValueError: anything else.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        if not found or int(found[2] or found[1]) - int(found[1]) not in range(MOST_CELLS):
+            raise ValueError(f"{part.strip()!r} is no seed; allowed are numbers and ranges, such as 0,2 or 0-4")
+        seeds.extend(range(int(found[1]), int(found[2] or found[1]) + 1))
+    return seeds
+
+
+def _known_partition(text: str) -> str:
+    partition_fields(text)
+    return text
+
+
+def _no_twins(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if twins := sorted({str(value) for value in values if values.count(value) > 1}):
+        raise ValueError(f"{', '.join(twins)} more than once; each is allowed once")
+    return values
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _seeds(value: Any) -> Any:
+    return parse_seeds(value) if isinstance(value, str) else value
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Partition = Annotated[str, AfterValidator(_known_partition)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class CompareTable(_Table):
+    """`[compare]`.
+
+    `models`: one name for all clients, or several, taken in turn. `per_client` and `test_limit`: images of each
+    client, and of the test; all unless given. `patience`: a cell ends when its mean accuracy has not risen for so
+    many rounds; that looks at the test images, so it is for exploring, not for figures to cite.
+    """
+
+    name: PartyName = "comparison"
+    algorithms: Annotated[Names, AfterValidator(_no_twins)] = ("isolated", "codream", "centralised")
+    partitions: Annotated[
+        tuple[Partition, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_no_twins)
+    ] = ("iid",)
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...],
+        BeforeValidator(_seeds),
+        Field(min_length=1),
+        AfterValidator(_no_twins),
+    ] = (0, 1, 2, 3, 4)
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 4
+    clients: Annotated[int, Field(ge=2, le=10_000)] = 4
+    per_client: Annotated[int, Field(ge=2)] | None = None
+    models: Names = ("cnn2",)
+    test_limit: Annotated[int, Field(ge=1)] | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
+    device: str = "cpu"
+
+
+class SourceTable(_Table):
+    """`[data]`: what is dealt out; the keys are those of a client's `[data]`, see `DataTable`."""
+
+    source: str = "digits"
+    root: Path | None = None
+    download: bool = False
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    standardise: Literal["public", "train"] = "public"
+    train_limit: Annotated[int, Field(ge=2)] | None = None
+    augment: Literal["none", "shift", "flip-crop"] = "none"
+
+
+class VariantTable(_Table):
+    """`[variants.NAME]`: an algorithm with other settings; see the module."""
+
+    algorithm: str
+    options: dict[str, Any] = {}
+    learning: dict[str, Any] = {}
+    dreams: dict[str, Any] = {}
+
+
+class CommunicationTable(_Table):
+    """`[communication]`: whose bytes to measure, by models of different sizes. No models: none are measured."""
+
+    algorithms: Annotated[Names, AfterValidator(_no_twins)] = ("codream", "fedavg")
+    models: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_no_twins)] = ()
+
+
+class CompareConfig(_Table):
+    """The whole of a comparison's file."""
+
+    compare: CompareTable = CompareTable()
+    data: SourceTable = SourceTable()
+    dreams: DreamsTable = DreamsTable()
+    learning: dict[str, Any] = {}
+    aggregation: AggregationTable = AggregationTable()
+    variants: dict[PartyName, VariantTable] = {}
+    communication: CommunicationTable = CommunicationTable()
+
+
+Measure = Literal["learning", "communication"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cell:
+    """One run of one algorithm on one partition with one seed.
+
+    Attributes:
+        algorithm: its name in tables.
+        entry: how it is made.
+        partition: as it was written, such as `dirichlet:0.5`.
+        seed: of data, models and everything else.
+        measure: what the cell is for.
+        rounds: of communication.
+        models: each client's.
+        data: the source and how it is dealt out.
+        learning: every hyperparameter that `[dreams]` does not decide.
+        dreams: the dreams' settings.
+        aggregation: secure aggregation's settings.
+        patience: see `CompareTable`.
+        device: where models are trained.
+    """
+
+    algorithm: str
+    entry: Entry
+    partition: str
+    seed: int
+    measure: Measure = "learning"
+    rounds: int
+    models: tuple[str, ...]
+    data: DataTable
+    learning: Mapping[str, Any]
+    dreams: DreamsTable
+    aggregation: AggregationTable
+    patience: int | None
+    device: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that defines the rows, hexadecimal."""
+        definition = {
+            "schema": SCHEMA,
+            "versions": {name: metadata.version(name) for name in ("secure-codream", "torch", "numpy")},
+            "algorithm": [self.entry.reference, dict(self.entry.options)],
+            "measure": self.measure,
+            "partition": self.partition,
+            "seed": self.seed,
+            "rounds": self.rounds,
+            "models": self.models,
+            "data": self.data.model_dump(mode="json", exclude={"root", "download", "part"}),
+            "learning": dict(self.learning),
+            "dreams": self.dreams.model_dump(mode="json"),
+            "aggregation": self.aggregation.model_dump(mode="json"),
+            "patience": self.patience,
+            "device": self.device,
+        }
+        return hashlib.sha256(json.dumps(definition, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+    @property
+    def stem(self) -> str:
+        """A file's name for it: readable, and different from every other cell's."""
+        model = f"{self.models[0]}_" if self.measure == "communication" else ""
+        words = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.algorithm}_{model}{self.partition}_seed-{self.seed}")
+        return f"{words}_{self.digest[:12]}"
+
+    def __str__(self) -> str:
+        if self.measure == "communication":
+            return f"bytes of {self.algorithm}, {self.models[0]}"
+        return f"{self.algorithm}, {self.partition}, seed {self.seed}"
+
+    def settings(self, shape: tuple[int, int, int], classes: int) -> LearningSettings:
+        """Every client's hyperparameters.
+
+        Raises:
+            ConfigError: a key or value that does not fit.
+        """
+        return _settings(self.learning, self.dreams, shape, classes)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A checked comparison.
+
+    Attributes:
+        config: as it was given, complete with defaults.
+        cells: what is to be run, in order: seed by seed, so that early results compare like with like.
+        not_applicable: algorithm -> why it gets no cells.
+    """
+
+    config: CompareConfig
+    cells: tuple[Cell, ...]
+    not_applicable: Mapping[str, str]
+
+    def to_toml(self) -> str:
+        """The whole configuration; read again, it gives the same cells."""
+        return tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True))
+
+    def label_counts(self) -> dict[str, NDArray[np.int64]]:
+        """Partition -> images of each class that each client holds, (clients, classes), of the first seed."""
+        first: dict[str, DataTable] = {}
+        for cell in self.cells:
+            if cell.measure == "learning":
+                first.setdefault(cell.partition, cell.data)
+        return {partition: who_holds_what(data) for partition, data in first.items()}
+
+
+def read_grid(path: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Grid:
+    """Read a comparison's file, put the flags' values (table -> key -> value) over it, and check all of it.
+
+    Raises:
+        ConfigError: with the key, what was found and what is allowed.
+    """
+    content: dict[str, Any] = {} if path is None else _read_toml(path)
+    for table, values in flags.items():
+        existing = content.get(table, {})
+        if values and isinstance(existing, dict):
+            content[table] = {**existing, **values}
+    name = "flags" if path is None else path.name
+    config: CompareConfig = check(name, CompareConfig, content)
+    try:
+        return _grid(config)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: found {path.stat().st_size} bytes; at most {MAX_CONFIG_BYTES} are allowed")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: found no such file; a TOML file is needed") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: found no valid TOML ({error})") from None
+
+
+def _grid(config: CompareConfig) -> Grid:
+    table = config.compare
+    if table.clients < config.aggregation.least_survivors:
+        raise ConfigError(
+            f"compare.clients: found {table.clients}; aggregation.least_survivors is "
+            f"{config.aggregation.least_survivors}, so that many or more are needed"
+        )
+    count = len(table.algorithms) * len(table.partitions) * len(table.seeds)
+    if count > MOST_CELLS:
+        raise ConfigError(f"compare: found {count} cells; at most {MOST_CELLS} are allowed")
+    try:
+        pick_device(table.device)
+        models = model_mix(table.models, table.clients)
+    except (DeviceError, UnknownModelError) as error:
+        key = "device" if isinstance(error, DeviceError) else "models"
+        raise ConfigError(f"compare.{key}: {error}") from error
+    data = {(partition, seed): _data(config, partition, seed) for partition in table.partitions for seed in table.seeds}
+    shape, classes = _try_data([data[partition, table.seeds[0]] for partition in table.partitions])
+    _try_models([("compare.models", models), ("communication.models", config.communication.models)], shape, classes)
+    learning = _whole_learning(config.learning, config.dreams, shape, classes)
+    config = config.model_copy(update={"learning": learning, "data": _absolute(config.data)})
+    recipes = {name: _Recipe.of(config, name, shape, classes) for name in table.algorithms}
+    not_applicable: dict[str, str] = {}
+    if len(set(models)) > 1:
+        mix = ", ".join(dict.fromkeys(models))
+        not_applicable = {
+            name: f"it averages parameters, which needs one architecture; found {mix}"
+            for name, recipe in recipes.items()
+            if recipe.entry.one_architecture
+        }
+    if len(not_applicable) == len(recipes):
+        name, reason = next(iter(not_applicable.items()))
+        raise ConfigError(f"compare.algorithms: no algorithm is left to run: {name}: {reason}")
+    cells = [
+        recipes[name].cell(config, name, partition, seed, models, data[partition, seed])
+        for seed, partition, name in product(table.seeds, table.partitions, table.algorithms)
+        if name not in not_applicable
+    ]
+    return Grid(config, (*cells, *_communication_cells(config, shape, classes)), not_applicable)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """An algorithm's entry and settings."""
+
+    entry: Entry
+    learning: Mapping[str, Any]
+    dreams: DreamsTable
+
+    @classmethod
+    def of(cls, config: CompareConfig, name: str, shape: tuple[int, int, int], classes: int) -> _Recipe:
+        variant = config.variants.get(name)
+        key = f"variants.{name}" if variant else "compare.algorithms"
+        try:
+            entry = find(variant.algorithm if variant else name, variant.options if variant else None)
+            entry.make()
+        except ConfigError as error:
+            more = f" (and of [variants]: {', '.join(config.variants)})" if config.variants and not variant else ""
+            raise ConfigError(f"{key}: {error}{more}") from error
+        if variant is None:
+            return cls(entry, config.learning, config.dreams)
+        dreams: DreamsTable = check(
+            f"variants.{name}.dreams", DreamsTable, {**config.dreams.model_dump(), **variant.dreams}
+        )
+        try:
+            learning = _whole_learning(_over(config.learning, variant.learning), dreams, shape, classes)
+        except ConfigError as error:
+            raise ConfigError(f"variants.{name}: {error}") from error
+        return cls(entry, learning, dreams)
+
+    def cell(
+        self,
+        config: CompareConfig,
+        name: str,
+        partition: str,
+        seed: int,
+        models: tuple[str, ...],
+        data: DataTable,
+    ) -> Cell:
+        return Cell(
+            algorithm=name,
+            entry=self.entry,
+            partition=partition,
+            seed=seed,
+            rounds=config.compare.rounds,
+            models=models,
+            data=data,
+            learning=self.learning,
+            dreams=self.dreams,
+            aggregation=config.aggregation,
+            patience=config.compare.patience,
+            device=config.compare.device,
+        )
+
+
+def _communication_cells(config: CompareConfig, shape: tuple[int, int, int], classes: int) -> list[Cell]:
+    """One round for each algorithm and model, without training; a round's bytes follow from sizes alone."""
+    table, chosen = config.communication, config.compare
+    cells = []
+    idle = {"warm_up_epochs": 0, "distil_epochs": 0, "local_epochs": 0, "local_steps": 1}
+    for model, name in product(table.models, table.algorithms):
+        try:
+            recipe = _Recipe.of(config, name, shape, classes)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("compare.algorithms", "communication.algorithms")) from error
+        data = _data(config, "iid", chosen.seeds[0])
+        cells.append(
+            Cell(
+                algorithm=name,
+                entry=recipe.entry,
+                partition="iid",
+                seed=chosen.seeds[0],
+                measure="communication",
+                rounds=1,
+                models=(model,) * chosen.clients,
+                data=data.model_copy(update={"test_limit": min(data.test_limit or 64, 64)}),
+                learning={**recipe.learning, **idle},
+                dreams=recipe.dreams,
+                aggregation=config.aggregation,
+                patience=None,
+                device=chosen.device,
+            )
+        )
+    return cells
+
+
+def _data(config: CompareConfig, partition: str, seed: int) -> DataTable:
+    table = config.compare
+    fields = _absolute(config.data).model_dump() | partition_fields(partition)
+    fields |= {
+        "clients": table.clients,
+        "per_client": table.per_client,
+        "test_limit": table.test_limit,
+        "seed": seed,
+    }
+    return check("data", DataTable, fields)  # type: ignore[no-any-return]
+
+
+def _absolute(data: SourceTable) -> SourceTable:
+    """Paths that still hold when the run is resumed from another folder."""
+    update: dict[str, Any] = {}
+    if data.root is not None:
+        update["root"] = data.root.expanduser().absolute()
+    try:
+        if kind_of(data.source) in ("npz", "folder"):
+            update["source"] = str(Path(data.source).expanduser().absolute())
+    except ValueError as error:
+        raise ConfigError(f"data.source: {error}") from error
+    return data.model_copy(update=update)
+
+
+def _try_data(tables: Sequence[DataTable]) -> tuple[tuple[int, int, int], int]:
+    """Read the data once before anything starts, in every partition; returns an image's shape and the classes."""
+    test = None
+    for data in tables:
+        _, test = load_data(data)
+    assert test is not None  # noqa: S101 - there is at least one partition
+    return test.shape, test.classes
+
+
+def _try_models(named: Sequence[tuple[str, Sequence[str]]], shape: tuple[int, int, int], classes: int) -> None:
+    if shape[1] != shape[2]:
+        raise ConfigError(f"data: found images of {shape[1]} x {shape[2]} pixels; square ones are needed")
+    for key, names in named:
+        for name in dict.fromkeys(names):
+            try:
+                build(name, channels=shape[0], size=shape[1], classes=classes, seed=0)
+            except (UnknownModelError, ModelShapeError, OwnPartError) as error:
+                raise ConfigError(f"{key}: {error}") from error
+
+
+def _settings(
+    learning: Mapping[str, Any], dreams: DreamsTable, shape: tuple[int, int, int], classes: int
+) -> LearningSettings:
+    task = TaskTable(shape=shape, classes=classes)
+    return learning_settings(FederationConfig(task=task, dreams=dreams, learning=dict(learning)))
+
+
+def _whole_learning(
+    learning: Mapping[str, Any], dreams: DreamsTable, shape: tuple[int, int, int], classes: int
+) -> dict[str, Any]:
+    """`[learning]` with every default spelt out."""
+    whole = asdict(_settings(learning, dreams, shape, classes))
+    return {key: value for key, value in whole.items() if key not in FOLLOWS_DREAMS}
+
+
+def _over(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """`other` put over `base`, tables within too."""
+    merged = dict(base)
+    for key, value in other.items():
+        below = merged.get(key)
+        merged[key] = _over(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged

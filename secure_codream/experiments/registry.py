@@ -1,0 +1,93 @@
+"""The algorithms that a comparison knows, by the names that configurations and tables use.
+
+Each entry names a class beside this file, the options that make a variant of it, and whether all clients must have
+one architecture, because parameters are averaged. Classes are loaded on demand, so that names can be checked without
+a tensor library. Wherever a name is taken, `my_module:MyAlgorithm` is too: a callable that returns an `Algorithm`,
+WHICH RUNS THAT CODE; its attribute `one_architecture`, if any, says what the flag here says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from codream_clients.own_parts import OwnPartError, is_reference, load_own_part
+from secure_codream.config import ConfigError
+from secure_codream.experiments.problem import Algorithm
+
+ALONE, CENTRAL = "isolated", "centralised"
+"""The floor and the ceiling of every gap closure."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How an algorithm is made.
+
+    Attributes:
+        reference: module:name of a callable that returns it.
+        options: keyword arguments of that callable.
+        one_architecture: whether all clients must have the same model.
+    """
+
+    reference: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    one_architecture: bool = False
+
+    def make(self) -> Algorithm:
+        """The algorithm itself.
+
+        Raises:
+            ConfigError: it cannot be loaded, does not take the options, or has no `run`.
+        """
+        try:
+            algorithm = load_own_part(self.reference)(**self.options)
+        except (OwnPartError, TypeError, ValueError) as error:
+            options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+            raise ConfigError(f"algorithm {self.reference}({options}): {error}") from error
+        if not callable(getattr(algorithm, "run", None)):
+            found = type(algorithm).__name__
+            raise ConfigError(f"algorithm {self.reference}: found {found}; an object with `run(problem)` is needed")
+        return algorithm  # type: ignore[no-any-return]
+
+
+def _here(module: str, name: str, *, one_architecture: bool = False, **options: Any) -> Entry:
+    return Entry(f"secure_codream.experiments.{module}:{name}", options, one_architecture)
+
+
+ALGORITHMS: Mapping[str, Entry] = {
+    ALONE: _here("isolated", "Isolated"),
+    "codream": _here("codream", "CoDream"),
+    "codream-independent": _here("codream", "CoDream", kind="independent"),
+    "codream-noise": _here("codream", "CoDream", kind="noise"),
+    "avgkd": _here("avgkd", "AvgKD"),
+    "fedavg": _here("fedavg", "FedAvg", one_architecture=True),
+    "fedprox": _here("fedprox", "FedProx", one_architecture=True),
+    "scaffold": _here("scaffold", "Scaffold", one_architecture=True),
+    "moon": _here("moon", "Moon", one_architecture=True),
+    "fedgen": _here("fedgen", "FedGen", one_architecture=True),
+    CENTRAL: _here("centralised", "Centralised"),
+}
+
+
+def find(name: str, options: Mapping[str, Any] | None = None) -> Entry:
+    """The entry of a name or of module:name, with more options than its own.
+
+    Raises:
+        ConfigError: no such algorithm; the text lists those allowed.
+    """
+    options = options or {}
+    if is_reference(name):
+        wanted = bool(getattr(_loaded(name), "one_architecture", False))
+        return Entry(name, dict(options), wanted)
+    if name not in ALGORITHMS:
+        raise ConfigError(f"found {name!r}; allowed are {', '.join(ALGORITHMS)}, or module:name")
+    known = ALGORITHMS[name]
+    return Entry(known.reference, {**known.options, **options}, known.one_architecture)
+
+
+def _loaded(reference: str) -> Any:
+    try:
+        return load_own_part(reference)
+    except OwnPartError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,265 @@
+"""From the cells' records to results: lines of a table, curves, raw rows.
+
+Everything here is a function of the records alone, so a comparison that was interrupted and resumed gives the same
+results as one that was not, seconds apart. A mean is over seeds; a seed whose cell failed is missing in it, and `n`
+says how many there are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from secure_codream.experiments.cell import CellRecord
+from secure_codream.experiments.registry import ALONE, CENTRAL
+from secure_codream.experiments.statistics import Estimate, estimate, gap_closure
+from secure_codream.panel import format_bytes
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One algorithm on one partition, over its seeds, at the end.
+
+    Attributes:
+        algorithm: its name.
+        partition: as it was written.
+        accuracy: mean over the clients.
+        worst_client: the lowest accuracy of a client.
+        server: accuracy of what the server holds: a global model, or a student of dreams alone; None without one.
+        gap_closure: None without both references, or without a gap.
+        bytes_up: application bytes that a client sent in all.
+        bytes_down: the same, received.
+        secure_steps: secure sums in all.
+        seconds: of one cell, with one thread.
+        stopped_early: cells that ran out of patience.
+    """
+
+    algorithm: str
+    partition: str
+    accuracy: Estimate
+    worst_client: Estimate
+    server: Estimate | None
+    gap_closure: Estimate | None
+    bytes_up: Estimate
+    bytes_down: Estimate
+    secure_steps: Estimate
+    seconds: Estimate
+    stopped_early: int
+
+
+class Communication(msgspec.Struct, frozen=True, kw_only=True):
+    """What one client sends in one round, by the size of its model."""
+
+    algorithm: str
+    model: str
+    parameters: float
+    bytes_up: float
+    bytes_down: float
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell without a result."""
+
+    cell: str
+    reason: str
+    log: str
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """`summary.json` of a comparison.
+
+    Attributes:
+        name: the comparison's.
+        written: when, ISO 8601.
+        versions: of what made the results.
+        data: the source.
+        seeds: as configured.
+        lines: by partition, then algorithm, in the configuration's order.
+        communication: bytes of a round by model.
+        failures: cells without a result.
+        not_applicable: algorithm -> why it has no cells.
+        cells: how many there are; with the failures and no others missing, the comparison is complete.
+    """
+
+    name: str
+    written: str
+    versions: dict[str, str]
+    data: str
+    seeds: tuple[int, ...]
+    lines: list[Line]
+    communication: list[Communication]
+    failures: list[Failure]
+    not_applicable: dict[str, str]
+    cells: int
+    kind: str = "comparison"
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Means over seeds after one round."""
+
+    round: int
+    accuracy: Estimate
+    bytes_up: float
+    secure_steps: float
+
+
+def lines_of(records: Sequence[CellRecord]) -> list[Line]:
+    """One line for each partition and algorithm that has records, in the order of the records."""
+    learning = [record for record in records if record.measure == "learning"]
+    reached = {(record.partition, record.seed, record.algorithm): record.accuracy for record in learning}
+
+    def closure(record: CellRecord) -> float | None:
+        alone = reached.get((record.partition, record.seed, ALONE))
+        central = reached.get((record.partition, record.seed, CENTRAL))
+        if alone is None or central is None or record.algorithm in (ALONE, CENTRAL):
+            return None
+        return gap_closure(record.accuracy, alone, central)
+
+    lines = []
+    for (partition, algorithm), group in grouped(learning).items():
+        lines.append(
+            Line(
+                algorithm=algorithm,
+                partition=partition,
+                accuracy=_sure(record.accuracy for record in group),
+                worst_client=_sure(min(record.last.accuracies) for record in group),
+                server=estimate(record.last.server for record in group),
+                gap_closure=estimate(closure(record) for record in group),
+                bytes_up=_sure(record.last.bytes_up for record in group),
+                bytes_down=_sure(record.last.bytes_down for record in group),
+                secure_steps=_sure(float(record.last.secure_steps) for record in group),
+                seconds=_sure(record.last.seconds for record in group),
+                stopped_early=sum(record.last.round < record.rounds for record in group),
+            )
+        )
+    return lines
+
+
+def grouped(records: Sequence[CellRecord]) -> dict[tuple[str, str], list[CellRecord]]:
+    """(partition, algorithm) -> the records of its seeds, partition by partition, each in order of appearance."""
+    partitions = list(dict.fromkeys(record.partition for record in records))
+    algorithms = list(dict.fromkeys(record.algorithm for record in records))
+    groups = {(partition, algorithm): [] for partition in partitions for algorithm in algorithms}
+    for record in records:
+        groups[record.partition, record.algorithm].append(record)
+    return {key: group for key, group in groups.items() if group}
+
+
+def curve_of(group: Sequence[CellRecord]) -> list[CurvePoint]:
+    """The course of one algorithm on one partition: a point after the warm-up and after each round."""
+    longest = max(len(record.rows) for record in group)
+    points = []
+    for number in range(longest):
+        rows = [record.row(number) for record in group]
+        points.append(
+            CurvePoint(
+                round=number,
+                accuracy=_sure(fmean(row.accuracies) for row in rows),
+                bytes_up=fmean(row.bytes_up for row in rows),
+                secure_steps=fmean(row.secure_steps for row in rows),
+            )
+        )
+    return points
+
+
+def communication_of(records: Sequence[CellRecord]) -> list[Communication]:
+    """Bytes of one client in one round, by algorithm and model; of what was measured for it, and of all else."""
+    found: dict[tuple[str, tuple[str, ...]], list[CellRecord]] = {}
+    for record in records:
+        if record.last.round > 0 and record.last.bytes_up > 0:
+            found.setdefault((record.algorithm, tuple(dict.fromkeys(record.models))), []).append(record)
+    return sorted(
+        (
+            Communication(
+                algorithm=algorithm,
+                model=", ".join(models),
+                parameters=fmean(fmean(record.parameters) for record in group),
+                bytes_up=fmean(record.last.bytes_up / record.last.round for record in group),
+                bytes_down=fmean(record.last.bytes_down / record.last.round for record in group),
+            )
+            for (algorithm, models), group in found.items()
+        ),
+        key=lambda point: (point.algorithm, point.parameters),
+    )
+
+
+def rows_csv(records: Sequence[CellRecord]) -> str:
+    """Every row of every cell. Accuracies are 0 to 1; bytes are one client's, so far, mean over the clients."""
+    clients = max((len(record.models) for record in records), default=0)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["algorithm", "partition", "seed", "measure", "round", "accuracy", "server", "bytes_up", "bytes_down"]
+        + ["secure_steps", "seconds", *(f"accuracy_client_{number + 1}" for number in range(clients))]
+    )
+    for record in records:
+        for row in record.rows:
+            server = "" if row.server is None else row.server
+            writer.writerow(
+                [record.algorithm, record.partition, record.seed, record.measure, row.round, fmean(row.accuracies)]
+                + [server, row.bytes_up, row.bytes_down, row.secure_steps, f"{row.seconds:.3f}", *row.accuracies]
+            )
+    return out.getvalue()
+
+
+def result_tables(results: Results) -> list[Table]:
+    """A table for each partition, for a terminal."""
+    tables = []
+    for partition in dict.fromkeys(line.partition for line in results.lines):
+        lines = [line for line in results.lines if line.partition == partition]
+        table = Table(
+            title=f"{results.data}, {partition}: mean and 95 % interval over {_counted(len(results.seeds), 'seed')}",
+            title_justify="left",
+            title_style="bold",
+        )
+        table.add_column("algorithm", no_wrap=True)
+        for heading in ("clients %", "server %", "gap closure", "up/client", "secure steps", "seconds"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        best = max((line.accuracy.mean for line in lines if line.algorithm not in (ALONE, CENTRAL)), default=None)
+        for line in lines:
+            short = line.accuracy.n < len(results.seeds)
+            table.add_row(
+                Text(line.algorithm + (f" ({line.accuracy.n} of {len(results.seeds)})" if short else "")),
+                Text(in_words(line.accuracy, 1, 100), "bold" if line.accuracy.mean == best else ""),
+                in_words(line.server, 1, 100),
+                in_words(line.gap_closure, 2),
+                format_bytes(line.bytes_up.mean) if line.bytes_up.mean else "-",
+                f"{line.secure_steps.mean:,.0f}" if line.secure_steps.mean else "-",
+                f"{line.seconds.mean:.1f}",
+            )
+        tables.append(table)
+    return tables
+
+
+def in_words(value: Estimate | None, digits: int, factor: float = 1.0) -> str:
+    """`90.5 ± 1.2`, or `-`."""
+    if value is None:
+        return "-"
+    mean = f"{factor * value.mean:.{digits}f}"
+    return mean if value.half is None else f"{mean} ± {factor * value.half:.{digits}f}"
+
+
+def without_seconds(results: Results) -> Mapping[str, Any]:
+    """The results as plain data, apart from what depends on the clock."""
+    plain = msgspec.to_builtins(results)
+    lines = [{key: value for key, value in line.items() if key != "seconds"} for line in plain["lines"]]
+    return {key: value for key, value in plain.items() if key != "written"} | {"lines": lines}
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _sure(values: Any) -> Estimate:
+    found = estimate(values)
+    assert found is not None  # noqa: S101 - a group has at least one record
+    return found
