@@ -30,9 +30,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--alpha", nargs="+", default=["0.5", "iid"])
     options = parser.parse_args()
-    print(
-        "| partition | alone | CoDream | student, dreams alone | all data | gap closure | each seed | up / payload | s |"
-    )
+    print("| partition | alone | CoDream | dreams alone | all data | gap closure | each seed | up / payload | s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for alpha in options.alpha:
         runs = []

@@ -1,4 +1,18 @@
 """Secure CoDream: federated learning by exchanging dreams, under secure aggregation.
 
-What a person uses: the command line (`cli`), configuration, provisioning, the demonstration and its report.
+What a person uses: the command line (`cli`), the public API (`Client`, `Server`, `run_local`), configuration,
+provisioning, the demonstration and its report, experiments.
 """
+
+from typing import Any
+
+__all__ = ["Client", "LocalRun", "Server", "run_local"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: the API needs torch, and an aggregator's command line must run without.
+    if name in __all__:
+        from secure_codream import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

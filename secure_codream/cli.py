@@ -227,7 +227,7 @@ def compare(
         typer.echo(comparison.run.summary.read_text(encoding="utf-8"), nl=False)
     else:
         for table in result_tables(results):
-            console.print(table)
+            console.print(table, width=None if console.is_terminal else 120)
         for algorithm, reason in results.not_applicable.items():
             console.print(f"{algorithm} is not applicable: {reason}", markup=False, highlight=False, soft_wrap=True)
         console.print(f"The report: {comparison.run.report}", soft_wrap=True)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from codream_clients.datasets import LabelledImages
 from codream_clients.devices import pick_device
 from codream_clients.dreaming import DreamLoss
-from codream_clients.models import ModelShapeError, UnknownModelError, build
+from codream_clients.models import ModelShapeError, UnknownModelError, build, check_model
 from codream_clients.own_parts import OwnPartError
 from codream_clients.participant import LearningSettings, Participant
 from codream_protocols.plan import Policy
@@ -70,21 +71,41 @@ def make_model(client: ClientConfig, federation: FederationConfig) -> nn.Module:
         raise ConfigError(f"model: {error}") from error
 
 
-def make_participant(client: ClientConfig, federation: FederationConfig) -> Participant:
+def make_participant(
+    client: ClientConfig,
+    federation: FederationConfig,
+    *,
+    model: nn.Module | None = None,
+    data: tuple[LabelledImages, LabelledImages | None] | None = None,
+) -> Participant:
     """Everything a client learns with.
 
+    Args:
+        client: the client's configuration.
+        federation: the federation's.
+        model: replaces the configured model; (N, C, H, W) float32 to logits (N, K).
+        data: replaces the configured data: (train, test or None).
+
     Raises:
-        ConfigError: data of another form than the federation's task.
+        ConfigError: a model or data of another form than the federation's task.
     """
-    train, test = load_data(client.data, federation.task)
+    train, test = data or load_data(client.data, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
         raise ConfigError(
             f"[data]: images of shape {train.shape} in {train.classes} classes; the federation's [task] has "
             f"{federation.task.shape} in {federation.task.classes}"
         )
+    if model is None:
+        model = make_model(client, federation)
+    else:
+        channels, size, _ = federation.task.shape
+        try:
+            check_model(model, channels=channels, size=size, classes=federation.task.classes, name="the model given")
+        except (ModelShapeError, OwnPartError) as error:
+            raise ConfigError(f"model: {error}") from error
     return Participant(
         learning_settings(federation),
-        make_model(client, federation),
+        model,
         train,
         test,
         client.seed,

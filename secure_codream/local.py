@@ -15,14 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from codream_clients.tasks import Learner
+from codream_clients.participant import Participant
+from codream_clients.tasks import DreamLearner, Learner
 from codream_protocols.client import ClientProtocol, Compute, Send
 from codream_protocols.errors import AggregationFailed
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer
 from codream_protocols.messages import Advertisement, Shares, decode_to_client, decode_to_server, encode_message
 from codream_protocols.plan import Plan, Policy
 from codream_protocols.server import Effect, Failed, Phase, Ready, Reveal, SendTo, ServerEpoch
+from codream_protocols.tasks import LOGITS, METRICS, UPDATE
 from codream_protocols.vectors import encode_vector
+from codream_server.coordinator import Coordinator
+from codream_server.feddream import FedDreamDataset
+from codream_server.settings import AggregationSettings, DreamSettings
 
 Broadcaster = Callable[[int], tuple[Sequence[float], Sequence[np.ndarray[Any, Any]]]]
 """step -> (clips, public arrays)."""
@@ -140,3 +145,53 @@ class LocalParties:
                 self.traffic.setup += len(data)
             following += epoch.receive(member, decode_to_server(data), send.frames)
         return following
+
+
+class LocalFederation:
+    """CoDream in one process: participants, coordinator and masked sums as in deployment, round by round.
+
+    Args:
+        participants: every client's learning, warmed up by `warm_up`.
+        dreams: the dreams' settings.
+        aggregation: secure aggregation's settings.
+        seed: seed of the dreams' noise and of the stochastic rounding.
+    """
+
+    def __init__(
+        self,
+        participants: Sequence[Participant],
+        *,
+        dreams: DreamSettings,
+        aggregation: AggregationSettings,
+        seed: int,
+    ) -> None:
+        self.participants = list(participants)
+        learners = [DreamLearner(participant, shape=dreams.shape) for participant in participants]
+        largest = max(dreams.update_clip, float(np.log(dreams.classes)), 1.0)
+        tasks = {UPDATE: largest, LOGITS: max(dreams.logit_clip, 1.0), METRICS: 1.0}
+        policy = Policy(least_cohort=2, least_survivors=2, colluders=0, tasks=tasks)
+        self.parties = LocalParties(learners, policy, seed=seed)
+        self.coordinator = Coordinator(
+            dreams=dreams,
+            aggregation=aggregation,
+            roster=self.parties.roster,
+            recipe=bytes(32),
+            session=secrets.token_bytes(16),
+            seed=seed,
+            dataset=FedDreamDataset(dreams.window),
+        )
+
+    def warm_up(self) -> tuple[float, ...]:
+        """Train every client on its own data; returns test accuracies (0 where a client has no test images)."""
+        return tuple(float(participant.warm_up().accuracy or 0.0) for participant in self.participants)
+
+    def round(self) -> tuple[float, ...]:
+        """Dream, label and learn once; returns each client's test accuracy.
+
+        Raises:
+            AggregationFailed: too few clients for the plan.
+        """
+        plan = self.coordinator.next_plan(range(len(self.participants)))
+        self.parties.run_epoch(plan, self.coordinator.broadcast, self.coordinator.absorb)
+        found = [participant.metrics for participant in self.participants]
+        return tuple(float(metrics.accuracy or 0.0) if metrics is not None else 0.0 for metrics in found)

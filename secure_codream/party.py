@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 import numpy as np
@@ -28,6 +28,11 @@ from codream_server.runner import ServerRunner
 from secure_codream.config import FederationConfig, read_client, read_federation
 from secure_codream.provision import public_transport_key, read_private_key, read_public_key
 from secure_codream.records import write_whole
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from codream_clients.datasets import LabelledImages
 
 
 def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
@@ -135,7 +140,13 @@ def _make_student(config: FederationConfig) -> Any:
 
 
 def run_client(
-    folder: Path, *, address: str | None = None, exhibit: tuple[int, int] | None = None, threads: int | None = None
+    folder: Path,
+    *,
+    address: str | None = None,
+    exhibit: tuple[int, int] | None = None,
+    threads: int | None = None,
+    model: nn.Module | None = None,
+    data: tuple[LabelledImages, LabelledImages | None] | None = None,
 ) -> None:
     """Take part with the client of `folder` until the federation is over.
 
@@ -147,6 +158,8 @@ def run_client(
         exhibit: (epoch, step) of which the plain encoded vector is written to `exhibit.npz` IN THIS FOLDER; for
             demonstrations on one machine, where the report shows it beside what the server saw.
         threads: threads for torch; None leaves torch's own choice.
+        model: replaces the configured model.
+        data: replaces the configured data: (train, test or None).
 
     Raises:
         AggregationFailed: the server has fallen silent.
@@ -176,7 +189,7 @@ def run_client(
                 structlog.processors.JSONRenderer(),
             ],
         )
-        participant = make_participant(client, federation)
+        participant = make_participant(client, federation, model=model, data=data)
         record = EventLog(figures)
         log.info("warm-up", model=client.model)
         record({"event": "metrics", **vars(participant.warm_up())})

@@ -96,7 +96,7 @@ def run_cell(cell: Cell, progress: Callable[[Row], None]) -> CellRecord:
         Exception: whatever the algorithm raises.
     """
     random.seed(cell.seed)
-    np.random.seed(cell.seed % (1 << 32))  # noqa: NPY002 - a user's own parts may draw from it
+    np.random.seed(cell.seed % (1 << 32))  # a user's own parts may draw from it
     torch.manual_seed(cell.seed)
     problem = problem_of(cell)
     rows = []

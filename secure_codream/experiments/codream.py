@@ -10,25 +10,17 @@ they are.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from codream_clients.acquisition import distil
 from codream_clients.participant import LearningSettings, Participant
-from codream_clients.tasks import DreamLearner
 from codream_clients.training import evaluate
-from codream_protocols.plan import Policy
-from codream_protocols.tasks import LOGITS, METRICS, UPDATE
-from codream_server.coordinator import Coordinator
-from codream_server.feddream import FedDreamDataset
 from codream_server.settings import AggregationSettings, DreamSettings
 from secure_codream.experiments.problem import Problem, Row
-from secure_codream.local import LocalParties
+from secure_codream.local import LocalFederation
 
 Kind = Literal["dreams", "independent", "noise"]
 
@@ -51,36 +43,29 @@ class CoDream:
         """See `Algorithm`."""
         started = time.perf_counter()
         learning, dreams = self._settings(problem)
-        participants = [
-            Participant(
-                learning, problem.fresh_model(client), shard, problem.test, problem.client_seed(client), problem.device
-            )
-            for client, shard in enumerate(problem.shards)
-        ]
-        learners = [DreamLearner(participant, shape=problem.test.shape) for participant in participants]
-        parties = LocalParties(learners, _policy(dreams), seed=problem.seed)
-        coordinator = Coordinator(
+        federation = LocalFederation(
+            [
+                Participant(
+                    learning,
+                    problem.fresh_model(client),
+                    shard,
+                    problem.test,
+                    problem.client_seed(client),
+                    problem.device,
+                )
+                for client, shard in enumerate(problem.shards)
+            ],
             dreams=dreams,
             aggregation=AggregationSettings(**problem.aggregation.model_dump()),
-            roster=parties.roster,
-            recipe=bytes(32),
-            session=secrets.token_bytes(16),
             seed=problem.seed,
-            dataset=FedDreamDataset(problem.rounds),
         )
         student = problem.fresh_model(0, self.student or problem.models[0])
-        accuracies = tuple(float(participant.warm_up().accuracy or 0.0) for participant in participants)
-        yield self._row(0, accuracies, None, parties, coordinator.steps_per_round, started)
+        yield self._row(0, federation.warm_up(), None, federation, started)
         for number in range(1, problem.rounds + 1):
-            plan = coordinator.next_plan(range(len(learners)))
-            parties.run_epoch(plan, coordinator.broadcast, coordinator.absorb)
-            accuracies = tuple(
-                float(participant.metrics.accuracy or 0.0) if participant.metrics else 0.0
-                for participant in participants
-            )
+            accuracies = federation.round()
             distil(
                 student,
-                list(coordinator.dataset.batches),
+                list(federation.coordinator.dataset.batches),
                 epochs=learning.distil_epochs,
                 batch_size=learning.distil_batch_size,
                 lr=learning.distil_lr,
@@ -91,7 +76,7 @@ class CoDream:
                 device=problem.device,
             )
             known = evaluate(student, problem.test, problem.device)
-            yield self._row(number, accuracies, known, parties, coordinator.steps_per_round, started)
+            yield self._row(number, accuracies, known, federation, started)
 
     def _settings(self, problem: Problem) -> tuple[LearningSettings, DreamSettings]:
         """The problem's settings, or what the ablation makes of them: the same number of local steps in all."""
@@ -111,8 +96,7 @@ class CoDream:
         number: int,
         accuracies: tuple[float, ...],
         server: float | None,
-        parties: LocalParties,
-        steps_per_round: int,
+        federation: LocalFederation,
         started: float,
     ) -> Row:
         clients = len(accuracies)
@@ -120,15 +104,8 @@ class CoDream:
             round=number,
             accuracies=accuracies,
             server=server,
-            bytes_up=parties.traffic.up / clients,
-            bytes_down=parties.traffic.down / clients,
-            secure_steps=number * steps_per_round,
+            bytes_up=federation.parties.traffic.up / clients,
+            bytes_down=federation.parties.traffic.down / clients,
+            secure_steps=number * federation.coordinator.steps_per_round,
             seconds=time.perf_counter() - started,
         )
-
-
-def _policy(dreams: DreamSettings) -> Policy:
-    largest = max(dreams.update_clip, float(np.log(dreams.classes)), 1.0)
-    return Policy(
-        least_cohort=2, least_survivors=2, colluders=0, tasks={UPDATE: largest, LOGITS: dreams.logit_clip, METRICS: 1.0}
-    )

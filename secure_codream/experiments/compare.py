@@ -172,13 +172,17 @@ def _write_results(comparison: Comparison, failures: Sequence[Failure], outputs:
 def results_of(grid: Grid, records: Sequence[CellRecord], failures: Sequence[Failure]) -> Results:
     """The results that these records give."""
     table = grid.config.compare
+    lines = sorted(  # a failed first cell must not change the order
+        lines_of(records),
+        key=lambda line: (table.partitions.index(line.partition), table.algorithms.index(line.algorithm)),
+    )
     return Results(
         name=table.name,
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(),
         data=grid.config.data.source,
         seeds=table.seeds,
-        lines=lines_of(records),
+        lines=lines,
         communication=communication_of(records),
         failures=list(failures),
         not_applicable=dict(grid.not_applicable),

@@ -74,7 +74,7 @@ def write_comparison_report(path: Path, grid: Grid, results: Results, plots: Map
         headline=headline(results),
         partitions=partitions,
         communication=(plots or {}).get("", []),
-        styles={name: _style_class(style) for name, style in _styles(grid, results).items()},
+        keys={name: _key(name, style) for name, style in _styles(grid, results).items()},
         references=(ALONE, CENTRAL),
         with_plots=plots is not None,
         config=grid.to_toml(),
@@ -113,8 +113,10 @@ def _styles(grid: Grid, results: Results) -> dict[str, Style]:
     return styles_of(list(dict.fromkeys(names)))
 
 
-def _style_class(style: Style) -> str:
-    return "grey" if style.number is None else f"c{style.number}"
+def _key(name: str, style: Style) -> str:
+    """The classes of the algorithm's key in legends and tables."""
+    colour = f"c{style.number}" if style.number is not None else "mean" if name == CENTRAL else "grey"
+    return colour if style.dash == "-" else f"{colour} dashed"
 
 
 def _shades(counts: NDArray[np.int64]) -> list[list[tuple[int, float]]]:

@@ -42,7 +42,7 @@ VARIABLES = {
     RULE: "var(--rule)",
 }
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
-SIZE = (4.7, 3.5)  # inches, of 72 units each
+SIZE = (4.1, 3.2)  # inches, of 72 units each
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ def accuracy_plot(
         highs = [mean + half for mean, half in zip(means, halves, strict=True)]
         few = len(xs) <= 25
         if any(halves) and len(xs) > 1:
-            axes.fill_between(xs, lows, highs, color=style.colour, alpha=0.13, linewidth=0)
+            axes.fill_between(
+                xs, lows, highs, color=style.colour, alpha=0.13 if style.number is not None else 0.06, linewidth=0
+            )
         elif any(halves):
             axes.errorbar(xs, means, yerr=halves, color=style.colour, alpha=0.4, capsize=3, linewidth=1.2)
         axes.plot(

@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import msgspec
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,11 @@ from secure_codream.experiments.cell import CellRecord
 from secure_codream.experiments.registry import ALONE, CENTRAL
 from secure_codream.experiments.statistics import Estimate, estimate, gap_closure
 from secure_codream.panel import format_bytes
+
+CSV_COLUMNS = (
+    *("algorithm", "partition", "seed", "measure", "round", "accuracy", "server"),
+    *("bytes_up", "bytes_down", "secure_steps", "seconds"),
+)
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +154,9 @@ def grouped(records: Sequence[CellRecord]) -> dict[tuple[str, str], list[CellRec
     """(partition, algorithm) -> the records of its seeds, partition by partition, each in order of appearance."""
     partitions = list(dict.fromkeys(record.partition for record in records))
     algorithms = list(dict.fromkeys(record.algorithm for record in records))
-    groups = {(partition, algorithm): [] for partition in partitions for algorithm in algorithms}
+    groups: dict[tuple[str, str], list[CellRecord]] = {
+        (partition, algorithm): [] for partition in partitions for algorithm in algorithms
+    }
     for record in records:
         groups[record.partition, record.algorithm].append(record)
     return {key: group for key, group in groups.items() if group}
@@ -197,17 +205,13 @@ def rows_csv(records: Sequence[CellRecord]) -> str:
     clients = max((len(record.models) for record in records), default=0)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["algorithm", "partition", "seed", "measure", "round", "accuracy", "server", "bytes_up", "bytes_down"]
-        + ["secure_steps", "seconds", *(f"accuracy_client_{number + 1}" for number in range(clients))]
-    )
+    writer.writerow([*CSV_COLUMNS, *(f"accuracy_client_{number + 1}" for number in range(clients))])
     for record in records:
+        cell = (record.algorithm, record.partition, record.seed, record.measure)
         for row in record.rows:
             server = "" if row.server is None else row.server
-            writer.writerow(
-                [record.algorithm, record.partition, record.seed, record.measure, row.round, fmean(row.accuracies)]
-                + [server, row.bytes_up, row.bytes_down, row.secure_steps, f"{row.seconds:.3f}", *row.accuracies]
-            )
+            costs = (row.bytes_up, row.bytes_down, row.secure_steps, f"{row.seconds:.3f}")
+            writer.writerow([*cell, row.round, fmean(row.accuracies), server, *costs, *row.accuracies])
     return out.getvalue()
 
 
@@ -220,9 +224,12 @@ def result_tables(results: Results) -> list[Table]:
             title=f"{results.data}, {partition}: mean and 95 % interval over {_counted(len(results.seeds), 'seed')}",
             title_justify="left",
             title_style="bold",
+            box=box.SIMPLE_HEAD,
+            collapse_padding=True,
+            pad_edge=False,
         )
         table.add_column("algorithm", no_wrap=True)
-        for heading in ("clients %", "server %", "gap closure", "up/client", "secure steps", "seconds"):
+        for heading in ("clients, %", "server, %", "gap closure", "sent", "steps", "s"):
             table.add_column(heading, justify="right", no_wrap=True)
         best = max((line.accuracy.mean for line in lines if line.algorithm not in (ALONE, CENTRAL)), default=None)
         for line in lines:

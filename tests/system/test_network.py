@@ -7,8 +7,8 @@ taken out, succeeds.
 from __future__ import annotations
 
 import asyncio
-import math
 import base64
+import math
 import random
 import secrets
 import time

@@ -1,0 +1,187 @@
+"""A comparison's configuration: what is refused before anything starts, and what becomes of the rest."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from secure_codream.config import ConfigError
+from secure_codream.experiments.grid import CompareConfig, Grid, parse_seeds, partition_fields, read_grid
+from secure_codream.experiments.registry import ALGORITHMS
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SMALL: dict[str, Any] = {"per_client": 10, "test_limit": 20, "seeds": [0, 1], "rounds": 1}
+
+
+def grid(**tables: Any) -> Grid:
+    compare = {**SMALL, **tables.pop("compare", {})}
+    return read_grid(None, {"compare": compare, **tables})
+
+
+def test_cells_are_algorithms_by_partitions_by_seeds() -> None:
+    made = grid(compare={"algorithms": ["isolated", "fedavg"], "partitions": ["iid", "shards:2"], "clients": 3})
+    assert [(cell.algorithm, cell.partition, cell.seed) for cell in made.cells] == [
+        (algorithm, partition, seed)
+        for seed in (0, 1)
+        for partition in ("iid", "shards:2")
+        for algorithm in ("isolated", "fedavg")
+    ]
+    assert len({cell.digest for cell in made.cells}) == len({cell.stem for cell in made.cells}) == 8
+    assert all(cell.data.seed == cell.seed and cell.models == ("cnn2",) * 3 for cell in made.cells)
+
+
+def test_every_registered_algorithm_can_be_made() -> None:
+    for entry in ALGORITHMS.values():
+        assert callable(entry.make().run)
+
+
+def test_seeds_and_partitions_in_words() -> None:
+    assert parse_seeds("0-2,7") == [0, 1, 2, 7]
+    assert partition_fields("dirichlet:0.5") == {"partition": "dirichlet", "alpha": 0.5}
+    assert partition_fields("shards:2") == {"partition": "shards", "shards": 2}
+    for text in ("", "a", "3-1", "1-", "-1"):
+        with pytest.raises(ValueError, match="is no seed"):
+            parse_seeds(text)
+    for text in ("dirichlet", "dirichlet:x", "dirichlet:0", "shards:1.5", "iid:1", "even"):
+        with pytest.raises(ValueError, match="dirichlet:ALPHA"):
+            partition_fields(text)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"compare": {"algorithms": ["fedagv"]}}, r"compare.algorithms: found 'fedagv'; allowed are isolated, codream"),
+        ({"compare": {"partitions": ["iid", "even"]}}, r"compare.partitions.1: found 'even'; .*dirichlet:ALPHA"),
+        ({"compare": {"algorithms": ["isolated", "isolated"]}}, r"isolated more than once"),
+        ({"compare": {"seeds": "4-0"}}, r"compare.seeds: found '4-0'"),
+        ({"compare": {"rounds": 0}}, r"compare.rounds: found 0; .*greater than or equal to 1"),
+        ({"compare": {"round": 3}}, r"compare.round: found 3; extra inputs are not permitted"),
+        ({"compare": {"models": ["cnn9"]}}, r"compare.models: unknown model 'cnn9'; allowed are cnn2"),
+        ({"compare": {"models": ["cnn2"] * 5}}, r"compare.models: 5 models for 4 clients"),
+        ({"compare": {"clients": 2}}, r"compare.clients: found 2; aggregation.least_survivors is 3"),
+        ({"compare": {"per_client": 100_000}}, r"\[data\]: 4 clients of 100000 images need 400000"),
+        ({"compare": {"device": "gpu"}}, r"compare.device: .*'gpu'"),
+        ({"data": {"source": "mnits"}}, r"data.source: unknown data source 'mnits'"),
+        ({"data": {"source": "mnist"}}, r"root is missing"),
+        ({"learning": {"lrr": 1}}, r"\[learning\]: found the key 'lrr'; allowed are"),
+        ({"dreams": {"steps": 0}}, r"dreams.steps: found 0"),
+        ({"communication": {"models": ["cnn9"]}}, r"communication.models: unknown model 'cnn9'"),
+        ({"communication": {"algorithms": "x", "models": ["cnn2"]}}, r"communication.algorithms: found 'x'"),
+        (
+            {"compare": {"algorithms": ["mine"]}, "variants": {"mine": {"algorithm": "codream", "learning": {"x": 1}}}},
+            r"variants.mine: \[learning\]: found the key 'x'",
+        ),
+        (
+            {"compare": {"algorithms": ["mine"]}, "variants": {"mine": {"algorithm": "fedprox", "options": {"m": 1}}}},
+            r"variants.mine: algorithm .*FedProx\(m=1\)",
+        ),
+        (
+            {"compare": {"algorithms": ["fedavg"], "models": ["cnn2", "mlp"]}},
+            r"no algorithm is left to run: fedavg: it averages parameters, .*found cnn2, mlp",
+        ),
+    ],
+)
+def test_refusals_name_the_key_what_was_found_and_what_is_allowed(tables: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        grid(**tables)
+
+
+def test_mixed_architectures_leave_out_what_averages_parameters() -> None:
+    made = grid(compare={"algorithms": ["codream", "fedavg", "avgkd"], "models": ["cnn2", "mlp"]})
+    assert {cell.algorithm for cell in made.cells} == {"codream", "avgkd"}
+    assert "found cnn2, mlp" in made.not_applicable["fedavg"]
+    assert made.cells[0].models == ("cnn2", "mlp", "cnn2", "mlp")
+
+
+def test_variants_are_put_over_the_shared_settings() -> None:
+    plain = {
+        "algorithm": "codream",
+        "learning": {"balanced": False, "loss": {"alpha_target": 0.0}},
+        "dreams": {"steps": 3},
+        "options": {"kind": "noise"},
+    }
+    made = grid(
+        compare={"algorithms": ["codream", "plain"], "seeds": [0]},
+        variants={"plain": plain},
+        learning={"lr": 0.05, "loss": {"alpha_bn": 2.0}},
+    )
+    shared, variant = made.cells
+    assert shared.learning["balanced"] and not variant.learning["balanced"]
+    assert variant.learning["lr"] == 0.05
+    assert variant.learning["loss"]["alpha_bn"] == 2.0 and variant.learning["loss"]["alpha_target"] == 0.0
+    assert variant.dreams.steps == 3 and shared.dreams.steps == 10
+    assert variant.entry.options["kind"] == "noise"
+
+
+def test_communication_is_measured_by_model_without_training() -> None:
+    made = grid(compare={"algorithms": ["isolated"]}, communication={"models": ["cnn2", "resnet8"]})
+    cells = [cell for cell in made.cells if cell.measure == "communication"]
+    assert [(cell.algorithm, cell.models) for cell in cells] == [
+        (name, (model,) * 4) for model in ("cnn2", "resnet8") for name in ("codream", "fedavg")
+    ]
+    assert all(cell.rounds == 1 and cell.learning["local_epochs"] == 0 for cell in cells)
+
+
+def test_written_configuration_gives_the_same_cells(tmp_path: Path) -> None:
+    made = grid(
+        compare={"algorithms": ["codream", "quick"], "partitions": ["dirichlet:0.5"], "patience": 2},
+        variants={"quick": {"algorithm": "codream", "learning": {"warm_up_epochs": 1}}},
+        communication={"models": ["cnn2"]},
+    )
+    path = tmp_path / "config.toml"
+    path.write_text(made.to_toml())
+    again = read_grid(path, {})
+    assert [cell.digest for cell in again.cells] == [cell.digest for cell in made.cells]
+    assert again.to_toml() == made.to_toml()
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"compare": {"rounds": 2}},
+        {"compare": {"per_client": 11}},
+        {"compare": {"patience": 1}},
+        {"compare": {"models": "mlp"}},
+        {"learning": {"lr": 0.03}},
+        {"learning": {"loss": {"alpha_bn": 0.5}}},
+        {"dreams": {"batch": 64}},
+        {"aggregation": {"value_bits": 12}},
+        {"data": {"augment": "shift"}},
+    ],
+)
+def test_digest_changes_with_all_that_defines_a_cell(tables: dict[str, Any]) -> None:
+    assert grid(**tables).cells[0].digest != grid().cells[0].digest
+
+
+def test_digest_does_not_depend_on_names_and_neighbours() -> None:
+    other = grid(compare={"name": "other", "algorithms": ["isolated", "fedavg"], "seeds": [0, 5]})
+    assert other.cells[0].digest == grid().cells[0].digest
+
+
+def test_flags_overrule_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "comparison.toml"
+    path.write_text(tomli_w.dumps({"compare": {**SMALL, "algorithms": ["isolated"], "rounds": 7}}))
+    assert read_grid(path, {"compare": {"rounds": 2}, "data": {}}).cells[0].rounds == 2
+    with pytest.raises(ConfigError, match=r"comparison\.toml: compare\.algorithms: found 'x'"):
+        read_grid(path, {"compare": {"algorithms": ["x"]}})
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found no such file"):
+        read_grid(tmp_path / "missing.toml", {})
+    (tmp_path / "bad.toml").write_text("compare = [")
+    with pytest.raises(ConfigError, match="found no valid TOML"):
+        read_grid(tmp_path / "bad.toml", {})
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("compare-*.toml")), ids=lambda path: path.stem)
+def test_examples_are_valid(path: Path) -> None:
+    content = tomllib.loads(path.read_text())
+    config = CompareConfig.model_validate(content)
+    digits = {"compare": {"device": "cpu", **SMALL}, "data": {"source": "digits"}}
+    made = read_grid(path, digits)
+    assert {cell.algorithm for cell in made.cells} | set(made.not_applicable) >= set(config.compare.algorithms)

@@ -1,0 +1,251 @@
+"""Whole comparisons in worker processes: interrupted and resumed, with cells that fail, and a real one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+
+from secure_codream import cli
+from secure_codream.experiments.cell import run_cell
+from secure_codream.experiments.grid import read_grid
+from secure_codream.experiments.problem import Row
+
+FAKE = """
+    import os
+    import time
+    from dataclasses import dataclass
+
+    import torch
+
+    from secure_codream.experiments.problem import Row
+
+    @dataclass
+    class Fake:
+        name: str = "fake"
+        slow: float = 0.0
+        raises: int = -1
+        dies: int = -1
+        rises: float = 0.1
+
+        def run(self, problem):
+            assert torch.get_num_threads() == 1
+            if problem.seed == self.dies:
+                os._exit(9)
+            for number in range(problem.rounds + 1):
+                time.sleep(self.slow)
+                if problem.seed == self.raises:
+                    raise ValueError("spoilt [on purpose]\\nsecond line")
+                accuracy = 0.5 + 0.01 * problem.seed + self.rises * number + 0.01 * float(torch.rand(()))
+                yield Row(round=number, accuracies=(accuracy,) * len(problem.shards), server=None,
+                          bytes_up=10.0 * number, bytes_down=0.0, secure_steps=number, seconds=time.perf_counter())
+"""
+
+
+def with_fake(folder: Path) -> Path:
+    (folder / "fake_algorithm.py").write_text(textwrap.dedent(FAKE))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return with_fake(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that nothing interrupted."""
+    folder = with_fake(tmp_path_factory.mktemp("whole"))
+    assert call(folder, str(configure(folder, seeds="0-2", slow=0.1)), "--jobs", "1", "--no-plots").returncode == 0
+    return only_run(folder / "runs")
+
+
+def configure(folder: Path, *, seeds: str, **options: float) -> Path:
+    content = {
+        "compare": {
+            "name": "fakes",
+            "algorithms": ["fake", "other"],
+            "partitions": ["iid", "dirichlet:0.5"],
+            "seeds": seeds,
+            "rounds": 2,
+            "clients": 3,
+            "per_client": 10,
+            "test_limit": 20,
+        },
+        "variants": {
+            "fake": {"algorithm": "fake_algorithm:Fake", "options": options},
+            "other": {"algorithm": "fake_algorithm:Fake", "options": {"name": "other"}},
+        },
+    }
+    path = folder / "comparison.toml"
+    path.write_text(tomli_w.dumps(content))
+    return path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "secure_codream", "compare", *arguments]
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1"}
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, env=environment, cwd=folder)
+
+
+def only_run(out: Path) -> Path:
+    (run,) = out.iterdir()
+    return run
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "rows.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def children(parent: int) -> set[int]:
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found.add(int(status.parent.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to count processes")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_comparison_goes_on_to_the_same_table(folder: Path, whole: Path, how: signal.Signals) -> None:
+    config = str(configure(folder, seeds="0-2", slow=0.1))
+    begun = command(config, "--out", "broken", "--jobs", "2", "--no-plots")
+    process = subprocess.Popen(begun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("4 of 12"):
+            break
+    started = children(process.pid)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    run = only_run(folder / "broken")
+    if how == signal.SIGINT:
+        assert f"compare --resume broken/{run.name}" in errors and "Traceback" not in errors
+    assert len(started) >= 2
+    deadline = 50
+    while any(Path(f"/proc/{pid}").exists() for pid in started) and deadline:
+        subprocess.run(["sleep", "0.1"], check=True)
+        deadline -= 1
+    assert deadline, "workers were left behind"
+    finished = {path.name: path.stat().st_mtime_ns for path in (run / "cells").glob("*.json")}
+    assert 4 <= len(finished) < 12 and not (run / "rows.csv").exists()
+
+    resumed = call(folder, "--resume", str(run), "--jobs", "1", "--no-plots")
+    assert resumed.returncode == 0 and f"12 cells, {len(finished)} of them done before" in resumed.stdout
+    assert rows(run) == rows(whole) and len(rows(run)) == 12 * 3
+    for name, time in finished.items():
+        assert (run / "cells" / name).stat().st_mtime_ns == time
+
+    def plain(path: Path) -> list[dict[str, object]]:
+        lines = json.loads((path / "summary.json").read_text())["lines"]
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+    assert plain(run) == plain(whole)
+
+
+def test_cells_that_fail_are_reported_and_the_others_go_on(folder: Path) -> None:
+    config = configure(folder, seeds="0-2", raises=1, dies=2)
+    failed = call(folder, str(config), "--partitions", "iid", "--jobs", "2", "--json")
+    assert failed.returncode == 1 and "2 of 6 cells failed" in failed.stderr
+    summary = json.loads(failed.stdout)
+    reasons = {failure["cell"]: failure["reason"] for failure in summary["failures"]}
+    assert reasons["fake, iid, seed 1"] == "ValueError: spoilt [on purpose]"
+    assert reasons["fake, iid, seed 2"] == "the worker ended with exit code 9"
+    lines = {(line["partition"], line["algorithm"]): line["accuracy"]["n"] for line in summary["lines"]}
+    assert lines == {("iid", "fake"): 1, ("iid", "other"): 3}
+    run = only_run(folder / "runs")
+    log = next(failure["log"] for failure in summary["failures"] if failure["cell"] == "fake, iid, seed 1")
+    assert 'raise ValueError("spoilt' in (run / log).read_text()
+    assert "Cells without a result" in (run / "report.html").read_text()
+    # Resuming tries them again; mended meanwhile, they succeed.
+    module = folder / "fake_algorithm.py"
+    module.write_text(module.read_text().replace("== self.raises", "== -1").replace("== self.dies", "== -1"))
+    again = call(folder, "--resume", str(run), "--jobs", "1", "--no-plots")
+    assert again.returncode == 0 and "6 cells, 4 of them done before; 1 at a time" in again.stdout
+
+
+def test_early_stopping_of_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    options = {"algorithm": "fake_algorithm:Fake", "options": {"rises": -0.1}}
+    compare = {"algorithms": ["fake"], "seeds": "3", "per_client": 10, "test_limit": 20, "patience": 1}
+    (cell,) = read_grid(None, {"compare": compare, "variants": {"fake": options}}).cells
+    rows: list[Row] = []
+    record = run_cell(cell, rows.append)
+    assert record.rounds == 4 and [row.round for row in record.rows] == [0, 1] and tuple(rows) == record.rows
+    assert record.parameters == (6138,) * 4 and run_cell(cell, rows.append).accuracy == record.accuracy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--algorithms", "codreem"], "allowed are isolated, codream"),
+        (["--algorithms", "fedavg", "--models", "cnn2,mlp"], "no algorithm is left to run"),
+        (["--resume", ".", "--seeds", "0-4"], "a run goes on with its own config.toml"),
+        (["--resume", "."], "the folder of a comparison is needed"),
+        (["--algorithms", "nowhere:Nothing"], "no module 'nowhere'"),
+    ],
+)
+def test_wrong_usage_ends_with_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["secure-codream", "compare", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_real_comparison(tmp_path: Path) -> None:
+    config = tmp_path / "tiny.toml"
+    content = {
+        "compare": {
+            "algorithms": ["isolated", "codream", "centralised"],
+            "seeds": [0, 1],
+            "rounds": 1,
+            "clients": 3,
+            "per_client": 20,
+            "test_limit": 100,
+        },
+        "learning": {"warm_up_epochs": 4, "distil_epochs": 4, "local_epochs": 2, "local_steps": 3},
+        "dreams": {"steps": 2, "batch": 20},
+        "communication": {"models": ["cnn2", "resnet8"]},
+    }
+    config.write_text(tomli_w.dumps(content))
+    done = call(tmp_path, str(config), "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "runs")
+    summary = json.loads((run / "summary.json").read_text())
+    codream = next(line for line in summary["lines"] if line["algorithm"] == "codream")
+    assert codream["secure_steps"]["mean"] == 4 and codream["bytes_up"]["mean"] > 0 and codream["accuracy"]["n"] == 2
+    sent = {(point["algorithm"], point["model"]): point["bytes_up"] for point in summary["communication"]}
+    assert sent["codream", "cnn2"] == pytest.approx(sent["codream", "resnet8"], rel=0.01)
+    assert sent["fedavg", "resnet8"] > 3 * sent["fedavg", "cnn2"]
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 4 and (run / "plots" / "communication.svg").exists()
+    assert not (run / "logs" / "worker-1.log").read_text()
