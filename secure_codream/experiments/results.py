@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import msgspec
 from rich import box
@@ -221,7 +220,7 @@ def result_tables(results: Results) -> list[Table]:
     for partition in dict.fromkeys(line.partition for line in results.lines):
         lines = [line for line in results.lines if line.partition == partition]
         table = Table(
-            title=f"{results.data}, {partition}: mean and 95 % interval over {_counted(len(results.seeds), 'seed')}",
+            title=f"{results.data}, {partition}: {_over(len(results.seeds))}",
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,
@@ -255,18 +254,11 @@ def in_words(value: Estimate | None, digits: int, factor: float = 1.0) -> str:
     return mean if value.half is None else f"{mean} ± {factor * value.half:.{digits}f}"
 
 
-def without_seconds(results: Results) -> Mapping[str, Any]:
-    """The results as plain data, apart from what depends on the clock."""
-    plain = msgspec.to_builtins(results)
-    lines = [{key: value for key, value in line.items() if key != "seconds"} for line in plain["lines"]]
-    return {key: value for key, value in plain.items() if key != "written"} | {"lines": lines}
+def _over(seeds: int) -> str:
+    return "one seed" if seeds == 1 else f"mean and 95 % interval over {seeds} seeds"
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _sure(values: Any) -> Estimate:
+def _sure(values: Iterable[float]) -> Estimate:
     found = estimate(values)
     assert found is not None  # noqa: S101 - a group has at least one record
     return found

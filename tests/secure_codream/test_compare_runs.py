@@ -249,3 +249,9 @@ def test_a_real_comparison(tmp_path: Path) -> None:
     page = (run / "report.html").read_text()
     assert page.count("<svg") == 4 and (run / "plots" / "communication.svg").exists()
     assert not (run / "logs" / "worker-1.log").read_text()
+    # A cell of CoDream that is run again, in another process and after other cells, gives the same rows.
+    before = rows(run)
+    (lost,) = (run / "cells").glob("codream_iid_seed-1_*.json")
+    lost.unlink()
+    assert call(tmp_path, "--resume", str(run), "--no-plots").returncode == 0
+    assert rows(run) == before

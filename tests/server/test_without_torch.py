@@ -34,11 +34,7 @@ def closure(names: set[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def base_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    required = {
-        Requirement(text).name
-        for text in metadata.requires("secure-codream") or []
-        if "extra ==" not in text
-    }
+    required = {Requirement(text).name for text in metadata.requires("secure-codream") or [] if "extra ==" not in text}
     for name in closure(required):
         distribution = metadata.distribution(name)
         tops = {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "__pycache__")}
