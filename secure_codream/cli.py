@@ -252,6 +252,8 @@ def report(run: Annotated[Path, typer.Argument(exists=True, file_okay=False, hel
     """Write report.html of a finished run again."""
     from secure_codream.report import write_report
 
+    if (run / "cells").is_dir():
+        raise ConfigError(f"{run}: found a comparison; its report is written by: secure-codream compare --resume {run}")
     Console(highlight=False).print(f"The report: {write_report(run)}", soft_wrap=True)
 
 
