@@ -76,9 +76,10 @@ class DreamsTable(_Table):
     """`[dreams]`: see `DreamSettings`."""
 
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS - 2)] = 10
+    half_way: bool = False
     batch: Annotated[int, Field(ge=2, le=65_536)] = 128
     way: Literal["update", "gradient"] = "update"
-    optimiser: Literal["average", "fedadam", "adam"] = "average"
+    optimiser: Literal["average", "fedadam", "adam", "distadam"] = "average"
     server_lr: Annotated[float, Field(gt=0, le=100)] = 1.0
     update_clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     logit_clip: Annotated[float, Field(gt=0, le=1e6)] = 30.0
@@ -86,6 +87,12 @@ class DreamsTable(_Table):
     window: Annotated[int, Field(ge=1, le=1000)] = 10
     adaptive_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
     adaptive_from: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _has_a_middle(self) -> DreamsTable:
+        if self.half_way and not 2 <= self.steps <= MAX_STEPS - 3:
+            raise ValueError(f"steps {self.steps} with half_way; 2 to {MAX_STEPS - 3} are allowed")
+        return self
 
 
 class AggregationTable(_Table):

@@ -5,10 +5,12 @@ Class-aware labels (not in the paper) weigh client i's logit for class c by w_ic
 speaks up where it has seen data: label_c = sum_i w_ic z_ic / sum_i w_ic. A small prior lets one image of a rare
 class outweigh the guesses of all who have none, and keeps the division defined. Numerators (B, K) and denominators
 (K,) are coordinates of one secure sum, so the server sees totals per class and no client's histogram.
-Stage 3 (i): each client distils the dreams and their labels by KL at temperature T (Hinton et al., 2015).
+Stage 3 (i): each client distils the dreams and their labels by KL at temperature T (Hinton et al., 2015); options
+add noise to the dreams and the client's own images to each step.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from codream_clients.training import TrainingError, sgd, shuffled_batches
+from codream_clients.datasets import LabelledImages
+from codream_clients.training import TrainingError, balanced_cross_entropy, sgd, shuffled_batches
 
 FloatArray = NDArray[np.float32]
 
@@ -59,6 +62,28 @@ def soft_label_share(
     return (logits * weights).astype(np.float32), weights
 
 
+@dataclass(frozen=True, eq=False)
+class OwnImages:
+    """A client's own images beside the dreams: each step adds `weight` times the cross-entropy of `batch_size` of them.
+
+    `class_counts` (K,) makes it balanced softmax (see `balanced_cross_entropy`); None leaves plain cross-entropy.
+    """
+
+    data: LabelledImages
+    weight: float
+    batch_size: int
+    class_counts: FloatArray | None
+
+    def loss(self, model: nn.Module, draws: torch.Generator, device: torch.device) -> torch.Tensor:
+        """The weighted loss of one random batch; `draws` picks it, with replacement."""
+        chosen = torch.randint(len(self.data), (self.batch_size,), generator=draws).numpy()
+        logits = model(torch.from_numpy(self.data.images[chosen]).to(device))
+        labels = torch.from_numpy(self.data.labels[chosen]).to(device)
+        if self.class_counts is None:
+            return self.weight * functional.cross_entropy(logits, labels)
+        return self.weight * balanced_cross_entropy(logits, labels, torch.from_numpy(self.class_counts).to(device))
+
+
 def distil(
     model: nn.Module,
     feddream_batches: Sequence[tuple[FloatArray, FloatArray]],
@@ -71,12 +96,15 @@ def distil(
     temperature: float,
     seed: int,
     device: torch.device,
+    noise: float = 0.0,
+    own: OwnImages | None = None,
 ) -> float:
     """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 without).
 
     Each batch is (dreams (B, C, H, W), aggregated logits (B, K)). The loss is
     T^2 * KL(softmax(label / T) || softmax(f(dream) / T)), the mean over dreams; the optimiser is that of
-    `train_local`. `seed` fixes the order. The model is moved to `device` and left in eval mode.
+    `train_local`. `seed` fixes the order. The model is moved to `device` and left in eval mode. `noise` is the
+    deviation of Gaussian noise that every sight of a dream gets; `own` adds a loss on own images to each step.
     Raises `AcquisitionError` if there is no batch, shapes differ or the temperature is not positive, and
     `TrainingError` if the loss is no longer finite.
     """
@@ -94,14 +122,20 @@ def distil(
     targets = torch.softmax(logits / temperature, dim=1)
     model.to(device).train()
     optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    draws = torch.Generator().manual_seed(seed)
     losses: list[torch.Tensor] = []
     for batch in shuffled_batches(len(images), epochs, batch_size, seed):
         chosen = batch.to(device)
+        seen = images[chosen]
+        if noise > 0:
+            seen = seen + noise * torch.randn(seen.shape, generator=draws).to(device)
         loss = temperature**2 * functional.kl_div(
-            torch.log_softmax(model(images[chosen]) / temperature, dim=1),
+            torch.log_softmax(model(seen) / temperature, dim=1),
             targets[chosen],
             reduction="batchmean",
         )
+        if own is not None:
+            loss = loss + own.loss(model, draws, device)
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimiser.step()

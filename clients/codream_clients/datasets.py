@@ -7,7 +7,6 @@ Every other source of images (`data_sources`) ends in these types, too.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +18,6 @@ Augment = Literal["none", "shift", "flip-crop"]
 """How images may vary from one epoch to the next; see `augmentation`."""
 
 DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3761
-MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 
 
 class DatasetError(ValueError):
@@ -117,14 +115,3 @@ def load_digits_data(seed: int, test_size: int = 600) -> tuple[LabelledImages, L
     train, test = train_test_split(np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed)
     everything = LabelledImages(images, labels.astype(np.int64), classes=10)
     return everything.subset(train), everything.subset(test)
-
-
-def load_mnist(root: str | Path) -> tuple[LabelledImages, LabelledImages]:
-    """MNIST as (train, test): 60,000 and 10,000 images of 1x28x28, from torchvision's layout under `root`.
-
-    Nothing is downloaded. Raises `DatasetError` if `root`/MNIST/raw lacks the files.
-    """
-    from codream_clients.image_sets import load_image_set
-
-    train, test, scale = load_image_set("mnist", root)
-    return train.standardised(scale), test.standardised(scale)

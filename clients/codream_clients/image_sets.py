@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codream_clients.datasets import MNIST_MEAN, MNIST_STD, DatasetError, Labels
+from codream_clients.datasets import DatasetError, Labels
 from codream_clients.pixels import RawImages, Scale, train_and_test
 
 
@@ -32,7 +32,7 @@ class _Published:
 
 
 IMAGE_SETS: dict[str, _Published] = {
-    "mnist": _Published("MNIST", "MNIST/raw/*-ubyte", 10, Scale((MNIST_MEAN,), (MNIST_STD,))),
+    "mnist": _Published("MNIST", "MNIST/raw/*-ubyte", 10, Scale((0.1307,), (0.3081,))),
     "fashion-mnist": _Published("FashionMNIST", "FashionMNIST/raw/*-ubyte", 10, Scale((0.2860,), (0.3530,))),
     "emnist": _Published("EMNIST", "EMNIST/raw/emnist-balanced-*-ubyte", 47, Scale((0.1751,), (0.3332,))),
     "cifar10": _Published(

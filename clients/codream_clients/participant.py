@@ -7,6 +7,7 @@ softmax in local training, class-aware soft labels and target classes for the dr
 `balanced=False, class_aware=False` and a `DreamLoss` with `alpha_target=0`.
 """
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from codream_clients.acquisition import distil, soft_label_share
+from codream_clients.acquisition import OwnImages, distil, soft_label_share
 from codream_clients.datasets import LabelledImages
 from codream_clients.dreaming import DreamLoss, ExtraTerm, dream_gradient, dream_update
 from codream_clients.training import evaluate, predict_logits, train_local
@@ -41,6 +42,9 @@ class LearningSettings:
     and `prior`. Training: `warm_up_epochs` at the start; each round `distil_epochs` at `temperature` on the
     newest `window` dream batches, then `local_epochs` on the own data, with the `balanced` softmax or plain
     cross-entropy; SGD with `lr` (own data) or `distil_lr` (dreams), `momentum`, `weight_decay`.
+    Options of distillation: Gaussian noise of deviation `distil_noise` on the dreams; `own_weight` times the loss
+    on own images in each step. `teacher`: the model as it is ("current"), or a copy of it as the warm-up left it
+    ("warm-up"), makes and labels the dreams.
     """
 
     way: Literal["update", "gradient"] = "update"
@@ -63,15 +67,28 @@ class LearningSettings:
     temperature: float = 4.0
     window: int = 10
     balanced: bool = True
+    distil_noise: float = 0.0
+    own_weight: float = 0.0
+    teacher: Literal["current", "warm-up"] = "current"
 
     def __post_init__(self) -> None:
         if self.way not in ("update", "gradient"):
             raise LearningSettingsError(f"way is {self.way!r}; 'update' or 'gradient' is allowed")
+        if self.teacher not in ("current", "warm-up"):
+            raise LearningSettingsError(f"teacher is {self.teacher!r}; 'current' or 'warm-up' is allowed")
         for name in ("local_steps", "max_count", "window"):
             self._require(name, at_least=1)
         for name in ("batch_size", "distil_batch_size"):
             self._require(name, at_least=2)
-        for name in ("warm_up_epochs", "distil_epochs", "local_epochs", "weight_decay", "momentum"):
+        for name in (
+            "warm_up_epochs",
+            "distil_epochs",
+            "local_epochs",
+            "weight_decay",
+            "momentum",
+            "distil_noise",
+            "own_weight",
+        ):
             self._require(name, at_least=0)
         for name in ("dream_lr", "logit_clip", "prior", "lr", "distil_lr", "temperature"):
             self._require(name, above=0)
@@ -147,6 +164,12 @@ class Participant:
         self._test = test
         self._seed = seed
         self._device = device
+        if local_training is not None and settings.own_weight > 0:
+            raise LearningSettingsError(
+                f"own_weight is {settings.own_weight} with a replaced local training; 0 is allowed, since distillation "
+                "would use the own data past it"
+            )
+        self._teacher = self.model
         self._local_training = local_training or self._train_by_sgd
         self._class_counts = train.class_counts.astype(np.float32) if class_counts is None else class_counts
         self._seen = self._class_counts > 0
@@ -162,6 +185,7 @@ class Participant:
     def warm_up(self) -> Metrics:
         """Train on the own data for `warm_up_epochs`."""
         self._local_training(self.model, self._train, self.settings.warm_up_epochs, self._stage_seed(0))
+        self._teacher = copy.deepcopy(self.model) if self.settings.teacher == "warm-up" else self.model
         return self._measure(distil_loss=0.0)
 
     def dream_update(self, dreams: FloatArray, extra: ExtraTerm | None = None) -> DreamShare:
@@ -169,7 +193,7 @@ class Participant:
         settings = self.settings
         if settings.way == "update":
             delta, entropy = dream_update(
-                self.model,
+                self._teacher,
                 dreams,
                 settings.loss,
                 settings.local_steps,
@@ -178,14 +202,14 @@ class Participant:
                 extra=extra,
             )
         else:
-            gradient, entropy = dream_gradient(self.model, dreams, settings.loss, seen=self._seen, extra=extra)
+            gradient, entropy = dream_gradient(self._teacher, dreams, settings.loss, seen=self._seen, extra=extra)
             delta = gradient * np.float32(len(dreams))
         return DreamShare(delta, entropy)
 
     def soft_labels(self, dreams: FloatArray) -> SoftLabelShare:
         """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W)."""
         settings = self.settings
-        logits = predict_logits(self.model, dreams, self._device)
+        logits = predict_logits(self._teacher, dreams, self._device)
         numerators, denominators = soft_label_share(
             np.clip(logits, -settings.logit_clip, settings.logit_clip),
             self._class_counts,
@@ -212,9 +236,16 @@ class Participant:
             temperature=settings.temperature,
             seed=self._stage_seed(1),
             device=self._device,
+            noise=settings.distil_noise,
+            own=self._own_images() if settings.own_weight > 0 else None,
         )
         self._local_training(self.model, self._train, settings.local_epochs, self._stage_seed(2))
         return self._measure(distil_loss)
+
+    def _own_images(self) -> OwnImages:
+        settings = self.settings
+        counts = self._class_counts if settings.balanced else None
+        return OwnImages(self._train, settings.own_weight, settings.batch_size, counts)
 
     def _train_by_sgd(self, model: nn.Module, data: LabelledImages, epochs: int, seed: int) -> None:
         settings = self.settings

@@ -5,7 +5,7 @@ that has seen nothing but the FedDream dataset, measures what the dreams carry.
 
 Ablations, each a `kind`: `dreams` are made together, step by step; `independent` dreams are made by each client
 alone, from the same noise and with as many local steps in all, and averaged once; `noise` images are labelled as
-they are.
+they are. The ablations have no half-way dreams.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class CoDream:
         learning, table = problem.learning, problem.dreams
         if self.kind == "independent":
             learning = replace(learning, local_steps=learning.local_steps * table.steps)
-            table = table.model_copy(update={"steps": 1})
+            table = table.model_copy(update={"steps": 1, "half_way": False})
         elif self.kind == "noise":
-            table = table.model_copy(update={"steps": 0})
+            table = table.model_copy(update={"steps": 0, "half_way": False})
         dreams = DreamSettings(
             rounds=problem.rounds, shape=problem.test.shape, classes=problem.test.classes, **table.model_dump()
         )

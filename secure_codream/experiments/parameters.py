@@ -193,12 +193,15 @@ class SecureMean:
         problem: the settings of secure aggregation, the shards' sizes (the weights) and the seed of the rounding.
         groups: what is sent: name -> layout.
         works: each client's work.
+        even: whether all clients weigh the same, whatever their shards' sizes.
     """
 
-    def __init__(self, problem: Problem, groups: Mapping[str, Layout], works: Sequence[Work]) -> None:
+    def __init__(
+        self, problem: Problem, groups: Mapping[str, Layout], works: Sequence[Work], *, even: bool = False
+    ) -> None:
         largest = max(len(shard) for shard in problem.shards)
         learners = [
-            ParameterLearner(groups, work, len(shard) / largest)
+            ParameterLearner(groups, work, 1.0 if even else len(shard) / largest)
             for work, shard in zip(works, problem.shards, strict=True)
         ]
         self._aggregation, self._groups, self.secure_steps = problem.aggregation, dict(groups), 0

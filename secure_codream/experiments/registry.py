@@ -60,6 +60,7 @@ ALGORITHMS: Mapping[str, Entry] = {
     "codream": _here("codream", "CoDream"),
     "codream-independent": _here("codream", "CoDream", kind="independent"),
     "codream-noise": _here("codream", "CoDream", kind="noise"),
+    "codream-fast": _here("codream_fast", "CoDreamFast"),
     "avgkd": _here("avgkd", "AvgKD"),
     "fedavg": _here("fedavg", "FedAvg", one_architecture=True),
     "fedprox": _here("fedprox", "FedProx", one_architecture=True),

@@ -3,6 +3,9 @@
 One round is one epoch of secure aggregation: `steps` dream updates, one step of soft labels, one step in which the
 finished dreams go out and the clients' metrics come back. Round r starts from fresh N(0, 1) noise; an epoch that fails
 is given up with its dreams, and the round starts again from other noise.
+
+Half-way (as CoDream's authors do): one more step of soft labels in the middle of the updates. What the dreams are then
+and what they are in the end make one batch of 2B images, half-way ones first, which is published once, in the end.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from codream_protocols.ring import modulus_bits_for
 from codream_protocols.server import Reveal
 from codream_protocols.tasks import LOGITS, METRIC_NAMES, METRICS, UPDATE, logits_spec, metrics_spec, update_spec
 from codream_protocols.vectors import decode_vector
-from codream_server.feddream import FedDreamDataset
+from codream_server.feddream import Batch, FedDreamDataset
 from codream_server.optimisers import Dreams, make_optimiser
 from codream_server.settings import AggregationSettings, DreamSettings
 
@@ -75,6 +78,7 @@ class Coordinator:
         self._settings, self._aggregation, self._roster = dreams, aggregation, roster
         self._recipe, self._session, self._seed, self._student = recipe, session, seed, student
         self._plan: Plan | None = None
+        self._labelled: list[Batch] = []
 
     @property
     def done(self) -> bool:
@@ -88,8 +92,8 @@ class Coordinator:
 
     @property
     def steps_per_round(self) -> int:
-        """Secure steps of a round: the updates, the soft labels, the metrics."""
-        return self._settings.steps + 2
+        """Secure steps of a round: the updates, the soft labels (twice with half-way dreams), the metrics."""
+        return self._settings.steps + (3 if self._settings.half_way else 2)
 
     def least_cohort(self) -> int:
         """Fewer clients than this cannot make an epoch."""
@@ -101,10 +105,11 @@ class Coordinator:
         self.epoch += 1
         noise = np.random.default_rng([self._seed, self.epoch])
         self._dreams = noise.standard_normal((settings.batch, *settings.shape), dtype=np.float32)
-        self._soft_labels = np.zeros((settings.batch, settings.classes), dtype=np.float32)
+        self._labelled = []
         self._optimiser = make_optimiser(settings)
         self._clip = settings.update_clip
-        self._labelled = False
+        half = settings.steps // 2
+        schedule = (0,) * half + (1,) + (0,) * (settings.steps - half) if settings.half_way else (0,) * settings.steps
         least_threshold = max(default_threshold(len(cohort)), (len(cohort) + aggregation.colluders) // 2 + 1)
         self._plan = Plan(
             protocol=PROTOCOL,
@@ -118,7 +123,7 @@ class Coordinator:
                 logits_spec(settings.batch, settings.classes, settings.logit_clip),
                 metrics_spec(),
             ),
-            schedule=(0,) * settings.steps + (1, 2),
+            schedule=(*schedule, 1, 2),
             value_bits=aggregation.value_bits,
             modulus_bits=modulus_bits_for(aggregation.value_bits, len(cohort)),
             suite=aggregation.suite,
@@ -140,10 +145,7 @@ class Coordinator:
         clips = [block.clip for block in spec.blocks]
         if spec.task == UPDATE:
             clips[0] = self._clip
-        arrays: list[np.ndarray[Any, Any]] = [self._dreams]
-        if spec.task == METRICS:
-            arrays.append(self._soft_labels)
-        return tuple(clips), arrays
+        return tuple(clips), list(self._published()) if spec.task == METRICS else [self._dreams]
 
     def absorb(self, reveal: Reveal) -> StepResult:
         """Take a revealed sum: step the dreams, finish the soft labels, or end the round."""
@@ -165,7 +167,7 @@ class Coordinator:
 
     def give_up(self) -> None:
         """The epoch failed. Finished dreams stay; only if their labels are missing does the round start anew."""
-        if self._labelled:
+        if self._finished:
             self.round += 1
 
     def _absorb_update(self, sums: dict[str, np.ndarray[Any, np.dtype[np.float64]]]) -> StepResult:
@@ -183,10 +185,21 @@ class Coordinator:
         return StepResult(UPDATE, entropy=float(sums["entropy"][0] / weight), clipped=clipped)
 
     def _absorb_logits(self, sums: dict[str, np.ndarray[Any, np.dtype[np.float64]]]) -> StepResult:
-        numerators = sums["numerators"].reshape(self._soft_labels.shape)
-        self._soft_labels = (numerators / np.maximum(sums["denominators"], 1e-6)).astype(np.float32)
-        self._labelled = True
-        self.dataset.add(self.round, self._dreams, self._soft_labels)
-        if self._student is not None:
-            self._student.learn(self.dataset)
+        numerators = sums["numerators"].reshape(self._settings.batch, self._settings.classes)
+        soft_labels = (numerators / np.maximum(sums["denominators"], 1e-6)).astype(np.float32)
+        self._labelled.append((self._dreams, soft_labels))
+        if self._finished:
+            self.dataset.add(self.round, *self._published())
+            if self._student is not None:
+                self._student.learn(self.dataset)
         return StepResult(LOGITS)
+
+    @property
+    def _finished(self) -> bool:
+        """Whether the dreams have all the soft labels that the round is to give them."""
+        return len(self._labelled) == (2 if self._settings.half_way else 1)
+
+    def _published(self) -> Batch:
+        """The round's dreams, half-way ones first, with their soft labels."""
+        dreams, soft_labels = zip(*self._labelled, strict=True)
+        return np.concatenate(dreams), np.concatenate(soft_labels)

@@ -1,8 +1,9 @@
 """The server's step on the dreams, from what secure aggregation reveals: the mean over the survivors.
 
 Update way (L local steps): the mean difference is added (`Average`) or taken as a pseudo-gradient by Adam (`FedAdam`;
-Reddi et al., ICLR 2021). Gradient way (one local step): Adam on the mean gradient (Kingma and Ba, ICLR
-2015), as in CoDream.
+Reddi et al., ICLR 2021). Gradient way (one local step): Adam on the mean gradient (Kingma and Ba, ICLR 2015), as in
+CoDream. Its authors call that DistAdam (in their code, GauriGupta19/codream: clients send dL/dx and take no step, the
+server keeps both moments and corrects their bias); `adam` and `distadam` are two names of one optimiser.
 State is numpy float32; nothing here needs a tensor library.
 """
 

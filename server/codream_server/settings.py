@@ -16,16 +16,18 @@ class DreamSettings:
     Attributes:
         rounds: dream batches to make, one epoch of secure aggregation each.
         steps: secure steps of dream updates a batch (the soft labels and metrics take two more); 0 labels plain noise.
+        half_way: whether the dreams are labelled after half of the updates too, which takes one more step and gives
+            batches of 2B images.
         batch: B, images of a batch.
         shape: (C, H, W) of an image.
         classes: K.
         way: "update" (clients send a difference) or "gradient" (clients send dL/dx).
-        optimiser: "average" or "fedadam" for updates, "adam" for gradients.
+        optimiser: "average" or "fedadam" for updates, "adam" (CoDream's authors: "distadam") for gradients.
         server_lr: step size of the optimiser.
         update_clip: bound of one coordinate of an update.
         logit_clip: bound of one logit.
         adapt_clip: let the bound follow the fraction of clipped coordinates, from sums already public.
-        window: how many batches the FedDream dataset holds.
+        window: how many rounds' batches the FedDream dataset holds.
         adaptive_weight: lambda of the adaptive term (needs the student); 0 leaves it out.
         adaptive_from: the round, from 0, from which on it counts.
     """
@@ -38,6 +40,7 @@ class DreamSettings:
     way: str = "update"
     optimiser: str = "average"
     server_lr: float = 1.0
+    half_way: bool = False
     update_clip: float = 1.0
     logit_clip: float = 30.0
     adapt_clip: bool = False
@@ -49,11 +52,13 @@ class DreamSettings:
         for name, least in (("rounds", 1), ("steps", 0), ("batch", 1), ("window", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} is {getattr(self, name)}; {least} or more is allowed")
-        allowed = {"update": ("average", "fedadam"), "gradient": ("adam",)}
+        if self.half_way and self.steps < 2:
+            raise SettingsError(f"steps is {self.steps} with half_way; 2 or more is allowed")
+        allowed = {"update": ("average", "fedadam"), "gradient": ("adam", "distadam")}
         if self.optimiser not in allowed.get(self.way, ()):
             raise SettingsError(
                 f"way {self.way!r} with optimiser {self.optimiser!r}; allowed: update with average or fedadam, "
-                "gradient with adam"
+                "gradient with adam or distadam"
             )
 
     @property

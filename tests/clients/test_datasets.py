@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codream_clients.datasets import DatasetError, LabelledImages, load_digits_data, load_mnist, pool
+from codream_clients.datasets import DatasetError, LabelledImages, load_digits_data, pool
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -65,17 +65,3 @@ def test_digits_are_standardised_split_without_overlap_and_pinned_by_the_seed():
 def test_digits_refuse_a_test_size_that_leaves_nothing():
     with pytest.raises(DatasetError, match="10 to 1787"):
         load_digits_data(seed=0, test_size=1797)
-
-
-def test_mnist_without_its_files_says_where_they_are_wanted(tmp_path):
-    with pytest.raises(DatasetError, match="MNIST/raw"):
-        load_mnist(tmp_path)
-
-
-@pytest.mark.skipif(not (SHARED_DATA / "MNIST").is_dir(), reason="needs MNIST in ../shared/data/MNIST/raw")
-def test_mnist_has_its_shape_and_scale():
-    train, test = load_mnist(SHARED_DATA)
-    assert train.images.shape == (60_000, 1, 28, 28)
-    assert test.images.shape == (10_000, 1, 28, 28)
-    assert abs(train.images[:5000].mean()) < 0.02
-    assert abs(train.images[:5000].std() - 1) < 0.02

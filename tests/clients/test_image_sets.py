@@ -9,7 +9,7 @@ import pytest
 import torchvision.datasets
 from scipy.io import savemat
 
-from codream_clients.datasets import DatasetError, load_mnist
+from codream_clients.datasets import DatasetError
 from codream_clients.image_sets import IMAGE_SETS, load_image_set
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -131,9 +131,16 @@ def test_an_unknown_set_is_refused_with_those_allowed(tmp_path):
         load_image_set("imagenet", tmp_path)
 
 
+def test_mnist_without_its_files_says_where_they_are_wanted(tmp_path):
+    with pytest.raises(DatasetError, match="MNIST/raw"):
+        load_image_set("mnist", tmp_path)
+
+
 @pytest.mark.skipif(not (SHARED_DATA / "MNIST").is_dir(), reason="needs MNIST in ../shared/data/MNIST/raw")
-def test_mnist_is_the_same_by_name_and_by_its_own_loader():
+def test_mnist_has_its_shape_and_scale():
     train, test, scale = load_image_set("mnist", SHARED_DATA)
     assert (len(train), len(test), train.classes) == (60_000, 10_000, 10)
-    by_formula = (test.pixels[..., 0][:, None].astype(np.float32) / 255.0 - scale.mean[0]) / scale.std[0]
-    assert np.array_equal(load_mnist(SHARED_DATA)[1].images, by_formula)
+    images = test.standardised(scale).images
+    assert images.shape == (10_000, 1, 28, 28)
+    assert np.array_equal(images, (test.pixels[..., 0][:, None].astype(np.float32) / 255.0 - 0.1307) / 0.3081)
+    assert abs(images.mean()) < 0.02 and abs(images.std() - 1) < 0.02

@@ -191,3 +191,35 @@ def test_the_papers_way_can_be_asked_for(digits):
     client = participant(digits, settings=settings)
     client.warm_up()
     assert (client.soft_labels(noise()).denominators == 1).all()
+
+
+def test_the_teacher_of_the_warm_up_stays_as_it_was(digits):
+    kept, moving = (
+        participant(digits, settings=dataclasses.replace(QUICK, teacher=teacher)) for teacher in ("warm-up", "current")
+    )
+    for client in (kept, moving):
+        client.warm_up()
+    before = kept.soft_labels(noise()).numerators
+    assert np.array_equal(before, moving.soft_labels(noise()).numerators)
+    for client in (kept, moving):
+        client.acquire(noise(), np.zeros((32, 10), dtype=np.float32))
+    assert np.array_equal(kept.soft_labels(noise()).numerators, before)
+    assert not np.array_equal(moving.soft_labels(noise()).numerators, before)
+
+
+def test_own_images_and_noise_change_what_is_distilled_and_repeat_from_the_seed(digits):
+    found = []
+    for changes in ({}, {"distil_noise": 0.3}, {"own_weight": 1.0}, {"own_weight": 1.0}):
+        client = participant(digits, settings=dataclasses.replace(QUICK, local_epochs=0, **changes))
+        client.warm_up()
+        client.acquire(noise(), np.zeros((32, 10), dtype=np.float32))
+        found.append(client.soft_labels(noise()).numerators)
+    assert not np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+    assert np.array_equal(found[2], found[3])
+
+
+def test_replaced_local_training_is_not_bypassed_by_own_images(digits):
+    """Differential privacy would be worth nothing if distillation saw the own images beside it."""
+    settings = dataclasses.replace(QUICK, own_weight=1.0)
+    with pytest.raises(LearningSettingsError, match="own_weight"):
+        participant(digits, settings=settings, local_training=lambda *given: None)

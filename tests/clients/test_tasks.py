@@ -103,6 +103,20 @@ def test_metrics_say_whether_there_are_test_images(images: LabelledImages, dream
     assert figures["tested"] == 1 and figures["accuracy"] == heard[1].accuracy
 
 
+def test_half_way_dreams_come_in_one_array_with_the_final_ones(dreams: np.ndarray) -> None:
+    heard: list[tuple[np.ndarray, np.ndarray]] = []
+
+    class Listening:
+        def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray) -> Metrics:
+            heard.append((dreams, soft_labels))
+            return Metrics(rounds=1, accuracy=0.5, train_accuracy=1.0, distil_loss=0.0)
+
+    both, labels = np.concatenate([dreams, dreams + 1]), np.ones((2 * BATCH, CLASSES), np.float32)
+    DreamLearner(Listening(), shape=SHAPE, classes=CLASSES).compute(METRICS, [both, labels], (1.0,))  # type: ignore[arg-type]
+    ((learnt, learnt_labels),) = heard
+    assert np.array_equal(learnt, both) and np.array_equal(learnt_labels, labels)
+
+
 @pytest.mark.parametrize(
     ("task", "shapes"),
     [

@@ -40,6 +40,22 @@ def test_smallest_file_has_every_default(tmp_path: Path) -> None:
     assert config.timing_settings().join == 120.0
 
 
+@pytest.mark.parametrize("steps", [1, 4094])
+def test_half_way_needs_a_middle_and_a_step_more(tmp_path: Path, steps: int) -> None:
+    path = write(tmp_path, "config.toml", {"task": TASK, "dreams": {"half_way": True, "steps": steps}})
+    with pytest.raises(ConfigError, match=f"steps {steps} with half_way; 2 to 4093 are allowed"):
+        read_federation(path)
+
+
+def test_half_way_is_part_of_the_recipe_and_reaches_the_server(tmp_path: Path) -> None:
+    with_it, without = (
+        read_federation(write(tmp_path, "config.toml", {"task": TASK, "dreams": {"half_way": half_way}}))
+        for half_way in (True, False)
+    )
+    assert with_it.dream_settings().half_way and not without.dream_settings().half_way
+    assert with_it.recipe != without.recipe
+
+
 @pytest.mark.parametrize(
     ("table", "key", "found", "allowed"),
     [
@@ -49,7 +65,7 @@ def test_smallest_file_has_every_default(tmp_path: Path) -> None:
         ("dreams", "steps", 4095, "less than or equal to 4094"),
         ("dreams", "batch", 1, "greater than or equal to 2"),
         ("dreams", "way", "weights", "'update' or 'gradient'"),
-        ("dreams", "optimiser", "sgd", "'average', 'fedadam' or 'adam'"),
+        ("dreams", "optimiser", "sgd", "'average', 'fedadam', 'adam' or 'distadam'"),
         ("dreams", "server_lr", 0.0, "greater than 0"),
         ("dreams", "update_clip", -1.0, "greater than 0"),
         ("aggregation", "value_bits", 32, "less than or equal to 24"),

@@ -16,7 +16,7 @@ from codream_protocols.tasks import LOGITS, METRICS, UPDATE
 from codream_protocols.vectors import encode_vector
 from codream_server.coordinator import Coordinator
 from codream_server.feddream import FedDreamDataset
-from codream_server.settings import AggregationSettings, DreamSettings
+from codream_server.settings import AggregationSettings, DreamSettings, SettingsError
 
 CLASSES, BATCH, SHAPE = 3, 2, (1, 2, 3)
 STEP = 2 / 65535  # two quantisation steps of 16 bits of a value in [-1, 1]
@@ -218,6 +218,76 @@ def test_gradient_way_descends_with_adam() -> None:
     start = coordinator.broadcast(0)[1][0].copy()
     coordinator.absorb(reveal(coordinator, 0, [update(0.3)] * 3))
     np.testing.assert_allclose(coordinator.broadcast(1)[1][0], start - 0.1, atol=1e-3)
+
+
+# -- half-way ---------------------------------------------
+
+
+def zero_labels() -> dict:
+    return labels(np.zeros((BATCH, CLASSES)), [1, 1, 1])
+
+
+@pytest.mark.parametrize(("steps", "before"), [(2, 1), (3, 1), (6, 3)])
+def test_half_way_dreams_take_one_more_step_in_the_middle(steps: int, before: int) -> None:
+    coordinator = make(steps=steps, half_way=True)
+    plan = coordinator.next_plan(range(4))
+    check_plan(plan)
+    tasks = [plan.spec(step).task for step in range(plan.steps)]
+    assert tasks == [UPDATE] * before + [LOGITS] + [UPDATE] * (steps - before) + [LOGITS, METRICS]
+    assert coordinator.steps_per_round == plan.steps == steps + 3
+    assert make(steps=steps).steps_per_round == steps + 2
+
+
+def test_half_way_and_final_dreams_go_out_as_one_batch_with_their_own_labels(tmp_path: Path) -> None:
+    student = Pushing()
+    coordinator = make(steps=3, half_way=True, folder=tmp_path, student=student)
+    coordinator.next_plan(range(3))
+    start = coordinator.broadcast(0)[1][0].copy()
+    first, last = np.arange(6.0).reshape(2, 3), -np.arange(6.0).reshape(2, 3)
+
+    coordinator.absorb(reveal(coordinator, 0, [update(0.5)] * 3))
+    (asked,) = coordinator.broadcast(1)[1]
+    np.testing.assert_allclose(asked, start + 0.5, atol=3 * STEP)
+    coordinator.absorb(reveal(coordinator, 1, [labels(first, [1, 1, 1])] * 3))
+    assert not coordinator.dataset.batches and not student.learnt, "nothing is published before the end"
+    assert np.array_equal(coordinator.broadcast(2)[1][0], asked), "labels leave the dreams as they are"
+
+    for step in (2, 3):
+        coordinator.absorb(reveal(coordinator, step, [update(0.25)] * 3))
+    coordinator.absorb(reveal(coordinator, 4, [labels(last, [1, 1, 1])] * 3))
+    dreams, soft_labels = coordinator.broadcast(5)[1]
+    assert dreams.shape == (2 * BATCH, *SHAPE) and soft_labels.shape == (2 * BATCH, CLASSES)
+    np.testing.assert_allclose(dreams, np.concatenate([start + 0.5, start + 1.0]), atol=9 * STEP)
+    np.testing.assert_allclose(soft_labels, np.concatenate([first, last]), atol=5e-3)
+    assert dreams.dtype == soft_labels.dtype == np.float32
+    ((kept, kept_labels),) = coordinator.dataset.batches
+    assert np.array_equal(kept, dreams) and np.array_equal(kept_labels, soft_labels)
+    assert student.learnt == [1]
+    with np.load(tmp_path / "round-000.npz") as file:
+        assert np.array_equal(file["dreams"], dreams)
+    coordinator.absorb(reveal(coordinator, 5, [figures(0.5, 1, 0.5)] * 3))
+    assert coordinator.round == 1
+
+
+def test_epoch_that_fails_after_its_half_way_labels_starts_its_round_again() -> None:
+    coordinator = make(steps=2, half_way=True, rounds=1)
+    coordinator.next_plan(range(3))
+    coordinator.absorb(reveal(coordinator, 0, [update(0.1)] * 3))
+    coordinator.absorb(reveal(coordinator, 1, [zero_labels()] * 3))
+    coordinator.give_up()
+    assert coordinator.round == 0 and not coordinator.done and not coordinator.dataset.batches
+    coordinator.next_plan(range(3))
+    for step, one in enumerate([update(0.1), zero_labels(), update(0.1), zero_labels()]):
+        coordinator.absorb(reveal(coordinator, step, [one] * 3))
+    assert len(coordinator.broadcast(4)[1][0]) == 2 * BATCH, "nothing of the epoch that failed is left"
+    coordinator.give_up()
+    assert coordinator.done and len(coordinator.dataset.batches) == 1
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_without_two_updates_there_is_no_half_way(steps: int) -> None:
+    with pytest.raises(SettingsError, match=f"steps is {steps} with half_way; 2 or more is allowed"):
+        make(steps=steps, half_way=True)
 
 
 # -- failed epochs ---------------------------------------------

@@ -52,13 +52,30 @@ def test_adam_and_fedadam_are_torchs_adam(kind: tuple[str, str], direction: floa
     np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_distadam_is_adam_on_the_mean_gradient_by_hand() -> None:
+    """As the authors write it: rate / (1 - b1^t) times m, over sqrt(v) / sqrt(1 - b2^t) + eps; lr 0.05, three steps."""
+    optimiser, dreams = make_optimiser(settings("gradient", "distadam", 0.05)), np.ones((1, 1, 1, 1), np.float32)
+    by_client = [(3.0, -1.0), (0.5, 0.5), (-4.0, 0.0)]  # gradients of two clients in each step
+    expected, first, second = 1.0, 0.0, 0.0
+    for step, gradients in enumerate(by_client, start=1):
+        mean = sum(gradients) / 2
+        first = 0.9 * first + 0.1 * mean
+        second = 0.999 * second + 0.001 * mean**2
+        expected -= 0.05 / (1 - 0.9**step) * first / (np.sqrt(second) / np.sqrt(1 - 0.999**step) + 1e-8)
+        dreams = optimiser.step(dreams, np.full((1, 1, 1, 1), mean, np.float32))
+        assert dreams.item() == pytest.approx(expected, abs=1e-6)
+    assert 0.9 < dreams.item() < 1.0  # the first two steps descend by 0.05 and less, the third turns back
+
+
 def test_each_batch_of_dreams_has_a_fresh_optimiser() -> None:
     first, second = (make_optimiser(settings("gradient", "adam")) for _ in range(2))
     first.step(np.zeros(1, np.float32), np.full(1, 9.0, np.float32))
     assert second.step(np.zeros(1, np.float32), np.ones(1, np.float32)) == pytest.approx([-0.5], rel=1e-5)
 
 
-@pytest.mark.parametrize(("way", "optimiser"), [("update", "adam"), ("gradient", "average"), ("other", "average")])
+@pytest.mark.parametrize(
+    ("way", "optimiser"), [("update", "adam"), ("update", "distadam"), ("gradient", "average"), ("other", "average")]
+)
 def test_way_and_optimiser_must_fit(way: str, optimiser: str) -> None:
-    with pytest.raises(SettingsError, match="allowed: update with average or fedadam, gradient with adam"):
+    with pytest.raises(SettingsError, match="allowed: update with average or fedadam, gradient with adam or distadam"):
         settings(way, optimiser)
