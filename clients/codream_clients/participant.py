@@ -67,8 +67,8 @@ class LearningSettings:
     temperature: float = 4.0
     window: int = 10
     balanced: bool = True
-    distil_noise: float = 0.0
-    own_weight: float = 0.0
+    distil_noise: float = 0.3
+    own_weight: float = 1.0
     teacher: Literal["current", "warm-up"] = "current"
 
     def __post_init__(self) -> None:
