@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from codream_protocols.errors import BadSignature, ProtocolError, RosterRefused, UnknownIdentity
+from codream_protocols.plan import default_threshold
 from secure_codream.config import ClientConfig, ConfigError, read_federation
 from secure_codream.provision import KeyFileError
 from secure_codream.records import RecordError
@@ -94,7 +95,7 @@ def _alpha(text: str) -> float | None:
 
 def _droppable(drop: int, clients: int) -> int:
     """How many may be lost within an epoch: the threshold must still be met by those who stay."""
-    most = clients - max(min(clients, 2 * clients // 3 + 1), 3)
+    most = clients - max(default_threshold(clients), 3)
     if drop > most:
         raise typer.BadParameter(
             f"found {drop}; of {clients} clients at most {most} can be lost within an epoch", param_hint="--drop"

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from codream_protocols.plan import default_threshold
 from secure_codream.config import ClientConfig, DataTable, FederationConfig, check
 from secure_codream.panel import LivePanel
 from secure_codream.party import load_roster, read_metrics
@@ -366,7 +367,7 @@ def _summarise(
         seconds=Timing(total=seconds, **server["seconds"]),
         dropped=killed,
         colluders=federation.aggregation.colluders,
-        threshold=federation.aggregation.threshold or min(cohort, 2 * cohort // 3 + 1),
+        threshold=federation.aggregation.threshold or default_threshold(cohort, federation.aggregation.colluders),
         min_survivors=federation.aggregation.least_survivors,
     )
 

@@ -12,8 +12,8 @@ from typing import TextIO
 
 import torch
 
-from codream_clients.acquisition import distil
 from codream_clients.models import build
+from codream_clients.participant import distil_by_settings
 from codream_clients.references import train_centralised, train_independent
 from codream_clients.training import evaluate
 from codream_server.feddream import read_batches
@@ -51,15 +51,11 @@ def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -
     channels, size, _ = federation.task.shape
     seed = federation.federation.seed
     student = build(STUDENT_MODEL, channels=channels, size=size, classes=federation.task.classes, seed=seed)
-    distil(
+    distil_by_settings(
         student,
         read_batches(run.rounds),
+        settings,
         epochs=settings.distil_epochs * rounds,
-        batch_size=settings.distil_batch_size,
-        lr=settings.distil_lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        temperature=settings.temperature,
         seed=seed,
         device=device,
     )

@@ -4,13 +4,13 @@ A round of CoDream (arXiv 2402.15968): `dream_update` for every global step, `so
 done, `acquire` when the aggregated labels are back. The runner, the simulator and the tests call the same
 object. The defaults are tuned for small data and label skew: the update way (fewest secure steps), balanced
 softmax in local training, class-aware soft labels and target classes for the dreams. The paper's way is
-`balanced=False, class_aware=False` and a `DreamLoss` with `alpha_target=0`.
+`balanced=False, class_aware=False, own_weight=0, distil_noise=0` and a `DreamLoss` with `alpha_target=0`.
 """
 
 import copy
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -138,6 +138,37 @@ class Metrics:
     distil_loss: float
 
 
+def distil_by_settings(
+    model: nn.Module,
+    batches: Sequence[tuple[FloatArray, FloatArray]],
+    settings: LearningSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    epochs: int | None = None,
+    noise: float = 0.0,
+    own: OwnImages | None = None,
+) -> float:
+    """`distil` with the hyperparameters of `settings`; `epochs` replaces `distil_epochs`.
+
+    As it stands it trains a student that sees nothing but the dreams; a participant adds noise and its own images.
+    """
+    return distil(
+        model,
+        batches,
+        epochs=settings.distil_epochs if epochs is None else epochs,
+        batch_size=settings.distil_batch_size,
+        lr=settings.distil_lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        temperature=settings.temperature,
+        seed=seed,
+        device=device,
+        noise=noise,
+        own=own,
+    )
+
+
 class Participant:
     """A client's teacher, its data and its sliding window of the FedDream dataset. Deterministic from `seed`.
 
@@ -225,15 +256,10 @@ class Participant:
         settings = self.settings
         self._rounds += 1
         self._window.append((dreams, soft_labels))
-        distil_loss = distil(
+        distil_loss = distil_by_settings(
             self.model,
             list(self._window),
-            epochs=settings.distil_epochs,
-            batch_size=settings.distil_batch_size,
-            lr=settings.distil_lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            temperature=settings.temperature,
+            settings,
             seed=self._stage_seed(1),
             device=self._device,
             noise=settings.distil_noise,

@@ -101,9 +101,9 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
         return self.specs[self.schedule[step]]
 
 
-def default_threshold(cohort: int) -> int:
-    """floor(2n/3) + 1, but never more than n."""
-    return min(cohort, 2 * cohort // 3 + 1)
+def default_threshold(cohort: int, colluders: int = 0) -> int:
+    """floor(2n/3) + 1, never more than n; or the least threshold that tolerates the colluders, if that is more."""
+    return max(min(cohort, 2 * cohort // 3 + 1), (cohort + colluders) // 2 + 1)
 
 
 def tolerated_colluders(cohort: int, threshold: int) -> int:

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from codream_clients.acquisition import distil
-from codream_clients.participant import LearningSettings, Participant
+from codream_clients.participant import LearningSettings, Participant, distil_by_settings
 from codream_clients.training import evaluate
 from codream_server.settings import AggregationSettings, DreamSettings
 from secure_codream.experiments.problem import Problem, Row
@@ -63,15 +62,10 @@ class CoDream:
         yield self._row(0, federation.warm_up(), None, federation, started)
         for number in range(1, problem.rounds + 1):
             accuracies = federation.round()
-            distil(
+            distil_by_settings(
                 student,
                 list(federation.coordinator.dataset.batches),
-                epochs=learning.distil_epochs,
-                batch_size=learning.distil_batch_size,
-                lr=learning.distil_lr,
-                momentum=learning.momentum,
-                weight_decay=learning.weight_decay,
-                temperature=learning.temperature,
+                learning,
                 seed=problem.seed * 1000 + number,
                 device=problem.device,
             )

@@ -27,10 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from codream_clients.acquisition import distil
 from codream_clients.dreaming import Dreams, StatisticsMemory
 from codream_clients.generators import BETAS, GeneratorLoss, Noise, adapt, fresh_image_generator, generate
-from codream_clients.participant import Participant
+from codream_clients.participant import Participant, distil_by_settings
 from codream_clients.training import evaluate
 from codream_server.optimisers import Adam
 from secure_codream.experiments.local_work import Stopwatch
@@ -108,15 +107,10 @@ class CoDreamFast:
         yield watch.row(0, [client.warm_up() for client in clients])
         for number in range(1, problem.rounds + 1):
             window.append(server.round())
-            distil(
+            distil_by_settings(
                 student,
                 list(window),
-                epochs=learning.distil_epochs,
-                batch_size=learning.distil_batch_size,
-                lr=learning.distil_lr,
-                momentum=learning.momentum,
-                weight_decay=learning.weight_decay,
-                temperature=learning.temperature,
+                learning,
                 seed=problem.seed * 1000 + number,
                 device=problem.device,
             )

@@ -264,7 +264,7 @@ class SecureMean:
 
     def _plan(self, roster: Roster) -> Plan:
         aggregation, cohort = self._aggregation, len(roster.members)
-        safe = max(default_threshold(cohort), (cohort + aggregation.colluders) // 2 + 1)
+        safe = default_threshold(cohort, aggregation.colluders)
         return Plan(
             protocol=PROTOCOL,
             session=self._session,

@@ -110,7 +110,6 @@ class Coordinator:
         self._clip = settings.update_clip
         half = settings.steps // 2
         schedule = (0,) * half + (1,) + (0,) * (settings.steps - half) if settings.half_way else (0,) * settings.steps
-        least_threshold = max(default_threshold(len(cohort)), (len(cohort) + aggregation.colluders) // 2 + 1)
         self._plan = Plan(
             protocol=PROTOCOL,
             session=self._session,
@@ -127,7 +126,7 @@ class Coordinator:
             value_bits=aggregation.value_bits,
             modulus_bits=modulus_bits_for(aggregation.value_bits, len(cohort)),
             suite=aggregation.suite,
-            threshold=aggregation.threshold or least_threshold,
+            threshold=aggregation.threshold or default_threshold(len(cohort), aggregation.colluders),
             least_survivors=aggregation.least_survivors,
             colluders=aggregation.colluders,
         )
