@@ -6,7 +6,8 @@ speaks up where it has seen data: label_c = sum_i w_ic z_ic / sum_i w_ic. A smal
 class outweigh the guesses of all who have none, and keeps the division defined. Numerators (B, K) and denominators
 (K,) are coordinates of one secure sum, so the server sees totals per class and no client's histogram.
 Stage 3 (i): each client distils the dreams and their labels by KL at temperature T (Hinton et al., 2015); options
-add noise to the dreams and the client's own images to each step.
+add noise to the dreams, move them by a few pixels (an image's class stays, and so does a dream's label), and add the
+client's own images to each step.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from codream_clients.augmentation import augment_batch, augmentation_generator, shift_batch
 from codream_clients.datasets import LabelledImages
 from codream_clients.training import TrainingError, balanced_cross_entropy, sgd, shuffled_batches
 
@@ -67,6 +69,7 @@ class OwnImages:
     """A client's own images beside the dreams: each step adds `weight` times the cross-entropy of `batch_size` of them.
 
     `class_counts` (K,) makes it balanced softmax (see `balanced_cross_entropy`); None leaves plain cross-entropy.
+    They vary as `data.augment` says.
     """
 
     data: LabelledImages
@@ -77,7 +80,8 @@ class OwnImages:
     def loss(self, model: nn.Module, draws: torch.Generator, device: torch.device) -> torch.Tensor:
         """The weighted loss of one random batch; `draws` picks it, with replacement."""
         chosen = torch.randint(len(self.data), (self.batch_size,), generator=draws).numpy()
-        logits = model(torch.from_numpy(self.data.images[chosen]).to(device))
+        images = augment_batch(torch.from_numpy(self.data.images[chosen]), self.data.augment, draws)
+        logits = model(images.to(device))
         labels = torch.from_numpy(self.data.labels[chosen]).to(device)
         if self.class_counts is None:
             return self.weight * functional.cross_entropy(logits, labels)
@@ -97,6 +101,7 @@ def distil(
     seed: int,
     device: torch.device,
     noise: float = 0.0,
+    shift: int = 0,
     own: OwnImages | None = None,
 ) -> float:
     """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 without).
@@ -104,7 +109,8 @@ def distil(
     Each batch is (dreams (B, C, H, W), aggregated logits (B, K)). The loss is
     T^2 * KL(softmax(label / T) || softmax(f(dream) / T)), the mean over dreams; the optimiser is that of
     `train_local`. `seed` fixes the order. The model is moved to `device` and left in eval mode. `noise` is the
-    deviation of Gaussian noise that every sight of a dream gets; `own` adds a loss on own images to each step.
+    deviation of Gaussian noise that every sight of a dream gets, `shift` by how many pixels at most it is moved; `own`
+    adds a loss on own images to each step.
     Raises `AcquisitionError` if there is no batch, shapes differ or the temperature is not positive, and
     `TrainingError` if the loss is no longer finite.
     """
@@ -122,11 +128,11 @@ def distil(
     targets = torch.softmax(logits / temperature, dim=1)
     model.to(device).train()
     optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    draws = torch.Generator().manual_seed(seed)
+    draws, variation = torch.Generator().manual_seed(seed), augmentation_generator(seed)
     losses: list[torch.Tensor] = []
     for batch in shuffled_batches(len(images), epochs, batch_size, seed):
         chosen = batch.to(device)
-        seen = images[chosen]
+        seen = shift_batch(images[chosen], shift, variation)
         if noise > 0:
             seen = seen + noise * torch.randn(seen.shape, generator=draws).to(device)
         loss = temperature**2 * functional.kl_div(

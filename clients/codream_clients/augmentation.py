@@ -7,6 +7,8 @@
 Draws come from a generator on the CPU, so that they are the same on every device.
 """
 
+from typing import Literal
+
 import torch
 from torch.nn import functional
 
@@ -23,13 +25,30 @@ def augment_batch(images: torch.Tensor, augment: Augment, generator: torch.Gener
 
     `generator` lives on the CPU and is advanced. Sides of at least 2 pixels are needed to vary anything.
     """
-    reach = max(1, min(images.shape[2:]) // 8)
     if augment == "none" or min(images.shape[2:]) < 2:
         return images
     if augment == "flip-crop":
         mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
-    padded = functional.pad(images, [reach] * 4, mode="replicate" if augment == "shift" else "reflect")
+    reach = max(1, min(images.shape[2:]) // 8)
+    return shift_batch(images, reach, generator, border="replicate" if augment == "shift" else "reflect")
+
+
+def shift_batch(
+    images: torch.Tensor,
+    reach: int,
+    generator: torch.Generator,
+    *,
+    border: Literal["replicate", "reflect"] = "replicate",
+) -> torch.Tensor:
+    """`images` (B, C, H, W), each moved by up to `reach` pixels both ways: a new tensor; the same one for a reach of 0.
+
+    What comes in from outside repeats the border or reflects the image, for which its sides must exceed `reach`.
+    `generator` lives on the CPU and is advanced.
+    """
+    if reach == 0:
+        return images
+    padded = functional.pad(images, [reach] * 4, mode=border)
     offsets = torch.randint(0, 2 * reach + 1, (2, len(images), 1), generator=generator).to(images.device)
     rows = offsets[0] + torch.arange(images.shape[2], device=images.device)
     columns = offsets[1] + torch.arange(images.shape[3], device=images.device)

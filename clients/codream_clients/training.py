@@ -93,18 +93,17 @@ def sgd(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) ->
 def shuffled_batches(count: int, epochs: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
     """Index batches of `epochs` passes over `count` items, each pass in a new order drawn from `seed`.
 
-    Batches hold `batch_size` indices, the last of a pass fewer; a last batch of one joins the batch before
-    it, because batch norm cannot train on a single item.
+    A pass has as few batches of at most `batch_size` as there can be, of sizes that differ by one at most: a small
+    rest would have batch norm follow the statistics of a few images, which can spoil a whole training. No batch holds
+    a single item, on which batch norm cannot train; where it must, one holds `batch_size` + 1.
     Raises `TrainingError` unless batch_size >= 2 and epochs >= 0.
     """
     if batch_size < 2 or epochs < 0:
         raise TrainingError(f"batch_size={batch_size}, epochs={epochs}; needed are at least 2 and at least 0")
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        batches = list(torch.split(torch.randperm(count, generator=generator), batch_size))
-        if len(batches) > 1 and len(batches[-1]) == 1:
-            batches[-2:] = [torch.cat(batches[-2:])]
-        yield from batches
+        order = torch.randperm(count, generator=generator)
+        yield from torch.tensor_split(order, max(1, min(-(-count // batch_size), count // 2)))
 
 
 def predict_logits(

@@ -122,3 +122,25 @@ def test_distillation_errors():
         distil(model(), [(dreams, labels)], epochs=1, **(SETTINGS | {"temperature": 0.0}))
     with pytest.raises(TrainingError, match="smaller rate"):
         distil(model(), [(dreams, labels)], epochs=5, **(SETTINGS | {"lr": 1e30}))
+
+
+class Watched(torch.nn.Module):
+    """A model that keeps what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.shown = model(), []
+
+    def forward(self, images):
+        self.shown.append(images.detach().clone())
+        return self.inner(images)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_dreams_are_moved_by_the_shift_at_most_and_without_it_not_at_all(shift):
+    dreams = np.zeros((16, 1, 8, 8), np.float32)
+    dreams[:, 0, 3, 4] = 1.0
+    watched = Watched()
+    distil(watched, [(dreams, logits(count=16))], epochs=20, shift=shift, **SETTINGS)
+    places = {tuple(image[0].nonzero()[0].tolist()) for images in watched.shown for image in images}
+    assert places == {(3 + y, 4 + x) for y in range(-shift, shift + 1) for x in range(-shift, shift + 1)}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.augmentation import augment_batch, augmentation_generator
+from codream_clients.augmentation import augment_batch, augmentation_generator, shift_batch
 from codream_clients.datasets import DatasetError, LabelledImages, pool
 from codream_clients.models import build
 from codream_clients.training import train_local
@@ -83,3 +83,19 @@ def test_training_varies_the_images_and_stays_deterministic():
     assert torch.equal(trained("shift"), trained("shift"))
     assert not torch.equal(trained("shift"), trained("none"))
     assert not torch.equal(trained("shift"), trained("flip-crop"))
+
+
+@pytest.mark.parametrize("reach", [1, 3])
+def test_shift_batch_moves_by_its_reach_at_most_and_takes_every_place(reach):
+    generator = augmentation_generator(0)
+    images = torch.zeros(1, 1, 16, 16)
+    images[0, 0, 8, 8] = 1.0
+    places = {
+        tuple(shift_batch(images, reach, generator)[0, 0].nonzero()[0].tolist())
+        for _ in range(40 * (2 * reach + 1) ** 2)
+    }
+    assert places == {(8 + y, 8 + x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1)}
+
+
+def test_shift_batch_by_nothing_is_the_same_tensor():
+    assert shift_batch(IMAGES, 0, augmentation_generator(0)) is IMAGES

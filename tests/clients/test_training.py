@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from codream_clients.datasets import LabelledImages
 from codream_clients.models import build
@@ -91,9 +93,18 @@ def test_plain_training_unlearns_an_unseen_class_and_balanced_training_does_not(
 
 def test_every_image_is_seen_once_an_epoch_and_no_batch_has_one_image():
     batches = list(shuffled_batches(17, epochs=2, batch_size=8, seed=0))
-    assert [len(batch) for batch in batches] == [8, 9, 8, 9]
-    assert sorted(torch.cat(batches[:2]).tolist()) == list(range(17))
-    assert torch.cat(batches[:2]).tolist() != torch.cat(batches[2:]).tolist()
+    assert [len(batch) for batch in batches] == [6, 6, 5, 6, 6, 5]
+    assert sorted(torch.cat(batches[:3]).tolist()) == list(range(17))
+    assert torch.cat(batches[:3]).tolist() != torch.cat(batches[3:]).tolist()
+
+
+@given(count=st.integers(1, 70), batch_size=st.integers(2, 40))
+def test_batches_are_even_and_none_holds_one_image(count, batch_size):
+    sizes = [len(batch) for batch in shuffled_batches(count, epochs=1, batch_size=batch_size, seed=0)]
+    assert sum(sizes) == count
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= batch_size + (1 if batch_size == 2 else 0)
+    assert min(sizes) >= min(2, count)
 
 
 def test_prediction_in_batches_is_that_of_the_whole():
