@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from codream_clients.ledger import LedgerError
 from codream_clients.participant import Metrics, Participant
 from codream_protocols.errors import VectorRefused
 from codream_protocols.ring import clipped_fraction
-from codream_protocols.tasks import LOGITS, METRICS, UPDATE
+from codream_protocols.tasks import LEARN, LOGITS, METRICS, UPDATE
 
 Values = Mapping[str, np.ndarray[Any, Any]]
 Arrays = Sequence[np.ndarray[Any, np.dtype[np.float32]]]
@@ -27,11 +28,12 @@ class Learner(Protocol):
 
 
 class DreamLearner:
-    """A `Participant` behind the three tasks of CoDream.
+    """A `Participant` behind the tasks of CoDream.
 
     Args:
         participant: the learning.
-        weight: this client's secret weight in dream updates, in (0, 1].
+        weight: this client's secret weight in dream updates, in (0, 1]; without effect where `noised`.
+        noised: whether the federation has client-level noise: then updates are the change of the dreams and no more.
         shape: (C, H, W) of the images it agrees to dream.
         classes: K of the soft labels that it takes; None takes any.
         on_metrics: called with the metrics after each acquisition, for the client's own folder.
@@ -44,18 +46,19 @@ class DreamLearner:
         shape: tuple[int, int, int],
         classes: int | None = None,
         weight: float = 1.0,
+        noised: bool = False,
         on_metrics: Any = lambda metrics: None,
     ) -> None:
         self._participant, self._weight, self._on_metrics = participant, weight, on_metrics
-        self._shape, self._classes = shape, classes
+        self._shape, self._classes, self._noised = shape, classes, noised
 
     def compute(self, task: str, arrays: Arrays, clips: Sequence[float]) -> Values:
         """See `Learner`.
 
         Raises:
-            VectorRefused: an unknown task, or arrays of another form than it has.
+            VectorRefused: an unknown task, arrays of another form than it has, or a privacy budget that is spent.
         """
-        expected = 2 if task == METRICS else 1
+        expected = 2 if task in (METRICS, LEARN) else 1
         if len(arrays) != expected or arrays[0].ndim != 4 or arrays[0].shape[1:] != self._shape:
             raise VectorRefused(
                 f"arrays of shapes {[array.shape for array in arrays]} for task {task!r}",
@@ -64,8 +67,11 @@ class DreamLearner:
         dreams = np.array(arrays[0])  # torch wants a writable copy
         if task == UPDATE:
             share = self._participant.dream_update(dreams)
+            clipped = np.clip(share.delta, -clips[0], clips[0])
+            if self._noised:
+                return {"dreams": clipped}
             return {
-                "dreams": np.clip(share.delta, -clips[0], clips[0]) * self._weight,
+                "dreams": clipped * self._weight,
                 "weight": np.array([self._weight]),
                 "entropy": np.array([share.entropy * self._weight]),
                 "clipped": np.array([clipped_fraction(share.delta, clips[0]) * self._weight]),
@@ -73,12 +79,18 @@ class DreamLearner:
         if task == LOGITS:
             labels = self._participant.soft_labels(dreams)
             return {"numerators": labels.numerators, "denominators": labels.denominators}
-        if task == METRICS:
+        if task in (METRICS, LEARN):
             self._check_labels(len(dreams), arrays[1])
-            metrics = self._participant.acquire(dreams, np.array(arrays[1]))
+            metrics = self._acquire(dreams, np.array(arrays[1]))
             self._on_metrics(metrics)
-            return {"metrics": _figures(metrics)}
-        raise VectorRefused(f"task {task!r}", f"{UPDATE}, {LOGITS} or {METRICS}")
+            return {"metrics": _figures(metrics)} if task == METRICS else {"done": np.ones(1)}
+        raise VectorRefused(f"task {task!r}", f"{UPDATE}, {LOGITS}, {METRICS} or {LEARN}")
+
+    def _acquire(self, dreams: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Metrics:
+        try:
+            return self._participant.acquire(dreams, labels)
+        except LedgerError as error:
+            raise VectorRefused(f"training past the privacy budget: {error}", "what the ledger still allows") from error
 
     def _check_labels(self, batch: int, labels: np.ndarray[Any, Any]) -> None:
         if labels.ndim != 2 or len(labels) != batch or labels.shape[1] != (self._classes or labels.shape[1]):
@@ -86,5 +98,6 @@ class DreamLearner:
 
 
 def _figures(metrics: Metrics) -> np.ndarray[Any, Any]:
+    """What leaves the client: 0 for its accuracy on its own images where they are private, as without test images."""
     tested = metrics.accuracy is not None
-    return np.array([metrics.accuracy if tested else 0.0, float(tested), metrics.train_accuracy])
+    return np.array([metrics.accuracy or 0.0, float(tested), metrics.train_accuracy or 0.0])

@@ -2,5 +2,5 @@
 
 Read in this order: `plan` (what an epoch is), `client` (a participant's machine), `server` (the aggregator's), then
 the layers that they stand on: `messages` (bytes and types), `keyschedule` (who knows which key), `shamir`, `masks`,
-`ring` and `packing` (numbers). Protocol and argument: docs/security.md.
+`ring` and `packing` (numbers). Specification and argument: docs/protocol.md.
 """

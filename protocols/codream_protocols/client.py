@@ -14,7 +14,7 @@ one changes nothing.
 
 Each rule of the protocol is one method `_rule_...`; the model checker and the threat suite switch a rule off by
 overriding it in a subclass, and find the leak that it prevents. Source: Bonawitz et al., CCS 2017, figure 4
-(malicious model); deviations and the argument: docs/security.md.
+(malicious model); deviations: docs/decisions/0002-protocol.md; the argument: docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -187,6 +187,7 @@ class ClientProtocol:
             raise LocalProtocolError(f"an identity key that is not member {member}'s", "the key of the roster's entry")
         self.state = State.IDLE
         self.answered_steps = 0
+        self.spent_rho = 0.0
         self._member, self._signer, self._roster, self._policy = member, signer, roster, policy
         self._random = random_bytes
         self._sessions: dict[bytes, int] = {}
@@ -229,7 +230,7 @@ class ClientProtocol:
 
         Args:
             step: the step of the `Compute` effect.
-            vector: ring elements, shape (spec.length,), dtype `word_type(plan.modulus_bits)`; it is not changed.
+            vector: ring elements, shape (spec.words,), dtype `word_type(plan.modulus_bits)`; it is not changed.
 
         Returns:
             The message to send; nothing when the server has gone on to a later step meanwhile.
@@ -245,8 +246,8 @@ class ClientProtocol:
         if self.state is not State.COMPUTING:
             raise LocalProtocolError(f"a second vector for step {step}", "one vector a step")
         plan = epoch.plan
-        if vector.shape != (plan.spec(step).length,):
-            raise LocalProtocolError(f"a vector of shape {vector.shape}", f"({plan.spec(step).length},)")
+        if vector.shape != (plan.spec(step).words,):
+            raise LocalProtocolError(f"a vector of shape {vector.shape}", f"({plan.spec(step).words},)")
         if vector.dtype != word_type(plan.modulus_bits):
             raise LocalProtocolError(f"a vector of dtype {vector.dtype}", str(word_type(plan.modulus_bits)))
         if int(vector.max()) >> plan.modulus_bits or int(vector.min()) < 0:
@@ -280,6 +281,8 @@ class ClientProtocol:
                 "a plan that invites strangers, or not this client", "members of the roster, this client too"
             )
         self._rule_policy(plan)
+        self._rule_noise(plan)
+        self._rule_privacy_budget(plan.total_rho)
         self._rule_fresh_epoch(plan)
         self.abandon()
         self._sessions[plan.session] = plan.epoch
@@ -425,12 +428,15 @@ class ClientProtocol:
         spec = epoch.plan.spec(message.step)
         check_clips(spec, message.clips)
         arrays = read_arrays(message, frames)
+        rho = epoch.plan.rho(spec)
         self._rule_budget(1)
+        self._rule_privacy_budget(rho)
         epoch.erase_shares_before(message.step)
         while epoch.seed_step < message.step:
             self._ratchet(epoch)
         epoch.step = _Step(message.step, broadcast)
         self.answered_steps += 1
+        self.spent_rho += rho
         self.state = State.COMPUTING
         return [Compute(message.step, spec.task, message.clips, arrays)]
 
@@ -515,6 +521,20 @@ class ClientProtocol:
         if self.answered_steps + steps > self._policy.most_total_steps:
             raise PolicyViolation(
                 f"{steps} more steps after {self.answered_steps}", f"{self._policy.most_total_steps} in all"
+            )
+
+    def _rule_noise(self, plan: Plan) -> None:
+        """No sum with less noise than this client demands, whoever drops out and whoever colludes."""
+        self._policy.check_noise(plan)
+
+    def _rule_privacy_budget(self, rho: float) -> None:
+        """Client-level privacy is spent as a step is begun, and never beyond the policy's total."""
+        most = self._policy.most_rho
+        if most is not None and self.spent_rho + rho > most * (1 + 1e-9):  # the sum of many steps is rounded
+            raise PolicyViolation(
+                f"a cost of rho {rho:.4g} after {self.spent_rho:.4g} spent",
+                f"{most:.4g} in all",
+                "the budget is used up",
             )
 
     def _rule_fresh_epoch(self, plan: Plan) -> None:
@@ -638,13 +658,15 @@ def check_advertisement(plan: Plan, digest: bytes, roster: Roster, item: Adverti
 def check_distinct_keys(items: tuple[Advertisement, ...]) -> None:
     """Refuse public keys that occur twice: whoever repeats another's key would cancel, or share, that one's masks.
 
+    Keys are compared as X25519 reads them, since several encodings are one key there (RFC 7748, section 5).
+
     Raises:
         CohortRefused: a repeated key.
     """
     keys = [item.share_key for item in items]
     for item in items:
         keys += [item.mask_keys[start : start + KEY_BYTES] for start in range(0, len(item.mask_keys), KEY_BYTES)]
-    if len(set(keys)) != len(keys):
+    if len({keyschedule.coordinate(key) for key in keys}) != len(keys):
         raise CohortRefused("a public key that occurs twice", "fresh keys of each member")
 
 

@@ -54,6 +54,11 @@ def public_key(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
+def coordinate(public: bytes) -> int:
+    """The number that X25519 reads in a public key: the top bit is ignored, and values from 2^255 - 19 on wrap."""
+    return (int.from_bytes(public, "little") & ((1 << 255) - 1)) % ((1 << 255) - 19)
+
+
 def agree(private: bytes, peer_public: bytes) -> bytes:
     """X25519 (RFC 7748).
 

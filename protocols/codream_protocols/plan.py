@@ -1,7 +1,7 @@
 """What an epoch is (`Plan`), and what a client lets itself be asked (`Policy`).
 
-A plan fixes everything before the first key is drawn: who is invited, how many steps, which vectors, ring, mask
-suite and threshold. Its digest is the context of every signature and key of the epoch. `check_plan` refuses a plan
+A plan fixes everything before the first key is drawn: who is invited, how many steps, which vectors, noise, ring,
+mask suite and threshold. Its digest is the context of every signature and key of the epoch. `check_plan` refuses a plan
 under which a promise of the protocol fails for anybody; `Policy.check` refuses what this client does not want. The
 client has the last word.
 
@@ -17,11 +17,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from codream_protocols.distributed_noise import Noise, make_noise, noise_multiplier, noise_rho, noised_modulus_bits
 from codream_protocols.errors import PolicyViolation, UnsafePlan
 from codream_protocols.identity import MAX_MEMBERS, Key, Name
 from codream_protocols.keyschedule import PROTOCOL, digest
 from codream_protocols.masks import SUITES
 from codream_protocols.ring import modulus_bits_for
+from codream_protocols.rotation import padded_length
 
 MAX_STEPS = 4096
 MAX_COORDINATES = 1 << 26
@@ -40,15 +42,31 @@ class Block(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class VectorSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One kind of vector that clients send: its task's name and its blocks, in order."""
+    """One kind of vector that clients send: its task's name, its blocks, in order, and the noise each client adds."""
 
     task: Name
     blocks: Annotated[tuple[Block, ...], Meta(min_length=1, max_length=64)]
+    noise: Noise | None = None
 
     @property
     def length(self) -> int:
         """Coordinates in all."""
         return sum(block.length for block in self.blocks)
+
+    @property
+    def words(self) -> int:
+        """Ring elements on the wire: the coordinates, padded for the rotation where there is noise."""
+        return self.length if self.noise is None else padded_length(self.length)
+
+    def with_noise(self, norm: float, multiplier: float, honest: int) -> VectorSpec:
+        """The same vector, bounded in norm, with shares of which `honest` are the whole noise; see `make_noise`."""
+        return VectorSpec(self.task, self.blocks, make_noise(norm, self.length, multiplier, honest))
+
+    def least_modulus_bits(self, value_bits: int, clients: int, steps: int) -> int:
+        """The smallest m for which sums over `clients` do not wrap; with noise, but with a negligible probability."""
+        if self.noise is None:
+            return modulus_bits_for(value_bits, clients)
+        return noised_modulus_bits(self.noise, self.length, clients, steps)
 
 
 class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -61,7 +79,7 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
         roster: the roster's hash.
         recipe: digest of the learning settings that all parties must share.
         cohort: the members invited, ascending.
-        specs: the kinds of vector.
+        specs: the kinds of vector, each with its noise.
         schedule: for each step, the index of its kind in `specs`; its length is T.
         value_bits: v, bits of one value.
         modulus_bits: m, bits of a ring element.
@@ -100,6 +118,24 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
         """The kind of vector of a step."""
         return self.specs[self.schedule[step]]
 
+    @property
+    def least_honest(self) -> int:
+        """How many survivors of any sum are no colluders, at the least: their shares make up the whole noise."""
+        return self.least_survivors - self.colluders
+
+    def noise_multiplier(self, spec: VectorSpec) -> float:
+        """Deviation of the noise of the fewest honest survivors over the sensitivity; 0 without noise."""
+        return 0.0 if spec.noise is None else noise_multiplier(spec.noise, spec.length, self.least_honest)
+
+    def rho(self, spec: VectorSpec) -> float:
+        """What such a vector costs the client that sends it, in zCDP at client level; 0 without noise."""
+        return 0.0 if spec.noise is None else noise_rho(spec.noise, spec.length, self.least_honest)
+
+    @property
+    def total_rho(self) -> float:
+        """What all steps together cost a client."""
+        return sum(self.schedule.count(kind) * self.rho(spec) for kind, spec in enumerate(self.specs))
+
 
 def default_threshold(cohort: int, colluders: int = 0) -> int:
     """floor(2n/3) + 1, never more than n; or the least threshold that tolerates the colluders, if that is more."""
@@ -134,11 +170,6 @@ def check_plan(plan: Plan) -> None:
             f"at least {plan.least_survivors} survivors with {plan.colluders} colluders",
             f"{plan.colluders + 2} to {cohort}, so that a sum hides each honest client behind another",
         )
-    if plan.modulus_bits < modulus_bits_for(plan.value_bits, cohort):
-        raise UnsafePlan(
-            f"a modulus of {plan.modulus_bits} bits for {cohort} values of {plan.value_bits} bits",
-            f"{modulus_bits_for(plan.value_bits, cohort)} to 32 bits, or sums wrap",
-        )
     if plan.suite not in SUITES:
         raise UnsafePlan(f"mask suite {plan.suite!r}", " or ".join(SUITES))
     if max(plan.schedule) >= len(plan.specs):
@@ -147,14 +178,23 @@ def check_plan(plan: Plan) -> None:
         raise UnsafePlan("two vectors with one task name", "distinct task names")
     for spec in plan.specs:
         _check_spec(spec)
+        needed = spec.least_modulus_bits(plan.value_bits, cohort, plan.steps)
+        if plan.modulus_bits < needed:
+            noise = f" and noise of variance {spec.noise.variance}" if spec.noise is not None else ""
+            raise UnsafePlan(
+                f"a modulus of {plan.modulus_bits} bits for {cohort} values of {plan.value_bits} bits{noise}",
+                f"{needed} bits or more, or sums wrap (32 are the most there are)",
+            )
 
 
 def _check_spec(spec: VectorSpec) -> None:
     names = [block.name for block in spec.blocks]
     if len(set(names)) != len(names):
         raise UnsafePlan(f"repeated block names in {spec.task!r}", "distinct block names")
-    if spec.length > MAX_COORDINATES:
-        raise UnsafePlan(f"{spec.length} coordinates in {spec.task!r}", f"at most {MAX_COORDINATES}")
+    if spec.words > MAX_COORDINATES:
+        raise UnsafePlan(f"{spec.words} coordinates in {spec.task!r}", f"at most {MAX_COORDINATES}")
+    if spec.noise is not None and not (math.isfinite(spec.noise.norm) and spec.noise.norm >= LEAST_CLIP):
+        raise UnsafePlan(f"norm {spec.noise.norm} of {spec.task!r}", f"a finite number, {LEAST_CLIP:g} or more")
     for block in spec.blocks:
         if not (math.isfinite(block.clip) and block.clip >= LEAST_CLIP):
             raise UnsafePlan(
@@ -176,6 +216,8 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         most_value_bits: finest resolution of a value.
         tasks: the tasks it takes part in, each with the largest clip of any block.
         suites: permitted mask generators.
+        least_noise: for these tasks, the least noise multiplier (see `Plan.noise_multiplier`) of its vectors.
+        most_rho: the most client-level zCDP that noised vectors may cost this client in its life; None sets no limit.
         recipe: digest of the learning settings it was started with; None permits any.
     """
 
@@ -189,6 +231,8 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     most_value_bits: Annotated[int, Meta(ge=1, le=31)] = 24
     tasks: dict[str, float]
     suites: tuple[str, ...] = SUITES
+    least_noise: dict[str, float] = {}
+    most_rho: float | None = None
     recipe: Key | None = None
 
     def check(self, plan: Plan) -> None:
@@ -208,7 +252,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 raise PolicyViolation(f"{what}: {found}", f"{least} or more")
         upper = [
             ("steps", plan.steps, self.most_steps),
-            ("coordinates", max(spec.length for spec in plan.specs), self.most_coordinates),
+            ("coordinates", max(spec.words for spec in plan.specs), self.most_coordinates),
             ("bits of a value", plan.value_bits, self.most_value_bits),
         ]
         for what, found, most in upper:
@@ -228,3 +272,16 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             largest = max(block.clip for block in spec.blocks)
             if largest > self.tasks[spec.task]:
                 raise PolicyViolation(f"clip {largest:g} for task {spec.task!r}", f"{self.tasks[spec.task]:g} or less")
+
+    def check_noise(self, plan: Plan) -> None:
+        """Refuse a plan under which a sum could carry less noise than this client demands.
+
+        Raises:
+            PolicyViolation: what was asked, and what is permitted.
+        """
+        for spec in plan.specs:
+            found, least = plan.noise_multiplier(spec), self.least_noise.get(spec.task, 0.0)
+            if found < least:
+                raise PolicyViolation(
+                    f"noise of {found:.4g} times the sensitivity for task {spec.task!r}", f"{least:.4g} times or more"
+                )

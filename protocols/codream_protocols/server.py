@@ -195,7 +195,7 @@ class ServerEpoch:
             tuple(array.shape for array in plain),
         )
         frames = tuple(array.tobytes() for array in plain)
-        total = np.zeros(spec.length, dtype=word_type(self.plan.modulus_bits))
+        total = np.zeros(spec.words, dtype=word_type(self.plan.modulus_bits))
         self._step = _Step(self._next_step, message, frames, message.digest(frames), total)
         self._next_step += 1
         self.phase = Phase.COLLECTING
@@ -205,7 +205,7 @@ class ServerEpoch:
         """Take one message of a member; the caller vouches that it came over that member's transport key.
 
         Raises:
-            RemoteProtocolError: the message was refused; nothing has changed.
+            RemoteProtocolError: the message was refused; nothing has changed, but that its sender counts as present.
         """
         if self.phase in (Phase.FINISHED, Phase.FAILED):
             return []

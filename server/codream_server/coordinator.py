@@ -18,14 +18,25 @@ import numpy as np
 
 from codream_protocols.identity import Roster
 from codream_protocols.keyschedule import PROTOCOL
-from codream_protocols.plan import Plan, default_threshold
-from codream_protocols.ring import modulus_bits_for
+from codream_protocols.plan import Plan, VectorSpec, default_threshold
 from codream_protocols.server import Reveal
-from codream_protocols.tasks import LOGITS, METRIC_NAMES, METRICS, UPDATE, logits_spec, metrics_spec, update_spec
+from codream_protocols.tasks import (
+    LEARN,
+    LOGITS,
+    METRIC_NAMES,
+    METRICS,
+    UPDATE,
+    bare_update_spec,
+    learn_spec,
+    logits_spec,
+    metrics_spec,
+    update_spec,
+)
 from codream_protocols.vectors import decode_vector
 from codream_server.feddream import Batch, FedDreamDataset
 from codream_server.optimisers import Dreams, make_optimiser
-from codream_server.settings import AggregationSettings, DreamSettings
+from codream_server.privacy_statement import ClientPrivacyStatement, client_privacy_statement, noise_multiplier_of
+from codream_server.settings import AggregationSettings, ClientPrivacySettings, DreamSettings
 
 
 class AdaptiveStudent(Protocol):
@@ -60,6 +71,7 @@ class Coordinator:
         seed: seed of the noise that dreams start from.
         dataset: where finished dreams go.
         student: the adaptive student; None leaves the adaptive term out.
+        privacy: client-level noise; None asks for none.
     """
 
     def __init__(
@@ -73,10 +85,13 @@ class Coordinator:
         seed: int,
         dataset: FedDreamDataset,
         student: AdaptiveStudent | None = None,
+        privacy: ClientPrivacySettings | None = None,
     ) -> None:
         self.round, self.epoch, self.dataset = 0, -1, dataset
+        self._spent_rho = 0.0
         self._settings, self._aggregation, self._roster = dreams, aggregation, roster
         self._recipe, self._session, self._seed, self._student = recipe, session, seed, student
+        self._privacy = privacy
         self._plan: Plan | None = None
         self._labelled: list[Batch] = []
 
@@ -93,7 +108,20 @@ class Coordinator:
     @property
     def steps_per_round(self) -> int:
         """Secure steps of a round: the updates, the soft labels (twice with half-way dreams), the metrics."""
-        return self._settings.steps + (3 if self._settings.half_way else 2)
+        return self._settings.revealing_steps + 1
+
+    @property
+    def client_privacy(self) -> ClientPrivacyStatement | None:
+        """What may be said about client-level privacy so far; None without noise."""
+        if self._privacy is None:
+            return None
+        return client_privacy_statement(
+            self._privacy,
+            self._settings,
+            self._aggregation,
+            members=len(self._roster.members),
+            spent_rho=self._spent_rho,
+        )
 
     def least_cohort(self) -> int:
         """Fewer clients than this cannot make an epoch."""
@@ -108,6 +136,7 @@ class Coordinator:
         self._labelled = []
         self._optimiser = make_optimiser(settings)
         self._clip = settings.update_clip
+        specs = self._specs()
         half = settings.steps // 2
         schedule = (0,) * half + (1,) + (0,) * (settings.steps - half) if settings.half_way else (0,) * settings.steps
         self._plan = Plan(
@@ -117,20 +146,34 @@ class Coordinator:
             roster=self._roster.hash,
             recipe=self._recipe,
             cohort=tuple(sorted(cohort)),
-            specs=(
-                update_spec(settings.coordinates, settings.classes, settings.update_clip),
-                logits_spec(settings.batch, settings.classes, settings.logit_clip),
-                metrics_spec(),
-            ),
+            specs=specs,
             schedule=(*schedule, 1, 2),
             value_bits=aggregation.value_bits,
-            modulus_bits=modulus_bits_for(aggregation.value_bits, len(cohort)),
+            modulus_bits=max(
+                spec.least_modulus_bits(aggregation.value_bits, len(cohort), self.steps_per_round) for spec in specs
+            ),
             suite=aggregation.suite,
             threshold=aggregation.threshold or default_threshold(len(cohort), aggregation.colluders),
             least_survivors=aggregation.least_survivors,
             colluders=aggregation.colluders,
         )
         return self._plan
+
+    def _specs(self) -> tuple[VectorSpec, ...]:
+        settings, privacy = self._settings, self._privacy
+        labels = logits_spec(settings.batch, settings.classes, settings.logit_clip)
+        if privacy is None:
+            updates = update_spec(settings.coordinates, settings.classes, settings.update_clip)
+            return updates, labels, metrics_spec()
+        honest = self._aggregation.least_survivors - self._aggregation.colluders
+        multiplier = noise_multiplier_of(privacy, settings)
+        return (
+            bare_update_spec(settings.coordinates, settings.update_clip).with_noise(
+                privacy.update_norm, multiplier, honest
+            ),
+            labels.with_noise(privacy.logit_norm, multiplier, honest),
+            learn_spec(),
+        )
 
     def task(self, step: int) -> str:
         """The task of a step of the current plan."""
@@ -141,20 +184,26 @@ class Coordinator:
         """Clips and public arrays of a step."""
         assert self._plan is not None  # noqa: S101 - next_plan was called
         spec = self._plan.spec(step)
+        self._spent_rho += self._plan.rho(spec)
         clips = [block.clip for block in spec.blocks]
         if spec.task == UPDATE:
             clips[0] = self._clip
-        return tuple(clips), list(self._published()) if spec.task == METRICS else [self._dreams]
+        return tuple(clips), list(self._published()) if spec.task in (METRICS, LEARN) else [self._dreams]
 
     def absorb(self, reveal: Reveal) -> StepResult:
         """Take a revealed sum: step the dreams, finish the soft labels, or end the round."""
         assert self._plan is not None  # noqa: S101 - next_plan was called
         task = self.task(reveal.step)
         sums = decode_vector(self._plan, reveal.step, reveal.clips, reveal.total, len(reveal.survivors))
+        if task == UPDATE and self._privacy is not None:
+            return self._absorb_noised_update(sums["dreams"] / len(reveal.survivors))
         if task == UPDATE:
             return self._absorb_update(sums)
         if task == LOGITS:
             return self._absorb_logits(sums)
+        if task == LEARN:
+            self.round += 1
+            return StepResult(LEARN)
         values = sums["metrics"]
         count = len(reveal.survivors)
         means = {name: float(value) / count for name, value in zip(METRIC_NAMES, values, strict=True)}
@@ -174,18 +223,30 @@ class Coordinator:
         weight = max(float(sums["weight"][0]), 1e-6)
         mean = (sums["dreams"] / weight).astype(np.float32).reshape(self._dreams.shape)
         clipped = float(np.clip(sums["clipped"][0] / weight, 0, 1))
-        self._dreams = self._optimiser.step(self._dreams, mean)
-        if self._student is not None and settings.adaptive_weight > 0 and self.round >= settings.adaptive_from:
-            self._dreams = self._student.push(self._dreams, settings.adaptive_weight)
+        self._move_dreams(mean)
         if settings.adapt_clip:
             # Geometric pursuit of a small clipped fraction; every number in it is public already.
             factor = 1.5 if clipped > 0.01 else 0.8 if clipped < 0.001 else 1.0
             self._clip = float(np.clip(self._clip * factor, settings.update_clip / 1024, settings.update_clip))
         return StepResult(UPDATE, entropy=float(sums["entropy"][0] / weight), clipped=clipped)
 
+    def _absorb_noised_update(self, mean: np.ndarray[Any, np.dtype[np.float64]]) -> StepResult:
+        """No client's update leaves its clip, so neither does their mean: what does is noise, and is cut off."""
+        clip = self._settings.update_clip
+        self._move_dreams(np.clip(mean, -clip, clip).astype(np.float32).reshape(self._dreams.shape))
+        return StepResult(UPDATE)
+
+    def _move_dreams(self, mean: Dreams) -> None:
+        settings = self._settings
+        self._dreams = self._optimiser.step(self._dreams, mean)
+        if self._student is not None and settings.adaptive_weight > 0 and self.round >= settings.adaptive_from:
+            self._dreams = self._student.push(self._dreams, settings.adaptive_weight)
+
     def _absorb_logits(self, sums: dict[str, np.ndarray[Any, np.dtype[np.float64]]]) -> StepResult:
         numerators = sums["numerators"].reshape(self._settings.batch, self._settings.classes)
         soft_labels = (numerators / np.maximum(sums["denominators"], 1e-6)).astype(np.float32)
+        if self._privacy is not None:  # likewise: a weighted mean of clipped logits
+            soft_labels = np.clip(soft_labels, -self._settings.logit_clip, self._settings.logit_clip)
         self._labelled.append((self._dreams, soft_labels))
         if self._finished:
             self.dataset.add(self.round, *self._published())

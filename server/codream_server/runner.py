@@ -256,7 +256,7 @@ class ServerRunner:
             return
         effects = epoch.receive(member, message, frames)
         if isinstance(message, MaskedInput) and self._masked is None and self._wants_exhibit(epoch, message.step):
-            words = unpack(frames[0], epoch.plan.spec(message.step).length, epoch.plan.modulus_bits)
+            words = unpack(frames[0], epoch.plan.spec(message.step).words, epoch.plan.modulus_bits)
             self._masked = (member, words)
         self._perform(effects)
 

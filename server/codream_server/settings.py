@@ -62,6 +62,11 @@ class DreamSettings:
             )
 
     @property
+    def revealing_steps(self) -> int:
+        """Secure steps of a round in which clients send something of their data, metrics apart."""
+        return self.steps + (2 if self.half_way else 1)
+
+    @property
     def coordinates(self) -> int:
         """B x C x H x W."""
         channels, height, width = self.shape
@@ -85,6 +90,25 @@ class AggregationSettings:
     colluders: int = 1
     least_survivors: int = 3
     threshold: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientPrivacySettings:
+    """Client-level differential privacy of the whole federation (docs/client-level-privacy.md).
+
+    Attributes:
+        epsilon: what all noised sums together may cost a client, at `delta`.
+        delta: in (0, 1).
+        update_norm: Euclidean bound of a client's update of the dreams, in units of `update_clip`.
+        logit_norm: the same of its soft labels, in units of `logit_clip` (and of 1 for the classes' weights).
+        spare_rounds: rounds that may fail and be made again within the budget.
+    """
+
+    epsilon: float
+    delta: float
+    update_norm: float
+    logit_norm: float
+    spare_rounds: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
