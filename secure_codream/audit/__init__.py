@@ -1,0 +1,1 @@
+"""Empirical lower bounds on epsilon, to be printed beside the claimed upper bound."""

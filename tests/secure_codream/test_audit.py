@@ -1,0 +1,131 @@
+"""The audit catches noise that is missing or too small, and leaves an honest mechanism alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from codream_clients.accounting import solve_noise_multiplier
+from secure_codream import cli
+from secure_codream.audit.results import AuditResult, AuditRow
+from secure_codream.audit.run import run_audit
+from secure_codream.audit.settings import read_audit
+from secure_codream.audit.two_worlds import audit_two_worlds, one_step
+from secure_codream.config import ConfigError
+
+SMALL = {"canaries": 200, "runs": 100, "epochs": 40, "steps": 2, "batch": 32, "epsilon": 1.0}
+DATA = {"per_client": 50}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def by_adversary(result: AuditResult) -> dict[str, AuditRow]:
+    return {row.adversary: row for row in result.rows}
+
+
+@pytest.fixture(scope="module")
+def honest() -> AuditResult:
+    return run_audit(read_audit(None, {"audit": SMALL, "data": DATA}))
+
+
+@pytest.fixture(scope="module")
+def broken() -> AuditResult:
+    return run_audit(read_audit(None, {"audit": {**SMALL, "without_noise": True}, "data": DATA}))
+
+
+def test_an_honest_mechanism_stays_below_its_claim(honest: AuditResult) -> None:
+    assert honest.refuted == []
+    assert set(by_adversary(honest)) == {"a client's model", "the FedDream dataset", "the sums", "one step's weights"}
+    for row in honest.rows:
+        assert row.epsilon_lower < row.epsilon_claimed < row.epsilon_most  # the audit could have refuted it
+
+
+def test_noise_left_out_is_caught(broken: AuditResult) -> None:
+    """The control of the test above: the same audit, the same claim, and no noise."""
+    refuted = {row.adversary for row in broken.refuted}
+    assert {"a client's model", "the sums", "one step's weights"} <= refuted
+
+
+def test_noise_is_what_makes_the_difference(honest: AuditResult, broken: AuditResult) -> None:
+    for adversary, with_noise in by_adversary(honest).items():
+        assert with_noise.auc < by_adversary(broken)[adversary].auc
+    assert by_adversary(broken)["a client's model"].auc > 0.9 > 0.65 > by_adversary(honest)["a client's model"].auc
+
+
+def test_an_audit_repeats() -> None:
+    tiny = {"canaries": 20, "runs": 20, "epochs": 1, "steps": 1, "batch": 8, "epsilon": 5.0, "seed": 3}
+    first, second = (run_audit(read_audit(None, {"audit": tiny, "data": {"per_client": 20}})) for _ in range(2))
+    assert first.rows == second.rows
+
+
+@pytest.mark.parametrize(("share", "refuted"), [(1.0, False), (0.2, True), (0.0, True)])
+def test_noise_that_is_too_small_is_caught(share: float, refuted: bool) -> None:
+    """A scale mistaken by a factor of five, as a wrong sensitivity would make it, is found in one step."""
+    noise = solve_noise_multiplier(target_epsilon=2.0, delta=1e-5, sample_rate=1.0, steps=1)
+    row = audit_two_worlds(one_step(max(share * noise, 1e-6), 0), runs=200, claimed=2.0, delta=1e-5, confidence=0.95)
+    assert row.refuted is refuted
+
+
+def test_the_command_says_what_does_not_hold_and_exits_with_1(tmp_path: Path) -> None:
+    config = tmp_path / "audit.toml"
+    config.write_text("[audit]\nruns = 100\ncanaries = 20\nepochs = 1\nsteps = 1\nbatch = 8\n[data]\nper_client = 20\n")
+    command = ["audit", str(config), "--epsilon", "1", "--out", str(tmp_path / "runs")]
+    fine = CliRunner().invoke(cli.app, [*command, "--json"])
+    assert fine.exit_code == 0
+    assert json.loads(fine.stdout)["settings"]["audit"]["epsilon"] == 1.0
+    caught = CliRunner().invoke(cli.app, [*command, "--without-noise"])
+    assert caught.exit_code == 1
+    assert "the claim does not hold: one step's weights: epsilon is at least" in " ".join(caught.output.split())
+    kept = sorted((tmp_path / "runs").glob("*/summary.json"))
+    assert [json.loads(path.read_text())["without_noise"] for path in kept] == [False, True]
+
+
+def test_the_claim_follows_from_a_noise_multiplier() -> None:
+    tiny = {"canaries": 20, "runs": 20, "epochs": 1, "steps": 1, "batch": 8, "noise_multiplier": 1.0}
+    claims = [
+        run_audit(read_audit(None, {"audit": {**tiny, "noise_multiplier": noise}, "data": {"per_client": 20}}))
+        for noise in (1.0, 2.0)
+    ]
+    weak, strong = (by_adversary(result)["a client's model"].epsilon_claimed for result in claims)
+    assert weak > strong > 0
+
+
+@pytest.mark.parametrize(
+    "audit",
+    [
+        {"epsilon": 0},
+        {"canaries": 21},
+        {"runs": 10},
+        {"epsilon": 1.0, "noise_multiplier": 1.0},
+        {"unknown": 1},
+        {"confidence": 1.0},
+    ],
+)
+def test_settings_out_of_range_are_refused(audit: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        read_audit(None, {"audit": audit})
+
+
+def test_files_that_are_no_settings_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "audit.toml"
+    for content in (b"[audit", b"\xff", b"x" * (1 << 21)):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError):
+            read_audit(path, {})
+
+
+def test_a_model_that_mixes_records_is_refused() -> None:
+    tiny = {"canaries": 20, "runs": 20, "epochs": 1, "model": "mlp"}
+    with pytest.raises(ValueError, match="mix records"):
+        run_audit(read_audit(None, {"audit": tiny, "data": {"per_client": 20}}))
