@@ -1,4 +1,4 @@
-"""Makes `tests.protocols.federation` importable however pytest was started, and sets Hypothesis up for these tests."""
+"""Makes `tests.protocols` importable however pytest was started, and sets Hypothesis up for these tests."""
 
 from __future__ import annotations
 

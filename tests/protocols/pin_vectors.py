@@ -6,16 +6,23 @@ A changed vector means that two versions of the protocol no longer understand ea
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codream_protocols import keyschedule, packing, shamir
-from codream_protocols.keyschedule import StepKeys
+from codream_protocols.client import ClientProtocol, Compute, Send
+from codream_protocols.identity import Member, Roster, ServerEntry, Signer, sign_roster
+from codream_protocols.keyschedule import PROTOCOL, StepKeys
 from codream_protocols.masks import SUITES, add_mask, word_type
+from codream_protocols.messages import decode_to_client, decode_to_server, encode_message
+from codream_protocols.plan import Block, Plan, Policy, VectorSpec
 from codream_protocols.secret import Secret
+from codream_protocols.server import Effect, Reveal, SendTo, ServerEpoch
 
 DIRECTORY = Path(__file__).parent / "vectors"
 SEED, PLAN, TRANSCRIPT, BROADCAST = (bytes([value]) * 32 for value in (0x11, 0x22, 0x33, 0x44))
@@ -113,7 +120,152 @@ def shares() -> list[dict[str, Any]]:
     return cases
 
 
+class Epoch:
+    """Three members, two steps: nobody drops in the first; in the second, member 2's masked input never arrives.
+
+    Everything that is random is fixed here and written down, and each message is decoded from the bytes in the record.
+    """
+
+    members = range(3)
+    policy = Policy(least_cohort=3, least_survivors=2, colluders=0, tasks={"update": 1.0})
+    state = np.array([[0.0, 0.5], [-1.0, 3.25]], dtype=np.float32)
+
+    def __init__(self) -> None:
+        self.identities = [self.fixed(f"identity {member}")(32) for member in self.members]
+        administrator = Signer(self.fixed("administrator")(32))
+        signers = [Signer(private) for private in self.identities]
+        self.roster = Roster(
+            "vectors",
+            7,
+            ServerEntry("tcp://127.0.0.1:5555", self.fixed("server transport")(32)),
+            tuple(
+                Member(f"client-{member}", signers[member].public, self.fixed(f"transport {member}")(32))
+                for member in self.members
+            ),
+        )
+        self.roster_file = sign_roster(self.roster, administrator)
+        self.administrator = administrator.public
+        self.plan = Plan(
+            protocol=PROTOCOL,
+            session=self.fixed("session")(16),
+            epoch=5,
+            roster=self.roster.hash,
+            recipe=self.fixed("recipe")(32),
+            cohort=tuple(self.members),
+            specs=(VectorSpec("update", (Block("dreams", 4, 1.0), Block("weight", 1, 0.5))),),
+            schedule=(0, 0),
+            value_bits=8,
+            modulus_bits=10,
+            suite="aes-256-ctr",
+            threshold=2,
+            least_survivors=2,
+            colluders=0,
+        )
+        self.random: list[list[str]] = [[] for _ in self.members]
+        self.clients = [
+            ClientProtocol(
+                member=member,
+                signer=signers[member],
+                roster=self.roster,
+                policy=self.policy,
+                random_bytes=self.noted(member),
+            )
+            for member in self.members
+        ]
+        self.server = ServerEpoch(self.plan, self.roster)
+        self.record: list[dict[str, Any]] = []
+        self.sums: list[Reveal] = []
+
+    @staticmethod
+    def fixed(label: str) -> Callable[[int], bytes]:
+        """A generator of fixed bytes: SHA-256 of the label and a counter, one block after the other."""
+        blocks = (hashlib.sha256(f"{label} {count}".encode()).digest() for count in range(1 << 20))
+        return lambda size: b"".join(next(blocks) for _ in range(-(-size // 32)))[:size]
+
+    def noted(self, member: int) -> Callable[[int], bytes]:
+        """A member's generator, of which each answer is written down."""
+        generator = self.fixed(f"random {member}")
+
+        def draw(size: int) -> bytes:
+            drawn = generator(size)
+            self.random[member].append(drawn.hex())
+            return drawn
+
+        return draw
+
+    @staticmethod
+    def vector(member: int, step: int) -> np.ndarray[Any, Any]:
+        """A member's ring elements of a step, each below 2^8."""
+        return np.array([(97 * member + 31 * step + 53 * place) % 256 for place in range(5)], dtype="<u2")
+
+    def run(self) -> None:
+        """The whole epoch."""
+        self.carry(self.server.start())
+        self.carry(self.server.begin_step((1.0, 0.5), [self.state]))
+        self.carry(self.server.begin_step((0.25, 0.5), [self.state + 1]), lost=2)
+        self.carry(self.server.expire())
+
+    def carry(self, effects: Iterable[Effect], *, lost: int | None = None) -> None:
+        """Carry messages to and fro until nobody says anything more; masked inputs of `lost` never arrive."""
+        waiting = list(effects)
+        while waiting:
+            effect = waiting.pop(0)
+            if isinstance(effect, Reveal):
+                self.sums.append(effect)
+            elif isinstance(effect, SendTo):
+                data = self.note(f"to {effect.member}", effect, lost=False)
+                client = self.clients[effect.member]
+                answers = client.receive(decode_to_client(data), effect.frames)
+                for answer in answers:
+                    if isinstance(answer, Compute):
+                        answers += client.provide(answer.step, self.vector(effect.member, answer.step))
+                        continue
+                    gone = effect.member == lost and bool(answer.frames)
+                    sent = self.note(f"from {effect.member}", answer, lost=gone)
+                    if not gone:
+                        waiting += self.server.receive(effect.member, decode_to_server(sent), answer.frames)
+
+    def note(self, way: str, effect: SendTo | Send, *, lost: bool) -> bytes:
+        """Write a message down; returns its bytes."""
+        data = encode_message(effect.message)
+        entry = {"way": way, "kind": type(effect.message).__name__, "data": data.hex()}
+        if effect.frames:
+            entry["frames"] = [frame.hex() for frame in effect.frames]
+        self.record.append({**entry, "lost": True} if lost else entry)
+        return data
+
+
+def epoch() -> list[dict[str, Any]]:
+    """A whole epoch, byte for byte: what is fixed, each message in order, the sums."""
+    run = Epoch()
+    run.run()
+    return [
+        {"name": "roster", "administrator": run.administrator.hex(), "file": run.roster_file.decode()},
+        {"name": "digests", "roster": run.roster.hash.hex(), "plan": run.plan.digest.hex()},
+        *(
+            {
+                "name": f"member {member}",
+                "identity": run.identities[member].hex(),
+                "random": run.random[member],
+                "vectors": [run.vector(member, step).tolist() for step in range(run.plan.steps)],
+            }
+            for member in run.members
+        ),
+        {"name": "messages", "record": run.record},
+        *(
+            {
+                "name": f"sum of step {reveal.step}",
+                "survivors": list(reveal.survivors),
+                "agreed": reveal.agreed,
+                "total": reveal.total.tolist(),
+            }
+            for reveal in run.sums
+        ),
+    ]
+
+
 PINNED = {
+    "epoch": epoch,
     "key_schedule": key_schedule,
     "masks": masks,
     "packing": packed,

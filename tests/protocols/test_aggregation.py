@@ -25,7 +25,7 @@ from codream_protocols.packing import packed_size
 from codream_protocols.plan import Block, VectorSpec, default_threshold
 from codream_protocols.server import Phase, Reveal
 from codream_protocols.vectors import decode_vector
-from tests.protocols.federation import STATE, Federation
+from secure_codream.threats.federation import STATE, Federation
 
 SPECS = (
     VectorSpec("update", (Block("dream", 11, 0.5), Block("weight", 1, 4.0))),

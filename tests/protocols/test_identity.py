@@ -19,7 +19,7 @@ from codream_protocols.errors import (
     UnknownIdentity,
 )
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, Signer, read_roster, sign_roster, verify
-from tests.protocols.federation import Federation
+from secure_codream.threats.federation import Federation
 
 ADMINISTRATOR = Signer(b"\x0a" * 32)
 FEDERATION = Federation(3)

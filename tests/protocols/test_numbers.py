@@ -20,7 +20,7 @@ from codream_protocols.masks import SUITES, add_mask, word_type
 from codream_protocols.plan import Block, VectorSpec
 from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.vectors import check_clips, decode_vector, encode_vector
-from tests.protocols.federation import Federation
+from secure_codream.threats.federation import Federation
 
 KEYS = st.binary(min_size=32, max_size=32)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -23,7 +23,7 @@ from codream_protocols.plan import (
 )
 from codream_protocols.ring import modulus_bits_for
 from codream_protocols.server import ServerEpoch
-from tests.protocols.federation import Federation
+from secure_codream.threats.federation import Federation
 
 FEDERATION = Federation(5, colluders=1, threshold=4)
 PLAN = FEDERATION.plan
@@ -147,11 +147,12 @@ def test_a_policy_refuses_one_more_than_its_limit(field: str, value: Any) -> Non
 
 
 def test_every_limit_of_a_policy_has_a_test() -> None:
-    """`most_total_steps` counts over a client's life; see the endless session among the attacks."""
+    """`most_total_steps` counts over a client's life: see the endless session among the attacks; `least_noise` and
+    `most_rho`: see test_distributed_noise."""
     assert set(Policy.__struct_fields__) == {
         "least_cohort", "least_survivors", "least_threshold", "colluders", "most_steps",
         "most_total_steps", "most_coordinates",
-        "most_value_bits", "tasks", "suites", "recipe",
+        "most_value_bits", "tasks", "suites", "recipe", "least_noise", "most_rho",
     }  # fmt: skip
 
 

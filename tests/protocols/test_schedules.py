@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from codream_protocols.errors import LocalProtocolError, RemoteProtocolError
 from codream_protocols.messages import MaskedInput, Survivors, UnmaskShares
 from codream_protocols.server import Phase
-from tests.protocols.federation import STATE, Federation
+from secure_codream.threats.federation import STATE, Federation
 from tests.protocols.test_messages import TO_CLIENT, TO_SERVER
 
 RUNNING = (Phase.ADVERTISING, Phase.SHARING, Phase.COLLECTING, Phase.AGREEING, Phase.UNMASKING)

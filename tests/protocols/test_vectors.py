@@ -20,8 +20,10 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES, ChaCha20
 from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB
 
 from codream_protocols import keyschedule, packing, shamir
-from codream_protocols.identity import Signer
+from codream_protocols.client import ClientProtocol, Compute
+from codream_protocols.identity import Signer, read_roster
 from codream_protocols.masks import add_mask, word_type
+from codream_protocols.messages import decode_to_client, encode_message
 from tests.protocols import pin_vectors
 
 
@@ -125,6 +127,41 @@ def test_ed25519(case: dict[str, str]) -> None:
 @pytest.mark.parametrize("name", pin_vectors.PINNED)
 def test_pinned_vectors_are_unchanged(name: str) -> None:
     assert cases(name) == json.loads(json.dumps(pin_vectors.PINNED[name]()))
+
+
+@pytest.mark.parametrize("member", pin_vectors.Epoch.members)
+def test_pinned_epoch_replays(member: int) -> None:
+    """From the file alone: what it says that the server sent, to a real client with the randomness that it names."""
+    content = {case["name"]: case for case in cases("epoch")}
+    roster_file = content["roster"]["file"].encode()
+    roster = read_roster(roster_file, bytes.fromhex(content["roster"]["administrator"]), least_serial=7)
+    own = content[f"member {member}"]
+    drawn = iter(bytes.fromhex(text) for text in own["random"])
+
+    def draw(size: int) -> bytes:
+        found = next(drawn)
+        assert len(found) == size
+        return found
+
+    client = ClientProtocol(
+        member=member,
+        signer=Signer(bytes.fromhex(own["identity"])),
+        roster=roster,
+        policy=pin_vectors.Epoch.policy,
+        random_bytes=draw,
+    )
+    said = []
+    for entry in content["messages"]["record"]:
+        if entry["way"] == f"to {member}":
+            frames = tuple(map(bytes.fromhex, entry.get("frames", [])))
+            effects = client.receive(decode_to_client(bytes.fromhex(entry["data"])), frames)
+            if effects and isinstance(effects[0], Compute):
+                vector = np.array(own["vectors"][effects[0].step], dtype="<u2")
+                effects = client.provide(effects[0].step, vector)
+            said += [(encode_message(effect.message).hex(), [f.hex() for f in effect.frames]) for effect in effects]
+    record = [entry for entry in content["messages"]["record"] if entry["way"] == f"from {member}"]
+    assert said == [(entry["data"], entry.get("frames", [])) for entry in record]
+    assert not list(drawn)
 
 
 @pytest.mark.parametrize("case", cases("shamir"), ids=lambda case: f"threshold {case['threshold']}")

@@ -41,6 +41,10 @@ STATE = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)  # a public state 
 Losses = Collection[tuple[int, type]]
 
 
+class Stuck(RuntimeError):
+    """The honest part of a scenario did not come to its end."""
+
+
 @dataclass(frozen=True)
 class Packet:
     """A message in flight: bytes and frames, from or to one member."""
@@ -105,7 +109,7 @@ class Federation:
     Args:
         members: n.
         seed: of all randomness: keys, shares, inputs, rounding.
-        client_class: the clients' machine; one class, or one for each member. Attack tests take a rule out here.
+        client_class: the clients' machine; one class, or one for each member. Attacks take rules out here.
         policy: every client's; a permissive one unless given.
         plan: replaces the plan that the remaining arguments describe (see `make_plan`).
     """
@@ -120,11 +124,11 @@ class Federation:
         plan: Plan | None = None,
         **planned: Any,
     ) -> None:
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311 - a laboratory's randomness can be repeated
         self.rounding = np.random.default_rng(seed)
         self.signers = [Signer(self.random.randbytes(32)) for _ in range(members)]
         self.roster = Roster(
-            "test",
+            "laboratory",
             1,
             ServerEntry("tcp://127.0.0.1:5555", self.random.randbytes(32)),
             tuple(
@@ -144,7 +148,7 @@ class Federation:
                 signer=signer,
                 roster=self.roster,
                 policy=self.policy,
-                random_bytes=random.Random(self.random.getrandbits(64)).randbytes,
+                random_bytes=random.Random(self.random.getrandbits(64)).randbytes,  # noqa: S311
             )
             for number, signer in enumerate(self.signers)
         ]
@@ -228,16 +232,19 @@ class Federation:
 
     def masked(self, step: int = 0) -> Federation:
         """Set up and run up to the moment at which every client has masked its input of `step`; returns itself."""
-        assert self.set_up()
+        if not self.set_up():
+            raise Stuck(f"the set-up failed: {self.failures}")
         for _ in range(step):
-            assert self.step() is not None
+            if self.step() is None:
+                raise Stuck(f"a step failed: {self.failures}")
         self.begin_step()
         self.drain(lost={(member, Survivors) for member in range(len(self.clients))})
         return self
 
     def plain_sum(self, step: int, survivors: Iterable[int]) -> np.ndarray[Any, Any]:
         """The sum of what these members encoded, in 64-bit integers: what a reveal must equal."""
-        return np.sum([self.vectors[step, member].astype(np.int64) for member in survivors], axis=0)
+        total: np.ndarray[Any, Any] = np.sum([self.vectors[step, one].astype(np.int64) for one in survivors], axis=0)
+        return total
 
     # -- inside ---------------------------------------------
 
@@ -271,3 +278,14 @@ def permissive(plan: Plan) -> Policy:
     """A policy that leaves the limits to the plan."""
     tasks = {spec.task: max(block.clip for block in spec.blocks) for spec in plan.specs}
     return Policy(least_cohort=2, least_survivors=2, colluders=0, tasks=tasks, most_value_bits=31)
+
+
+def snapshot(epoch: ServerEpoch) -> dict[str, Any]:
+    """Everything that an epoch of the server holds, as a value."""
+    held = {**vars(epoch), "absent": set(epoch.absent), "_advertised": dict(epoch._advertised)}
+    held["_sealed"] = {member: dict(sealed) for member, sealed in epoch._sealed.items()}
+    held["_step"] = None
+    if (step := epoch._step) is not None:
+        copies = {"total": step.total.tobytes(), "inputs": set(step.inputs), "answers": dict(step.answers)}
+        held["_step"] = {**vars(step), **copies, "signatures": dict(step.signatures)}
+    return held

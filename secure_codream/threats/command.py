@@ -1,0 +1,64 @@
+"""`secure-codream threats`: choose, run, write the folder of the run, and say what came of it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from secure_codream.records import RunFolder, write_whole
+from secure_codream.threats.laboratory import Cohort, Laboratory
+from secure_codream.threats.page import write_page
+from secure_codream.threats.panel import SuitePanel
+from secure_codream.threats.suite import Entry, Finding, as_json, by_promise, run_suite
+
+SCHEMA = 1
+PACKAGES = ("secure-codream", "numpy", "cryptography", "pyzmq", "msgspec", "torch")
+
+
+@dataclass(frozen=True)
+class ThreatsRun:
+    """A finished run of the suite."""
+
+    findings: list[Finding]
+    folder: RunFolder
+
+
+def run_threats(
+    entries: Sequence[Entry], *, seed: int, quick: bool, cohort: Cohort, out: Path, console: Console
+) -> ThreatsRun:
+    """Run attacks and write `summary.json` and `report.html` into a new folder under `out`."""
+    began, started = datetime.now(UTC), time.perf_counter()
+    with SuitePanel(console, len(entries)) as panel:
+        findings = run_suite(entries, lambda: Laboratory(seed, quick=quick, cohort=cohort), panel.feed)
+    folder = RunFolder.create(out, "threats", began.astimezone())
+    summary = {
+        "schema": SCHEMA,
+        "written": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 1),
+        "seed": seed,
+        "quick": quick,
+        "cohort": _plain(cohort),
+        "promises": {
+            key: {finding.entry.attack.name: finding.verdict.value for finding in found}
+            for key, found in by_promise(findings).items()
+        },
+        "attacks": as_json(findings),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+    write_whole(folder.summary, json.dumps(summary, indent=2).encode() + b"\n")
+    write_page(folder.report, findings, summary)
+    return ThreatsRun(findings, folder)
+
+
+def _plain(cohort: Cohort) -> dict[str, Any]:
+    """The cohort's settings; of its policy only whether it has one of its own."""
+    return {**asdict(cohort), "policy": "client.toml" if cohort.policy else "the plan's limits"}

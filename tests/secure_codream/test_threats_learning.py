@@ -1,0 +1,197 @@
+"""The attacks on learning and by observation, with their controls, and what they are measured by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from codream_clients.datasets import load_digits_data
+from secure_codream.threats import inversion, learning, observation
+from secure_codream.threats.attack import ALL, Attack, Verdict, judge
+from secure_codream.threats.laboratory import Laboratory
+from secure_codream.threats.measures import (
+    advantage,
+    bootstrapped,
+    correlation,
+    exposure,
+    likelihood_ratios,
+    log_odds,
+    proportion,
+    psnr,
+)
+from secure_codream.threats.promises import BY_KEY
+from secure_codream.threats.server_view import Watched
+from secure_codream.threats.switches import describe, switched_off
+
+MODULES = (inversion, learning, observation)
+EVERY = [(module, attack) for module in MODULES for attack in module.ATTACKS]
+QUICK = [(module, attack) for module, attack in EVERY if attack.quick]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# -- attacks ---------------------------------------------
+
+
+@pytest.mark.parametrize(("module", "attack"), QUICK, ids=lambda value: getattr(value, "name", None))
+def test_attack_fails_where_it_should_and_its_control_works(module: ModuleType, attack: Attack) -> None:
+    evidence = []
+    for defences in (ALL, ALL.without(*attack.defences)):
+        with switched_off(defences, module.SWITCHES):
+            evidence.append(attack.run(defences, Laboratory(0, quick=True)))
+    limit = any(BY_KEY[key].is_limit for key in attack.promises)
+    assert judge(attack, *evidence) is (Verdict.LIMIT if limit else Verdict.DEFENDED), evidence
+    assert evidence[0].learned != evidence[1].learned or evidence[0].refusal
+
+
+def test_there_are_attacks_enough_with_names_promises_and_defences_of_their_own() -> None:
+    names = [attack.name for _, attack in EVERY]
+    assert len(names) == len(set(names)) >= 12
+    for module, attack in EVERY:
+        assert set(attack.promises) <= set(BY_KEY)
+        assert attack.adversary and attack.goal.endswith(".")
+        for defence in attack.defences:
+            assert describe(defence, module.SWITCHES)
+
+
+def test_pictures_are_images() -> None:
+    evidence = inversion.GradientInversion().run(ALL, Laboratory(1))
+    assert len(evidence.pictures) == 4
+    for picture in evidence.pictures:
+        assert picture.pixels.shape == (8, 8)
+        assert 0 <= picture.pixels.min() <= picture.pixels.max() <= 1
+
+
+def test_an_attack_is_the_same_each_time() -> None:
+    first, second = (inversion.GradientInversion().run(ALL, Laboratory(2)) for _ in range(2))
+    assert first.value == second.value
+
+
+# -- what the server holds ---------------------------------------------
+
+
+def test_server_reads_masked_frames_as_noise_and_plain_ones_as_they_are() -> None:
+    vectors = np.random.default_rng(0).uniform(-0.5, 0.5, size=(4, 50))
+    for defences, readable in ((ALL, False), (ALL.without("masks"), True)):
+        with switched_off(defences):
+            server = Watched(Laboratory(), defences, clients=4, length=50, clip=1.0, steps=2)
+            assert np.allclose(server.step(vectors), vectors.sum(axis=0), atol=1e-3)
+            assert np.allclose(server.read(2), vectors[2], atol=1e-4) is readable
+            assert np.allclose(server.step(vectors, lost=[1]), vectors[[0, 2, 3]].sum(axis=0), atol=1e-3)
+
+
+def test_server_gets_noise_of_the_size_that_was_asked_for() -> None:
+    vectors = np.zeros((4, 512))
+    server = Watched(Laboratory(), ALL, clients=4, length=512, clip=1.0, norm=2.0, noise_multiplier=1.0)
+    # Two shares are the whole noise, four the whole twice over; rounding adds a little to the sensitivity.
+    assert np.std(server.step(vectors)) == pytest.approx(2.0 * math.sqrt(2), rel=0.15)
+    assert server.rho == pytest.approx(0.5, rel=0.01)
+
+
+# -- inversion and training ---------------------------------------------
+
+
+def test_a_gradient_of_one_record_is_read_off_exactly() -> None:
+    picture = np.random.default_rng(0).random(64)
+    model = inversion._perceptron(8, seed=0)
+    gradient = inversion._gradient(model, torch.from_numpy(picture).float().reshape(1, 1, 8, 8), torch.tensor([3]))
+    assert inversion.read_off(gradient.double().numpy(), 8) == pytest.approx(picture, abs=1e-4)
+
+
+def test_private_training_can_be_repeated_and_moves_weights_further_than_rounding() -> None:
+    data = load_digits_data(0)[0].subset(np.arange(40))
+    models = [learning._model(0) for _ in range(3)]
+    for model, seed in zip(models, (1, 1, 2), strict=True):
+        learning._train_privately(model, data, epochs=1, seed=seed)
+    first, second, other = (torch.cat([part.reshape(-1) for part in model.parameters()]) for model in models)
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, other, atol=1e-2)
+
+
+def test_class_counts_are_read_from_weights_of_one_client_and_of_a_sum() -> None:
+    laboratory = Laboratory(3)
+    weights, counts = learning.label_weights(laboratory, 4, class_aware=True)
+    assert (learning.read_counts(weights[1]) == counts[1]).all()
+    assert (learning.read_counts(weights.sum(axis=0), 4) == counts.sum(axis=0)).all()
+
+
+def test_bounds_of_privacy() -> None:
+    assert learning.largest_advantage(0.0, 0.0) == 0
+    assert learning.largest_advantage(math.log(3), 0.0) == pytest.approx(0.5)
+    assert learning.largest_exposure(0.0, 0.0, 1024) == pytest.approx(1 / math.log(2))
+
+
+# -- measures ---------------------------------------------
+
+
+def test_psnr_of_known_errors() -> None:
+    truth = np.full((2, 4), 0.5)
+    assert psnr(truth + 0.1, truth) == pytest.approx([20.0, 20.0])
+    assert psnr(truth, truth) == pytest.approx([100.0, 100.0])
+    assert psnr(np.full(4, 7.0), np.ones(4)) == pytest.approx(100.0)  # cut to what a picture can show
+
+
+def test_correlation_of_known_vectors() -> None:
+    values = np.array([1.0, 2.0, 4.0])
+    assert correlation(values, 3 * values + 1) == pytest.approx(1)
+    assert correlation(values, -values) == pytest.approx(-1)
+    assert correlation(values, np.ones(3)) == 0
+
+
+def test_exact_interval_of_a_share() -> None:
+    assert proportion(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))  # in closed form where nothing was right
+    assert proportion(10, 10) == pytest.approx((0.025**0.1, 1.0))
+    low, high = proportion(50, 100)
+    assert (round(low, 4), round(high, 4)) == (0.3983, 0.6017)  # Clopper and Pearson's table
+
+
+def test_advantage_is_zero_for_a_coin_and_one_for_certainty() -> None:
+    value, (low, high) = advantage(50, 100)
+    assert value == 0 and low < 0 < high
+    value, (low, high) = advantage(100, 100)
+    assert value == high == 1 and low > 0.9
+
+
+def test_bootstrap_covers_the_mean_and_sees_rows() -> None:
+    values = np.random.default_rng(0).normal(3.0, 1.0, size=400)
+    low, high = bootstrapped(values, seed=0)
+    assert low < 3.0 < high and high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+    rows = np.repeat(values[:20, None], 50, axis=1)  # a row's values say the same: no more is known than from one
+    assert bootstrapped(rows, seed=0) == pytest.approx(bootstrapped(values[:20], seed=0))
+
+
+def test_exposure_counts_bits_of_rank() -> None:
+    others = np.arange(1023, dtype=np.float64)
+    assert exposure(-1.0, others) == 10
+    assert exposure(2000.0, others) == 0
+    assert exposure(510.5, others) == pytest.approx(1.0, abs=0.01)
+    ranks = [exposure(value, others) for value in np.random.default_rng(0).uniform(-0.5, 1022.5, 20_000)]
+    assert np.mean(ranks) == pytest.approx(1 / math.log(2), abs=0.05)
+
+
+def test_log_odds_are_finite_and_symmetric() -> None:
+    assert log_odds(np.array([0.5, 0.0, 1.0])) == pytest.approx([0.0, -27.631, 27.631], abs=1e-3)
+
+
+def test_likelihood_ratios_find_members_and_nothing_in_noise() -> None:
+    draws = np.random.default_rng(0)
+    members = draws.random((20, 300)) < 0.5
+    noise = draws.normal(size=members.shape)
+    shares = []
+    for scores in (noise, noise + 2.0 * members):
+        right = [(likelihood_ratios(scores, members, row) > 0) == members[row] for row in range(20)]
+        shares.append(np.mean(right))
+    assert shares[0] == pytest.approx(0.5, abs=0.03)
+    # Two unit Gaussians, two deviations apart, their means known well: Phi(1).
+    assert shares[1] == pytest.approx(0.841, abs=0.03)
