@@ -19,11 +19,10 @@ import numpy as np
 from torch import nn
 
 from codream_clients.datasets import LabelledImages
-from codream_clients.devices import pick_device
-from codream_clients.participant import Participant
 from codream_server.feddream import Batch
+from codream_server.privacy_statement import ClientPrivacyStatement
 from secure_codream.config import FederationConfig, check, read_federation
-from secure_codream.learning import learning_settings
+from secure_codream.learning import assemble
 from secure_codream.local import LocalFederation
 from secure_codream.party import run_client, run_server
 
@@ -84,12 +83,14 @@ class LocalRun:
         dreams: the FedDream dataset: (dreams (B, C, H, W), soft labels (B, K)) by round.
         bytes_up: application bytes sent by all clients.
         bytes_down: the same, received.
+        client_privacy: what may be said about client-level privacy; None without `client_privacy`.
     """
 
     accuracies: np.ndarray[Any, np.dtype[np.float64]]
     dreams: tuple[Batch, ...]
     bytes_up: int
     bytes_down: int
+    client_privacy: ClientPrivacyStatement | None = None
 
 
 def run_local(
@@ -111,7 +112,8 @@ def run_local(
         classes: K.
         seed: seed of dreams and mini-batches.
         device: "auto", "cpu", "cuda" or "mps".
-        config: tables of `config.toml`: `federation` (its rounds), `dreams`, `learning`, `aggregation`.
+        config: tables of `config.toml`: `federation` (its rounds), `dreams`, `learning`, `aggregation`,
+            `privacy`, `client_privacy`.
 
     Raises:
         ConfigError: a value that does not fit.
@@ -121,9 +123,8 @@ def run_local(
     federation: FederationConfig = check(
         "run_local", FederationConfig, {"task": {"shape": held_out.shape, "classes": classes}, **config}
     )
-    settings = learning_settings(federation)
     participants = [
-        Participant(settings, model, _labelled(shard, classes), held_out, seed * 1000 + number, pick_device(device))
+        assemble(federation, model, (_labelled(shard, classes), held_out), seed=seed * 1000 + number, device=device)
         for number, (model, shard) in enumerate(zip(models, shards, strict=True))
     ]
     local = LocalFederation(
@@ -131,6 +132,7 @@ def run_local(
         dreams=federation.dream_settings(),
         aggregation=federation.aggregation_settings(),
         seed=seed,
+        privacy=federation.client_privacy_settings(),
     )
     accuracies = [local.warm_up()]
     accuracies += [local.round() for _ in range(federation.federation.rounds)]
@@ -139,6 +141,7 @@ def run_local(
         dreams=local.coordinator.dataset.batches,
         bytes_up=local.parties.traffic.up,
         bytes_down=local.parties.traffic.down,
+        client_privacy=local.coordinator.client_privacy,
     )
 
 

@@ -20,7 +20,7 @@ from codream_protocols.identity import MAX_MEMBERS
 from codream_protocols.keyschedule import digest
 from codream_protocols.masks import SUITES
 from codream_protocols.plan import MAX_STEPS
-from codream_server.settings import AggregationSettings, DreamSettings, SettingsError, Timing
+from codream_server.settings import AggregationSettings, ClientPrivacySettings, DreamSettings, SettingsError, Timing
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -111,6 +111,16 @@ class AggregationTable(_Table):
         return self
 
 
+class ClientPrivacyTable(_Table):
+    """`[client_privacy]`: noise that hides whether a client took part; see `ClientPrivacySettings`."""
+
+    epsilon: Annotated[float, Field(gt=0, le=1000)]
+    delta: Annotated[float, Field(gt=0, le=0.01)]
+    update_norm: Annotated[float, Field(ge=1e-6, le=1e6)]
+    logit_norm: Annotated[float, Field(ge=1e-6, le=1e6)]
+    spare_rounds: Annotated[int, Field(ge=0, le=100_000)] = 0
+
+
 class TimingTable(_Table):
     """`[timing]`, in seconds: see `Timing`."""
 
@@ -122,18 +132,30 @@ class TimingTable(_Table):
 
 
 class FederationConfig(_Table):
-    """The whole of `config.toml`. `[learning]` stays a plain table here: the client's side knows its keys."""
+    """The whole of `config.toml`. `[learning]` and `[privacy]` (differential privacy for each record of a client) stay
+    plain tables here: the client's side knows their keys, see `LearningSettings` and `PrivacySettings`.
+    """
 
     federation: FederationTable = FederationTable()
     task: TaskTable
     dreams: DreamsTable = DreamsTable()
     learning: dict[str, Any] = {}
     aggregation: AggregationTable = AggregationTable()
+    privacy: dict[str, Any] | None = None
+    client_privacy: ClientPrivacyTable | None = None
     timing: TimingTable = TimingTable()
 
-    @field_validator("learning")
+    @model_validator(mode="after")
+    def _has_what_it_adapts_to(self) -> FederationConfig:
+        if self.client_privacy is not None and self.dreams.adapt_clip:
+            raise ValueError(
+                "dreams.adapt_clip with [client_privacy]; false is allowed, as no fraction clipped is sent"
+            )
+        return self
+
+    @field_validator("learning", "privacy")
     @classmethod
-    def _has_a_digest(cls, table: dict[str, Any]) -> dict[str, Any]:
+    def _has_a_digest(cls, table: dict[str, Any] | None) -> dict[str, Any] | None:
         try:
             json.dumps(table, allow_nan=False)
         except (TypeError, ValueError):
@@ -143,11 +165,15 @@ class FederationConfig(_Table):
     @property
     def recipe(self) -> bytes:
         """Digest of what all parties must share to dream together, 32 bytes."""
-        shared = {
+        shared: dict[str, Any] = {
             "task": self.task.model_dump(mode="json"),
             "dreams": self.dreams.model_dump(mode="json"),
             "learning": self.learning,
         }
+        if self.privacy is not None:
+            shared["privacy"] = self.privacy
+        if self.client_privacy is not None:
+            shared["client_privacy"] = self.client_privacy.model_dump(mode="json")
         return digest("recipe", json.dumps(shared, sort_keys=True, allow_nan=False).encode())
 
     def dream_settings(self) -> DreamSettings:
@@ -169,6 +195,10 @@ class FederationConfig(_Table):
     def aggregation_settings(self) -> AggregationSettings:
         """The server's settings of secure aggregation."""
         return AggregationSettings(**self.aggregation.model_dump())
+
+    def client_privacy_settings(self) -> ClientPrivacySettings | None:
+        """Client-level privacy; None without that table."""
+        return None if self.client_privacy is None else ClientPrivacySettings(**self.client_privacy.model_dump())
 
     def timing_settings(self) -> Timing:
         """The server's patience."""
@@ -216,7 +246,11 @@ class DataTable(_Table):
 
 
 class PolicyTable(_Table):
-    """`[policy]` of a client: see `Policy`. What is left out follows from the federation's configuration."""
+    """`[policy]` of a client: see `Policy`. What is left out follows from the federation's configuration.
+
+    `least_noise` is the least noise multiplier of everything that this client sends of its data: above 0, it takes part
+    only under `[client_privacy]`, which may demand more.
+    """
 
     least_cohort: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 3
     least_survivors: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 3
@@ -226,6 +260,20 @@ class PolicyTable(_Table):
     most_total_steps: Annotated[int, Field(ge=1)] = 1_000_000
     most_value_bits: Annotated[int, Field(ge=1, le=31)] = 24
     suites: tuple[Literal["aes-256-ctr", "chacha20"], ...] = ("aes-256-ctr", "chacha20")
+    least_noise: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+
+
+class BudgetTable(_Table):
+    """`[budget]` of a client: the most that all its training may cost its records, whatever a federation plans.
+
+    With it, the client takes part in federations with `[privacy]` alone. `records` is the number of its images as it
+    may be known, if `[privacy]` does not say it for all. See `Budget` and `PrivacySettings`.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, le=1e6)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    accountant: Literal["prv", "rdp"] = "prv"
+    records: Annotated[int, Field(ge=1)] | None = None
 
 
 class ClientConfig(_Table):
@@ -243,6 +291,7 @@ class ClientConfig(_Table):
     least_roster_serial: Annotated[int, Field(ge=1)] = 1
     data: DataTable = DataTable()
     policy: PolicyTable = PolicyTable()
+    budget: BudgetTable | None = None
 
     @field_validator("model")
     @classmethod

@@ -5,21 +5,32 @@ Imports torch; `party` loads it on demand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from codream_clients.accounting import epsilon_of
 from codream_clients.datasets import LabelledImages
 from codream_clients.devices import pick_device
 from codream_clients.dreaming import DreamLoss
+from codream_clients.ledger import Budget, BudgetExceeded, Ledger
 from codream_clients.models import ModelShapeError, UnknownModelError, build, check_model
 from codream_clients.own_parts import OwnPartError
 from codream_clients.participant import LearningSettings, Participant
+from codream_clients.privacy_plan import PRIVACY_KEYS, PlannedCharges, PrivacyPlan, PrivacySettings, plan_privacy
+from codream_clients.private_noise import NoiseSource
+from codream_clients.private_participant import private_participant
+from codream_clients.private_training import PrivateModelError
+from codream_clients.releases import Releases
 from codream_protocols.plan import Policy
-from codream_protocols.tasks import LOGITS, METRICS, UPDATE
+from codream_protocols.rotation import padded_length
+from codream_protocols.tasks import LEARN, LOGITS, METRICS, UPDATE
+from codream_protocols.zcdp import rho_of
+from codream_server.privacy_statement import noise_multiplier_of
 from secure_codream.config import ClientConfig, ConfigError, FederationConfig, check
 from secure_codream.data import load_data as load_data
 
@@ -37,16 +48,32 @@ def learning_settings(federation: FederationConfig) -> LearningSettings:
         "window": dreams.window,
     }
     loss = federation.learning.get("loss")
+    own: dict[str, Any] = {} if federation.privacy is None else {"own_weight": 0.0}  # would be refused
     _check_keys("learning", federation.learning, {field.name for field in fields(LearningSettings)} - set(shared))
     if isinstance(loss, Mapping):
         _check_keys("learning.loss", loss, {field.name for field in fields(DreamLoss)})
-    settings = {**federation.learning, **shared}
+    settings = {**own, **federation.learning, **shared}
     try:
         return check("[learning]", LearningSettings, settings)  # type: ignore[no-any-return]
     except ConfigError:
         raise
     except ValueError as error:  # the settings' own check of a combination
         raise ConfigError(f"[learning]: {error}") from None
+
+
+def privacy_settings(table: Mapping[str, Any]) -> PrivacySettings:
+    """A `[privacy]` table as settings: differential privacy for each record of a client.
+
+    Raises:
+        ConfigError: a key or value that does not fit.
+    """
+    _check_keys("privacy", table, set(PRIVACY_KEYS))
+    try:
+        return check("[privacy]", PrivacySettings, dict(table))  # type: ignore[no-any-return]
+    except ConfigError:
+        raise
+    except ValueError as error:  # the settings' own check
+        raise ConfigError(f"[privacy]: {error}") from None
 
 
 def _check_keys(table: str, found: Mapping[str, Any], allowed: set[str]) -> None:
@@ -77,6 +104,7 @@ def make_participant(
     *,
     model: nn.Module | None = None,
     data: tuple[LabelledImages, LabelledImages | None] | None = None,
+    releases: Callable[[PrivacyPlan], Releases] | None = None,
 ) -> Participant:
     """Everything a client learns with.
 
@@ -85,9 +113,12 @@ def make_participant(
         federation: the federation's.
         model: replaces the configured model; (N, C, H, W) float32 to logits (N, K).
         data: replaces the configured data: (train, test or None).
+        releases: where a private client's charges are reserved; only the plan's, in memory, unless given.
 
     Raises:
-        ConfigError: a model or data of another form than the federation's task.
+        ConfigError: a model or data of another form than the federation's task, or a client with a budget in a
+            federation without privacy.
+        LedgerError: the budget does not allow the label histogram.
     """
     train, test = data or load_data(client.data, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
@@ -103,14 +134,92 @@ def make_participant(
             check_model(model, channels=channels, size=size, classes=federation.task.classes, name="the model given")
         except (ModelShapeError, OwnPartError) as error:
             raise ConfigError(f"model: {error}") from error
-    return Participant(
-        learning_settings(federation),
+    if client.budget is not None and federation.privacy is None:
+        raise ConfigError("[budget]: this client trains privately or not at all; the federation has no [privacy]")
+    return assemble(
+        federation,
         model,
-        train,
-        test,
-        client.seed,
-        pick_device(client.device),
+        (train, test),
+        seed=client.seed,
+        device=client.device,
+        name=client.model,
+        records=client.budget.records if client.budget is not None else None,
+        releases=releases,
     )
+
+
+def assemble(
+    federation: FederationConfig,
+    model: nn.Module,
+    data: tuple[LabelledImages, LabelledImages | None],
+    *,
+    seed: int,
+    device: str,
+    name: str = "the model given",
+    records: int | None = None,
+    releases: Callable[[PrivacyPlan], Releases] | None = None,
+) -> Participant:
+    """A participant from its parts: a private one in a federation with `[privacy]`.
+
+    Args:
+        federation: the federation's configuration.
+        model: what is trained.
+        data: (train, test or None).
+        seed: the client's.
+        device: as `pick_device` takes it.
+        name: the model's, for errors.
+        records: how many images the client is known to have; `[privacy]` says it, or their number, unless given.
+        releases: see `make_participant`.
+
+    Raises:
+        ConfigError: settings that do not fit, or a model that cannot be trained privately.
+        LedgerError: the budget does not allow the label histogram.
+    """
+    settings, chosen = learning_settings(federation), pick_device(device)
+    if federation.privacy is None:
+        return Participant(settings, model, *data, seed, chosen)
+    privacy = privacy_settings(federation.privacy)
+    if records is not None:
+        privacy = replace(privacy, records=records)
+    plan = plan_privacy(privacy, records=len(data[0]), rounds=federation.federation.rounds)
+    try:
+        return private_participant(
+            settings,
+            plan,
+            model,
+            *data,
+            seed,
+            chosen,
+            releases=releases(plan) if releases is not None else Releases(PlannedCharges(plan).reserve),
+            noise=NoiseSource(secure=privacy.secure_mode),
+            name=name,
+        )
+    except PrivateModelError as error:
+        raise ConfigError(str(error)) from error
+
+
+def open_ledger(path: Path, client: ClientConfig, federation: FederationConfig, plan: PrivacyPlan) -> Ledger:
+    """The client's ledger: its own `[budget]`, or the plan's where it has none.
+
+    Raises:
+        BudgetExceeded: nothing is spent yet, and the whole plan would not fit: better not to begin.
+        LedgerError: it is another client's, damaged, rolled back, or open elsewhere.
+    """
+    own = client.budget
+    budget = (
+        Budget(epsilon=plan.epsilon, delta=plan.delta, accountant=plan.settings.accountant)
+        if own is None
+        else Budget(epsilon=own.epsilon, delta=own.delta, accountant=own.accountant)
+    )
+    ledger = Ledger.open(path, federation=federation.federation.name, member=client.name, budget=budget)
+    planned = epsilon_of(plan.charges, budget.delta, budget.accountant)
+    if not ledger.charges and planned > budget.epsilon:
+        ledger.close()
+        raise BudgetExceeded(
+            f"the federation plans epsilon {planned:.4g} at delta {budget.delta:g}; this client's own budget is "
+            f"{budget.epsilon:g}"
+        )
+    return ledger
 
 
 def client_policy(client: ClientConfig, federation: FederationConfig) -> Policy:
@@ -119,9 +228,18 @@ def client_policy(client: ClientConfig, federation: FederationConfig) -> Policy:
     channels, height, width = federation.task.shape
     coordinates = max(dreams.batch * channels * height * width + 3, dreams.batch * federation.task.classes * 2)
     largest = max(1.0, float(np.log(federation.task.classes)))
+    limits = client.policy.model_dump()
+    least_noise, most_rho, last = limits.pop("least_noise"), None, METRICS
+    privacy = federation.client_privacy_settings()
+    if privacy is not None:
+        # The noise that everybody calibrates alike, but for rounding; and without noise, only the constant of LEARN.
+        least_noise = max(least_noise, noise_multiplier_of(privacy, federation.dream_settings()) * (1 - 1e-9))
+        most_rho, last = rho_of(privacy.epsilon, privacy.delta), LEARN
     return Policy(
-        **client.policy.model_dump(),
-        most_coordinates=coordinates,
-        tasks={UPDATE: max(dreams.update_clip, largest), LOGITS: max(dreams.logit_clip, 1.0), METRICS: 1.0},
+        **limits,
+        most_coordinates=padded_length(coordinates),
+        tasks={UPDATE: max(dreams.update_clip, largest), LOGITS: max(dreams.logit_clip, 1.0), last: 1.0},
+        least_noise={UPDATE: least_noise, LOGITS: least_noise, METRICS: least_noise},
+        most_rho=most_rho,
         recipe=federation.recipe,
     )

@@ -18,16 +18,16 @@ import numpy as np
 from codream_clients.participant import Participant
 from codream_clients.tasks import DreamLearner, Learner
 from codream_protocols.client import ClientProtocol, Compute, Send
-from codream_protocols.errors import AggregationFailed
+from codream_protocols.errors import AggregationFailed, VectorRefused
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer
 from codream_protocols.messages import Advertisement, Shares, decode_to_client, decode_to_server, encode_message
 from codream_protocols.plan import Plan, Policy
 from codream_protocols.server import Effect, Failed, Phase, Ready, Reveal, SendTo, ServerEpoch
-from codream_protocols.tasks import LOGITS, METRICS, UPDATE
+from codream_protocols.tasks import LEARN, LOGITS, METRICS, UPDATE
 from codream_protocols.vectors import encode_vector
 from codream_server.coordinator import Coordinator
 from codream_server.feddream import FedDreamDataset
-from codream_server.settings import AggregationSettings, DreamSettings
+from codream_server.settings import AggregationSettings, ClientPrivacySettings, DreamSettings
 
 Broadcaster = Callable[[int], tuple[Sequence[float], Sequence[np.ndarray[Any, Any]]]]
 """step -> (clips, public arrays)."""
@@ -128,7 +128,10 @@ class LocalParties:
 
     def _compute(self, plan: Plan, member: int, task: Compute) -> list[Any]:
         started = time.perf_counter()
-        values = self._learners[member].compute(task.task, task.arrays, task.clips)
+        try:
+            values = self._learners[member].compute(task.task, task.arrays, task.clips)
+        except VectorRefused:  # on the network it would say so, and the others go on without it
+            return []
         self.seconds["compute"] += time.perf_counter() - started
         vector = encode_vector(plan, task.step, task.clips, values, self._rounding[member])
         return list(self._clients[member].provide(task.step, vector))
@@ -155,6 +158,7 @@ class LocalFederation:
         dreams: the dreams' settings.
         aggregation: secure aggregation's settings.
         seed: seed of the dreams' noise and of the stochastic rounding.
+        privacy: client-level noise; None asks for none.
     """
 
     def __init__(
@@ -164,11 +168,13 @@ class LocalFederation:
         dreams: DreamSettings,
         aggregation: AggregationSettings,
         seed: int,
+        privacy: ClientPrivacySettings | None = None,
     ) -> None:
         self.participants = list(participants)
-        learners = [DreamLearner(participant, shape=dreams.shape) for participant in participants]
+        noised = privacy is not None
+        learners = [DreamLearner(participant, shape=dreams.shape, noised=noised) for participant in participants]
         largest = max(dreams.update_clip, float(np.log(dreams.classes)), 1.0)
-        tasks = {UPDATE: largest, LOGITS: max(dreams.logit_clip, 1.0), METRICS: 1.0}
+        tasks = {UPDATE: largest, LOGITS: max(dreams.logit_clip, 1.0), LEARN if noised else METRICS: 1.0}
         policy = Policy(least_cohort=2, least_survivors=2, colluders=0, tasks=tasks)
         self.parties = LocalParties(learners, policy, seed=seed)
         self.coordinator = Coordinator(
@@ -179,6 +185,7 @@ class LocalFederation:
             session=secrets.token_bytes(16),
             seed=seed,
             dataset=FedDreamDataset(dreams.window),
+            privacy=privacy,
         )
 
     def warm_up(self) -> tuple[float, ...]:

@@ -37,7 +37,7 @@ from secure_codream.records import (
     parse_event,
 )
 
-TASKS: dict[Task, str] = {"update": "dream update", "logits": "soft labels", "metrics": "metrics"}
+TASKS: dict[Task, str] = {"update": "dream update", "logits": "soft labels", "metrics": "metrics", "learn": "learning"}
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = ".:-=+*%#"

@@ -13,6 +13,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -24,15 +25,25 @@ from codream_protocols.identity import Roster, Signer, read_roster
 from codream_protocols.plan import Plan
 from codream_server.coordinator import Coordinator
 from codream_server.feddream import FedDreamDataset
+from codream_server.privacy_statement import client_privacy_statement
 from codream_server.runner import ServerRunner
 from secure_codream.config import FederationConfig, read_client, read_federation
 from secure_codream.provision import public_transport_key, read_private_key, read_public_key
 from secure_codream.records import write_whole
+from secure_codream.statement import (
+    PrivacyStatement,
+    client_level,
+    privacy_statement,
+    record_level,
+    write_statement,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
     from codream_clients.datasets import LabelledImages
+    from codream_clients.ledger import Ledger
+    from codream_clients.participant import Metrics
 
 
 def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
@@ -69,7 +80,8 @@ def _finite(value: Any) -> Any:
 def run_server(folder: Path, *, listen: str | None = None, exhibit: tuple[int, int] | None = None) -> None:
     """Run the aggregator of `folder` until its federation is over.
 
-    Writes `events.jsonl`, `rounds/`, `endpoint` (where it listens) and at the end `server.json` into the folder.
+    Writes `events.jsonl`, `rounds/`, `endpoint` (where it listens) and at the end `server.json` into the folder; with
+    `[client_privacy]` also `privacy.json` and `privacy.html`.
 
     Args:
         folder: the server's folder.
@@ -91,6 +103,7 @@ def run_server(folder: Path, *, listen: str | None = None, exhibit: tuple[int, i
         seed=config.federation.seed,
         dataset=FedDreamDataset(dreams.window, folder / "rounds"),
         student=_make_student(config) if dreams.adaptive_weight > 0 else None,
+        privacy=config.client_privacy_settings(),
     )
     with (folder / "events.jsonl").open("a", encoding="utf-8") as events:
         runner = ServerRunner(
@@ -114,12 +127,21 @@ def run_server(folder: Path, *, listen: str | None = None, exhibit: tuple[int, i
             recovered_sum=seen.total,
             survivors=[roster.members[member].name for member in seen.survivors],
         )
+    statement = coordinator.client_privacy
     report = {
+        "client_privacy": None if statement is None else vars(statement),
         "secure_steps": runner.secure_steps,
         "seconds": runner.seconds,
         "traffic": {member.name: vars(traffic) for member, traffic in zip(roster.members, runner.traffic, strict=True)},
     }
     write_whole(folder / "server.json", json.dumps(report, indent=2).encode())
+    if statement is not None:
+        write_statement(
+            folder,
+            privacy_statement(
+                config.federation.name, client=client_level(statement), colluders=config.aggregation.colluders
+            ),
+        )
 
 
 def _announce(folder: Path, endpoint: str) -> None:
@@ -145,12 +167,16 @@ def run_client(
     address: str | None = None,
     exhibit: tuple[int, int] | None = None,
     threads: int | None = None,
+    resume: bool = False,
     model: nn.Module | None = None,
     data: tuple[LabelledImages, LabelledImages | None] | None = None,
 ) -> None:
     """Take part with the client of `folder` until the federation is over.
 
-    Writes `log.jsonl` and, round by round, `metrics.jsonl` into the folder. Nothing of it leaves the machine.
+    Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.pt` (the weights, a `state_dict`);
+    at the end `privacy.json` and `privacy.html`, what the run may say about privacy. In a federation with `[privacy]`
+    also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`, so that a client that starts
+    again goes on with it. Nothing of it leaves the machine.
 
     Args:
         folder: the client's folder.
@@ -158,19 +184,26 @@ def run_client(
         exhibit: (epoch, step) of which the plain encoded vector is written to `exhibit.npz` IN THIS FOLDER; for
             demonstrations on one machine, where the report shows it beside what the server saw.
         threads: threads for torch; None leaves torch's own choice.
+        resume: begin with the weights in `model.pt` instead of the warm-up.
         model: replaces the configured model.
         data: replaces the configured data: (train, test or None).
 
     Raises:
         AggregationFailed: the server has fallen silent.
+        LedgerError: the privacy budget does not allow what is planned, or the ledger cannot be used.
+        CheckpointError: nothing to resume, or another model's weights.
         ConfigError, KeyFileError, RosterRefused, BadSignature: as their names say.
     """
     import torch
 
+    from codream_clients.accounting import SampledGaussian
+    from codream_clients.privacy_plan import PrivacyPlan
+    from codream_clients.releases import Releases
     from codream_clients.runner import ClientRunner
     from codream_clients.tasks import DreamLearner
     from codream_protocols.client import ClientProtocol
-    from secure_codream.learning import client_policy, make_participant
+    from secure_codream.checkpoint import read_weights, write_weights
+    from secure_codream.learning import client_policy, make_participant, open_ledger
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -179,7 +212,8 @@ def run_client(
     transport_secret = read_private_key(folder / "transport.key")
     with (
         (folder / "log.jsonl").open("a", encoding="utf-8") as log_file,
-        (folder / "metrics.jsonl").open("w") as figures,
+        (folder / "metrics.jsonl").open("a" if resume else "w") as figures,
+        ExitStack() as opened,
     ):
         log = structlog.wrap_logger(
             structlog.WriteLogger(log_file),
@@ -189,23 +223,46 @@ def run_client(
                 structlog.processors.JSONRenderer(),
             ],
         )
-        participant = make_participant(client, federation, model=model, data=data)
+
+        ledger: Ledger | None = None
+
+        def releases(plan: PrivacyPlan) -> Releases:
+            nonlocal ledger
+            ledger = own = opened.enter_context(open_ledger(folder / "privacy.jsonl", client, federation, plan))
+
+            def reserve(charge: SampledGaussian) -> None:
+                own.reserve(charge)
+                log.info("privacy", **vars(charge))
+
+            key = f"{federation.recipe.hex()}|{client.model}|{client.seed}"
+            return Releases(reserve, folder / "releases", key)
+
+        participant = make_participant(client, federation, model=model, data=data, releases=releases)
         record = EventLog(figures)
-        log.info("warm-up", model=client.model)
-        record({"event": "metrics", **vars(participant.warm_up())})
+
+        def keep(metrics: Metrics) -> None:
+            record({"event": "metrics", **vars(metrics)})
+            write_weights(folder / "model.pt", participant.model)
+
+        if resume:
+            read_weights(folder / "model.pt", participant.model)
+        log.info("resume" if resume else "warm-up", model=client.model)
+        keep(participant.begin() if resume else participant.warm_up())
+        protocol = ClientProtocol(
+            member=roster.number_of(client.name),
+            signer=Signer(read_private_key(folder / "identity.key")),
+            roster=roster,
+            policy=client_policy(client, federation),
+        )
         runner = ClientRunner(
-            protocol=ClientProtocol(
-                member=roster.number_of(client.name),
-                signer=Signer(read_private_key(folder / "identity.key")),
-                roster=roster,
-                policy=client_policy(client, federation),
-            ),
+            protocol=protocol,
             learner=DreamLearner(
                 participant,
                 shape=federation.task.shape,
                 classes=federation.task.classes,
                 weight=client.weight,
-                on_metrics=lambda metrics: record({"event": "metrics", **vars(metrics)}),
+                noised=federation.client_privacy is not None,
+                on_metrics=keep,
             ),
             roster=roster,
             transport_secret=transport_secret,
@@ -216,8 +273,37 @@ def run_client(
             log=log,
             on_encoded=_exhibitor(folder, exhibit) if exhibit is not None else None,
         )
-        asyncio.run(_until_signal(runner.run()))
+        try:
+            asyncio.run(_until_signal(runner.run()))
+        finally:  # whatever has been spent is stated, also of a run that was cut short
+            write_statement(
+                folder, _own_statement(federation, client.name, ledger, len(roster.members), protocol.spent_rho)
+            )
         log.info("finished", compute_seconds=round(runner.compute_seconds, 3))
+
+
+def _own_statement(
+    federation: FederationConfig, name: str, ledger: Ledger | None, members: int, spent_rho: float
+) -> PrivacyStatement:
+    """What a client may say of its own records and of all that it has sent."""
+    privacy = federation.client_privacy_settings()
+    return privacy_statement(
+        federation.federation.name,
+        record=None if ledger is None else record_level([(name, ledger.budget, ledger.charges)], federation.privacy),
+        client=None
+        if privacy is None
+        else client_level(
+            client_privacy_statement(
+                privacy,
+                federation.dream_settings(),
+                federation.aggregation_settings(),
+                members=members,
+                spent_rho=spent_rho,
+            )
+        ),
+        colluders=federation.aggregation.colluders,
+        metrics_reported=privacy is None,
+    )
 
 
 def _exhibitor(folder: Path, at: tuple[int, int]) -> Callable[[Plan, int, Any], None]:

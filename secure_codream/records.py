@@ -321,7 +321,7 @@ def _bytes_of(path: Path, expected: str) -> bytes:
 
 # --- server/events.jsonl ---------------------------------------------------------------------------
 
-Task = Literal["update", "logits", "metrics"]
+Task = Literal["update", "logits", "metrics", "learn"]
 StepPath = Literal["fast", "dropout"]
 
 

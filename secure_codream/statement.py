@@ -7,10 +7,10 @@ Nothing here needs a tensor library, except to count a record-level epsilon (`me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jinja2
 import msgspec
@@ -21,6 +21,7 @@ from secure_codream.records import Amount, Count, MalformedRecord, MissingRecord
 if TYPE_CHECKING:
     from codream_clients.accounting import AccountantName, SampledGaussian
     from codream_clients.ledger import Budget
+    from codream_server.privacy_statement import ClientPrivacyStatement
 
 SCHEMA = 1
 MAX_STATEMENT_BYTES = 16 << 20
@@ -158,6 +159,38 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
             )
         refuted = self.audit is not None and bool(self.audit.refuted)
         return ". ".join(parts) + (". THE AUDIT REFUTES THE CLAIM." if refuted else ".")
+
+
+def record_level(
+    members: Sequence[tuple[str, Budget, Sequence[SampledGaussian]]], table: Mapping[str, Any] | None
+) -> RecordLevel:
+    """Clients' ledgers, (name, budget, charges) each, under a federation's `[privacy]` table."""
+    from secure_codream.learning import privacy_settings
+
+    settings = privacy_settings(table or {})
+    return RecordLevel(
+        members=[member_spending(*member) for member in members],
+        clip=settings.max_grad_norm,
+        secure_mode=settings.secure_mode,
+    )
+
+
+def client_level(stated: ClientPrivacyStatement) -> ClientLevel:
+    """The server room's statement of client-level privacy, as a part of the run's."""
+    return ClientLevel(
+        epsilon=stated.epsilon,
+        delta=stated.delta,
+        spent=stated.epsilon_spent,
+        left=max(stated.epsilon - stated.epsilon_spent, 0.0),
+        noise_multiplier=stated.noise_multiplier,
+        accountant=stated.accountant,
+        mechanism=stated.mechanism,
+        clips={"dream updates, in clips": stated.update_norm, "soft labels, in clips": stated.logit_norm},
+        honest_shares=stated.honest_shares,
+        excess_noise=stated.excess_noise,
+        unit=stated.unit,
+        neighbours=stated.neighbours,
+    )
 
 
 def member_spending(name: str, budget: Budget, charges: Sequence[SampledGaussian]) -> MemberSpending:

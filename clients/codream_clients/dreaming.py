@@ -10,7 +10,7 @@ dL/dx ("gradient": the server runs Adam on the sum) or how far `local_steps` Ada
 ("update": the server averages). The teacher is in eval mode; its parameters and running statistics stay as they are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,6 +29,10 @@ ExtraTerm = Callable[[torch.Tensor], torch.Tensor]
 
 Seen = NDArray[np.bool_]
 """Which classes (K,) a teacher has seen."""
+
+
+ChannelStatistics = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Mean and variance (channels,) at the input of each group norm of a model, in the order of `modules()`."""
 
 
 class DreamError(ValueError):
@@ -131,21 +135,31 @@ class FeatureStatistics:
     After a forward pass `distance()` is R_bn = sum over layers of ||running_var - var(x)|| +
     ||running_mean - mean(x)||, with x the layer's input and the biased variance over batch and places.
     A layer that ran more than once counts with its last input. Without such layers R_bn is 0. A `memory` mixes
-    earlier batches' statistics into var(x) and mean(x).
+    earlier batches' statistics into var(x) and mean(x). `supplied` statistics, on the model's device, make the group
+    norms take part, which store none themselves; raises `DreamError` unless there is a pair for each.
     """
 
-    def __init__(self, model: nn.Module, memory: StatisticsMemory | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, memory: StatisticsMemory | None = None, supplied: ChannelStatistics | None = None
+    ) -> None:
         self._memory = memory
-        self._layers = [
-            layer
+        self._wanted: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {
+            layer: (layer.running_mean, layer.running_var)
             for layer in model.modules()
-            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.running_mean is not None
-        ]
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
+            and layer.running_mean is not None
+            and layer.running_var is not None
+        }
+        if supplied is not None:
+            groups = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
+            if len(supplied) != len(groups):
+                raise DreamError(f"statistics of {len(supplied)} layers; the model has {len(groups)} group norms")
+            self._wanted.update(zip(groups, supplied, strict=True))
         self._distances: dict[nn.Module, torch.Tensor] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "FeatureStatistics":
-        self._handles = [layer.register_forward_pre_hook(self._measure) for layer in self._layers]
+        self._handles = [layer.register_forward_pre_hook(self._measure) for layer in self._wanted]
         return self
 
     def __exit__(
@@ -161,29 +175,28 @@ class FeatureStatistics:
 
     def distance(self) -> torch.Tensor:
         """R_bn of the newest forward pass, a scalar. Raises `DreamError` if a layer has not run yet."""
-        if len(self._distances) < len(self._layers):
+        if len(self._distances) < len(self._wanted):
             raise DreamError(
-                f"{len(self._distances)} of {len(self._layers)} batch-norm layers have run; "
+                f"{len(self._distances)} of {len(self._wanted)} normalisation layers have run; "
                 "call the model inside the context before distance()"
             )
         return torch.stack(list(self._distances.values())).sum() if self._distances else torch.zeros(())
 
     def _measure(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)  # noqa: S101 (only these are hooked)
-        assert layer.running_mean is not None and layer.running_var is not None  # noqa: S101
+        wanted_mean, wanted_variance = self._wanted[layer]
         features: torch.Tensor = inputs[0]
         axes = range(features.ndim)
         places = [axis for axis in axes if axis != 1]
         count = features.numel() // features.shape[1]
-        # Deviations from the running mean: exact where the dreams come close, and, with sums instead of
+        # Deviations from the wanted mean: exact where the dreams come close, and, with sums instead of
         # torch.var_mean, two to three times as fast.
-        deviations = features - layer.running_mean.view([-1 if axis == 1 else 1 for axis in axes])
+        deviations = features - wanted_mean.view([-1 if axis == 1 else 1 for axis in axes])
         shift = deviations.sum(dim=places) / count
         variance = deviations.square().sum(dim=places) / count - shift.square()
         if self._memory is not None:
-            mean, variance = self._memory.blend(layer, layer.running_mean + shift, variance)
-            shift = mean - layer.running_mean
-        self._distances[layer] = _norm(layer.running_var - variance) + _norm(shift)
+            mean, variance = self._memory.blend(layer, wanted_mean + shift, variance)
+            shift = mean - wanted_mean
+        self._distances[layer] = _norm(wanted_variance - variance) + _norm(shift)
 
 
 @contextmanager
@@ -208,14 +221,15 @@ def dream_gradient(
     *,
     seen: Seen | None = None,
     extra: ExtraTerm | None = None,
+    supplied: ChannelStatistics | None = None,
 ) -> tuple[Dreams, float]:
     """The gradient dL/dx (B, C, H, W) of one teacher's loss at `dreams`, and its mean entropy there in nats.
 
-    `seen` (K,): see `target_loss`.
+    `seen` (K,): see `target_loss`; `supplied`: see `FeatureStatistics`.
     Raises `DreamError` unless dreams are finite float32 of four axes.
     """
     state = _on_device(model, dreams).requires_grad_(True)
-    with frozen(model), FeatureStatistics(model) as statistics:
+    with frozen(model), FeatureStatistics(model, supplied=supplied) as statistics:
         value, uncertainty = _dream_loss(model, state, loss, statistics, seen, extra)
         (gradient,) = torch.autograd.grad(value, state)
     return _to_numpy(gradient), uncertainty
@@ -230,11 +244,12 @@ def dream_update(
     *,
     seen: Seen | None = None,
     extra: ExtraTerm | None = None,
+    supplied: ChannelStatistics | None = None,
 ) -> tuple[Dreams, float]:
     """How far `local_steps` steps of a fresh Adam (rate `lr`) move a copy of `dreams`: (B, C, H, W).
 
     The second value is the teacher's mean entropy in nats at `dreams` as they came. `seen` (K,): see
-    `target_loss`.
+    `target_loss`; `supplied`: see `FeatureStatistics`.
     Raises `DreamError` unless dreams are finite float32 of four axes, local_steps >= 1 and lr > 0.
     """
     if local_steps < 1 or not lr > 0:
@@ -243,7 +258,7 @@ def dream_update(
     state = start.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([state], lr=lr)
     first_uncertainty: float | None = None
-    with frozen(model), FeatureStatistics(model) as statistics:
+    with frozen(model), FeatureStatistics(model, supplied=supplied) as statistics:
         for _ in range(local_steps):
             value, uncertainty = _dream_loss(model, state, loss, statistics, seen, extra)
             first_uncertainty = uncertainty if first_uncertainty is None else first_uncertainty

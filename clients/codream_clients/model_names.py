@@ -12,7 +12,7 @@ from codream_clients.own_parts import is_reference
 
 Norm = Literal["batch", "group"]
 
-SMALL_MODELS = ("cnn2", "cnn2_wide", "cnn3", "mlp", "resnet8")
+SMALL_MODELS = ("cnn2", "cnn2_strided", "cnn2_wide", "cnn3", "mlp", "resnet8")
 LITERATURE_MODELS = ("lenet", "mobilenetv2", "resnet18", "resnet34", "vgg11", "wrn16_1", "wrn40_1")
 GROUP_NORM_SUFFIX = "_gn"
 

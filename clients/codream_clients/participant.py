@@ -21,7 +21,7 @@ from torch import nn
 
 from codream_clients.acquisition import OwnImages, distil, soft_label_share
 from codream_clients.datasets import LabelledImages
-from codream_clients.dreaming import DreamLoss, ExtraTerm, dream_gradient, dream_update
+from codream_clients.dreaming import ChannelStatistics, DreamLoss, ExtraTerm, dream_gradient, dream_update
 from codream_clients.training import evaluate, predict_logits, train_local
 
 FloatArray = NDArray[np.float32]
@@ -42,9 +42,9 @@ class LearningSettings:
     and `prior`. Training: `warm_up_epochs` at the start; each round `distil_epochs` at `temperature` on the
     newest `window` dream batches, then `local_epochs` on the own data, with the `balanced` softmax or plain
     cross-entropy; SGD with `lr` (own data) or `distil_lr` (dreams), `momentum`, `weight_decay`.
-    Options of distillation: Gaussian noise of deviation `distil_noise` on the dreams; `own_weight` times the loss
-    on own images in each step. `teacher`: the model as it is ("current"), or a copy of it as the warm-up left it
-    ("warm-up"), makes and labels the dreams.
+    Options of distillation: Gaussian noise of deviation `distil_noise` on the dreams; each sight of a dream moved by up
+    to `distil_shift` pixels; `own_weight` times the loss on own images in each step. `teacher`: the model as it is
+    ("current"), or a copy of it as the warm-up left it ("warm-up"), makes and labels the dreams.
     """
 
     way: Literal["update", "gradient"] = "update"
@@ -68,6 +68,7 @@ class LearningSettings:
     window: int = 10
     balanced: bool = True
     distil_noise: float = 0.3
+    distil_shift: int = 0
     own_weight: float = 1.0
     teacher: Literal["current", "warm-up"] = "current"
 
@@ -87,6 +88,7 @@ class LearningSettings:
             "weight_decay",
             "momentum",
             "distil_noise",
+            "distil_shift",
             "own_weight",
         ):
             self._require(name, at_least=0)
@@ -128,13 +130,14 @@ class SoftLabelShare:
 class Metrics:
     """State of a participant after `rounds` rounds (0: warm-up only).
 
-    `accuracy` on its test images (None without any) and `train_accuracy` on its own lie in [0, 1];
+    `accuracy` on its test images (None without any) and `train_accuracy` on its own (None with a replaced local
+    training, which may be private) lie in [0, 1];
     `distil_loss` is the last epoch's mean, in nats times T^2 (0 after the warm-up).
     """
 
     rounds: int
     accuracy: float | None
-    train_accuracy: float
+    train_accuracy: float | None
     distil_loss: float
 
 
@@ -165,6 +168,7 @@ def distil_by_settings(
         seed=seed,
         device=device,
         noise=noise,
+        shift=settings.distil_shift,
         own=own,
     )
 
@@ -174,7 +178,9 @@ class Participant:
 
     `model` is trained in place, on `device`. `test` may be None. `local_training` replaces the training on
     own data (warm-up included); `class_counts` (K,) replaces the label histogram wherever it is used, for
-    example by one noised for differential privacy: not negative, and above 0 where there are labels.
+    example by one noised for differential privacy: not negative, and, unless local training is replaced too, above
+    0 where there are labels. `feature_statistics` gives R_bn the statistics of a model whose group norms store none; it
+    is asked once, after the warm-up.
     """
 
     def __init__(
@@ -188,6 +194,7 @@ class Participant:
         *,
         local_training: LocalTraining | None = None,
         class_counts: FloatArray | None = None,
+        feature_statistics: Callable[[nn.Module], ChannelStatistics] | None = None,
     ) -> None:
         self.settings = settings
         self.model = model.to(device).eval()
@@ -201,7 +208,10 @@ class Participant:
                 "would use the own data past it"
             )
         self._teacher = self.model
+        self._train_accuracy = local_training is None
         self._local_training = local_training or self._train_by_sgd
+        self._feature_statistics = feature_statistics
+        self._supplied: ChannelStatistics | None = None
         self._class_counts = train.class_counts.astype(np.float32) if class_counts is None else class_counts
         self._seen = self._class_counts > 0
         self._window: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=settings.window)
@@ -216,7 +226,13 @@ class Participant:
     def warm_up(self) -> Metrics:
         """Train on the own data for `warm_up_epochs`."""
         self._local_training(self.model, self._train, self.settings.warm_up_epochs, self._stage_seed(0))
+        return self.begin()
+
+    def begin(self) -> Metrics:
+        """Take part with the model as it is: instead of `warm_up`, for one that has been trained before."""
         self._teacher = copy.deepcopy(self.model) if self.settings.teacher == "warm-up" else self.model
+        if self._feature_statistics is not None:
+            self._supplied = self._feature_statistics(self.model)
         return self._measure(distil_loss=0.0)
 
     def dream_update(self, dreams: FloatArray, extra: ExtraTerm | None = None) -> DreamShare:
@@ -231,9 +247,12 @@ class Participant:
                 settings.dream_lr,
                 seen=self._seen,
                 extra=extra,
+                supplied=self._supplied,
             )
         else:
-            gradient, entropy = dream_gradient(self._teacher, dreams, settings.loss, seen=self._seen, extra=extra)
+            gradient, entropy = dream_gradient(
+                self._teacher, dreams, settings.loss, seen=self._seen, extra=extra, supplied=self._supplied
+            )
             delta = gradient * np.float32(len(dreams))
         return DreamShare(delta, entropy)
 
@@ -297,7 +316,7 @@ class Participant:
         self._metrics = Metrics(
             rounds=self._rounds,
             accuracy=None if self._test is None else evaluate(self.model, self._test, self._device),
-            train_accuracy=evaluate(self.model, self._train, self._device),
+            train_accuracy=evaluate(self.model, self._train, self._device) if self._train_accuracy else None,
             distil_loss=distil_loss,
         )
         return self._metrics

@@ -68,8 +68,8 @@ class EmptyRun(RuntimeError):
     """An algorithm yielded no rows."""
 
 
-def problem_of(cell: Cell) -> Problem:
-    """Load the data and settle everything that the algorithm gets.
+def problem_of(cell: Cell, releases: Path | None = None) -> Problem:
+    """Load the data and settle everything that the algorithm gets; `releases`: see `Problem`.
 
     Raises:
         ConfigError: data or settings that do not fit.
@@ -85,11 +85,12 @@ def problem_of(cell: Cell) -> Problem:
         rounds=cell.rounds,
         seed=cell.seed,
         device=pick_device(cell.device),
+        releases=releases,
     )
 
 
-def run_cell(cell: Cell, progress: Callable[[Row], None]) -> CellRecord:
-    """Run the algorithm; `progress` gets each row as it comes.
+def run_cell(cell: Cell, progress: Callable[[Row], None], releases: Path | None = None) -> CellRecord:
+    """Run the algorithm; `progress` gets each row as it comes; `releases`: see `Problem`.
 
     Raises:
         EmptyRun: the algorithm yielded nothing.
@@ -98,7 +99,7 @@ def run_cell(cell: Cell, progress: Callable[[Row], None]) -> CellRecord:
     random.seed(cell.seed)
     np.random.seed(cell.seed % (1 << 32))  # a user's own parts may draw from it
     torch.manual_seed(cell.seed)
-    problem = problem_of(cell)
+    problem = problem_of(cell, releases)
     rows = []
     for row in until_patience(cell.entry.make().run(problem), cell.patience):
         rows.append(row)

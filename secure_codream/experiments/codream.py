@@ -43,17 +43,7 @@ class CoDream:
         started = time.perf_counter()
         learning, dreams = self._settings(problem)
         federation = LocalFederation(
-            [
-                Participant(
-                    learning,
-                    problem.fresh_model(client),
-                    shard,
-                    problem.test,
-                    problem.client_seed(client),
-                    problem.device,
-                )
-                for client, shard in enumerate(problem.shards)
-            ],
+            self._participants(problem, learning),
             dreams=dreams,
             aggregation=AggregationSettings(**problem.aggregation.model_dump()),
             seed=problem.seed,
@@ -71,6 +61,19 @@ class CoDream:
             )
             known = evaluate(student, problem.test, problem.device)
             yield self._row(number, accuracies, known, federation, started)
+
+    def _participants(self, problem: Problem, learning: LearningSettings) -> list[Participant]:
+        return [
+            Participant(
+                learning,
+                problem.fresh_model(client),
+                shard,
+                problem.test,
+                problem.client_seed(client),
+                problem.device,
+            )
+            for client, shard in enumerate(problem.shards)
+        ]
 
     def _settings(self, problem: Problem) -> tuple[LearningSettings, DreamSettings]:
         """The problem's settings, or what the ablation makes of them: the same number of local steps in all."""

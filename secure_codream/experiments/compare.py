@@ -9,6 +9,7 @@
         report.html      for a person
         plots/*.svg      the report's plots, one by one
         tensorboard/     event files, if asked for
+        releases/        what private clients have released, for cells that share it; not needed once all are done
 
 Resuming reads `config.toml`, keeps the records whose digests fit, and runs the rest. Results are made from all records
 in the grid's order, so it does not matter when each was made.
@@ -85,14 +86,19 @@ class Outputs:
             require_tensorboard()
 
 
-def prepare(config: Path | None, flags: Mapping[str, Mapping[str, Any]], out: Path) -> Comparison:
-    """Check everything, then make the folder.
+def prepare(
+    config: Path | None,
+    flags: Mapping[str, Mapping[str, Any]],
+    out: Path,
+    usual: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Comparison:
+    """Check everything, then make the folder; `usual` stands in for values that neither file nor flags give.
 
     Raises:
         ConfigError: with the key, what was found and what is allowed.
     """
-    grid = read_grid(config, flags)
-    run = RunFolder.create(out, f"compare-{grid.config.compare.name}", datetime.now(UTC))
+    grid = read_grid(config, flags, usual)
+    run = RunFolder.create(out, f"{grid.config.command}-{grid.config.compare.name}", datetime.now(UTC))
     write_whole(run.config, grid.to_toml().encode())
     return Comparison(grid, run)
 
@@ -171,10 +177,10 @@ def _write_results(comparison: Comparison, failures: Sequence[Failure], outputs:
 
 def results_of(grid: Grid, records: Sequence[CellRecord], failures: Sequence[Failure]) -> Results:
     """The results that these records give."""
-    table = grid.config.compare
+    table, order = grid.config.compare, grid.config.order
     lines = sorted(  # a failed first cell must not change the order
         lines_of(records),
-        key=lambda line: (table.partitions.index(line.partition), table.algorithms.index(line.algorithm)),
+        key=lambda line: (table.partitions.index(line.partition), order.index(line.algorithm)),
     )
     return Results(
         name=table.name,

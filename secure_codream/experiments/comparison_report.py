@@ -17,12 +17,22 @@ from numpy.typing import NDArray
 
 from secure_codream.experiments.cell import CellRecord
 from secure_codream.experiments.grid import Grid
-from secure_codream.experiments.plots import Plot, Style, XAxis, accuracy_plot, communication_plot, styles_of
+from secure_codream.experiments.plots import (
+    Plot,
+    Style,
+    XAxis,
+    accuracy_plot,
+    communication_plot,
+    epsilon_plot,
+    styles_of,
+)
 from secure_codream.experiments.registry import ALONE, CENTRAL
 from secure_codream.experiments.results import Line, Results, curve_of, grouped, in_words
+from secure_codream.experiments.sweep import SweepTable, is_reference, name_of, split_name
 from secure_codream.records import write_whole
 from secure_codream.report import duration, percent, size
 
+METHODS = {"isolated": "each client alone", "codream": "CoDream", "centralised": "all data in one place"}
 AXES: tuple[XAxis, ...] = ("round", "bytes", "steps")
 
 
@@ -40,6 +50,11 @@ class PartitionView:
 def draw(grid: Grid, records: Sequence[CellRecord], results: Results) -> dict[str, list[Plot]]:
     """All plots: partition -> its own, and under "" that of the communication."""
     styles = _styles(grid, results)
+    if grid.config.sweep is not None:
+        return {
+            partition: [plot for plot in (epsilon_plot(partition, _of(results, partition), styles),) if plot]
+            for partition in dict.fromkeys(line.partition for line in results.lines)
+        }
     groups = grouped([record for record in records if record.measure == "learning"])
     plots: dict[str, list[Plot]] = {}
     for partition in dict.fromkeys(partition for partition, _ in groups):
@@ -56,7 +71,7 @@ def write_comparison_report(path: Path, grid: Grid, results: Results, plots: Map
     counts = grid.label_counts()
     partitions = []
     for name in dict.fromkeys(line.partition for line in results.lines):
-        lines = [line for line in results.lines if line.partition == name]
+        lines = _of(results, name)
         best = _best(lines)
         partitions.append(
             PartitionView(
@@ -71,11 +86,12 @@ def write_comparison_report(path: Path, grid: Grid, results: Results, plots: Map
     html = page.render(
         r=results,
         c=grid.config,
-        headline=headline(results),
+        headline=headline(results) if grid.config.sweep is None else sweep_headline(results, grid.config.sweep),
         partitions=partitions,
         communication=(plots or {}).get("", []),
         keys={name: _key(name, style) for name, style in _styles(grid, results).items()},
-        references=(ALONE, CENTRAL),
+        is_reference=is_reference,
+        legend=_legend(grid),
         with_plots=plots is not None,
         config=grid.to_toml(),
     )
@@ -100,9 +116,34 @@ def headline(results: Results) -> str:
     return " ".join(sentences)
 
 
+def sweep_headline(results: Results, sweep: SweepTable) -> str:
+    """The result in words: on each partition, each method at each epsilon."""
+    sentences = []
+    for partition in dict.fromkeys(line.partition for line in results.lines):
+        lines = {line.algorithm: line for line in _of(results, partition)}
+        reached = [
+            f"{METHODS[method]} " + ", ".join(percent(lines[name].accuracy.mean) for name in names)
+            for method in sweep.methods
+            if (names := [name for e in sweep.epsilons if (name := name_of(method, e)) in lines])
+        ]
+        sentences.append(f"{partition}: {'; '.join(reached)}.")
+    budgets = ", ".join(f"{epsilon:g}" if epsilon != "none" else "none" for epsilon in sweep.epsilons)
+    return f"Accuracy on unseen examples at epsilon {budgets}. {' '.join(sentences)}"
+
+
+def _of(results: Results, partition: str) -> list[Line]:
+    return [line for line in results.lines if line.partition == partition]
+
+
+def _legend(grid: Grid) -> list[str]:
+    """What the plots of a partition show: algorithms, or a sweep's methods."""
+    sweep = grid.config.sweep
+    return list(sweep.methods) if sweep is not None else list(grid.config.compare.algorithms)
+
+
 def _best(lines: Sequence[Line]) -> Line | None:
     return max(
-        (line for line in lines if line.algorithm not in (ALONE, CENTRAL)),
+        (line for line in lines if not is_reference(line.algorithm)),
         key=lambda line: line.accuracy.mean,
         default=None,
     )
@@ -110,12 +151,15 @@ def _best(lines: Sequence[Line]) -> Line | None:
 
 def _styles(grid: Grid, results: Results) -> dict[str, Style]:
     names = [*grid.config.compare.algorithms, *(point.algorithm for point in results.communication)]
-    return styles_of(list(dict.fromkeys(names)))
+    if grid.config.sweep is None:
+        return styles_of(list(dict.fromkeys(names)))
+    of_methods = styles_of(grid.config.sweep.methods)
+    return {**of_methods, **{name: of_methods[split_name(name)[0]] for name in names}}
 
 
 def _key(name: str, style: Style) -> str:
     """The classes of the algorithm's key in legends and tables."""
-    colour = f"c{style.number}" if style.number is not None else "mean" if name == CENTRAL else "grey"
+    colour = f"c{style.number}" if style.number is not None else "mean" if split_name(name)[0] == CENTRAL else "grey"
     return colour if style.dash == "-" else f"{colour} dashed"
 
 

@@ -52,6 +52,7 @@ from secure_codream.config import (
 )
 from secure_codream.data import load_data, who_holds_what
 from secure_codream.experiments.registry import Entry, find
+from secure_codream.experiments.sweep import SweepTable
 from secure_codream.learning import learning_settings
 
 SCHEMA = 1
@@ -162,6 +163,9 @@ class SourceTable(_Table):
     augment: Literal["none", "shift", "flip-crop"] = "none"
 
 
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+
+
 class VariantTable(_Table):
     """`[variants.NAME]`: an algorithm with other settings; see the module."""
 
@@ -186,8 +190,40 @@ class CompareConfig(_Table):
     dreams: DreamsTable = DreamsTable()
     learning: dict[str, Any] = {}
     aggregation: AggregationTable = AggregationTable()
-    variants: dict[PartyName, VariantTable] = {}
+    variants: dict[VariantName, VariantTable] = {}
     communication: CommunicationTable = CommunicationTable()
+    sweep: SweepTable | None = None
+    privacy: dict[str, Any] = {}
+
+    @property
+    def command(self) -> str:
+        """Which command makes and resumes it."""
+        return "compare" if self.sweep is None else "sweep"
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The algorithms as a table lists them: a sweep's by epsilon."""
+        return self.compare.algorithms if self.sweep is None else self.sweep.names
+
+    def swept(self) -> CompareConfig:
+        """With a sweep's methods in place of algorithms; without `[sweep]` as it is.
+
+        Raises:
+            ConfigError: algorithms beside a sweep's, or an epsilon in `[privacy]`.
+        """
+        if self.sweep is None:
+            if self.privacy:
+                raise ConfigError("privacy: found it without [sweep]; a private algorithm's options take it")
+            return self
+        if "epsilon" in self.privacy:
+            raise ConfigError("privacy.epsilon: found it beside [sweep], whose epsilons stand for it")
+        variants = self.sweep.variants(self.privacy)
+        others = set(self.compare.algorithms) - set(variants)
+        if "algorithms" in self.compare.model_fields_set and others:
+            raise ConfigError(f"compare.algorithms: found {', '.join(sorted(others))}; a sweep has [sweep] methods")
+        tables = {name: VariantTable(**table) for name, table in variants.items() if table is not None}
+        compare = self.compare.model_copy(update={"algorithms": tuple(variants)})
+        return self.model_copy(update={"compare": compare, "variants": {**self.variants, **tables}})
 
 
 Measure = Literal["learning", "communication"]
@@ -232,7 +268,7 @@ class Cell:
         """SHA-256 of everything that defines the rows, hexadecimal."""
         definition = {
             "schema": SCHEMA,
-            "versions": {name: metadata.version(name) for name in ("secure-codream", "torch", "numpy")},
+            "versions": {name: metadata.version(name) for name in ("secure-codream", "torch", "numpy", "opacus")},
             "algorithm": [self.entry.reference, dict(self.entry.options)],
             "measure": self.measure,
             "partition": self.partition,
@@ -296,13 +332,19 @@ class Grid:
         return {partition: who_holds_what(data) for partition, data in first.items()}
 
 
-def read_grid(path: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Grid:
-    """Read a comparison's file, put the flags' values (table -> key -> value) over it, and check all of it.
+def read_grid(
+    path: Path | None,
+    flags: Mapping[str, Mapping[str, Any]],
+    usual: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Grid:
+    """Read a comparison's file, put it over `usual` and the flags' values over both, and check all of it.
+
+    Flags and usual values are table -> key -> value.
 
     Raises:
         ConfigError: with the key, what was found and what is allowed.
     """
-    content: dict[str, Any] = {} if path is None else _read_toml(path)
+    content = _over(usual or {}, {} if path is None else _read_toml(path))
     for table, values in flags.items():
         existing = content.get(table, {})
         if values and isinstance(existing, dict):
@@ -310,7 +352,7 @@ def read_grid(path: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Grid
     name = "flags" if path is None else path.name
     config: CompareConfig = check(name, CompareConfig, content)
     try:
-        return _grid(config)
+        return _grid(config.swept())
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 

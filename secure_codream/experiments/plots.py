@@ -1,4 +1,4 @@
-"""Plots with matplotlib, as SVG: accuracy by round, by bytes and by secure step, and bytes against model size.
+"""Plots with matplotlib, as SVG: accuracy by round, by bytes, by secure step and by epsilon; bytes by model size.
 
 Each algorithm keeps its colour in all plots; bands are 95 % intervals over seeds. References (alone, all data in one
 place) send nothing, so on an axis of bytes or of secure steps they are dashed levels. Those axes are logarithmic and
@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from secure_codream.config import ConfigError
 from secure_codream.experiments.registry import ALONE, CENTRAL
-from secure_codream.experiments.results import Communication, CurvePoint
+from secure_codream.experiments.results import Communication, CurvePoint, Line
+from secure_codream.experiments.sweep import split_name
 
 XAxis = Literal["round", "bytes", "steps"]
 TITLES: Mapping[XAxis, str] = {
@@ -156,6 +157,39 @@ def accuracy_plot(
     axes.set_ylim(max(low, -2.0), min(high, 102.0))
     axes.set_xlabel(X_LABELS[axis])
     return _finish(figure, name, TITLES[axis])
+
+
+def epsilon_plot(partition: str, lines: Sequence[Line], styles: Mapping[str, Style]) -> Plot | None:
+    """Accuracy of each method against epsilon, with intervals; without privacy it is a dotted level. None if empty."""
+    found: dict[str, list[tuple[float, Line]]] = {}
+    levels: dict[str, Line] = {}
+    for line in lines:
+        method, epsilon = split_name(line.algorithm)
+        if epsilon is None:
+            levels[method] = line
+        else:
+            found.setdefault(method, []).append((epsilon, line))
+    epsilons = sorted({epsilon for points in found.values() for epsilon, _ in points})
+    if not epsilons:
+        return None
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"accuracy-by-epsilon-{partition}")
+    figure, axes = _frame(name, (SIZE[0] * 1.5, SIZE[1] * 1.1))
+    for method, points in found.items():
+        style = styles[method]
+        xs, values = [epsilon for epsilon, _ in points], [line.accuracy for _, line in points]
+        means = [100 * value.mean for value in values]
+        halves = [100 * (value.half or 0.0) for value in values]
+        if any(halves):
+            axes.errorbar(xs, means, yerr=halves, color=style.colour, linestyle="", capsize=3, elinewidth=1.2)
+        axes.plot(xs, means, color=style.colour, linestyle=style.dash, linewidth=1.8, marker="o", markersize=4.5)
+    for method, line in levels.items():
+        level = 100 * line.accuracy.mean
+        axes.axhline(level, color=styles[method].colour, linestyle=DASHES[2], linewidth=1.4, zorder=1)
+    _logarithmic(axes.xaxis, epsilons, _g)
+    axes.xaxis.set_major_locator(require_matplotlib().ticker.FixedLocator(epsilons))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    axes.set_xlabel("epsilon of each client")
+    return _finish(figure, name, "Accuracy by epsilon")
 
 
 def communication_plot(points: Sequence[Communication], styles: Mapping[str, Style]) -> Plot | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -34,6 +35,7 @@ class Problem:
         rounds: rounds of communication.
         seed: seed of everything.
         device: where models are trained.
+        releases: a folder for what private mechanisms have released, for cells that share it; None keeps nothing.
     """
 
     shards: tuple[LabelledImages, ...]
@@ -45,6 +47,7 @@ class Problem:
     rounds: int
     seed: int
     device: torch.device
+    releases: Path | None = None
 
     def client_seed(self, client: int) -> int:
         """The seed of a client's initial weights and mini-batches."""

@@ -18,6 +18,8 @@ from secure_codream.experiments.problem import Algorithm
 
 ALONE, CENTRAL = "isolated", "centralised"
 """The floor and the ceiling of every gap closure."""
+USUAL_PRIVACY: Mapping[str, Any] = {"epsilon": 8.0}
+"""`[privacy]` of a private algorithm that is given none."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ ALGORITHMS: Mapping[str, Entry] = {
     "codream": _here("codream", "CoDream"),
     "codream-independent": _here("codream", "CoDream", kind="independent"),
     "codream-noise": _here("codream", "CoDream", kind="noise"),
+    "codream-dp": _here("private", "PrivateCoDream", privacy=USUAL_PRIVACY),
+    "isolated-dp": _here("private", "PrivateIsolated", privacy=USUAL_PRIVACY),
+    "centralised-dp": _here("private", "PrivateCentralised", privacy=USUAL_PRIVACY),
     "codream-fast": _here("codream_fast", "CoDreamFast"),
     "avgkd": _here("avgkd", "AvgKD"),
     "fedavg": _here("fedavg", "FedAvg", one_architecture=True),

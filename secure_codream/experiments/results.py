@@ -21,6 +21,7 @@ from rich.text import Text
 from secure_codream.experiments.cell import CellRecord
 from secure_codream.experiments.registry import ALONE, CENTRAL
 from secure_codream.experiments.statistics import Estimate, estimate, gap_closure
+from secure_codream.experiments.sweep import is_reference, reference_of
 from secure_codream.panel import format_bytes
 
 CSV_COLUMNS = (
@@ -123,9 +124,9 @@ def lines_of(records: Sequence[CellRecord]) -> list[Line]:
     reached = {(record.partition, record.seed, record.algorithm): record.accuracy for record in learning}
 
     def closure(record: CellRecord) -> float | None:
-        alone = reached.get((record.partition, record.seed, ALONE))
-        central = reached.get((record.partition, record.seed, CENTRAL))
-        if alone is None or central is None or record.algorithm in (ALONE, CENTRAL):
+        alone = reached.get((record.partition, record.seed, reference_of(record.algorithm, ALONE)))
+        central = reached.get((record.partition, record.seed, reference_of(record.algorithm, CENTRAL)))
+        if alone is None or central is None or is_reference(record.algorithm):
             return None
         return gap_closure(record.accuracy, alone, central)
 
@@ -230,7 +231,7 @@ def result_tables(results: Results) -> list[Table]:
         table.add_column("algorithm", no_wrap=True)
         for heading in ("clients, %", "server, %", "gap closure", "sent", "steps", "s"):
             table.add_column(heading, justify="right", no_wrap=True)
-        best = max((line.accuracy.mean for line in lines if line.algorithm not in (ALONE, CENTRAL)), default=None)
+        best = max((line.accuracy.mean for line in lines if not is_reference(line.algorithm)), default=None)
         for line in lines:
             short = line.accuracy.n < len(results.seeds)
             table.add_row(

@@ -205,7 +205,7 @@ def _serve(pipe: Connection, cells: Path, logs: Path, output: Path) -> None:
     while (cell := pipe.recv()) is not None:
         failure: str | None = None
         try:
-            write_record(cells, cell, run_cell(cell, pipe.send))
+            write_record(cells, cell, run_cell(cell, pipe.send, cells.parent / "releases"))
         except Exception as error:
             (logs / f"{cell.stem}.log").write_text(f"{cell}\n\n{traceback.format_exc()}", encoding="utf-8")
             failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

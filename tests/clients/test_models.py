@@ -22,7 +22,7 @@ def test_group_norm_variants_mix_no_records(name):
 
 def test_architectures_differ():
     sizes = {sum(p.numel() for p in build(n, channels=1, size=8, classes=10, seed=0).parameters()) for n in ZOO}
-    assert len(sizes) == len(ZOO) == 5
+    assert len(sizes) == len(ZOO) == 6
 
 
 def test_weights_come_from_the_seed_and_the_global_random_state_is_left_alone():
@@ -40,7 +40,7 @@ def test_weights_come_from_the_seed_and_the_global_random_state_is_left_alone():
 
 
 def test_an_unknown_name_is_refused_with_those_allowed():
-    with pytest.raises(UnknownModelError, match="cnn2, cnn2_wide, cnn3, mlp, resnet8"):
+    with pytest.raises(UnknownModelError, match="cnn2, cnn2_strided, cnn2_wide, cnn3, mlp, resnet8"):
         build("vgg", channels=1, size=8, classes=10, seed=0)
 
 

@@ -1,9 +1,7 @@
 """The examples run as they stand."""
 
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,9 @@ import pytest
 from secure_codream.config import ClientConfig, FederationConfig
 from secure_codream.party import read_metrics
 from secure_codream.provision import provision
+from tests.system.processes import ENVIRONMENT, client_command, run_federation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = {
     "federation": {"rounds": 1},
     "task": {"shape": (1, 8, 8), "classes": 10},
@@ -43,25 +41,12 @@ def test_own_parts_over_the_network(tmp_path: Path, how: str) -> None:
     ]
     config = FederationConfig.model_validate(SMALL)
     provision(tmp_path, config=config, clients=clients, address="tcp://127.0.0.1:1")
-    command = [sys.executable, "-m", "secure_codream"]
-    server = subprocess.Popen([*command, "server", tmp_path / "server", "--listen", "tcp://127.0.0.1:*"])
-    running = [server]
-    try:
-        while not (tmp_path / "server" / "endpoint").exists():
-            assert server.poll() is None
-            time.sleep(0.05)
-        endpoint = (tmp_path / "server" / "endpoint").read_text()
-        for client in clients:
-            folder = tmp_path / "clients" / client.name
-            start = [sys.executable, EXAMPLES / "client_in_a_script.py", folder, endpoint]
-            if how == "configuration":
-                start = [*command, "client", folder, "--address", endpoint, "--threads", "1"]
-            running.append(subprocess.Popen(start, env=ENVIRONMENT, cwd=EXAMPLES))
-        assert [process.wait(timeout=300) for process in running] == [0, 0, 0, 0]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
+
+    def in_a_script(folder: Path, endpoint: str) -> list[str | Path]:
+        return [sys.executable, EXAMPLES / "client_in_a_script.py", folder, endpoint]
+
+    start = in_a_script if how == "script" else client_command
+    assert run_federation(tmp_path, [client.name for client in clients], start, cwd=EXAMPLES) == [0, 0, 0, 0]
     for client in clients:
         figures = read_metrics(tmp_path / "clients" / client.name / "metrics.jsonl")
         assert len(figures) == 2 and figures[-1]["accuracy"] is not None

@@ -1,0 +1,192 @@
+"""Differentially private local training: DP-SGD (Abadi et al., CCS 2016) by Opacus.
+
+In each step every record takes part with probability `sample_rate` (Poisson sampling, which the accountants assume);
+its gradient is clipped to the L2 norm `max_grad_norm`; the sum gets Gaussian noise, and is divided by the expected
+batch size, never the actual one, which would tell how many took part. Large batches go through the model in parts.
+
+The loss is the balanced softmax of `training`, with the noisy histogram: of the records it sees each one's own image
+and label alone, so a record's gradient depends on no other record. Classes that the histogram calls unseen count as one
+image, since a record may be of one.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+from opacus.validators import ModuleValidator
+from torch import nn
+from torch.nn import functional
+
+from codream_clients.augmentation import augment_batch, augmentation_generator
+from codream_clients.datasets import LabelledImages
+from codream_clients.privacy_plan import WARM_UP, PrivacyPlan, round_purpose
+from codream_clients.private_noise import NoiseSource
+from codream_clients.releases import Release, Releases
+from codream_clients.training import TrainingError, sgd
+
+SAMPLING, NOISE = 1, 2
+LEAST_COUNT = 1.0
+
+
+class PrivateModelError(ValueError):
+    """A model that cannot be trained record by record; the text names the layers and what to take instead."""
+
+
+def require_private_model(model: nn.Module, name: str) -> None:
+    """Check, by Opacus's `ModuleValidator`, that no layer mixes records.
+
+    Raises `PrivateModelError`, which names the variant with group norm, for batch norm and anything else that has no
+    gradient for a single record.
+    """
+    training = model.training
+    found = ModuleValidator.validate(model.train())
+    model.train(training)
+    if found:
+        what = ", ".join(sorted({str(error).partition(" ")[0] for error in found}))
+        raise PrivateModelError(
+            f"model {name}: found {what}; under differential privacy no layer may mix records: take {name}_gn, "
+            "or a model of your own with group norm"
+        )
+    buffers = [key for key, _ in model.named_buffers()]
+    if buffers:
+        raise PrivateModelError(
+            f"model {name}: found the buffers {', '.join(buffers)}; a layer that keeps state of the records is not "
+            "trained privately: take one without"
+        )
+
+
+class PrivateTraining:
+    """A `LocalTraining` of a participant: the warm-up first, then a round with each call.
+
+    Args:
+        plan: the noise, and what each call costs.
+        class_counts: the noisy histogram, (K,); None takes plain cross-entropy.
+        releases: where charges are reserved. The warm-up is kept there, so that it is never paid for twice.
+        noise: where noise and sampling come from.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        plan: PrivacyPlan,
+        class_counts: NDArray[np.float32] | None,
+        releases: Releases,
+        noise: NoiseSource,
+        device: torch.device,
+    ) -> None:
+        self._plan, self._class_counts, self._releases = plan, class_counts, releases
+        self._noise, self._device = noise, device
+        self._calls = 0
+
+    def __call__(self, model: nn.Module, data: LabelledImages, epochs: int, seed: int) -> None:
+        """Train in place for n / batch_size steps an epoch; `seed` fixes how images vary, not the noise.
+
+        Raises whatever `Releases` raises when the budget is spent: then the model is as it was. Raises `TrainingError`
+        if weights are no longer finite.
+        """
+        number, self._calls = self._calls, self._calls + 1
+        charge = self._plan.training(epochs, round_purpose(number) if number else WARM_UP)
+        if charge is None:
+            return
+
+        def train() -> Release:
+            private_sgd(
+                model,
+                data,
+                plan=self._plan,
+                steps=charge.steps,
+                class_counts=self._class_counts,
+                sampling=self._noise.torch(SAMPLING + 2 * number, torch.device("cpu")),
+                noise=self._noise.torch(NOISE + 2 * number, self._device),
+                seed=seed,
+                device=self._device,
+            )
+            return dict(model.state_dict())
+
+        if number:
+            self._releases.reserve(charge)
+            train()
+        else:
+            model.load_state_dict(self._releases.once(charge, train))
+        model.eval()
+
+
+def private_sgd(
+    model: nn.Module,
+    data: LabelledImages,
+    *,
+    plan: PrivacyPlan,
+    steps: int,
+    class_counts: NDArray[np.float32] | None,
+    sampling: torch.Generator,
+    noise: torch.Generator,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """`steps` steps of DP-SGD in place; reserves nothing. Raises `TrainingError` for weights that are not finite."""
+    settings = plan.settings
+    images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
+    log_counts = _log_counts(class_counts, data.classes).to(device)
+    model.to(device).train()
+    ghost = settings.mode == "ghost"
+    hooks = (
+        GradSampleHooksFastGradientClipping(model, max_grad_norm=settings.max_grad_norm)
+        if ghost
+        else GradSampleHooks(model)
+    )
+    optimiser = (DPOptimizerFastGradientClipping if ghost else DPOptimizer)(
+        sgd(model, lr=settings.lr, momentum=settings.momentum, weight_decay=0.0),
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=settings.max_grad_norm,
+        expected_batch_size=settings.batch_size,
+        generator=noise,
+        secure_mode=settings.secure_mode,
+    )
+    variation = augmentation_generator(seed)
+    batches = UniformWithReplacementSampler(
+        num_samples=len(data), sample_rate=plan.sample_rate, generator=sampling, steps=steps
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Full backward hook is firing")  # images need no gradient
+            for chosen in batches:
+                if not chosen:
+                    _only_noise(optimiser)
+                parts = torch.split(torch.tensor(chosen, device=device), settings.physical_batch) if chosen else ()
+                for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+                    optimiser.signal_skip_step(left > 0)
+                    logits = model(augment_batch(images[part], data.augment, variation)) + log_counts
+                    losses = functional.cross_entropy(logits, labels[part], reduction="none")
+                    if ghost:
+                        DPTensorFastGradientClipping(hooks, optimiser, losses).backward()
+                    else:
+                        torch.autograd.backward(losses.mean())
+                    optimiser.step()
+                    optimiser.zero_grad(set_to_none=True)
+    finally:
+        hooks.cleanup()
+        model.eval()
+    if not all(torch.isfinite(weight).all() for weight in model.parameters()):
+        raise TrainingError(f"the weights are no longer finite with lr={settings.lr}; choose a smaller learning rate")
+
+
+def _log_counts(class_counts: NDArray[np.float32] | None, classes: int) -> torch.Tensor:
+    """What the balanced softmax adds to the logits, (K,); zeros for plain cross-entropy."""
+    if class_counts is None:
+        return torch.zeros(classes)
+    counts = torch.from_numpy(class_counts).clamp(min=LEAST_COUNT)
+    return (counts / counts.sum()).log()
+
+
+def _only_noise(optimiser: DPOptimizer) -> None:
+    """A step in which no record takes part still gets its noise: that there was none is not to be seen."""
+    for weight in optimiser.params:
+        weight.grad = torch.zeros_like(weight)
+        weight.grad_sample = torch.zeros(0, *weight.shape, device=weight.device)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)

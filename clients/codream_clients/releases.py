@@ -1,0 +1,49 @@
+"""What a client's mechanisms have released: paid for once, kept, and never paid for again.
+
+What has been released is private by the mechanism's guarantee, so it may lie on disk: a client that starts again goes
+on with it, and its budget with the same charge. The charge is reserved before the mechanism runs; if the process ends
+between the two, the charge is spent and nothing was released, which errs on the side of privacy.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from codream_clients.accounting import SampledGaussian
+
+Reserve = Callable[[SampledGaussian], None]
+"""Called before a mechanism runs; raises if the budget does not allow it (`Ledger.reserve`)."""
+Release = Mapping[str, torch.Tensor]
+
+
+class Releases:
+    """Runs mechanisms, each within its charge.
+
+    Args:
+        reserve: asked before each.
+        folder: where releases are kept; None keeps none.
+        key: everything that defines them but their purpose; another key is another release.
+    """
+
+    def __init__(self, reserve: Reserve, folder: Path | None = None, key: str = "") -> None:
+        self.reserve = reserve
+        self._folder, self._key = folder, key
+
+    def once(self, charge: SampledGaussian, mechanism: Callable[[], Release]) -> Release:
+        """What the mechanism has released before, or releases now, once `charge` is reserved; on the CPU."""
+        if self._folder is None:
+            self.reserve(charge)
+            return mechanism()
+        path = self._folder / f"{hashlib.sha256(f'{self._key}|{charge!r}'.encode()).hexdigest()}.pt"
+        if not path.exists():
+            self.reserve(charge)
+            released = {name: tensor.detach().cpu() for name, tensor in mechanism().items()}
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            torch.save(released, partial)
+            partial.replace(path)
+        release: Release = torch.load(path, weights_only=True)
+        return release

@@ -1,0 +1,83 @@
+"""Accuracy against epsilon: a comparison whose algorithms are methods under a budget, `codream@2`, `isolated@2`, ...
+
+    [sweep]
+    epsilons = [2, 4, 8, "none"]
+    methods = ["isolated", "codream", "centralised"]
+
+    [privacy]
+    delta = 1e-5
+
+Each method with each epsilon becomes a variant with the `[privacy]` table and that epsilon; "none" takes the method
+without privacy, `codream`, with `[learning]` as it is. All else (partitions, seeds, data, dreams) is a comparison's.
+Cells run method by method, each with all epsilons, so that clients alone are trained before the federation that goes on
+from the same models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Method = Literal["isolated", "codream", "centralised"]
+MARK = "@"
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str | int | float) else value
+
+
+class SweepTable(BaseModel):
+    """`[sweep]`; see the module."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epsilons: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1e6)] | Literal["none"], ...],
+        BeforeValidator(_listed),
+        Field(min_length=1),
+    ] = (1.0, 2.0, 4.0, 8.0, 16.0, "none")
+    methods: Annotated[tuple[Method, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+        "isolated",
+        "codream",
+        "centralised",
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every method with every epsilon, by epsilon."""
+        return tuple(name_of(method, epsilon) for epsilon in self.epsilons for method in self.methods)
+
+    def variants(self, privacy: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+        """Name -> a variant's table, or None for an algorithm as it is."""
+        order = [method for method in ("isolated", "centralised", "codream") if method in self.methods]
+        return {
+            name_of(method, epsilon): None
+            if epsilon == "none"
+            else {"algorithm": f"{method}-dp", "options": {"privacy": {**privacy, "epsilon": epsilon}}}
+            for method in order
+            for epsilon in self.epsilons
+        }
+
+
+def name_of(method: str, epsilon: float | str) -> str:
+    """`codream@2`, or `codream` without privacy."""
+    return method if epsilon == "none" else f"{method}{MARK}{epsilon:g}"
+
+
+def split_name(algorithm: str) -> tuple[str, float | None]:
+    """Method and epsilon of an algorithm's name; None for one without privacy."""
+    method, mark, epsilon = algorithm.partition(MARK)
+    return method, float(epsilon) if mark else None
+
+
+def reference_of(algorithm: str, reference: str) -> str:
+    """What `isolated` or `centralised` is called under the budget that the algorithm has."""
+    _, mark, epsilon = algorithm.partition(MARK)
+    return f"{reference}{mark}{epsilon}"
+
+
+def is_reference(algorithm: str) -> bool:
+    """Whether the algorithm is a floor or a ceiling, under whichever budget."""
+    return split_name(algorithm)[0] in ("isolated", "centralised")

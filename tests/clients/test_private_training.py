@@ -1,0 +1,263 @@
+"""DP-SGD, its plan, and what keeps a charge from being paid twice; every defence with the same test without it."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from codream_clients.accounting import SampledGaussian, epsilon_of
+from codream_clients.datasets import LabelledImages, pool
+from codream_clients.ledger import BudgetExceeded
+from codream_clients.models import build
+from codream_clients.privacy_plan import (
+    PlannedCharges,
+    PrivacySettings,
+    PrivacySettingsError,
+    WeakDelta,
+    plan_privacy,
+)
+from codream_clients.private_noise import NoiseSource, SecureModeUnavailable
+from codream_clients.private_training import PrivateModelError, PrivateTraining, private_sgd, require_private_model
+from codream_clients.releases import Releases
+
+CPU = torch.device("cpu")
+QUICK = PrivacySettings(epsilon=8.0, batch_size=16, warm_up_epochs=2, accountant="rdp")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def images(count=24, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    pixels = (scale * rng.standard_normal((count, 1, 8, 8))).astype(np.float32)
+    return LabelledImages(pixels, rng.integers(0, 10, count), 10)
+
+
+def model(name="cnn2_gn"):
+    return build(name, channels=1, size=8, classes=10, seed=0)
+
+
+def weights(network):
+    return torch.nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+
+
+def plan_for(noise=0.0, rate=1.0, **changes):
+    """A plan with everybody in every step, and noise as it is given, whatever it costs."""
+    plan = plan_privacy(QUICK, records=24, rounds=0)
+    return replace(plan, noise_multiplier=noise, sample_rate=rate, settings=replace(QUICK, **changes))
+
+
+def train(network, data, plan, steps=1, counts=None, seed=7):
+    before = weights(network)
+    generators = {name: torch.Generator().manual_seed(seed) for name in ("sampling", "noise")}
+    private_sgd(network, data, plan=plan, steps=steps, class_counts=counts, **generators, seed=0, device=CPU)
+    return weights(network) - before
+
+
+# -- the mechanism --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bound", "holds"), [(0.3, True), (1e6, False)], ids=["clipped", "control: not clipped"])
+def test_one_record_moves_a_step_by_no_more_than_its_clipped_gradient(bound, holds):
+    data, outlier = images(), images(1, seed=1, scale=1000.0)
+    more = pool([data, outlier])
+    plan = plan_for(max_grad_norm=bound, lr=1.0)
+    moved = train(model("mlp_gn"), more, plan) - train(model("mlp_gn"), data, plan)
+    assert (float(moved.norm()) <= 0.3 / QUICK.batch_size * 1.001) is holds
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_step_without_records_is_noise_of_the_stated_deviation(mode):
+    plan = plan_for(noise=2.0, rate=1e-12, max_grad_norm=0.5, lr=1.0, mode=mode)
+    moved = train(model(), images(), plan)
+    assert float(moved.std()) == pytest.approx(2.0 * 0.5 / QUICK.batch_size, rel=0.04)
+    assert abs(float(moved.mean())) < 4 * float(moved.std()) / np.sqrt(len(moved))
+    assert not train(model(), images(), replace(plan, noise_multiplier=0.0)).any()  # control: no noise, no step
+
+
+def test_parts_and_modes_give_the_same_step():
+    steps = [
+        train(model(), images(), plan_for(physical_batch=part, mode=mode), steps=3)
+        for part, mode in ((128, "hooks"), (7, "hooks"), (128, "ghost"), (5, "ghost"))
+    ]
+    assert steps[0].norm() > 0
+    for other in steps[1:]:
+        assert torch.allclose(steps[0], other, atol=1e-6)
+
+
+def test_the_sum_is_divided_by_the_expected_batch_and_not_by_the_actual_one():
+    half = train(model(), images(), plan_for(batch_size=48, lr=0.01))
+    assert torch.allclose(2 * half, train(model(), images(), plan_for(batch_size=24, lr=0.01)), atol=1e-6)
+
+
+def test_records_take_part_at_random_and_independently():
+    data = images(400)
+    counted = []
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    network.register_forward_hook(lambda layer, given, output: counted.append(len(output)))
+    train(network, data, plan_for(rate=0.1, physical_batch=1000), steps=200)
+    assert np.mean(counted) == pytest.approx(40, abs=2)
+    assert np.std(counted) == pytest.approx(6, abs=1.2)  # binomial; a shuffled epoch's would be 0
+
+
+def test_a_class_that_the_noisy_histogram_misses_can_be_trained_on():
+    counts = np.zeros(10, dtype=np.float32)
+    counts[0] = 20.0
+    assert torch.isfinite(train(model(), images(), plan_for(), counts=counts)).all()
+
+
+def test_nothing_of_opacus_stays_on_the_model():
+    network = model()
+    train(network, images(), plan_for())
+    copy.deepcopy(network)
+    assert not network.training
+    assert not any(hasattr(weight, "grad_sample") for weight in network.parameters())
+    assert not any(layer._forward_hooks or layer._backward_hooks for layer in network.modules())
+
+
+# -- models -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cnn2", "mlp", "resnet8", "lenet", "cnn2_strided"])
+def test_batch_norm_is_refused_and_the_variant_with_group_norm_named(name):
+    with pytest.raises(PrivateModelError, match=rf"found BatchNorm.*take {name}_gn"):
+        require_private_model(
+            model(name) if name != "lenet" else build(name, channels=1, size=28, classes=10, seed=0), name
+        )
+    require_private_model(model(f"{name}_gn"), f"{name}_gn")
+
+
+def test_state_of_the_records_is_refused():
+    network = model("mlp_gn")
+    network.register_buffer("seen", torch.zeros(3))
+    with pytest.raises(PrivateModelError, match="buffers seen"):
+        require_private_model(network, "mine")
+
+
+# -- plan -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statistics_share", [0.0, 0.2])
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_the_whole_plan_spends_the_budget_and_no_more(statistics_share, rounds):
+    settings = replace(QUICK, statistics_share=statistics_share, round_epochs=1)
+    plan = plan_privacy(settings, records=200, rounds=rounds)
+    spent = epsilon_of(plan.charges, plan.delta, "rdp")
+    assert 0.98 * settings.epsilon <= spent <= settings.epsilon
+    assert len(plan.charges) == 2 + (statistics_share > 0) + rounds
+
+
+def test_rounds_that_train_ask_for_more_noise_and_rounds_that_do_not_ask_for_none():
+    quiet = [plan_privacy(QUICK, records=200, rounds=rounds).noise_multiplier for rounds in (0, 5)]
+    busy = plan_privacy(replace(QUICK, round_epochs=1), records=200, rounds=5).noise_multiplier
+    assert quiet[0] == quiet[1] < busy
+
+
+def test_delta_is_below_one_in_n_and_a_weaker_one_is_warned_of():
+    assert plan_privacy(QUICK, records=200, rounds=0).delta < 1 / 200
+    with pytest.warns(WeakDelta, match=r"1/n is 0\.005"):
+        plan_privacy(replace(QUICK, delta=0.005), records=200, rounds=0)
+
+
+def test_the_rate_follows_from_the_declared_number_of_records():
+    declared = replace(QUICK, records=1000)
+    plans = [plan_privacy(declared, records=records, rounds=0) for records in (900, 1100)]
+    assert plans[0] == plans[1] and plans[0].sample_rate == 16 / 1000
+    assert plan_privacy(QUICK, records=900, rounds=0).sample_rate == 16 / 900
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epsilon": 0.0},
+        {"epsilon": float("inf")},
+        {"delta": 1.0},
+        {"records": 0},
+        {"batch_size": 0},
+        {"warm_up_epochs": 0},
+        {"max_grad_norm": -1.0},
+        {"histogram_share": 0.0},
+        {"momentum": 1.0},
+        {"accountant": "gdp"},
+        {"mode": "magic"},
+        {"statistics_share": 0.95},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(PrivacySettingsError, match=next(iter(wrong))):
+        replace(QUICK, **wrong)
+
+
+def test_each_planned_charge_may_be_taken_once():
+    plan = plan_privacy(QUICK, records=200, rounds=0)
+    planned = PlannedCharges(plan)
+    planned.reserve(plan.histogram)
+    with pytest.raises(BudgetExceeded, match="is spent"):
+        planned.reserve(plan.histogram)
+    with pytest.raises(BudgetExceeded, match="not planned"):
+        planned.reserve(SampledGaussian(0.1, 1.0, 1, "more"))
+
+
+# -- noise and releases -----------------------------------------------------------------------------------------
+
+
+def test_noise_repeats_only_where_a_seed_says_so():
+    def drawn(source):
+        return torch.randn(4, generator=source.torch(1, CPU)).tolist(), source.numpy(2).normal(size=4).tolist()
+
+    assert drawn(NoiseSource(3)) == drawn(NoiseSource(3)) != drawn(NoiseSource(4))
+    assert drawn(NoiseSource()) != drawn(NoiseSource())
+
+
+def test_secure_mode_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torchcsprng", None)
+    with pytest.raises(SecureModeUnavailable, match="torchcsprng"):
+        NoiseSource(secure=True)
+
+
+def spender(plan, releases):
+    return PrivateTraining(plan, None, releases, NoiseSource(1), CPU)
+
+
+@pytest.mark.parametrize("allowed", [False, True], ids=["refused", "control: allowed"])
+def test_training_that_the_ledger_refuses_leaves_the_model_as_it_was(allowed):
+    def reserve(charge):
+        if not allowed:
+            raise BudgetExceeded("nothing is left")
+
+    network, plan = model(), plan_privacy(QUICK, records=24, rounds=0)
+    before = weights(network)
+    training = spender(plan, Releases(reserve))
+    if allowed:
+        training(network, images(), 2, 0)
+    else:
+        with pytest.raises(BudgetExceeded):
+            training(network, images(), 2, 0)
+    assert torch.equal(weights(network), before) is not allowed
+
+
+def test_every_training_is_charged_before_it_runs_and_a_round_without_epochs_is_not():
+    charges, plan = [], plan_privacy(replace(QUICK, round_epochs=1), records=24, rounds=2)
+    training, network = spender(plan, Releases(charges.append)), model()
+    for epochs in (2, 1, 0, 1):
+        training(network, images(), epochs, 0)
+    assert [charge.purpose for charge in charges] == ["warm-up", "round 1", "round 3"]
+    assert [charge.steps for charge in charges] == [3, 2, 2]
+
+
+def test_a_kept_warm_up_is_not_paid_for_again(tmp_path):
+    plan = plan_privacy(QUICK, records=24, rounds=0)
+    reached, charges = [], []
+    for key in ("same", "same", "other"):
+        network = model()
+        spender(plan, Releases(charges.append, tmp_path, key))(network, images(), 2, 0)
+        reached.append(weights(network))
+    assert torch.equal(reached[0], reached[1]) and len(charges) == 2
+    spender(plan, Releases(charges.append))(model(), images(), 2, 0)  # control: nothing kept
+    spender(plan, Releases(charges.append))(model(), images(), 2, 0)
+    assert len(charges) == 4

@@ -1,0 +1,296 @@
+"""Federations of private clients: in one process, through a client's folder, and as real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from codream_clients.accounting import SampledGaussian, epsilon_of
+from codream_clients.datasets import LabelledImages, load_digits_data
+from codream_clients.ledger import Budget, BudgetExceeded, Ledger
+from codream_clients.models import build
+from codream_clients.participant import LearningSettings, LearningSettingsError, Participant
+from codream_clients.privacy_plan import PrivacyPlan, PrivacySettings, plan_privacy
+from codream_clients.private_noise import NoiseSource
+from codream_clients.private_participant import private_participant
+from codream_clients.releases import Releases, Reserve
+from codream_clients.tasks import DreamLearner
+from codream_protocols.tasks import METRICS
+from codream_server.settings import AggregationSettings, DreamSettings
+from secure_codream.api import run_local
+from secure_codream.config import ClientConfig, ConfigError, FederationConfig
+from secure_codream.learning import make_participant, open_ledger
+from secure_codream.local import LocalFederation
+from secure_codream.party import read_metrics
+from secure_codream.provision import provision
+
+CPU = torch.device("cpu")
+PRIVACY: dict[str, Any] = {"epsilon": 8.0, "batch_size": 16, "warm_up_epochs": 2, "accountant": "rdp"}
+COMMAND = [sys.executable, "-m", "secure_codream"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SMALL: dict[str, Any] = {
+    "federation": {"name": "private", "rounds": 2},
+    "task": {"shape": (1, 8, 8), "classes": 10},
+    "dreams": {"batch": 16, "steps": 2},
+    "learning": {"distil_epochs": 2, "local_steps": 2},
+    "privacy": PRIVACY,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[list[LabelledImages], LabelledImages]:
+    train, test = load_digits_data(0)
+    return [train.subset(np.arange(40 * n, 40 * n + 40)) for n in range(4)], test.subset(np.arange(100))
+
+
+def model(name: str = "mlp_gn") -> torch.nn.Module:
+    return build(name, channels=1, size=8, classes=10, seed=0)
+
+
+def federation(**tables: Any) -> FederationConfig:
+    return FederationConfig.model_validate({**SMALL, **tables})
+
+
+def client(name: str = "a", **more: Any) -> ClientConfig:
+    data = {"clients": 4, "per_client": 40}
+    return ClientConfig.model_validate({"name": name, "model": "mlp_gn", "device": "cpu", "data": data, **more})
+
+
+# -- in one process -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statistics_share", [0.0, 0.2])
+def test_a_private_federation_in_one_process(digits: Any, statistics_share: float) -> None:
+    shards, test = digits
+    tables = {**SMALL, "privacy": {**PRIVACY, "statistics_share": statistics_share}}
+    tables.pop("task")
+    run = run_local([model("cnn2_gn") for _ in range(3)], shards[:3], test, classes=10, device="cpu", **tables)
+    assert run.accuracies.shape == (3, 3) and len(run.dreams) == 2
+
+
+def test_only_the_noisy_histogram_is_used_and_no_figure_of_the_records_leaves(digits: Any) -> None:
+    shards, test = digits
+    participant = make_participant(client(), federation(), data=(shards[0], test), model=model())
+    metrics = participant.warm_up()
+    assert not np.array_equal(participant._class_counts, shards[0].class_counts)
+    assert np.array_equal(participant._seen, participant._class_counts > 0)
+    dreams = np.random.default_rng(0).standard_normal((16, 1, 8, 8)).astype(np.float32)
+    seen = np.minimum(participant._class_counts, participant.settings.max_count) + participant.settings.prior
+    assert np.allclose(
+        participant.soft_labels(dreams).denominators,
+        seen / (participant.settings.max_count + participant.settings.prior),
+    )
+    assert metrics.train_accuracy is None and metrics.accuracy is not None
+    learner = DreamLearner(participant, shape=(1, 8, 8))
+    sent = learner.compute(METRICS, [dreams, np.zeros((16, 10), np.float32)], [1.0])["metrics"]
+    assert sent[2] == 0.0
+    # Control: without privacy the same participant shows both.
+    open_one = make_participant(client(), federation(privacy=None), data=(shards[0], test), model=model())
+    assert open_one.warm_up().train_accuracy is not None
+    assert np.array_equal(open_one._class_counts, shards[0].class_counts)
+
+
+def test_two_clients_of_one_configuration_draw_different_noise(digits: Any) -> None:
+    """The client's seed is known to whoever wrote its configuration; its noise must not follow from it."""
+    shards, test = digits
+    one, two = (make_participant(client(), federation(), data=(shards[0], test), model=model()) for _ in range(2))
+    assert not np.array_equal(one._class_counts, two._class_counts)
+
+
+def trained(digits: Any, reserve: Callable[[int], Reserve], rounds: int) -> tuple[LocalFederation, PrivacyPlan]:
+    """Four clients that train in every round, planned for one round, and run for `rounds`."""
+    shards, test = digits
+    settings = PrivacySettings(**PRIVACY, round_epochs=2)
+    plan = plan_privacy(settings, records=40, rounds=1)
+    learning = LearningSettings(distil_epochs=1, local_steps=1, own_weight=0.0)
+    participants = [
+        private_participant(
+            learning, plan, model(), shard, test, n, CPU, releases=Releases(reserve(n)), noise=NoiseSource(n)
+        )
+        for n, shard in enumerate(shards)
+    ]
+    local = LocalFederation(
+        participants,
+        dreams=DreamSettings(rounds=rounds, shape=(1, 8, 8), classes=10, batch=8, steps=1),
+        aggregation=AggregationSettings(),
+        seed=0,
+    )
+    local.warm_up()
+    for _ in range(rounds):
+        local.round()
+    return local, plan
+
+
+@pytest.mark.parametrize("enforced", [True, False], ids=["ledger", "control: no ledger"])
+def test_more_rounds_than_planned_are_refused_and_the_others_go_on(digits: Any, tmp_path: Path, enforced: bool) -> None:
+    charges: list[SampledGaussian] = []
+    budget = Budget(epsilon=8.0, delta=1e-2, accountant="rdp")
+    with Ledger.open(tmp_path / "ledger", federation="f", member="m", budget=budget) as ledger:
+
+        def reserve(number: int) -> Reserve:
+            def of_the_first(charge: SampledGaussian) -> None:
+                if enforced:
+                    ledger.reserve(charge)
+                charges.append(charge)
+
+            return of_the_first if number == 0 else lambda charge: None
+
+        local, plan = trained(digits, reserve, rounds=6)
+        assert (epsilon_of(charges, budget.delta, "rdp") <= budget.epsilon) is enforced
+        assert local.coordinator.round == 6
+    rounds = [participant.metrics.rounds for participant in local.participants if participant.metrics]
+    assert rounds[1:] == [6, 6, 6] and (rounds[0] < 6) is enforced
+    assert len(plan.charges) <= len(charges) <= 8
+
+
+def test_own_images_in_distillation_are_refused(digits: Any) -> None:
+    shards, test = digits
+    with pytest.raises(LearningSettingsError, match="own_weight"):
+        make_participant(client(), federation(learning={"own_weight": 1.0}), data=(shards[0], test), model=model())
+
+
+# -- a client's folder ----------------------------------------------------------------------------------------------
+
+
+def test_client_with_a_budget_takes_no_part_without_privacy() -> None:
+    budget = {"epsilon": 8.0, "delta": 1e-3}
+    with pytest.raises(ConfigError, match=r"the federation has no \[privacy\]"):
+        make_participant(client(budget=budget), federation(privacy=None))
+    assert isinstance(make_participant(client(), federation(privacy=None)), Participant)  # control
+
+
+def test_batch_norm_and_unknown_keys_are_refused_before_anything_is_spent() -> None:
+    with pytest.raises(ConfigError, match="take mlp_gn"):
+        make_participant(client(model="mlp"), federation())
+    with pytest.raises(ConfigError, match=r"\[privacy\]: found the key 'epsilom'; allowed are .*epsilon"):
+        make_participant(client(), federation(privacy={"epsilom": 1}))
+    with pytest.raises(ConfigError, match=r"\[privacy\]: .*epsilon is -1"):
+        make_participant(client(), federation(privacy={**PRIVACY, "epsilon": -1}))
+
+
+def test_settings_of_privacy_are_part_of_the_recipe() -> None:
+    assert federation().recipe != federation(privacy=None).recipe
+    assert federation().recipe != federation(privacy={**PRIVACY, "epsilon": 9.0}).recipe
+
+
+def releases_of(folder: Path, config: ClientConfig, whole: FederationConfig, ledgers: list[Ledger]) -> Any:
+    def make(plan: PrivacyPlan) -> Releases:
+        ledgers.append(open_ledger(folder / "privacy.jsonl", config, whole, plan))
+        return Releases(ledgers[-1].reserve, folder / "releases", whole.recipe.hex())
+
+    return make
+
+
+def test_client_that_starts_again_goes_on_without_paying_twice(digits: Any, tmp_path: Path) -> None:
+    shards, test = digits
+    reached, charged = [], []
+    for _ in range(2):
+        ledgers: list[Ledger] = []
+        participant = make_participant(
+            client(), federation(), data=(shards[0], test), model=model(),
+            releases=releases_of(tmp_path, client(), federation(), ledgers),
+        )  # fmt: skip
+        participant.warm_up()
+        reached.append(torch.nn.utils.parameters_to_vector(participant.model.parameters()))
+        with ledgers[0] as ledger:
+            charged.append(ledger.charges)
+    assert torch.equal(*reached)
+    assert charged[0] == charged[1] and [charge.purpose for charge in charged[0]] == ["label histogram", "warm-up"]
+    # Control: had the releases been lost, the second start would have to pay, and is refused.
+    for kept in (tmp_path / "releases").iterdir():
+        kept.unlink()
+    ledgers = []
+    with pytest.raises(BudgetExceeded):
+        make_participant(
+            client(), federation(), data=(shards[0], test), model=model(),
+            releases=releases_of(tmp_path, client(), federation(), ledgers),
+        ).warm_up()  # fmt: skip
+    ledgers[0].close()
+
+
+def test_the_clients_own_budget_is_the_last_word(digits: Any, tmp_path: Path) -> None:
+    shards, test = digits
+    strict = client(budget={"epsilon": 2.0, "delta": 1e-3, "accountant": "rdp"})
+    with pytest.raises(BudgetExceeded, match="this client's own budget is 2"):
+        make_participant(
+            strict, federation(), data=(shards[0], test), model=model(),
+            releases=releases_of(tmp_path, strict, federation(), []),
+        )  # fmt: skip
+    with Ledger.open(
+        tmp_path / "privacy.jsonl", federation="private", member="a", budget=Budget(2.0, 1e-3, "rdp")
+    ) as ledger:
+        assert not ledger.charges
+
+
+def test_the_declared_number_of_records_fixes_the_rate(digits: Any) -> None:
+    shards, test = digits
+    plans: list[PrivacyPlan] = []
+    declared = client(budget={"epsilon": 8.0, "delta": 1e-3, "records": 50})
+
+    def keep(plan: PrivacyPlan) -> Releases:
+        plans.append(plan)
+        return Releases(lambda charge: None)
+
+    with warnings.catch_warnings():
+        for config in (declared, client()):
+            make_participant(config, federation(), data=(shards[0], test), model=model(), releases=keep)
+    assert [plan.sample_rate for plan in plans] == [16 / 50, 16 / 40]
+
+
+# -- real processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.system
+def test_private_clients_over_the_network(tmp_path: Path) -> None:
+    tables = {**SMALL, "privacy": {**PRIVACY, "round_epochs": 1}}
+    clients = [client(name) for name in ("a", "b", "c")]
+    provision(tmp_path, config=FederationConfig.model_validate(tables), clients=clients, address="tcp://127.0.0.1:1")
+    server = subprocess.Popen([*COMMAND, "server", tmp_path / "server", "--listen", "tcp://127.0.0.1:*"])
+    running = [server]
+    try:
+        while not (tmp_path / "server" / "endpoint").exists():
+            assert server.poll() is None
+            time.sleep(0.05)
+        endpoint = (tmp_path / "server" / "endpoint").read_text()
+        for config in clients:
+            start = [*COMMAND, "client", tmp_path / "clients" / config.name, "--address", endpoint, "--threads", "1"]
+            running.append(subprocess.Popen(start, env=ENVIRONMENT))
+        assert [process.wait(timeout=300) for process in running] == [0, 0, 0, 0]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    for config in clients:
+        folder = tmp_path / "clients" / config.name
+        figures = read_metrics(folder / "metrics.jsonl")
+        assert len(figures) == 3 and all(line["train_accuracy"] is None for line in figures)
+        plan = plan_privacy(PrivacySettings(**tables["privacy"]), records=40, rounds=2)
+        budget = Budget(plan.epsilon, plan.delta, "rdp")
+        with Ledger.open(folder / "privacy.jsonl", federation="private", member=config.name, budget=budget) as ledger:
+            assert ledger.charges == plan.charges and 0.98 * 8 < ledger.spent <= 8
+
+
+@pytest.mark.system
+def test_process_of_a_client_whose_budget_is_smaller_says_so_and_ends(tmp_path: Path) -> None:
+    strict = client(budget={"epsilon": 1.0, "delta": 1e-3, "accountant": "rdp"})
+    clients = [strict, client("b"), client("c")]
+    provision(tmp_path, config=federation(), clients=clients, address="tcp://127.0.0.1:1")
+    start = [*COMMAND, "client", tmp_path / "clients" / "a", "--threads", "1"]
+    done = subprocess.run(start, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "this client's own budget is 1" in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
