@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,20 +12,20 @@ from secure_codream.config import ClientConfig, FederationConfig
 from secure_codream.party import read_metrics
 from secure_codream.provision import provision
 from secure_codream.statement import read_statement
-from tests.system.processes import client_command, run_federation
+from tests.system.processes import ENVIRONMENT, client_command, run_federation
 
-NAMES = ("a", "b", "c")
+NAMES = ("a", "b", "c", "d")
 
 
-def provisioned(folder: Path, *, epsilon: float = 4.0, own: dict[str, float] | None = None, **tables: object) -> Path:
-    """Three clients; the first has a budget of its own if `own` is given."""
+def provisioned(folder: Path, *, own: dict[str, float] | None = None, **tables: object) -> Path:
+    """Four clients; the first has a budget of its own if `own` is given."""
     config = FederationConfig.model_validate(
         {
             "federation": {"rounds": 1, "name": "private"},
             "task": {"shape": (1, 8, 8), "classes": 10},
             "dreams": {"batch": 16, "steps": 2},
             "learning": {"distil_epochs": 2, "local_epochs": 0, "local_steps": 2, "own_weight": 0.0},
-            "timing": {"join": 20.0},
+            "timing": {"join": 60.0},
             **tables,
         }
     )
@@ -34,7 +35,7 @@ def provisioned(folder: Path, *, epsilon: float = 4.0, own: dict[str, float] | N
                 "name": name,
                 "model": "cnn2_gn",
                 "device": "cpu",
-                "data": {"clients": 3, "part": part, "per_client": 100},
+                "data": {"clients": 4, "part": part, "per_client": 100},
                 **({"budget": own} if own is not None and part == 0 else {}),
             }
         )
@@ -50,7 +51,7 @@ PRIVACY = {"epsilon": 4.0, "delta": 1e-3, "batch_size": 20, "warm_up_epochs": 2}
 @pytest.mark.system
 def test_every_client_keeps_its_budget_states_it_and_can_go_on(tmp_path: Path) -> None:
     folder = provisioned(tmp_path, privacy=PRIVACY)
-    assert run_federation(folder, NAMES) == [0, 0, 0, 0]
+    assert run_federation(folder, NAMES) == [0, 0, 0, 0, 0]
     ledgers = {name: (folder / "clients" / name / "privacy.jsonl").read_bytes() for name in NAMES}
     for name in NAMES:
         statement = read_statement(folder / "clients" / name)
@@ -66,27 +67,18 @@ def test_every_client_keeps_its_budget_states_it_and_can_go_on(tmp_path: Path) -
     def resumed(client: Path, endpoint: str) -> list[str | Path]:
         return client_command(client, endpoint, "--resume")
 
-    assert run_federation(folder, NAMES, resumed) == [0, 0, 0, 0]
+    assert run_federation(folder, NAMES, resumed) == [0, 0, 0, 0, 0]
     for name in NAMES:  # what was paid for once is not paid for again
         assert (folder / "clients" / name / "privacy.jsonl").read_bytes() == ledgers[name]
 
 
 @pytest.mark.system
-def test_client_whose_own_budget_is_smaller_stays_away_and_the_others_finish(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    folder = provisioned(
-        tmp_path,
-        privacy=PRIVACY,
-        own={"epsilon": 1.0, "delta": 1e-3},
-        aggregation={"colluders": 0, "least_survivors": 2, "threshold": 2},
-        timing={"join": 15.0},
-    )
-    codes = run_federation(folder, NAMES)
-    assert codes[0] == codes[2] == codes[3] == 0 and codes[1] != 0
-    assert "budget" in capfd.readouterr().err
-    assert not (folder / "clients" / "a" / "model.pt").exists()
-    assert read_statement(folder / "clients" / "b").record is not None
+def test_client_whose_own_budget_is_smaller_does_not_even_begin(tmp_path: Path) -> None:
+    folder = provisioned(tmp_path, privacy=PRIVACY, own={"epsilon": 1.0, "delta": 1e-3}) / "clients" / "a"
+    command = client_command(folder, "tcp://127.0.0.1:1")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert done.returncode != 0 and "own budget is 1" in " ".join(done.stderr.split())
+    assert not (folder / "model.pt").exists() and not (folder / "releases").exists()
 
 
 @pytest.mark.system
@@ -96,7 +88,7 @@ def test_client_level_noise_is_stated_by_the_server_and_by_each_client(tmp_path:
         client_privacy={"epsilon": 8.0, "delta": 1e-5, "update_norm": 4.0, "logit_norm": 4.0},
         learning={"warm_up_epochs": 1, "distil_epochs": 2, "local_epochs": 0, "local_steps": 2},
     )
-    assert run_federation(folder, NAMES) == [0, 0, 0, 0]
+    assert run_federation(folder, NAMES) == [0, 0, 0, 0, 0]
     for place in ("server", *(f"clients/{name}" for name in NAMES)):
         statement = read_statement(folder / place)
         assert statement.record is None and statement.client is not None
