@@ -108,7 +108,7 @@ class Federation:
 
     Args:
         members: n.
-        seed: of all randomness: keys, shares, inputs, rounding.
+        seed: of all randomness: keys, shares, inputs, rounding, noise.
         client_class: the clients' machine; one class, or one for each member. Attacks take rules out here.
         policy: every client's; a permissive one unless given.
         plan: replaces the plan that the remaining arguments describe (see `make_plan`).
@@ -265,7 +265,9 @@ class Federation:
     def provide(self, member: int, effect: Compute) -> list[Any]:
         """Compute a member's vector, note it, and hand it to its machine; returns the machine's effects."""
         values = self.input_of(member, effect)
-        vector = encode_vector(self.plan, effect.step, effect.clips, values, self.rounding)
+        vector = encode_vector(
+            self.plan, effect.step, effect.clips, values, self.rounding, random_bytes=self.random.randbytes
+        )
         self.vectors[effect.step, member] = vector
         return self.clients[member].provide(effect.step, vector)
 
