@@ -43,6 +43,7 @@ from secure_codream.records import (
     write_summary,
 )
 from secure_codream.report import write_report
+from secure_codream.statement import privacy_statement, write_statement
 
 MODELS = ("cnn2", "cnn3", "resnet8", "mlp", "cnn2_wide")
 START_SECONDS = 120.0
@@ -129,7 +130,7 @@ class _Processes:
 
 
 def run_demo(options: DemoOptions, panel: LivePanel) -> tuple[Summary, RunFolder]:
-    """Run the whole demonstration and write `summary.json` and `report.html`.
+    """Run the whole demonstration and write `summary.json`, `report.html` and the privacy statement.
 
     Raises:
         DemoError: a process failed, or the federation came to no end.
@@ -155,6 +156,7 @@ def run_demo(options: DemoOptions, panel: LivePanel) -> tuple[Summary, RunFolder
     _gather_exhibit(run)
     summary = _summarise(run, options, federation, killed, started, time.monotonic() - clock)
     write_summary(run, summary)
+    write_statement(run.path, privacy_statement("demo", colluders=federation.aggregation.colluders))
     write_report(run.path)
     return summary, run
 

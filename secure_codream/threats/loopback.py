@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import structlog
@@ -21,6 +22,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
+from codream_clients import runner as client_runner
 from codream_clients.runner import ClientRunner
 from codream_protocols.client import ClientProtocol, Send
 from codream_protocols.errors import RemoteProtocolError
@@ -38,6 +40,17 @@ from secure_codream.threats.federation import Stuck, snapshot
 TIMING = Timing(join=10.0, step=10.0, beat=0.2, lost_after=1.2, attempts=3)
 TASKS = {UPDATE: 3.0, LOGITS: 30.0, METRICS: 1.0}
 LOOPBACK = "tcp://127.0.0.1:*"
+LINGER_MILLISECONDS = 50
+
+
+class _Brief(zmq.asyncio.Context):
+    """A client's context that does not wait long for what it could not send.
+
+    All clients share one thread here, and each would keep the others waiting while it closes.
+    """
+
+    def destroy(self, linger: int | None = None) -> None:
+        super().destroy(linger=LINGER_MILLISECONDS)
 
 
 def transport_keys() -> tuple[bytes, bytes]:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from secure_codream.records import (
+from secure_codream.statement import read_statement
     RunFolder,
     StepFinished,
     Summary,
@@ -79,6 +80,11 @@ def processes_that_name(path: Path) -> list[str]:
             if str(path).encode() in line:
                 found.append(line.replace(b"\0", b" ").decode())
     return found
+
+
+def test_run_says_plainly_that_it_has_no_differential_privacy(whole: Done) -> None:
+    assert "no differential privacy" in read_statement(whole.run.path).headline
+    assert "no differential privacy" in (whole.run.path / "privacy.html").read_text()
 
 
 def test_summary_says_what_was_run(whole: Done) -> None:
