@@ -386,10 +386,16 @@ def threats(
     quick: Annotated[bool, typer.Option("--quick", help="What fits into a minute and a half.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="Name the attacks and run none.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the laboratory.")] = 0,
+    write_tables: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Write this document's tables anew, from a run of everything."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")] = False,
 ) -> None:
     """Attack the code as it is deployed, each attack with a control that works without its defence."""
+    import torch
+
     from secure_codream.threats.command import run_threats
     from secure_codream.threats.laboratory import Cohort, cohort_of
     from secure_codream.threats.panel import attacks_table, findings_table, in_short
@@ -397,6 +403,12 @@ def threats(
 
     if clients is not None and config is None:
         raise typer.BadParameter("found it without --config, whose number of clients it gives", param_hint="--clients")
+    if write_tables is not None and (only or attack or config or quick or listed):
+        raise typer.BadParameter(
+            "found it with a choice of attacks or settings; the document's tables are of all attacks as they come",
+            param_hint="--write-tables",
+        )
+    torch.set_num_threads(1)  # the models are small: threads would only wait for each other
     console = Console(stderr=json, highlight=False)
     if not console.is_terminal:
         console.width = 200
@@ -415,6 +427,13 @@ def threats(
         console.print(findings_table(run.findings))
         console.print(in_short(run.findings))
         console.print(f"The report: {run.folder.report}", soft_wrap=True)
+    if write_tables is not None:
+        from datetime import date
+
+        from secure_codream.threats.document import write_document
+
+        made = f"`secure-codream threats --seed {seed}`, {date.today().isoformat()}:"
+        write_document(write_tables, run.findings, made=made)
     if found := alarming(run.findings):
         _fail("; ".join(f"{finding.entry.attack.name}: {finding.verdict.value}" for finding in found), 1)
 

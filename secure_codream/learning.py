@@ -105,6 +105,7 @@ def make_participant(
     model: nn.Module | None = None,
     data: tuple[LabelledImages, LabelledImages | None] | None = None,
     releases: Callable[[PrivacyPlan], Releases] | None = None,
+    warmed_up: bool = False,
 ) -> Participant:
     """Everything a client learns with.
 
@@ -114,12 +115,18 @@ def make_participant(
         model: replaces the configured model; (N, C, H, W) float32 to logits (N, K).
         data: replaces the configured data: (train, test or None).
         releases: where a private client's charges are reserved; only the plan's, in memory, unless given.
+        warmed_up: whether the model is to be that of an earlier process, which goes on with `begin`.
 
     Raises:
-        ConfigError: a model or data of another form than the federation's task, or a client with a budget in a
-            federation without privacy.
+        ConfigError: a model or data of another form than the federation's task, a client with a budget in a federation
+            without privacy, or a private one whose images would be standardised by their own statistics.
         LedgerError: the budget does not allow the label histogram.
     """
+    if federation.privacy is not None and client.data.standardise == "train" and federation.task.mean is None:
+        raise ConfigError(
+            "[data]: standardise 'train' in a federation with [privacy]; 'public' is allowed, or mean and std in "
+            "[task], since statistics of the images without noise would go into everything that is learnt"
+        )
     train, test = data or load_data(client.data, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
         raise ConfigError(
@@ -145,6 +152,7 @@ def make_participant(
         name=client.model,
         records=client.budget.records if client.budget is not None else None,
         releases=releases,
+        warmed_up=warmed_up,
     )
 
 
@@ -158,6 +166,7 @@ def assemble(
     name: str = "the model given",
     records: int | None = None,
     releases: Callable[[PrivacyPlan], Releases] | None = None,
+    warmed_up: bool = False,
 ) -> Participant:
     """A participant from its parts: a private one in a federation with `[privacy]`.
 
@@ -170,6 +179,7 @@ def assemble(
         name: the model's, for errors.
         records: how many images the client is known to have; `[privacy]` says it, or their number, unless given.
         releases: see `make_participant`.
+        warmed_up: see `make_participant`.
 
     Raises:
         ConfigError: settings that do not fit, or a model that cannot be trained privately.
@@ -193,6 +203,7 @@ def assemble(
             releases=releases(plan) if releases is not None else Releases(PlannedCharges(plan).reserve),
             noise=NoiseSource(secure=privacy.secure_mode),
             name=name,
+            warmed_up=warmed_up,
         )
     except PrivateModelError as error:
         raise ConfigError(str(error)) from error
@@ -220,6 +231,17 @@ def open_ledger(path: Path, client: ClientConfig, federation: FederationConfig, 
             f"{budget.epsilon:g}"
         )
     return ledger
+
+
+def open_client_ledger(path: Path, client: ClientConfig, federation: FederationConfig) -> Ledger:
+    """What the client has spent of its client-level budget, in this process and earlier ones; raises `LedgerError`.
+
+    Its budget lies above the federation's by what the rounding of many sums takes: `Policy.most_rho` decides first.
+    """
+    privacy = federation.client_privacy
+    assert privacy is not None  # noqa: S101 - only a federation with client-level noise has one
+    budget = Budget(epsilon=privacy.epsilon * (1 + 1e-8), delta=privacy.delta, accountant="zcdp")
+    return Ledger.open(path, federation=federation.federation.name, member=client.name, budget=budget)
 
 
 def client_policy(client: ClientConfig, federation: FederationConfig) -> Policy:

@@ -176,7 +176,8 @@ def run_client(
     Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.pt` (the weights, a `state_dict`);
     at the end `privacy.json` and `privacy.html`, what the run may say about privacy. In a federation with `[privacy]`
     also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`, so that a client that starts
-    again goes on with it. Nothing of it leaves the machine.
+    again goes on with it; in one with `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`. Nothing of
+    it leaves the machine.
 
     Args:
         folder: the client's folder.
@@ -196,14 +197,14 @@ def run_client(
     """
     import torch
 
-    from codream_clients.accounting import SampledGaussian
+    from codream_clients.accounting import SampledGaussian, concentrated_rho, of_rho
     from codream_clients.privacy_plan import PrivacyPlan
     from codream_clients.releases import Releases
     from codream_clients.runner import ClientRunner
     from codream_clients.tasks import DreamLearner
     from codream_protocols.client import ClientProtocol
     from secure_codream.checkpoint import read_weights, write_weights
-    from secure_codream.learning import client_policy, make_participant, open_ledger
+    from secure_codream.learning import client_policy, make_participant, open_client_ledger, open_ledger
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -237,7 +238,7 @@ def run_client(
             key = f"{federation.recipe.hex()}|{client.model}|{client.seed}"
             return Releases(reserve, folder / "releases", key)
 
-        participant = make_participant(client, federation, model=model, data=data, releases=releases)
+        participant = make_participant(client, federation, model=model, data=data, releases=releases, warmed_up=resume)
         record = EventLog(figures)
 
         def keep(metrics: Metrics) -> None:
@@ -248,11 +249,21 @@ def run_client(
             read_weights(folder / "model.pt", participant.model)
         log.info("resume" if resume else "warm-up", model=client.model)
         keep(participant.begin() if resume else participant.warm_up())
+        spent, charge = 0.0, None
+        if federation.client_privacy is not None:
+            sums = opened.enter_context(open_client_ledger(folder / "client_privacy.jsonl", client, federation))
+            spent = concentrated_rho(sums.charges)
+
+            def charge(rho: float) -> None:
+                sums.reserve(of_rho(rho, "noised sum"))
+
         protocol = ClientProtocol(
             member=roster.number_of(client.name),
             signer=Signer(read_private_key(folder / "identity.key")),
             roster=roster,
             policy=client_policy(client, federation),
+            spent_rho=spent,
+            charge=charge,
         )
         runner = ClientRunner(
             protocol=protocol,

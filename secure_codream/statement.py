@@ -236,8 +236,11 @@ def privacy_statement(
     not_covered = [*(NOT_COVERED_RECORD if record else ()), *(NOT_COVERED_CLIENT if client else ())]
     if record or client:
         not_covered += [*([METRICS_REPORTED] if metrics_reported else []), ANOTHER_RUN]
-        if record is not None and not record.secure_mode:
-            not_covered.append("attacks on floating-point noise and on a generator that is fast, not cryptographic")
+        if record is not None:
+            of_what = "of the histogram and of statistics " if record.secure_mode else ""
+            not_covered.append(
+                f"attacks on floating-point noise {of_what}and on a generator that is fast, not cryptographic"
+            )
     return PrivacyStatement(
         run=run,
         record=record,

@@ -9,6 +9,9 @@ a noisy histogram or sum. Neighbours differ in one record, added or removed. Two
 
 Both give upper bounds. Where prv cannot be computed (an epsilon of hundreds overflows; some 10^8 steps do not fit into
 memory) rdp takes its place, so that the answer is always a bound, at times a looser one.
+
+A third, "zcdp", is for client-level noise, which is accounted for in zero-concentrated differential privacy alone
+(`codream_protocols.zcdp`): there a charge stands for whatever has the rho of a Gaussian mechanism with that noise.
 """
 
 import math
@@ -23,7 +26,10 @@ import numpy as np
 from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 
+from codream_protocols import zcdp
+
 AccountantName = Literal["prv", "rdp"]
+AnyAccountant = Literal["prv", "rdp", "zcdp"]
 
 MAX_STEPS = 10**9
 MAX_PURPOSE = 200
@@ -75,14 +81,16 @@ class SampledGaussian:
             )
 
 
-def epsilon_of(charges: Sequence[SampledGaussian], delta: float, accountant: AccountantName = "prv") -> float:
+def epsilon_of(charges: Sequence[SampledGaussian], delta: float, accountant: AnyAccountant = "prv") -> float:
     """An upper bound on epsilon, at `delta` in (0, 1), of all `charges` together; 0 for none, in any order the same.
 
     Raises `AccountingError` if delta or the accountant is none, or no finite bound can be computed.
     """
     _check_delta(delta)
-    if accountant not in get_args(AccountantName):
-        raise AccountingError(f"accountant is {accountant!r}; {' or '.join(get_args(AccountantName))} is allowed")
+    if accountant not in get_args(AnyAccountant):
+        raise AccountingError(f"accountant is {accountant!r}; {' or '.join(get_args(AnyAccountant))} is allowed")
+    if accountant == "zcdp":
+        return zcdp.epsilon_of(concentrated_rho(charges), delta)
     steps: Counter[tuple[float, float]] = Counter()
     for charge in charges:
         steps[float(charge.noise_multiplier), float(charge.sample_rate)] += charge.steps
@@ -98,6 +106,18 @@ def epsilon_of(charges: Sequence[SampledGaussian], delta: float, accountant: Acc
             "more noise is needed"
         )
     return max(bound, 0.0)
+
+
+def of_rho(rho: float, purpose: str) -> SampledGaussian:
+    """The charge of a mechanism that costs `rho` above 0 in zCDP."""
+    return SampledGaussian(1 / math.sqrt(2 * rho), 1.0, 1, purpose)
+
+
+def concentrated_rho(charges: Sequence[SampledGaussian]) -> float:
+    """What `charges` cost together in zCDP. Raises `AccountingError` if one is sampled: zCDP gains nothing by it."""
+    if any(charge.sample_rate < 1 for charge in charges):
+        raise AccountingError("a sampled charge under accountant 'zcdp'; a sample_rate of 1 is allowed")
+    return math.fsum(charge.steps / (2 * charge.noise_multiplier**2) for charge in charges)
 
 
 def solve_noise_multiplier(

@@ -3,8 +3,11 @@
 Stage 2 of CoDream (arXiv 2402.15968): the soft label of a dream is the mean of the clients' logits on it.
 Class-aware labels (not in the paper) weigh client i's logit for class c by w_ic = n_ic + prior, so that a client
 speaks up where it has seen data: label_c = sum_i w_ic z_ic / sum_i w_ic. A small prior lets one image of a rare
-class outweigh the guesses of all who have none, and keeps the division defined. Numerators (B, K) and denominators
-(K,) are coordinates of one secure sum, so the server sees totals per class and no client's histogram.
+class outweigh the guesses of all who have none, and keeps the division defined. For a class that it has not seen a
+client puts in its lowest logit: its own is held down by nothing, since balanced softmax leaves the class out, and
+where nobody has seen a class, such logits can be the highest, so that all dreams are labelled with it. Numerators
+(B, K) and denominators (K,) are coordinates of one secure sum, so the server sees totals per class and no client's
+histogram.
 Stage 3 (i): each client distils the dreams and their labels by KL at temperature T (Hinton et al., 2015); options
 add noise to the dreams, move them by a few pixels (an image's class stays, and so does a dream's label), and add the
 client's own images to each step.
@@ -42,9 +45,9 @@ def soft_label_share(
 
     `logits` (B, K) are the client's plain logits on the dreams, `counts` (K,) its images of each class, at
     least 0. Class-aware, the weight of class c is (min(n_c, max_count) + prior) / (max_count + prior), in
-    (0, 1]; otherwise it is 1. Numerators are weights times logits, denominators the weights. `max_count` and
-    `prior` are public and the same for all clients; max_count bounds what a client can weigh, and sets how fine
-    the weights are after encoding.
+    (0, 1]; otherwise it is 1. Numerators are weights times logits, denominators the weights; for a class without
+    images the logit is the lowest of those with some. `max_count` and `prior` are public and the same for all
+    clients; max_count bounds what a client can weigh, and sets how fine the weights are after encoding.
     Raises `AcquisitionError` if the shapes do not fit, counts are negative, max_count is below 1 or the prior
     is not above 0.
     """
@@ -60,6 +63,9 @@ def soft_label_share(
         )
     weights = np.ones(classes, dtype=np.float32)
     if class_aware:
+        seen = np.asarray(counts) > 0
+        if seen.any():
+            logits = np.where(seen, logits, logits[:, seen].min(axis=1, keepdims=True)).astype(np.float32)
         weights = ((np.minimum(counts, max_count) + prior) / (max_count + prior)).astype(np.float32)
     return (logits * weights).astype(np.float32), weights
 

@@ -34,7 +34,7 @@ from typing import Annotated, get_args
 import msgspec
 import structlog
 
-from codream_clients.accounting import AccountantName, AccountingError, SampledGaussian, epsilon_of
+from codream_clients.accounting import AccountingError, AnyAccountant, SampledGaussian, epsilon_of
 
 MAX_LINE_BYTES = 2048
 MAX_LEDGER_BYTES = 16 << 20
@@ -77,7 +77,7 @@ class Budget:
 
     epsilon: float
     delta: float
-    accountant: AccountantName = "prv"
+    accountant: AnyAccountant = "prv"
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < float("inf") or not 0 < self.delta < 1:
@@ -85,8 +85,10 @@ class Budget:
                 f"budget of epsilon {self.epsilon}, delta {self.delta}; a finite epsilon above 0 and a delta in (0, 1) "
                 "are needed"
             )
-        if self.accountant not in get_args(AccountantName):
-            raise AccountingError(f"accountant is {self.accountant!r}; 'prv' or 'rdp' is allowed")
+        if self.accountant not in get_args(AnyAccountant):
+            raise AccountingError(
+                f"accountant is {self.accountant!r}; {' or '.join(get_args(AnyAccountant))} is allowed"
+            )
 
 
 class _Opened(msgspec.Struct, frozen=True, tag_field="kind", tag="opened", forbid_unknown_fields=True):

@@ -4,6 +4,9 @@ In deployment both are seeded from the operating system's entropy, afresh for ev
 repeat them: a client's configured seed fixes its weights, never its noise. An experiment that must repeat gives a seed,
 and with it no protection against those who know the seed. The generators are fast, not cryptographic (Mersenne Twister,
 PCG64); `secure_mode` takes one that is.
+
+torch seeds its Mersenne Twister with 32 bits, whatever it is given: few enough to try them all, and so to find out the
+noise of a released model. Here its whole state is drawn.
 """
 
 import secrets
@@ -11,6 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+_TWISTER_WORDS = 624
+_TWISTER_AT = 24  # where they begin in torch's state, 8 bytes each: after the seed, what is left, and the next
 
 
 class SecureModeUnavailable(RuntimeError):
@@ -44,8 +51,19 @@ class NoiseSource:
         """The same for tensors on `device`."""
         if self.secure:
             return _cryptographic_generator()
-        seed = int(self.numpy(purpose).integers(1 << 63))
-        return torch.Generator(device=device).manual_seed(seed)
+        source = self.numpy(purpose)
+        if device.type == "cpu":
+            return _twister(source.integers(1 << 32, size=_TWISTER_WORDS, dtype=np.uint64))
+        return torch.Generator(device=device).manual_seed(int(source.integers(1 << 63)))  # Philox: a key of 64 bits
+
+
+def _twister(words: NDArray[np.uint64]) -> torch.Generator:
+    """torch's Mersenne Twister in the state of these 624 words of 32 bits, before its first number."""
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    state.numpy()[_TWISTER_AT:][: words.nbytes] = words.view(np.uint8)
+    generator.set_state(state)
+    return generator
 
 
 def _cryptographic_generator() -> torch.Generator:

@@ -53,10 +53,13 @@ def private_training(
     releases: Releases,
     noise: NoiseSource,
     device: torch.device,
+    *,
+    warmed_up: bool = False,
 ) -> tuple[PrivateTraining, NDArray[np.float32]]:
     """Training under `plan`, and the noisy histogram (K,) that it and everything else goes by."""
     counts = private_histogram(data, plan, releases, noise)
-    return PrivateTraining(plan, counts if settings.balanced else None, releases, noise, device), counts
+    balanced = counts if settings.balanced else None
+    return PrivateTraining(plan, balanced, releases, noise, device, warmed_up=warmed_up), counts
 
 
 def private_participant(
@@ -71,14 +74,17 @@ def private_participant(
     releases: Releases,
     noise: NoiseSource,
     name: str = "the model",
+    warmed_up: bool = False,
 ) -> Participant:
     """A participant under `plan`; the histogram is released here, the rest when the participant is asked to learn.
+
+    `warmed_up`: the model is to be that of an earlier process, which goes on with `begin`: all training is a round's.
 
     Raises `PrivateModelError` for a model that mixes records, `LearningSettingsError` for an own_weight above 0, and
     whatever `releases` raises where the budget does not allow a mechanism.
     """
     require_private_model(model, name)
-    training, counts = private_training(settings, plan, train, releases, noise, device)
+    training, counts = private_training(settings, plan, train, releases, noise, device, warmed_up=warmed_up)
     return Participant(
         private_learning(settings, plan),
         model,

@@ -5,7 +5,9 @@ its gradient is clipped to the L2 norm `max_grad_norm`; the sum gets Gaussian no
 batch size, never the actual one, which would tell how many took part. Large batches go through the model in parts.
 
 The loss is the balanced softmax of `training`, with the noisy histogram: of the records it sees each one's own image
-and label alone, so a record's gradient depends on no other record. Classes that the histogram calls unseen count as one
+and label alone, so a record's gradient depends on no other record. How images vary is drawn afresh too, from the
+source of the noise: who knew those draws, which go to records by their place in a batch, would see one record more or
+less shift those of all behind it. Classes that the histogram calls unseen count as one
 image, since a record may be of one.
 """
 
@@ -22,15 +24,17 @@ from opacus.validators import ModuleValidator
 from torch import nn
 from torch.nn import functional
 
-from codream_clients.augmentation import augment_batch, augmentation_generator
+from codream_clients.augmentation import augment_batch
 from codream_clients.datasets import LabelledImages
 from codream_clients.privacy_plan import WARM_UP, PrivacyPlan, round_purpose
 from codream_clients.private_noise import NoiseSource
 from codream_clients.releases import Release, Releases
 from codream_clients.training import TrainingError, sgd
 
-SAMPLING, NOISE = 1, 2
+SAMPLING, NOISE, VARIATION = 1, 2, 2000001  # the first two count up with the rounds, by 2; the last by 1
 LEAST_COUNT = 1.0
+LAYOUT = torch.contiguous_format
+"""Opacus cuts images into patches as if channels lay apart: otherwise it clips by the norms of other gradients."""
 
 
 class PrivateModelError(ValueError):
@@ -61,14 +65,15 @@ def require_private_model(model: nn.Module, name: str) -> None:
 
 
 class PrivateTraining:
-    """A `LocalTraining` of a participant: the warm-up first, then a round with each call.
+    """A `LocalTraining` of a participant: the warm-up first, unless it is done, then a round with each call.
 
     Args:
         plan: the noise, and what each call costs.
         class_counts: the noisy histogram, (K,); None takes plain cross-entropy.
         releases: where charges are reserved. The warm-up is kept there, so that it is never paid for twice.
-        noise: where noise and sampling come from.
+        noise: where noise, sampling and the images' variation come from.
         device: where to train.
+        warmed_up: whether the model has had its warm-up, in an earlier process.
     """
 
     def __init__(
@@ -78,13 +83,15 @@ class PrivateTraining:
         releases: Releases,
         noise: NoiseSource,
         device: torch.device,
+        *,
+        warmed_up: bool = False,
     ) -> None:
         self._plan, self._class_counts, self._releases = plan, class_counts, releases
         self._noise, self._device = noise, device
-        self._calls = 0
+        self._calls = int(warmed_up)
 
     def __call__(self, model: nn.Module, data: LabelledImages, epochs: int, seed: int) -> None:
-        """Train in place for n / batch_size steps an epoch; `seed` fixes how images vary, not the noise.
+        """Train in place for n / batch_size steps an epoch; nothing follows from `seed`.
 
         Raises whatever `Releases` raises when the budget is spent: then the model is as it was. Raises `TrainingError`
         if weights are no longer finite.
@@ -103,7 +110,7 @@ class PrivateTraining:
                 class_counts=self._class_counts,
                 sampling=self._noise.torch(SAMPLING + 2 * number, torch.device("cpu")),
                 noise=self._noise.torch(NOISE + 2 * number, self._device),
-                seed=seed,
+                variation=self._noise.torch(VARIATION + number, torch.device("cpu")),
                 device=self._device,
             )
             return dict(model.state_dict())
@@ -125,14 +132,17 @@ def private_sgd(
     class_counts: NDArray[np.float32] | None,
     sampling: torch.Generator,
     noise: torch.Generator,
-    seed: int,
+    variation: torch.Generator,
     device: torch.device,
 ) -> None:
-    """`steps` steps of DP-SGD in place; reserves nothing. Raises `TrainingError` for weights that are not finite."""
+    """`steps` steps of DP-SGD in place; reserves nothing. Raises `TrainingError` for weights that are not finite.
+
+    `sampling` and `variation`, which draws how images vary, live on the CPU, `noise` on `device`.
+    """
     settings = plan.settings
     images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
     log_counts = _log_counts(class_counts, data.classes).to(device)
-    model.to(device).train()
+    model.to(device).to(memory_format=LAYOUT).train()
     ghost = settings.mode == "ghost"
     hooks = (
         GradSampleHooksFastGradientClipping(model, max_grad_norm=settings.max_grad_norm)
@@ -147,7 +157,6 @@ def private_sgd(
         generator=noise,
         secure_mode=settings.secure_mode,
     )
-    variation = augmentation_generator(seed)
     batches = UniformWithReplacementSampler(
         num_samples=len(data), sample_rate=plan.sample_rate, generator=sampling, steps=steps
     )

@@ -52,7 +52,7 @@ def one_step(noise_multiplier: float, seed: int) -> Train:
             class_counts=None,
             sampling=torch.Generator().manual_seed(run),
             noise=torch.Generator().manual_seed(int(np.random.default_rng([seed, run]).integers(1 << 62))),
-            seed=run,
+            variation=torch.Generator().manual_seed(run),
             device=CPU,
         )
 

@@ -21,11 +21,11 @@ from rich.text import Text
 from secure_codream.experiments.cell import CellRecord
 from secure_codream.experiments.registry import ALONE, CENTRAL
 from secure_codream.experiments.statistics import Estimate, estimate, gap_closure
-from secure_codream.experiments.sweep import is_reference, reference_of
+from secure_codream.experiments.sweep import is_reference, reference_of, split_name
 from secure_codream.panel import format_bytes
 
 CSV_COLUMNS = (
-    *("algorithm", "partition", "seed", "measure", "round", "accuracy", "server"),
+    *("algorithm", "method", "epsilon", "partition", "seed", "measure", "round", "accuracy", "server"),
     *("bytes_up", "bytes_down", "secure_steps", "seconds"),
 )
 
@@ -201,13 +201,16 @@ def communication_of(records: Sequence[CellRecord]) -> list[Communication]:
 
 
 def rows_csv(records: Sequence[CellRecord]) -> str:
-    """Every row of every cell. Accuracies are 0 to 1; bytes are one client's, so far, mean over the clients."""
+    """Every row of every cell. Accuracies are 0 to 1; bytes are one client's, so far, mean over the clients.
+
+    An algorithm under a budget (see `sweep`) is told apart into method and epsilon, which is empty without privacy.
+    """
     clients = max((len(record.models) for record in records), default=0)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*CSV_COLUMNS, *(f"accuracy_client_{number + 1}" for number in range(clients))])
     for record in records:
-        cell = (record.algorithm, record.partition, record.seed, record.measure)
+        cell = (record.algorithm, *split_name(record.algorithm), record.partition, record.seed, record.measure)
         for row in record.rows:
             server = "" if row.server is None else row.server
             costs = (row.bytes_up, row.bytes_down, row.secure_steps, f"{row.seconds:.3f}")

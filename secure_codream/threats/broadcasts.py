@@ -63,7 +63,7 @@ class DifferentDreams(Attack):
             measure="coordinates of the victim's update read to within rounding or 1 % of the clip, share",
             value=share,
             success=0.5,
-            learned=f"{share:.0%} of the victim's update; its median error is {np.median(off):.2g} of the clip",
+            learned=f"{share:.0%} of the victim's update; half the coordinates are off by {np.median(off):.2g} clips",
         )
 
 

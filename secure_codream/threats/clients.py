@@ -87,7 +87,7 @@ class TooManyColluders(Attack):
             return adversary.split_and_collude(federation, VICTIM, last(federation, number))
 
         evidence = recovered(attempt)
-        learned = f"with {number} colluders of {cohort.clients}: {evidence.learned}"
+        learned = f"with {number} of {cohort.clients} colluding: {evidence.learned}"
         return dataclasses.replace(evidence, learned=learned)
 
 
@@ -313,7 +313,9 @@ class WrongShares(Attack):
             measure="steps lost of those begun, share",
             value=lost,
             success=0.5,
-            learned=f"the epoch is over without a sum ({federation.failures[0]})" if lost else "nothing is lost",
+            learned=f"how to stop the others: the epoch ends without a sum ({federation.failures[0]})"
+            if lost
+            else "nothing is lost",
         )
 
 
@@ -351,7 +353,9 @@ class DropsAtEachPhase(Attack):
             measure=f"of {len(phases)} phases after which the others have no true sum, number",
             value=float(len(spoilt)),
             success=0.0,
-            learned=f"spoilt by leaving at {', '.join(spoilt)}" if spoilt else "nothing: the others go on each time",
+            learned=f"the others get no true sum when it leaves at {', '.join(spoilt)}"
+            if spoilt
+            else "nothing: the others go on each time",
         )
 
 

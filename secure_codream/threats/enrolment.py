@@ -444,7 +444,10 @@ class ReplayedAdvertisement(Attack):
             items = {**advertised(federation), COLLUDER: old}
             return isinstance(said(federation.tell(VICTIM, shown(federation, items))), Shares)
 
-        tries = {"as it was": partial(attempt, False), "relabelled for this epoch": partial(attempt, True)}
+        tries = {
+            "an earlier epoch's as it was": partial(attempt, False),
+            "one relabelled for this epoch": partial(attempt, True),
+        }
         return counted(tries, what="old advertisements")
 
 

@@ -42,7 +42,7 @@ def counted(tries: Mapping[str, Callable[[], bool]], *, what: str) -> Evidence:
     """How many of several tries got through.
 
     Args:
-        tries: each returns whether it got through; a refusal says that it did not.
+        tries: name -> what returns whether it got through; a refusal says that it did not.
         what: what is tried, in the plural.
     """
     through, refusals = [], Counter[str]()
@@ -56,14 +56,16 @@ def counted(tries: Mapping[str, Callable[[], bool]], *, what: str) -> Evidence:
             last = last or said(error)
     kinds = ", ".join(f"{count} x {kind}" for kind, count in refusals.most_common())
     refusal = last if len(tries) == 1 else kinds
-    if not through:
+    if not through and len(tries) == 1:
+        learned = f"nothing: refused, or without effect: {next(iter(tries))}"
+    elif not through:
         learned = f"nothing: each of {len(tries)} {what} was refused or had no effect"
     elif len(through) == len(tries) > 4:
         learned = f"all {len(tries)} {what} get through"
     else:
         learned = f"what gets through: {', '.join(through)}"
     return Evidence(
-        measure=f"of {len(tries)} {what}, how many get through",
+        measure=f"{what} that get through, of {len(tries)}",
         value=float(len(through)),
         success=0.0,
         learned=learned,

@@ -13,6 +13,8 @@ import types
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +22,7 @@ import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from codream_clients.runner import ClientRunner
 from codream_protocols import client as client_module
 from codream_protocols import shamir
 from codream_protocols.client import ClientProtocol, Send
@@ -39,6 +42,8 @@ from secure_codream.threats.evidence import Vector, recovered
 from secure_codream.threats.federation import Federation, Stuck
 from secure_codream.threats.laboratory import Laboratory
 from secure_codream.threats.loopback import honest
+from secure_codream.threats.run_folder import contents, write_run
+from secure_codream.threats.seizure import in_its_own_process, memory_of
 from secure_codream.threats.switches import Switch
 
 # -- randomness ---------------------------------------------
@@ -157,13 +162,13 @@ class MaskedBytes(Attack):
         data = np.frombuffer(b"".join(frames), dtype=np.uint8)
         tests = {"bytes": byte_frequencies(data), "bits": bit_balance(data), "pairs": neighbours(data)}
         smallest = min(1.0, len(tests) * min(tests.values()))  # Bonferroni
-        value = min(300.0, -math.log10(smallest)) if smallest else 300.0
+        value = max(0.0, min(300.0, -math.log10(smallest))) if smallest else 300.0
         shown = ", ".join(f"{name} p = {p:.2g}" for name, p in tests.items())
         return Evidence(
             measure="evidence against uniform bytes, -log10 of the corrected p-value",
             value=value,
             success=6.0,
-            learned=f"{len(data):,} bytes: {shown}",
+            learned=f"of {len(data):,} bytes the tests for uniform ones say: {shown}",
         )
 
 
@@ -210,6 +215,11 @@ def buffers(root: object) -> Iterator[bytes]:
         waiting += gc.get_referents(item)
 
 
+def some(names: list[str]) -> str:
+    """A few of these names."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def step_secrets(federation: Federation, member: int) -> dict[str, bytes]:
     """The secrets of step 0 that a client holds before it: its own, and its shares of everybody's."""
     epoch = federation.clients[member]._epoch
@@ -218,15 +228,15 @@ def step_secrets(federation: Federation, member: int) -> dict[str, bytes]:
     keys = StepKeys(epoch.seed, epoch.digest, 0)
     own = {"seed": epoch.seed.reveal(), "self mask": keys.self_mask.reveal(), "mask key": keys.mask_private.reveal()}
     shares = {
-        f"share {row} of member {whose}": held.row(row * epoch.plan.steps)
+        f"{kind} share of member {whose}": held.row(row * epoch.plan.steps)
         for whose, held in epoch.held.items()
-        for row in (0, 1)
+        for row, kind in enumerate(("self-mask", "mask-key"))
     }
     return {**own, **shares}
 
 
 class MemoryAfterStep(Attack):
-    """A client is taken over once its step is over."""
+    """A client's program is taken over once its step is over."""
 
     name = "memory-after-a-step"
     adversary = "whoever takes a client over"
@@ -249,12 +259,46 @@ class MemoryAfterStep(Attack):
         memory = list(buffers(federation.clients[VICTIM]))
         found = [name for name, secret in held.items() if any(secret in piece for piece in memory)]
         return Evidence(
-            measure=f"of {len(held)} secrets of a finished step found in memory, number",
+            measure=f"secrets of a finished step found in the client's objects, of {len(held)}",
             value=float(len(found)),
             success=0.0,
-            learned=f"{', '.join(found[:3])}{' and more' if len(found) > 3 else ''} in {len(memory)} runs of bytes"
+            learned=f"{some(found)}, in {len(memory)} runs of bytes"
             if found
             else f"nothing: {len(memory)} runs of bytes, and none of the step's {len(held)} secrets among them",
+        )
+
+
+class ProcessMemoryAfterStep(Attack):
+    """A client's machine is seized once a step is over, and its memory is read from outside: a core file."""
+
+    name = "process-memory-after-a-step"
+    adversary = "whoever seizes a client's machine"
+    goal = "Find in the raw memory of the client's process, after a step, what only the client knew of that step."
+    paper = "Halderman et al., USENIX Security 2008 (cold boot)"
+    promises = ("P11",)
+    defences = ("erasure",)
+    quick = False
+
+    def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
+        """Search all writable memory, freed and unreachable copies included, for secrets known from a twin's run."""
+        twin = laboratory.federation()
+        twin.set_up()
+        sent_anyway = "self-mask share"  # in the client's answer to the server
+        held = {name: key for name, key in step_secrets(twin, VICTIM).items() if not name.startswith(sent_anyway)}
+        found, searched = set[str](), 0
+        with in_its_own_process(laboratory, defences, VICTIM) as (federation, process):
+            if not (federation.set_up() and federation.step() is not None):
+                raise Stuck(f"no step: {federation.failures}")
+            for mapping in memory_of(process):
+                searched += len(mapping)
+                found.update(name for name, secret in held.items() if secret in mapping)
+        return Evidence(
+            measure=f"secrets of a finished step in the process's memory, of {len(held)}",
+            value=float(len(found)),
+            success=0.0,
+            learned=f"{some([name for name in held if name in found])}, in {searched >> 20} MiB of raw memory"
+            if found
+            else f"nothing: {searched >> 20} MiB of raw memory hold none of the step's {len(held)} secrets",
         )
 
 
@@ -291,7 +335,7 @@ class SeizedMidStep(Attack):
 
 
 class SecretsInOutput(Attack):
-    """Everything that a party prints, logs, answers or writes down."""
+    """Everything that a party says: logs, events, answers, errors, and what its objects say of themselves."""
 
     name = "secrets-in-output"
     adversary = "whoever reads logs, errors and reports"
@@ -331,19 +375,75 @@ class SecretsInOutput(Attack):
         needles = {secret for secret in (*drawn, *net.identities, *(key for _, key in net.keys)) if len(secret) >= 16}
         found = sum(any(form in text for form in _forms(secret)) for secret in needles)
         return Evidence(
-            measure=f"of {len(needles)} secrets found in what was said or written, number",
+            measure=f"secrets found in what was said or logged, of {len(needles)}",
             value=float(found),
             success=0.0,
-            learned=f"{found} secrets"
+            learned=f"{found} of {len(needles)} secrets"
             if found
             else f"nothing: {len(text):,} characters hold none of {len(needles)} secrets",
         )
 
 
+class SecretsInFiles(Attack):
+    """Everything that a run leaves on disk."""
+
+    name = "secrets-in-files"
+    adversary = "whoever gets a run's folder, but for the key files"
+    goal = "Find a key, a seed or a share in a run's logs, events, models, statements, summary, exhibit or report."
+    promises = ("P13",)
+    defences = ("hidden-reprs",)
+
+    def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
+        """Run a federation into a scratch folder, whose clients log all that they hold, as debugging might; search."""
+        needles: set[bytes] = set()
+        send = ClientRunner._send
+
+        def random_bytes(count: int) -> bytes:
+            drawn = secrets.token_bytes(count)
+            needles.add(drawn)
+            return drawn
+
+        async def talkative(self: ClientRunner, effect: Send) -> None:
+            epoch = self._protocol._epoch
+            if epoch is not None and isinstance(effect.message, MaskedInput) and effect.message.step == 0:
+                needles.update(held.row(row) for held in epoch.held.values() for row in range(len(held)))
+                needles.add(epoch.seed.reveal())
+                self._log.debug("holding", sends=repr(effect), client=list(_words(self._protocol)))
+            await send(self, effect)
+
+        with TemporaryDirectory() as scratch, patch.object(ClientRunner, "_send", talkative):
+            run = write_run(Path(scratch), seed=laboratory.seed, random_bytes=random_bytes)
+            needles |= {bytes.fromhex(path.read_text()) for path in run.path.rglob("*.key")}
+            written = {path.relative_to(run.path): text(data) for path, data in contents(run.path)}
+        long = {secret for secret in needles if len(secret) >= 16}
+        found = {
+            secret: path
+            for secret in long
+            for path, words in written.items()
+            if any(f in words for f in _forms(secret))
+        }
+        return Evidence(
+            measure=f"secrets found in a run's files, of {len(long)}",
+            value=float(len(found)),
+            success=0.0,
+            learned=f"{len(found)} of {len(long)} secrets, in {some(sorted({path.name for path in found.values()}))}"
+            if found
+            else f"nothing: {len(written)} files, {sum(map(len, written.values())):,} characters, hold none of "
+            f"{len(long)} secrets",
+        )
+
+
+def text(data: bytes) -> str:
+    """A file's bytes as characters, one each, and where backslashes were doubled, as in JSON, also without that."""
+    words = data.decode("latin-1")
+    return words + words.replace("\\\\", "\\") if "\\\\" in words else words
+
+
 def _forms(secret: bytes) -> Iterator[str]:
-    """How a secret may be written: in hexadecimal, base64, as Python shows bytes, as numbers; each end of it."""
+    """How a secret may be written: as it is, in hexadecimal, base64, as Python shows bytes, as numbers; each end."""
     for piece in (secret[:16], secret[-16:]):
-        yield from (piece.hex(), base64.b64encode(piece).decode()[:20], repr(piece)[2:-1], str(list(piece))[1:-1])
+        yield from (piece.decode("latin-1"), piece.hex(), base64.b64encode(piece).decode()[:20])
+        yield from (repr(piece)[2:-1], str(list(piece))[1:-1])
 
 
 def _words(item: Any, depth: int = 0) -> Iterator[str]:
@@ -412,7 +512,7 @@ class TimedComparison(Attack):
             value=median,
             interval=interval,
             success=0.5,
-            learned=f"a difference in the last byte takes {median:+.1%} of the time of one in the first",
+            learned=f"a comparison takes {median:.1%} longer where the last byte differs than where the first does",
         )
 
 
@@ -434,7 +534,9 @@ ATTACKS: tuple[Attack, ...] = (
     RepeatedRandomness(),
     MaskedBytes(),
     MemoryAfterStep(),
+    ProcessMemoryAfterStep(),
     SeizedMidStep(),
     SecretsInOutput(),
+    SecretsInFiles(),
     TimedComparison(),
 )

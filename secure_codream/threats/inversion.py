@@ -192,7 +192,7 @@ class GradientInversion:
             measure="PSNR of the picture read off a frame, dB",
             value=value,
             success=guessed + self.margin,
-            learned=f"pictures of {value:.1f} dB; the mean picture of the class is one of {guessed:.1f} dB",
+            learned=f"pictures of {value:.1f} dB, where the mean picture of the class has {guessed:.1f} dB",
             pictures=(
                 _picture("a client's record", truth[0]),
                 _picture("read off its frame", found[0]),
@@ -234,7 +234,7 @@ class GradientMatching:
             measure="PSNR of the matched picture, dB",
             value=value,
             success=guessed + self.margin,
-            learned=f"pictures of {value:.1f} dB; the mean picture of the class is one of {guessed:.1f} dB",
+            learned=f"pictures of {value:.1f} dB, where the mean picture of the class has {guessed:.1f} dB",
             pictures=(_picture("a client's record", truth[0]), _picture("matched to its frame", found[0])),
         )
 
@@ -320,12 +320,12 @@ class GradientMatchingSum:
             for count in sorted({clients, *more})
         }
         judged = matched[clients]
-        curve = ", ".join(f"{found.value - found.guessed:+.1f} dB from {count}" for count, found in matched.items())
+        curve = ", ".join(f"{count}: {found.value - found.guessed:+.1f}" for count, found in matched.items())
         return Evidence(
             measure=f"PSNR of the victim's records, beyond the mean picture of their class, {clients} in the sum, dB",
             value=judged.value - judged.guessed,
             success=self.margin,
-            learned=f"against guessing with public state: {curve} in the sum",
+            learned=f"pictures better than a guess from public state, in dB by clients in the sum: {curve}",
             pictures=(
                 _picture("a client's record", judged.truth),
                 *(_picture(f"matched, {count} in the sum", found.found) for count, found in matched.items()),
@@ -362,7 +362,8 @@ class OneRecordSum:
             measure="PSNR of everyone's record, beyond the mean picture of its class, dB",
             value=found.value - found.guessed,
             success=self.margin,
-            learned=f"pictures of {found.value:.1f} dB{with_noise}; guessed from public state: {found.guessed:.1f} dB",
+            learned=f"pictures of {found.value:.1f} dB{with_noise}, "
+            f"where a guess from public state has {found.guessed:.1f} dB",
             pictures=(_picture("a client's record", found.truth), _picture("out of the sum", found.found)),
         )
 
@@ -488,7 +489,7 @@ class DreamInversion:
             measure="PSNR of a client's records, beyond the mean picture of their class, dB",
             value=value,
             success=self.margin,
-            learned=f"pictures {value:+.1f} dB against guessing with public state, best scale in hindsight",
+            learned=f"pictures better than a guess from public state by {value:+.1f} dB, scaled to fit in hindsight",
             pictures=_pictures([("made of its frames", seen[0])]),
         )
 
@@ -512,13 +513,13 @@ class DreamInversionSum:
         cohort = dreamers(laboratory.seed, 20)
         seen = {count: self._dream(defences, laboratory, cohort[:count]) for count in counts}
         judged = seen[1 if alone else 10]
-        curve = ", ".join(f"{dreamt.gain:+.1f} dB from {count}" for count, dreamt in seen.items())
+        curve = ", ".join(f"{count}: {dreamt.gain:+.1f}" for count, dreamt in seen.items())
         return Evidence(
             measure=f"PSNR of a client's records, beyond the mean picture of their class, {1 if alone else 10} in the "
             "sum, dB",
             value=judged.gain,
             success=self.margin,
-            learned=f"against guessing with public state: {curve} in the sum",
+            learned=f"pictures better than a guess from public state, in dB by clients in the sum: {curve}",
             pictures=_pictures([(f"made of sums of {count}", dreamt) for count, dreamt in seen.items()]),
         )
 

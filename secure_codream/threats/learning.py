@@ -167,7 +167,7 @@ def _inferred(scores: Floats, members: Members, *, success: float, learned: str,
         value=value,
         interval=interval,
         success=success,
-        learned=f"{learned}: {right.mean():.1%} of {right.size} guesses are right, against 50 % of a coin",
+        learned=f"{learned}: {right.mean():.1%} of {right.size:,} guesses are right (a coin: 50 %)",
     )
 
 
@@ -265,8 +265,8 @@ class MemorisedCanaries:
             value=value,
             interval=bootstrapped(np.array(exposures), laboratory.seed),
             success=largest_exposure(EPSILON, DELTA, candidates),
-            learned=f"a canary is among the first {candidates * 2**-value:.0f} of {candidates} suspects; "
-            f"guessing gives {1 / math.log(2):.2f} bits, certainty {math.log2(candidates):.1f}",
+            learned=f"a canary ranks among the first {candidates * 2**-value:.0f} of {candidates} suspects, which are "
+            f"{value:.2f} bits (guessing: {1 / math.log(2):.2f}, certainty: {math.log2(candidates):.1f})",
         )
 
 
@@ -307,8 +307,8 @@ class CraftedDreams:
             value=value,
             interval=interval,
             success=self.success,
-            learned=f"{right / found.members.size:.1%} of {found.members.size} guesses about one client's records are "
-            "right, against 50 % of a coin",
+            learned=f"{right / found.members.size:.1%} of {found.members.size:,} guesses about one client's "
+            "records are right (a coin: 50 %)",
         )
 
 
@@ -503,7 +503,7 @@ def counts_evidence(found: NDArray[np.int64], truth: NDArray[np.int64], whose: s
         measure=f"class counts of {whose} read exactly, share",
         value=share,
         success=0.5,
-        learned=f"{share:.0%} of the class counts of {whose}, exactly",
+        learned=f"{share:.0%} of the class counts of {whose} exactly",
     )
 
 

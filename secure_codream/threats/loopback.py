@@ -22,7 +22,6 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
-from codream_clients import runner as client_runner
 from codream_clients.runner import ClientRunner
 from codream_protocols.client import ClientProtocol, Send
 from codream_protocols.errors import RemoteProtocolError
@@ -43,14 +42,19 @@ LOOPBACK = "tcp://127.0.0.1:*"
 LINGER_MILLISECONDS = 50
 
 
-class _Brief(zmq.asyncio.Context):
-    """A client's context that does not wait long for what it could not send.
+class _Brief(zmq.asyncio.Socket):
+    """A socket that, as a client's, does not wait long for what it could not send.
 
-    All clients share one thread here, and each would keep the others waiting while it closes.
+    All clients share one thread here, and while one waits in closing its socket the others do nothing.
     """
 
-    def destroy(self, linger: int | None = None) -> None:
-        super().destroy(linger=LINGER_MILLISECONDS)
+    def close(self, linger: int | None = None) -> None:
+        super().close(linger=min(linger or 0, LINGER_MILLISECONDS) if self.type == zmq.DEALER else linger)
+
+
+class _BriefContext(zmq.asyncio.Context):
+    def socket(self, socket_type: int, socket_class: Any = _Brief, **options: Any) -> Any:
+        return super().socket(socket_type, socket_class, **options)
 
 
 def transport_keys() -> tuple[bytes, bytes]:
@@ -316,7 +320,8 @@ class Network:
                 if left := asyncio.all_tasks() - {asyncio.current_task()}:
                     raise Stuck(f"tasks are left: {left}")
 
-        return asyncio.run(guarded())
+        with patch.object(zmq.asyncio, "Context", _BriefContext):
+            return asyncio.run(guarded())
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[asyncio.Task[None]]:
@@ -352,7 +357,7 @@ class Network:
             raise structlog.DropEvent
 
         roster = roster or self.roster
-        extra = {} if random_bytes is None else {"random_bytes": random_bytes}
+        extra: dict[str, Any] = {} if random_bytes is None else {"random_bytes": random_bytes}
         runner = (Tampering if tamper is not None else kind)(
             protocol=protocol(
                 member=number,

@@ -147,7 +147,7 @@ def admitted(answer: Any, who: str, *, refusal: str = "") -> Evidence:
     if isinstance(answer, Refusal):
         refusal = f"{answer.code}: {answer.found}"
     return Evidence(
-        measure=f"of 1 attempts of {who} to join, how many get through",
+        measure=f"attempts of {who} to join that get through, of 1",
         value=float(welcome),
         success=0.0,
         learned=f"{who} is welcomed" if welcome else "nothing: no answer" + (" but a refusal" if refusal else ""),
@@ -229,7 +229,7 @@ class FalseServer(Attack):
 
         heard = bool(net.run(scenario))
         return Evidence(
-            measure="of 1 clients, how many talk to a false server",
+            measure="clients that talk to a false server, of 1",
             value=float(heard),
             success=0.0,
             learned="a client's first message" if heard else "nothing: no client says a word",
@@ -255,7 +255,7 @@ class Eavesdropper(Attack):
         read = sum(len(part) for part in words if part in passed)
         total = sum(len(part) for part in words)
         return Evidence(
-            measure=f"bytes of {total:,} that were sent, read off the wire",
+            measure=f"bytes read off the wire, of {total:,} that were sent",
             value=float(read),
             success=0.0,
             learned=f"{read:,} bytes of messages and masked vectors of {total:,}"
@@ -354,7 +354,7 @@ class ReplayedConnection(Attack):
             measure="messages taken from a replayed connection, number",
             value=float(replayed),
             success=0.0,
-            learned=f"{replayed} messages in a member's name"
+            learned="what a member once said is believed again"
             if replayed
             else "nothing: the handshake does not complete",
         )
@@ -382,7 +382,7 @@ class Flood(Attack):
         expected = net.coordinator.steps_per_round
         missing = expected - len(net.sums) + len(net.wrong_sums())
         return Evidence(
-            measure=f"of {expected} sums, missing or wrong",
+            measure=f"sums that are missing or wrong, of {expected}",
             value=float(missing),
             success=0.0,
             learned=f"{missing} of {expected} sums are lost"

@@ -205,7 +205,7 @@ class PresenceInSum:
             value=value,
             interval=interval,
             success=math.sqrt(rho / 2),
-            learned=f"{right / self.tries:.0%} of the guesses are right, against 50 % of a coin",
+            learned=f"{right / self.tries:.0%} of the guesses are right (a coin: 50 %)",
         )
 
 

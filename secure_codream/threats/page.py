@@ -89,10 +89,10 @@ def _worst(findings: Sequence[Finding]) -> Verdict | None:
     return min((finding.verdict for finding in findings), key=order.index, default=None)
 
 
-def _amount(evidence: Evidence) -> str:
-    """An evidence's value, and its interval, in a few digits."""
+def amount(evidence: Evidence) -> str:
+    """An evidence's value, and its interval, in a few digits; what is counted, in all."""
     if evidence.interval is None:
-        return f"{evidence.value:,.4g}"
+        return f"{evidence.value:,.0f}" if evidence.value.is_integer() else f"{evidence.value:,.4g}"
     return f"{evidence.value:,.3g} ({evidence.interval[0]:,.3g} to {evidence.interval[1]:,.3g})"
 
 
@@ -122,5 +122,5 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(amount=_amount, uri=_data_uri, duration=duration, colour=_colour, code=_code)
+    environment.filters.update(amount=amount, uri=_data_uri, duration=duration, colour=_colour, code=_code)
     return environment

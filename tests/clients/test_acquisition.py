@@ -43,16 +43,28 @@ def test_class_aware_soft_labels_by_hand():
     shares = [soft_label_share(logits(i), counts[i], 3, True, 8, prior) for i in range(2)]
     label = sum(n for n, _ in shares) / sum(d for _, d in shares)
     z = [logits(0), logits(1)]
+    lowest = z[0][:, [0, 2]].min(axis=1), z[1][:, 2]  # what stands in for the classes that a client has not seen
     expected = np.stack(
         [
-            (4.05 * z[0][:, 0] + 0.05 * z[1][:, 0]) / 4.10,
-            (z[0][:, 1] + z[1][:, 1]) / 2,  # nobody has seen class 1: all count alike
+            (4.05 * z[0][:, 0] + 0.05 * lowest[1]) / 4.10,
+            (lowest[0] + lowest[1]) / 2,  # nobody has seen class 1: all count alike
             (1.05 * z[0][:, 2] + 3.05 * z[1][:, 2]) / 4.10,
         ],
         axis=1,
     )
     assert np.allclose(label, expected, atol=1e-5)
     assert np.allclose(shares[0][1], [4.05 / 8.05, 0.05 / 8.05, 1.05 / 8.05])
+
+
+def test_class_that_nobody_has_seen_is_never_a_label_however_high_its_logits_are():
+    counts = np.array([[4, 0, 1], [2, 0, 3]])
+    high = [logits(i) + np.float32([0, 50, 0]) for i in range(2)]
+    shares = [soft_label_share(high[i], counts[i], 3, True, 8) for i in range(2)]
+    label = sum(n for n, _ in shares) / sum(d for _, d in shares)
+    assert (label.argmax(axis=1) != 1).all()
+    weights = [denominators for _, denominators in shares]  # the control: the logits as they are
+    plain = sum(w * z for w, z in zip(weights, high, strict=True)) / sum(weights)
+    assert (plain.argmax(axis=1) == 1).all()
 
 
 def test_max_count_cancels_until_it_binds_and_weights_never_pass_one():

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
+from codream_clients import private_training
 from codream_clients.accounting import SampledGaussian, epsilon_of
 from codream_clients.datasets import LabelledImages, pool
 from codream_clients.ledger import BudgetExceeded
@@ -43,7 +45,7 @@ def model(name="cnn2_gn"):
 
 
 def weights(network):
-    return torch.nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
 
 
 def plan_for(noise=0.0, rate=1.0, **changes):
@@ -54,8 +56,8 @@ def plan_for(noise=0.0, rate=1.0, **changes):
 
 def train(network, data, plan, steps=1, counts=None, seed=7):
     before = weights(network)
-    generators = {name: torch.Generator().manual_seed(seed) for name in ("sampling", "noise")}
-    private_sgd(network, data, plan=plan, steps=steps, class_counts=counts, **generators, seed=0, device=CPU)
+    generators = {name: torch.Generator().manual_seed(seed) for name in ("sampling", "noise", "variation")}
+    private_sgd(network, data, plan=plan, steps=steps, class_counts=counts, **generators, device=CPU)
     return weights(network) - before
 
 
@@ -78,6 +80,25 @@ def test_step_without_records_is_noise_of_the_stated_deviation(mode):
     assert float(moved.std()) == pytest.approx(2.0 * 0.5 / QUICK.batch_size, rel=0.04)
     assert abs(float(moved.mean())) < 4 * float(moved.std()) / np.sqrt(len(moved))
     assert not train(model(), images(), replace(plan, noise_multiplier=0.0)).any()  # control: no noise, no step
+
+
+@pytest.mark.parametrize("name", ["cnn2_gn", "resnet8_gn"])
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["ours", "control: another"])
+def test_step_is_made_of_each_records_true_gradient_clipped(name, mode, layout, monkeypatch):
+    """Gradients one by one, by autograd: wrong norms would let a record through that is larger than the bound."""
+    monkeypatch.setattr(private_training, "LAYOUT", layout)
+    data, network, total = images(6), model(name), 0.0
+    for number in range(len(data)):
+        network.zero_grad()
+        loss = functional.cross_entropy(
+            network(torch.from_numpy(data.images[[number]])), torch.from_numpy(data.labels[[number]])
+        )
+        torch.autograd.backward(loss)
+        gradient = torch.cat([weight.grad.flatten() for weight in network.parameters()])
+        total = total + gradient * min(1.0, 0.5 / float(gradient.norm()))
+    moved = train(network, data, plan_for(max_grad_norm=0.5, lr=1.0, batch_size=6, mode=mode))
+    assert torch.allclose(moved, -total / 6, atol=1e-4) is (layout is torch.contiguous_format)
 
 
 def test_parts_and_modes_give_the_same_step():
@@ -214,6 +235,31 @@ def test_noise_repeats_only_where_a_seed_says_so():
     assert drawn(NoiseSource()) != drawn(NoiseSource())
 
 
+def test_noise_has_more_seeds_than_anybody_can_try():
+    """torch takes 32 bits of a seed; the source's generator begins in any state, which NumPy's, set alike, confirms."""
+    one, other = (torch.Generator().manual_seed(seed) for seed in (5, 5 + (1 << 40)))
+    assert torch.equal(torch.randn(8, generator=one), torch.randn(8, generator=other))  # control: torch's own seeding
+    words = NoiseSource(3).numpy(1).integers(1 << 32, size=624, dtype=np.uint64)
+    twister = np.random.MT19937()
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words.astype(np.uint32), "pos": 624}}
+    drawn = torch.randint(0, 1 << 16, (2000,), generator=NoiseSource(3).torch(1, CPU))
+    assert np.array_equal(drawn.numpy(), twister.random_raw(2000) % (1 << 16))
+    normal = torch.randn(20_000, generator=NoiseSource().torch(1, CPU))
+    assert abs(float(normal.mean())) < 0.04 and float(normal.std()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("augment", "same"), [("shift", False), ("none", True)], ids=["varied", "control: as they are"]
+)
+def test_how_images_vary_is_drawn_from_the_noise_and_not_from_a_known_seed(augment, same):
+    data, reached = replace(images(), augment=augment), []
+    for source in (NoiseSource(1), NoiseSource(2)):
+        network = model()
+        PrivateTraining(plan_for(noise=1e-9), None, Releases(lambda charge: None), source, CPU)(network, data, 2, 0)
+        reached.append(weights(network))
+    assert torch.allclose(*reached, atol=1e-6) is same
+
+
 def test_secure_mode_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchcsprng", None)
     with pytest.raises(SecureModeUnavailable, match="torchcsprng"):
@@ -248,6 +294,21 @@ def test_every_training_is_charged_before_it_runs_and_a_round_without_epochs_is_
         training(network, images(), epochs, 0)
     assert [charge.purpose for charge in charges] == ["warm-up", "round 1", "round 3"]
     assert [charge.steps for charge in charges] == [3, 2, 2]
+
+
+@pytest.mark.parametrize("warmed_up", [True, False], ids=["told", "control: not told"])
+def test_first_training_of_a_model_that_is_gone_on_with_is_a_rounds(tmp_path, warmed_up):
+    """Else it would count as the warm-up, and the kept one would take the place of what the model has learnt since."""
+    plan, charges = plan_privacy(replace(QUICK, round_epochs=2), records=24, rounds=2), []
+    releases, network = Releases(charges.append, tmp_path), model()
+    spender(plan, releases)(network, images(), 2, 0)
+    kept = weights(network)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight += 100.0
+    PrivateTraining(plan, None, releases, NoiseSource(2), CPU, warmed_up=warmed_up)(network, images(), 2, 0)
+    assert [charge.purpose for charge in charges] == ["warm-up", "round 1"][: 1 + warmed_up]
+    assert torch.equal(weights(network), kept) is not warmed_up
 
 
 def test_a_kept_warm_up_is_not_paid_for_again(tmp_path):

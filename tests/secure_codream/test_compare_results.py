@@ -129,6 +129,7 @@ def test_rows_csv(records: list[CellRecord]) -> None:
     first = next(row for row in rows if row["algorithm"] == "codream" and row["round"] == "2")
     assert float(first["accuracy"]) == pytest.approx(0.7) and float(first["accuracy_client_2"]) == pytest.approx(0.75)
     assert first["secure_steps"] == "24" and first["server"] == "0.7"
+    assert (first["method"], first["epsilon"]) == ("codream", "")
     assert next(row for row in rows if row["algorithm"] == "isolated")["server"] == ""
 
 

@@ -125,7 +125,7 @@ def children(parent: int) -> set[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to count processes")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_comparison_goes_on_to_the_same_table(folder: Path, whole: Path, how: signal.Signals) -> None:
-    config = str(configure(folder, seeds="0-2", slow=0.1))
+    config = str(configure(folder, seeds="0-2", slow=0.4))
     begun = command(config, "--out", "broken", "--jobs", "2", "--no-plots")
     process = subprocess.Popen(begun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
     assert process.stdout is not None

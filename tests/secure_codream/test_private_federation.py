@@ -183,6 +183,15 @@ def test_batch_norm_and_unknown_keys_are_refused_before_anything_is_spent() -> N
         make_participant(client(), federation(privacy={**PRIVACY, "epsilon": -1}))
 
 
+def test_scale_measured_on_the_records_is_refused(digits: Any) -> None:
+    own, shards = {"source": "digits", "standardise": "train"}, digits[0]
+    with pytest.raises(ConfigError, match=r"standardise 'train' in a federation with \[privacy\]; 'public' is allowed"):
+        make_participant(client(data=own), federation(), data=(shards[0], None))
+    agreed = {**SMALL["task"], "mean": (0.3,), "std": (0.4,)}  # controls: agreed on by all, or not private
+    for tables in ({"task": agreed}, {"privacy": None}):
+        make_participant(client(data=own), federation(**tables), data=(shards[0], None))
+
+
 def test_settings_of_privacy_are_part_of_the_recipe() -> None:
     assert federation().recipe != federation(privacy=None).recipe
     assert federation().recipe != federation(privacy={**PRIVACY, "epsilon": 9.0}).recipe
@@ -206,7 +215,7 @@ def test_client_that_starts_again_goes_on_without_paying_twice(digits: Any, tmp_
             releases=releases_of(tmp_path, client(), federation(), ledgers),
         )  # fmt: skip
         participant.warm_up()
-        reached.append(torch.nn.utils.parameters_to_vector(participant.model.parameters()))
+        reached.append(torch.cat([weight.detach().flatten() for weight in participant.model.parameters()]))
         with ledgers[0] as ledger:
             charged.append(ledger.charges)
     assert torch.equal(*reached)

@@ -112,6 +112,8 @@ def test_a_real_sweep(tmp_path: Path) -> None:
             return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
 
     before = rows()
+    expected = {(method, epsilon) for method in ("isolated", "codream", "centralised") for epsilon in ("8.0", "")}
+    assert {(row["method"], row["epsilon"]) for row in before} == expected
     warm_up = {row["algorithm"]: row["accuracy"] for row in before if row["round"] == "0"}
     # One private model, trained once: a client alone, and the same client in CoDream before the first round.
     assert warm_up["isolated@8"] == warm_up["codream@8"] != warm_up["centralised@8"]

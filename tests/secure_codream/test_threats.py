@@ -18,14 +18,19 @@ from codream_protocols.client import ClientProtocol
 from secure_codream import cli
 from secure_codream.config import ClientConfig, ConfigError, FederationConfig
 from secure_codream.provision import provision
-from secure_codream.threats.attack import ALL, Attack, Defences, Evidence, Picture, Verdict, judge
+from secure_codream.threats import seizure
+from secure_codream.threats.attack import ALL, Attack, Defences, Evidence, Inapplicable, Picture, Verdict, judge
+from secure_codream.threats.document import attacks_section, results_section, write_document
+from secure_codream.threats.implementation import text
 from secure_codream.threats.laboratory import Cohort, Laboratory, cohort_of
 from secure_codream.threats.page import write_page
 from secure_codream.threats.promises import BY_KEY
+from secure_codream.threats.run_folder import contents
 from secure_codream.threats.suite import Entry, all_attacks, by_promise, chosen, own_attack, prove
 from secure_codream.threats.switches import RULES, SWITCHES, describe, switched_off, without
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "threats.md"
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -231,6 +236,30 @@ def test_own_attack_may_be_a_function() -> None:
     assert prove(own_attack("threats_of_a_test:make"), Laboratory).verdict is Verdict.DEFENDED
 
 
+# -- memory and files ---------------------------------------------
+
+
+def test_a_processs_memory_holds_what_its_program_has_let_go_of_only_without_erasure() -> None:
+    """The attack, but that a system which does not show another process's memory leaves it no room."""
+    entry = next(entry for entry in all_attacks() if entry.attack.name == "process-memory-after-a-step")
+    assert prove(entry, Laboratory).verdict in (Verdict.DEFENDED, Verdict.INAPPLICABLE)
+
+
+def test_memory_of_a_process_that_is_not_there_leaves_no_room() -> None:
+    with pytest.raises(Inapplicable, match="does not show"):
+        list(seizure.memory_of(0))
+
+
+def test_files_are_read_through_archives_and_escapes(tmp_path: Path) -> None:
+    secret = bytes([92, 0, 255, 39] * 8)
+    np.savez_compressed(tmp_path / "exhibit.npz", key=np.frombuffer(secret, dtype=np.uint8))
+    (tmp_path / "log.jsonl").write_text(json.dumps({"client": repr(secret)}))
+    (tmp_path / "own.key").write_bytes(secret)
+    read = {path.name: text(data) for path, data in contents(tmp_path)}
+    assert read.keys() == {"exhibit.npz", "log.jsonl"}
+    assert secret.decode("latin-1") in read["exhibit.npz"] and repr(secret)[2:-1] in read["log.jsonl"]
+
+
 # -- choosing ---------------------------------------------
 
 
@@ -314,6 +343,46 @@ def test_settings_without_clients_or_without_safety_end_with_2(threats: Command,
     assert code == 2 and "found no roster" in " ".join(err.split())
     code, _, err = threats("--clients", "5")
     assert code == 2 and "--config" in err
+
+
+# -- the document ---------------------------------------------
+
+
+def part(name: str) -> str:
+    """A generated part, as the document has it."""
+    (found,) = re.findall(rf"<!-- generated: {name} -->\n(.*?)<!-- end -->", DOCUMENT.read_text("utf-8"), re.DOTALL)
+    return str(found).strip()
+
+
+def test_document_names_the_attacks_as_they_are() -> None:
+    assert part("attacks") == attacks_section(all_attacks()), "secure-codream threats --write-tables docs/threats.md"
+
+
+def test_documents_results_are_of_a_whole_run_in_which_every_promise_held() -> None:
+    made, _, *rows = part("results").splitlines()
+    assert re.match(r"`secure-codream threats --seed 0`, 2\d\d\d-\d\d-\d\d: ", made)
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]
+    entries = all_attacks()
+    assert [row[0] for row in cells] == [entry.attack.name for entry in entries]
+    for row, entry in zip(cells, entries, strict=True):
+        limit = any(BY_KEY[key].is_limit for key in entry.attack.promises)
+        assert row[1] == ("not promised" if limit else "defended") and row[4] and row[5]
+
+
+def test_tables_are_written_from_findings(tmp_path: Path) -> None:
+    document = tmp_path / "threats.md"
+    document.write_text(DOCUMENT.read_text("utf-8"), "utf-8")
+    found = [prove(Entry(Stub(), "dropouts", {}), Laboratory)]
+    write_document(document, found, made="Today:")
+    written = document.read_text("utf-8")
+    assert "Today: 1 attack: 1 defended." in written and "| stub | defended | tries | 0.5 | 0 | 1 |" in written
+    assert "| stub | nobody | Nothing. | P1 | `masks` |" in written and "both-kinds-of-share" not in written
+    assert results_section(found, "Today:") in written
+
+
+def test_tables_are_not_written_from_a_part_of_the_suite(threats: Command) -> None:
+    code, _, err = threats("--quick", "--write-tables", str(DOCUMENT))
+    assert code == 2 and "--write-tables" in err
 
 
 # -- switches and report ---------------------------------------------

@@ -99,6 +99,15 @@ def test_server_gets_noise_of_the_size_that_was_asked_for() -> None:
     assert server.rho == pytest.approx(0.5, rel=0.01)
 
 
+def test_noised_sums_are_the_same_each_time() -> None:
+    vectors = np.zeros((4, 64))
+    sums = [
+        Watched(Laboratory(seed), ALL, clients=4, length=64, clip=1.0, noise_multiplier=1.0).step(vectors)
+        for seed in (1, 1, 2)
+    ]
+    assert (sums[0] == sums[1]).all() and (sums[0] != sums[2]).any()
+
+
 # -- inversion and training ---------------------------------------------
 
 

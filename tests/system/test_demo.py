@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from secure_codream.records import (
-from secure_codream.statement import read_statement
     RunFolder,
     StepFinished,
     Summary,
@@ -27,6 +26,7 @@ from secure_codream.statement import read_statement
     read_exhibit,
     read_summary,
 )
+from secure_codream.statement import read_statement
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 

@@ -93,3 +93,6 @@ def test_client_level_noise_is_stated_by_the_server_and_by_each_client(tmp_path:
         statement = read_statement(folder / place)
         assert statement.record is None and statement.client is not None
         assert 0 < statement.client.spent <= statement.client.epsilon == 8.0
+    # Each client keeps what its three noised sums have cost, for its next process.
+    kept = [(folder / "clients" / name / "client_privacy.jsonl").read_text() for name in NAMES]
+    assert [text.count("noised sum") for text in kept] == [3, 3, 3, 3]
