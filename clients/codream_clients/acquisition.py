@@ -63,7 +63,7 @@ def soft_label_share(
         )
     weights = np.ones(classes, dtype=np.float32)
     if class_aware:
-        seen = np.asarray(counts) > 0
+        seen: NDArray[np.bool_] = np.greater(counts, 0)
         if seen.any():
             logits = np.where(seen, logits, logits[:, seen].min(axis=1, keepdims=True)).astype(np.float32)
         weights = ((np.minimum(counts, max_count) + prior) / (max_count + prior)).astype(np.float32)
