@@ -33,6 +33,18 @@ class AcquisitionError(ValueError):
     """Soft labels or dreams do not fit together."""
 
 
+def calibrated(logits: FloatArray, deviation: float) -> FloatArray:
+    """Logits (B, K), those of each class moved and scaled to mean 0 and the given deviation over the batch.
+
+    A teacher that has seen little but one class has logits for it that are high for every image, and others' knowledge
+    drowns in a weighted mean of such logits. What counts in a mean is then which images a teacher finds more like a
+    class than others. A class whose logits do not vary gets 0. Not in the paper.
+    """
+    spread = logits.std(axis=0)
+    scale = np.where(spread > 1e-6, deviation / np.maximum(spread, 1e-6), 0.0)
+    return np.asarray((logits - logits.mean(axis=0)) * scale, dtype=np.float32)
+
+
 def soft_label_share(
     logits: FloatArray,
     counts: NDArray[np.int64] | FloatArray,

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from codream_clients.acquisition import OwnImages, distil, soft_label_share
+from codream_clients.acquisition import OwnImages, calibrated, distil, soft_label_share
 from codream_clients.datasets import LabelledImages
 from codream_clients.dreaming import ChannelStatistics, DreamLoss, ExtraTerm, dream_gradient, dream_update
 from codream_clients.training import evaluate, predict_logits, train_local
@@ -38,10 +38,11 @@ class LearningSettings:
     """Every learning hyperparameter of a participant. Raises `LearningSettingsError` for values out of range.
 
     Dreams: `way` of sharing; `local_steps` Adam steps at rate `dream_lr` (update way); `loss` weights.
-    Soft labels: logits clipped to [-logit_clip, logit_clip]; `class_aware` weights with the public `max_count`
-    and `prior`. Training: `warm_up_epochs` at the start; each round `distil_epochs` at `temperature` on the
-    newest `window` dream batches, then `local_epochs` on the own data, with the `balanced` softmax or plain
-    cross-entropy; SGD with `lr` (own data) or `distil_lr` (dreams), `momentum`, `weight_decay`.
+    Soft labels: logits `calibrated` to `label_deviation` over the batch (0: as they are) and clipped to
+    [-logit_clip, logit_clip]; `class_aware` weights with the public `max_count` and `prior`. Training:
+    `warm_up_epochs` at the start; each round `distil_epochs` at `temperature` on the newest `window` dream batches,
+    then `local_epochs` on the own data, with the `balanced` softmax or plain cross-entropy; SGD with `lr` (own data)
+    or `distil_lr` (dreams), `momentum`, `weight_decay`.
     Options of distillation: Gaussian noise of deviation `distil_noise` on the dreams; each sight of a dream moved by up
     to `distil_shift` pixels; `own_weight` times the loss on own images in each step. `teacher`: the model as it is
     ("current"), or a copy of it as the warm-up left it ("warm-up"), makes and labels the dreams.
@@ -52,6 +53,7 @@ class LearningSettings:
     dream_lr: float = 0.1
     loss: DreamLoss = field(default_factory=DreamLoss)
     logit_clip: float = 30.0
+    label_deviation: float = 0.0
     class_aware: bool = True
     max_count: int = 32
     prior: float = 0.05
@@ -89,6 +91,7 @@ class LearningSettings:
             "momentum",
             "distil_noise",
             "distil_shift",
+            "label_deviation",
             "own_weight",
         ):
             self._require(name, at_least=0)
@@ -260,6 +263,8 @@ class Participant:
         """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W)."""
         settings = self.settings
         logits = predict_logits(self._teacher, dreams, self._device)
+        if settings.label_deviation > 0:
+            logits = calibrated(logits, settings.label_deviation)
         numerators, denominators = soft_label_share(
             np.clip(logits, -settings.logit_clip, settings.logit_clip),
             self._class_counts,

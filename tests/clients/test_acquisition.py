@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.acquisition import AcquisitionError, distil, soft_label_share
+from codream_clients.acquisition import AcquisitionError, calibrated, distil, soft_label_share
 from codream_clients.models import build
 from codream_clients.training import TrainingError, predict_logits
 
@@ -54,6 +54,29 @@ def test_class_aware_soft_labels_by_hand():
     )
     assert np.allclose(label, expected, atol=1e-5)
     assert np.allclose(shares[0][1], [4.05 / 8.05, 0.05 / 8.05, 1.05 / 8.05])
+
+
+def test_calibrated_logits_have_the_deviation_and_mean_0_for_each_class():
+    found = calibrated(logits(count=50) * np.float32([1, 9, 0]) + np.float32([0, 20, 7]), 4.0)
+    assert np.allclose(found.mean(axis=0), 0, atol=1e-5)
+    assert np.allclose(found.std(axis=0), [4, 4, 0], atol=1e-5)
+    assert found.dtype == np.float32
+
+
+def test_teacher_with_one_high_class_does_not_drown_the_others_when_calibrated():
+    """Two teachers; each knows one class; the second's logits for its own are high for every image."""
+    truth = np.arange(40) % 2
+    first = np.stack([np.where(truth == 0, 2.0, -2.0), np.zeros(40)], axis=1).astype(np.float32)
+    second = np.stack([np.zeros(40), np.where(truth == 1, 9.0, 7.0)], axis=1).astype(np.float32)
+    counts = np.array([[9, 0], [0, 9]])
+
+    def right(teachers):
+        shares = [soft_label_share(z, counts[i], 2, True, 32) for i, z in enumerate(teachers)]
+        label = sum(n for n, _ in shares) / sum(d for _, d in shares)
+        return float((label.argmax(axis=1) == truth).mean())
+
+    assert right([calibrated(first, 4.0), calibrated(second, 4.0)]) == 1.0
+    assert right([first, second]) == 0.5  # the control: everything is taken for the second's class
 
 
 def test_class_that_nobody_has_seen_is_never_a_label_however_high_its_logits_are():
