@@ -173,7 +173,8 @@ def run_client(
 ) -> None:
     """Take part with the client of `folder` until the federation is over.
 
-    Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.pt` (the weights, a `state_dict`);
+    Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.pt` (a
+    `state_dict` under `weights`);
     at the end `privacy.json` and `privacy.html`, what the run may say about privacy. In a federation with `[privacy]`
     also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`, so that a client that starts
     again goes on with it; in one with `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`. Nothing of
@@ -243,10 +244,10 @@ def run_client(
 
         def keep(metrics: Metrics) -> None:
             record({"event": "metrics", **vars(metrics)})
-            write_weights(folder / "model.pt", participant.model)
+            write_weights(folder / "model.pt", participant.model, federation.recipe.hex())
 
         if resume:
-            read_weights(folder / "model.pt", participant.model)
+            read_weights(folder / "model.pt", participant.model, federation.recipe.hex())
         log.info("resume" if resume else "warm-up", model=client.model)
         keep(participant.begin() if resume else participant.warm_up())
         spent, charge = 0.0, None

@@ -10,6 +10,8 @@ import torch
 from codream_clients.models import build
 from secure_codream.checkpoint import CheckpointError, read_weights, write_weights
 
+RECIPE = "ab" * 32
+
 
 def model(seed: int = 0, name: str = "cnn2") -> torch.nn.Module:
     return build(name, channels=1, size=8, classes=10, seed=seed)
@@ -21,10 +23,10 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def test_weights_come_back(tmp_path: Path) -> None:
-    write_weights(tmp_path / "model.pt", model(1))
+    write_weights(tmp_path / "model.pt", model(1), RECIPE)
     taken = model(2)
     assert not same(taken, model(1))
-    read_weights(tmp_path / "model.pt", taken)
+    read_weights(tmp_path / "model.pt", taken, RECIPE)
     assert same(taken, model(1))
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
@@ -39,23 +41,25 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("how", ["missing", "another model", "half", "not finite", "code"])
+@pytest.mark.parametrize("how", ["missing", "another model", "another recipe", "half", "not finite", "code"])
 def test_what_is_no_weights_of_this_model_is_refused_and_changes_nothing(tmp_path: Path, how: str) -> None:
     path = tmp_path / "model.pt"
     if how == "another model":
-        write_weights(path, model(1, "mlp"))
+        write_weights(path, model(1, "mlp"), RECIPE)
+    elif how == "another recipe":  # one without privacy, say
+        write_weights(path, model(1), "cd" * 32)
     elif how == "half":
-        write_weights(path, model(1))
+        write_weights(path, model(1), RECIPE)
         path.write_bytes(path.read_bytes()[:1000])
     elif how == "not finite":
         broken = model(1)
         next(broken.parameters()).data.fill_(torch.nan)
-        write_weights(path, broken)
+        write_weights(path, broken, RECIPE)
     elif how == "code":
         torch.save(Evil(tmp_path / "ran"), path)
     taken = model(2)
     with pytest.raises(CheckpointError, match="without --resume"):
-        read_weights(path, taken)
+        read_weights(path, taken, RECIPE)
     assert same(taken, model(2))
     assert not (tmp_path / "ran").exists()
 

@@ -61,7 +61,7 @@ def test_every_client_keeps_its_budget_states_it_and_can_go_on(tmp_path: Path) -
         assert {"label histogram", "warm-up"} <= {mechanism.purpose for mechanism in member.mechanisms}
         assert "epsilon" in (folder / "clients" / name / "privacy.html").read_text()
         assert read_metrics(folder / "clients" / name / "metrics.jsonl")[-1]["train_accuracy"] is None
-    weights = torch.load(folder / "clients" / "a" / "model.pt", weights_only=True)
+    weights = torch.load(folder / "clients" / "a" / "model.pt", weights_only=True)["weights"]
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
     def resumed(client: Path, endpoint: str) -> list[str | Path]:
