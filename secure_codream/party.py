@@ -173,12 +173,11 @@ def run_client(
 ) -> None:
     """Take part with the client of `folder` until the federation is over.
 
-    Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.pt` (a
-    `state_dict` under `weights`);
-    at the end `privacy.json` and `privacy.html`, what the run may say about privacy. In a federation with `[privacy]`
-    also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`, so that a client that starts
-    again goes on with it; in one with `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`. Nothing of
-    it leaves the machine.
+    Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.pt` (a `state_dict` under
+    `weights`); at the end `privacy.json` and `privacy.html`, what the run may say about privacy. In a federation with
+    `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`, so that a client
+    that starts again goes on with it; in one with `[client_privacy]` the ledger of noised sums,
+    `client_privacy.jsonl`. Nothing of it leaves the machine.
 
     Args:
         folder: the client's folder.

@@ -79,7 +79,7 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
     members: list[MemberSpending]
     clip: Positive
     secure_mode: bool
-    unit: str = "one record of one client"
+    unit: str = "one record of a client's training data"
     neighbours: str = "one record added or removed"
     mechanism: str = "DP-SGD (Abadi et al., CCS 2016), and Gaussian noise on the histogram of labels and on statistics"
     sampling: str = "Poisson: in each step every record takes part on its own, with the same probability"
@@ -148,8 +148,8 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
             worst = max((member.spent for member in self.record.members), default=0.0)
             delta = max((member.delta for member in self.record.members), default=0.0)
             parts.append(
-                f"Each record is protected with epsilon {worst:.3g} at delta {delta:.2g}, or better, against everybody "
-                "but its own client"
+                f"Each training record is protected with epsilon {worst:.3g} at delta {delta:.2g}, or better, against "
+                "everybody but its own client"
             )
         if self.client is not None:
             parts.append(

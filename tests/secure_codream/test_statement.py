@@ -92,7 +92,9 @@ def test_record_level_says_everything_in_json_and_on_the_page(tmp_path: Path) ->
         "0.3",
     ):
         assert found in text
-    assert statement.headline.startswith(f"Each record is protected with epsilon {member.spent:.3g} at delta 1e-05")
+    assert statement.headline.startswith(
+        f"Each training record is protected with epsilon {member.spent:.3g} at delta 1e-05"
+    )
     assert {"opacus", "torch"} <= set(statement.versions)
     raw = msgspec.json.decode((tmp_path / "privacy.json").read_bytes())
     assert raw["record"]["neighbours"] == "one record added or removed"
