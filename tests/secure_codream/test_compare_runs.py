@@ -122,12 +122,24 @@ def children(parent: int) -> set[int]:
     return found
 
 
+def heed_interrupts() -> None:
+    """A shell that starts the tests in the background has them ignore SIGINT, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to count processes")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_comparison_goes_on_to_the_same_table(folder: Path, whole: Path, how: signal.Signals) -> None:
-    config = str(configure(folder, seeds="0-2", slow=0.4))
+    config = str(configure(folder, seeds="0-2", slow=0.1))
     begun = command(config, "--out", "broken", "--jobs", "2", "--no-plots")
-    process = subprocess.Popen(begun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+    process = subprocess.Popen(
+        begun,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        preexec_fn=heed_interrupts,
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("4 of 12"):
