@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
+from secure_codream.pages import page_environment
 from secure_codream.panel import format_bytes
 from secure_codream.records import (
     ClientLost,
@@ -71,7 +71,7 @@ def write_report(folder: Path) -> Path:
     rounds = run.finished_rounds()
     shown = _spread(rounds, ROUNDS_SHOWN)
     dreams = {number: read_dreams(run.round(number)) for number in shown}
-    page = _environment().get_template("report.html.j2")
+    page = page_environment(percent=percent, size=size, duration=duration).get_template("report.html.j2")
     html = page.render(
         s=summary,
         headline=headline(summary),
@@ -690,15 +690,3 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, size=size, duration=duration)
-    return environment

@@ -12,10 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import jinja2
 import msgspec
 
 from secure_codream.audit.results import AuditResult
+from secure_codream.pages import page_environment
 from secure_codream.records import Amount, Count, MalformedRecord, MissingRecord, Share, write_whole
 
 if TYPE_CHECKING:
@@ -255,11 +255,7 @@ def privacy_statement(
 def write_statement(folder: Path, statement: PrivacyStatement) -> tuple[Path, Path]:
     """Write `privacy.json` and `privacy.html` into a run's folder; returns both paths."""
     encoded = msgspec.json.format(msgspec.json.encode(statement), indent=2) + b"\n"
-    loader = jinja2.PackageLoader("secure_codream", "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("statement.html.j2").render(s=statement)
+    page = page_environment().get_template("statement.html.j2").render(s=statement)
     return write_whole(folder / "privacy.json", encoded), write_whole(folder / "privacy.html", page.encode())
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
+from jinja2 import Environment
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -29,6 +29,7 @@ from secure_codream.experiments.plots import (
 from secure_codream.experiments.registry import ALONE, CENTRAL
 from secure_codream.experiments.results import Line, Results, curve_of, grouped, in_words
 from secure_codream.experiments.sweep import SweepTable, is_reference, name_of, split_name
+from secure_codream.pages import page_environment
 from secure_codream.records import write_whole
 from secure_codream.report import duration, percent, size
 
@@ -168,15 +169,8 @@ def _shades(counts: NDArray[np.int64]) -> list[list[tuple[int, float]]]:
     return [[(int(count), float(count) / most) for count in row] for row in counts]
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+def _environment() -> Environment:
+    return page_environment(
         percent=percent,
         size=size,
         duration=duration,
@@ -184,4 +178,3 @@ def _environment() -> jinja2.Environment:
         # matplotlib escapes what it draws, and no text but numbers and our own labels is drawn.
         svg=lambda plot: Markup(plot.for_page()),  # noqa: S704
     )
-    return environment

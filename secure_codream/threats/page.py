@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
+from secure_codream.pages import page_environment
 from secure_codream.records import write_whole
 from secure_codream.report import duration, png
 from secure_codream.threats.attack import Evidence, Picture, Verdict
@@ -44,8 +44,8 @@ def write_page(path: Path, findings: Sequence[Finding], summary: Mapping[str, An
         for family in dict.fromkeys(finding.entry.family for finding in findings)
     }
     views = [PromiseView(BY_KEY[key], found, _worst(found)) for key, found in by_promise(findings).items()]
-    page = _environment().get_template("threats.html.j2")
-    html = page.render(
+    environment = page_environment(amount=amount, uri=_data_uri, duration=duration, colour=_colour, code=_code)
+    html = environment.get_template("threats.html.j2").render(
         s=summary,
         headline=headline(findings),
         families=families,
@@ -112,15 +112,3 @@ def _code(text: str) -> Markup:
     """Names between backticks, set as code."""
     parts = [escape(part) for part in text.split("`")]
     return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else p for n, p in enumerate(parts))
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(amount=amount, uri=_data_uri, duration=duration, colour=_colour, code=_code)
-    return environment
