@@ -5,9 +5,11 @@ on with it, and its budget with the same charge. The charge is reserved before t
 between the two, the charge is spent and nothing was released, which errs on the side of privacy.
 """
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -38,12 +40,28 @@ class Releases:
             self.reserve(charge)
             return mechanism()
         path = self._folder / f"{hashlib.sha256(f'{self._key}|{charge!r}'.encode()).hexdigest()}.pt"
-        if not path.exists():
-            self.reserve(charge)
-            released = {name: tensor.detach().cpu() for name, tensor in mechanism().items()}
-            self._folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            torch.save(released, partial)
-            partial.replace(path)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with _alone(path.with_suffix(".lock")):
+            if not path.exists():
+                self.reserve(charge)
+                _keep(path, {name: tensor.detach().cpu() for name, tensor in mechanism().items()})
         release: Release = torch.load(path, weights_only=True)
         return release
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait for whoever holds the lock; a process that dies lets it go."""
+    with lock.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _keep(path: Path, release: Release) -> None:
+    """On the disk, and whole, before it counts: it has been paid for."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(release, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

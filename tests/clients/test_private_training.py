@@ -1,6 +1,9 @@
 """DP-SGD, its plan, and what keeps a charge from being paid twice; every defence with the same test without it."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from codream_clients import private_training
+from codream_clients import private_training, releases
 from codream_clients.accounting import SampledGaussian, epsilon_of
 from codream_clients.datasets import LabelledImages, pool
 from codream_clients.ledger import BudgetExceeded
 from codream_clients.models import build
 from codream_clients.privacy_plan import (
+    WARM_UP,
     PlannedCharges,
     PrivacySettings,
     PrivacySettingsError,
@@ -266,8 +270,8 @@ def test_secure_mode_says_what_is_missing(monkeypatch):
         NoiseSource(secure=True)
 
 
-def spender(plan, releases):
-    return PrivateTraining(plan, None, releases, NoiseSource(1), CPU)
+def spender(plan, kept):
+    return PrivateTraining(plan, None, kept, NoiseSource(1), CPU)
 
 
 @pytest.mark.parametrize("allowed", [False, True], ids=["refused", "control: allowed"])
@@ -300,15 +304,37 @@ def test_every_training_is_charged_before_it_runs_and_a_round_without_epochs_is_
 def test_first_training_of_a_model_that_is_gone_on_with_is_a_rounds(tmp_path, warmed_up):
     """Else it would count as the warm-up, and the kept one would take the place of what the model has learnt since."""
     plan, charges = plan_privacy(replace(QUICK, round_epochs=2), records=24, rounds=2), []
-    releases, network = Releases(charges.append, tmp_path), model()
-    spender(plan, releases)(network, images(), 2, 0)
+    shelf, network = Releases(charges.append, tmp_path), model()
+    spender(plan, shelf)(network, images(), 2, 0)
     kept = weights(network)
     with torch.no_grad():
         for weight in network.parameters():
             weight += 100.0
-    PrivateTraining(plan, None, releases, NoiseSource(2), CPU, warmed_up=warmed_up)(network, images(), 2, 0)
+    PrivateTraining(plan, None, shelf, NoiseSource(2), CPU, warmed_up=warmed_up)(network, images(), 2, 0)
     assert [charge.purpose for charge in charges] == ["warm-up", "round 1"][: 1 + warmed_up]
     assert torch.equal(weights(network), kept) is not warmed_up
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["one after the other", "control: side by side"])
+def test_two_that_want_one_release_at_once_pay_once(tmp_path, monkeypatch, alone):
+    if not alone:
+        monkeypatch.setattr(releases, "_alone", lambda lock: nullcontext())
+    charges, meeting = [], threading.Barrier(2)
+    plan = plan_privacy(QUICK, records=24, rounds=0)
+
+    def mechanism():
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(timeout=0.5)  # passes only if both are in it
+        return {"weight": torch.ones(1)}
+
+    def want():
+        return Releases(charges.append, tmp_path).once(plan.training(2, WARM_UP), mechanism)
+
+    with ThreadPoolExecutor(2) as pool:
+        wanted = [pool.submit(want), pool.submit(want)]
+    if alone:
+        assert torch.equal(*(future.result()["weight"] for future in wanted))
+    assert len(charges) == (1 if alone else 2)
 
 
 def test_a_kept_warm_up_is_not_paid_for_again(tmp_path):
