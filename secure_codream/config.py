@@ -78,6 +78,7 @@ class DreamsTable(_Table):
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS - 2)] = 10
     half_way: bool = False
     batch: Annotated[int, Field(ge=2, le=65_536)] = 128
+    views: Annotated[int, Field(ge=0, le=64)] = 0
     way: Literal["update", "gradient"] = "update"
     optimiser: Literal["average", "fedadam", "adam", "distadam"] = "average"
     server_lr: Annotated[float, Field(gt=0, le=100)] = 1.0
@@ -92,6 +93,8 @@ class DreamsTable(_Table):
     def _has_a_middle(self) -> DreamsTable:
         if self.half_way and not 2 <= self.steps <= MAX_STEPS - 3:
             raise ValueError(f"steps {self.steps} with half_way; 2 to {MAX_STEPS - 3} are allowed")
+        if self.half_way and self.views:
+            raise ValueError(f"views {self.views} with half_way; choose one of them")
         return self
 
 
@@ -233,7 +236,7 @@ class DataTable(_Table):
     per_client: Annotated[int, Field(ge=1)] | None = None
     train_limit: Annotated[int, Field(ge=2)] | None = None
     test_limit: Annotated[int, Field(ge=1)] | None = None
-    augment: Literal["none", "shift", "flip-crop"] = "none"
+    augment: Literal["none", "shift", "affine", "flip-crop"] = "none"
     seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("source")

@@ -36,7 +36,7 @@ from secure_codream.data import load_data as load_data
 
 
 def learning_settings(federation: FederationConfig) -> LearningSettings:
-    """The `[learning]` table as settings; `way`, clips and window follow `[dreams]`.
+    """The `[learning]` table as settings; `way`, views, clips and window follow `[dreams]`.
 
     Raises:
         ConfigError: a key or value that does not fit.
@@ -44,6 +44,7 @@ def learning_settings(federation: FederationConfig) -> LearningSettings:
     dreams = federation.dreams
     shared = {
         "way": dreams.way,
+        "views": dreams.views,
         "logit_clip": dreams.logit_clip,
         "window": dreams.window,
     }
@@ -248,7 +249,8 @@ def client_policy(client: ClientConfig, federation: FederationConfig) -> Policy:
     """The client's policy: its own table, and the vectors that the federation's configuration implies."""
     dreams = federation.dreams
     channels, height, width = federation.task.shape
-    coordinates = max(dreams.batch * channels * height * width + 3, dreams.batch * federation.task.classes * 2)
+    labels = (1 + dreams.views) * dreams.batch * federation.task.classes
+    coordinates = max(dreams.batch * channels * height * width + 3, 2 * labels)
     largest = max(1.0, float(np.log(federation.task.classes)))
     limits = client.policy.model_dump()
     least_noise, most_rho, last = limits.pop("least_noise"), None, METRICS

@@ -8,6 +8,8 @@ client puts in its lowest logit: its own is held down by nothing, since balanced
 where nobody has seen a class, such logits can be the highest, so that all dreams are labelled with it. Numerators
 (B, K) and denominators (K,) are coordinates of one secure sum, so the server sees totals per class and no client's
 histogram.
+A label may stand for more than the dream: with views (`augmentation.with_views`) its variations are labelled too, and
+labels are ((1 + V) * B, K), those of the dreams first.
 Stage 3 (i): each client distils the dreams and their labels by KL at temperature T (Hinton et al., 2015); options
 add noise to the dreams, move them by a few pixels (an image's class stays, and so does a dream's label), and add the
 client's own images to each step.
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from codream_clients.augmentation import augment_batch, augmentation_generator, shift_batch
+from codream_clients.augmentation import augment_batch, augmentation_generator, shift_batch, with_views
 from codream_clients.datasets import LabelledImages
 from codream_clients.training import TrainingError, balanced_cross_entropy, sgd, shuffled_batches
 
@@ -124,8 +126,8 @@ def distil(
 ) -> float:
     """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 without).
 
-    Each batch is (dreams (B, C, H, W), aggregated logits (B, K)). The loss is
-    T^2 * KL(softmax(label / T) || softmax(f(dream) / T)), the mean over dreams; the optimiser is that of
+    Each batch is (dreams (B, C, H, W), aggregated logits ((1 + V) * B, K)), with V views of each dream. The loss is
+    T^2 * KL(softmax(label / T) || softmax(f(image) / T)), the mean over dreams and views; the optimiser is that of
     `train_local`. `seed` fixes the order. The model is moved to `device` and left in eval mode. `noise` is the
     deviation of Gaussian noise that every sight of a dream gets, `shift` by how many pixels at most it is moved; `own`
     adds a loss on own images to each step.
@@ -137,11 +139,17 @@ def distil(
     if not temperature > 0:
         raise AcquisitionError(f"temperature is {temperature}; it must be above 0 (1 to 20 is usual)")
     for dreams, labels in feddream_batches:
-        if labels.ndim != 2 or len(labels) != len(dreams):
+        if labels.ndim != 2 or not len(labels) or len(labels) % len(dreams):
             raise AcquisitionError(
-                f"dreams of shape {dreams.shape} with soft labels of shape {labels.shape}; ({len(dreams)}, K) is needed"
+                f"dreams of shape {dreams.shape} with soft labels of shape {labels.shape}; ({len(dreams)}, K) is "
+                "needed, or with views a multiple of it"
             )
-    images = torch.from_numpy(np.concatenate([dreams for dreams, _ in feddream_batches])).to(device)
+    images = torch.cat(
+        [
+            with_views(torch.from_numpy(dreams).to(device), len(labels) // len(dreams) - 1)
+            for dreams, labels in feddream_batches
+        ]
+    )
     logits = torch.from_numpy(np.concatenate([labels for _, labels in feddream_batches])).to(device)
     targets = torch.softmax(logits / temperature, dim=1)
     model.to(device).train()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Augment = Literal["none", "shift", "flip-crop"]
+Augment = Literal["none", "shift", "affine", "flip-crop"]
 """How images may vary from one epoch to the next; see `augmentation`."""
 
 DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3761

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from codream_clients.acquisition import OwnImages, calibrated, distil, soft_label_share
+from codream_clients.augmentation import with_views
 from codream_clients.datasets import LabelledImages
 from codream_clients.dreaming import ChannelStatistics, DreamLoss, ExtraTerm, dream_gradient, dream_update
 from codream_clients.training import evaluate, predict_logits, train_local
@@ -38,7 +39,7 @@ class LearningSettings:
     """Every learning hyperparameter of a participant. Raises `LearningSettingsError` for values out of range.
 
     Dreams: `way` of sharing; `local_steps` Adam steps at rate `dream_lr` (update way); `loss` weights.
-    Soft labels: logits `calibrated` to `label_deviation` over the batch (0: as they are) and clipped to
+    Soft labels: each dream with as many `views` (`augmentation.with_views`); logits `calibrated` to `label_deviation` over the batch (0: as they are) and clipped to
     [-logit_clip, logit_clip]; `class_aware` weights with the public `max_count` and `prior`. Training:
     `warm_up_epochs` at the start; each round `distil_epochs` at `temperature` on the newest `window` dream batches,
     then `local_epochs` on the own data, with the `balanced` softmax or plain cross-entropy; SGD with `lr` (own data)
@@ -52,6 +53,7 @@ class LearningSettings:
     local_steps: int = 10
     dream_lr: float = 0.1
     loss: DreamLoss = field(default_factory=DreamLoss)
+    views: int = 0
     logit_clip: float = 30.0
     label_deviation: float = 0.0
     class_aware: bool = True
@@ -84,6 +86,7 @@ class LearningSettings:
         for name in ("batch_size", "distil_batch_size"):
             self._require(name, at_least=2)
         for name in (
+            "views",
             "warm_up_epochs",
             "distil_epochs",
             "local_epochs",
@@ -123,7 +126,7 @@ class DreamShare:
 
 @dataclass(frozen=True, eq=False)
 class SoftLabelShare:
-    """Numerators (B, K) within +-logit_clip and denominators (K,) in (0, 1]; label = sum / sum."""
+    """Numerators (N, K) within +-logit_clip and denominators (K,) in (0, 1]; label = sum / sum."""
 
     numerators: FloatArray
     denominators: FloatArray
@@ -260,9 +263,10 @@ class Participant:
         return DreamShare(delta, entropy)
 
     def soft_labels(self, dreams: FloatArray) -> SoftLabelShare:
-        """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W)."""
+        """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W): N = (1 + views) * B."""
         settings = self.settings
-        logits = predict_logits(self._teacher, dreams, self._device)
+        images = with_views(torch.from_numpy(dreams), settings.views).numpy()
+        logits = predict_logits(self._teacher, images, self._device)
         if settings.label_deviation > 0:
             logits = calibrated(logits, settings.label_deviation)
         numerators, denominators = soft_label_share(
@@ -276,7 +280,7 @@ class Participant:
         return SoftLabelShare(numerators, denominators)
 
     def acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> Metrics:
-        """Stage 3: add `dreams` (B, C, H, W) with aggregated logits (B, K), distil, train on the own data."""
+        """Stage 3: add `dreams` (B, C, H, W) with aggregated logits (N, K), distil, train on the own data."""
         settings = self.settings
         self._rounds += 1
         self._window.append((dreams, soft_labels))

@@ -35,7 +35,7 @@ class DreamLearner:
         weight: this client's secret weight in dream updates, in (0, 1]; without effect where `noised`.
         noised: whether the federation has client-level noise: then updates are the change of the dreams and no more.
         shape: (C, H, W) of the images it agrees to dream.
-        classes: K of the soft labels that it takes; None takes any.
+        classes: K of the soft labels that it takes; None takes any. There must be one for each dream and each view.
         on_metrics: called with the metrics after each acquisition, for the client's own folder.
     """
 
@@ -93,8 +93,9 @@ class DreamLearner:
             raise VectorRefused(f"training past the privacy budget: {error}", "what the ledger still allows") from error
 
     def _check_labels(self, batch: int, labels: np.ndarray[Any, Any]) -> None:
-        if labels.ndim != 2 or len(labels) != batch or labels.shape[1] != (self._classes or labels.shape[1]):
-            raise VectorRefused(f"soft labels of shape {labels.shape}", f"({batch}, {self._classes or 'K'})")
+        count = batch * (1 + self._participant.settings.views)
+        if labels.ndim != 2 or len(labels) != count or labels.shape[1] != (self._classes or labels.shape[1]):
+            raise VectorRefused(f"soft labels of shape {labels.shape}", f"({count}, {self._classes or 'K'})")
 
 
 def _figures(metrics: Metrics) -> np.ndarray[Any, Any]:

@@ -3,8 +3,9 @@
 - `update`: a client's change of the dreams (or its gradient), its weight, and two figures for the people who watch:
   the entropy of its teacher on the dreams, and which fraction of the change was clipped. Weighted sums; the weight
   is secret.
-- `logits`: numerators (B x K) and denominators (K) of the soft labels, so that class-aware labels need no
-  histogram. A plan may ask for them half-way through the updates too.
+- `logits`: numerators (N x K) and denominators (K) of the soft labels, so that class-aware labels need no
+  histogram. N is B, or with V views of each dream, which the clients make, (1 + V) x B. A plan may ask for them half-way
+  through the updates too.
 - `metrics`: how the client fares after it has learnt from the dreams. There is no other channel for it. What it learns
   from goes out with the step: all dreams of the round, in one array, and their soft labels.
 
@@ -41,9 +42,9 @@ def bare_update_spec(coordinates: int, clip: float) -> VectorSpec:
     return VectorSpec(UPDATE, (Block("dreams", coordinates, clip),))
 
 
-def logits_spec(batch: int, classes: int, clip: float) -> VectorSpec:
-    """Weighted logits (batch x classes) within [-clip, clip], and each class's weight in (0, 1]."""
-    return VectorSpec(LOGITS, (Block("numerators", batch * classes, clip), Block("denominators", classes, 1.0)))
+def logits_spec(labels: int, classes: int, clip: float) -> VectorSpec:
+    """Weighted logits (labels x classes) within [-clip, clip], and each class's weight in (0, 1]."""
+    return VectorSpec(LOGITS, (Block("numerators", labels * classes, clip), Block("denominators", classes, 1.0)))
 
 
 def metrics_spec() -> VectorSpec:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -138,7 +138,7 @@ class FastClient:
         shard = problem.shards[client]
         self._settings, self._problem, self._student, self._rounds = settings, problem, student, 0
         self._participant = Participant(
-            problem.learning,
+            replace(problem.learning, views=0),  # its vector has the labels of the generated images alone
             problem.fresh_model(client),
             shard,
             problem.test,

@@ -58,7 +58,7 @@ from secure_codream.learning import learning_settings
 SCHEMA = 1
 MOST_CELLS = 100_000
 PARTITIONS = "iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:NUMBER"
-FOLLOWS_DREAMS = ("way", "logit_clip", "window")  # learning settings that `[dreams]` decides
+FOLLOWS_DREAMS = ("way", "views", "logit_clip", "window")  # learning settings that `[dreams]` decides
 
 
 def partition_fields(text: str) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class SourceTable(_Table):
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     standardise: Literal["public", "train"] = "public"
     train_limit: Annotated[int, Field(ge=2)] | None = None
-    augment: Literal["none", "shift", "flip-crop"] = "none"
+    augment: Literal["none", "shift", "affine", "flip-crop"] = "none"
 
 
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]

@@ -6,6 +6,9 @@ is given up with its dreams, and the round starts again from other noise.
 
 Half-way (as CoDream's authors do): one more step of soft labels in the middle of the updates. What the dreams are then
 and what they are in the end make one batch of 2B images, half-way ones first, which is published once, in the end.
+
+Views: clients label V variations of each dream beside it, which they make themselves, all alike. The soft labels are
+then ((1 + V) * B, K), those of the dreams first; images are sent of the dreams alone.
 """
 
 from __future__ import annotations
@@ -161,7 +164,7 @@ class Coordinator:
 
     def _specs(self) -> tuple[VectorSpec, ...]:
         settings, privacy = self._settings, self._privacy
-        labels = logits_spec(settings.batch, settings.classes, settings.logit_clip)
+        labels = logits_spec(settings.labels, settings.classes, settings.logit_clip)
         if privacy is None:
             updates = update_spec(settings.coordinates, settings.classes, settings.update_clip)
             return updates, labels, metrics_spec()
@@ -243,7 +246,7 @@ class Coordinator:
             self._dreams = self._student.push(self._dreams, settings.adaptive_weight)
 
     def _absorb_logits(self, sums: dict[str, np.ndarray[Any, np.dtype[np.float64]]]) -> StepResult:
-        numerators = sums["numerators"].reshape(self._settings.batch, self._settings.classes)
+        numerators = sums["numerators"].reshape(self._settings.labels, self._settings.classes)
         soft_labels = (numerators / np.maximum(sums["denominators"], 1e-6)).astype(np.float32)
         if self._privacy is not None:  # likewise: a weighted mean of clipped logits
             soft_labels = np.clip(soft_labels, -self._settings.logit_clip, self._settings.logit_clip)

@@ -1,7 +1,8 @@
 """The FedDream dataset: finished dreams with their soft labels, a sliding window of the newest batches.
 
 It is made of sums alone, so the server may keep it; each batch is one `.npz` with `dreams` (B, C, H, W) and
-`soft_labels` (B, K), the aggregated logits, both float32.
+`soft_labels`, the aggregated logits, both float32: (B, K), or with V views of each dream ((1 + V) * B, K), those of the
+dreams first.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ class DreamSettings:
         half_way: whether the dreams are labelled after half of the updates too, which takes one more step and gives
             batches of 2B images.
         batch: B, images of a batch.
+        views: V, variations of each dream that the clients label beside it; they make them themselves.
         shape: (C, H, W) of an image.
         classes: K.
         way: "update" (clients send a difference) or "gradient" (clients send dL/dx).
@@ -41,6 +42,7 @@ class DreamSettings:
     optimiser: str = "average"
     server_lr: float = 1.0
     half_way: bool = False
+    views: int = 0
     update_clip: float = 1.0
     logit_clip: float = 30.0
     adapt_clip: bool = False
@@ -49,11 +51,13 @@ class DreamSettings:
     adaptive_from: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("steps", 0), ("batch", 1), ("window", 1)):
+        for name, least in (("rounds", 1), ("steps", 0), ("batch", 1), ("views", 0), ("window", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} is {getattr(self, name)}; {least} or more is allowed")
         if self.half_way and self.steps < 2:
             raise SettingsError(f"steps is {self.steps} with half_way; 2 or more is allowed")
+        if self.half_way and self.views:
+            raise SettingsError(f"views is {self.views} with half_way; choose one of them")
         allowed = {"update": ("average", "fedadam"), "gradient": ("adam", "distadam")}
         if self.optimiser not in allowed.get(self.way, ()):
             raise SettingsError(
@@ -65,6 +69,11 @@ class DreamSettings:
     def revealing_steps(self) -> int:
         """Secure steps of a round in which clients send something of their data, metrics apart."""
         return self.steps + (2 if self.half_way else 1)
+
+    @property
+    def labels(self) -> int:
+        """Soft labels of a step: B, or with views (1 + V) x B."""
+        return (1 + self.views) * self.batch
 
     @property
     def coordinates(self) -> int:

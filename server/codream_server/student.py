@@ -47,9 +47,9 @@ class Student:
         self._optimiser = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
 
     def learn(self, dataset: FedDreamDataset) -> None:
-        """Distil from the window (KL divergence at temperature T)."""
+        """Distil from the window (KL divergence at temperature T), views apart."""
         images = torch.from_numpy(np.concatenate([dreams for dreams, _ in dataset.batches]))
-        logits = torch.from_numpy(np.concatenate([labels for _, labels in dataset.batches]))
+        logits = torch.from_numpy(np.concatenate([labels[: len(dreams)] for dreams, labels in dataset.batches]))
         target = functional.log_softmax(logits / self._temperature, dim=1)
         self.model.train()
         for _ in range(self._epochs):
