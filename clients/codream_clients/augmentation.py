@@ -1,8 +1,8 @@
 """Augmentation: each image of a mini-batch a little different from one epoch to the next.
 
     shift       moved by up to 1/8 of its side, both ways, the border repeated: digits, scans, anything with a direction
-    affine      turned by up to 15 degrees, sheared by up to 10, 15 % larger or smaller, and moved by up to 1/8 of its side,
-                the border repeated: handwriting (after Simard et al., ICDAR 2003, section 2)
+    affine      turned by up to 15 degrees, sheared by up to 10, 15 % larger or smaller, moved by up to 1/8 of its
+                side, the border repeated: handwriting (after Simard et al., ICDAR 2003, section 2)
     flip-crop   mirrored left to right every other time, and cropped out of its reflection by up to 1/8 of its side:
                 natural images (He et al., CVPR 2016, section 4.2; reflection after Zagoruyko and Komodakis, BMVC 2016)
 

@@ -39,11 +39,11 @@ class LearningSettings:
     """Every learning hyperparameter of a participant. Raises `LearningSettingsError` for values out of range.
 
     Dreams: `way` of sharing; `local_steps` Adam steps at rate `dream_lr` (update way); `loss` weights.
-    Soft labels: each dream with as many `views` (`augmentation.with_views`); logits `calibrated` to `label_deviation` over the batch (0: as they are) and clipped to
-    [-logit_clip, logit_clip]; `class_aware` weights with the public `max_count` and `prior`. Training:
-    `warm_up_epochs` at the start; each round `distil_epochs` at `temperature` on the newest `window` dream batches,
-    then `local_epochs` on the own data, with the `balanced` softmax or plain cross-entropy; SGD with `lr` (own data)
-    or `distil_lr` (dreams), `momentum`, `weight_decay`.
+    Soft labels: of each dream and of `views` variations of it (`augmentation.with_views`); logits `calibrated` to
+    `label_deviation` over the batch (0: as they are) and clipped to [-logit_clip, logit_clip]; `class_aware` weights
+    with the public `max_count` and `prior`. Training: `warm_up_epochs` at the start; each round `distil_epochs` at
+    `temperature` on the newest `window` dream batches, then `local_epochs` on the own data, with the `balanced` softmax
+    or plain cross-entropy; SGD with `lr` (own data) or `distil_lr` (dreams), `momentum`, `weight_decay`.
     Options of distillation: Gaussian noise of deviation `distil_noise` on the dreams; each sight of a dream moved by up
     to `distil_shift` pixels; `own_weight` times the loss on own images in each step. `teacher`: the model as it is
     ("current"), or a copy of it as the warm-up left it ("warm-up"), makes and labels the dreams.

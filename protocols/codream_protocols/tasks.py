@@ -4,8 +4,8 @@
   the entropy of its teacher on the dreams, and which fraction of the change was clipped. Weighted sums; the weight
   is secret.
 - `logits`: numerators (N x K) and denominators (K) of the soft labels, so that class-aware labels need no
-  histogram. N is B, or with V views of each dream, which the clients make, (1 + V) x B. A plan may ask for them half-way
-  through the updates too.
+  histogram. N is B, or with V views of each dream, which the clients make, (1 + V) x B. A plan may ask for them
+  half-way through the updates too.
 - `metrics`: how the client fares after it has learnt from the dreams. There is no other channel for it. What it learns
   from goes out with the step: all dreams of the round, in one array, and their soft labels.
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from codream_clients.acquisition import AcquisitionError, calibrated, distil, soft_label_share
+from codream_clients.augmentation import with_views
 from codream_clients.models import build
 from codream_clients.training import TrainingError, predict_logits
 
@@ -179,3 +180,36 @@ def test_dreams_are_moved_by_the_shift_at_most_and_without_it_not_at_all(shift):
     distil(watched, [(dreams, logits(count=16))], epochs=20, shift=shift, **SETTINGS)
     places = {tuple(image[0].nonzero()[0].tolist()) for images in watched.shown for image in images}
     assert places == {(3 + y, 4 + x) for y in range(-shift, shift + 1) for x in range(-shift, shift + 1)}
+
+
+# -- views ----------------------------------------------------------------
+
+
+class Listening(torch.nn.Module):
+    """Remembers what it is shown, and answers with a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = []
+        self.answer = torch.nn.Parameter(torch.zeros(3))
+
+    def forward(self, images):
+        self.shown.append(images.detach().clone())
+        return self.answer.expand(len(images), 3)
+
+
+def test_each_view_is_learnt_with_its_own_label():
+    dreams = batch(count=8)[0]
+    images = with_views(torch.from_numpy(dreams), 2)
+    labels = np.zeros((24, 3), np.float32)
+    labels[17, 1] = 9.0  # of one view alone
+    listening = Listening()
+    distil(listening, [(dreams, labels)], epochs=1, **{**SETTINGS, "batch_size": 2, "lr": 1e-9})
+    shown = torch.cat(listening.shown)
+    assert len(shown) == 24
+    assert all(any(torch.equal(image, other) for other in shown) for image in images)
+    losses = [
+        distil(Listening(), [(dreams[[place]], labels[[place, 8 + place, 16 + place]])], epochs=1, **SETTINGS)
+        for place in (0, 1)
+    ]
+    assert losses[0] == pytest.approx(0, abs=1e-6) and losses[1] > 0.1

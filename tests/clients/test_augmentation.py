@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.augmentation import augment_batch, augmentation_generator, shift_batch
+from codream_clients.augmentation import augment_batch, augmentation_generator, shift_batch, warp_batch, with_views
 from codream_clients.datasets import DatasetError, LabelledImages, pool
 from codream_clients.models import build
 from codream_clients.training import train_local
@@ -69,7 +69,7 @@ def test_augmentation_travels_with_the_images():
     assert pool([data, data]).augment == "shift"
     with pytest.raises(DatasetError, match="augment"):
         pool([data, labelled()])
-    with pytest.raises(DatasetError, match="'rotate'; allowed are none, shift, flip-crop"):
+    with pytest.raises(DatasetError, match="'rotate'; allowed are none, shift, affine, flip-crop"):
         labelled("rotate")
 
 
@@ -83,6 +83,7 @@ def test_training_varies_the_images_and_stays_deterministic():
     assert torch.equal(trained("shift"), trained("shift"))
     assert not torch.equal(trained("shift"), trained("none"))
     assert not torch.equal(trained("shift"), trained("flip-crop"))
+    assert not torch.equal(trained("shift"), trained("affine"))
 
 
 @pytest.mark.parametrize("reach", [1, 3])
@@ -99,3 +100,49 @@ def test_shift_batch_moves_by_its_reach_at_most_and_takes_every_place(reach):
 
 def test_shift_batch_by_nothing_is_the_same_tensor():
     assert shift_batch(IMAGES, 0, augmentation_generator(0)) is IMAGES
+
+
+def moments(images):
+    """Centres (N, 2) and covariances (N, 2, 2) of the brightness of (N, 1, H, W), in pixels."""
+    axis = torch.arange(images.shape[-1], dtype=torch.float64)
+    places = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)
+    shares = images.double().flatten(1) / images.double().sum(dim=(1, 2, 3)).unsqueeze(1)
+    centres = shares @ places.T
+    away = places.T.unsqueeze(0) - centres.unsqueeze(1)
+    return centres, torch.einsum("np,npi,npj->nij", shares, away, away)
+
+
+def test_warped_images_are_moved_turned_and_scaled_within_their_bounds():
+    bar = torch.zeros(1, 1, 64, 64)
+    bar[..., 22:42, 30:34] = 1.0
+    warped = warp_batch(bar.repeat(400, 1, 1, 1), augmentation_generator(0))
+    (before,), (spread,) = moments(bar)
+    centres, spreads = moments(warped)
+    moved = (centres - before).abs().amax(dim=0)
+    assert (moved > 6).all() and (
+        moved < 8 + 2.5
+    ).all()  # 1/8 of 64, and some more where scale and turn move the centre
+    lengths = (torch.linalg.eigvalsh(spreads)[:, 1] / torch.linalg.eigvalsh(spread)[1]).sqrt()
+    assert lengths.min() < 0.9 and lengths.max() > 1.1 and lengths.min() > 0.8 and lengths.max() < 1.25
+    directions = torch.linalg.eigh(spreads).eigenvectors[:, :, 1]
+    angles = torch.rad2deg(torch.atan2(directions[:, 1], directions[:, 0]))
+    angles = (angles + 90) % 180 - 90
+    assert angles.max() > 10 and angles.min() < -10 and angles.abs().max() < 15 + 10 + 1
+
+
+def test_warping_follows_from_the_generator_and_keeps_a_flat_image():
+    one, two = (warp_batch(IMAGES, augmentation_generator(seed)) for seed in (1, 2))
+    assert torch.equal(one, warp_batch(IMAGES, augmentation_generator(1))) and not torch.equal(one, two)
+    flat = torch.full((3, 2, 8, 8), 0.7)
+    assert torch.allclose(warp_batch(flat, augmentation_generator(0)), flat)
+
+
+@pytest.mark.parametrize("views", [0, 3])
+def test_views_come_after_the_dreams_and_are_the_same_for_everybody(views):
+    torch.manual_seed(views)
+    images = with_views(IMAGES, views)
+    torch.manual_seed(99)
+    assert torch.equal(images, with_views(IMAGES.clone(), views))
+    assert images.shape == ((1 + views) * 64, 2, 16, 16) and torch.equal(images[:64], IMAGES)
+    parts = images.split(64)
+    assert all(not torch.equal(one, other) for i, one in enumerate(parts) for other in parts[:i])

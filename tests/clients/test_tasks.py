@@ -107,6 +107,8 @@ def test_half_way_dreams_come_in_one_array_with_the_final_ones(dreams: np.ndarra
     heard: list[tuple[np.ndarray, np.ndarray]] = []
 
     class Listening:
+        settings = LearningSettings()
+
         def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray) -> Metrics:
             heard.append((dreams, soft_labels))
             return Metrics(rounds=1, accuracy=0.5, train_accuracy=1.0, distil_loss=0.0)

@@ -47,6 +47,16 @@ def test_half_way_needs_a_middle_and_a_step_more(tmp_path: Path, steps: int) -> 
         read_federation(path)
 
 
+def test_views_and_half_way_dreams_exclude_each_other(tmp_path: Path) -> None:
+    for dreams, fine in (({"views": 3}, True), ({"views": 3, "half_way": True}, False)):
+        path = write(tmp_path, "config.toml", {"task": TASK, "dreams": dreams})
+        if fine:
+            assert read_federation(path).dream_settings().labels == 4 * 128
+        else:
+            with pytest.raises(ConfigError, match="views 3 with half_way; choose one of them"):
+                read_federation(path)
+
+
 def test_half_way_is_part_of_the_recipe_and_reaches_the_server(tmp_path: Path) -> None:
     with_it, without = (
         read_federation(write(tmp_path, "config.toml", {"task": TASK, "dreams": {"half_way": half_way}}))

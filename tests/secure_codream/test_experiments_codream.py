@@ -33,7 +33,14 @@ def digits(models: Sequence[str] = ("cnn2", "mlp", "cnn2"), *, value_bits: int =
         shards=shards,
         test=test.subset(np.arange(100)),
         models=tuple(models),
-        learning=LearningSettings(local_steps=2, warm_up_epochs=2, distil_epochs=1, local_epochs=1, batch_size=16),
+        learning=LearningSettings(
+            local_steps=2,
+            warm_up_epochs=2,
+            distil_epochs=1,
+            local_epochs=1,
+            batch_size=16,
+            views=dreams.get("views", 0),
+        ),
         dreams=DreamsTable(**{"steps": 2, "batch": BATCH, **dreams}),
         aggregation=AggregationTable(value_bits=value_bits),
         rounds=2,
@@ -44,6 +51,18 @@ def digits(models: Sequence[str] = ("cnn2", "mlp", "cnn2"), *, value_bits: int =
 
 def timeless(rows: Sequence[Row]) -> list[Row]:
     return [dataclasses.replace(row, seconds=0.0) for row in rows]
+
+
+# -- views ----------------------------------------------------------------
+
+
+def test_views_cost_labels_and_no_images() -> None:
+    plain, viewed = (list(CoDream().run(digits(views=views))) for views in (0, 3))
+    assert [row.secure_steps for row in viewed] == [row.secure_steps for row in plain]
+    labels = 3 * BATCH * 10
+    assert 4 * labels <= (viewed[-1].bytes_down - plain[-1].bytes_down) / 2 < 4.4 * labels
+    assert 2 * labels <= (viewed[-1].bytes_up - plain[-1].bytes_up) / 2 < 2.8 * labels
+    assert viewed[-1].accuracies != plain[-1].accuracies
 
 
 # -- dreams taken at half-way ---------------------------------------------

@@ -227,6 +227,20 @@ def zero_labels() -> dict:
     return labels(np.zeros((BATCH, CLASSES)), [1, 1, 1])
 
 
+def test_views_are_labelled_and_no_image_but_the_dreams_is_sent() -> None:
+    student = Pushing()
+    coordinator = make(steps=1, views=2, student=student)
+    check_plan(coordinator.next_plan(range(3)))
+    coordinator.absorb(reveal(coordinator, 0, [update(0.5)] * 3))
+    (asked,) = coordinator.broadcast(1)[1]
+    rows = np.arange(3 * BATCH * CLASSES).reshape(3 * BATCH, CLASSES) / 10
+    coordinator.absorb(reveal(coordinator, 1, [labels(rows, [1, 1, 1])] * 3))
+    dreams, soft_labels = coordinator.broadcast(2)[1]
+    assert np.array_equal(dreams, asked) and len(dreams) == BATCH
+    np.testing.assert_allclose(soft_labels, rows, atol=5e-3)
+    assert student.learnt == [1]
+
+
 @pytest.mark.parametrize(("steps", "before"), [(2, 1), (3, 1), (6, 3)])
 def test_half_way_dreams_take_one_more_step_in_the_middle(steps: int, before: int) -> None:
     coordinator = make(steps=steps, half_way=True)
