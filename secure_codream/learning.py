@@ -21,7 +21,14 @@ from codream_clients.ledger import Budget, BudgetExceeded, Ledger
 from codream_clients.models import ModelShapeError, UnknownModelError, build, check_model
 from codream_clients.own_parts import OwnPartError
 from codream_clients.participant import LearningSettings, Participant
-from codream_clients.privacy_plan import PRIVACY_KEYS, PlannedCharges, PrivacyPlan, PrivacySettings, plan_privacy
+from codream_clients.privacy_plan import (
+    PRIVACY_KEYS,
+    PlannedCharges,
+    PrivacyPlan,
+    PrivacySettings,
+    plan_privacy,
+    warn_of_weak_delta,
+)
 from codream_clients.private_noise import NoiseSource
 from codream_clients.private_participant import private_participant
 from codream_clients.private_training import PrivateModelError
@@ -108,7 +115,7 @@ def make_participant(
     releases: Callable[[PrivacyPlan], Releases] | None = None,
     warmed_up: bool = False,
 ) -> Participant:
-    """Everything a client learns with.
+    """Everything a client learns with. Warns `WeakDelta` if the delta of its own budget is 1/n or more.
 
     Args:
         client: the client's configuration.
@@ -120,13 +127,19 @@ def make_participant(
 
     Raises:
         ConfigError: a model or data of another form than the federation's task, a client with a budget in a federation
-            without privacy, or a private one whose images would be standardised by their own statistics.
+            without privacy, or a private one whose images would be standardised by their own statistics or are a
+            random part of more.
         LedgerError: the budget does not allow the label histogram.
     """
     if federation.privacy is not None and client.data.standardise == "train" and federation.task.mean is None:
         raise ConfigError(
             "[data]: standardise 'train' in a federation with [privacy]; 'public' is allowed, or mean and std in "
             "[task], since statistics of the images without noise would go into everything that is learnt"
+        )
+    if federation.privacy is not None and client.data.train_limit is not None:
+        raise ConfigError(
+            f"[data]: train_limit {client.data.train_limit} in a federation with [privacy]; a file of the images that "
+            "take part is needed, since with one more or less, others would be taken, and the budget is for one record"
         )
     train, test = data or load_data(client.data, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
@@ -144,6 +157,8 @@ def make_participant(
             raise ConfigError(f"model: {error}") from error
     if client.budget is not None and federation.privacy is None:
         raise ConfigError("[budget]: this client trains privately or not at all; the federation has no [privacy]")
+    if client.budget is not None:
+        warn_of_weak_delta(client.budget.delta, client.budget.records or len(train))
     return assemble(
         federation,
         model,

@@ -172,11 +172,17 @@ def plan_privacy(settings: PrivacySettings, *, records: int, rounds: int) -> Pri
     count = settings.records if settings.records is not None else records
     if count < 1 or rounds < 0:
         raise PrivacySettingsError(f"{count} records, {rounds} rounds; at least 1 and at least 0 are needed")
-    if settings.delta is not None and settings.delta >= 1 / count:
-        warnings.warn(
-            f"delta is {settings.delta:g}, and 1/n is {1 / count:.3g}; choose it well below", WeakDelta, stacklevel=2
-        )
+    if settings.delta is not None:
+        warn_of_weak_delta(settings.delta, count)
     return _plan(settings, count, rounds if settings.round_epochs else 0)
+
+
+def warn_of_weak_delta(delta: float, records: int) -> None:
+    """Warn `WeakDelta` if delta is 1/n or more, with n records."""
+    if delta >= 1 / records:
+        warnings.warn(
+            f"delta is {delta:g}, and 1/n is {1 / records:.3g}; choose it well below", WeakDelta, stacklevel=3
+        )
 
 
 @lru_cache

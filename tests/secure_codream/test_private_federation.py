@@ -20,7 +20,7 @@ from codream_clients.datasets import LabelledImages, load_digits_data
 from codream_clients.ledger import Budget, BudgetExceeded, Ledger
 from codream_clients.models import build
 from codream_clients.participant import LearningSettings, LearningSettingsError, Participant
-from codream_clients.privacy_plan import PrivacyPlan, PrivacySettings, plan_privacy
+from codream_clients.privacy_plan import PrivacyPlan, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.private_noise import NoiseSource
 from codream_clients.private_participant import private_participant
 from codream_clients.releases import Releases, Reserve
@@ -190,6 +190,23 @@ def test_scale_measured_on_the_records_is_refused(digits: Any) -> None:
     agreed = {**SMALL["task"], "mean": (0.3,), "std": (0.4,)}  # controls: agreed on by all, or not private
     for tables in ({"task": agreed}, {"privacy": None}):
         make_participant(client(data=own), federation(**tables), data=(shards[0], None))
+
+
+def test_random_part_of_the_records_is_refused(digits: Any) -> None:
+    own, shards = {"source": "digits", "train_limit": 40}, digits[0]
+    with pytest.raises(ConfigError, match=r"train_limit 40 in a federation with \[privacy\]; a file of the images"):
+        make_participant(client(data=own), federation(), data=(shards[0], None))
+    make_participant(client(data=own), federation(privacy=None), data=(shards[0], None))  # control: not private
+
+
+@pytest.mark.parametrize(("delta", "warned"), [(0.1, True), (1e-3, False)])
+def test_own_budget_with_a_weak_delta_is_warned_of(digits: Any, delta: float, warned: bool) -> None:
+    shards, test = digits
+    config = client(budget={"epsilon": 8.0, "delta": delta})
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        make_participant(config, federation(), data=(shards[0], test), model=model())
+    assert any(warning.category is WeakDelta for warning in heard) is warned
 
 
 def test_settings_of_privacy_are_part_of_the_recipe() -> None:
