@@ -41,7 +41,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL: dict[str, Any] = {
     "federation": {"name": "private", "rounds": 2},
     "task": {"shape": (1, 8, 8), "classes": 10},
-    "dreams": {"batch": 16, "steps": 2},
+    "dreams": {"batch": 16, "steps": 2, "views": 1},
     "learning": {"distil_epochs": 2, "local_steps": 2},
     "privacy": PRIVACY,
 }
@@ -97,7 +97,7 @@ def test_only_the_noisy_histogram_is_used_and_no_figure_of_the_records_leaves(di
     )
     assert metrics.train_accuracy is None and metrics.accuracy is not None
     learner = DreamLearner(participant, shape=(1, 8, 8))
-    sent = learner.compute(METRICS, [dreams, np.zeros((16, 10), np.float32)], [1.0])["metrics"]
+    sent = learner.compute(METRICS, [dreams, np.zeros((2 * 16, 10), np.float32)], [1.0])["metrics"]
     assert sent[2] == 0.0
     # Control: without privacy the same participant shows both.
     open_one = make_participant(client(), federation(privacy=None), data=(shards[0], test), model=model())
