@@ -193,8 +193,8 @@ def epsilon_plot(partition: str, lines: Sequence[Line], styles: Mapping[str, Sty
 
 
 def communication_plot(points: Sequence[Communication], styles: Mapping[str, Style]) -> Plot | None:
-    """Bytes of one client in one round against its model's parameters, both logarithmic; None without points."""
-    if not points:
+    """Bytes of one client in one round against its model's parameters, both logarithmic; None for one size of model."""
+    if len({point.parameters for point in points}) < 2:
         return None
     name = "communication"
     figure, axes = _frame(name, (SIZE[0] * 1.5, SIZE[1] * 1.1))
