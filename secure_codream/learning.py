@@ -262,17 +262,15 @@ def open_client_ledger(path: Path, client: ClientConfig, federation: FederationC
 
 def client_policy(client: ClientConfig, federation: FederationConfig) -> Policy:
     """The client's policy: its own table, and the vectors that the federation's configuration implies."""
-    dreams = federation.dreams
-    channels, height, width = federation.task.shape
-    labels = (1 + dreams.views) * dreams.batch * federation.task.classes
-    coordinates = max(dreams.batch * channels * height * width + 3, 2 * labels)
+    dreams = federation.dream_settings()
+    coordinates = max(dreams.coordinates + 3, 2 * dreams.labels * federation.task.classes)
     largest = max(1.0, float(np.log(federation.task.classes)))
     limits = client.policy.model_dump()
     least_noise, most_rho, last = limits.pop("least_noise"), None, METRICS
     privacy = federation.client_privacy_settings()
     if privacy is not None:
         # The noise that everybody calibrates alike, but for rounding; and without noise, only the constant of LEARN.
-        least_noise = max(least_noise, noise_multiplier_of(privacy, federation.dream_settings()) * (1 - 1e-9))
+        least_noise = max(least_noise, noise_multiplier_of(privacy, dreams) * (1 - 1e-9))
         most_rho, last = rho_of(privacy.epsilon, privacy.delta), LEARN
     return Policy(
         **limits,

@@ -49,6 +49,7 @@ def private_statistics(
     norms = np.linalg.norm(_vectors(model, layers, public, device), axis=1)
     bound = float(CLIP_TIMES_MEDIAN * np.median(norms))
     vectors = _vectors(model, layers, data.images, device)
+    vectors[~np.isfinite(vectors).all(axis=1)] = 0.0  # no clipping bounds such a record
     clipped = vectors * np.minimum(1.0, bound / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
     total = clipped.sum(axis=0) + generator.normal(0.0, noise_multiplier * bound, size=vectors.shape[1])
     edges = np.cumsum([0, *(2 * layer.num_channels for layer in layers)])

@@ -5,10 +5,11 @@ its gradient is clipped to the L2 norm `max_grad_norm`; the sum gets Gaussian no
 batch size, never the actual one, which would tell how many took part. Large batches go through the model in parts.
 
 The loss is the balanced softmax of `training`, with the noisy histogram: of the records it sees each one's own image
-and label alone, so a record's gradient depends on no other record. How images vary is drawn afresh too, from the
-source of the noise: who knew those draws, which go to records by their place in a batch, would see one record more or
-less shift those of all behind it. Classes that the histogram calls unseen count as one
-image, since a record may be of one.
+and label alone, so a record's gradient depends on no other record. A gradient that is not finite counts as zero: no
+clipping bounds it, and the failure that it causes would tell that its record is there. How images vary is drawn afresh
+too, from the source of the noise: who knew those draws, which go to records by their place in a batch, would see one
+record more or less shift those of all behind it. Classes that the histogram calls unseen count as one image, since a
+record may be of one.
 """
 
 import warnings
@@ -160,21 +161,34 @@ def private_sgd(
     batches = UniformWithReplacementSampler(
         num_samples=len(data), sample_rate=plan.sample_rate, generator=sampling, steps=steps
     )
+
+    def backward(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Each record's gradient, into the optimiser; returns whose are finite, (B,)."""
+        losses = functional.cross_entropy(model(inputs) + log_counts, targets, reduction="none")
+        if ghost:
+            DPTensorFastGradientClipping(hooks, optimiser, losses).backward()
+            norms: torch.Tensor = hooks.per_sample_gradient_norms
+            return norms.isfinite()
+        torch.autograd.backward(losses.mean())
+        return torch.stack([part.flatten(1).sum(1) for part in optimiser.grad_samples]).isfinite().all(0)
+
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # images need no gradient
             for chosen in batches:
-                if not chosen:
-                    _only_noise(optimiser)
-                parts = torch.split(torch.tensor(chosen, device=device), settings.physical_batch) if chosen else ()
+                # A step in which no record takes part still gets its noise: that there was none is not to be seen.
+                parts = torch.split(torch.tensor(chosen, dtype=torch.long, device=device), settings.physical_batch)
                 for left, part in zip(reversed(range(len(parts))), parts, strict=True):
                     optimiser.signal_skip_step(left > 0)
-                    logits = model(augment_batch(images[part], data.augment, variation)) + log_counts
-                    losses = functional.cross_entropy(logits, labels[part], reduction="none")
-                    if ghost:
-                        DPTensorFastGradientClipping(hooks, optimiser, losses).backward()
-                    else:
-                        torch.autograd.backward(losses.mean())
+                    inputs, targets = augment_batch(images[part], data.augment, variation), labels[part]
+                    while len(inputs):
+                        finite = backward(inputs, targets)
+                        if finite.all():
+                            break
+                        optimiser.zero_grad(set_to_none=True)
+                        inputs, targets = inputs[finite], targets[finite]
+                    if not len(inputs):
+                        _no_gradients(optimiser)
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
     finally:
@@ -192,10 +206,8 @@ def _log_counts(class_counts: NDArray[np.float32] | None, classes: int) -> torch
     return (counts / counts.sum()).log()
 
 
-def _only_noise(optimiser: DPOptimizer) -> None:
-    """A step in which no record takes part still gets its noise: that there was none is not to be seen."""
+def _no_gradients(optimiser: DPOptimizer) -> None:
+    """What `backward` leaves for a batch of no records."""
     for weight in optimiser.params:
         weight.grad = torch.zeros_like(weight)
         weight.grad_sample = torch.zeros(0, *weight.shape, device=weight.device)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)

@@ -28,6 +28,7 @@ from codream_clients.privacy_plan import (
 from codream_clients.private_noise import NoiseSource, SecureModeUnavailable
 from codream_clients.private_training import PrivateModelError, PrivateTraining, private_sgd, require_private_model
 from codream_clients.releases import Releases
+from codream_clients.training import TrainingError
 
 CPU = torch.device("cpu")
 QUICK = PrivacySettings(epsilon=8.0, batch_size=16, warm_up_epochs=2, accountant="rdp")
@@ -75,6 +76,38 @@ def test_one_record_moves_a_step_by_no_more_than_its_clipped_gradient(bound, hol
     plan = plan_for(max_grad_norm=bound, lr=1.0)
     moved = train(model("mlp_gn"), more, plan) - train(model("mlp_gn"), data, plan)
     assert (float(moved.norm()) <= 0.3 / QUICK.batch_size * 1.001) is holds
+
+
+class OfUnitLength(nn.Module):
+    """A model that divides by the image's length: for an empty image its gradient is not a number."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, given):
+        flat = given.flatten(1)
+        return self.linear(flat / flat.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("defended", [True, False], ids=["left out", "control: let through"])
+@pytest.mark.parametrize("others", [23, 0], ids=["among others", "alone"])
+def test_a_record_whose_gradient_is_not_finite_is_not_given_away_by_a_failure(mode, defended, others, monkeypatch):
+    if not defended:
+        monkeypatch.setattr(torch.Tensor, "isfinite", lambda self: torch.ones_like(self, dtype=torch.bool))
+    data = images(24)
+    empty = LabelledImages(np.zeros_like(data.images[:1]), data.labels[:1], 10)
+    kept = LabelledImages(data.images[:others], data.labels[:others], 10)
+    plan = plan_for(mode=mode, physical_batch=5)
+    if not defended:
+        with pytest.raises(TrainingError, match="no longer finite"):
+            train(OfUnitLength(), pool([kept, empty]), plan)
+        return
+    moved = train(OfUnitLength(), pool([kept, empty]), plan)
+    expected = train(OfUnitLength(), kept, plan) if others else torch.zeros(650)
+    assert torch.allclose(moved, expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
