@@ -283,10 +283,13 @@ class ClientConfig(_Table):
     """The whole of `client.toml`.
 
     `model` is a name of the zoo (`codream_clients.model_names`), or `module:function`, WHICH RUNS THAT CODE.
+    `tell_accuracy`: whether the client's accuracies, without noise, go into the masked sum that the server takes the
+    mean of; unless given, only where the federation has no `[privacy]`. Its own `metrics.jsonl` has them in any case.
     """
 
     name: PartyName
     model: str
+    tell_accuracy: bool | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     weight: Annotated[float, Field(gt=0, le=1)] = 1.0

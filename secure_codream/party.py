@@ -177,7 +177,8 @@ def run_client(
     `weights`); at the end `privacy.json` and `privacy.html`, what the run may say about privacy. In a federation with
     `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`, so that a client
     that starts again goes on with it; in one with `[client_privacy]` the ledger of noised sums,
-    `client_privacy.jsonl`. Nothing of it leaves the machine.
+    `client_privacy.jsonl`. `answered_steps` has a byte for each step that it has answered, in earlier processes too,
+    which its policy limits. Nothing of it leaves the machine.
 
     Args:
         folder: the client's folder.
@@ -201,6 +202,7 @@ def run_client(
     from codream_clients.privacy_plan import PrivacyPlan
     from codream_clients.releases import Releases
     from codream_clients.runner import ClientRunner
+    from codream_clients.step_count import StepCount
     from codream_clients.tasks import DreamLearner
     from codream_protocols.client import ClientProtocol
     from secure_codream.checkpoint import read_weights, write_weights
@@ -257,11 +259,15 @@ def run_client(
             def charge(rho: float) -> None:
                 sums.reserve(of_rho(rho, "noised sum"))
 
+        tells_accuracy = federation.privacy is None if client.tell_accuracy is None else client.tell_accuracy
+        count = StepCount(folder / "answered_steps")
         protocol = ClientProtocol(
             member=roster.number_of(client.name),
             signer=Signer(read_private_key(folder / "identity.key")),
             roster=roster,
             policy=client_policy(client, federation),
+            answered_steps=count.steps,
+            count=count.add,
             spent_rho=spent,
             charge=charge,
         )
@@ -273,6 +279,7 @@ def run_client(
                 classes=federation.task.classes,
                 weight=client.weight,
                 noised=federation.client_privacy is not None,
+                tells_accuracy=tells_accuracy,
                 on_metrics=keep,
             ),
             roster=roster,
@@ -288,13 +295,27 @@ def run_client(
             asyncio.run(_until_signal(runner.run()))
         finally:  # whatever has been spent is stated, also of a run that was cut short
             write_statement(
-                folder, _own_statement(federation, client.name, ledger, len(roster.members), protocol.spent_rho)
+                folder,
+                _own_statement(
+                    federation,
+                    client.name,
+                    ledger,
+                    len(roster.members),
+                    protocol.spent_rho,
+                    metrics_reported=tells_accuracy and federation.client_privacy is None,
+                ),
             )
         log.info("finished", compute_seconds=round(runner.compute_seconds, 3))
 
 
 def _own_statement(
-    federation: FederationConfig, name: str, ledger: Ledger | None, members: int, spent_rho: float
+    federation: FederationConfig,
+    name: str,
+    ledger: Ledger | None,
+    members: int,
+    spent_rho: float,
+    *,
+    metrics_reported: bool,
 ) -> PrivacyStatement:
     """What a client may say of its own records and of all that it has sent."""
     privacy = federation.client_privacy_settings()
@@ -313,7 +334,7 @@ def _own_statement(
             )
         ),
         colluders=federation.aggregation.colluders,
-        metrics_reported=privacy is None,
+        metrics_reported=metrics_reported,
     )
 
 

@@ -24,12 +24,12 @@ from codream_clients.tasks import Learner
 from codream_protocols.client import ClientProtocol, Compute, Effect, Send
 from codream_protocols.errors import (
     AggregationFailed,
+    HelloNeeded,
     LocalProtocolError,
     MalformedMessage,
     ProtocolError,
     RemoteProtocolError,
     RosterRefused,
-    UnexpectedMessage,
     UnsupportedVersion,
 )
 from codream_protocols.identity import Roster
@@ -182,7 +182,7 @@ class ClientRunner:
         for kind in (UnsupportedVersion, RosterRefused):
             if message.code == kind.code:  # the Hello's; saying it again would change nothing
                 raise kind(message.found, message.allowed)
-        if message.code == UnexpectedMessage.code and "before Hello" in message.found:
+        if message.code == HelloNeeded.code:
             await self._send(Send(Hello((PROTOCOL,), self._roster.hash)))  # the server has been restarted
 
     def _farewell(self, message: Farewell) -> None:
@@ -200,7 +200,8 @@ class ClientRunner:
         self._log.info("welcome", version=message.version)
 
     async def _refuse(self, error: ProtocolError) -> None:
-        self._log.warning("refused", code=error.code, found=error.found, allowed=error.allowed)
+        cause = {} if error.__cause__ is None else {"cause": str(error.__cause__)}
+        self._log.warning("refused", code=error.code, found=error.found, allowed=error.allowed, **cause)
         await self._send(Send(Refusal(error.code, error.found[:512], error.allowed[:512])))
 
     async def _perform(self, effects: list[Effect]) -> None:

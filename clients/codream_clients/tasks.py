@@ -14,7 +14,7 @@ from codream_clients.ledger import LedgerError
 from codream_clients.participant import Metrics, Participant
 from codream_protocols.errors import VectorRefused
 from codream_protocols.ring import clipped_fraction
-from codream_protocols.tasks import LEARN, LOGITS, METRICS, UPDATE
+from codream_protocols.tasks import LEARN, LOGITS, METRIC_NAMES, METRICS, UPDATE
 
 Values = Mapping[str, np.ndarray[Any, Any]]
 Arrays = Sequence[np.ndarray[Any, np.dtype[np.float32]]]
@@ -36,6 +36,8 @@ class DreamLearner:
         noised: whether the federation has client-level noise: then updates are the change of the dreams and no more.
         shape: (C, H, W) of the images it agrees to dream.
         classes: K of the soft labels that it takes; None takes any. There must be one for each dream and each view.
+        tells_accuracy: whether the server gets this client's accuracies in the sum; if not, it gets what a client
+            without test images says.
         on_metrics: called with the metrics after each acquisition, for the client's own folder.
     """
 
@@ -47,10 +49,12 @@ class DreamLearner:
         classes: int | None = None,
         weight: float = 1.0,
         noised: bool = False,
+        tells_accuracy: bool = True,
         on_metrics: Any = lambda metrics: None,
     ) -> None:
         self._participant, self._weight, self._on_metrics = participant, weight, on_metrics
         self._shape, self._classes, self._noised = shape, classes, noised
+        self._tells_accuracy = tells_accuracy
 
     def compute(self, task: str, arrays: Arrays, clips: Sequence[float]) -> Values:
         """See `Learner`.
@@ -83,14 +87,17 @@ class DreamLearner:
             self._check_labels(len(dreams), arrays[1])
             metrics = self._acquire(dreams, np.array(arrays[1]))
             self._on_metrics(metrics)
-            return {"metrics": _figures(metrics)} if task == METRICS else {"done": np.ones(1)}
+            if task == LEARN:
+                return {"done": np.ones(1)}
+            return {"metrics": _figures(metrics) if self._tells_accuracy else np.zeros(len(METRIC_NAMES))}
         raise VectorRefused(f"task {task!r}", f"{UPDATE}, {LOGITS}, {METRICS} or {LEARN}")
 
     def _acquire(self, dreams: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Metrics:
         try:
             return self._participant.acquire(dreams, labels)
         except LedgerError as error:
-            raise VectorRefused(f"training past the privacy budget: {error}", "what the ledger still allows") from error
+            # What is spent follows from how many records there are, so the server is not told; the log is.
+            raise VectorRefused("training past the privacy budget", "what the ledger still allows") from error
 
     def _check_labels(self, batch: int, labels: np.ndarray[Any, Any]) -> None:
         count = batch * (1 + self._participant.settings.views)

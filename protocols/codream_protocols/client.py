@@ -169,6 +169,8 @@ class ClientProtocol:
         roster: the verified roster.
         policy: what it permits.
         random_bytes: a cryptographic generator, n -> n bytes; the operating system's unless a test pins it.
+        answered_steps: steps that this client has begun to answer before, in earlier processes.
+        count: called before each step is begun, to write that down for good; if it raises, the step is not begun.
         spent_rho: client-level zCDP that this client has spent before, in earlier processes.
         charge: called with the rho of a noised step before it is begun, to write it down for good; if it raises, the
             step is not begun.
@@ -185,15 +187,17 @@ class ClientProtocol:
         roster: Roster,
         policy: Policy,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        answered_steps: int = 0,
+        count: Callable[[], None] | None = None,
         spent_rho: float = 0.0,
         charge: Callable[[float], None] | None = None,
     ) -> None:
         if not 0 <= member < len(roster.members) or roster.members[member].identity_key != signer.public:
             raise LocalProtocolError(f"an identity key that is not member {member}'s", "the key of the roster's entry")
         self.state = State.IDLE
-        self.answered_steps = 0
+        self.answered_steps = answered_steps
         self.spent_rho = spent_rho
-        self._charge = charge
+        self._count, self._charge = count, charge
         self._member, self._signer, self._roster, self._policy = member, signer, roster, policy
         self._random = random_bytes
         self._sessions: dict[bytes, int] = {}
@@ -437,6 +441,8 @@ class ClientProtocol:
         rho = epoch.plan.rho(spec)
         self._rule_budget(1)
         self._rule_privacy_budget(rho)
+        if self._count is not None:
+            self._count()
         if rho > 0 and self._charge is not None:
             self._charge(rho)
         epoch.erase_shares_before(message.step)

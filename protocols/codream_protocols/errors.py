@@ -88,6 +88,12 @@ class UnexpectedMessage(RemoteProtocolError):
     code = "unexpected"
 
 
+class HelloNeeded(RemoteProtocolError):
+    """A message of a client that this server, perhaps a restarted one, has not heard a Hello of."""
+
+    code = "hello-needed"
+
+
 class WrongContext(RemoteProtocolError):
     """A message of another session, epoch, step or broadcast."""
 

@@ -22,6 +22,7 @@ from zmq.utils import z85
 
 from codream_protocols.errors import (
     AggregationFailed,
+    HelloNeeded,
     RemoteProtocolError,
     RosterRefused,
     UnexpectedMessage,
@@ -230,7 +231,7 @@ class ServerRunner:
                 self._perform(self._epoch.returned(member))
             return
         if peer is None:
-            raise UnexpectedMessage(f"{type(message).__name__} before Hello", "Hello first")
+            raise HelloNeeded(f"{type(message).__name__} before Hello", "Hello first")
         moved, was_gone = peer.route != route, not peer.present
         peer.route, peer.heard, peer.present = route, now, True
         if was_gone:

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from codream_clients.datasets import LabelledImages  # noqa: E402 - needs torch
+from codream_clients.ledger import BudgetExceeded  # noqa: E402
 from codream_clients.models import build  # noqa: E402
 from codream_clients.participant import DreamShare, LearningSettings, Metrics, Participant  # noqa: E402
 from codream_clients.tasks import DreamLearner  # noqa: E402
@@ -103,6 +104,17 @@ def test_metrics_say_whether_there_are_test_images(images: LabelledImages, dream
     assert figures["tested"] == 1 and figures["accuracy"] == heard[1].accuracy
 
 
+@pytest.mark.parametrize("tells", [False, True], ids=["not told", "control: told"])
+def test_accuracies_stay_with_a_client_that_does_not_tell_them(
+    images: LabelledImages, dreams: np.ndarray, tells: bool
+) -> None:
+    heard: list[Metrics] = []
+    silent = learner(images, test=images, tells_accuracy=tells, on_metrics=heard.append)
+    sent = silent.compute(METRICS, [dreams, np.zeros((BATCH, CLASSES), np.float32)], (1.0,))["metrics"]
+    assert sent.any() == tells and len(sent) == len(METRIC_NAMES)
+    assert heard[0].accuracy is not None  # its own folder has them
+
+
 def test_half_way_dreams_come_in_one_array_with_the_final_ones(dreams: np.ndarray) -> None:
     heard: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -144,6 +156,20 @@ def test_soft_labels_of_another_form_are_refused(
     """They come from the server: a refusal, not a crash in the middle of training."""
     with pytest.raises(VectorRefused):
         learner(images).compute(METRICS, [dreams, np.zeros(shape, np.float32)], (1.0,))
+
+
+def test_what_is_spent_is_not_told_to_the_server(dreams: np.ndarray) -> None:
+    class Spent:
+        settings = LearningSettings()
+
+        def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray) -> Metrics:
+            raise BudgetExceeded("epsilon 3.21 is spent")
+
+    poor = DreamLearner(Spent(), shape=SHAPE, classes=CLASSES)  # type: ignore[arg-type]
+    with pytest.raises(VectorRefused, match="past the privacy budget") as caught:
+        poor.compute(METRICS, [dreams, np.zeros((BATCH, CLASSES), np.float32)], (1.0,))
+    assert "3.21" not in f"{caught.value} {vars(caught.value)}"
+    assert "3.21" in str(caught.value.__cause__)  # control: it is known here, and goes into the client's own log
 
 
 def test_unknown_task_is_refused(images: LabelledImages, dreams: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from codream_clients.privacy_plan import PrivacyPlan, PrivacySettings, WeakDelta
 from codream_clients.private_noise import NoiseSource
 from codream_clients.private_participant import private_participant
 from codream_clients.releases import Releases, Reserve
+from codream_clients.step_count import StepCount
 from codream_clients.tasks import DreamLearner
 from codream_protocols.tasks import METRICS
 from codream_server.settings import AggregationSettings, DreamSettings
@@ -301,10 +303,12 @@ def test_private_clients_over_the_network(tmp_path: Path) -> None:
         for process in running:
             process.kill()
             process.wait()
+    report = json.loads((tmp_path / "server" / "server.json").read_text())
     for config in clients:
         folder = tmp_path / "clients" / config.name
         figures = read_metrics(folder / "metrics.jsonl")
         assert len(figures) == 3 and all(line["train_accuracy"] is None for line in figures)
+        assert StepCount(folder / "answered_steps").steps == report["secure_steps"]
         plan = plan_privacy(PrivacySettings(**tables["privacy"]), records=40, rounds=2)
         budget = Budget(plan.epsilon, plan.delta, "rdp")
         with Ledger.open(folder / "privacy.jsonl", federation="private", member=config.name, budget=budget) as ledger:
