@@ -32,6 +32,23 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="This party's folder, made by `provision`.")]
 At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="EPOCH:STEP")]
+Resume = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Go on with this run's folder.")]
+Partitions = Annotated[
+    str | None, typer.Option(help="iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:N; commas between.")
+]
+Seeds = Annotated[str | None, typer.Option(help="0-4, or 0,2,5.")]
+Data = Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")]
+Root = Annotated[Path | None, typer.Option(help="Where torchvision's files lie.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of communication.")]
+Clients = Annotated[int | None, typer.Option(min=2, help="Clients.")]
+PerClient = Annotated[int | None, typer.Option(min=2, help="Images of each client.")]
+TestLimit = Annotated[int | None, typer.Option(min=1, help="At most so many test images.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto.")]
+Name = Annotated[str | None, typer.Option(help="Part of the folder's name.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Cells at a time; one for each core unless given.")]
+Plots = Annotated[bool, typer.Option(help="Draw plots, which needs matplotlib.")]
+Out = Annotated[Path, typer.Option(help="Where the run's folder is made.")]
+Json = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
 
 
 def main() -> None:
@@ -60,8 +77,8 @@ def demo(
     alpha: Annotated[str, typer.Option(help="Dirichlet concentration of the labels, or 'iid'.")] = "0.5",
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, models and dreams.")] = 0,
     drop: Annotated[int, typer.Option(min=0, help="Client processes to kill in the middle of a step.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")] = False,
+    out: Out = Path("runs"),
+    json: Json = False,
 ) -> None:
     """Run a federation of real processes on this machine: digits data, different models, everything masked."""
     from secure_codream.demo import DemoOptions, run_demo
@@ -167,31 +184,27 @@ def compare(
     config: Annotated[
         Path | None, typer.Argument(exists=True, dir_okay=False, help="The comparison's TOML file; see examples/.")
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Go on with this run's folder.")
-    ] = None,
+    resume: Resume = None,
     algorithms: Annotated[str | None, typer.Option(help="Names with commas between.")] = None,
-    partitions: Annotated[
-        str | None, typer.Option(help="iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:N; commas between.")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="0-4, or 0,2,5.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where torchvision's files lie.")] = None,
+    partitions: Partitions = None,
+    seeds: Seeds = None,
+    data: Data = None,
+    root: Root = None,
     models: Annotated[str | None, typer.Option(help="One for all clients, or several, taken in turn.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of communication.")] = None,
-    clients: Annotated[int | None, typer.Option(min=2, help="Clients.")] = None,
-    per_client: Annotated[int | None, typer.Option(min=2, help="Images of each client.")] = None,
-    test_limit: Annotated[int | None, typer.Option(min=1, help="At most so many test images.")] = None,
+    rounds: Rounds = None,
+    clients: Clients = None,
+    per_client: PerClient = None,
+    test_limit: TestLimit = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="End a cell after so many rounds without a rise in accuracy.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto.")] = None,
-    name: Annotated[str | None, typer.Option(help="Part of the folder's name.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time; one for each core unless given.")] = None,
-    plots: Annotated[bool, typer.Option(help="Draw plots, which needs matplotlib.")] = True,
+    device: Device = None,
+    name: Name = None,
+    jobs: Jobs = None,
+    plots: Plots = True,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.")] = False,
-    out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")] = False,
+    out: Out = Path("runs"),
+    json: Json = False,
 ) -> None:
     """Compare algorithms on the same data: table, plots and report. Flags overrule the file."""
     wanted: dict[str, Any] = {
@@ -219,31 +232,27 @@ def sweep(
     config: Annotated[
         Path | None, typer.Argument(exists=True, dir_okay=False, help="The sweep's TOML file; see examples/.")
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Go on with this run's folder.")
-    ] = None,
+    resume: Resume = None,
     epsilons: Annotated[str | None, typer.Option(help="Budgets with commas between; 'none' is no privacy.")] = None,
     delta: Annotated[
         float | None, typer.Option(min=0, max=1, help="Of every budget; a tenth of 1/n unless given.")
     ] = None,
     methods: Annotated[str | None, typer.Option(help="isolated, codream, centralised; commas between.")] = None,
-    partitions: Annotated[
-        str | None, typer.Option(help="iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:N; commas between.")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="0-4, or 0,2,5.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where torchvision's files lie.")] = None,
+    partitions: Partitions = None,
+    seeds: Seeds = None,
+    data: Data = None,
+    root: Root = None,
     models: Annotated[str | None, typer.Option(help="With group norm, such as cnn2_gn; one, or several.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of communication.")] = None,
-    clients: Annotated[int | None, typer.Option(min=2, help="Clients.")] = None,
-    per_client: Annotated[int | None, typer.Option(min=2, help="Images of each client.")] = None,
-    test_limit: Annotated[int | None, typer.Option(min=1, help="At most so many test images.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto.")] = None,
-    name: Annotated[str | None, typer.Option(help="Part of the folder's name.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time; one for each core unless given.")] = None,
-    plots: Annotated[bool, typer.Option(help="Draw plots, which needs matplotlib.")] = True,
-    out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")] = False,
+    rounds: Rounds = None,
+    clients: Clients = None,
+    per_client: PerClient = None,
+    test_limit: TestLimit = None,
+    device: Device = None,
+    name: Name = None,
+    jobs: Jobs = None,
+    plots: Plots = True,
+    out: Out = Path("runs"),
+    json: Json = False,
 ) -> None:
     """Accuracy against epsilon: CoDream, clients alone and all data in one place under the same privacy budget."""
     wanted: dict[str, Any] = {
@@ -390,8 +399,8 @@ def threats(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Write this document's tables anew, from a run of everything."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")] = False,
+    out: Out = Path("runs"),
+    json: Json = False,
 ) -> None:
     """Attack the code as it is deployed, each attack with a control that works without its defence."""
     import torch
@@ -451,14 +460,14 @@ def audit(
     canaries: Annotated[int | None, typer.Option(min=20, help="Records included by coins; an even number.")] = None,
     runs: Annotated[int | None, typer.Option(min=20, help="Of one step, in each of two worlds; even.")] = None,
     data: Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where torchvision's files lie.")] = None,
+    root: Root = None,
     model: Annotated[str | None, typer.Option(help="Every client's, with group norm, such as mlp_gn.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything.")] = None,
     without_noise: Annotated[
         bool, typer.Option("--without-noise", help="Break the mechanism on purpose: the audit must find it.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")] = False,
+    out: Out = Path("runs"),
+    json: Json = False,
 ) -> None:
     """Attack a private federation: lower bounds on epsilon beside the claim. Exit code 1 if the claim is refuted."""
     import torch
