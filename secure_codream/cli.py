@@ -77,15 +77,25 @@ def demo(
     alpha: Annotated[str, typer.Option(help="Dirichlet concentration of the labels, or 'iid'.")] = "0.5",
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, models and dreams.")] = 0,
     drop: Annotated[int, typer.Option(min=0, help="Client processes to kill in the middle of a step.")] = 0,
+    epsilon: Annotated[
+        float | None, typer.Option(min=0.1, help="Differential privacy for each record, with this budget a client.")
+    ] = None,
     out: Out = Path("runs"),
     json: Json = False,
 ) -> None:
     """Run a federation of real processes on this machine: digits data, different models, everything masked."""
     from secure_codream.demo import DemoOptions, run_demo
     from secure_codream.panel import LivePanel, result_table
+    from secure_codream.statement import read_statement
 
     options = DemoOptions(
-        clients=clients, rounds=rounds, alpha=_alpha(alpha), seed=seed, drop=_droppable(drop, clients), out=out
+        clients=clients,
+        rounds=rounds,
+        alpha=_alpha(alpha),
+        seed=seed,
+        drop=_droppable(drop, clients),
+        epsilon=epsilon,
+        out=out,
     )
     console = Console(stderr=json)
     with LivePanel(console) as panel:
@@ -96,6 +106,8 @@ def demo(
     console.print(result_table(summary))
     if summary.dropped:
         console.print(f"Killed in the middle of a step, and not needed: {', '.join(summary.dropped)}")
+    if epsilon is not None:
+        console.print(read_statement(run.path).headline)
     console.print(f"The report: {run.report}", soft_wrap=True)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import tomli_w
 
 from codream_protocols.plan import default_threshold
-from secure_codream.config import ClientConfig, DataTable, FederationConfig, check
+from secure_codream.config import ClientConfig, DataTable, FederationConfig, check, read_client
 from secure_codream.panel import LivePanel
 from secure_codream.party import load_roster, read_metrics
 from secure_codream.provision import provision
@@ -43,9 +43,10 @@ from secure_codream.records import (
     write_summary,
 )
 from secure_codream.report import write_report
-from secure_codream.statement import privacy_statement, write_statement
+from secure_codream.statement import RecordLevel, privacy_statement, record_level, write_statement
 
 MODELS = ("cnn2", "cnn3", "resnet8", "mlp", "cnn2_wide")
+TRAINING_IMAGES = 1197  # of the digits, beside 600 for testing
 START_SECONDS = 120.0
 POLL_SECONDS = 0.02
 
@@ -64,9 +65,10 @@ class DemoOptions:
         alpha: Dirichlet's concentration; None means IID.
         seed: seed of data, models and dreams.
         drop: how many client processes to kill in the middle of a step.
-        per_client: images a client.
+        per_client: images a client; None takes 30, and for a private run all that there are, dealt out evenly.
         steps: secure steps of dream updates a round.
         batch: dreams a batch.
+        epsilon: record-level budget of each client for the whole run; None runs without differential privacy.
         out: where the run's folder is made.
     """
 
@@ -75,15 +77,37 @@ class DemoOptions:
     alpha: float | None = 0.5
     seed: int = 0
     drop: int = 0
-    per_client: int = 30
+    per_client: int | None = None
     steps: int = 10
     batch: int = 128
+    epsilon: float | None = None
     out: Path = Path("runs")
 
     @property
     def names(self) -> list[str]:
         """The clients' names."""
         return [f"client-{number}" for number in range(1, self.clients + 1)]
+
+    @property
+    def models(self) -> list[str]:
+        """The clients' models, of five kinds in turn; no layer of a private one mixes records."""
+        variant = "" if self.epsilon is None else "_gn"
+        return [MODELS[number % len(MODELS)] + variant for number in range(self.clients)]
+
+    @property
+    def images(self) -> int:
+        """How many images each client has."""
+        if self.per_client is not None:
+            return self.per_client
+        return 30 if self.epsilon is None else TRAINING_IMAGES // self.clients
+
+    @property
+    def privacy(self) -> dict[str, Any]:
+        """The tables of a federation that `epsilon` asks for."""
+        if self.epsilon is None:
+            return {}
+        table = {"epsilon": self.epsilon, "delta": 1e-4, "batch_size": 64, "warm_up_epochs": 20, "lr": 1.0}
+        return {"privacy": table, "learning": {"own_weight": 0.0, "max_count": 64}}
 
     @property
     def exhibit(self) -> tuple[int, int]:
@@ -156,7 +180,14 @@ def run_demo(options: DemoOptions, panel: LivePanel) -> tuple[Summary, RunFolder
     _gather_exhibit(run)
     summary = _summarise(run, options, federation, killed, started, time.monotonic() - clock)
     write_summary(run, summary)
-    write_statement(run.path, privacy_statement("demo", colluders=federation.aggregation.colluders))
+    write_statement(
+        run.path,
+        privacy_statement(
+            "demo",
+            record=_record_level(run, options, federation, summary),
+            colluders=federation.aggregation.colluders,
+        ),
+    )
     write_report(run.path)
     return summary, run
 
@@ -170,21 +201,23 @@ def _provision(run: RunFolder, options: DemoOptions) -> FederationConfig:
             "task": {"shape": (1, 8, 8), "classes": 10},
             "dreams": {"steps": options.steps, "batch": options.batch},
             "timing": {"lost_after": 4.0},
+            **options.privacy,
         },
     )
     clients = [
         ClientConfig(
             name=name,
-            model=MODELS[number % len(MODELS)],
+            model=options.models[number],
             seed=options.seed * 1000 + number,
             device="cpu",
+            tell_accuracy=True,  # the test images are public
             data=DataTable(
                 source="digits",
                 partition="iid" if options.alpha is None else "dirichlet",
                 alpha=options.alpha or 0.5,
                 clients=options.clients,
                 part=number,
-                per_client=options.per_client,
+                per_client=options.images,
                 seed=options.seed,
             ),
         )
@@ -299,6 +332,24 @@ def _gather_exhibit(run: RunFolder) -> None:
         )
 
 
+def _record_level(
+    run: RunFolder, options: DemoOptions, federation: FederationConfig, summary: Summary
+) -> RecordLevel | None:
+    """What every client's ledger says, also of one that was killed; only on one machine can anybody read them all."""
+    if federation.privacy is None:
+        return None
+    from codream_clients.privacy_plan import plan_privacy
+    from secure_codream.learning import open_ledger, privacy_settings
+
+    members = []
+    for name, counts in zip(options.names, summary.label_counts, strict=True):
+        plan = plan_privacy(privacy_settings(federation.privacy), records=sum(counts), rounds=options.rounds)
+        folder = run.client(name)
+        with open_ledger(folder / "privacy.jsonl", read_client(folder / "client.toml"), federation, plan) as ledger:
+            members.append((name, ledger.budget, ledger.charges))
+    return record_level(members, federation.privacy)
+
+
 def _summarise(
     run: RunFolder,
     options: DemoOptions,
@@ -315,12 +366,12 @@ def _summarise(
     finished = [name not in killed for name in options.names]
     final = [rows[-1] if rows and there else None for rows, there in zip(accuracies, finished, strict=True)]
     alone: list[float] = references["independent"]
-    for name, rows, accuracy, counts, number in zip(
-        options.names, accuracies, alone, references["label_counts"], range(options.clients), strict=True
+    for name, model, rows, accuracy, counts in zip(
+        options.names, options.models, accuracies, alone, references["label_counts"], strict=True
     ):
         result = ClientResult(
             name=name,
-            model=MODELS[number % len(MODELS)],
+            model=model,
             independent=accuracy,
             accuracy_by_round=rows,
             samples=sum(counts),
@@ -342,7 +393,7 @@ def _summarise(
         seed=options.seed,
         clients=options.clients,
         client_names=options.names,
-        models=[MODELS[number % len(MODELS)] for number in range(options.clients)],
+        models=options.models,
         data="digits",
         partition="iid" if options.alpha is None else f"dirichlet {options.alpha:g}",
         label_counts=references["label_counts"],

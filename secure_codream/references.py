@@ -1,7 +1,7 @@
 """The references of a run: what clients reach alone, what pooled data reach, what a student learns from dreams alone.
 
 They run in a process of their own beside a demonstration, on this machine, where all clients' data can be had. In a
-deployment nobody could compute them.
+deployment nobody could compute them. Those of a private federation train under the same `[privacy]` table.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import TextIO
 
 import torch
 
+from codream_clients.datasets import LabelledImages, pool
 from codream_clients.models import build
 from codream_clients.participant import distil_by_settings
 from codream_clients.references import train_centralised, train_independent
 from codream_clients.training import evaluate
 from codream_server.feddream import read_batches
-from secure_codream.config import read_client, read_federation
+from secure_codream.config import ClientConfig, FederationConfig, read_client, read_federation
 from secure_codream.data import load_data
-from secure_codream.learning import learning_settings, make_model
+from secure_codream.learning import assemble, learning_settings, make_model
 from secure_codream.records import RunFolder, write_whole
 
 STUDENT_MODEL = "cnn2"
@@ -44,8 +45,12 @@ def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -
     def fresh() -> list[torch.nn.Module]:
         return [make_model(client, federation) for client in clients]
 
-    independent = train_independent(fresh(), shards, test, settings, rounds=rounds, seeds=seeds, device=device)
-    centralised = train_centralised(fresh(), shards, test, settings, rounds=rounds, seeds=seeds, device=device)
+    if federation.privacy is None:
+        independent = train_independent(fresh(), shards, test, settings, rounds=rounds, seeds=seeds, device=device)
+        centralised = train_centralised(fresh(), shards, test, settings, rounds=rounds, seeds=seeds, device=device)
+    else:
+        independent = _privately(federation, clients, shards, test)
+        centralised = _privately(federation, clients, [pool(shards)] * len(clients), test)
     if not dreams_ready.readline():
         return
     channels, size, _ = federation.task.shape
@@ -66,3 +71,14 @@ def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -
         "label_counts": [train.class_counts.tolist() for train in shards],
     }
     write_whole(run.path / "references.json", json.dumps(found).encode())
+
+
+def _privately(
+    federation: FederationConfig, clients: list[ClientConfig], data: list[LabelledImages], test: LabelledImages
+) -> list[float]:
+    """Accuracies of the clients' models, each trained on its entry of `data` alone with the whole budget."""
+    accuracies = []
+    for client, model, train in zip(clients, (make_model(client, federation) for client in clients), data, strict=True):
+        participant = assemble(federation, model, (train, test), seed=client.seed, device="cpu", name=client.model)
+        accuracies.append(float(participant.warm_up().accuracy or 0.0))
+    return accuracies

@@ -47,6 +47,7 @@ from secure_codream.records import (
     read_summary,
     write_whole,
 )
+from secure_codream.statement import read_statement
 
 DREAMS_SHOWN = 20
 ROUNDS_SHOWN = 8
@@ -88,6 +89,7 @@ def write_report(folder: Path) -> Path:
         paths=_path_rows(events),
         incidents=_incidents(events),
         has_events=bool(events),
+        statement=read_statement(run.path) if (run.path / "privacy.json").exists() else None,
         config=run.config.read_text("utf-8", errors="replace") if run.config.exists() else None,
     )
     return write_whole(run.report, html.encode())

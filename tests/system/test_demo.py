@@ -87,6 +87,18 @@ def test_run_says_plainly_that_it_has_no_differential_privacy(whole: Done) -> No
     assert "no differential privacy" in (whole.run.path / "privacy.html").read_text()
 
 
+def test_a_private_demonstration_keeps_and_states_the_budget_of_every_client(tmp_path: Path) -> None:
+    """Also of one that was killed: its ledger is on the disk. Alone and pooled, the same budget holds."""
+    done = demonstrate(tmp_path / "runs", "--epsilon", "8", "--drop", "1")
+    statement, accuracy = read_statement(done.run.path), done.summary.accuracy
+    assert statement.record is not None
+    assert [member.name for member in statement.record.members] == NAMES
+    assert all(7.9 < member.spent <= 8 for member in statement.record.members)
+    assert all(model.endswith("_gn") for model in done.summary.models) and done.summary.dropped == ["client-5"]
+    assert "epsilon 8 at delta 0.0001" in done.run.report.read_text(encoding="utf-8")
+    assert accuracy.finishers_alone < accuracy.codream.mean < 1  # 0.43 and 0.80 were seen
+
+
 def test_summary_says_what_was_run(whole: Done) -> None:
     summary = whole.summary
     assert json.loads(whole.printed) == json.loads(whole.run.summary.read_text())
