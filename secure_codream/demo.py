@@ -46,7 +46,6 @@ from secure_codream.report import write_report
 from secure_codream.statement import RecordLevel, privacy_statement, record_level, write_statement
 
 MODELS = ("cnn2", "cnn3", "resnet8", "mlp", "cnn2_wide")
-TRAINING_IMAGES = 1197  # of the digits, beside 600 for testing
 START_SECONDS = 120.0
 POLL_SECONDS = 0.02
 
@@ -95,11 +94,9 @@ class DemoOptions:
         return [MODELS[number % len(MODELS)] + variant for number in range(self.clients)]
 
     @property
-    def images(self) -> int:
-        """How many images each client has."""
-        if self.per_client is not None:
-            return self.per_client
-        return 30 if self.epsilon is None else TRAINING_IMAGES // self.clients
+    def images(self) -> int | None:
+        """How many images each client has; None deals all of them out evenly."""
+        return 30 if self.per_client is None and self.epsilon is None else self.per_client
 
     @property
     def privacy(self) -> dict[str, Any]:

@@ -78,7 +78,14 @@ def _privately(
 ) -> list[float]:
     """Accuracies of the clients' models, each trained on its entry of `data` alone with the whole budget."""
     accuracies = []
-    for client, model, train in zip(clients, (make_model(client, federation) for client in clients), data, strict=True):
-        participant = assemble(federation, model, (train, test), seed=client.seed, device="cpu", name=client.model)
+    for client, train in zip(clients, data, strict=True):
+        participant = assemble(
+            federation,
+            make_model(client, federation),
+            (train, test),
+            seed=client.seed,
+            device="cpu",
+            name=client.model,
+        )
         accuracies.append(float(participant.warm_up().accuracy or 0.0))
     return accuracies

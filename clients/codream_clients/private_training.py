@@ -172,6 +172,16 @@ def private_sgd(
         torch.autograd.backward(losses.mean())
         return torch.stack([part.flatten(1).sum(1) for part in optimiser.grad_samples]).isfinite().all(0)
 
+    def gradients(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """What `backward` does, without the records whose gradients are not finite."""
+        while len(inputs):
+            finite = backward(inputs, targets)
+            if finite.all():
+                return
+            optimiser.zero_grad(set_to_none=True)
+            inputs, targets = inputs[finite], targets[finite]
+        _no_gradients(optimiser)
+
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # images need no gradient
@@ -180,15 +190,7 @@ def private_sgd(
                 parts = torch.split(torch.tensor(chosen, dtype=torch.long, device=device), settings.physical_batch)
                 for left, part in zip(reversed(range(len(parts))), parts, strict=True):
                     optimiser.signal_skip_step(left > 0)
-                    inputs, targets = augment_batch(images[part], data.augment, variation), labels[part]
-                    while len(inputs):
-                        finite = backward(inputs, targets)
-                        if finite.all():
-                            break
-                        optimiser.zero_grad(set_to_none=True)
-                        inputs, targets = inputs[finite], targets[finite]
-                    if not len(inputs):
-                        _no_gradients(optimiser)
+                    gradients(augment_batch(images[part], data.augment, variation), labels[part])
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
     finally:
