@@ -330,6 +330,8 @@ def _run_cells(
             console.print(table, width=None if console.is_terminal else 120)
         for algorithm, reason in results.not_applicable.items():
             console.print(f"{algorithm} is not applicable: {reason}", markup=False, highlight=False, soft_wrap=True)
+        for warned in results.warnings:
+            console.print(f"warning: {warned}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         console.print(f"The report: {comparison.run.report}", soft_wrap=True)
     if results.failures:
         _fail(

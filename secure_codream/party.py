@@ -204,6 +204,7 @@ def run_client(
     from codream_clients.runner import ClientRunner
     from codream_clients.step_count import StepCount
     from codream_clients.tasks import DreamLearner
+    from codream_clients.training import convergence_warnings_to
     from codream_protocols.client import ClientProtocol
     from secure_codream.checkpoint import read_weights, write_weights
     from secure_codream.learning import client_policy, make_participant, open_client_ledger, open_ledger
@@ -249,6 +250,7 @@ def run_client(
 
         if resume:
             read_weights(folder / "model.pt", participant.model, federation.recipe.hex())
+        opened.enter_context(convergence_warnings_to(lambda text: log.warning("training", found=text)))
         log.info("resume" if resume else "warm-up", model=client.model)
         keep(participant.begin() if resume else participant.warm_up())
         spent, charge = 0.0, None

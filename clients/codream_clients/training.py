@@ -6,7 +6,11 @@ frequencies. Classes that the client has never seen (n_c = 0) are left out of th
 down, and local training does not unlearn what the dreams taught. Evaluation uses the plain logits.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +21,15 @@ from torch.nn import functional
 from codream_clients.augmentation import augment_batch, augmentation_generator
 from codream_clients.datasets import LabelledImages
 
+AT_CHANCE = 0.95  # of the loss of a guess: one pass's mean is noisy
+
 
 class TrainingError(ValueError):
     """Training cannot start with such data or settings, or it has diverged."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A training has ended no better than a guess: it took rates that are too high, or too few steps."""
 
 
 def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, class_counts: torch.Tensor) -> torch.Tensor:
@@ -52,7 +62,7 @@ def train_local(
     `seed` fixes the order of the images and how they vary, as `data.augment` says. The model is moved to `device`
     and left in eval mode.
     Raises `TrainingError` for fewer than two images (batch norm needs two), a label whose class count is not
-    positive, or a loss that is no longer finite.
+    positive, or a loss that is no longer finite. Warns with `ConvergenceWarning`, see `judge_convergence`.
     """
     if len(data) < 2:
         raise TrainingError(f"{len(data)} images; at least 2 are needed to train")
@@ -67,6 +77,7 @@ def train_local(
     model.to(device).train()
     optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
     variation = augmentation_generator(seed)
+    last_pass: deque[torch.Tensor] = deque(maxlen=batches_in_pass(len(data), batch_size))
     for batch in shuffled_batches(len(data), epochs, batch_size, seed):
         chosen = batch.to(device)
         logits = model(augment_batch(images[chosen], data.augment, variation))
@@ -78,9 +89,48 @@ def train_local(
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimiser.step()
+        last_pass.append(loss.detach())
     model.eval()
-    if epochs > 0 and not torch.isfinite(loss):
-        raise TrainingError(f"the loss became {loss.item()} with lr={lr}; choose a smaller learning rate")
+    judge_convergence(last_pass, data.class_counts, lr)
+
+
+def judge_convergence(last_pass: Sequence[torch.Tensor], class_counts: NDArray[np.int64], lr: float) -> None:
+    """Look at the losses of a training's last pass over images with `class_counts` (K,), in nats; none: no training.
+
+    A model that knows nothing but how frequent the classes are has the entropy of these frequencies as its loss, with
+    the balanced softmax as with the cross-entropy. Steps that are too long often end there, at a loss that is finite.
+    Raises `TrainingError` for a last loss that is not. Warns with `ConvergenceWarning` where the mean is not 5 % below
+    the guess's; images of a single class need no learning.
+    """
+    if not last_pass:
+        return
+    if not torch.isfinite(last_pass[-1]):
+        raise TrainingError(f"the loss became {last_pass[-1].item()} with lr={lr}; choose a smaller learning rate")
+    shares = class_counts[class_counts > 0] / class_counts.sum()
+    guess = -float((shares * np.log(shares)).sum())
+    if len(shares) > 1 and torch.stack(list(last_pass)).mean().item() > AT_CHANCE * guess:
+        warnings.warn(
+            f"a training with lr={lr} ended no better than a guess; a smaller rate or more steps may help",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def convergence_warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """While it is open, `tell` gets the text of each `ConvergenceWarning`; other warnings go where they went."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ConvergenceWarning)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, ConvergenceWarning):
+                tell(str(message))
+            else:
+                usual(message, category, *rest, **named)
+
+        warnings.showwarning = show
+        yield
 
 
 def sgd(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -103,7 +153,12 @@ def shuffled_batches(count: int, epochs: int, batch_size: int, seed: int) -> Ite
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator)
-        yield from torch.tensor_split(order, max(1, min(-(-count // batch_size), count // 2)))
+        yield from torch.tensor_split(order, batches_in_pass(count, batch_size))
+
+
+def batches_in_pass(count: int, batch_size: int) -> int:
+    """How many batches a pass of `shuffled_batches` has."""
+    return max(1, min(-(-count // batch_size), count // 2))
 
 
 def predict_logits(

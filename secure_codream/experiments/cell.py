@@ -8,6 +8,7 @@ between two runs of the same cell.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from codream_clients.devices import pick_device
+from codream_clients.training import convergence_warnings_to
 from secure_codream.data import load_shards
 from secure_codream.experiments.grid import SCHEMA, Cell, Measure
 from secure_codream.experiments.problem import Problem, Row
@@ -36,6 +38,7 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
         parameters: of each client's model.
         rounds: as planned; `rows` has fewer if the cell stopped early.
         rows: after the warm-up, and after each round.
+        warnings: what was said of its trainings -> how often.
     """
 
     digest: str
@@ -47,6 +50,7 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
     parameters: tuple[int, ...]
     rounds: int
     rows: tuple[Row, ...]
+    warnings: dict[str, int] = {}
     schema: int = SCHEMA
 
     @property
@@ -100,10 +104,12 @@ def run_cell(cell: Cell, progress: Callable[[Row], None], releases: Path | None 
     np.random.seed(cell.seed % (1 << 32))  # a user's own parts may draw from it
     torch.manual_seed(cell.seed)
     problem = problem_of(cell, releases)
-    rows = []
-    for row in until_patience(cell.entry.make().run(problem), cell.patience):
-        rows.append(row)
-        progress(row)
+    rows: list[Row] = []
+    warnings: list[str] = []
+    with convergence_warnings_to(warnings.append):
+        for row in until_patience(cell.entry.make().run(problem), cell.patience):
+            rows.append(row)
+            progress(row)
     if not rows:
         raise EmptyRun(f"{cell.entry.reference} yielded no rows; one after the warm-up and one each round are needed")
     models = [problem.fresh_model(client) for client in range(len(problem.shards))]
@@ -117,6 +123,7 @@ def run_cell(cell: Cell, progress: Callable[[Row], None], releases: Path | None 
         parameters=tuple(sum(weight.numel() for weight in model.parameters()) for model in models),
         rounds=cell.rounds,
         rows=tuple(rows),
+        warnings=dict(Counter(warnings)),
     )
 
 

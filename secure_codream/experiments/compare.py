@@ -36,7 +36,7 @@ from secure_codream.experiments.event_files import require_tensorboard, write_ev
 from secure_codream.experiments.grid import Grid, read_grid
 from secure_codream.experiments.plots import require_matplotlib
 from secure_codream.experiments.progress import ComparisonView
-from secure_codream.experiments.results import Failure, Results, communication_of, lines_of, rows_csv
+from secure_codream.experiments.results import Failure, Results, communication_of, lines_of, rows_csv, warnings_of
 from secure_codream.experiments.workers import Failed, Finished, Workers
 from secure_codream.records import RunFolder, write_whole
 
@@ -191,6 +191,7 @@ def results_of(grid: Grid, records: Sequence[CellRecord], failures: Sequence[Fai
         lines=lines,
         communication=communication_of(records),
         failures=list(failures),
+        warnings=warnings_of([record for record in records if record.measure == "learning"]),
         not_applicable=dict(grid.not_applicable),
         cells=len(grid.cells),
     )

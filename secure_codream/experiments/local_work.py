@@ -12,6 +12,7 @@ client distils while its rivals go on with their own images, so all have `refere
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,14 @@ from torch.nn import functional
 
 from codream_clients.augmentation import augment_batch, augmentation_generator
 from codream_clients.datasets import LabelledImages
-from codream_clients.training import TrainingError, balanced_cross_entropy, sgd, shuffled_batches
+from codream_clients.training import (
+    TrainingError,
+    balanced_cross_entropy,
+    batches_in_pass,
+    judge_convergence,
+    sgd,
+    shuffled_batches,
+)
 from secure_codream.experiments.problem import Problem, Row
 
 OWN_DATA = 2  # the stage of training on own images in a participant's round
@@ -114,7 +122,8 @@ def _train(
     counts = torch.from_numpy(data.class_counts.astype(np.float32)).to(device)
     model.to(device).train()
     optimiser = sgd(model, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    steps, loss, variation = 0, torch.zeros(()), augmentation_generator(seed)
+    steps, variation = 0, augmentation_generator(seed)
+    last_pass: deque[torch.Tensor] = deque(maxlen=batches_in_pass(len(data), settings.batch_size))
     for chosen in shuffled_batches(len(data), epochs, settings.batch_size, seed):
         indices = chosen.to(device)
         seen = augment_batch(images[indices], data.augment, variation)
@@ -129,10 +138,10 @@ def _train(
                 if parameter.grad is not None:
                     parameter.grad.add_(extra)
         optimiser.step()
+        last_pass.append(plain.detach())
         steps += 1
     model.eval()
-    if not torch.isfinite(loss):
-        raise TrainingError(f"the loss became {loss.item()} with lr={settings.lr}; choose a smaller learning rate")
+    judge_convergence(last_pass, data.class_counts, settings.lr)
     return steps
 
 

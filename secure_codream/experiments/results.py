@@ -78,6 +78,29 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     log: str
 
 
+class Warned(msgspec.Struct, frozen=True, kw_only=True):
+    """What was said of an algorithm's trainings on one partition.
+
+    Attributes:
+        algorithm: its name.
+        partition: as it was written.
+        warning: the words.
+        seeds: of the cells in which they were said.
+        times: how often, in all.
+    """
+
+    algorithm: str
+    partition: str
+    warning: str
+    seeds: tuple[int, ...]
+    times: int
+
+    def __str__(self) -> str:
+        seeds = ("seed " if len(self.seeds) == 1 else "seeds ") + ", ".join(map(str, self.seeds))
+        times = "" if self.times == 1 else f" ({self.times} times)"
+        return f"{self.algorithm}, {self.partition}, {seeds}: {self.warning}{times}"
+
+
 class Results(msgspec.Struct, frozen=True, kw_only=True):
     """`summary.json` of a comparison.
 
@@ -90,6 +113,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         lines: by partition, then algorithm, in the configuration's order.
         communication: bytes of a round by model.
         failures: cells without a result.
+        warnings: of trainings that came to nothing.
         not_applicable: algorithm -> why it has no cells.
         cells: how many there are; with the failures and no others missing, the comparison is complete.
     """
@@ -102,6 +126,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     lines: list[Line]
     communication: list[Communication]
     failures: list[Failure]
+    warnings: list[Warned]
     not_applicable: dict[str, str]
     cells: int
     kind: str = "comparison"
@@ -148,6 +173,24 @@ def lines_of(records: Sequence[CellRecord]) -> list[Line]:
             )
         )
     return lines
+
+
+def warnings_of(records: Sequence[CellRecord]) -> list[Warned]:
+    """What was said of trainings, by algorithm and partition, in the order of the records."""
+    found = []
+    for (partition, algorithm), group in grouped(records).items():
+        for warning in dict.fromkeys(text for record in group for text in record.warnings):
+            said = [record for record in group if warning in record.warnings]
+            found.append(
+                Warned(
+                    algorithm=algorithm,
+                    partition=partition,
+                    warning=warning,
+                    seeds=tuple(record.seed for record in said),
+                    times=sum(record.warnings[warning] for record in said),
+                )
+            )
+    return found
 
 
 def grouped(records: Sequence[CellRecord]) -> dict[tuple[str, str], list[CellRecord]]:

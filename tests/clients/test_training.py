@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from hypothesis import strategies as st
 from codream_clients.datasets import LabelledImages
 from codream_clients.models import build
 from codream_clients.training import (
+    ConvergenceWarning,
     TrainingError,
     balanced_cross_entropy,
+    convergence_warnings_to,
     evaluate,
     predict_logits,
     shuffled_batches,
@@ -128,3 +132,29 @@ def test_errors_say_what_is_wrong():
         evaluate(model(), data.subset(np.array([], np.int64)), CPU)
     with pytest.raises(TrainingError, match="batch_size=1"):
         list(shuffled_batches(4, 1, 1, 0))
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_training_at_chance_is_told_and_one_that_learns_is_not(balanced):
+    told = []
+    with convergence_warnings_to(told.append):
+        train_local(model(), easy_data(), epochs=6, balanced=balanced, seed=0, **SGD)
+        train_local(model(), easy_data(), epochs=0, balanced=balanced, seed=0, **SGD | {"lr": 30.0})
+        assert told == []
+        train_local(model(), easy_data(), epochs=6, balanced=balanced, seed=0, **SGD | {"lr": 30.0})
+        train_local(model(), easy_data(), epochs=6, balanced=balanced, seed=1, **SGD | {"lr": 30.0})
+    assert len(told) == 2 and "lr=30.0 ended no better than a guess" in told[0]
+
+
+def test_images_of_one_class_are_never_at_chance():
+    alike = easy_data().subset(np.arange(0, 30, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        train_local(model(), alike, epochs=1, balanced=False, seed=0, **SGD | {"lr": 1e-9})
+
+
+def test_other_warnings_go_where_they_went(recwarn):
+    told = []
+    with convergence_warnings_to(told.append):
+        warnings.warn("mind the step", UserWarning, stacklevel=1)
+    assert told == [] and [str(warning.message) for warning in recwarn] == ["mind the step"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from secure_codream.config import ConfigError
@@ -141,6 +142,21 @@ def test_tables(grid: Grid, records: list[CellRecord]) -> None:
     assert "digits, dirichlet:0.5: mean and 95 % interval over 2 seeds" in text
     assert re.search(r"codream +80\.0 ± 127\.1 +80\.0 ± 127\.1 +0\.75 +2\.0 kB +24 +3\.0", text)
     assert "isolated (1 of 2)" in text
+
+
+def test_trainings_that_came_to_nothing_are_told(grid: Grid, records: list[CellRecord], tmp_path: Path) -> None:
+    dead = [
+        structs.replace(record, warnings={"<dead>": 1 + record.seed})
+        if (record.algorithm, record.partition) == ("codream", "iid")
+        else record
+        for record in records
+    ]
+    results = results_of(grid, dead, [])
+    assert [str(warned) for warned in results.warnings] == ["codream, iid, seeds 0, 1: <dead> (3 times)"]
+    page = write_comparison_report(tmp_path / "report.html", grid, results, None).read_text()
+    assert "Trainings that came to nothing" in page and "<td>&lt;dead&gt;</td>" in page
+    quiet = write_comparison_report(tmp_path / "report.html", grid, results_of(grid, records, []), None).read_text()
+    assert "Trainings that came to nothing" not in quiet
 
 
 @pytest.mark.parametrize("with_plots", [True, False])

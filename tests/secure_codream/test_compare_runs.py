@@ -207,6 +207,19 @@ def test_early_stopping_of_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert record.parameters == (6138,) * 4 and run_cell(cell, rows.append).accuracy == record.accuracy
 
 
+@pytest.mark.parametrize("algorithm", ["isolated", "fedavg", "codream"])
+def test_a_cell_remembers_trainings_that_came_to_nothing(monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
+    compare = {"algorithms": [algorithm], "seeds": "3", "per_client": 10, "test_limit": 20, "rounds": 1, "clients": 3}
+    dreams = {"steps": 1, "batch": 8}
+    said = []
+    for lr in (0.02, 3.0):
+        learning = {"lr": lr, "warm_up_epochs": 20, "distil_epochs": 5}
+        (cell,) = read_grid(None, {"compare": compare, "learning": learning, "dreams": dreams}).cells
+        said.append(run_cell(cell, lambda row: None).warnings)
+    assert said[0] == {}
+    assert said[1].popitem()[1] >= 3 and not said[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -15,7 +15,15 @@ import pytest
 
 from codream_protocols.errors import AggregationFailed
 from secure_codream.config import ClientConfig, FederationConfig, TaskTable, TimingTable
-from secure_codream.party import EventLog, _exhibitor, _until_signal, load_roster, read_metrics, run_server
+from secure_codream.party import (
+    EventLog,
+    _exhibitor,
+    _until_signal,
+    load_roster,
+    read_metrics,
+    run_client,
+    run_server,
+)
 from secure_codream.provision import KeyFileError, provision
 from secure_codream.records import read_events
 
@@ -40,6 +48,21 @@ def test_roster_without_the_administrators_key_is_refused(folder: Path) -> None:
     (folder / "administrator.pub").unlink()
     with pytest.raises(KeyFileError, match="the administrator's public key is needed"):
         load_roster(folder)
+
+
+@pytest.mark.parametrize(("lr", "told"), [(30.0, True), (0.02, False)])
+def test_clients_log_tells_of_a_training_that_came_to_nothing(tmp_path: Path, lr: float, told: bool) -> None:
+    learning = {"lr": lr, "warm_up_epochs": 5}
+    config = FederationConfig(task=TaskTable(shape=(1, 8, 8), classes=10), learning=learning)
+    clients = [ClientConfig(name=name, model="cnn2", patience=0.1) for name in ("alice", "bob", "carol")]
+    provision(tmp_path, config=config, clients=clients, address="tcp://127.0.0.1:7447")
+    with pytest.raises(AggregationFailed, match="no word from the server"):
+        run_client(tmp_path / "clients" / "alice", address="tcp://127.0.0.1:9")  # where nobody listens
+    lines = [json.loads(line) for line in (tmp_path / "clients" / "alice" / "log.jsonl").read_text().splitlines()]
+    warned = [line["found"] for line in lines if line["event"] == "training" and line["level"] == "warning"]
+    assert warned == (
+        ["a training with lr=30.0 ended no better than a guess; a smaller rate or more steps may help"] * told
+    )
 
 
 def test_events_are_lines_that_are_there_at_once(tmp_path: Path) -> None:
