@@ -54,10 +54,10 @@ class Student:
         self.model.train()
         for _ in range(self._epochs):
             order = torch.randperm(len(images), generator=self._order)
-            for start in range(0, len(order), 64):
-                chosen = order[start : start + 64]
+            # As even as they can be: batch norm must not follow the statistics of a rest of a few dreams.
+            for chosen in torch.tensor_split(order, -(-len(order) // 64)):
                 if len(chosen) < 2:
-                    continue  # batch norm needs two
+                    continue  # it needs two
                 predicted = functional.log_softmax(self.model(images[chosen]) / self._temperature, dim=1)
                 loss = functional.kl_div(predicted, target[chosen], reduction="batchmean", log_target=True)
                 self._optimiser.zero_grad()
