@@ -349,8 +349,12 @@ def check(name: str, kind: Any, content: Any) -> Any:
         lines = []
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"]) or "(whole)"
-            found = "" if problem["type"] == "missing" else f"found {problem['input']!r:.80}; "
-            lines.append(f"{name}: {key}: {found}{problem['msg'][:1].lower()}{problem['msg'][1:]}")
+            if problem["type"] == "value_error":  # one of our own, which says itself what was found
+                text = str(problem["ctx"]["error"])
+            else:
+                found = "" if problem["type"] == "missing" else f"found {problem['input']!r:.80}; "
+                text = f"{found}{problem['msg'][:1].lower()}{problem['msg'][1:]}"
+            lines.append(f"{name}: {key}: {text}")
         raise ConfigError("\n".join(lines)) from None
 
 

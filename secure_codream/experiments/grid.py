@@ -390,6 +390,8 @@ def _grid(config: CompareConfig) -> Grid:
     learning = _whole_learning(config.learning, config.dreams, shape, classes)
     config = config.model_copy(update={"learning": learning, "data": _absolute(config.data)})
     recipes = {name: _Recipe.of(config, name, shape, classes) for name in table.algorithms}
+    if any(recipe.entry.record_private for recipe in recipes.values()):
+        _try_private_models(models, shape, classes)
     not_applicable: dict[str, str] = {}
     if len(set(models)) > 1:
         mix = ", ".join(dict.fromkeys(models))
@@ -537,6 +539,19 @@ def _try_models(named: Sequence[tuple[str, Sequence[str]]], shape: tuple[int, in
                 build(name, channels=shape[0], size=shape[1], classes=classes, seed=0)
             except (UnknownModelError, ModelShapeError, OwnPartError) as error:
                 raise ConfigError(f"{key}: {error}") from error
+
+
+def _try_private_models(names: Sequence[str], shape: tuple[int, int, int], classes: int) -> None:
+    from codream_clients.private_training import (  # Opacus, which takes its time
+        PrivateModelError,
+        require_private_model,
+    )
+
+    for name in dict.fromkeys(names):
+        try:
+            require_private_model(build(name, channels=shape[0], size=shape[1], classes=classes, seed=0), name)
+        except PrivateModelError as error:
+            raise ConfigError(f"compare.models: {error}") from error
 
 
 def _settings(

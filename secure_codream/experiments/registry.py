@@ -1,15 +1,16 @@
 """The algorithms that a comparison knows, by the names that configurations and tables use.
 
-Each entry names a class beside this file, the options that make a variant of it, and whether all clients must have
-one architecture, because parameters are averaged. Classes are loaded on demand, so that names can be checked without
-a tensor library. Wherever a name is taken, `my_module:MyAlgorithm` is too: a callable that returns an `Algorithm`,
-WHICH RUNS THAT CODE; its attribute `one_architecture`, if any, says what the flag here says.
+Each entry names a class beside this file, the options that make a variant of it, and what it asks of models: one
+architecture, because parameters are averaged, or layers that never mix records. Classes are loaded on demand, so that
+names can be checked without a tensor library. Wherever a name is taken, `my_module:MyAlgorithm` is too: a callable that
+returns an `Algorithm`, WHICH RUNS THAT CODE; its attributes `one_architecture` and `record_private`, if any, say what
+the flags here say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from codream_clients.own_parts import OwnPartError, is_reference, load_own_part
@@ -30,11 +31,13 @@ class Entry:
         reference: module:name of a callable that returns it.
         options: keyword arguments of that callable.
         one_architecture: whether all clients must have the same model.
+        record_private: whether models are trained record by record, which batch norm does not allow.
     """
 
     reference: str
     options: Mapping[str, Any] = field(default_factory=dict)
     one_architecture: bool = False
+    record_private: bool = False
 
     def make(self) -> Algorithm:
         """The algorithm itself.
@@ -53,8 +56,10 @@ class Entry:
         return algorithm  # type: ignore[no-any-return]
 
 
-def _here(module: str, name: str, *, one_architecture: bool = False, **options: Any) -> Entry:
-    return Entry(f"secure_codream.experiments.{module}:{name}", options, one_architecture)
+def _here(
+    module: str, name: str, *, one_architecture: bool = False, record_private: bool = False, **options: Any
+) -> Entry:
+    return Entry(f"secure_codream.experiments.{module}:{name}", options, one_architecture, record_private)
 
 
 ALGORITHMS: Mapping[str, Entry] = {
@@ -62,9 +67,9 @@ ALGORITHMS: Mapping[str, Entry] = {
     "codream": _here("codream", "CoDream"),
     "codream-independent": _here("codream", "CoDream", kind="independent"),
     "codream-noise": _here("codream", "CoDream", kind="noise"),
-    "codream-dp": _here("private", "PrivateCoDream", privacy=USUAL_PRIVACY),
-    "isolated-dp": _here("private", "PrivateIsolated", privacy=USUAL_PRIVACY),
-    "centralised-dp": _here("private", "PrivateCentralised", privacy=USUAL_PRIVACY),
+    "codream-dp": _here("private", "PrivateCoDream", record_private=True, privacy=USUAL_PRIVACY),
+    "isolated-dp": _here("private", "PrivateIsolated", record_private=True, privacy=USUAL_PRIVACY),
+    "centralised-dp": _here("private", "PrivateCentralised", record_private=True, privacy=USUAL_PRIVACY),
     "codream-fast": _here("codream_fast", "CoDreamFast"),
     "avgkd": _here("avgkd", "AvgKD"),
     "fedavg": _here("fedavg", "FedAvg", one_architecture=True),
@@ -84,12 +89,12 @@ def find(name: str, options: Mapping[str, Any] | None = None) -> Entry:
     """
     options = options or {}
     if is_reference(name):
-        wanted = bool(getattr(_loaded(name), "one_architecture", False))
-        return Entry(name, dict(options), wanted)
+        asked = (bool(getattr(_loaded(name), flag, False)) for flag in ("one_architecture", "record_private"))
+        return Entry(name, dict(options), *asked)
     if name not in ALGORITHMS:
         raise ConfigError(f"found {name!r}; allowed are {', '.join(ALGORITHMS)}, or module:name")
     known = ALGORITHMS[name]
-    return Entry(known.reference, {**known.options, **options}, known.one_architecture)
+    return replace(known, options={**known.options, **options})
 
 
 def _loaded(reference: str) -> Any:

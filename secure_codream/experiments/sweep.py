@@ -15,17 +15,31 @@ from the same models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 Method = Literal["isolated", "codream", "centralised"]
 MARK = "@"
+MOST_EPSILON = 1e6
 
 
 def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, str | int | float) else value
+
+
+def _budget(value: Any) -> float | str:
+    if value == "none":
+        return "none"
+    try:
+        epsilon = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        epsilon = math.nan
+    if not 0 < epsilon <= MOST_EPSILON:
+        raise ValueError(f"{value!r} is no budget; allowed are numbers above 0, up to {MOST_EPSILON:g}, and 'none'")
+    return epsilon
 
 
 class SweepTable(BaseModel):
@@ -34,7 +48,7 @@ class SweepTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epsilons: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1e6)] | Literal["none"], ...],
+        tuple[Annotated[float | Literal["none"], PlainValidator(_budget)], ...],
         BeforeValidator(_listed),
         Field(min_length=1),
     ] = (1.0, 2.0, 4.0, 8.0, 16.0, "none")

@@ -55,9 +55,9 @@ def test_seeds_and_partitions_in_words() -> None:
     ("tables", "message"),
     [
         ({"compare": {"algorithms": ["fedagv"]}}, r"compare.algorithms: found 'fedagv'; allowed are isolated, codream"),
-        ({"compare": {"partitions": ["iid", "even"]}}, r"compare.partitions.1: found 'even'; .*dirichlet:ALPHA"),
+        ({"compare": {"partitions": ["iid", "even"]}}, r"compare.partitions.1: 'even' is no partition; .*dirichlet:ALPHA"),
         ({"compare": {"algorithms": ["isolated", "isolated"]}}, r"isolated more than once"),
-        ({"compare": {"seeds": "4-0"}}, r"compare.seeds: found '4-0'"),
+        ({"compare": {"seeds": "4-0"}}, r"compare.seeds: '4-0' is no seed"),
         ({"compare": {"rounds": 0}}, r"compare.rounds: found 0; .*greater than or equal to 1"),
         ({"compare": {"round": 3}}, r"compare.round: found 3; extra inputs are not permitted"),
         ({"compare": {"models": ["cnn9"]}}, r"compare.models: unknown model 'cnn9'; allowed are cnn2"),

@@ -63,12 +63,12 @@ def test_names_paths_and_functions_are_sources(source: str) -> None:
 
 def test_a_misspelt_source_is_named_with_those_allowed() -> None:
     for source in ("cifra10", "", "scans", "a:b:c"):
-        with pytest.raises(ConfigError, match=r"source: found .*allowed are digits, mnist, .*module:function"):
+        with pytest.raises(ConfigError, match=r"source: unknown data source '.*'; allowed are digits, mnist, .*module:function"):
             table(source=source)
 
 
 def test_a_misspelt_model_is_named_with_those_allowed() -> None:
-    with pytest.raises(ConfigError, match=r"client.toml: model: found 'resnet19'.*allowed are cnn2, .*wrn40_1"):
+    with pytest.raises(ConfigError, match=r"client.toml: model: unknown model 'resnet19'; allowed are cnn2, .*wrn40_1"):
         client(model="resnet19")
     assert client(model="resnet18_gn").model == "resnet18_gn"
 
