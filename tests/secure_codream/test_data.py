@@ -63,7 +63,7 @@ def test_names_paths_and_functions_are_sources(source: str) -> None:
 
 def test_a_misspelt_source_is_named_with_those_allowed() -> None:
     for source in ("cifra10", "", "scans", "a:b:c"):
-        with pytest.raises(ConfigError, match=r"source: unknown data source '.*'; allowed are digits, .*module:function"):
+        with pytest.raises(ConfigError, match=r"unknown data source '.*'; allowed are digits, .*module:function"):
             table(source=source)
 
 
