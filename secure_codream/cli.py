@@ -61,6 +61,9 @@ def main() -> None:
         _fail(str(error), 3)
     except (ProtocolError, RuntimeError) as error:
         _fail(str(error), 1)
+    except OSError as error:  # a folder that cannot be written, a full disk, an address that is taken
+        place = f"{error.filename}: " if error.filename is not None else ""
+        _fail(f"{place}{error.strerror or error}", 1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         _fail("interrupted", 130)
 

@@ -21,6 +21,10 @@ Reserve = Callable[[SampledGaussian], None]
 Release = Mapping[str, torch.Tensor]
 
 
+class ReleaseError(RuntimeError):
+    """A release that was kept cannot be read back."""
+
+
 class Releases:
     """Runs mechanisms, each within its charge.
 
@@ -35,7 +39,11 @@ class Releases:
         self._folder, self._key = folder, key
 
     def once(self, charge: SampledGaussian, mechanism: Callable[[], Release]) -> Release:
-        """What the mechanism has released before, or releases now, once `charge` is reserved; on the CPU."""
+        """What the mechanism has released before, or releases now, once `charge` is reserved; on the CPU.
+
+        Raises:
+            ReleaseError: what was released before is damaged. It is not made anew, which would cost the charge again.
+        """
         if self._folder is None:
             self.reserve(charge)
             return mechanism()
@@ -45,7 +53,13 @@ class Releases:
             if not path.exists():
                 self.reserve(charge)
                 _keep(path, {name: tensor.detach().cpu() for name, tensor in mechanism().items()})
-        release: Release = torch.load(path, weights_only=True)
+        try:
+            release: Release = torch.load(path, weights_only=True)
+        except Exception as error:  # whatever a damaged archive leads torch to raise
+            raise ReleaseError(
+                f"{path}: found no sound release ({type(error).__name__}); put the file back from a copy, or "
+                "delete it: then the mechanism runs once more, if the budget allows its charge again"
+            ) from error
         return release
 
 

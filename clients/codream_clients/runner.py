@@ -23,6 +23,7 @@ from zmq.utils import z85
 from codream_clients.tasks import Learner
 from codream_protocols.client import ClientProtocol, Compute, Effect, Send
 from codream_protocols.errors import (
+    AddressRefused,
     AggregationFailed,
     HelloNeeded,
     LocalProtocolError,
@@ -98,6 +99,7 @@ class ClientRunner:
         """Take part until the server says farewell.
 
         Raises:
+            AddressRefused: the address is none that can be connected to.
             AggregationFailed: the server gave up, or there was no word from it for longer than `patience`.
             UnsupportedVersion: the server speaks another version.
             RosterRefused: the server holds another roster.
@@ -106,7 +108,7 @@ class ClientRunner:
         self._socket = context.socket(zmq.DEALER)
         try:
             self._configure(self._socket)
-            self._socket.connect(self._address)
+            self._connect(self._socket)
             await self._send(Send(Hello((PROTOCOL,), self._roster.hash)))
             await self._listen()
         finally:
@@ -127,6 +129,14 @@ class ClientRunner:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
+
+    def _connect(self, socket: zmq.asyncio.Socket) -> None:
+        try:
+            socket.connect(self._address)
+        except zmq.ZMQError as error:
+            raise AddressRefused(
+                f"{self._address!r} ({zmq.strerror(error.errno)})", "tcp://HOST:PORT, the server's"
+            ) from error
 
     async def _listen(self) -> None:
         heard = beaten = time.monotonic()

@@ -34,6 +34,12 @@ class LocalProtocolError(ProtocolError):
     code = "local-misuse"
 
 
+class AddressRefused(LocalProtocolError):
+    """An address that cannot be listened on, or connected to."""
+
+    code = "address"
+
+
 class RemoteProtocolError(ProtocolError):
     """A peer or an outside file broke a rule."""
 

@@ -21,6 +21,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from zmq.utils import z85
 
 from codream_protocols.errors import (
+    AddressRefused,
     AggregationFailed,
     HelloNeeded,
     RemoteProtocolError,
@@ -136,6 +137,7 @@ class ServerRunner:
             listening: called once with the actual endpoint.
 
         Raises:
+            AddressRefused: the endpoint is taken, or none of this machine's.
             AggregationFailed: too few clients, or too many failed epochs in a row.
         """
         context = zmq.asyncio.Context()
@@ -145,7 +147,7 @@ class ServerRunner:
         self._socket = context.socket(zmq.ROUTER)
         try:
             self._configure(self._socket)
-            self._socket.bind(self._endpoint)
+            self._bind(self._socket)
             listening(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
             try:
                 await self._serve()
@@ -168,6 +170,15 @@ class ServerRunner:
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+
+    def _bind(self, socket: zmq.asyncio.Socket) -> None:
+        try:
+            socket.bind(self._endpoint)
+        except zmq.ZMQError as error:
+            raise AddressRefused(
+                f"{self._endpoint!r} ({zmq.strerror(error.errno)})",
+                "tcp://ADDRESS:PORT of this machine, with a free port",
+            ) from error
 
     async def _serve(self) -> None:
         coordinator = self._coordinator

@@ -27,7 +27,7 @@ from codream_clients.privacy_plan import (
 )
 from codream_clients.private_noise import NoiseSource, SecureModeUnavailable
 from codream_clients.private_training import PrivateModelError, PrivateTraining, private_sgd, require_private_model
-from codream_clients.releases import Releases
+from codream_clients.releases import ReleaseError, Releases
 from codream_clients.training import TrainingError
 
 CPU = torch.device("cpu")
@@ -346,6 +346,25 @@ def test_first_training_of_a_model_that_is_gone_on_with_is_a_rounds(tmp_path, wa
     PrivateTraining(plan, None, shelf, NoiseSource(2), CPU, warmed_up=warmed_up)(network, images(), 2, 0)
     assert [charge.purpose for charge in charges] == ["warm-up", "round 1"][: 1 + warmed_up]
     assert torch.equal(weights(network), kept) is not warmed_up
+
+
+def test_a_damaged_release_is_named_and_not_paid_for_again(tmp_path):
+    charges = []
+    charge = plan_for(noise=1.0).training(2, WARM_UP)
+
+    def mechanism():
+        return {"weights": torch.ones(3)}
+
+    Releases(charges.append, tmp_path).once(charge, mechanism)
+    (kept,) = tmp_path.glob("*.pt")
+    whole = kept.read_bytes()
+    for damaged in (b"", b"rubbish", whole[: len(whole) // 2]):
+        kept.write_bytes(damaged)
+        with pytest.raises(ReleaseError, match="found no sound release"):
+            Releases(charges.append, tmp_path).once(charge, mechanism)
+    kept.write_bytes(whole)
+    assert Releases(charges.append, tmp_path).once(charge, mechanism)["weights"].tolist() == [1.0, 1.0, 1.0]
+    assert len(charges) == 1
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["one after the other", "control: side by side"])

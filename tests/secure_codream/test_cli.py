@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,24 @@ def test_refused_key_and_roster_end_with_3(config: Path, tmp_path: Path) -> None
     assert readable.returncode == 3 and "0600 is needed" in readable.stderr
     assert key.read_text().strip() not in readable.stderr
     assert "Traceback" not in tampered.stderr + readable.stderr
+
+
+def test_address_that_is_taken_or_none_is_one_line(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "federation"
+    assert call(*provisioned(config, out)).returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = call("server", str(out / "server"), "--listen", f"tcp://127.0.0.1:{other.getsockname()[1]}")
+    wrong = call("server", str(out / "server"), "--listen", "here")
+    lost = call("client", str(out / "clients" / "alice"), "--address", "there")
+    for done, found in ((taken, "(Address already in use)"), (wrong, "'here' (Invalid"), (lost, "'there' (Invalid")):
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert found in done.stderr and "allowed: tcp://" in done.stderr
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = call("compare", "--algorithms", "isolated", "--out", str(tmp_path / "file"))
+    assert done.returncode == 1 and "Not a directory" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_federation_that_nobody_joins_ends_with_1(config: Path, tmp_path: Path) -> None:
