@@ -135,7 +135,7 @@ class ClientRunner:
             socket.connect(self._address)
         except zmq.ZMQError as error:
             raise AddressRefused(
-                f"{self._address!r} ({zmq.strerror(error.errno)})", "tcp://HOST:PORT, the server's"
+                f"{self._address!r} ({zmq.strerror(error.errno or 0)})", "tcp://HOST:PORT, the server's"
             ) from error
 
     async def _listen(self) -> None:

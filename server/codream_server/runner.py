@@ -176,7 +176,7 @@ class ServerRunner:
             socket.bind(self._endpoint)
         except zmq.ZMQError as error:
             raise AddressRefused(
-                f"{self._endpoint!r} ({zmq.strerror(error.errno)})",
+                f"{self._endpoint!r} ({zmq.strerror(error.errno or 0)})",
                 "tcp://ADDRESS:PORT of this machine, with a free port",
             ) from error
 
