@@ -71,7 +71,7 @@ def load_source(
 
     `root`, `download`: for torchvision's sets, see `load_image_set`. `seed` splits what comes in one piece (digits, a
     folder without train and test). `size`, `channels`, `class_names`: for folders, see `load_image_folder`.
-    `classes`: for files and own functions that may lack the last classes.
+    `classes`: for files and own functions that may lack some.
     Raises `DatasetError` or `OwnPartError`, as the loaders do, and `DatasetError` if a root is missing.
     """
     kind = kind_of(source)

@@ -31,7 +31,8 @@ def load_npz(
 ) -> tuple[RawImages, RawImages]:
     """The images of `path` as (train, test), not yet standardised; see `pixels` for the scale.
 
-    `classes`: how many there are, in case this file lacks the last ones; None takes one more than the largest label.
+    `classes`: how many there are, in case this file lacks some; None takes one more than the largest label, where every
+    label below it is on some image.
     `max_bytes` bounds the arrays that are read, together, unpacked.
     Raises `DatasetError`, which names the file and the key, says what was found (shape, type, range) and what is
     needed, if the file is missing or no archive, a key is missing, an array is of another type or shape, is larger

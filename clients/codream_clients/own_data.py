@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from codream_clients.datasets import DatasetError, LabelledImages, Labels
 from codream_clients.own_parts import OwnPartError, call_own_part
-from codream_clients.pixels import RawImages, flat_labels, train_and_test
+from codream_clients.pixels import RawImages, classes_of, flat_labels, train_and_test
 
 MAX_STANDARDISED = 100.0
 """Float images with larger values than this, in deviations from 0, were surely not standardised."""
@@ -29,7 +29,8 @@ def load_own_data(
 ) -> tuple[RawImages, RawImages] | tuple[LabelledImages, LabelledImages]:
     """What the function that `reference` names returns, checked, as (train, test).
 
-    `classes`: how many there are; None takes one more than the largest label (LabelledImages say it themselves).
+    `classes`: how many there are; None takes one more than the largest label, where every label below it is on some
+    image (LabelledImages say it themselves).
     Raises `OwnPartError` if the function cannot be loaded or fails, returns anything else than described above, or
     its arrays do not fit; the text says what came (type, shape, range) and what is needed.
     """
@@ -58,9 +59,7 @@ def _parts(
     if kinds != {"float32"}:
         raise OwnPartError(f"{reference}() returned images of {', '.join(sorted(kinds))}; {_NEEDED}")
     if classes is None:
-        classes = (
-            max(int(labels.max()) for _, labels in pairs if len(labels)) + 1 if any(len(p[1]) for p in pairs) else 0
-        )
+        classes = classes_of(pairs[0][1], pairs[1][1])
     first, second = (LabelledImages(np.ascontiguousarray(images), labels, classes) for images, labels in pairs)
     return _same_kind(first, second)
 

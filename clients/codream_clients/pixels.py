@@ -153,16 +153,32 @@ def with_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels[..., None] if pixels.ndim == 3 else pixels
 
 
+def classes_of(train: Labels, test: Labels) -> int:
+    """One more than the largest label of both; 1 where there is none.
+
+    Raises `DatasetError` if a label below the largest is on no image: 0, 1000 and 2000 are three classes, not 2,001.
+    """
+    found = np.unique(np.concatenate([train.ravel(), test.ravel()]))
+    classes = int(found[-1]) + 1 if len(found) else 1
+    if found.min(initial=0) >= 0 and len(found) < classes <= MAX_CLASSES:
+        missing = int(np.argmin(np.isin(np.arange(classes), found)))
+        raise DatasetError(
+            f"{len(found)} labels up to {classes - 1}, but none is {missing}; "
+            f"labels 0 to {len(found) - 1}, each on at least one image, are needed"
+        )
+    return classes
+
+
 def train_and_test(
     train: tuple[NDArray[np.uint8], Labels], test: tuple[NDArray[np.uint8], Labels], classes: int | None
 ) -> tuple[RawImages, RawImages]:
     """Both parts, with `classes` or, where it is None, one more than the largest label of both.
 
-    Raises `DatasetError` if a part is no set of images (see `RawImages`) or the parts differ in shape.
+    Raises `DatasetError` if a part is no set of images (see `RawImages`), the parts differ in shape, or `classes` is
+    None and some label below the largest is on no image.
     """
-    labels = [part[1] for part in (train, test) if len(part[1])]
     if classes is None:
-        classes = max((int(part.max()) for part in labels), default=0) + 1
+        classes = classes_of(train[1], test[1])
     parts = []
     for name, (pixels, numbers) in (("training", train), ("test", test)):
         try:

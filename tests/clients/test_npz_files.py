@@ -69,6 +69,8 @@ def test_uncompressed_and_fortran_order_are_read_alike(tmp_path):
 def test_classes_can_be_more_than_the_file_holds_but_not_fewer(tmp_path):
     path = write(tmp_path / "a.npz")
     assert load_npz(path, classes=5)[0].classes == 5
+    gap = write(tmp_path / "gap.npz", train_labels=np.arange(12) % 2 * 2, test_labels=np.zeros(6, int))
+    assert load_npz(gap, classes=3)[0].classes == 3  # a hospital that never saw class 1
     with pytest.raises(DatasetError, match=r"training part: labels lie in \[0, 2\]; \[0, 1\] is allowed for 2 classes"):
         load_npz(path, classes=2)
 
@@ -94,6 +96,14 @@ def test_classes_can_be_more_than_the_file_holds_but_not_fewer(tmp_path):
         ({"train_labels": np.full(12, -1)}, r"train_labels lies in \[-1, -1\]; \[0, 9999\] is allowed"),
         ({"train_labels": np.full(12, 2**62)}, r"\[0, 9999\] is allowed"),
         ({"train_labels": np.zeros(12, int), "test_labels": np.zeros(6, int)}, "1 classes; 2 to 10000"),
+        (
+            {"train_labels": np.arange(12) % 3 * 1000, "test_labels": np.zeros(6, int)},
+            r"3 labels up to 2000, but none is 1; labels 0 to 2, each on at least one image, are needed",
+        ),
+        (
+            {"train_labels": np.arange(12) % 3 + 1, "test_labels": np.arange(6) % 3 + 1},
+            "3 labels up to 3, but none is 0",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_with_what_was_found(tmp_path, changed, message):

@@ -200,6 +200,11 @@ def test_own_floats_and_labelled_images_are_taken_as_they_are(module):
         ),
         ("(images(6), labels(6) / 2), (images(6), labels(6))", "train labels is float64"),
         ("(images(6), labels(6) - 1), (images(6), labels(6))", r"train labels lies in \[-1, 1\]"),
+        ("(images(6), labels(6) * 7), (images(6), labels(6) * 7)", "3 labels up to 14, but none is 1"),
+        (
+            "(images(6, np.float32, (3, 9, 9)), labels(6) + 1), (images(6, np.float32, (3, 9, 9)), labels(6) + 1)",
+            "3 labels up to 3, but none is 0",
+        ),
         ("(images(0), labels(0)), (images(6), labels(6))", "training part: no images"),
         ("([[1], [1, 2]], labels(2)), (images(6), labels(6))", "which is no array"),
         ("({'a'}, labels(2)), (images(6), labels(6))", "which is no array of numbers"),
