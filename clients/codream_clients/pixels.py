@@ -154,14 +154,14 @@ def with_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def classes_of(train: Labels, test: Labels) -> int:
-    """One more than the largest label of both; 1 where there is none.
+    """One more than the largest label of both, which `flat_labels` has checked; 1 where there is none.
 
     Raises `DatasetError` if a label below the largest is on no image: 0, 1000 and 2000 are three classes, not 2,001.
     """
-    found = np.unique(np.concatenate([train.ravel(), test.ravel()]))
-    classes = int(found[-1]) + 1 if len(found) else 1
-    if found.min(initial=0) >= 0 and len(found) < classes <= MAX_CLASSES:
-        missing = int(np.argmin(np.isin(np.arange(classes), found)))
+    found = np.unique(np.concatenate([train, test]))
+    classes = int(found.max(initial=0)) + 1
+    if 0 < len(found) < classes:
+        missing = int(np.argmax(found != np.arange(len(found))))
         raise DatasetError(
             f"{len(found)} labels up to {classes - 1}, but none is {missing}; "
             f"labels 0 to {len(found) - 1}, each on at least one image, are needed"
