@@ -15,6 +15,7 @@ add noise to the dreams, move them by a few pixels (an image's class stays, and 
 client's own images to each step.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,9 +27,18 @@ from torch.nn import functional
 
 from codream_clients.augmentation import augment_batch, augmentation_generator, shift_batch, with_views
 from codream_clients.datasets import LabelledImages
-from codream_clients.training import TrainingError, balanced_cross_entropy, sgd, shuffled_batches
+from codream_clients.training import (
+    TrainingError,
+    balanced_cross_entropy,
+    batches_in_pass,
+    sgd,
+    shuffled_batches,
+    warn_at_chance,
+)
 
 FloatArray = NDArray[np.float32]
+ALIKE = 1e-3
+"""Labels whose mean says this much of them, in nats of KL, leave nothing to learn."""
 
 
 class AcquisitionError(ValueError):
@@ -132,7 +142,8 @@ def distil(
     deviation of Gaussian noise that every sight of a dream gets, `shift` by how many pixels at most it is moved; `own`
     adds a loss on own images to each step.
     Raises `AcquisitionError` if there is no batch, shapes differ or the temperature is not positive, and
-    `TrainingError` if the loss is no longer finite.
+    `TrainingError` if the loss is no longer finite. Warns with `ConvergenceWarning` if the last pass over the dreams
+    ends no better than the mean label would as the answer to all of them.
     """
     if not feddream_batches:
         raise AcquisitionError("the FedDream dataset is empty; finish one dream batch before distilling")
@@ -155,7 +166,8 @@ def distil(
     model.to(device).train()
     optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
     draws, variation = torch.Generator().manual_seed(seed), augmentation_generator(seed)
-    losses: list[torch.Tensor] = []
+    per_pass = batches_in_pass(len(images), batch_size)
+    losses, of_dreams = deque[torch.Tensor](maxlen=per_pass), deque[torch.Tensor](maxlen=per_pass)
     for batch in shuffled_batches(len(images), epochs, batch_size, seed):
         chosen = batch.to(device)
         seen = shift_batch(images[chosen], shift, variation)
@@ -166,6 +178,7 @@ def distil(
             targets[chosen],
             reduction="batchmean",
         )
+        of_dreams.append(loss.detach())
         if own is not None:
             loss = loss + own.loss(model, draws, device)
         optimiser.zero_grad(set_to_none=True)
@@ -175,7 +188,10 @@ def distil(
     model.eval()
     if not losses:
         return 0.0
-    last_epoch = float(torch.stack(losses[-(len(losses) // epochs) :]).mean())
+    last_epoch = float(torch.stack(list(losses)).mean())
     if not np.isfinite(last_epoch):
         raise TrainingError(f"the distillation loss became {last_epoch} with lr={lr}; choose a smaller rate")
+    spread = functional.kl_div(targets.mean(0).log().expand_as(targets), targets, reduction="batchmean").item()
+    if spread > ALIKE:
+        warn_at_chance("distillation", float(torch.stack(list(of_dreams)).mean()), temperature**2 * spread, lr)
     return last_epoch

@@ -108,11 +108,17 @@ def judge_convergence(last_pass: Sequence[torch.Tensor], class_counts: NDArray[n
         raise TrainingError(f"the loss became {last_pass[-1].item()} with lr={lr}; choose a smaller learning rate")
     shares = class_counts[class_counts > 0] / class_counts.sum()
     guess = -float((shares * np.log(shares)).sum())
-    if len(shares) > 1 and torch.stack(list(last_pass)).mean().item() > AT_CHANCE * guess:
+    if len(shares) > 1:
+        warn_at_chance("training", torch.stack(list(last_pass)).mean().item(), guess, lr)
+
+
+def warn_at_chance(work: str, loss: float, guess: float, lr: float) -> None:
+    """Warn with `ConvergenceWarning` where a loss is not 5 % below that of an answer which ignores the images."""
+    if loss > AT_CHANCE * guess:
         warnings.warn(
-            f"a training with lr={lr} ended no better than a guess; a smaller rate or more steps may help",
+            f"a {work} with lr={lr} ended no better than a guess; a smaller rate or more steps may help",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

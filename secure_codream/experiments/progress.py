@@ -62,7 +62,7 @@ class ComparisonView:
             kind = (record.algorithm, record.measure)
             self._pace.setdefault(kind, []).append(record.last.seconds / len(record.rows))
         self._running: dict[Cell, Row | None] = {}
-        self._done = self._failed = 0
+        self._done = self._failed = self._warned = 0
         self._live: Live | None = None
 
     def __enter__(self) -> ComparisonView:
@@ -92,11 +92,13 @@ class ComparisonView:
                 self._todo[_kind(cell)] -= 1
             case Finished():
                 self._done += 1
+                self._warned += happening.warnings
                 row = self._end(cell)
                 if row is not None:
                     self._pace.setdefault(_kind(cell), []).append(row.seconds / (row.round + 1))
                     result = "" if cell.measure == "communication" else f": {fmean(row.accuracies):.1%}"
-                    self._say(f"{self._count()}: {cell}{result}, {row.seconds:.1f} s; {self._left()}")
+                    vain = f", {happening.warnings} x training at chance" if happening.warnings else ""
+                    self._say(f"{self._count()}: {cell}{result}, {row.seconds:.1f} s{vain}; {self._left()}")
             case Failed():
                 self._failed += 1
                 self._end(cell)
@@ -142,6 +144,8 @@ class ComparisonView:
         count = Text.assemble((self._count(), "bold"), f"   {self._left()}")
         if self._failed:
             count.append(f"   {self._failed} failed", "red")
+        if self._warned:
+            count.append(f"   {self._warned} at chance", "yellow")
         rows.add_row("cells", count)
         left = sum(self._todo.values())
         rows.add_row("", ProgressBar(total=max(1, self._rows), completed=self._rows - left, width=width - 16))

@@ -51,9 +51,10 @@ class Advanced:
 
 @dataclass(frozen=True)
 class Finished:
-    """A cell's record is written."""
+    """A cell's record is written; `warnings` counts its trainings that came to nothing."""
 
     cell: Cell
+    warnings: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,10 @@ class Workers:
                 if isinstance(message, Row):
                     yield Advanced(cell, message)
                     continue
-                yield Finished(cell) if message is None else Failed(cell, message, self._log(cell))
+                if isinstance(message, int):
+                    yield Finished(cell, message)
+                else:
+                    yield Failed(cell, message, self._log(cell))
                 if waiting:
                     following = waiting.pop()
                     self._running[pipe] = process, following
@@ -193,7 +197,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, cells: Path, logs: Path, output: Path) -> None:
-    """Run cells until None comes: for each, its rows go back, then None, or the reason of a failure."""
+    """Run cells until None comes: for each, its rows go back, then its warnings' count, or the reason of a failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _print_to(output)
@@ -203,13 +207,15 @@ def _serve(pipe: Connection, cells: Path, logs: Path, output: Path) -> None:
 
     torch.set_num_threads(1)
     while (cell := pipe.recv()) is not None:
-        failure: str | None = None
+        end: int | str
         try:
-            write_record(cells, cell, run_cell(cell, pipe.send, cells.parent / "releases"))
+            record = run_cell(cell, pipe.send, cells.parent / "releases")
+            write_record(cells, cell, record)
+            end = sum(record.warnings.values())
         except Exception as error:
             (logs / f"{cell.stem}.log").write_text(f"{cell}\n\n{traceback.format_exc()}", encoding="utf-8")
-            failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        pipe.send(failure)
+            end = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        pipe.send(end)
 
 
 def _end_with_parent() -> None:

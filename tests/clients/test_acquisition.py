@@ -5,7 +5,7 @@ import torch
 from codream_clients.acquisition import AcquisitionError, calibrated, distil, soft_label_share
 from codream_clients.augmentation import with_views
 from codream_clients.models import build
-from codream_clients.training import TrainingError, predict_logits
+from codream_clients.training import TrainingError, convergence_warnings_to, predict_logits
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -139,6 +139,17 @@ def test_the_distillation_loss_by_hand():
 def test_distillation_is_deterministic_and_order_depends_on_the_seed():
     losses = [distil(model(), [batch(0), batch(1)], epochs=2, **(SETTINGS | {"seed": s})) for s in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_distillation_at_chance_is_told_and_one_that_learns_or_has_nothing_to_learn_is_not():
+    dreams, labels = batch()
+    told = []
+    with convergence_warnings_to(told.append):
+        distil(model(), [(dreams, labels)], epochs=40, **SETTINGS)
+        distil(model(), [(dreams, np.tile(labels[:1], (48, 1)))], epochs=1, **(SETTINGS | {"lr": 1e-9}))
+        assert told == []
+        distil(model(), [(dreams, labels)], epochs=40, **(SETTINGS | {"lr": 1e-9}))
+    assert len(told) == 1 and "distillation with lr=1e-09 ended no better than a guess" in told[0]
 
 
 def test_no_epochs_change_nothing():

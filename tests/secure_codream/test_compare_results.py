@@ -250,6 +250,11 @@ def fed(view: ComparisonView, grid: Grid, log: Path) -> None:
     view.feed(Finished(first))
     view.feed(Started(second))
     view.feed(Failed(second, "ValueError: [no]", log))
+    third = grid.cells[2]
+    view.feed(Started(third))
+    for number in range(3):
+        view.feed(Advanced(third, row(number, 0.1, sends=False, seconds=2.0)))
+    view.feed(Finished(third, warnings=2))
 
 
 def test_progress_in_plain_lines_and_time_left(grid: Grid, tmp_path: Path) -> None:
@@ -257,12 +262,13 @@ def test_progress_in_plain_lines_and_time_left(grid: Grid, tmp_path: Path) -> No
     with ComparisonView(console, grid.cells, [], 2, clock=lambda: 0.0) as view:
         assert view.seconds_left() is None
         fed(view, grid, tmp_path / "x.log")
-        # Ten cells of three rows, two seconds each, on two workers.
-        assert view.seconds_left() == pytest.approx(30.0)
+        # Nine cells of three rows, two seconds each, on two workers.
+        assert view.seconds_left() == pytest.approx(27.0)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[0] == "12 cells; 2 at a time"
     assert lines[1] == "1 of 12: isolated, iid, seed 0: 50.0%, 6.0 s; 00:33 left"
     assert lines[2].startswith("failed: codream, iid, seed 0: ValueError: [no]; see ")
+    assert lines[3].endswith("seed 0: 10.0%, 6.0 s, 2 x training at chance; 00:27 left")
 
 
 def test_progress_on_a_terminal(grid: Grid, tmp_path: Path) -> None:
@@ -270,12 +276,13 @@ def test_progress_on_a_terminal(grid: Grid, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), **options)
     with ComparisonView(console, grid.cells, [], 2) as view:
         fed(view, grid, tmp_path / "x.log")
-        third = grid.cells[2]
-        view.feed(Started(third))
-        view.feed(Advanced(third, row(1, 0.5, sends=True)))
+        fourth = grid.cells[3]
+        view.feed(Started(fourth))
+        view.feed(Advanced(fourth, row(1, 0.5, sends=True)))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "Comparison" in text and "2 of 12" in text and "1 failed" in text
-    assert "centralised, iid, seed 0   round 1 of 2, 50.0%" in text and "failed: codream, iid, seed 0" in text
+    assert "Comparison" in text and "3 of 12" in text and "1 failed" in text
+    assert "2 at chance" in text
+    assert f"{fourth}   round 1 of 2, 50.0%" in text and "failed: codream, iid, seed 0" in text
 
 
 def test_clock_face() -> None:
