@@ -28,9 +28,11 @@ from torch.nn import functional
 from codream_clients.augmentation import augment_batch, augmentation_generator, shift_batch, with_views
 from codream_clients.datasets import LabelledImages
 from codream_clients.training import (
+    Schedule,
     TrainingError,
     balanced_cross_entropy,
     batches_in_pass,
+    scheduled,
     sgd,
     shuffled_batches,
     warn_at_chance,
@@ -133,6 +135,7 @@ def distil(
     noise: float = 0.0,
     shift: int = 0,
     own: OwnImages | None = None,
+    schedule: Schedule = "constant",
 ) -> float:
     """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 without).
 
@@ -140,7 +143,7 @@ def distil(
     T^2 * KL(softmax(label / T) || softmax(f(image) / T)), the mean over dreams and views; the optimiser is that of
     `train_local`. `seed` fixes the order. The model is moved to `device` and left in eval mode. `noise` is the
     deviation of Gaussian noise that every sight of a dream gets, `shift` by how many pixels at most it is moved; `own`
-    adds a loss on own images to each step.
+    adds a loss on own images to each step; `schedule`: see `training.rate_factor`.
     Raises `AcquisitionError` if there is no batch, shapes differ or the temperature is not positive, and
     `TrainingError` if the loss is no longer finite. Warns with `ConvergenceWarning` if the last pass over the dreams
     ends no better than the mean label would as the answer to all of them.
@@ -167,6 +170,7 @@ def distil(
     optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
     draws, variation = torch.Generator().manual_seed(seed), augmentation_generator(seed)
     per_pass = batches_in_pass(len(images), batch_size)
+    rates = scheduled(optimiser, schedule, epochs * per_pass)
     losses, of_dreams = deque[torch.Tensor](maxlen=per_pass), deque[torch.Tensor](maxlen=per_pass)
     for batch in shuffled_batches(len(images), epochs, batch_size, seed):
         chosen = batch.to(device)
@@ -184,6 +188,7 @@ def distil(
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimiser.step()
+        rates.step()
         losses.append(loss.detach())
     model.eval()
     if not losses:

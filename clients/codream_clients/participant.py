@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from codream_clients.acquisition import OwnImages, calibrated, distil, soft_labe
 from codream_clients.augmentation import with_views
 from codream_clients.datasets import LabelledImages
 from codream_clients.dreaming import ChannelStatistics, DreamLoss, ExtraTerm, dream_gradient, dream_update
-from codream_clients.training import evaluate, predict_logits, train_local
+from codream_clients.training import Schedule, evaluate, predict_logits, train_local
 
 FloatArray = NDArray[np.float32]
+Way = Literal["update", "gradient"]
+Teacher = Literal["current", "trained", "warm-up"]
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
 """(model, data, epochs, seed): replaces `train_local`, for example by differentially private training."""
 
@@ -42,14 +44,17 @@ class LearningSettings:
     Soft labels: of each dream and of `views` variations of it (`augmentation.with_views`); logits `calibrated` to
     `label_deviation` over the batch (0: as they are) and clipped to [-logit_clip, logit_clip]; `class_aware` weights
     with the public `max_count` and `prior`. Training: `warm_up_epochs` at the start; each round `distil_epochs` at
-    `temperature` on the newest `window` dream batches, then `local_epochs` on the own data, with the `balanced` softmax
-    or plain cross-entropy; SGD with `lr` (own data) or `distil_lr` (dreams), `momentum`, `weight_decay`.
+    `temperature` on the newest `window` dream batches, in every `distil_every`-th round, then `local_epochs` on the own
+    data, in the first `training_rounds` rounds (None: in all), with the `balanced` softmax or plain cross-entropy; SGD
+    with `lr` (own data) or `distil_lr` (dreams), `momentum`, `weight_decay`. `schedule` and `distil_schedule`: the rate
+    of each such training stays ("constant") or falls to 0 ("cosine").
     Options of distillation: Gaussian noise of deviation `distil_noise` on the dreams; each sight of a dream moved by up
     to `distil_shift` pixels; `own_weight` times the loss on own images in each step. `teacher`: the model as it is
-    ("current"), or a copy of it as the warm-up left it ("warm-up"), makes and labels the dreams.
+    ("current"), or a copy of it as its newest training on own data left it ("trained"), or as the warm-up did
+    ("warm-up"), makes and labels the dreams.
     """
 
-    way: Literal["update", "gradient"] = "update"
+    way: Way = "update"
     local_steps: int = 10
     dream_lr: float = 0.1
     loss: DreamLoss = field(default_factory=DreamLoss)
@@ -62,10 +67,14 @@ class LearningSettings:
     warm_up_epochs: int = 60
     distil_epochs: int = 20
     local_epochs: int = 10
+    training_rounds: int | None = None
+    distil_every: int = 1
     batch_size: int = 32
     distil_batch_size: int = 64
     lr: float = 0.02
     distil_lr: float = 0.02
+    schedule: Schedule = "constant"
+    distil_schedule: Schedule = "constant"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     temperature: float = 4.0
@@ -74,15 +83,22 @@ class LearningSettings:
     distil_noise: float = 0.3
     distil_shift: int = 0
     own_weight: float = 1.0
-    teacher: Literal["current", "warm-up"] = "current"
+    teacher: Teacher = "current"
 
     def __post_init__(self) -> None:
-        if self.way not in ("update", "gradient"):
-            raise LearningSettingsError(f"way is {self.way!r}; 'update' or 'gradient' is allowed")
-        if self.teacher not in ("current", "warm-up"):
-            raise LearningSettingsError(f"teacher is {self.teacher!r}; 'current' or 'warm-up' is allowed")
-        for name in ("local_steps", "max_count", "window"):
+        for name, choices in (
+            ("way", Way),
+            ("teacher", Teacher),
+            ("schedule", Schedule),
+            ("distil_schedule", Schedule),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                allowed = " or ".join(map(repr, get_args(choices)))
+                raise LearningSettingsError(f"{name} is {getattr(self, name)!r}; {allowed} is allowed")
+        for name in ("local_steps", "max_count", "window", "distil_every"):
             self._require(name, at_least=1)
+        if self.training_rounds is not None:
+            self._require("training_rounds", at_least=0)
         for name in ("batch_size", "distil_batch_size"):
             self._require(name, at_least=2)
         for name in (
@@ -102,6 +118,18 @@ class LearningSettings:
             self._require(name, above=0)
         if self.momentum >= 1:
             raise LearningSettingsError(f"momentum is {self.momentum}; [0, 1) is allowed")
+
+    def distils_in(self, round: int) -> bool:
+        """Whether a round, from 1, has its distillation."""
+        return round % self.distil_every == 0
+
+    def trains_in(self, round: int) -> bool:
+        """Whether a round, from 1, has its training on own data."""
+        return self.local_epochs > 0 and (self.training_rounds is None or round <= self.training_rounds)
+
+    def epochs_in(self, round: int) -> int:
+        """Epochs of a round, from 1, distillation and training on own data together."""
+        return self.distil_epochs * self.distils_in(round) + self.local_epochs * self.trains_in(round)
 
     def _require(self, name: str, *, at_least: float = -math.inf, above: float = -math.inf) -> None:
         value = getattr(self, name)
@@ -138,7 +166,7 @@ class Metrics:
 
     `accuracy` on its test images (None without any) and `train_accuracy` on its own (None with a replaced local
     training, which may be private) lie in [0, 1];
-    `distil_loss` is the last epoch's mean, in nats times T^2 (0 after the warm-up).
+    `distil_loss` is the last epoch's mean, in nats times T^2 (0 after the warm-up and in rounds without distillation).
     """
 
     rounds: int
@@ -176,6 +204,7 @@ def distil_by_settings(
         noise=noise,
         shift=settings.distil_shift,
         own=own,
+        schedule=settings.distil_schedule,
     )
 
 
@@ -236,7 +265,8 @@ class Participant:
 
     def begin(self) -> Metrics:
         """Take part with the model as it is: instead of `warm_up`, for one that has been trained before."""
-        self._teacher = copy.deepcopy(self.model) if self.settings.teacher == "warm-up" else self.model
+        if self.settings.teacher != "current":
+            self._teacher = copy.deepcopy(self.model)
         if self._feature_statistics is not None:
             self._supplied = self._feature_statistics(self.model)
         return self._measure(distil_loss=0.0)
@@ -284,7 +314,16 @@ class Participant:
         settings = self.settings
         self._rounds += 1
         self._window.append((dreams, soft_labels))
-        distil_loss = distil_by_settings(
+        distil_loss = self._distil() if settings.distils_in(self._rounds) else 0.0
+        if settings.trains_in(self._rounds):
+            self._local_training(self.model, self._train, settings.local_epochs, self._stage_seed(2))
+            if settings.teacher == "trained":
+                self._teacher = copy.deepcopy(self.model)
+        return self._measure(distil_loss)
+
+    def _distil(self) -> float:
+        settings = self.settings
+        return distil_by_settings(
             self.model,
             list(self._window),
             settings,
@@ -293,8 +332,6 @@ class Participant:
             noise=settings.distil_noise,
             own=self._own_images() if settings.own_weight > 0 else None,
         )
-        self._local_training(self.model, self._train, settings.local_epochs, self._stage_seed(2))
-        return self._measure(distil_loss)
 
     def _own_images(self) -> OwnImages:
         settings = self.settings
@@ -315,6 +352,7 @@ class Participant:
             seed=seed,
             device=self._device,
             class_counts=self._class_counts,
+            schedule=settings.schedule,
         )
 
     def _stage_seed(self, stage: int) -> int:

@@ -42,7 +42,9 @@ class PrivacySettings:
             follow from the records. The number of a client's images unless given, which then counts as public.
         batch_size: records expected in a step; the rate is batch_size / n.
         warm_up_epochs: n / batch_size steps each, before the first round.
-        round_epochs: the same in every round; 0 leaves the whole budget to the warm-up.
+        round_epochs: the same in every round that trains; 0 leaves the whole budget to the warm-up.
+        training_rounds: the first so many rounds train, and share the budget with the warm-up; all unless given. Those
+            after them dream and distil, which costs nothing more.
         max_grad_norm: the L2 norm to which each record's gradient is clipped.
         lr: of SGD, for the clipped gradients' sum over batch_size.
         momentum: Nesterov's, in [0, 1).
@@ -65,6 +67,7 @@ class PrivacySettings:
     batch_size: int = 512
     warm_up_epochs: int = 12
     round_epochs: int = 0
+    training_rounds: int | None = None
     max_grad_norm: float = 0.3
     lr: float = 2.0
     momentum: float = 0.0
@@ -79,7 +82,7 @@ class PrivacySettings:
         for name in ("epsilon", "max_grad_norm", "lr"):
             self._require(name, above=0)
         self._require("round_epochs", at_least=0)
-        for name in ("warm_up_epochs", "batch_size", "physical_batch", "records"):
+        for name in ("warm_up_epochs", "batch_size", "physical_batch", "records", "training_rounds"):
             self._require(name, at_least=1)
         self._require("delta", above=0, below=1)
         self._require("histogram_share", above=0, below=1)
@@ -98,7 +101,7 @@ class PrivacySettings:
         self, name: str, *, at_least: float = -math.inf, above: float = -math.inf, below: float = math.inf
     ) -> None:
         value = getattr(self, name)
-        if value is None and name in ("delta", "records"):
+        if value is None and name in ("delta", "records", "training_rounds"):
             return
         if not (math.isfinite(value) and value >= at_least and above < value < below):
             low = f"at least {at_least:g}" if math.isfinite(at_least) else f"above {above:g}"
@@ -174,6 +177,8 @@ def plan_privacy(settings: PrivacySettings, *, records: int, rounds: int) -> Pri
         raise PrivacySettingsError(f"{count} records, {rounds} rounds; at least 1 and at least 0 are needed")
     if settings.delta is not None:
         warn_of_weak_delta(settings.delta, count)
+    if settings.training_rounds is not None:
+        rounds = min(rounds, settings.training_rounds)
     return _plan(settings, count, rounds if settings.round_epochs else 0)
 
 

@@ -29,7 +29,12 @@ HISTOGRAM_NOISE, STATISTICS_NOISE = 1000001, 1000002  # apart from a round's
 def private_learning(settings: LearningSettings, plan: PrivacyPlan) -> LearningSettings:
     """The settings with the plan's epochs of local training in place of their own."""
     privacy = plan.settings
-    return replace(settings, warm_up_epochs=privacy.warm_up_epochs, local_epochs=privacy.round_epochs)
+    return replace(
+        settings,
+        warm_up_epochs=privacy.warm_up_epochs,
+        local_epochs=privacy.round_epochs,
+        training_rounds=privacy.training_rounds,
+    )
 
 
 def private_histogram(

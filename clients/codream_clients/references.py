@@ -21,8 +21,8 @@ class ComparisonError(ValueError):
 
 
 def reference_epochs(settings: LearningSettings, rounds: int) -> int:
-    """Epochs of a CoDream client in all: warm-up, and distillation and local training every round."""
-    return settings.warm_up_epochs + rounds * (settings.distil_epochs + settings.local_epochs)
+    """Epochs of a CoDream client in all: warm-up, and distillation and local training in the rounds that have them."""
+    return settings.warm_up_epochs + sum(settings.epochs_in(round) for round in range(1, rounds + 1))
 
 
 def train_independent(
@@ -57,6 +57,7 @@ def train_independent(
             balanced=settings.balanced,
             seed=seed,
             device=device,
+            schedule=settings.schedule,
         )
         accuracies.append(evaluate(model, test, device))
     return accuracies

@@ -6,21 +6,24 @@ frequencies. Classes that the client has never seen (n_c = 0) are left out of th
 down, and local training does not unlearn what the dreams taught. Evaluation uses the plain logits.
 """
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
 
 from codream_clients.augmentation import augment_batch, augmentation_generator
 from codream_clients.datasets import LabelledImages
 
+Schedule = Literal["constant", "cosine"]
 AT_CHANCE = 0.95  # of the loss of a guess: one pass's mean is noisy
 
 
@@ -54,13 +57,14 @@ def train_local(
     seed: int,
     device: torch.device,
     class_counts: NDArray[np.float32] | None = None,
+    schedule: Schedule = "constant",
 ) -> None:
     """Train `model` in place for `epochs` passes over `data` by SGD with Nesterov momentum, if it is above 0.
 
     `balanced` takes the balanced softmax instead of the cross-entropy; its class counts (K,) are the data's
     own unless `class_counts` is given (a histogram noised for privacy, say, above 0 where there are labels).
-    `seed` fixes the order of the images and how they vary, as `data.augment` says. The model is moved to `device`
-    and left in eval mode.
+    `schedule`: see `rate_factor`. `seed` fixes the order of the images and how they vary, as `data.augment` says. The
+    model is moved to `device` and left in eval mode.
     Raises `TrainingError` for fewer than two images (batch norm needs two), a label whose class count is not
     positive, or a loss that is no longer finite. Warns with `ConvergenceWarning`, see `judge_convergence`.
     """
@@ -76,6 +80,7 @@ def train_local(
     weights = torch.from_numpy(counts.astype(np.float32)).clamp(min=0).to(device)
     model.to(device).train()
     optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    rates = scheduled(optimiser, schedule, epochs * batches_in_pass(len(data), batch_size))
     variation = augmentation_generator(seed)
     last_pass: deque[torch.Tensor] = deque(maxlen=batches_in_pass(len(data), batch_size))
     for batch in shuffled_batches(len(data), epochs, batch_size, seed):
@@ -89,6 +94,7 @@ def train_local(
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimiser.step()
+        rates.step()
         last_pass.append(loss.detach())
     model.eval()
     judge_convergence(last_pass, data.class_counts, lr)
@@ -144,6 +150,19 @@ def sgd(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) ->
     return torch.optim.SGD(
         model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
     )
+
+
+def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """What the rate is multiplied by in a step, from 0, of a training of `steps` steps.
+
+    "constant": 1. "cosine": from 1 down to 0 along half a cosine (Loshchilov and Hutter, ICLR 2017, without restarts).
+    """
+    return 1.0 if schedule == "constant" else (1 + math.cos(math.pi * min(step, steps) / max(steps, 1))) / 2
+
+
+def scheduled(optimiser: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LambdaLR:
+    """A scheduler, to be asked for a `step` after each of the optimiser's, that follows `rate_factor`."""
+    return LambdaLR(optimiser, lambda step: rate_factor(schedule, step, steps))
 
 
 def shuffled_batches(count: int, epochs: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:

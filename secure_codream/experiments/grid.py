@@ -564,9 +564,9 @@ def _settings(
 def _whole_learning(
     learning: Mapping[str, Any], dreams: DreamsTable, shape: tuple[int, int, int], classes: int
 ) -> dict[str, Any]:
-    """`[learning]` with every default spelt out."""
+    """`[learning]` with every default spelt out, but for None, which TOML cannot say."""
     whole = asdict(_settings(learning, dreams, shape, classes))
-    return {key: value for key, value in whole.items() if key not in FOLLOWS_DREAMS}
+    return {key: value for key, value in whole.items() if key not in FOLLOWS_DREAMS and value is not None}
 
 
 def _over(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

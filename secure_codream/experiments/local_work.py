@@ -5,7 +5,7 @@ else, by the rule of `Participant`), balanced softmax or cross-entropy as `Learn
 an algorithm apart is an `Objective`, which turns a batch's plain loss into the loss that is minimised, or a
 correction, which is added to the gradients. Without either, the loop is `train_local`, step by step.
 
-Passes over local data: `warm_up_epochs` before the first round, and `distil_epochs + local_epochs` in each. A CoDream
+Passes over local data: `warm_up_epochs` before the first round, and `LearningSettings.epochs_in` in each. A CoDream
 client distils while its rivals go on with their own images, so all have `reference_epochs` in the end.
 """
 
@@ -24,10 +24,13 @@ from torch.nn import functional
 from codream_clients.augmentation import augment_batch, augmentation_generator
 from codream_clients.datasets import LabelledImages
 from codream_clients.training import (
+    Schedule,
     TrainingError,
     balanced_cross_entropy,
     batches_in_pass,
     judge_convergence,
+    rate_factor,
+    scheduled,
     sgd,
     shuffled_batches,
 )
@@ -101,7 +104,7 @@ def train_round(
     Raises:
         TrainingError: fewer than two images, or a loss that is no longer finite.
     """
-    epochs = problem.learning.distil_epochs + problem.learning.local_epochs
+    epochs = problem.learning.epochs_in(round)
     seed = stage_seed(problem, client, round, OWN_DATA)
     return _train(model, data, problem, epochs, seed, objective, correction)
 
@@ -122,6 +125,7 @@ def _train(
     counts = torch.from_numpy(data.class_counts.astype(np.float32)).to(device)
     model.to(device).train()
     optimiser = sgd(model, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    rates = scheduled(optimiser, settings.schedule, epochs * batches_in_pass(len(data), settings.batch_size))
     steps, variation = 0, augmentation_generator(seed)
     last_pass: deque[torch.Tensor] = deque(maxlen=batches_in_pass(len(data), settings.batch_size))
     for chosen in shuffled_batches(len(data), epochs, settings.batch_size, seed):
@@ -138,6 +142,7 @@ def _train(
                 if parameter.grad is not None:
                     parameter.grad.add_(extra)
         optimiser.step()
+        rates.step()
         last_pass.append(plain.detach())
         steps += 1
     model.eval()
@@ -145,12 +150,12 @@ def _train(
     return steps
 
 
-def displacement(steps: int, momentum: float) -> float:
+def displacement(steps: int, momentum: float, schedule: Schedule = "constant") -> float:
     """How far SGD with Nesterov momentum and rate 1 goes in `steps` steps of a constant gradient of 1, from rest."""
     velocity = total = 0.0
-    for _ in range(steps):
+    for step in range(steps):
         velocity = momentum * velocity + 1.0
-        total += 1.0 + momentum * velocity if momentum > 0 else 1.0
+        total += rate_factor(schedule, step, steps) * (1.0 + momentum * velocity if momentum > 0 else 1.0)
     return total
 
 

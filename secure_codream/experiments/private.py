@@ -92,7 +92,7 @@ class _Client:
         accuracy = evaluate(model, problem.test, problem.device)
         yield accuracy
         for round in range(1, problem.rounds + 1):
-            if settings.round_epochs:
+            if round <= self.plan.rounds:
                 training(model, self.data, settings.round_epochs, stage_seed(problem, self.client, round, OWN_DATA))
                 accuracy = evaluate(model, problem.test, problem.device)
             yield accuracy

@@ -45,7 +45,7 @@ class ControlledClient:
     def warm_up(self) -> float:
         """Train before the first round, when all control variates are 0; returns the test accuracy."""
         steps = warm_up(self._model, self._shard, self._problem, self._client)
-        self._reach = displacement(steps, self._problem.learning.momentum)
+        self._reach = self._displacement(steps)
         return evaluate(self._model, self._problem.test, self._problem.device)
 
     def work(self, public: Sequence[FloatArray]) -> Change:
@@ -58,7 +58,7 @@ class ControlledClient:
             self._state.write(self._model, received)
         correction = self._parameters.split(common - self.control, problem.device)
         steps = train_round(self._model, self._shard, problem, self._client, self._round, correction=correction)
-        reach = self._reach + displacement(steps, problem.learning.momentum)
+        reach = self._reach + self._displacement(steps)
         self._reach = 0.0
         before, after = (self._parameters.join(list(model.parameters())) for model in (start, self._model))
         moved = (before - after) / np.float32(max(reach, 1.0) * problem.learning.lr)
@@ -66,6 +66,10 @@ class ControlledClient:
         change = {MODEL: self._state.read(self._model) - received, CONTROLS: renewed - self.control}
         self.control = renewed
         return change
+
+    def _displacement(self, steps: int) -> float:
+        learning = self._problem.learning
+        return displacement(steps, learning.momentum, learning.schedule)
 
 
 @dataclass(frozen=True)

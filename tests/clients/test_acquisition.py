@@ -152,6 +152,13 @@ def test_distillation_at_chance_is_told_and_one_that_learns_or_has_nothing_to_le
     assert len(told) == 1 and "distillation with lr=1e-09 ended no better than a guess" in told[0]
 
 
+def test_distillation_follows_its_schedule():
+    students = [model() for _ in range(2)]
+    for student, schedule in zip(students, ("constant", "cosine"), strict=True):
+        distil(student, [batch()], epochs=3, schedule=schedule, **SETTINGS)
+    assert not np.array_equal(*(predict_logits(student, batch()[0], CPU) for student in students))
+
+
 def test_no_epochs_change_nothing():
     student = model()
     before = predict_logits(student, batch()[0], CPU)

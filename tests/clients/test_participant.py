@@ -146,6 +146,11 @@ def test_without_test_images_there_is_no_accuracy(digits):
         {"temperature": 0.0},
         {"window": 0},
         {"warm_up_epochs": -1},
+        {"distil_every": 0},
+        {"training_rounds": -1},
+        {"schedule": "linear"},
+        {"distil_schedule": "steps"},
+        {"teacher": "best"},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):
@@ -206,6 +211,41 @@ def test_the_teacher_of_the_warm_up_stays_as_it_was(digits):
         client.acquire(noise(), np.zeros((32, 10), dtype=np.float32))
     assert np.array_equal(kept.soft_labels(noise()).numerators, before)
     assert not np.array_equal(moving.soft_labels(noise()).numerators, before)
+
+
+def test_the_trained_teacher_is_what_its_newest_training_left_and_not_what_distillation_made_of_it(digits):
+    """It goes on labelling while the model learns from dreams, and changes where the model trains on own images."""
+    settings = dataclasses.replace(QUICK, own_weight=0.0, teacher="trained", training_rounds=1)
+    client, told = participant(digits, settings=settings), []
+    client.warm_up()
+    for _ in range(3):
+        told.append(client.soft_labels(noise()).numerators)
+        client.acquire(noise(), np.zeros((32, 10), dtype=np.float32))
+    assert not np.array_equal(told[0], told[1])  # round 1 trains
+    assert np.array_equal(told[1], told[2])  # round 2 distils alone, and changes the model
+    control = participant(digits, settings=dataclasses.replace(settings, teacher="current"))
+    control.warm_up()
+    control.acquire(noise(), np.zeros((32, 10), dtype=np.float32))
+    before = control.soft_labels(noise()).numerators
+    control.acquire(noise(), np.zeros((32, 10), dtype=np.float32))
+    assert not np.array_equal(control.soft_labels(noise()).numerators, before)
+
+
+def test_rounds_that_distil_or_train_are_those_that_the_settings_name_and_references_take_as_many_epochs(digits):
+    settings = LearningSettings(
+        warm_up_epochs=3, distil_epochs=2, local_epochs=1, distil_every=2, training_rounds=3, own_weight=0.0
+    )
+    assert [settings.epochs_in(round) for round in (1, 2, 3, 4, 5)] == [1, 3, 1, 2, 0]
+    assert reference_epochs(settings, rounds=5) == 3 + 7
+    assert LearningSettings(local_epochs=0, distil_epochs=4).epochs_in(1) == 4
+    trained = []
+    client = participant(
+        digits, settings=settings, local_training=lambda model, data, epochs, seed: trained.append(client._rounds)
+    )
+    client.warm_up()
+    losses = [client.acquire(noise(), np.zeros((32, 10), np.float32)).distil_loss for _ in range(5)]
+    assert trained == [0, 1, 2, 3]
+    assert [loss > 0 for loss in losses] == [False, True, False, True, False]
 
 
 def test_own_images_and_noise_change_what_is_distilled_and_repeat_from_the_seed(digits):

@@ -333,6 +333,19 @@ def test_every_training_is_charged_before_it_runs_and_a_round_without_epochs_is_
     assert [charge.steps for charge in charges] == [3, 2, 2]
 
 
+def test_rounds_that_do_not_train_cost_nothing_and_leave_more_to_those_that_do():
+    every = plan_privacy(replace(QUICK, round_epochs=1), records=200, rounds=4)
+    first = plan_privacy(replace(QUICK, round_epochs=1, training_rounds=1), records=200, rounds=4)
+    assert [charge.purpose for charge in first.charges] == ["label histogram", "warm-up", "round 1"]
+    assert len(every.charges) == 6 and first.noise_multiplier < every.noise_multiplier
+    assert epsilon_of(first.charges, first.delta, first.settings.accountant) <= first.epsilon
+    assert plan_privacy(replace(QUICK, round_epochs=1, training_rounds=9), records=200, rounds=4) == replace(
+        every, settings=replace(every.settings, training_rounds=9)
+    )
+    with pytest.raises(PrivacySettingsError, match="training_rounds is 0"):
+        replace(QUICK, training_rounds=0)
+
+
 @pytest.mark.parametrize("warmed_up", [True, False], ids=["told", "control: not told"])
 def test_first_training_of_a_model_that_is_gone_on_with_is_a_rounds(tmp_path, warmed_up):
     """Else it would count as the warm-up, and the kept one would take the place of what the model has learnt since."""

@@ -15,6 +15,8 @@ from codream_clients.training import (
     convergence_warnings_to,
     evaluate,
     predict_logits,
+    rate_factor,
+    scheduled,
     shuffled_batches,
     train_local,
 )
@@ -158,3 +160,33 @@ def test_other_warnings_go_where_they_went(recwarn):
     with convergence_warnings_to(told.append):
         warnings.warn("mind the step", UserWarning, stacklevel=1)
     assert told == [] and [str(warning.message) for warning in recwarn] == ["mind the step"]
+
+
+def test_rates_stay_or_fall_to_nothing_along_half_a_cosine():
+    assert [rate_factor("constant", step, 4) for step in range(4)] == [1, 1, 1, 1]
+    assert [rate_factor("cosine", step, 4) for step in range(5)] == pytest.approx([1, 0.8536, 0.5, 0.1464, 0], abs=1e-4)
+    assert rate_factor("cosine", 0, 0) == 1
+    place = torch.nn.Parameter(torch.zeros(()))
+    optimiser = torch.optim.SGD([place], lr=2.0)
+    rates, moved = scheduled(optimiser, "cosine", 4), []
+    for _ in range(4):
+        place.grad, before = torch.ones(()), place.item()
+        optimiser.step()
+        rates.step()
+        moved.append(before - place.item())
+    assert moved == pytest.approx([2 * rate_factor("cosine", step, 4) for step in range(4)])
+
+
+def test_training_follows_its_schedule():
+    """A training that anneals ends elsewhere than one that does not, and the first steps are alike."""
+    ends = {}
+    for schedule in ("constant", "cosine"):
+        trained = model()
+        train_local(trained, easy_data(), epochs=5, balanced=True, seed=0, schedule=schedule, **SGD)
+        ends[schedule] = weights_of(trained)
+    assert not torch.equal(ends["constant"], ends["cosine"])
+    first = [model(), model()]
+    for trained, schedule in zip(first, ("constant", "cosine"), strict=True):
+        one = easy_data().subset(np.arange(8))
+        train_local(trained, one, epochs=1, balanced=True, seed=0, schedule=schedule, **SGD)
+    assert torch.equal(*(weights_of(trained) for trained in first))

@@ -17,7 +17,7 @@ from codream_clients.datasets import Augment, load_digits_data
 from codream_clients.models import build
 from codream_clients.participant import LearningSettings
 from codream_clients.references import reference_epochs
-from codream_clients.training import train_local
+from codream_clients.training import Schedule, scheduled, train_local
 from codream_protocols.errors import UnsafePlan, VectorRefused
 from secure_codream.config import AggregationTable, DreamsTable
 from secure_codream.experiments import isolated
@@ -70,7 +70,12 @@ def by_name(algorithm: Algorithm) -> str:
 
 
 def digits(
-    models: Sequence[str] = ("cnn2",) * 3, *, balanced: bool = True, rounds: int = 2, value_bits: int = 16
+    models: Sequence[str] = ("cnn2",) * 3,
+    *,
+    balanced: bool = True,
+    schedule: Schedule = "constant",
+    rounds: int = 2,
+    value_bits: int = 16,
 ) -> Problem:
     """Three clients with 40, 30 and 20 digits, of which the last knows five classes only."""
     train, test = load_digits_data(seed=0)
@@ -80,7 +85,9 @@ def digits(
         shards=shards,
         test=test.subset(np.arange(200)),
         models=tuple(models),
-        learning=LearningSettings(warm_up_epochs=4, distil_epochs=2, local_epochs=2, batch_size=16, balanced=balanced),
+        learning=LearningSettings(
+            warm_up_epochs=4, distil_epochs=2, local_epochs=2, batch_size=16, balanced=balanced, schedule=schedule
+        ),
         dreams=DreamsTable(),
         aggregation=AggregationTable(value_bits=value_bits),
         rounds=rounds,
@@ -131,8 +138,9 @@ def test_others_take_mixed_architectures(algorithm: Algorithm) -> None:
 
 @pytest.mark.parametrize("augment", ["none", "shift"])
 @pytest.mark.parametrize("balanced", [True, False], ids=["balanced", "plain"])
-def test_without_an_objective_the_loop_is_train_local(balanced: bool, augment: Augment) -> None:
-    problem = digits(balanced=balanced)
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_without_an_objective_the_loop_is_train_local(balanced: bool, augment: Augment, schedule: Schedule) -> None:
+    problem = digits(balanced=balanced, schedule=schedule)
     settings, shard = problem.learning, dataclasses.replace(problem.shards[2], augment=augment)
     ours, reference = problem.fresh_model(2), problem.fresh_model(2)
     train_round(ours, shard, problem, 2, 5)
@@ -147,6 +155,7 @@ def test_without_an_objective_the_loop_is_train_local(balanced: bool, augment: A
         balanced=balanced,
         seed=stage_seed(problem, 2, 5, OWN_DATA),
         device=problem.device,
+        schedule=schedule,
     )
     for name, tensor in reference.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name
@@ -353,13 +362,18 @@ def test_the_servers_control_variate_is_the_mean_of_the_clients() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("steps", [0, 1, 7])
-def test_displacement_is_what_the_optimiser_does_under_a_constant_gradient(steps: int, momentum: float) -> None:
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_displacement_is_what_the_optimiser_does_under_a_constant_gradient(
+    steps: int, momentum: float, schedule: Schedule
+) -> None:
     place = nn.Parameter(torch.zeros(()))
     optimiser = torch.optim.SGD([place], lr=0.1, momentum=momentum, nesterov=momentum > 0)
+    rates = scheduled(optimiser, schedule, steps)
     for _ in range(steps):
         place.grad = torch.ones(())
         optimiser.step()
-    assert displacement(steps, momentum) == pytest.approx(-float(place.detach()) / 0.1, rel=1e-5)
+        rates.step()
+    assert displacement(steps, momentum, schedule) == pytest.approx(-float(place.detach()) / 0.1, rel=1e-5)
 
 
 def test_a_corrections_mean_is_added_to_every_gradient() -> None:
