@@ -18,7 +18,7 @@ from typing import Literal, get_args
 from codream_clients.accounting import AccountantName, SampledGaussian, solve_noise_multiplier
 from codream_clients.ledger import BudgetExceeded
 
-GradSampleMode = Literal["hooks", "ghost"]
+GradSampleMode = Literal["hooks", "ghost", "auto"]
 DELTA_TIMES_RECORDS = 0.1
 HISTOGRAM, STATISTICS, WARM_UP = "label histogram", "feature statistics", "warm-up"
 
@@ -52,7 +52,8 @@ class PrivacySettings:
         statistics_share: of epsilon, for the feature statistics; 0 leaves them out, and R_bn with them.
         accountant: "prv" or "rdp", see `accounting`.
         mode: "hooks" keeps every record's gradient; "ghost" computes their norms alone and goes backward twice (Li et
-            al., ICLR 2022). Hooks are faster on small networks, ghost clipping needs less memory.
+            al., ICLR 2022). Hooks are faster on most small networks, ghost clipping needs less memory. "auto" takes
+            what is faster here; the two round differently, so that runs repeat to the last bit with a named one only.
         physical_batch: records that go through the model at a time; it changes memory and speed, not the result.
         secure_mode: noise from a cryptographic generator, hardened against floating-point attacks (Holohan and
             Braghin, 2021), by Opacus with torchcsprng.

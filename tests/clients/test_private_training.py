@@ -138,6 +138,29 @@ def test_step_is_made_of_each_records_true_gradient_clipped(name, mode, layout, 
     assert torch.allclose(moved, -total / 6, atol=1e-4) is (layout is torch.contiguous_format)
 
 
+@pytest.mark.parametrize("slow", ["hooks", "ghost"])
+def test_auto_takes_the_faster_mode_and_tries_them_on_noise_alone(slow, monkeypatch):
+    done, now, usual = [], 0.0, private_training.private_sgd
+
+    def watched(network, data, *, plan, **more):
+        nonlocal now
+        done.append((plan.settings.mode, data))
+        now += 2.0 if plan.settings.mode == slow else 1.0
+        usual(network, data, plan=plan, **more)
+
+    monkeypatch.setattr(private_training, "private_sgd", watched)
+    monkeypatch.setattr(private_training.time, "perf_counter", lambda: now)
+    own, network = images(), model()
+    plan = plan_privacy(replace(QUICK, mode="auto", round_epochs=1), records=24, rounds=1)
+    training = PrivateTraining(plan, None, Releases(lambda charge: None), NoiseSource(1), CPU)
+    training(network, own, 2, 0)
+    training(network, own, 1, 0)
+    trained = [mode for mode, data in done if data is own]
+    assert trained == ["ghost" if slow == "hooks" else "hooks"] * 2
+    assert [mode for mode, data in done if data is not own] == ["hooks"] * 3 + ["ghost"] * 3  # once for both trainings
+    assert not any(np.shares_memory(data.images, own.images) for _, data in done if data is not own)
+
+
 def test_parts_and_modes_give_the_same_step():
     steps = [
         train(model(), images(), plan_for(physical_batch=part, mode=mode), steps=3)
