@@ -216,11 +216,13 @@ def test_the_teacher_of_the_warm_up_stays_as_it_was(digits):
 def test_the_trained_teacher_is_what_its_newest_training_left_and_not_what_distillation_made_of_it(digits):
     """It goes on labelling while the model learns from dreams, and changes where the model trains on own images."""
     settings = dataclasses.replace(QUICK, own_weight=0.0, teacher="trained", training_rounds=1)
-    client, told = participant(digits, settings=settings), []
+    client, told, kept = participant(digits, settings=settings), [], []
     client.warm_up()
     for _ in range(3):
         told.append(client.soft_labels(noise()).numerators)
         client.acquire(noise(), np.zeros((32, 10), dtype=np.float32))
+        kept.append(len(client._window))
+    assert kept == [0, 1, 2]  # what the teacher said before its training is forgotten
     assert not np.array_equal(told[0], told[1])  # round 1 trains
     assert np.array_equal(told[1], told[2])  # round 2 distils alone, and changes the model
     control = participant(digits, settings=dataclasses.replace(settings, teacher="current"))
@@ -260,8 +262,21 @@ def test_own_images_and_noise_change_what_is_distilled_and_repeat_from_the_seed(
     assert np.array_equal(found[2], found[3])
 
 
-def test_replaced_local_training_is_not_bypassed_by_own_images(digits):
-    """Differential privacy would be worth nothing if distillation saw the own images beside it."""
-    settings = dataclasses.replace(QUICK, own_weight=1.0)
-    with pytest.raises(LearningSettingsError, match="own_weight"):
+@pytest.mark.parametrize("past", [{"own_weight": 1.0}, {"label_statistics": "own"}], ids=str)
+def test_replaced_local_training_is_not_bypassed_by_own_images(digits, past):
+    """Differential privacy would be worth nothing if distillation or labels saw the own images beside it."""
+    allowed = dataclasses.replace(QUICK, own_weight=0.0)
+    with pytest.raises(LearningSettingsError, match=next(iter(past))):
+        settings = dataclasses.replace(allowed, **past)
         participant(digits, settings=settings, local_training=lambda *given: None)
+    participant(digits, settings=dataclasses.replace(allowed, **past))  # control: not replaced
+    participant(digits, settings=allowed, local_training=lambda *given: None)
+
+
+def test_calibrated_by_own_images_the_labels_do_not_depend_on_what_else_is_labelled(digits):
+    settings = dataclasses.replace(QUICK, label_deviation=6.0, class_aware=False)
+    for statistics, depends in (("own", False), ("dreams", True)):
+        client = participant(digits, settings=dataclasses.replace(settings, label_statistics=statistics))
+        client.warm_up()
+        few, many = client.soft_labels(noise(4)).numerators, client.soft_labels(noise(32)).numerators
+        assert np.allclose(few, many[:4], atol=1e-5) is not depends
