@@ -265,6 +265,11 @@ class Participant:
         """Newest metrics, or None before the warm-up."""
         return self._metrics
 
+    @property
+    def teacher(self) -> nn.Module:
+        """What makes and labels the dreams; see `LearningSettings`."""
+        return self._teacher
+
     def warm_up(self) -> Metrics:
         """Train on the own data for `warm_up_epochs`."""
         self._local_training(self.model, self._train, self.settings.warm_up_epochs, self._stage_seed(0))

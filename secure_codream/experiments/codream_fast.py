@@ -170,7 +170,7 @@ class FastClient:
         moved = adapt(
             self._generator,
             noise,
-            self._participant.model,
+            self._participant.teacher,
             settings.loss,
             steps=settings.local_steps,
             lr=settings.lr,

@@ -12,7 +12,7 @@ import torch
 
 from codream_clients.datasets import load_digits_data
 from codream_clients.generators import BETAS, adapt, fresh_image_generator, generate
-from codream_clients.participant import LearningSettings
+from codream_clients.participant import LearningSettings, Teacher
 from codream_server.optimisers import Adam
 from secure_codream.config import AggregationTable, ConfigError, DreamsTable
 from secure_codream.experiments.codream import CoDream, Kind
@@ -25,7 +25,13 @@ torch.set_num_threads(1)
 BATCH, FAST = 12, CoDreamFast(batches=2, local_steps=2, noise=8, width=4)
 
 
-def digits(models: Sequence[str] = ("cnn2", "mlp", "cnn2"), *, value_bits: int = 16, **dreams: Any) -> Problem:
+def digits(
+    models: Sequence[str] = ("cnn2", "mlp", "cnn2"),
+    *,
+    value_bits: int = 16,
+    teacher: Teacher = "current",
+    **dreams: Any,
+) -> Problem:
     """Three clients with 30, 20 and 10 digits."""
     train, test = load_digits_data(seed=0)
     shards = tuple(train.subset(np.arange(start, start + size)) for start, size in ((0, 30), (100, 20), (200, 10)))
@@ -40,6 +46,7 @@ def digits(models: Sequence[str] = ("cnn2", "mlp", "cnn2"), *, value_bits: int =
             local_epochs=1,
             batch_size=16,
             views=dreams.get("views", 0),
+            teacher=teacher,
         ),
         dreams=DreamsTable(**{"steps": 2, "batch": BATCH, **dreams}),
         aggregation=AggregationTable(value_bits=value_bits),
@@ -185,3 +192,17 @@ def test_registry_knows_it_with_options_and_refuses_wrong_ones() -> None:
     for options in ({"batches": 0}, {"lr": -1.0}, {"bn_momentum": 1.0}, {"alpha_bn": -1.0}, {"steps": 3}):
         with pytest.raises(ConfigError, match="codream_fast"):
             find("codream-fast", options).make()
+
+
+@pytest.mark.parametrize(("teacher", "moves"), [("warm-up", False), ("current", True)])
+def test_the_generator_follows_the_teacher_that_labels(teacher: Teacher, moves: bool) -> None:
+    problem = digits(teacher=teacher)
+    client = FastClient(dataclasses.replace(FAST, bn_momentum=0.0), problem, 0, problem.fresh_model(0))
+    client.warm_up()
+    generator = fresh_image_generator(FAST.noise, problem.test.shape, FAST.width, problem.seed)
+    weights = Layout.of_parameters(generator).read(generator)
+    noise = np.random.default_rng(0).standard_normal((BATCH, FAST.noise)).astype(np.float32)
+    before = client.shape([noise, weights])
+    client.learn([generate(generator, noise), np.zeros((BATCH, 10), dtype=np.float32)])
+    after = client.shape([noise, weights])
+    assert all(np.array_equal(before[name], after[name]) for name in before) is not moves
