@@ -47,38 +47,16 @@ class AcquisitionError(ValueError):
     """Soft labels or dreams do not fit together."""
 
 
-@dataclass(frozen=True, eq=False)
-class LogitStatistics:
-    """Mean (K,) and standard deviation (K,) of a teacher's logits for each class, over some images."""
+def calibrated(logits: FloatArray, deviation: float) -> FloatArray:
+    """Logits (B, K), those of each class moved and scaled to mean 0 and the given deviation over the batch.
 
-    mean: FloatArray
-    deviation: FloatArray
-
-    @classmethod
-    def of(cls, logits: FloatArray) -> "LogitStatistics":
-        """Over the images of these logits (B, K)."""
-        return cls(logits.mean(axis=0), logits.std(axis=0))
-
-    @classmethod
-    def balanced(cls, logits: FloatArray, labels: NDArray[np.int64]) -> "LogitStatistics":
-        """As if there were as many images of each class that occurs among `labels` (B,) for the logits (B, K)."""
-        classes = [logits[labels == label] for label in np.unique(labels)]
-        mean = np.mean([part.mean(axis=0) for part in classes], axis=0)
-        variance = np.mean([np.square(part - mean).mean(axis=0) for part in classes], axis=0)
-        return cls(mean.astype(np.float32), np.sqrt(variance).astype(np.float32))
-
-
-def calibrated(logits: FloatArray, deviation: float, statistics: LogitStatistics | None = None) -> FloatArray:
-    """Logits (B, K), those of each class moved and scaled by what brings `statistics` to mean 0 and the deviation.
-
-    The statistics are those of the logits themselves unless given. A teacher that has seen little but one class has
-    logits for it that are high for every image, and others' knowledge drowns in a weighted mean of such logits; and of
-    teachers of different architectures one may speak louder than all others. What counts in a mean is then which images
-    a teacher finds more like a class than others. A class whose logits do not vary gets 0. Not in the paper.
+    A teacher that has seen little but one class has logits for it that are high for every image, and others' knowledge
+    drowns in a weighted mean of such logits. What counts in a mean is then which images a teacher finds more like a
+    class than others. A class whose logits do not vary gets 0. Not in the paper.
     """
-    found = statistics or LogitStatistics.of(logits)
-    scale = np.where(found.deviation > 1e-6, deviation / np.maximum(found.deviation, 1e-6), 0.0)
-    return np.asarray((logits - found.mean) * scale, dtype=np.float32)
+    spread = logits.std(axis=0)
+    scale = np.where(spread > 1e-6, deviation / np.maximum(spread, 1e-6), 0.0)
+    return np.asarray((logits - logits.mean(axis=0)) * scale, dtype=np.float32)
 
 
 def soft_label_share(

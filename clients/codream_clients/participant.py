@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from codream_clients.acquisition import LogitStatistics, OwnImages, calibrated, distil, soft_label_share
-from codream_clients.augmentation import augment_batch, augmentation_generator, with_views
+from codream_clients.acquisition import OwnImages, calibrated, distil, soft_label_share
+from codream_clients.augmentation import with_views
 from codream_clients.datasets import LabelledImages
 from codream_clients.dreaming import ChannelStatistics, DreamLoss, ExtraTerm, dream_gradient, dream_update
 from codream_clients.training import Schedule, evaluate, predict_logits, train_local
@@ -28,8 +28,6 @@ from codream_clients.training import Schedule, evaluate, predict_logits, train_l
 FloatArray = NDArray[np.float32]
 Way = Literal["update", "gradient"]
 Teacher = Literal["current", "trained", "warm-up"]
-LabelStatistics = Literal["dreams", "own"]
-SIGHTS = 10  # of each own image, varied, for the statistics of logits on them
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
 """(model, data, epochs, seed): replaces `train_local`, for example by differentially private training."""
 
@@ -44,9 +42,8 @@ class LearningSettings:
 
     Dreams: `way` of sharing; `local_steps` Adam steps at rate `dream_lr` (update way); `loss` weights.
     Soft labels: of each dream and of `views` variations of it (`augmentation.with_views`); logits `calibrated` to
-    `label_deviation` (0: as they are), by their statistics on the `label_statistics`, all that are labelled ("dreams")
-    or the own images ("own"), and clipped to [-logit_clip, logit_clip]; `class_aware` weights with the public
-    `max_count` and `prior`. Training: `warm_up_epochs` at the start; each round `distil_epochs` at
+    `label_deviation` over the batch (0: as they are) and clipped to [-logit_clip, logit_clip]; `class_aware` weights
+    with the public `max_count` and `prior`. Training: `warm_up_epochs` at the start; each round `distil_epochs` at
     `temperature` on the newest `window` dream batches, in every `distil_every`-th round, then `local_epochs` on the own
     data, in the first `training_rounds` rounds (None: in all), with the `balanced` softmax or plain cross-entropy; SGD
     with `lr` (own data) or `distil_lr` (dreams), `momentum`, `weight_decay`. `schedule` and `distil_schedule`: the rate
@@ -64,7 +61,6 @@ class LearningSettings:
     views: int = 0
     logit_clip: float = 30.0
     label_deviation: float = 0.0
-    label_statistics: LabelStatistics = "dreams"
     class_aware: bool = True
     max_count: int = 32
     prior: float = 0.05
@@ -93,7 +89,6 @@ class LearningSettings:
         for name, choices in (
             ("way", Way),
             ("teacher", Teacher),
-            ("label_statistics", LabelStatistics),
             ("schedule", Schedule),
             ("distil_schedule", Schedule),
         ):
@@ -242,13 +237,11 @@ class Participant:
         self._test = test
         self._seed = seed
         self._device = device
-        if local_training is not None:
-            for name, allowed in (("own_weight", 0), ("label_statistics", "dreams")):
-                if (found := getattr(settings, name)) != allowed:
-                    raise LearningSettingsError(
-                        f"{name} is {found!r} with a replaced local training; {allowed!r} is allowed, since own data "
-                        "would be used past it"
-                    )
+        if local_training is not None and settings.own_weight > 0:
+            raise LearningSettingsError(
+                f"own_weight is {settings.own_weight} with a replaced local training; 0 is allowed, since distillation "
+                "would use the own data past it"
+            )
         self._teacher = self.model
         self._train_accuracy = local_training is None
         self._local_training = local_training or self._train_by_sgd
@@ -310,8 +303,7 @@ class Participant:
         images = with_views(torch.from_numpy(dreams), settings.views).numpy()
         logits = predict_logits(self._teacher, images, self._device)
         if settings.label_deviation > 0:
-            own = self._own_statistics() if settings.label_statistics == "own" else None
-            logits = calibrated(logits, settings.label_deviation, own)
+            logits = calibrated(logits, settings.label_deviation)
         numerators, denominators = soft_label_share(
             np.clip(logits, -settings.logit_clip, settings.logit_clip),
             self._class_counts,
@@ -346,14 +338,6 @@ class Participant:
             noise=settings.distil_noise,
             own=self._own_images() if settings.own_weight > 0 else None,
         )
-
-    def _own_statistics(self) -> LogitStatistics:
-        """Of the teacher's logits on its own images, each seen `SIGHTS` times as local training varies it."""
-        data, variation = self._train, augmentation_generator(self._stage_seed(3))
-        images = torch.from_numpy(data.images)
-        sights = torch.cat([augment_batch(images, data.augment, variation) for _ in range(SIGHTS)]).numpy()
-        logits = predict_logits(self._teacher, sights, self._device)
-        return LogitStatistics.balanced(logits, np.tile(data.labels, SIGHTS))
 
     def _own_images(self) -> OwnImages:
         settings = self.settings

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.acquisition import AcquisitionError, LogitStatistics, calibrated, distil, soft_label_share
+from codream_clients.acquisition import AcquisitionError, calibrated, distil, soft_label_share
 from codream_clients.augmentation import with_views
 from codream_clients.models import build
 from codream_clients.training import TrainingError, convergence_warnings_to, predict_logits
@@ -62,21 +62,6 @@ def test_calibrated_logits_have_the_deviation_and_mean_0_for_each_class():
     assert np.allclose(found.mean(axis=0), 0, atol=1e-5)
     assert np.allclose(found.std(axis=0), [4, 4, 0], atol=1e-5)
     assert found.dtype == np.float32
-
-
-def test_balanced_statistics_are_those_of_as_many_images_of_each_class():
-    rng = np.random.default_rng(0)
-    logits, labels = rng.standard_normal((60, 3)).astype(np.float32), np.repeat([0, 2], [10, 50])
-    logits[labels == 2] += 5.0
-    repeated = np.concatenate([np.tile(logits[:10], (5, 1)), logits[10:]])
-    found, expected = LogitStatistics.balanced(logits, labels), LogitStatistics.of(repeated)
-    assert np.allclose(found.mean, expected.mean, atol=1e-5) and np.allclose(
-        found.deviation, expected.deviation, atol=1e-5
-    )
-    skewed = LogitStatistics.of(logits)  # control: as they come, the frequent class decides
-    assert not np.allclose(skewed.mean, expected.mean, atol=0.5)
-    by_itself = calibrated(repeated, 6.0, found)
-    assert np.allclose(by_itself.mean(axis=0), 0, atol=1e-4) and np.allclose(by_itself.std(axis=0), 6, atol=1e-3)
 
 
 def test_teacher_with_one_high_class_does_not_drown_the_others_when_calibrated():

@@ -262,21 +262,8 @@ def test_own_images_and_noise_change_what_is_distilled_and_repeat_from_the_seed(
     assert np.array_equal(found[2], found[3])
 
 
-@pytest.mark.parametrize("past", [{"own_weight": 1.0}, {"label_statistics": "own"}], ids=str)
-def test_replaced_local_training_is_not_bypassed_by_own_images(digits, past):
-    """Differential privacy would be worth nothing if distillation or labels saw the own images beside it."""
-    allowed = dataclasses.replace(QUICK, own_weight=0.0)
-    with pytest.raises(LearningSettingsError, match=next(iter(past))):
-        settings = dataclasses.replace(allowed, **past)
+def test_replaced_local_training_is_not_bypassed_by_own_images(digits):
+    """Differential privacy would be worth nothing if distillation saw the own images beside it."""
+    settings = dataclasses.replace(QUICK, own_weight=1.0)
+    with pytest.raises(LearningSettingsError, match="own_weight"):
         participant(digits, settings=settings, local_training=lambda *given: None)
-    participant(digits, settings=dataclasses.replace(allowed, **past))  # control: not replaced
-    participant(digits, settings=allowed, local_training=lambda *given: None)
-
-
-def test_calibrated_by_own_images_the_labels_do_not_depend_on_what_else_is_labelled(digits):
-    settings = dataclasses.replace(QUICK, label_deviation=6.0, class_aware=False)
-    for statistics, depends in (("own", False), ("dreams", True)):
-        client = participant(digits, settings=dataclasses.replace(settings, label_statistics=statistics))
-        client.warm_up()
-        few, many = client.soft_labels(noise(4)).numerators, client.soft_labels(noise(32)).numerators
-        assert np.allclose(few, many[:4], atol=1e-5) is not depends
