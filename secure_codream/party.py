@@ -239,7 +239,7 @@ def run_client(
                 log.info("privacy", **vars(charge))
 
             key = f"{federation.recipe.hex()}|{client.model}|{client.seed}"
-            return Releases(reserve, folder / "releases", key)
+            return Releases(reserve, folder / "releases", key, spent=own.charges)
 
         participant = make_participant(client, federation, model=model, data=data, releases=releases, warmed_up=resume)
         record = EventLog(figures)

@@ -11,6 +11,7 @@ Gaussian mechanisms compose by the squares of their costs.
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Literal, get_args
@@ -20,7 +21,7 @@ from codream_clients.ledger import BudgetExceeded
 
 GradSampleMode = Literal["hooks", "ghost", "auto"]
 DELTA_TIMES_RECORDS = 0.1
-HISTOGRAM, STATISTICS, WARM_UP = "label histogram", "feature statistics", "warm-up"
+HISTOGRAM, STATISTICS, WARM_UP, ROUND = "label histogram", "feature statistics", "warm-up", "round"
 
 
 class PrivacySettingsError(ValueError):
@@ -164,7 +165,12 @@ class PlannedCharges:
 
 def round_purpose(number: int) -> str:
     """What a round's training is called in a ledger; rounds count from 1."""
-    return f"round {number}"
+    return f"{ROUND} {number}"
+
+
+def rounds_trained(charges: Sequence[SampledGaussian]) -> int:
+    """How many rounds' trainings are among a ledger's charges."""
+    return sum(charge.purpose.startswith(f"{ROUND} ") for charge in charges)
 
 
 def plan_privacy(settings: PrivacySettings, *, records: int, rounds: int) -> PrivacyPlan:

@@ -16,7 +16,7 @@ from torch import nn
 from codream_clients.datasets import LabelledImages
 from codream_clients.dreaming import ChannelStatistics
 from codream_clients.participant import LearningSettings, Participant
-from codream_clients.privacy_plan import PrivacyPlan
+from codream_clients.privacy_plan import PrivacyPlan, rounds_trained
 from codream_clients.private_histogram import noisy_histogram
 from codream_clients.private_noise import NoiseSource
 from codream_clients.private_statistics import group_norms, private_statistics
@@ -26,14 +26,16 @@ from codream_clients.releases import Release, Releases
 HISTOGRAM_NOISE, STATISTICS_NOISE = 1000001, 1000002  # apart from a round's
 
 
-def private_learning(settings: LearningSettings, plan: PrivacyPlan) -> LearningSettings:
-    """The settings with the plan's epochs of local training in place of their own."""
+def private_learning(settings: LearningSettings, plan: PrivacyPlan, trained: int = 0) -> LearningSettings:
+    """The settings with the plan's epochs of local training in place of their own.
+
+    `trained`: rounds that earlier processes of this client have trained in, and paid for. Those of `training_rounds`
+    that are left train; a client that has none left goes on learning from dreams, instead of being refused.
+    """
     privacy = plan.settings
+    left = None if privacy.training_rounds is None else max(0, privacy.training_rounds - trained)
     return replace(
-        settings,
-        warm_up_epochs=privacy.warm_up_epochs,
-        local_epochs=privacy.round_epochs,
-        training_rounds=privacy.training_rounds,
+        settings, warm_up_epochs=privacy.warm_up_epochs, local_epochs=privacy.round_epochs, training_rounds=left
     )
 
 
@@ -91,7 +93,7 @@ def private_participant(
     require_private_model(model, name)
     training, counts = private_training(settings, plan, train, releases, noise, device, warmed_up=warmed_up)
     return Participant(
-        private_learning(settings, plan),
+        private_learning(settings, plan, rounds_trained(releases.spent)),
         model,
         train,
         test,

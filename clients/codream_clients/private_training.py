@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from codream_clients.augmentation import augment_batch
 from codream_clients.datasets import LabelledImages
-from codream_clients.privacy_plan import WARM_UP, GradSampleMode, PrivacyPlan, round_purpose
+from codream_clients.privacy_plan import WARM_UP, GradSampleMode, PrivacyPlan, round_purpose, rounds_trained
 from codream_clients.private_noise import NoiseSource
 from codream_clients.releases import Release, Releases
 from codream_clients.training import TrainingError, sgd
@@ -71,6 +71,8 @@ def require_private_model(model: nn.Module, name: str) -> None:
 class PrivateTraining:
     """A `LocalTraining` of a participant: the warm-up first, unless it is done, then a round with each call.
 
+    Rounds go on counting where those that earlier processes have paid for end.
+
     Args:
         plan: the noise, and what each call costs.
         class_counts: the noisy histogram, (K,); None takes plain cross-entropy.
@@ -92,7 +94,7 @@ class PrivateTraining:
     ) -> None:
         self._plan, self._class_counts, self._releases = plan, class_counts, releases
         self._noise, self._device = noise, device
-        self._calls = int(warmed_up)
+        self._warmed_up, self._rounds = warmed_up, rounds_trained(releases.spent)
 
     def __call__(self, model: nn.Module, data: LabelledImages, epochs: int, seed: int) -> None:
         """Train in place for n / batch_size steps an epoch; nothing follows from `seed`.
@@ -100,7 +102,10 @@ class PrivateTraining:
         Raises whatever `Releases` raises when the budget is spent: then the model is as it was. Raises `TrainingError`
         if weights are no longer finite.
         """
-        number, self._calls = self._calls, self._calls + 1
+        number = 0
+        if self._warmed_up:
+            number = self._rounds = self._rounds + 1
+        self._warmed_up = True
         charge = self._plan.training(epochs, round_purpose(number) if number else WARM_UP)
         if charge is None:
             return

@@ -8,7 +8,7 @@ between the two, the charge is spent and nothing was released, which errs on the
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,10 +32,13 @@ class Releases:
         reserve: asked before each.
         folder: where releases are kept; None keeps none.
         key: everything that defines them but their purpose; another key is another release.
+        spent: what earlier processes have reserved, from the ledger.
     """
 
-    def __init__(self, reserve: Reserve, folder: Path | None = None, key: str = "") -> None:
-        self.reserve = reserve
+    def __init__(
+        self, reserve: Reserve, folder: Path | None = None, key: str = "", spent: Sequence[SampledGaussian] = ()
+    ) -> None:
+        self.reserve, self.spent = reserve, tuple(spent)
         self._folder, self._key = folder, key
 
     def once(self, charge: SampledGaussian, mechanism: Callable[[], Release]) -> Release:

@@ -27,6 +27,7 @@ from codream_clients.private_participant import private_participant
 from codream_clients.releases import Releases, Reserve
 from codream_clients.step_count import StepCount
 from codream_clients.tasks import DreamLearner
+from codream_protocols.errors import VectorRefused
 from codream_protocols.tasks import METRICS
 from codream_server.settings import AggregationSettings, DreamSettings
 from secure_codream.api import run_local
@@ -278,6 +279,48 @@ def test_the_declared_number_of_records_fixes_the_rate(digits: Any) -> None:
         for config in (declared, client()):
             make_participant(config, federation(), data=(shards[0], test), model=model(), releases=keep)
     assert [plan.sample_rate for plan in plans] == [16 / 50, 16 / 40]
+
+
+@pytest.mark.parametrize("resume", [True, False], ids=["resumed", "started anew"])
+@pytest.mark.parametrize("told", [True, False], ids=["told what is spent", "control: not told"])
+def test_a_client_whose_rounds_of_training_are_spent_goes_on_learning_from_dreams(
+    digits: Any, tmp_path: Path, resume: bool, told: bool
+) -> None:
+    """Else whoever makes it start again takes it out of the federation: the ledger refuses the same training again."""
+    shards, test = digits
+    settings = federation(privacy={**PRIVACY, "round_epochs": 2, "training_rounds": 1})
+    dreams = np.random.default_rng(0).standard_normal((16, 1, 8, 8)).astype(np.float32)
+    arrays = [dreams, np.zeros((2 * 16, 10), np.float32)]
+    charged: list[tuple[SampledGaussian, ...]] = []
+
+    def process(again: bool) -> None:
+        ledgers: list[Ledger] = []
+
+        def releases(plan: PrivacyPlan) -> Releases:
+            ledger = open_ledger(tmp_path / "ledger", client(), settings, plan)
+            ledgers.append(ledger)
+            return Releases(ledger.reserve, tmp_path / "kept", "key", spent=ledger.charges if told else ())
+
+        warmed_up = resume and again
+        participant = make_participant(
+            client(), settings, data=(shards[0], test), model=model(), releases=releases, warmed_up=warmed_up
+        )
+        _ = participant.begin() if warmed_up else participant.warm_up()
+        try:
+            for _ in range(2):
+                DreamLearner(participant, shape=(1, 8, 8)).compute(METRICS, arrays, [1.0])
+        finally:
+            charged.append(tuple(ledgers[0].charges))
+            ledgers[0].close()
+
+    process(again=False)
+    assert [charge.purpose for charge in charged[0]] == ["label histogram", "warm-up", "round 1"]
+    if told:
+        process(again=True)
+    else:
+        with pytest.raises(VectorRefused, match="past the privacy budget"):
+            process(again=True)
+    assert charged[1] == charged[0]
 
 
 # -- real processes ---------------------------------------------------------------------------------------------------
