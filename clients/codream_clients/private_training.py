@@ -144,23 +144,15 @@ def faster_mode(model: nn.Module, plan: PrivacyPlan, like: LabelledImages, devic
     shape = (min(plan.settings.physical_batch, plan.settings.batch_size), *like.shape)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     trial = LabelledImages(noise, np.zeros(len(noise), dtype=np.int64), like.classes)
-    generators = [torch.Generator(place).manual_seed(0) for place in (torch.device("cpu"), device, torch.device("cpu"))]
+    generators = {
+        name: torch.Generator(device if name == "noise" else "cpu").manual_seed(0)
+        for name in ("sampling", "noise", "variation")
+    }
 
     def seconds(mode: GradSampleMode) -> float:
-        sampling, noising, variation = generators
         network, tried = copy.deepcopy(model), replace(with_mode(plan, mode), sample_rate=1.0)
         started = time.perf_counter()
-        private_sgd(
-            network,
-            trial,
-            plan=tried,
-            steps=1,
-            class_counts=None,
-            sampling=sampling,
-            noise=noising,
-            variation=variation,
-            device=device,
-        )
+        private_sgd(network, trial, plan=tried, steps=1, class_counts=None, device=device, **generators)
         return time.perf_counter() - started
 
     modes: tuple[GradSampleMode, ...] = ("hooks", "ghost")

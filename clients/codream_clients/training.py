@@ -80,9 +80,10 @@ def train_local(
     weights = torch.from_numpy(counts.astype(np.float32)).clamp(min=0).to(device)
     model.to(device).train()
     optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    rates = scheduled(optimiser, schedule, epochs * batches_in_pass(len(data), batch_size))
+    per_pass = batches_in_pass(len(data), batch_size)
+    rates = scheduled(optimiser, schedule, epochs * per_pass)
     variation = augmentation_generator(seed)
-    last_pass: deque[torch.Tensor] = deque(maxlen=batches_in_pass(len(data), batch_size))
+    last_pass: deque[torch.Tensor] = deque(maxlen=per_pass)
     for batch in shuffled_batches(len(data), epochs, batch_size, seed):
         chosen = batch.to(device)
         logits = model(augment_batch(images[chosen], data.augment, variation))

@@ -125,9 +125,10 @@ def _train(
     counts = torch.from_numpy(data.class_counts.astype(np.float32)).to(device)
     model.to(device).train()
     optimiser = sgd(model, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    rates = scheduled(optimiser, settings.schedule, epochs * batches_in_pass(len(data), settings.batch_size))
+    per_pass = batches_in_pass(len(data), settings.batch_size)
+    rates = scheduled(optimiser, settings.schedule, epochs * per_pass)
     steps, variation = 0, augmentation_generator(seed)
-    last_pass: deque[torch.Tensor] = deque(maxlen=batches_in_pass(len(data), settings.batch_size))
+    last_pass: deque[torch.Tensor] = deque(maxlen=per_pass)
     for chosen in shuffled_batches(len(data), epochs, settings.batch_size, seed):
         indices = chosen.to(device)
         seen = augment_batch(images[indices], data.augment, variation)
