@@ -1,38 +1,49 @@
 """The client's machine. EVERYTHING THAT DECIDES WHAT A CLIENT REVEALS LIVES IN THIS FILE.
 
-Theory of operation. One `ClientProtocol` serves a participant for its whole life. It takes messages (`receive`) and
-the participant's own vectors (`provide`) and returns effects; it never waits and opens nothing. A server is not
-believed: each message is checked against the plan, the roster, the policy and what was said before, and a refused
-one changes nothing.
+Theory of operation. One `ClientProtocol` serves a member for its whole life under one charter. It takes messages
+(`receive`) and the member's own numbers (`provide`) and returns effects; it never waits and opens nothing. A server is
+not believed: it offers an epoch, a cohort and a head, from which the client derives everything else; it hands on sums,
+which the client checks; it never says what to compute. A refused message changes nothing.
 
-    IDLE --plan--> ADVERTISED --advertisements--> SHARED --share delivery--> READY
-    READY --broadcast--> COMPUTING --provide--> MASKED --survivors: all--> ANSWERED
-                                                MASKED --survivors: fewer--> SIGNED --signatures--> ANSWERED
-    from READY on, the broadcast of a LATER step is always taken: what was kept for earlier steps is erased first.
-    from every state, the plan of a LATER epoch, or of another session, is taken: everything kept is erased first.
-    a message that repeats what was answered gets the very same bytes again; one that contradicts it is refused.
+    IDLE --invitation--> ADVERTISED --advertisements--> SEALED --seals--> COMPUTING --provide--> MASKED
+    MASKED --published--> COMPUTING (next step) ... after the last sum: VOTED --certificate--> IDLE, one epoch further
+    resilient:  MASKED --survivors--> SIGNED --signatures--> ANSWERED --published--> ...   (all there: straight to
+                ANSWERED); who is not in a sum follows all the same: COMPUTING --survivors--> ..., --published--> ...
+    from every state but VOTED an invitation to a LATER epoch is taken: everything kept is erased first
+    from every state the record of an epoch after this client's head is taken: with enough votes it is certified; with
+    a cohort member's vote it is voted for, as far as it does not contradict what this client has seen of that epoch
+    a message that repeats what was answered gets the very same bytes again; one that contradicts it is refused
 
-Each rule of the protocol is one method `_rule_...`; the model checker and the threat suite switch a rule off by
-overriding it in a subclass, and find the leak that it prevents. Source: Bonawitz et al., CCS 2017, figure 4
-(malicious model); deviations: docs/decisions/0002-protocol.md; the argument: docs/protocol.md.
+What must outlast a crash is handed to a `Journal` before anything is sent: a plan as joined, a step as begun, a vote, a
+certificate. Each rule is one method `_rule_...`; the model checker and the threat suite switch a rule off by overriding
+it in a subclass, and find the leak that it prevents. The argument: docs/protocol.md.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
-from codream_protocols import keyschedule, shamir
+from codream_protocols import chain as links
+from codream_protocols import hybrid, keyschedule
+from codream_protocols.advertisements import (
+    check_advertisement,
+    check_distinct_keys,
+    check_public_keys,
+    check_shown,
+)
+from codream_protocols.charter import Charter, Offer, Plan, Policy, check_charter, derive_plan
+from codream_protocols.course import Array, Course, Publication, Task
+from codream_protocols.discrete_gaussian import RandomBytes
+from codream_protocols.encoding import check_range, encode, integers
 from codream_protocols.errors import (
+    AttemptsUsed,
+    BoundByVote,
+    CertificateRefused,
     CohortRefused,
-    ConflictingBroadcast,
     InconsistentSurvivors,
     LocalProtocolError,
     PolicyViolation,
@@ -41,35 +52,56 @@ from codream_protocols.errors import (
     UnexpectedMessage,
     VectorRefused,
     WrongContext,
+    WrongHead,
+    WrongSum,
 )
 from codream_protocols.identity import Roster, Signer, verify
-from codream_protocols.keyschedule import KEY_BYTES, StepKeys
-from codream_protocols.masks import add_mask, word_type
+from codream_protocols.lockstep import LockstepKeys, SealDoesNotOpen, plain_seal_bytes, seal_statement
+from codream_protocols.masks import add_mask
 from codream_protocols.messages import (
     Advertisement,
     Advertisements,
-    Broadcast,
+    Certificate,
+    Complaint,
+    EpochRecord,
     Farewell,
+    GivenUp,
+    Hello,
+    Invitation,
     MaskedInput,
-    PlanOffer,
-    SealedShare,
-    ShareDelivery,
-    Shares,
+    Published,
+    Refusal,
+    Seal,
+    SealDelivery,
+    Seals,
+    SignedBy,
     Survivors,
     SurvivorSignature,
     SurvivorSignatures,
     ToClient,
     ToServer,
     UnmaskShares,
+    Vote,
+    Welcome,
     survivor_statement,
 )
-from codream_protocols.packing import pack
-from codream_protocols.plan import Plan, Policy, check_plan
-from codream_protocols.secret import Secret, SecretArray
-from codream_protocols.vectors import check_clips
+from codream_protocols.packing import pack, unpack
+from codream_protocols.record import (
+    Kept,
+    Trajectory,
+    certified_epochs,
+    check_certificate,
+    head_after,
+    replay,
+    valid_votes,
+)
+from codream_protocols.resilient import ResilientKeys, make_keys
+from codream_protocols.secret import Secret
+from codream_protocols.specs import VectorSpec
+from codream_protocols.tag import TagKey, tag_bytes, tag_number
 
-MAX_SESSIONS = 4096
-_ONE_USE_NONCE = bytes(12)  # each share transport key seals one message
+_T = TypeVar("_T")
+MOST_SKIPPED_EPOCHS = 1 << 20  # at once; a server must not be able to use up the numbers of epochs
 
 
 class State(Enum):
@@ -77,12 +109,12 @@ class State(Enum):
 
     IDLE = "idle"
     ADVERTISED = "advertised"
-    SHARED = "shared"
-    READY = "ready"
+    SEALED = "sealed"
     COMPUTING = "computing"
     MASKED = "masked"
     SIGNED = "signed"
     ANSWERED = "answered"
+    VOTED = "voted"
 
 
 @dataclass(frozen=True)
@@ -95,22 +127,135 @@ class Send:
 
 @dataclass(frozen=True)
 class Compute:
-    """Compute the vector of a step from the public state, and hand it to `provide`.
+    """Compute the vector of a step from the public state, and hand its numbers to `provide`.
 
     Attributes:
+        plan: digest of the plan it is for.
         step: the step.
-        task: the task's name, from the plan.
-        clips: the bound of each block.
-        arrays: the public state, float32, read-only.
+        spec: the vector: its blocks and their bounds.
+        task: what to compute, and the public arrays to go by, read-only.
     """
 
+    plan: bytes
     step: int
-    task: str
-    clips: tuple[float, ...]
-    arrays: tuple[np.ndarray[Any, np.dtype[np.float32]], ...]
+    spec: VectorSpec
+    task: Task
 
 
-Effect = Send | Compute
+@dataclass(frozen=True)
+class Certified:
+    """An epoch is certified: learn from what it published.
+
+    Attributes:
+        number: how many epochs are certified now, those of predecessors counted.
+        head: the new head.
+        publication: what there is to learn from, the same for everybody.
+    """
+
+    number: int
+    head: bytes
+    publication: Publication
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The epoch is over without a result; nothing of it is learnt. `wrong_sum`: because a sum failed its check."""
+
+    reason: str
+    wrong_sum: bool = False
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that this client's own operator should see; nobody else is told."""
+
+    text: str
+
+
+Effect = Send | Compute | Certified | Ended | Notice
+
+
+class Journal(Protocol):
+    """What a client writes down for good, before it goes on. If a method raises, the client does not go on."""
+
+    def joined(self, epoch: int, plan: bytes) -> None:
+        """It takes part in this epoch, and will in none before it."""
+
+    def began(self, begun: Begun, rho: float) -> None:
+        """It begins to answer a step, at this cost in client-level zCDP."""
+
+    def voted(self, kept: Kept) -> None:
+        """It votes for this epoch, its own vote among the record's: from now on for nothing else after that head."""
+
+    def certified(self, kept: Kept) -> None:
+        """This epoch is certified; the record has enough votes."""
+
+    def saw_wrong_sum(self, plan: bytes) -> None:
+        """A sum of this plan failed its check."""
+
+    def recall(self, place: int) -> Kept:
+        """The certified epoch at this place, from 0, of the charter."""
+
+
+class InMemory:
+    """A journal for tests and simulations: nothing outlasts the process."""
+
+    def __init__(self) -> None:
+        self._certified: list[Kept] = []
+
+    def joined(self, epoch: int, plan: bytes) -> None:
+        """See `Journal`."""
+
+    def began(self, begun: Begun, rho: float) -> None:
+        """See `Journal`."""
+
+    def voted(self, kept: Kept) -> None:
+        """See `Journal`."""
+
+    def certified(self, kept: Kept) -> None:
+        """See `Journal`."""
+        self._certified.append(kept)
+
+    def saw_wrong_sum(self, plan: bytes) -> None:
+        """See `Journal`."""
+
+    def recall(self, place: int) -> Kept:
+        """See `Journal`."""
+        return self._certified[place]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The newest step that a client has begun to answer: of which plan, which one, and at which chain."""
+
+    plan: bytes
+    step: int
+    chain: bytes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What earlier processes of this client wrote down.
+
+    Attributes:
+        next_epoch: one more than the highest epoch joined.
+        attempts: epochs joined since the newest certificate.
+        steps: steps begun.
+        rho: client-level zCDP spent.
+        wrong_sums: the plans of which a sum failed its check, once for each.
+        begun: the newest step begun.
+        certified: the certified epochs, oldest first; a journal that is given too must recall the same.
+        vote: what was voted for after the newest certificate, if anything.
+    """
+
+    next_epoch: int = 0
+    attempts: int = 0
+    steps: int = 0
+    rho: float = 0.0
+    wrong_sums: tuple[bytes, ...] = ()
+    begun: Begun | None = None
+    certified: Sequence[Kept] = ()
+    vote: Kept | None = None
 
 
 @dataclass
@@ -118,7 +263,7 @@ class _Step:
     """What is kept of the current step."""
 
     number: int
-    broadcast: bytes
+    tag_key: TagKey
     masked: Send | None = None
     survivors: tuple[int, ...] | None = None
     signature: Send | None = None
@@ -130,81 +275,105 @@ class _Epoch:
     """What is kept of the current epoch."""
 
     plan: Plan
-    digest: bytes
-    seed: Secret  # of step `seed_step`; earlier ones are gone
-    share_private: Secret
+    keys: LockstepKeys
     advertisement: Advertisement
-    seed_step: int = 0
     advertised: dict[int, Advertisement] = field(default_factory=dict)
-    own_shares: SecretArray | None = None
-    shares: Send | None = None
-    members: tuple[int, ...] = ()
     transcript: bytes = b""
-    held: dict[int, SecretArray] = field(default_factory=dict)  # rows: T self-mask shares, then T mask-key shares
-    held_from: int = 0  # shares of earlier steps are erased
+    seals: Send | None = None
+    delivered: SealDelivery | None = None
+    group_key: Secret | None = None
+    public: Trajectory | None = None
     step: _Step | None = None
 
     def erase(self) -> None:
-        self.seed.erase()
-        self.share_private.erase()
-        for shares in self.held.values():
-            shares.erase()
-        if self.own_shares is not None:
-            self.own_shares.erase()
-
-    def erase_shares_before(self, step: int) -> None:
-        for number in range(self.held_from, step):
-            for shares in self.held.values():
-                shares.erase_row(number)
-                shares.erase_row(self.plan.steps + number)
-        self.held_from = max(self.held_from, step)
+        self.keys.erase()
+        if self.group_key is not None:
+            self.group_key.erase()
+        if self.step is not None:
+            self.step.tag_key.erase()
 
 
 class ClientProtocol:
-    """One participant's side of every epoch.
+    """One member's side of every epoch of a charter.
 
     Args:
+        charter: the charter, from this client's own files.
+        roster: the verified roster.
+        course: the course that the charter names.
         member: this client's number in the roster.
         signer: its identity key; must be the roster's.
-        roster: the verified roster.
         policy: what it permits.
-        random_bytes: a cryptographic generator, n -> n bytes; the operating system's unless a test pins it.
-        answered_steps: steps that this client has begun to answer before, in earlier processes.
-        count: called before each step is begun, to write that down for good; if it raises, the step is not begun.
-        spent_rho: client-level zCDP that this client has spent before, in earlier processes.
-        charge: called with the rho of a noised step before it is begun, to write it down for good; if it raises, the
-            step is not begun.
+        memory: what earlier processes wrote down; what it holds is checked again.
+        journal: where this one writes.
+        random_bytes: a cryptographic generator, n -> n bytes; the operating system's unless a simulation seeds it.
 
     Raises:
-        LocalProtocolError: the signer is not the roster's member.
+        LocalProtocolError: the signer is not the roster's member, or the roster not the charter's.
+        RemoteProtocolError: what was written down does not fit the charter.
     """
 
     def __init__(
         self,
         *,
+        charter: Charter,
+        roster: Roster,
+        course: Course,
         member: int,
         signer: Signer,
-        roster: Roster,
         policy: Policy,
-        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
-        answered_steps: int = 0,
-        count: Callable[[], None] | None = None,
-        spent_rho: float = 0.0,
-        charge: Callable[[float], None] | None = None,
+        memory: Memory | None = None,
+        journal: Journal | None = None,
+        random_bytes: RandomBytes = secrets.token_bytes,
     ) -> None:
         if not 0 <= member < len(roster.members) or roster.members[member].identity_key != signer.public:
             raise LocalProtocolError(f"an identity key that is not member {member}'s", "the key of the roster's entry")
+        if roster.hash != charter.roster or len(roster.members) != charter.members:
+            raise LocalProtocolError("a roster that is not the charter's", "the roster whose hash it names")
+        check_charter(charter)
+        memory = memory or Memory()
         self.state = State.IDLE
-        self.answered_steps = answered_steps
-        self.spent_rho = spent_rho
-        self._count, self._charge = count, charge
-        self._member, self._signer, self._roster, self._policy = member, signer, roster, policy
-        self._random = random_bytes
-        self._sessions: dict[bytes, int] = {}
+        self.charter, self.steps_begun, self.spent_rho = charter, memory.steps, memory.rho
+        self._wrong_sums, self._begun = list(memory.wrong_sums), memory.begun
+        self._given_up: set[bytes] = set()  # plans of which the server said so
+        self._roster, self._course, self._member, self._signer, self._policy = roster, course, member, signer, policy
+        self._journal, self._random = journal or InMemory(), random_bytes
+        self._next_epoch, self._attempts = memory.next_epoch, memory.attempts
+        self._earlier = 0 if charter.predecessor is None else charter.predecessor.certified
+        self._heads: list[bytes] = [charter.first_head]
+        self._last: Publication | None = None
         self._epoch: _Epoch | None = None
+        self._vote: tuple[Trajectory, dict[int, SignedBy]] | None = None  # with all votes that are known, the own too
+        epochs = certified_epochs(charter, roster, course, memory.certified)
+        for (_, _, trajectory), kept in zip(epochs, memory.certified, strict=True):
+            if journal is None:
+                self._journal.certified(kept)
+            self._accept(trajectory)
+        self._attempts = memory.attempts
+        if memory.vote is not None:
+            trajectory = self._replay(memory.vote)
+            votes = valid_votes(roster, trajectory, memory.vote[0].votes)
+            if member not in votes:
+                raise CertificateRefused("a vote written down without this client's own signature", "its own")
+            self._vote = trajectory, votes
+            self.state = State.VOTED
 
     def __repr__(self) -> str:
         return f"<ClientProtocol of member {self._member}, {self.state.value}>"
+
+    @property
+    def head(self) -> bytes:
+        """Digest of all that is certified."""
+        return self._heads[-1]
+
+    @property
+    def certified(self) -> int:
+        """How many epochs are certified, those of predecessors counted."""
+        return self._earlier + len(self._heads) - 1
+
+    @property
+    def publication(self) -> Publication | None:
+        """What the newest certified epoch published."""
+        return self._last
 
     @property
     def plan(self) -> Plan | None:
@@ -213,8 +382,19 @@ class ClientProtocol:
 
     @property
     def members(self) -> tuple[int, ...]:
-        """The current epoch's members; empty before the shares are exchanged."""
-        return self._epoch.members if self._epoch else ()
+        """The current epoch's members; empty before the seals are opened."""
+        return self._epoch.public.members if self._epoch and self._epoch.public else ()
+
+    @property
+    def progress(self) -> tuple[bytes, int]:
+        """The digest of the plan that it holds keys of, empty if none, and how many of its sums it has."""
+        if self._epoch is None:
+            return b"", 0
+        return self._epoch.plan.digest, self._epoch.public.step if self._epoch.public else 0
+
+    def hello(self) -> Hello:
+        """What to say first on a connection."""
+        return Hello((keyschedule.PROTOCOL,), self.charter.digest, self.head, self._next_epoch, *self.progress)
 
     # -- events ---------------------------------------------
 
@@ -231,315 +411,357 @@ class ClientProtocol:
         if handler is None:
             taken = sorted(kind.__name__ for state, kind in TRANSITIONS if state is self.state)
             raise UnexpectedMessage(f"{type(message).__name__} while {self.state.value}", ", ".join(taken))
-        if frames and not isinstance(message, Broadcast):
+        if frames and not isinstance(message, Published | EpochRecord):
             raise VectorRefused(f"{len(frames)} frames behind {type(message).__name__}", "none")
         return handler(self, message, frames)
 
-    def provide(self, step: int, vector: np.ndarray[Any, Any]) -> list[Effect]:
-        """Mask and send this client's vector of a step, once.
+    def provide(self, plan: bytes, step: int, values: Mapping[str, Array] | None) -> list[Effect]:
+        """Encode, mask and send this client's numbers of a step, once.
 
         Args:
+            plan: of the `Compute` effect.
             step: the step of the `Compute` effect.
-            vector: ring elements, shape (spec.words,), dtype `word_type(plan.modulus_bits)`; it is not changed.
+            values: block name -> array, as the effect's `spec` says; None, when the computation failed, sends zeros,
+                with the noise that others count on.
 
         Returns:
-            The message to send; nothing when the server has gone on to a later step meanwhile.
+            The message to send; nothing when the epoch has gone on meanwhile.
 
         Raises:
-            LocalProtocolError: not asked for, of the wrong length or dtype, or outside the ring.
+            LocalProtocolError: not asked for, or blocks that do not fit.
         """
-        epoch, current = self._epoch, self._epoch.step if self._epoch else None
-        if epoch is None or current is None or step > current.number:
-            raise LocalProtocolError(f"a vector for step {step}", "one for the step that was asked for")
-        if step < current.number:
+        epoch = self._epoch
+        if epoch is None or epoch.plan.digest != plan:
+            return []
+        if epoch.step is None or epoch.public is None or step > epoch.step.number:
+            raise LocalProtocolError(f"numbers for step {step}", "those of the step that was asked for")
+        if step < epoch.step.number or (self.state is not State.COMPUTING and epoch.step.survivors is not None):
             return []
         if self.state is not State.COMPUTING:
             raise LocalProtocolError(f"a second vector for step {step}", "one vector a step")
-        plan = epoch.plan
-        if vector.shape != (plan.spec(step).words,):
-            raise LocalProtocolError(f"a vector of shape {vector.shape}", f"({plan.spec(step).words},)")
-        if vector.dtype != word_type(plan.modulus_bits):
-            raise LocalProtocolError(f"a vector of dtype {vector.dtype}", str(word_type(plan.modulus_bits)))
-        if int(vector.max()) >> plan.modulus_bits or int(vector.min()) < 0:
-            raise LocalProtocolError("an element outside the ring", f"0 to 2^{plan.modulus_bits} - 1")
-        frame = self._mask(epoch, current, vector)
-        current.masked = Send(MaskedInput(epoch.digest, step, current.broadcast), (frame,))
+        vector, replaced = self._encode(epoch.plan, step, values)
+        current, chain = epoch.step, epoch.public.chain
+        tag = current.tag_key.tag(self._member, integers(epoch.plan, step, vector))
+        masked, bits = vector.copy(), epoch.plan.modulus_bits
+        for key, negative in epoch.keys.stream_keys(step, chain):
+            add_mask(masked, key, suite=epoch.plan.aggregation.suite, negative=negative)
+            tag += -hybrid.tag_mask(key) if negative else hybrid.tag_mask(key)
+        masked &= masked.dtype.type((1 << bits) - 1)
+        start = epoch.public.start if step == 0 else b""
+        message = MaskedInput(epoch.plan.digest, step, chain, tag_bytes(tag % (1 << 128)), start)
+        current.masked = Send(message, (pack(masked, bits),))
         self.state = State.MASKED
-        return [current.masked]
+        notices: list[Effect] = []
+        if values is None:
+            notices = [Notice(f"step {step}: the computation failed; zeros were sent in its place")]
+        elif replaced:
+            notices = [Notice(f"step {step}: {replaced} numbers were not finite and were sent as zeros")]
+        return [*notices, current.masked]
+
+    def _encode(self, plan: Plan, step: int, values: Mapping[str, Array] | None) -> tuple[Array, int]:
+        return encode(plan, step, values, self._random)
 
     def abandon(self) -> None:
-        """Leave the epoch: everything that is kept of it is erased."""
+        """Leave the epoch: everything secret that is kept of it is erased. A vote stays binding."""
         if self._epoch is not None:
             self._epoch.erase()
         self._epoch = None
-        self.state = State.IDLE
+        self.state = State.IDLE if self._vote is None else State.VOTED
 
     # -- set-up ---------------------------------------------
 
-    def _on_plan(self, message: PlanOffer, frames: tuple[bytes, ...]) -> list[Effect]:
-        plan, digest = message.plan, message.plan.digest
-        if self._epoch is not None and digest == self._epoch.digest:
+    def _on_invitation(self, message: Invitation, frames: tuple[bytes, ...]) -> list[Effect]:
+        offer = message.offer
+        if self._epoch is not None and offer == self._epoch.plan.offer:
             return [Send(self._epoch.advertisement)]
-        check_plan(plan)
-        if plan.roster != self._roster.hash:
-            raise WrongContext(
-                f"a plan for roster {plan.roster.hex()[:16]}…",
-                f"this client's roster {self._roster.hash.hex()[:16]}…",
-            )
-        if plan.cohort[-1] >= len(self._roster.members) or self._member not in plan.cohort:
-            raise CohortRefused(
-                "a plan that invites strangers, or not this client", "members of the roster, this client too"
-            )
+        self._rule_bound_by_vote(offer)
+        if offer.head not in self._heads:
+            return [Send(self.hello())]  # this client has missed a certificate, and will be told
+        self._rule_same_head(offer)
+        self._rule_whole_blocks(offer.cohort)
+        if self._member not in offer.cohort:
+            raise CohortRefused("a cohort without this client", "one that includes it")
+        plan = derive_plan(self.charter, self._course, offer, self.certified)
         self._rule_policy(plan)
-        self._rule_noise(plan)
+        self._rule_budget(plan.steps)
         self._rule_privacy_budget(plan.total_rho)
-        self._rule_fresh_epoch(plan)
+        self._rule_fresh_epoch(offer.epoch)
+        self._rule_attempts()
+        self._rule_wrong_sums()
+        self._journal.joined(offer.epoch, plan.digest)
         self.abandon()
-        self._sessions[plan.session] = plan.epoch
-        self._epoch = self._advertise(plan, digest)
+        self._next_epoch, self._attempts = offer.epoch + 1, self._attempts + 1
+        keys = make_keys(plan, self._member, self._random)
+        self._epoch = _Epoch(plan, keys, keys.advertise(self._signer))
         self.state = State.ADVERTISED
         return [Send(self._epoch.advertisement)]
-
-    def _advertise(self, plan: Plan, digest: bytes) -> _Epoch:
-        seed = self._random(KEY_BYTES)
-        share_private = Secret(self._random(KEY_BYTES))
-        mask_keys, commitments = bytearray(), bytearray()
-        for step, keys in _walk(seed, digest, plan.steps):
-            mask_keys += keyschedule.public_key(keys.mask_private.reveal())
-            commitments += keyschedule.self_mask_commitment(keys.self_mask.reveal(), digest, step)
-        unsigned = Advertisement(
-            digest,
-            self._member,
-            keyschedule.public_key(share_private.reveal()),
-            bytes(mask_keys),
-            bytes(commitments),
-            bytes(64),
-        )
-        signature = self._signer.sign("advertisement", *unsigned.signed_parts())
-        advertisement = Advertisement(
-            unsigned.plan,
-            unsigned.member,
-            unsigned.share_key,
-            unsigned.mask_keys,
-            unsigned.commitments,
-            signature,
-        )
-        return _Epoch(plan, digest, Secret(seed), share_private, advertisement)
 
     def _on_advertisements(self, message: Advertisements, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch = self._current(message.plan)
         advertised = {item.member: item for item in message.items}
         if self.state is not State.ADVERTISED:
-            if advertised == epoch.advertised and epoch.shares is not None:
-                return [epoch.shares]
+            if advertised == epoch.advertised and epoch.seals is not None:
+                return [epoch.seals]
             raise CohortRefused("a second, different set of advertisements", "one set an epoch")
-        self._check_cohort(epoch.plan, tuple(item.member for item in message.items))
+        self._rule_members(epoch.plan, message.items)
         if advertised.get(self._member) != epoch.advertisement:
             raise CohortRefused(
                 "advertisements without this client's own, or with another in its name", "its own, unchanged"
             )
         for item in message.items:
-            check_advertisement(epoch.plan, epoch.digest, self._roster, item)
+            check_advertisement(epoch.plan, item)
             self._rule_signed_advertisement(item)
-        check_distinct_keys(message.items)
-        own_private = epoch.share_private.reveal()
+        self._rule_distinct_keys(message.items)
         for item in message.items:
-            for step in range(epoch.plan.steps):
-                keyschedule.agree(own_private, item.mask_key(step))  # a key of low order is refused here, not mid-epoch
-        sealed, own = self._seal_shares(epoch, advertised)
-        epoch.advertised, epoch.own_shares = advertised, own
-        epoch.shares = Send(Shares(epoch.digest, tuple(sealed)))
-        self.state = State.SHARED
-        return [epoch.shares]
+            check_public_keys(epoch.plan, item)
+        transcript = links.transcript(epoch.plan.digest, [item.digest for item in message.items])
+        sealed = self._or_abandon(lambda: epoch.keys.seal(self._signer, transcript, advertised))
+        epoch.advertised, epoch.transcript = advertised, transcript
+        epoch.seals = Send(Seals(epoch.plan.digest, sealed))
+        self.state = State.SEALED
+        return [epoch.seals]
 
-    def _seal_shares(
-        self, epoch: _Epoch, advertised: dict[int, Advertisement]
-    ) -> tuple[list[SealedShare], SecretArray]:
-        plan = epoch.plan
-        rows = np.zeros((2 * plan.steps, KEY_BYTES), dtype=np.uint8)
-        for step, keys in _walk(epoch.seed.reveal(), epoch.digest, plan.steps):
-            rows[step] = np.frombuffer(keys.self_mask.reveal(), dtype=np.uint8)
-            rows[plan.steps + step] = np.frombuffer(keys.mask_private.reveal(), dtype=np.uint8)
-        points = {member: member + 1 for member in advertised}
-        split = shamir.split(rows, plan.threshold, list(points.values()), self._random)
-        rows[:] = 0
-        sealed = []
-        for member, advertisement in advertised.items():
-            if member != self._member:
-                key = self._transport_key(epoch, advertisement, sender=self._member)
-                additional = keyschedule.labelled("share", epoch.digest, bytes([self._member, member]))
-                plaintext = split[points[member]].tobytes()
-                sealed.append(SealedShare(member, ChaCha20Poly1305(key).encrypt(_ONE_USE_NONCE, plaintext, additional)))
-        own = SecretArray(split[points[self._member]])
-        for share in split.values():
-            share[:] = 0
-        return sealed, own
-
-    def _transport_key(self, epoch: _Epoch, other: Advertisement, *, sender: int) -> bytes:
-        mine = epoch.advertisement
-        outgoing = sender == self._member
-        first, second = (mine, other) if outgoing else (other, mine)
-        return keyschedule.share_transport_key(
-            epoch.share_private.reveal(),
-            other.share_key,
-            plan=epoch.digest,
-            sender=first.member,
-            receiver=second.member,
-            advertisements=(first.digest, second.digest),
-        )
-
-    def _on_share_delivery(self, message: ShareDelivery, frames: tuple[bytes, ...]) -> list[Effect]:
+    def _on_seal_delivery(self, message: SealDelivery, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch = self._current(message.plan)
-        if self.state is not State.SHARED:
-            if message.members == epoch.members:
-                return []
-            raise CohortRefused("a second, different set of members", "one set an epoch")
-        self._check_cohort(epoch.plan, message.members)
-        if not set(message.members) <= set(epoch.advertised):
-            raise CohortRefused("members whose advertisements were not shown", "a part of the advertised members")
-        senders = [item.member for item in message.items]
-        if sorted(senders) != [member for member in message.members if member != self._member]:
-            raise CohortRefused("shares of other members than announced", "one ciphertext of each other member")
-        held = {item.member: self._open_shares(epoch, item) for item in message.items}
-        assert epoch.own_shares is not None  # noqa: S101 - set in SHARED
-        held[self._member] = epoch.own_shares
-        epoch.held, epoch.members, epoch.shares = held, message.members, None
-        parts = [epoch.advertised[member].digest for member in message.members]
-        epoch.transcript = keyschedule.digest("transcript", epoch.digest, *parts)
-        epoch.share_private.erase()
-        self.state = State.READY
-        return []
-
-    def _open_shares(self, epoch: _Epoch, item: SealedShare) -> SecretArray:
-        key = self._transport_key(epoch, epoch.advertised[item.member], sender=item.member)
-        additional = keyschedule.labelled("share", epoch.digest, bytes([item.member, self._member]))
+        if self.state is not State.SEALED:
+            if message == epoch.delivered:
+                masked = epoch.step.masked if epoch.step and self.state is State.MASKED else None
+                return [masked] if masked else []
+            raise CohortRefused("a second, different delivery", "one an epoch")
+        members = tuple(epoch.advertised)
+        seals = {item.member: item for item in message.items}
+        if [item.member for item in message.items] != [one for one in members if one != self._member]:
+            raise CohortRefused("seals of others than the epoch's members", "one of each other member, ascending")
+        for item in message.items:
+            self._rule_signed_seal(epoch, item)
         try:
-            plaintext = ChaCha20Poly1305(key).decrypt(_ONE_USE_NONCE, item.ciphertext, additional)
-        except InvalidTag:
-            raise ShareRefused(
-                f"a ciphertext in member {item.member}'s name that does not open",
-                "what that member sealed in this epoch",
-            ) from None
-        if len(plaintext) != 2 * epoch.plan.steps * KEY_BYTES:
-            raise ShareRefused(f"{len(plaintext)} bytes of shares", f"{2 * epoch.plan.steps * KEY_BYTES}")
-        return SecretArray(np.frombuffer(plaintext, dtype=np.uint8).reshape(-1, KEY_BYTES))
+            values = epoch.keys.open(epoch.transcript, members, epoch.advertised, seals)
+        except SealDoesNotOpen as error:  # validly signed: its sender's doing, and no server's
+            self.abandon()
+            return [Send(Complaint(message.plan, error.member)), Ended(str(error))]
+        epoch.group_key = Secret(hybrid.group_key(epoch.transcript, members, values))
+        shares = b"".join(map(hybrid.start_share, values))
+        advertised = tuple(epoch.advertised.values())
+
+        def begin() -> list[Effect]:
+            epoch.public = Trajectory(epoch.plan, self._course, self._last, advertised, shares)
+            return self._begin_step(epoch)
+
+        effects = self._or_abandon(begin)
+        epoch.delivered, epoch.seals = message, None
+        return effects
 
     # -- a step ---------------------------------------------
 
-    def _on_broadcast(self, message: Broadcast, frames: tuple[bytes, ...]) -> list[Effect]:
-        epoch = self._current(message.plan)
-        broadcast = message.digest(frames)
-        current = epoch.step
-        if current is not None and message.step <= current.number:
-            self._rule_one_broadcast(current, message.step, broadcast)
-            return [current.masked] if current.masked else []
-        if message.step >= epoch.plan.steps:
-            raise WrongContext(f"a broadcast for step {message.step}", f"0 to {epoch.plan.steps - 1}")
-        spec = epoch.plan.spec(message.step)
-        check_clips(spec, message.clips)
-        arrays = read_arrays(message, frames)
+    def _begin_step(self, epoch: _Epoch) -> list[Effect]:
+        assert epoch.public is not None and epoch.group_key is not None  # noqa: S101 - set up
+        step = epoch.public.step
+        spec = epoch.plan.spec(step)
         rho = epoch.plan.rho(spec)
         self._rule_budget(1)
         self._rule_privacy_budget(rho)
-        if self._count is not None:
-            self._count()
-        if rho > 0 and self._charge is not None:
-            self._charge(rho)
-        epoch.erase_shares_before(message.step)
-        while epoch.seed_step < message.step:
-            self._ratchet(epoch)
-        epoch.step = _Step(message.step, broadcast)
-        self.answered_steps += 1
+        task = self._course.task(epoch.public.state, step)
+        begun = Begun(epoch.plan.digest, step, epoch.public.chain)
+        self._journal.began(begun, rho)
+        self._begun = begun
+        self.steps_begun += 1
         self.spent_rho += rho
+        epoch.keys.pass_over(step)
+        secret = hybrid.tag_secret(epoch.group_key.reveal(), step, epoch.public.chain)
+        if epoch.step is not None:
+            epoch.step.tag_key.erase()
+        epoch.step = _Step(step, TagKey(secret, spec.words))
         self.state = State.COMPUTING
-        return [Compute(message.step, spec.task, message.clips, arrays)]
+        return [Compute(epoch.plan.digest, step, spec, task)]
 
-    def _ratchet(self, epoch: _Epoch) -> None:
-        epoch.seed = keyschedule.ratchet(epoch.seed, epoch.digest, epoch.seed_step)
-        epoch.seed_step += 1
-
-    def _mask(self, epoch: _Epoch, current: _Step, vector: np.ndarray[Any, Any]) -> bytes:
-        plan, step = epoch.plan, current.number
-        keys = StepKeys(epoch.seed, epoch.digest, step)
-        masked = vector.copy()
-        own = keyschedule.self_mask_key(keys.self_mask.reveal(), epoch.digest, step, current.broadcast)
-        add_mask(masked, own, suite=plan.suite)
-        private = keys.mask_private.reveal()
-        for member in epoch.members:
-            if member != self._member:
-                key = keyschedule.pairwise_mask_key(
-                    private,
-                    epoch.advertised[member].mask_key(step),
-                    plan=epoch.digest,
-                    transcript=epoch.transcript,
-                    step=step,
-                    broadcast=current.broadcast,
-                    pair=(self._member, member),
-                )
-                add_mask(masked, key, suite=plan.suite, negative=self._member > member)
-        keys.erase()
-        self._ratchet(epoch)  # from here on nobody, this client included, can make the step's masks again
-        masked &= masked.dtype.type((1 << plan.modulus_bits) - 1)
-        return pack(masked, plan.modulus_bits)
+    def _or_abandon(self, act: Callable[[], _T]) -> _T:
+        """Do what cannot be taken back; if it fails half-way (a full disk, a course of one's own), leave the epoch."""
+        try:
+            return act()
+        except Exception:
+            self.abandon()
+            raise
 
     def _on_survivors(self, message: Survivors, frames: tuple[bytes, ...]) -> list[Effect]:
-        epoch, current = self._current_step(message.plan, message.step)
+        epoch, current, public = self._current_step(message.plan, message.step)
+        if not isinstance(epoch.keys, ResilientKeys):
+            raise UnexpectedMessage("survivors in lockstep", "everybody's sum, or none")
         if current.survivors is not None:
             repeated = self._rule_one_survivor_set(current, message.members)
             if repeated is not None:
                 return [repeated]
-        if list(message.members) != sorted(set(message.members)) or not set(message.members) <= set(epoch.members):
-            raise CohortRefused(
-                "survivors with repeated or strange members", "members of the epoch, ascending, once each"
-            )
-        self._rule_is_survivor(message.members)
+        self._rule_whole_blocks(message.members)
+        if not set(message.members) <= set(public.members):
+            raise CohortRefused("survivors who are no members of the epoch", "the epoch's members")
         self._rule_enough_survivors(epoch.plan, message.members)
         current.survivors, current.signature, current.answer = message.members, None, None
-        if message.members == epoch.members:
-            return self._answer(epoch, current)
-        signature = self._signer.sign(
-            "survivors", *survivor_statement(epoch.transcript, current.number, message.members)
+        if message.members == public.members:
+            return self._answer(epoch, epoch.keys, current)
+        statement = survivor_statement(public.chain, current.number, message.members)
+        current.signature = Send(
+            SurvivorSignature(epoch.plan.digest, current.number, self._signer.sign("survivors", *statement))
         )
-        current.signature = Send(SurvivorSignature(epoch.digest, current.number, signature))
         self.state = State.SIGNED
         return [current.signature]
 
     def _on_signatures(self, message: SurvivorSignatures, frames: tuple[bytes, ...]) -> list[Effect]:
-        epoch, current = self._current_step(message.plan, message.step)
+        epoch, current, public = self._current_step(message.plan, message.step)
         if current.answer is not None:
             return [current.answer]
-        assert current.survivors is not None  # noqa: S101 - set in SIGNED
-        self._rule_signed_survivors(epoch, current, message)
-        return self._answer(epoch, current)
+        assert current.survivors is not None and isinstance(epoch.keys, ResilientKeys)  # noqa: S101 - SIGNED
+        self._rule_signed_survivors(epoch.plan, public, current, message)
+        return self._answer(epoch, epoch.keys, current)
 
-    def _answer(self, epoch: _Epoch, current: _Step) -> list[Effect]:
-        step = current.number
-        survivors = set(current.survivors or ())
-        rows = [
-            epoch.held[member].row(step if member in survivors else epoch.plan.steps + step) for member in epoch.members
-        ]
-        current.answer = Send(UnmaskShares(epoch.digest, step, b"".join(rows)))
-        self._rule_erase_answered(epoch, step)
+    def _answer(self, epoch: _Epoch, keys: ResilientKeys, current: _Step) -> list[Effect]:
+        assert current.survivors is not None  # noqa: S101 - set before
+        shares = keys.answer(current.number, current.survivors)
+        current.answer = Send(UnmaskShares(epoch.plan.digest, current.number, shares))
+        self._rule_erase_answered(keys, current.number)
         self.state = State.ANSWERED
         return [current.answer]
+
+    def _on_published(self, message: Published, frames: tuple[bytes, ...]) -> list[Effect]:
+        epoch = self._current(message.plan)
+        public, current = epoch.public, epoch.step
+        assert public is not None and current is not None  # noqa: S101 - from COMPUTING on
+        if message.step < public.step and frames == (public.frames[message.step],):
+            return []  # the same again
+        if message.step != public.step:
+            raise WrongContext(f"a sum of step {message.step}", f"step {public.step}")
+        if len(frames) != 1:
+            raise VectorRefused(f"{len(frames)} frames behind a sum", "one")
+        if epoch.plan.aggregation.mode == "lockstep" and self.state is State.COMPUTING:
+            raise UnexpectedMessage("a sum of everybody without this client's vector", "one with it")
+        self._rule_whole_blocks(message.members)
+        public.check_members(message.members)
+        if current.survivors is not None and message.members != current.survivors:
+            raise SecondSurvivorSet(f"a sum over others than signed in step {message.step}", "the set signed")
+        try:
+            self._rule_true_sum(epoch.plan, current.tag_key, message, frames[0])
+        except WrongSum as error:
+            return self._wrong_sum(epoch.plan, message.step, error)
+
+        def go_on() -> list[Effect]:
+            public.absorb(message.members, frames[0], message.tag)
+            return self._cast_vote(public) if public.over else self._begin_step(epoch)
+
+        return self._or_abandon(go_on)
+
+    def _wrong_sum(self, plan: Plan, step: int, error: WrongSum) -> list[Effect]:
+        """A sum that fails its check ends the epoch for good."""
+        self._journal.saw_wrong_sum(plan.digest)
+        self._wrong_sums.append(plan.digest)
+        self.abandon()
+        reason = f"the server or a member changed the sum of step {step}"
+        return [Send(Refusal(error.code, error.found, error.allowed, plan.digest)), Ended(reason, wrong_sum=True)]
+
+    # -- an epoch's end ---------------------------------------------
+
+    def _cast_vote(self, public: Trajectory, others: Mapping[int, SignedBy] | None = None) -> list[Effect]:
+        statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
+        own = SignedBy(self._member, self._signer.sign("vote", *statement))
+        votes = {**(others or {}), self._member: own}
+        self._journal.voted(public.record(votes.values()))
+        if self._epoch is not None:
+            self._epoch.erase()  # all sums are in: no key of the epoch is needed any more
+            self._epoch = None
+        self._vote = public, votes
+        self.state = State.VOTED
+        return [self._own_vote()]
+
+    def _own_vote(self) -> Send:
+        assert self._vote is not None  # noqa: S101 - VOTED
+        public, votes = self._vote
+        return Send(Vote(public.plan.digest, public.chain, votes[self._member].signature))
+
+    def _on_certificate(self, message: Certificate, frames: tuple[bytes, ...]) -> list[Effect]:
+        assert self._vote is not None  # noqa: S101 - VOTED
+        public, _ = self._vote
+        if message.plan != public.plan.digest:
+            raise WrongContext(f"a certificate of plan {message.plan.hex()[:16]}…", "the plan that was voted for")
+        effects = self._certify(public, message.votes)
+        # A server that has the last word must know that it was heard, before it ends.
+        return [*effects, Send(self.hello())] if self.certified >= self._course.epochs else effects
+
+    def _on_repeated(self, message: Published | SealDelivery, frames: tuple[bytes, ...]) -> list[Effect]:
+        """A server that repeats what was answered has missed the vote."""
+        assert self._vote is not None  # noqa: S101 - VOTED
+        if message.plan != self._vote[0].plan.digest:
+            raise WrongContext(f"a message of plan {message.plan.hex()[:16]}…", "the plan that was voted for")
+        return [self._own_vote()]
+
+    def _on_other_certificate(self, message: Certificate, frames: tuple[bytes, ...]) -> list[Effect]:
+        """One that comes again changes nothing; one of an epoch that lacks sums here says that some were lost."""
+        lost = self._epoch is not None and message.plan == self._epoch.plan.digest
+        return [Send(self.hello())] if lost else []
+
+    def _certify(self, public: Trajectory, votes: Sequence[SignedBy]) -> list[Effect]:
+        valid = valid_votes(self._roster, public, votes)
+        self._rule_certificate(valid)
+        kept = public.record([valid[number] for number in sorted(valid)])
+        self._journal.certified(kept)
+        self._vote = None
+        self.abandon()
+        self._accept(public)
+        return [Certified(self.certified, self.head, public.publication())]
+
+    def _accept(self, public: Trajectory) -> None:
+        self._heads.append(head_after(public))
+        self._last = public.publication()
+        self._attempts = 0
+        self._next_epoch = max(self._next_epoch, public.plan.offer.epoch + 1)
+
+    def _on_record(self, message: EpochRecord, frames: tuple[bytes, ...]) -> list[Effect]:
+        """What this client missed: certified if enough have voted, else voted for on a cohort member's vote."""
+        if message.offer.head in self._heads[:-1]:
+            return [Send(self.hello())]  # certified long ago; the server does not know where this client stands
+        public = self._replay((message, frames))
+        valid = valid_votes(self._roster, public, message.votes)
+        if len(valid) >= self.charter.quorum:
+            # Whoever has missed this may have missed more: say where it stands now.
+            return [*self._certify(public, message.votes), Send(self.hello())]
+        if self._vote is not None:
+            bound, _ = self._vote
+            if bound.chain != public.chain or bound.plan.digest != public.plan.digest:
+                raise BoundByVote("a record of another epoch than was voted for", "the epoch that was voted for")
+            return [self._own_vote()]
+        self._rule_known_epoch(public)
+        self._rule_others_vote(public, valid)
+        self._rule_wrong_sums()
+        return self._cast_vote(public, valid)
+
+    def _on_welcome(self, message: Welcome, frames: tuple[bytes, ...]) -> list[Effect]:
+        """Give back to a server what it lost: certified epochs after its head, and what was voted for."""
+        if message.head in self._heads[:-1]:
+            return [Send(*self._journal.recall(self._heads.index(message.head)))]
+        if message.head == self.head and self._vote is not None:
+            public, votes = self._vote
+            return [Send(*public.record(votes[number] for number in sorted(votes)))]
+        return []
+
+    def _on_given_up(self, message: GivenUp, frames: tuple[bytes, ...]) -> list[Effect]:
+        if self._epoch is None or message.plan != self._epoch.plan.digest:
+            return []
+        self._given_up.add(message.plan)
+        self.abandon()
+        return [Ended(message.reason)]
+
+    def _on_farewell(self, message: Farewell, frames: tuple[bytes, ...]) -> list[Effect]:
+        self.abandon()
+        return []
 
     # -- rules ---------------------------------------------
 
     def _rule_policy(self, plan: Plan) -> None:
-        """The client's own policy has the last word, its life's budget of steps included."""
+        """The client's own policy has the last word."""
         self._policy.check(plan)
-        self._rule_budget(plan.steps)
 
     def _rule_budget(self, steps: int) -> None:
-        """An endless session stops at the policy's total."""
-        if self.answered_steps + steps > self._policy.most_total_steps:
+        """An endless federation stops at the policy's total."""
+        if self.steps_begun + steps > self._policy.most_total_steps:
             raise PolicyViolation(
-                f"{steps} more steps after {self.answered_steps}", f"{self._policy.most_total_steps} in all"
+                f"{steps} more steps after {self.steps_begun}", f"{self._policy.most_total_steps} in all"
             )
-
-    def _rule_noise(self, plan: Plan) -> None:
-        """No sum with less noise than this client demands, whoever drops out and whoever colludes."""
-        self._policy.check_noise(plan)
 
     def _rule_privacy_budget(self, rho: float) -> None:
         """Client-level privacy is spent as a step is begun, and never beyond the policy's total."""
@@ -551,29 +773,68 @@ class ClientProtocol:
                 "the budget is used up",
             )
 
-    def _rule_fresh_epoch(self, plan: Plan) -> None:
-        """An epoch of a session is taken part in once, and in ascending order."""
-        last = self._sessions.get(plan.session, -1)
-        if plan.epoch <= last:
-            raise WrongContext(f"epoch {plan.epoch} of a session", f"{last + 1} or later")
-        if plan.session not in self._sessions and len(self._sessions) >= MAX_SESSIONS:
-            raise PolicyViolation(f"more than {MAX_SESSIONS} sessions", "fewer", "restart the client")
+    def _rule_bound_by_vote(self, offer: Offer) -> None:
+        """After a vote, nothing else is begun at that head."""
+        if self._vote is not None:
+            raise BoundByVote(f"epoch {offer.epoch} after a head at which this client has voted", "its certificate")
+
+    def _rule_same_head(self, offer: Offer) -> None:
+        """Only who stands at the same history goes on together."""
+        if offer.head != self.head:
+            raise WrongHead(f"an epoch after head {offer.head.hex()[:16]}…", f"one after {self.head.hex()[:16]}…")
+
+    def _rule_fresh_epoch(self, epoch: int) -> None:
+        """An epoch is taken part in once, and in ascending order, restarts included."""
+        if not self._next_epoch <= epoch <= self._next_epoch + MOST_SKIPPED_EPOCHS:
+            raise WrongContext(f"epoch {epoch}", f"{self._next_epoch} to {self._next_epoch + MOST_SKIPPED_EPOCHS}")
+
+    def _rule_attempts(self) -> None:
+        """Who can stop an epoch chooses among no more starts than the charter permits."""
+        most = self.charter.aggregation.attempts
+        if self._attempts >= most:
+            raise AttemptsUsed(
+                f"{self._attempts} epochs given up after one certificate",
+                f"{most}",
+                "the administrator must look, and sign a charter that follows this one",
+            )
+
+    def _rule_wrong_sums(self) -> None:
+        """After sums that failed their check a person must look."""
+        if len(self._wrong_sums) > self._policy.most_wrong_sums:
+            raise WrongSum(
+                f"{len(self._wrong_sums)} sums that failed their check",
+                f"{self._policy.most_wrong_sums} before a person looks",
+                "raise most_wrong_sums in [policy] of client.toml once the cause is known",
+            )
+
+    def _rule_whole_blocks(self, members: tuple[int, ...]) -> None:
+        """Cohorts and sums are unions of the charter's blocks, and large enough."""
+        self.charter.check_summed(members)
+
+    def _rule_members(self, plan: Plan, items: Sequence[Advertisement]) -> None:
+        """Everybody who is shown takes part, in whole blocks, enough of them, and this client is one."""
+        members = check_shown(plan, items)
+        if self._member not in members:
+            raise CohortRefused("members without this client", "a set that includes it")
+        if len(members) < self._policy.least_cohort:
+            raise CohortRefused(f"{len(members)} members", f"{self._policy.least_cohort} or more")
 
     def _rule_signed_advertisement(self, item: Advertisement) -> None:
         """Keys count only with the signature of the roster's member: a server can neither swap nor invent members."""
-        verify(
-            self._roster.members[item.member].identity_key,
-            item.signature,
-            "advertisement",
-            *item.signed_parts(),
-        )
+        identity = self._roster.members[item.member].identity_key
+        verify(identity, item.signature, "advertisement", *item.signed_parts())
 
-    def _rule_one_broadcast(self, current: _Step, step: int, broadcast: bytes) -> None:
-        """One broadcast a step, and no way back."""
-        if step < current.number:
-            raise WrongContext(f"a broadcast for step {step}", f"step {current.number} or later")
-        if broadcast != current.broadcast:
-            raise ConflictingBroadcast(f"a second, different broadcast for step {step}", "one broadcast a step")
+    def _rule_distinct_keys(self, items: tuple[Advertisement, ...]) -> None:
+        """No key occurs twice: whoever repeats another's key would cancel, or share, that one's masks."""
+        check_distinct_keys(items)
+
+    def _rule_signed_seal(self, epoch: _Epoch, item: Seal) -> None:
+        """What was sealed counts only with its sender's signature over the KEM ciphertext too, or hybrid is void."""
+        size = plain_seal_bytes(epoch.plan)
+        if len(item.ciphertext) != size:
+            raise ShareRefused(f"a seal of {len(item.ciphertext)} bytes", f"{size}")
+        statement = seal_statement(epoch.transcript, item.member, self._member, item.kem, item.ciphertext)
+        verify(self._roster.members[item.member].identity_key, item.signature, "seal", *statement)
 
     def _rule_one_survivor_set(self, current: _Step, members: tuple[int, ...]) -> Send | None:
         """One survivor set a step: two would give both kinds of share, or two sums whose difference is one input."""
@@ -581,147 +842,147 @@ class ClientProtocol:
             raise SecondSurvivorSet(f"a second survivor set for step {current.number}", "the first, again")
         return current.answer or current.signature
 
-    def _rule_erase_answered(self, epoch: _Epoch, step: int) -> None:
+    def _rule_erase_answered(self, keys: ResilientKeys, step: int) -> None:
         """What was answered is erased, so that even a client taken over later cannot give the other kind of share."""
-        epoch.erase_shares_before(step + 1)
-
-    def _rule_is_survivor(self, members: tuple[int, ...]) -> None:
-        """A client helps to open only a sum that it is part of."""
-        if self._member not in members:
-            raise CohortRefused("survivors without this client", "a set that includes it")
+        keys.erase_shares_before(step + 1)
 
     def _rule_enough_survivors(self, plan: Plan, members: tuple[int, ...]) -> None:
-        """No sum over fewer than the plan's and the policy's minimum, or than can be opened."""
-        least = max(plan.least_survivors, self._policy.least_survivors, plan.threshold)
+        """No sum over fewer than the charter's and the policy's minimum."""
+        least = max(plan.aggregation.least_survivors, self._policy.least_survivors)
         if len(members) < least:
             raise CohortRefused(f"{len(members)} survivors", f"{least} or more")
 
-    def _rule_signed_survivors(self, epoch: _Epoch, current: _Step, message: SurvivorSignatures) -> None:
-        """With a dropout, shares leave only after `threshold` members have signed the very same survivor set."""
-        assert current.survivors is not None  # noqa: S101
-        statement = survivor_statement(epoch.transcript, current.number, current.survivors)
+    def _rule_signed_survivors(
+        self, plan: Plan, public: Trajectory, current: _Step, message: SurvivorSignatures
+    ) -> None:
+        """With a dropout, shares leave only after `threshold` members have signed the very same set at this state."""
+        assert current.survivors is not None  # noqa: S101 - SIGNED
+        statement = survivor_statement(public.chain, current.number, current.survivors)
         valid = {self._member}
         for item in message.items:
-            if item.member not in current.survivors:
-                raise InconsistentSurvivors(
-                    f"a signature of member {item.member}, no survivor", "survivors' signatures"
-                )
+            if item.member not in public.members:
+                raise InconsistentSurvivors(f"a signature of member {item.member}", "the epoch's members' signatures")
             verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *statement)
             valid.add(item.member)
-        if len(valid) < epoch.plan.threshold:
+        if len(valid) < plan.threshold:
             raise InconsistentSurvivors(
-                f"{len(valid)} signatures over the survivor set",
-                f"{epoch.plan.threshold} or more, this client's included",
+                f"{len(valid)} signatures over the survivor set", f"{plan.threshold} or more, this client's included"
             )
+
+    def _rule_true_sum(self, plan: Plan, tag_key: TagKey, message: Published, frame: bytes) -> None:
+        """A sum counts only with the tag that the survivors' own tags add up to, and within what they can add up to."""
+        words = unpack(frame, plan.spec(message.step).words, plan.modulus_bits)
+        total = tag_number(message.tag)
+        check_range(plan, message.step, words, len(message.members))
+        if not tag_key.check(integers(plan, message.step, words), total, message.members):
+            raise WrongSum(f"a sum of step {message.step} that fails its check", "the sum of the survivors' inputs")
+
+    def _rule_known_epoch(self, public: Trajectory) -> None:
+        """What this client has itself seen of an epoch, others cannot tell it otherwise.
+
+        An epoch that it is in: the same start, the same sums so far, and of each further sum the right tag. One that it
+        was in: the same history up to the last step it began. In lockstep, where a sum is everybody's, only an epoch of
+        which it began the last step.
+        """
+        plan = public.plan
+        epoch = self._epoch if self._epoch is not None and self._epoch.plan.digest == plan.digest else None
+        if epoch is not None and epoch.advertised and tuple(epoch.advertised.values()) != public.advertised:
+            raise CertificateRefused("a record with other members than this client was shown", "the same")
+        if epoch is not None and epoch.public is not None:
+            own = epoch.public
+            if epoch.group_key is None or own.start != public.start:
+                raise CertificateRefused("a record with another start than this client has", "the same start")
+            if plan.aggregation.mode == "lockstep" and self.state is State.COMPUTING:
+                raise CertificateRefused("a record of everybody's sums without this client's vector", "one with it")
+            if own.steps != public.steps[: own.step] or own.frames != public.frames[: own.step]:
+                raise CertificateRefused("a record with other sums than this client has", "the same sums")
+            for step in range(own.step, plan.steps):
+                secret = hybrid.tag_secret(epoch.group_key.reveal(), step, public.links[step])
+                record = public.steps[step]
+                message = Published(plan.digest, step, record.members, record.tag)
+                self._rule_true_sum(plan, TagKey(secret, plan.spec(step).words), message, public.frames[step])
+        begun = self._begun
+        if begun is not None and begun.plan == plan.digest and public.links[begun.step] != begun.chain:
+            raise CertificateRefused("a record of another history than this client saw in that epoch", "the same")
+        last = begun is not None and begun.plan == plan.digest and begun.step == plan.steps - 1
+        if plan.aggregation.mode == "lockstep" and not last:
+            raise CertificateRefused("a record of an epoch whose last step this client did not begin", "one it did")
+
+    def _rule_others_vote(self, public: Trajectory, valid: Mapping[int, SignedBy]) -> None:
+        """One cohort member's vote is followed by who checked the sums itself, or began the last step; else, and where
+        a sum failed or the server gave the epoch up, only more votes than all colluders have.
+
+        A server gives up no epoch whose sums are out as long as a member is left that checked them.
+        """
+        begun, plan = self._begun, public.plan
+        doubtful = plan.digest in self._wrong_sums or plan.digest in self._given_up
+        if plan.aggregation.mode == "lockstep" and plan.digest in self._given_up:
+            raise CertificateRefused("a record of an epoch that was given up", "one that was not")
+        live = self._epoch is not None and self._epoch.plan.digest == plan.digest and self._epoch.public is not None
+        last = begun is not None and begun.plan == plan.digest and begun.step == plan.steps - 1
+        votes = len(set(valid) & set(public.members))
+        least = 1 if (live or last) and not doubtful else self.charter.aggregation.colluders + 1
+        if votes < least:
+            raise CertificateRefused(f"a record that {votes} members of its epoch have voted for", f"{least} or more")
+
+    def _rule_certificate(self, valid: Mapping[int, SignedBy]) -> None:
+        """Nothing is learnt without the votes of enough members for the very same history."""
+        check_certificate(self.charter, valid)
 
     # -- context ---------------------------------------------
 
+    def _replay(self, kept: Kept) -> Trajectory:
+        return replay(
+            self.charter,
+            self._roster,
+            self._course,
+            kept,
+            head=self.head,
+            certified=self.certified,
+            last=self._last,
+        )
+
     def _current(self, plan: bytes) -> _Epoch:
-        if self._epoch is None or plan != self._epoch.digest:
+        if self._epoch is None or plan != self._epoch.plan.digest:
             raise WrongContext(f"a message of plan {plan.hex()[:16]}…", "the plan in force")
         return self._epoch
 
-    def _current_step(self, plan: bytes, step: int) -> tuple[_Epoch, _Step]:
+    def _current_step(self, plan: bytes, step: int) -> tuple[_Epoch, _Step, Trajectory]:
         epoch = self._current(plan)
-        if epoch.step is None or epoch.step.number != step:
+        if epoch.step is None or epoch.public is None or epoch.step.number != step:
             raise WrongContext(f"a message of step {step}", f"step {epoch.step.number if epoch.step else 'none'}")
-        return epoch, epoch.step
-
-    def _check_cohort(self, plan: Plan, members: tuple[int, ...]) -> None:
-        if list(members) != sorted(set(members)) or not set(members) <= set(plan.cohort):
-            raise CohortRefused("repeated, unordered or uninvited members", "invited members, ascending, once each")
-        if self._member not in members:
-            raise CohortRefused("a set without this client", "a set that includes it")
-        least = max(plan.threshold, plan.least_survivors, self._policy.least_cohort)
-        if len(members) < least:
-            raise CohortRefused(f"{len(members)} members", f"{least} or more")
-
-    def _on_farewell(self, message: Farewell, frames: tuple[bytes, ...]) -> list[Effect]:
-        if not message.plan or (self._epoch is not None and message.plan == self._epoch.digest):
-            self.abandon()
-        return []
+        return epoch, epoch.step, epoch.public
 
 
-def _walk(seed: bytes, plan: bytes, steps: int) -> Iterator[tuple[int, StepKeys]]:
-    """Each step's keys, from a copy of the seed; each is erased when the next is asked for."""
-    current = Secret(seed)
-    for step in range(steps):
-        keys = StepKeys(current, plan, step)
-        yield step, keys
-        keys.erase()
-        current = keyschedule.ratchet(current, plan, step)
-    current.erase()
-
-
-def check_advertisement(plan: Plan, digest: bytes, roster: Roster, item: Advertisement) -> None:
-    """Refuse an advertisement of another plan or of the wrong size (its signature is checked apart).
-
-    Raises:
-        WrongContext: another plan.
-        CohortRefused: a stranger, or keys for another number of steps.
-    """
-    if item.plan != digest:
-        raise WrongContext(f"an advertisement for plan {item.plan.hex()[:16]}…", "this epoch's plan")
-    if item.member not in plan.cohort or item.member >= len(roster.members):
-        raise CohortRefused(f"an advertisement of member {item.member}", "invited members")
-    size = plan.steps * KEY_BYTES
-    if len(item.mask_keys) != size or len(item.commitments) != size:
-        raise CohortRefused(f"keys of {len(item.mask_keys)} bytes", f"{size} for {plan.steps} steps")
-
-
-def check_distinct_keys(items: tuple[Advertisement, ...]) -> None:
-    """Refuse public keys that occur twice: whoever repeats another's key would cancel, or share, that one's masks.
-
-    Keys are compared as X25519 reads them, since several encodings are one key there (RFC 7748, section 5).
-
-    Raises:
-        CohortRefused: a repeated key.
-    """
-    keys = [item.share_key for item in items]
-    for item in items:
-        keys += [item.mask_keys[start : start + KEY_BYTES] for start in range(0, len(item.mask_keys), KEY_BYTES)]
-    if len({keyschedule.coordinate(key) for key in keys}) != len(keys):
-        raise CohortRefused("a public key that occurs twice", "fresh keys of each member")
-
-
-def read_arrays(message: Broadcast, frames: tuple[bytes, ...]) -> tuple[np.ndarray[Any, np.dtype[np.float32]], ...]:
-    """The arrays behind a broadcast, read-only.
-
-    Raises:
-        VectorRefused: a frame is missing, has another size, or holds a number that is not finite.
-    """
-    if len(frames) != len(message.shapes):
-        raise VectorRefused(f"{len(frames)} frames", f"{len(message.shapes)}, one for each shape")
-    arrays = []
-    for shape, frame in zip(message.shapes, frames, strict=True):
-        count = 1
-        for extent in shape:
-            count *= extent
-        if len(frame) != 4 * count:
-            raise VectorRefused(f"a frame of {len(frame)} bytes", f"{4 * count} for shape {shape}")
-        array = np.frombuffer(frame, dtype="<f4").reshape(shape)
-        if not np.isfinite(array).all():
-            raise VectorRefused("a broadcast with numbers that are not finite", "finite numbers")
-        arrays.append(array)
-    return tuple(arrays)
+def _on_refusal(self: ClientProtocol, message: Refusal, frames: tuple[bytes, ...]) -> list[Effect]:
+    return [Notice(f"the server refused ({message.code}): found {message.found}; allowed: {message.allowed}")]
 
 
 Handler = Callable[[ClientProtocol, Any, tuple[bytes, ...]], list[Effect]]
 _C = ClientProtocol
-_IN_STEPS = (State.READY, State.COMPUTING, State.MASKED, State.SIGNED, State.ANSWERED)
+_IN_STEPS = (State.COMPUTING, State.MASKED, State.SIGNED, State.ANSWERED)
 
 # State and message -> handler. What is not here is refused.
 TRANSITIONS: dict[tuple[State, type], Handler] = {
-    **{(state, PlanOffer): _C._on_plan for state in State},
+    **{(state, Invitation): _C._on_invitation for state in State},
+    **{(state, EpochRecord): _C._on_record for state in State},
+    **{(state, Welcome): _C._on_welcome for state in State},
+    **{(state, GivenUp): _C._on_given_up for state in State},
     **{(state, Farewell): _C._on_farewell for state in State},
+    **{(state, Refusal): _on_refusal for state in State},
     (State.ADVERTISED, Advertisements): _C._on_advertisements,
-    (State.SHARED, Advertisements): _C._on_advertisements,  # the same again
-    (State.SHARED, ShareDelivery): _C._on_share_delivery,
-    **{(state, ShareDelivery): _C._on_share_delivery for state in _IN_STEPS},  # the same again
-    **{(state, Broadcast): _C._on_broadcast for state in _IN_STEPS},
+    (State.SEALED, Advertisements): _C._on_advertisements,  # the same again
+    (State.SEALED, SealDelivery): _C._on_seal_delivery,
+    **{(state, SealDelivery): _C._on_seal_delivery for state in _IN_STEPS},  # the same again
+    (State.COMPUTING, Survivors): _C._on_survivors,  # resilient: this client's vector came too late
     (State.MASKED, Survivors): _C._on_survivors,
     (State.SIGNED, Survivors): _C._on_survivors,  # the same again; another is refused
     (State.ANSWERED, Survivors): _C._on_survivors,
     (State.SIGNED, SurvivorSignatures): _C._on_signatures,
     (State.ANSWERED, SurvivorSignatures): _C._on_signatures,  # the same again
+    **{(state, Published): _C._on_published for state in _IN_STEPS},
+    (State.VOTED, Certificate): _C._on_certificate,
+    (State.VOTED, Published): _C._on_repeated,
+    (State.VOTED, SealDelivery): _C._on_repeated,
+    **{(state, Certificate): _C._on_other_certificate for state in State if state is not State.VOTED},
 }

@@ -23,7 +23,7 @@ from codream_protocols import zcdp
 from codream_protocols.discrete_gaussian import MAX_VARIANCE, Integers, RandomBytes, discrete_gaussian
 from codream_protocols.errors import LocalProtocolError
 from codream_protocols.masks import word_type
-from codream_protocols.ring import Floats, Words
+from codream_protocols.ring import Floats, Rounding, Words
 from codream_protocols.rotation import block_size, padded_length, rotate, unrotate
 
 MAX_RADIUS = 1 << 20
@@ -31,6 +31,7 @@ WRAP_AROUND = 2.0**-40  # the most that the probability of a wrap-around anywher
 _BIAS = math.exp(-0.5)  # beta of the conditional rounding, as in the paper's experiments
 _FINENESS = 8  # radius over sqrt(coordinates): rounding then adds 0.4 % to the squared sensitivity
 _LEAST_DEVIATION = 8  # of a share, in ring units: tau is then below 10^-270
+_GRID = 1 << 20  # of noise multipliers
 _MOST_TRIES = 1000  # each succeeds with probability 1 - beta or more
 
 
@@ -73,8 +74,12 @@ def noise_multiplier(noise: Noise, length: int, honest: int) -> float:
 
 
 def multiplier_for(epsilon: float, delta: float, steps: int) -> float:
-    """The noise multiplier with which `steps` noised sums together cost (epsilon, delta)."""
-    return math.sqrt(steps / (2 * zcdp.rho_of(epsilon, delta)))
+    """The noise multiplier with which `steps` noised sums together cost (epsilon, delta), or a little more.
+
+    Rounded up to a grid: the last bits of logarithms are the business of a machine's library, and all parties must
+    derive the same noise.
+    """
+    return math.ceil(math.sqrt(steps / (2 * zcdp.rho_of(epsilon, delta))) * _GRID) / _GRID
 
 
 def make_noise(norm: float, length: int, multiplier: float, honest: int) -> Noise:
@@ -115,7 +120,7 @@ def encode(
     signs: Floats,
     *,
     modulus_bits: int,
-    rounding: np.random.Generator,
+    rounding: Rounding,
     random_bytes: RandomBytes = secrets.token_bytes,
 ) -> Words:
     """Clip, rotate, round and noise a vector.
@@ -150,7 +155,7 @@ def decode_sum(total: Words, noise: Noise, signs: Floats, length: int, *, modulu
     return unrotate(signed.astype(np.float64), signs, length) * (noise.norm / noise.radius)
 
 
-def _round(scaled: Floats, most: int, rounding: np.random.Generator) -> Integers:
+def _round(scaled: Floats, most: int, rounding: Rounding) -> Integers:
     """Round each coordinate to a neighbouring integer without bias, until the squared norm is at most `most`."""
     for _ in range(_MOST_TRIES):
         rounded = np.floor(scaled + rounding.random(len(scaled))).astype(np.int64)

@@ -124,12 +124,6 @@ class SecondSurvivorSet(RemoteProtocolError):
     code = "second-survivor-set"
 
 
-class ConflictingBroadcast(RemoteProtocolError):
-    """A second, different broadcast for one step: answering would mask two inputs with one key."""
-
-    code = "conflicting-broadcast"
-
-
 class InconsistentSurvivors(RemoteProtocolError):
     """Too few valid signatures over one survivor set: the server may have told others another set."""
 
@@ -146,3 +140,45 @@ class AggregationFailed(RemoteProtocolError):
     """The epoch cannot go on: too few participants, or a sum that cannot be rebuilt."""
 
     code = "aggregation-failed"
+
+
+class CharterRefused(RemoteProtocolError):
+    """A party whose charter differs: its roster, its settings, or how sums are made."""
+
+    code = "charter"
+
+
+class WrongHead(RemoteProtocolError):
+    """An offer after another head than this client's: one of the two has missed a certificate."""
+
+    code = "head"
+
+
+class BoundByVote(RemoteProtocolError):
+    """Another epoch after a head at which this client has voted: it goes on only with what it voted for."""
+
+    code = "bound"
+
+
+class AttemptsUsed(RemoteProtocolError):
+    """More set-ups and epochs given up after one head than the charter permits."""
+
+    code = "attempts"
+
+
+class WrongSum(RemoteProtocolError):
+    """A published sum that is not the sum of the survivors' inputs: the server, or a member, changed it."""
+
+    code = "wrong-sum"
+
+
+class CertificateRefused(RemoteProtocolError):
+    """Votes that do not verify, or too few of them."""
+
+    code = "certificate"
+
+
+class CourseDiverged(RemoteProtocolError):
+    """A member that stands at another state of the course than the others."""
+
+    code = "diverged"

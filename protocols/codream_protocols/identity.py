@@ -20,10 +20,10 @@ from codream_protocols.keyschedule import digest, labelled
 MAX_MEMBERS = 200
 MAX_ROSTER_BYTES = 1 << 18
 
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
-Address = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^tcp://[^\s]+$")]
+Address = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^tcp://[^\s]+\Z")]
 
 
 class Signer:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from codream_protocols.errors import CohortRefused
 from codream_protocols.secret import Secret
 
-PROTOCOL = "secure-codream/1"
+PROTOCOL = "secure-codream/2"
 KEY_BYTES = 32
 
 
@@ -135,21 +135,3 @@ def pairwise_mask_key(
     low, high = sorted(pair)
     info = labelled("pairwise mask", plan, number(step), broadcast, number(low), number(high))
     return extract_and_expand(agree(private, peer_public), transcript, info)
-
-
-def share_transport_key(
-    private: bytes,
-    peer_public: bytes,
-    *,
-    plan: bytes,
-    sender: int,
-    receiver: int,
-    advertisements: tuple[bytes, bytes],
-) -> bytes:
-    """The AEAD key for the shares that go from `sender` to `receiver`; used for one message only.
-
-    `advertisements` are the digests of the sender's and the receiver's advertisements: a replayed advertisement of an
-    earlier epoch therefore never meets a ciphertext that opens.
-    """
-    info = labelled("share transport", plan, number(sender), number(receiver))
-    return extract_and_expand(agree(private, peer_public), digest("share salt", *advertisements), info)

@@ -1,113 +1,157 @@
 """The messages, typed and bounded, and their bytes.
 
-One MessagePack array a message: its tag, then its fields in order. Decoding has two layers: `msgpack` with limits
-(nothing is allocated beyond them), then `msgspec.convert` into frozen types with ranges. Vectors and dreams never
-enter MessagePack: they travel in frames of their own behind the message and are checked by the state machines.
-Numbers of members refer to the roster. `plan` is always the digest of the epoch's plan.
+One MessagePack array a message: its tag, then its fields in order. Decoding goes straight into frozen types, without a
+tree of objects between, and a message larger than its phase allows is refused before it is parsed. Vectors never enter
+MessagePack: they travel in frames of their own behind the message and are checked by the state machines. Numbers of
+members refer to the roster. `plan` is always the digest of the epoch's plan.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-import msgpack
 import msgspec
 from msgspec import Meta, Struct
 
+from codream_protocols.charter import MAX_STEPS, EpochNumber, MemberNumber, Members, Offer
 from codream_protocols.errors import MalformedMessage
+from codream_protocols.hybrid import KEM_CIPHERTEXT_BYTES, KEM_KEY_BYTES
 from codream_protocols.identity import MAX_MEMBERS, Key, Name, Signature
 from codream_protocols.keyschedule import KEY_BYTES, digest
-from codream_protocols.plan import MAX_STEPS, Cohort, MemberNumber, Plan
+from codream_protocols.tag import TAG_BYTES
 
+SHARED_ROW_BYTES = 2 * KEY_BYTES  # of one step: a share of the self-mask seed and one of the mask key
+MAX_SEAL_BYTES = KEY_BYTES + MAX_STEPS * SHARED_ROW_BYTES + 16
+SMALL_MESSAGE_BYTES = 16 << 10
 MAX_MESSAGE_BYTES = 64 << 20
-MAX_SHARE_BYTES = 2 * MAX_STEPS * KEY_BYTES + 16
 
 Step = Annotated[int, Meta(ge=0, lt=MAX_STEPS)]
-StepKeyList = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=MAX_STEPS * KEY_BYTES)]
-Sealed = Annotated[bytes, Meta(min_length=16, max_length=MAX_SHARE_BYTES)]
+StepKeys = Annotated[bytes, Meta(max_length=MAX_STEPS * KEY_BYTES)]
+KemKey = Annotated[bytes, Meta(min_length=KEM_KEY_BYTES, max_length=KEM_KEY_BYTES)]
+KemCiphertext = Annotated[bytes, Meta(min_length=KEM_CIPHERTEXT_BYTES, max_length=KEM_CIPHERTEXT_BYTES)]
+Sealed = Annotated[bytes, Meta(min_length=KEY_BYTES + 16, max_length=MAX_SEAL_BYTES)]
+Tag = Annotated[bytes, Meta(min_length=TAG_BYTES, max_length=TAG_BYTES)]
 Text = Annotated[str, Meta(max_length=512)]
+StartShares = Annotated[bytes, Meta(max_length=MAX_MEMBERS * KEY_BYTES)]
+MaybeKey = Annotated[bytes, Meta(max_length=KEY_BYTES)]
 
 
-class _Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _Part(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     pass
 
 
 # -- opening a connection ---------------------------------------------
 
 
-class Hello(_Message, frozen=True, tag="hello"):
-    """Client to server, first on every connection: versions it speaks and the roster it holds."""
+class Hello(_Part, frozen=True, tag="hello"):
+    """Client to server, first on every connection.
+
+    Attributes:
+        versions: the protocol versions it speaks.
+        charter: the digest of its charter, which names the roster.
+        head: its head.
+        epoch: one more than the highest epoch that it has joined.
+        plan: the digest of the plan that it holds keys of; empty if none.
+        sums: how many of that plan's sums it has.
+    """
 
     versions: Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(min_length=1, max_length=8)]
-    roster: Key
+    charter: Key
+    head: Key
+    epoch: EpochNumber
+    plan: MaybeKey
+    sums: Annotated[int, Meta(ge=0, le=MAX_STEPS)]
 
 
-class Welcome(_Message, frozen=True, tag="welcome"):
-    """Server to client: the version chosen, and how often it wants to hear a `Beat` (seconds)."""
+class Welcome(_Part, frozen=True, tag="welcome"):
+    """Server to client: the version chosen, how often it wants to hear a `Beat` (seconds), and its own head."""
 
     version: Annotated[str, Meta(max_length=32)]
-    beat_seconds: Annotated[float, Meta(gt=0, le=3600)]
+    beat_seconds: Annotated[float, Meta(ge=0.1, le=3600)]
+    head: Key
 
 
-class Beat(_Message, frozen=True, tag="beat"):
-    """Client to server: still here, perhaps computing."""
+class Beat(_Part, frozen=True, tag="beat"):
+    """Client to server: still here, perhaps computing; with the plan it holds keys of, and how many sums it has.
+
+    From these a server sees that something it sent was lost, and sends it again.
+    """
+
+    plan: MaybeKey
+    sums: Annotated[int, Meta(ge=0, le=MAX_STEPS)]
 
 
-class Refusal(_Message, frozen=True, tag="refusal"):
-    """Either way: a message was refused and changed nothing. `code` is an error's code; the rest is for a person."""
+class Refusal(_Part, frozen=True, tag="refusal"):
+    """Either way: a message was refused and changed nothing. `code` is an error's code; the rest is for a person.
+
+    What a client sends here depends on its code and on public facts alone. `plan` is the plan that it is about; empty
+    if it is about none.
+    """
 
     code: Name
     found: Text
     allowed: Text
+    plan: MaybeKey = b""
 
 
-class Farewell(_Message, frozen=True, tag="farewell"):
-    """Server to client: the federation is over, or an epoch was given up (`plan` says which; empty for all).
+class Farewell(_Part, frozen=True, tag="farewell"):
+    """Server to client: the federation is over; `completed` says whether it came to its end."""
 
-    `completed` says whether what is over came to its end.
-    """
-
-    plan: Annotated[bytes, Meta(max_length=KEY_BYTES)]
     reason: Text
-    completed: bool = False
+    completed: bool
 
 
 # -- epoch set-up ---------------------------------------------
 
 
-class PlanOffer(_Message, frozen=True, tag="plan"):
+class Invitation(_Part, frozen=True, tag="invitation"):
     """Server to clients: will you take part in this epoch?"""
 
-    plan: Plan
+    offer: Offer
 
 
-class Advertisement(_Message, frozen=True, tag="advertisement"):
-    """A client's public keys of an epoch, signed: to the server, and by it to all.
+class Advertisement(_Part, frozen=True, tag="advertisement"):
+    """A member's public keys of an epoch, signed: to the server, and by it to all.
 
     Attributes:
-        share_key: X25519 key for the transport of shares.
-        mask_keys: T X25519 mask keys, 32 bytes each.
-        commitments: T commitments to the self-mask seeds, 32 bytes each.
+        share_key: X25519 key.
+        kem_key: ML-KEM-768 key.
+        commitment: to a random value; the group key comes from everybody's.
+        start_commitment: to the member's share of the start seed.
+        mask_keys: resilient: T X25519 mask keys, 32 bytes each; empty in lockstep.
+        self_commitments: resilient: T commitments to the self-mask seeds, 32 bytes each; empty in lockstep.
     """
 
     plan: Key
     member: MemberNumber
     share_key: Key
-    mask_keys: StepKeyList
-    commitments: StepKeyList
+    kem_key: KemKey
+    commitment: Key
+    start_commitment: Key
+    mask_keys: StepKeys
+    self_commitments: StepKeys
     signature: Signature
 
     def signed_parts(self) -> tuple[bytes, ...]:
         """What the signature covers."""
-        return (self.plan, bytes([self.member]), self.share_key, self.mask_keys, self.commitments)
+        return (
+            self.plan,
+            bytes([self.member]),
+            self.share_key,
+            self.kem_key,
+            self.commitment,
+            self.start_commitment,
+            self.mask_keys,
+            self.self_commitments,
+        )
 
     def mask_key(self, step: int) -> bytes:
         """The mask key of a step."""
         return self.mask_keys[step * KEY_BYTES : (step + 1) * KEY_BYTES]
 
-    def commitment(self, step: int) -> bytes:
+    def self_commitment(self, step: int) -> bytes:
         """The self-mask commitment of a step."""
-        return self.commitments[step * KEY_BYTES : (step + 1) * KEY_BYTES]
+        return self.self_commitments[step * KEY_BYTES : (step + 1) * KEY_BYTES]
 
     @property
     def digest(self) -> bytes:
@@ -115,90 +159,89 @@ class Advertisement(_Message, frozen=True, tag="advertisement"):
         return digest("advertisement", *self.signed_parts(), self.signature)
 
 
-class Advertisements(_Message, frozen=True, tag="advertisements"):
+class Advertisements(_Part, frozen=True, tag="advertisements"):
     """Server to clients: everyone's advertisement."""
 
     plan: Key
     items: Annotated[tuple[Advertisement, ...], Meta(max_length=MAX_MEMBERS)]
 
 
-class SealedShare(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One ciphertext with shares; `member` is the receiver on the way up and the sender on the way down."""
+class Seal(_Part, frozen=True):
+    """What one member sealed for another: the value, and in resilient mode the shares; signed by the sender.
+
+    `member` is the receiver on the way up and the sender on the way down.
+    """
 
     member: MemberNumber
+    kem: KemCiphertext
     ciphertext: Sealed
+    signature: Signature
 
 
-class Shares(_Message, frozen=True, tag="shares"):
-    """Client to server: one ciphertext for each other member."""
-
-    plan: Key
-    items: Annotated[tuple[SealedShare, ...], Meta(max_length=MAX_MEMBERS)]
-
-
-class ShareDelivery(_Message, frozen=True, tag="share-delivery"):
-    """Server to a client: the epoch's members, and what they sealed for this one."""
+class Seals(_Part, frozen=True, tag="seals"):
+    """Client to server: one seal for each other member."""
 
     plan: Key
-    members: Cohort
-    items: Annotated[tuple[SealedShare, ...], Meta(max_length=MAX_MEMBERS)]
+    items: Annotated[tuple[Seal, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+class SealDelivery(_Part, frozen=True, tag="seal-delivery"):
+    """Server to a client: what each other member sealed for it."""
+
+    plan: Key
+    items: Annotated[tuple[Seal, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+class Complaint(_Part, frozen=True, tag="complaint"):
+    """Client to server: what `member` sealed for it, and signed, does not open; it has left the epoch."""
+
+    plan: Key
+    member: MemberNumber
 
 
 # -- a step ---------------------------------------------
 
-Shape = Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 26)], ...], Meta(min_length=1, max_length=4)]
 
-
-class Broadcast(_Message, frozen=True, tag="broadcast"):
-    """Server to clients: the public state of a step; each array follows as a frame of little-endian float32.
+class MaskedInput(_Part, frozen=True, tag="masked-input"):
+    """Client to server: the masked vector follows as one packed frame.
 
     Attributes:
-        clips: the bound of each block of this step's vector, at most the plan's.
-        shapes: the arrays' shapes.
+        chain: chain_t, what the client computed and masked at.
+        tag: its masked share of the sum's tag.
+        start: all members' start shares, with the first step's vector; empty with the others.
     """
 
     plan: Key
     step: Step
-    clips: Annotated[tuple[float, ...], Meta(min_length=1, max_length=64)]
-    shapes: Annotated[tuple[Shape, ...], Meta(max_length=8)]
-
-    def digest(self, frames: tuple[bytes, ...]) -> bytes:
-        """What masks are bound to: the message and every byte behind it."""
-        return digest("broadcast", msgspec.msgpack.encode(self), *frames)
+    chain: Key
+    tag: Tag
+    start: StartShares
 
 
-class MaskedInput(_Message, frozen=True, tag="masked-input"):
-    """Client to server: the masked vector follows as one packed frame. `broadcast` is the digest of what it answers."""
+class Survivors(_Part, frozen=True, tag="survivors"):
+    """Server to clients, resilient: whose inputs are in the sum."""
 
     plan: Key
     step: Step
-    broadcast: Key
+    members: Members
 
 
-class Survivors(_Message, frozen=True, tag="survivors"):
-    """Server to clients: whose inputs are in the sum."""
-
-    plan: Key
-    step: Step
-    members: Cohort
-
-
-class SurvivorSignature(_Message, frozen=True, tag="survivor-signature"):
-    """Client to server, when somebody dropped: its signature over (transcript, step, members)."""
+class SurvivorSignature(_Part, frozen=True, tag="survivor-signature"):
+    """Client to server, when somebody dropped: its signature over (chain_t, step, members)."""
 
     plan: Key
     step: Step
     signature: Signature
 
 
-class SignedBy(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One member's signature over a survivor set."""
+class SignedBy(_Part, frozen=True):
+    """One member's signature."""
 
     member: MemberNumber
     signature: Signature
 
 
-class SurvivorSignatures(_Message, frozen=True, tag="survivor-signatures"):
+class SurvivorSignatures(_Part, frozen=True, tag="survivor-signatures"):
     """Server to clients: who signed the same set."""
 
     plan: Key
@@ -206,7 +249,7 @@ class SurvivorSignatures(_Message, frozen=True, tag="survivor-signatures"):
     items: Annotated[tuple[SignedBy, ...], Meta(max_length=MAX_MEMBERS)]
 
 
-class UnmaskShares(_Message, frozen=True, tag="unmask"):
+class UnmaskShares(_Part, frozen=True, tag="unmask"):
     """Client to server: for each member of the epoch, ascending, one share of 32 bytes.
 
     Of the self-mask seed for a survivor, of the mask key for one that dropped; never both.
@@ -220,62 +263,144 @@ class UnmaskShares(_Message, frozen=True, tag="unmask"):
         return f"<UnmaskShares of step {self.step}, hidden>"  # for the server alone: nothing for a log
 
 
+class Published(_Part, frozen=True, tag="published"):
+    """Server to clients: a step's sum follows as one packed frame; `members` are in it, `tag` is the sum of tags."""
+
+    plan: Key
+    step: Step
+    members: Members
+    tag: Tag
+
+
+class GivenUp(_Part, frozen=True, tag="given-up"):
+    """Server to clients: this epoch ends without a result; the next starts anew."""
+
+    plan: Key
+    reason: Text
+
+
+# -- an epoch's end ---------------------------------------------
+
+
+class Vote(_Part, frozen=True, tag="vote"):
+    """Client to server: its signature over (head, plan, chain_T), once it has checked every sum."""
+
+    plan: Key
+    chain: Key
+    signature: Signature
+
+
+class Certificate(_Part, frozen=True, tag="certificate"):
+    """Server to clients: the votes for what they have voted for; enough of them, and it counts."""
+
+    plan: Key
+    votes: Annotated[tuple[SignedBy, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+class StepRecord(_Part, frozen=True):
+    """A step's survivors and tag; its packed sum is a frame."""
+
+    members: Members
+    tag: Tag
+
+
+class EpochRecord(_Part, frozen=True, tag="epoch-record"):
+    """Either way: all that is public of an epoch; the packed sums follow as frames, one a step.
+
+    With enough votes it is what anybody can verify; with some, what a member that was away votes by.
+
+    Attributes:
+        offer: the server's offer.
+        advertisements: of the epoch's members, ascending.
+        start: all members' start shares, 32 bytes each, ascending.
+        steps: the steps.
+        votes: over (head, plan, chain_T).
+    """
+
+    offer: Offer
+    advertisements: Annotated[tuple[Advertisement, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
+    start: StartShares
+    steps: Annotated[tuple[StepRecord, ...], Meta(min_length=1, max_length=MAX_STEPS)]
+    votes: Annotated[tuple[SignedBy, ...], Meta(max_length=MAX_MEMBERS)]
+
+
 ToClient = (
     Welcome
     | Refusal
     | Farewell
-    | PlanOffer
+    | Invitation
     | Advertisements
-    | ShareDelivery
-    | Broadcast
+    | SealDelivery
     | Survivors
     | SurvivorSignatures
+    | Published
+    | GivenUp
+    | Certificate
+    | EpochRecord
 )
-ToServer = Hello | Beat | Refusal | Advertisement | Shares | MaskedInput | SurvivorSignature | UnmaskShares
+ToServer = (
+    Hello
+    | Beat
+    | Refusal
+    | Advertisement
+    | Seals
+    | Complaint
+    | MaskedInput
+    | SurvivorSignature
+    | UnmaskShares
+    | Vote
+    | EpochRecord
+)
 
 
-def survivor_statement(transcript: bytes, step: int, members: tuple[int, ...]) -> tuple[bytes, ...]:
-    """What a survivor signature covers, under the label "survivors"; the transcript covers the plan and all keys."""
-    return (transcript, step.to_bytes(4, "big"), bytes(members))
+def survivor_statement(chain: bytes, step: int, members: tuple[int, ...]) -> tuple[bytes, ...]:
+    """What a survivor signature covers, under the label "survivors"; the chain covers plan, keys and history."""
+    return (chain, step.to_bytes(4, "big"), bytes(members))
 
 
-def encode_message(message: ToClient | ToServer) -> bytes:
+def encode_message(message: ToClient | ToServer | EpochRecord) -> bytes:
     """A message's bytes."""
     return msgspec.msgpack.encode(message)
 
 
-def decode_to_client(data: bytes) -> ToClient:
+_TO_CLIENT: msgspec.msgpack.Decoder[ToClient] = msgspec.msgpack.Decoder(ToClient)
+_TO_SERVER: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
+
+
+def decode_to_client(data: bytes, most_bytes: int = MAX_MESSAGE_BYTES) -> ToClient:
     """Parse a server's message.
+
+    Args:
+        data: the bytes.
+        most_bytes: what the present phase allows; see `largest_message`.
 
     Raises:
         MalformedMessage: too large, no MessagePack, an unknown tag, a field of the wrong type or range.
     """
-    message: ToClient = _decode(data, ToClient)
-    return message
+    return _decode(_TO_CLIENT, data, most_bytes)  # type: ignore[no-any-return]
 
 
-def decode_to_server(data: bytes) -> ToServer:
+def decode_to_server(data: bytes, most_bytes: int = MAX_MESSAGE_BYTES) -> ToServer:
     """Parse a client's message; raises as `decode_to_client` does."""
-    message: ToServer = _decode(data, ToServer)
-    return message
+    return _decode(_TO_SERVER, data, most_bytes)  # type: ignore[no-any-return]
 
 
-def _decode(data: bytes, kind: Any) -> Any:
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise MalformedMessage(f"a message of {len(data)} bytes", f"at most {MAX_MESSAGE_BYTES}")
+def largest_message(members: int, steps: int, *, resilient: bool) -> int:
+    """Bytes of the largest honest message of an epoch without its frames: seals, or everybody's advertisements."""
+    rows = steps if resilient else 0
+    seal = KEM_CIPHERTEXT_BYTES + KEY_BYTES + rows * SHARED_ROW_BYTES + 160
+    advertisement = KEM_KEY_BYTES + 4 * KEY_BYTES + rows * 2 * KEY_BYTES + 256
+    record = members * (advertisement + 80 + KEY_BYTES) + steps * (members * 2 + 64)
+    return min(MAX_MESSAGE_BYTES, max(SMALL_MESSAGE_BYTES, members * max(seal, advertisement) + 1024, record + 1024))
+
+
+def _decode(decoder: Any, data: bytes, most_bytes: int) -> Any:
+    if len(data) > most_bytes:
+        raise MalformedMessage(f"a message of {len(data)} bytes", f"at most {most_bytes}")
     try:
-        plain = msgpack.unpackb(
-            data,
-            raw=False,
-            max_str_len=4 * 512,  # `Text` counts characters, of up to four bytes each
-            max_bin_len=MAX_SHARE_BYTES,
-            max_array_len=MAX_STEPS,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-        return msgspec.convert(plain, type=kind, strict=True)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException, msgspec.ValidationError) as error:
-        # The text of either library names types and limits, never values of keys or vectors.
+        return decoder.decode(data)
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
+        # The library's text names types and limits, never values of keys or vectors.
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise MalformedMessage(
             f"a message that does not fit its schema ({reason})", "a message of this protocol"

@@ -8,7 +8,7 @@ decoding removes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,12 +19,19 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Words = np.ndarray[Any, Any]
 
 
+class Rounding(Protocol):
+    """Uniform numbers in [0, 1) for stochastic rounding."""
+
+    def random(self, size: int, /) -> Floats:
+        """`size` numbers."""
+
+
 def modulus_bits_for(value_bits: int, clients: int) -> int:
     """The smallest m for which the sum of `clients` values of `value_bits` bits does not wrap."""
     return value_bits + (clients - 1).bit_length()
 
 
-def encode(values: Floats, clip: float, *, value_bits: int, modulus_bits: int, rounding: np.random.Generator) -> Words:
+def encode(values: Floats, clip: float, *, value_bits: int, modulus_bits: int, rounding: Rounding) -> Words:
     """Clip and round to ring elements.
 
     Args:

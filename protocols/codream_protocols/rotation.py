@@ -9,6 +9,8 @@ only. Privacy does not rest on the signs: whatever they are, the rotation keeps 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from codream_protocols.keyschedule import digest, number
@@ -57,4 +59,4 @@ def _hadamard(values: Floats, block: int) -> Floats:
         pairs = rows.reshape(len(rows), -1, 2, width)
         rows = np.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), axis=2)
         width *= 2
-    return rows.reshape(-1) * np.float64(block**-0.5)
+    return rows.reshape(-1) * np.float64(1 / math.sqrt(block))  # a power need not be rounded alike everywhere

@@ -1,53 +1,69 @@
-"""The server's machine for one epoch. It routes, adds and rebuilds; it is trusted with nothing.
+"""The server's machine for a whole federation. It routes, adds and hands on; it is trusted with nothing.
 
-Theory of operation. A `ServerEpoch` takes messages (`receive`), the next public state (`begin_step`), and two kinds
-of news from whoever runs it: a member is gone (`lost`), or the present phase has waited long enough (`expire`). It
-returns effects. Vectors are added as they arrive into one running sum: memory does not grow with the number of
-clients.
+Theory of operation. A `ServerProtocol` takes messages (`receive`), and news from whoever runs it: a member is there
+(`hello`), is gone (`lost`), the present phase has waited long enough (`expire`), an epoch may begin (`open_epoch`). It
+returns effects. Vectors are added as they arrive: one running sum for each block of members, not one vector each.
 
-    ADVERTISING -> SHARING -> READY -> COLLECTING -> (AGREEING, if one dropped) -> UNMASKING -> READY ... -> FINISHED
-    from every phase FAILED, when fewer are left than the plan needs, or when a sum cannot be rebuilt.
+    IDLE --open_epoch--> ADVERTISING -> SEALING -> COLLECTING -> (next step: COLLECTING ...) -> VOTING -> IDLE
+    resilient:  COLLECTING -> (AGREEING, if one dropped) -> UNMASKING -> COLLECTING ...
+    from every phase up to UNMASKING back to IDLE, without a result, when the epoch is given up
 
-A failed step is never rerun on the same inputs: the epoch is over, and a new one starts from fresh noise. Rebuilt
-secrets are checked against what was advertised, so a wrong share is noticed, and left out while enough others are
-there.
+It runs the same course as the clients and so knows each chain; a member whose vector names another is told apart. An
+epoch that somebody has voted for is not given up: members that were away vote on what they are shown. What a member
+gives back of an epoch that this server does not know is a candidate: it is shown to the others, and counts once enough
+have voted for it. A failed step is never run again: the next epoch starts anew.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import combinations, islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from codream_protocols import keyschedule, shamir
-from codream_protocols.client import check_advertisement, check_distinct_keys
+from codream_protocols import chain as links
+from codream_protocols.advertisements import (
+    check_advertisement,
+    check_distinct_keys,
+    check_public_keys,
+    check_start_shares,
+)
+from codream_protocols.charter import Charter, Offer, Plan, check_charter, derive_plan
+from codream_protocols.course import Array, Course, Publication, Sums
 from codream_protocols.errors import (
+    CertificateRefused,
+    CharterRefused,
     CohortRefused,
+    CourseDiverged,
     LocalProtocolError,
     ShareRefused,
     UnexpectedMessage,
+    UnsupportedVersion,
     VectorRefused,
     WrongContext,
+    WrongSum,
 )
 from codream_protocols.identity import Roster, verify
-from codream_protocols.keyschedule import KEY_BYTES
-from codream_protocols.masks import add_mask, word_type
+from codream_protocols.keyschedule import KEY_BYTES, PROTOCOL
+from codream_protocols.lockstep import plain_seal_bytes, seal_statement
+from codream_protocols.masks import word_type
 from codream_protocols.messages import (
     Advertisement,
     Advertisements,
-    Broadcast,
-    Farewell,
+    Certificate,
+    Complaint,
+    EpochRecord,
+    GivenUp,
+    Hello,
+    Invitation,
     MaskedInput,
-    PlanOffer,
+    Published,
     Refusal,
-    SealedShare,
-    ShareDelivery,
-    Shares,
+    Seal,
+    SealDelivery,
+    Seals,
     SignedBy,
     Survivors,
     SurvivorSignature,
@@ -55,27 +71,36 @@ from codream_protocols.messages import (
     ToClient,
     ToServer,
     UnmaskShares,
+    Vote,
+    Welcome,
+    largest_message,
     survivor_statement,
 )
-from codream_protocols.packing import unpack
-from codream_protocols.plan import Plan, check_plan
-from codream_protocols.vectors import check_clips
+from codream_protocols.packing import pack, unpack
+from codream_protocols.record import (
+    Kept,
+    Trajectory,
+    certified_epochs,
+    head_after,
+    replay,
+    valid_votes,
+)
+from codream_protocols.tag import tag_bytes, tag_number
+from codream_protocols.unmasking import rebuild, unmask
 
-MAX_SHARE_SUBSETS = 32
+MOST_JUMPED_EPOCHS = 1024  # at once; more than attempts, and far less than what clients take
 
 
 class Phase(Enum):
-    """Where an epoch stands."""
+    """Where the federation stands."""
 
-    NEW = "new"
+    IDLE = "idle"
     ADVERTISING = "advertising"
-    SHARING = "sharing"
-    READY = "ready"
+    SEALING = "sealing"
     COLLECTING = "collecting"
     AGREEING = "agreeing"
     UNMASKING = "unmasking"
-    FINISHED = "finished"
-    FAILED = "failed"
+    VOTING = "voting"
 
 
 @dataclass(frozen=True)
@@ -88,418 +113,884 @@ class SendTo:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """The epoch is set up: `begin_step` may be called."""
+class EpochBegan:
+    """The set-up of an epoch has begun."""
 
-    members: tuple[int, ...]
+    plan: Plan
 
 
 @dataclass(frozen=True)
-class Reveal:
-    """A step's sum.
+class StepBegan:
+    """The members compute a step's vectors."""
+
+    step: int
+    task: str
+
+
+@dataclass(frozen=True)
+class StepFinished:
+    """A step's sum is out.
 
     Attributes:
         step: the step.
-        total: ring elements, reduced modulo 2^m.
+        task: its task.
+        sums: the sum of each block.
         survivors: whose inputs it holds.
+        members: the epoch's members.
         agreed: whether a dropout made the consistency round necessary.
-        clips: the bounds that the inputs were encoded with.
+        total: the same sum as ring elements, reduced modulo 2^m.
     """
 
     step: int
-    total: np.ndarray[Any, Any]
+    task: str
+    sums: Sums
     survivors: tuple[int, ...]
+    members: tuple[int, ...]
     agreed: bool
-    clips: tuple[float, ...]
+    total: Array
 
 
 @dataclass(frozen=True)
-class Failed:
-    """The epoch is over without its remaining sums."""
+class EpochCertified:
+    """An epoch is certified.
 
+    Attributes:
+        number: how many epochs are certified now, those of predecessors counted.
+        publication: what is learnt from it.
+        kept: its record, with the votes, and its packed sums.
+    """
+
+    number: int
+    publication: Publication
+    kept: Kept
+
+
+@dataclass(frozen=True)
+class EpochGivenUp:
+    """The epoch is over without a result; `wrong_sum`: because a member saw a sum fail its check."""
+
+    epoch: int
     reason: str
+    wrong_sum: bool = False
 
 
-Effect = SendTo | Ready | Reveal | Failed
+Effect = SendTo | EpochBegan | StepBegan | StepFinished | EpochCertified | EpochGivenUp
+
+
+class ServerJournal(Protocol):
+    """What a server writes down before it says so."""
+
+    def certified(self, kept: Kept) -> None:
+        """This epoch is certified."""
+
+    def recall(self, place: int) -> Kept:
+        """The certified epoch at this place, from 0, of the charter."""
+
+
+class InMemory:
+    """A journal for tests and simulations: nothing outlasts the process."""
+
+    def __init__(self) -> None:
+        self._certified: list[Kept] = []
+
+    def certified(self, kept: Kept) -> None:
+        """See `ServerJournal`."""
+        self._certified.append(kept)
+
+    def recall(self, place: int) -> Kept:
+        """See `ServerJournal`."""
+        return self._certified[place]
 
 
 @dataclass
 class _Step:
-    """The running step."""
+    """The running step: a running sum of vectors and of tags for each block."""
 
     number: int
-    broadcast: Broadcast
-    frames: tuple[bytes, ...]
-    digest: bytes
-    total: np.ndarray[Any, Any]
+    totals: dict[int, Array] = field(default_factory=dict)
+    tags: dict[int, int] = field(default_factory=dict)
     inputs: set[int] = field(default_factory=set)
     survivors: tuple[int, ...] = ()
+    total: Array | None = None
+    tag: int = 0
     signatures: dict[int, bytes] = field(default_factory=dict)
     answers: dict[int, bytes] = field(default_factory=dict)
 
 
-class ServerEpoch:
-    """One epoch, from the plan to the last sum.
+@dataclass
+class _Candidate:
+    """An epoch that a member has given back, with the votes for it."""
+
+    public: Trajectory
+    giver: int
+    votes: dict[int, SignedBy]
+
+
+@dataclass
+class _Epoch:
+    """The running epoch."""
+
+    plan: Plan
+    advertised: dict[int, Advertisement] = field(default_factory=dict)
+    shown: tuple[Advertisement, ...] = ()
+    transcript: bytes = b""
+    sealed: dict[int, dict[int, Seal]] = field(default_factory=dict)
+    members: tuple[int, ...] = ()
+    gone: set[int] = field(default_factory=set)  # those that have lost their keys, or cannot take part
+    wrong_sums: set[int] = field(default_factory=set)  # those that saw a sum fail its check
+    public: Trajectory | None = None
+    step: _Step | None = None
+    votes: dict[int, SignedBy] = field(default_factory=dict)
+
+
+class ServerProtocol:
+    """The server's side of a charter's epochs.
 
     Args:
-        plan: what is planned; checked here as clients check it.
+        charter: the charter.
         roster: the verified roster.
+        course: the course that the charter names.
+        beat_seconds: how often clients are to say that they are there.
+        certified: the records of epochs certified in earlier processes, oldest first; checked again.
+        journal: where certified epochs are written; it must recall those given as `certified`.
 
     Raises:
-        UnsafePlan: a promise of the protocol would fail.
+        UnsafePlan: a promise of the protocol would fail under this charter.
+        LocalProtocolError: the roster is not the charter's.
     """
 
-    def __init__(self, plan: Plan, roster: Roster) -> None:
-        check_plan(plan)
-        self.plan, self.digest, self.phase = plan, plan.digest, Phase.NEW
-        self.members: tuple[int, ...] = ()
-        self.absent: set[int] = set()
-        self._roster = roster
-        self._advertised: dict[int, Advertisement] = {}
-        self._sealed: dict[int, dict[int, bytes]] = {}
-        self._step: _Step | None = None
-        self._next_step = 0
+    def __init__(
+        self,
+        charter: Charter,
+        roster: Roster,
+        course: Course,
+        *,
+        beat_seconds: float = 1.0,
+        certified: Sequence[Kept] = (),
+        journal: ServerJournal | None = None,
+    ) -> None:
+        check_charter(charter)
+        if roster.hash != charter.roster or len(roster.members) != charter.members:
+            raise LocalProtocolError("a roster that is not the charter's", "the roster whose hash it names")
+        self.charter, self.course, self.phase = charter, course, Phase.IDLE
+        self.absent: set[int] = set(charter.everybody)
+        self.conflicts: set[tuple[int, int]] = set()  # pairs of which one could not open what the other sealed
+        self._roster, self._beat_seconds, self._journal = roster, beat_seconds, journal or InMemory()
+        self._earlier = 0 if charter.predecessor is None else charter.predecessor.certified
+        self._heads: list[bytes] = [charter.first_head]
+        self._last: Publication | None = None
+        self._at: dict[int, bytes] = {}  # each member's head, as it said or was told
+        self._claims: dict[int, int] = {}  # each member's next epoch, as it said
+        self._candidates: dict[tuple[bytes, bytes], _Candidate] = {}  # by plan and chain; one of each giver
+        self._next_epoch = 0
+        self._epoch: _Epoch | None = None
+        epochs = certified_epochs(charter, roster, course, certified)
+        for (_, _, public), kept in zip(epochs, certified, strict=True):
+            if journal is None:
+                self._journal.certified(kept)
+            self._accept(public)
+        if certified:  # until they say so, nobody is known to have heard of the last one
+            self._at = dict.fromkeys(charter.everybody, b"")
 
-    # -- events ---------------------------------------------
+    @property
+    def head(self) -> bytes:
+        """Digest of all that is certified."""
+        return self._heads[-1]
 
-    def start(self) -> list[Effect]:
-        """Invite the cohort."""
-        if self.phase is not Phase.NEW:
-            raise LocalProtocolError(f"start while {self.phase.value}", "once, at the beginning")
-        self.phase = Phase.ADVERTISING
-        return [SendTo(member, PlanOffer(self.plan)) for member in self.plan.cohort]
+    @property
+    def certified(self) -> int:
+        """How many epochs are certified, those of predecessors counted."""
+        return self._earlier + len(self._heads) - 1
 
-    def begin_step(self, clips: Sequence[float], arrays: Sequence[np.ndarray[Any, Any]]) -> list[Effect]:
-        """Broadcast the public state of the next step.
+    @property
+    def done(self) -> bool:
+        """Whether all epochs of the course are certified."""
+        return self.certified >= self.course.epochs
 
-        Args:
-            clips: the bound of each block of the step's vector.
-            arrays: finite float32 arrays of 1 to 4 axes.
+    @property
+    def publication(self) -> Publication | None:
+        """What the newest certified epoch published."""
+        return self._last
+
+    @property
+    def plan(self) -> Plan | None:
+        """The running epoch's plan."""
+        return self._epoch.plan if self._epoch else None
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The running epoch's members; empty before they are known."""
+        return self._epoch.members if self._epoch else ()
+
+    @property
+    def step(self) -> int | None:
+        """The running step."""
+        return self._epoch.step.number if self._epoch and self._epoch.step else None
+
+    @property
+    def largest_message(self) -> int:
+        """Bytes of the largest message, without its frames, that an honest member sends in this phase."""
+        final = max(0, self.course.epochs - 1)
+        steps = max(len(self.course.schedule(min(at, final))) for at in (self.certified, max(0, self.certified - 1)))
+        resilient = self.charter.aggregation.mode == "resilient"
+        return largest_message(self.charter.members, steps, resilient=resilient)
+
+    # -- members ---------------------------------------------
+
+    def hello(self, member: int, message: Hello) -> list[Effect]:
+        """A member says who it is and where it stands: tell it what it missed, and what it is waited for.
 
         Raises:
-            LocalProtocolError: called in another phase than READY, or an array does not fit.
-            VectorRefused: clips beyond the plan.
+            UnsupportedVersion, CharterRefused: another version, or another charter.
         """
-        if self.phase is not Phase.READY:
-            raise LocalProtocolError(f"begin_step while {self.phase.value}", "while ready")
-        spec = self.plan.spec(self._next_step)
-        check_clips(spec, clips)
-        plain = [np.ascontiguousarray(array, dtype="<f4") for array in arrays]
-        for array in plain:
-            if not (1 <= array.ndim <= 4 and array.size and np.isfinite(array).all()):
-                raise LocalProtocolError(f"an array of shape {array.shape}, or not finite", "finite, of 1 to 4 axes")
-        message = Broadcast(
-            self.digest,
-            self._next_step,
-            tuple(float(clip) for clip in clips),
-            tuple(array.shape for array in plain),
-        )
-        frames = tuple(array.tobytes() for array in plain)
-        total = np.zeros(spec.words, dtype=word_type(self.plan.modulus_bits))
-        self._step = _Step(self._next_step, message, frames, message.digest(frames), total)
-        self._next_step += 1
-        self.phase = Phase.COLLECTING
-        return [SendTo(member, message, frames) for member in self.members if member not in self.absent]
+        if PROTOCOL not in message.versions:
+            raise UnsupportedVersion(f"versions {', '.join(message.versions)}", PROTOCOL)
+        if message.charter != self.charter.digest:
+            raise CharterRefused(
+                f"a client with charter {message.charter.hex()[:16]}…",
+                f"this federation's charter {self.charter.digest.hex()[:16]}…",
+                "compare roster.json and config.toml",
+            )
+        self.absent.discard(member)
+        self._claims[member] = message.epoch
+        effects: list[Effect] = [SendTo(member, Welcome(PROTOCOL, self._beat_seconds, self.head))]
+        self._at[member] = message.head
+        effects += self._catch_up(member)
+        epoch = self._epoch
+        if epoch is None:
+            return effects
+        if self.phase is Phase.VOTING:
+            return effects + self._remind_voter(epoch, member, message.plan, message.sums)
+        if member in epoch.advertised and message.plan != epoch.plan.digest:
+            epoch.gone.add(member)  # it was started again, and its keys of this epoch are gone
+            return effects + self._advance_or_give_up(member)
+        return effects + self._repeat(member, message.sums)
+
+    def beat(self, member: int, plan: bytes, sums: int) -> list[Effect]:
+        """A member is there; if it lacks a sum that is out, send it again."""
+        self.absent.discard(member)
+        epoch = self._epoch
+        if epoch is None or epoch.public is None or plan != epoch.plan.digest or member not in epoch.members:
+            return []
+        return self._missing_sums(member, sums)
+
+    def lost(self, member: int) -> list[Effect]:
+        """A member has fallen silent: the resilient mode goes on without its block, lockstep waits for it."""
+        self.absent.add(member)
+        return self._advance()
+
+    def expire(self) -> list[Effect]:
+        """The present phase has waited long enough: go on with who is there, or give the epoch up.
+
+        An epoch that somebody has voted for is not given up: it waits for the votes it lacks.
+        """
+        if self._epoch is None:
+            return []
+        if self.phase is Phase.VOTING:
+            return self._show_record(self._epoch) or self._abandoned_vote(self._epoch)
+        waited_for = self.waiting_for()
+        self.absent.update(waited_for)
+        effects = self._advance()
+        if effects or self._epoch is None:
+            return effects
+        names = ", ".join(self._roster.members[member].name for member in waited_for)
+        return self._give_up(f"no answer from {names or 'enough members'} while {self.phase.value}")
+
+    def waiting_for(self) -> tuple[int, ...]:
+        """Whose message the present phase waits for, those that are gone or absent included in lockstep."""
+        epoch = self._epoch
+        if epoch is None:
+            return ()
+        away = set() if self.charter.aggregation.mode == "lockstep" else self.absent | epoch.gone
+        expected: set[int] = set()
+        if self.phase is Phase.ADVERTISING:
+            expected = set(epoch.plan.cohort) - set(epoch.advertised)
+        elif self.phase is Phase.SEALING:
+            expected = {item.member for item in epoch.shown} - set(epoch.sealed)
+        elif self.phase is Phase.VOTING:
+            expected = set(epoch.members) - set(epoch.votes)
+        elif epoch.step is not None:
+            done: set[int] = epoch.step.inputs
+            if self.phase is Phase.AGREEING:
+                done = set(epoch.step.signatures)
+            elif self.phase is Phase.UNMASKING:
+                done = set(epoch.step.answers)
+            expected = set(epoch.members) - done
+        return tuple(sorted(expected - away))
+
+    def behind(self) -> tuple[int, ...]:
+        """Who has been heard of, and does not have the newest certificate."""
+        return tuple(sorted(member for member, head in self._at.items() if head != self.head))
+
+    def cohort(self) -> tuple[int, ...]:
+        """Who could make an epoch now: present, at this head, whole blocks, without pairs that are in conflict.
+
+        Empty when that is too few.
+        """
+        present = {
+            member
+            for member in self.charter.everybody
+            if member not in self.absent and self._at.get(member) == self.head
+        }
+        if self._voted_elsewhere():
+            return ()
+        # Where nobody could go on without a pair in conflict, it may try again, and fail, and say so.
+        return self._summable(present - self._barred(present)) or self._summable(present)
+
+    def _summable(self, members: set[int]) -> tuple[int, ...]:
+        chosen = self.charter.whole_blocks(members)
+        try:
+            self.charter.check_summed(chosen)
+        except CohortRefused:
+            return ()
+        return chosen
+
+    # -- an epoch ---------------------------------------------
+
+    def open_epoch(self, cohort: Sequence[int]) -> list[Effect]:
+        """Invite these members to the next epoch.
+
+        Raises:
+            LocalProtocolError: an epoch is running, or all are certified.
+            CohortRefused: a cohort that must not be summed.
+        """
+        if self._epoch is not None or self.done:
+            raise LocalProtocolError(f"open_epoch while {self.phase.value}", "while idle, before the last epoch")
+        offer = Offer(self._number(), tuple(sorted(cohort)), self.head)
+        plan = derive_plan(self.charter, self.course, offer, self.certified)
+        self._next_epoch = offer.epoch + 1
+        self._epoch, self.phase = _Epoch(plan), Phase.ADVERTISING
+        return [EpochBegan(plan), *(SendTo(member, Invitation(offer)) for member in offer.cohort)]
+
+    def _number(self) -> int:
+        """The next epoch's number: one that every honest member takes, whatever colluders say they have joined."""
+        claims = sorted((claim for member, claim in self._claims.items() if member not in self.absent), reverse=True)
+        colluders = self.charter.aggregation.colluders
+        believed = max(self._next_epoch, claims[colluders] if len(claims) > colluders else 0)
+        return min(max([self._next_epoch, *claims]), believed + MOST_JUMPED_EPOCHS)
 
     def receive(self, member: int, message: ToServer, frames: tuple[bytes, ...] = ()) -> list[Effect]:
         """Take one message of a member; the caller vouches that it came over that member's transport key.
 
         Raises:
-            RemoteProtocolError: the message was refused; nothing has changed, but that its sender counts as present.
+            RemoteProtocolError: the message was refused; nothing has changed.
         """
-        if self.phase in (Phase.FINISHED, Phase.FAILED):
-            return []
-        if isinstance(message, Refusal):
-            return self.lost(member)
         handler = _HANDLERS.get(type(message))
-        if handler is None or member not in self.plan.cohort:
-            raise UnexpectedMessage(f"{type(message).__name__} of member {member}", "messages of this epoch's members")
-        self.absent.discard(member)  # whoever speaks is there, even if what it says is too late
+        if handler is None:
+            raise UnexpectedMessage(f"{type(message).__name__} of member {member}", "messages of an epoch's members")
+        if frames and not isinstance(message, MaskedInput | EpochRecord):
+            raise VectorRefused(f"{len(frames)} frames behind {type(message).__name__}", "none")
         return handler(self, member, message, frames)
-
-    def lost(self, member: int) -> list[Effect]:
-        """A member is gone, or refused: do not wait for it any more."""
-        self.absent.add(member)
-        return self._advance()
-
-    def returned(self, member: int) -> list[Effect]:
-        """A member is connected again: tell it what it is waited for. Clients answer repeats with the same bytes."""
-        self.absent.discard(member)
-        if self.phase is Phase.ADVERTISING and member in self.plan.cohort:
-            return [SendTo(member, PlanOffer(self.plan))]
-        if self.phase is Phase.SHARING and member in self._advertised:
-            return [SendTo(member, self._advertisements())]
-        if member not in self.members:
-            return []
-        effects: list[Effect] = [self._delivery(member)]
-        step = self._step
-        if step is None:
-            return effects
-        if self.phase is Phase.COLLECTING:
-            effects.append(SendTo(member, step.broadcast, step.frames))
-        elif self.phase in (Phase.AGREEING, Phase.UNMASKING) and member in step.survivors:
-            effects.append(SendTo(member, Survivors(self.digest, step.number, step.survivors)))
-            if self.phase is Phase.UNMASKING and step.survivors != self.members:
-                effects.append(SendTo(member, self._signatures(step)))
-        return effects
-
-    def expire(self) -> list[Effect]:
-        """The present phase has waited long enough: go on with who is there, or fail."""
-        waited_for = self._waited_for()
-        self.absent |= waited_for
-        effects = self._advance()
-        if effects or self.phase in (Phase.READY, Phase.FINISHED, Phase.FAILED):
-            return effects
-        return self._fail(f"not enough answers while {self.phase.value}")
-
-    def waiting_for(self) -> tuple[int, ...]:
-        """Whose message the present phase waits for."""
-        return tuple(sorted(self._waited_for()))
 
     # -- set-up ---------------------------------------------
 
     def _on_advertisement(self, member: int, message: Advertisement, frames: tuple[bytes, ...]) -> list[Effect]:
+        epoch = self._current(message.plan)
         if self.phase is not Phase.ADVERTISING:
-            if message == self._advertised.get(member):
+            if message == epoch.advertised.get(member):
                 return []
             raise UnexpectedMessage("a late or second advertisement", f"none while {self.phase.value}")
         if message.member != member:
             raise CohortRefused(f"member {message.member}'s advertisement from member {member}", "its own")
-        check_advertisement(self.plan, self.digest, self._roster, message)
+        if member in epoch.advertised:
+            if message == epoch.advertised[member]:
+                return []
+            raise UnexpectedMessage("a second advertisement", "one an epoch")
+        check_advertisement(epoch.plan, message)
         identity = self._roster.members[member].identity_key
         verify(identity, message.signature, "advertisement", *message.signed_parts())
-        others = [item for number, item in self._advertised.items() if number != member]
-        check_distinct_keys((*others, message))
-        throwaway = message.commitments[:KEY_BYTES]  # any scalar will do: only the peer's key is under test
-        keyschedule.agree(throwaway, message.share_key)
-        for step in range(self.plan.steps):
-            keyschedule.agree(throwaway, message.mask_key(step))
-        self._advertised[member] = message
+        check_public_keys(epoch.plan, message)
+        check_distinct_keys((*epoch.advertised.values(), message))
+        epoch.advertised[member] = message
         return self._advance()
 
-    def _on_shares(self, member: int, message: Shares, frames: tuple[bytes, ...]) -> list[Effect]:
-        self._check_plan(message.plan)
-        if self.phase is not Phase.SHARING:
-            if member in self._sealed:
-                return []
-            raise UnexpectedMessage("late shares", f"none while {self.phase.value}")
-        receivers = sorted(item.member for item in message.items)
-        expected = [number for number in sorted(self._advertised) if number != member]
-        if member not in self._advertised or receivers != expected:
-            raise ShareRefused(f"shares for members {receivers}", f"one for each of {expected}")
-        size = 2 * self.plan.steps * KEY_BYTES + 16
-        if any(len(item.ciphertext) != size for item in message.items):
-            raise ShareRefused("a ciphertext of the wrong size", f"{size} bytes")
-        self._sealed[member] = {item.member: item.ciphertext for item in message.items}
+    def _on_seals(self, member: int, message: Seals, frames: tuple[bytes, ...]) -> list[Effect]:
+        epoch = self._current(message.plan)
+        if member in epoch.sealed:
+            return []  # the same again, or too late
+        if self.phase is not Phase.SEALING:
+            raise UnexpectedMessage("late seals", f"none while {self.phase.value}")
+        receivers = [item.member for item in message.items]
+        expected = [item.member for item in epoch.shown if item.member != member]
+        if len(expected) == len(epoch.shown) or receivers != expected:
+            raise ShareRefused(f"seals for members {receivers}", f"one for each of {expected}")
+        size = plain_seal_bytes(epoch.plan)
+        for item in message.items:
+            if len(item.ciphertext) != size:
+                raise ShareRefused(f"a seal of {len(item.ciphertext)} bytes", f"{size} bytes")
+            statement = seal_statement(epoch.transcript, member, item.member, item.kem, item.ciphertext)
+            verify(self._roster.members[member].identity_key, item.signature, "seal", *statement)
+        epoch.sealed[member] = {item.member: item for item in message.items}
         return self._advance()
 
-    def _advertisements(self) -> Advertisements:
-        return Advertisements(self.digest, tuple(self._advertised[number] for number in sorted(self._advertised)))
+    def _on_complaint(self, member: int, message: Complaint, frames: tuple[bytes, ...]) -> list[Effect]:
+        """A pair that cannot talk takes no part together in a later epoch; neither's secrets are shown for it."""
+        epoch = self._current(message.plan)
+        if member not in epoch.members or message.member not in epoch.members or member == message.member:
+            raise CohortRefused("a complaint about a stranger", "about a member of the epoch")
+        if self.phase is Phase.VOTING or (epoch.step is not None and epoch.step.number > 0):
+            raise UnexpectedMessage("a complaint after the first step", "one at the end of the set-up")
+        self.conflicts.add((min(member, message.member), max(member, message.member)))
+        names = (self._roster.members[member].name, self._roster.members[message.member].name)
+        return self._give_up(f"{names[0]} could not open what {names[1]} sealed for it")
 
-    def _delivery(self, member: int) -> SendTo:
-        items = [SealedShare(sender, self._sealed[sender][member]) for sender in self.members if sender != member]
-        return SendTo(member, ShareDelivery(self.digest, self.members, tuple(items)))
+    def _barred(self, present: set[int]) -> set[int]:
+        """Who has to stay away so that no pair in conflict meets: who is in most conflicts, else each side in turn."""
+        if self.charter.aggregation.mode == "lockstep":
+            return set()  # everybody or nobody: the epoch will fail again, and say who
+        pairs = {pair for pair in self.conflicts if set(pair) <= present}
+        barred: set[int] = set()
+        while pairs:
+            counts = {member: sum(member in pair for pair in pairs) for pair in pairs for member in pair}
+            turn = 1 if self._next_epoch % 2 else -1  # a liar must not choose which of the two stays away for good
+            worst = max(counts, key=lambda member: (counts[member], turn * member))
+            barred.add(worst)
+            pairs = {pair for pair in pairs if worst not in pair}
+        return barred
 
     # -- a step ---------------------------------------------
 
     def _on_masked_input(self, member: int, message: MaskedInput, frames: tuple[bytes, ...]) -> list[Effect]:
-        step = self._in_step(member, message.plan, message.step)
-        if member in step.inputs:
-            return []  # the same bytes again, after a reconnect
+        epoch, step = self._in_step(member, message.plan, message.step)
+        if member in step.inputs or member in epoch.gone:
+            return []  # the same bytes again, after a reconnect; or at another state than all others
         if self.phase is not Phase.COLLECTING:
             raise WrongContext(f"a masked input for step {step.number} after its survivors were announced", "in time")
-        if message.broadcast != step.digest:
-            raise WrongContext("a masked input that answers another broadcast", "this step's broadcast")
         if len(frames) != 1:
             raise VectorRefused(f"{len(frames)} frames behind a masked input", "one")
-        step.total += unpack(frames[0], len(step.total), self.plan.modulus_bits)
+        plan = epoch.plan
+        words = unpack(frames[0], plan.spec(step.number).words, plan.modulus_bits)
+        if epoch.public is None:
+            check_start_shares(plan, epoch.shown, message.start)
+            epoch.public = Trajectory(plan, self.course, self._last, epoch.shown, message.start)
+        if message.chain != epoch.public.chain:
+            epoch.gone.add(member)
+            name = self._roster.members[member].name
+            error = CourseDiverged(f"a vector at another state than the server's in step {step.number}", "its chain")
+            refusal = SendTo(member, Refusal(error.code, error.found, error.allowed, plan.digest))
+            return [refusal, *self._advance_or_give_up(member, f"{name} stands at another state of the course")]
+        block = self._block_of(member)
+        if block in step.totals:
+            step.totals[block] += words
+        else:
+            step.totals[block] = words
+        step.tags[block] = step.tags.get(block, 0) + tag_number(message.tag)
         step.inputs.add(member)
         return self._advance()
 
+    def _block_of(self, member: int) -> int:
+        """Which running sum a member's vector goes into: its block's, or the one of all."""
+        aggregation = self.charter.aggregation
+        if aggregation.mode == "lockstep" or aggregation.losses == "allow":
+            return 0
+        return next(place for place, block in enumerate(self.charter.blocks) if member in block)
+
     def _on_signature(self, member: int, message: SurvivorSignature, frames: tuple[bytes, ...]) -> list[Effect]:
-        if self._is_late(message.step):
+        if self._is_late(message.plan, message.step):
             return []  # enough others have signed
-        step = self._in_step(member, message.plan, message.step)
-        if self.phase is not Phase.AGREEING or member not in step.survivors:
+        epoch, step = self._in_step(member, message.plan, message.step)
+        if self.phase is not Phase.AGREEING or epoch.public is None:
             return []
-        statement = survivor_statement(self._transcript(), step.number, step.survivors)
+        statement = survivor_statement(epoch.public.chain, step.number, step.survivors)
         verify(self._roster.members[member].identity_key, message.signature, "survivors", *statement)
         step.signatures[member] = message.signature
         return self._advance()
 
     def _on_unmask(self, member: int, message: UnmaskShares, frames: tuple[bytes, ...]) -> list[Effect]:
-        if self._is_late(message.step):
+        if self._is_late(message.plan, message.step):
             return []  # enough others have answered
-        step = self._in_step(member, message.plan, message.step)
-        if self.phase is not Phase.UNMASKING or member not in step.survivors:
-            raise UnexpectedMessage(f"unmasking shares of member {member}", "survivors' shares, when asked for")
-        if len(message.shares) != KEY_BYTES * len(self.members):
-            raise ShareRefused(f"{len(message.shares)} bytes of shares", f"{KEY_BYTES * len(self.members)}")
+        epoch, step = self._in_step(member, message.plan, message.step)
+        if self.phase is not Phase.UNMASKING:
+            raise UnexpectedMessage(f"unmasking shares of member {member}", "shares, when asked for")
+        if len(message.shares) != KEY_BYTES * len(epoch.members):
+            raise ShareRefused(f"{len(message.shares)} bytes of shares", f"{KEY_BYTES * len(epoch.members)}")
+        if member in step.answers:
+            return []
         step.answers[member] = message.shares
         return self._advance()
 
-    def _signatures(self, step: _Step) -> SurvivorSignatures:
-        items = tuple(SignedBy(member, signature) for member, signature in sorted(step.signatures.items()))
-        return SurvivorSignatures(self.digest, step.number, items)
+    def _on_refusal(self, member: int, message: Refusal, frames: tuple[bytes, ...]) -> list[Effect]:
+        """What a member refused it will not answer; a sum that failed at more than all colluders ends the epoch."""
+        epoch = self._epoch
+        if epoch is None or member not in epoch.plan.cohort or message.plan not in (b"", epoch.plan.digest):
+            return []
+        if not message.plan and self.phase is not Phase.ADVERTISING:
+            return []  # about no plan: of this epoch's, only the invitation can be meant
+        name, wrong = self._roster.members[member].name, message.code == WrongSum.code
+        reason = f"{name} saw a sum that failed its check: the server or a member changed it" if wrong else ""
+        known = member in epoch.gone
+        epoch.gone.add(member)
+        if wrong and message.plan:
+            epoch.wrong_sums.add(member)
+            if len(epoch.wrong_sums) > self.charter.aggregation.colluders:
+                return self._give_up(reason, wrong_sum=True)
+        if self.phase is Phase.VOTING:  # who refuses what it is shown is not shown it again
+            return [] if known else self._show_record(epoch) or self._abandoned_vote(epoch)
+        return self._advance_or_give_up(member, reason or f"{name} refused ({message.code})", wrong_sum=wrong)
 
     # -- progress ---------------------------------------------
 
-    def _waited_for(self) -> set[int]:
-        step = self._step
-        if self.phase is Phase.ADVERTISING:
-            return set(self.plan.cohort) - set(self._advertised) - self.absent
-        if self.phase is Phase.SHARING:
-            return set(self._advertised) - set(self._sealed) - self.absent
-        if step is None:
-            return set()
-        if self.phase is Phase.COLLECTING:
-            return set(self.members) - step.inputs - self.absent
-        if self.phase is Phase.AGREEING:
-            return set(step.survivors) - set(step.signatures) - self.absent
-        if self.phase is Phase.UNMASKING:
-            return set(step.survivors) - set(step.answers) - self.absent
-        return set()
-
-    def _least(self) -> int:
-        return max(self.plan.threshold, self.plan.least_survivors)
-
     def _advance(self) -> list[Effect]:
-        step = self._step
-        if self.phase is Phase.AGREEING and step is not None and len(step.signatures) >= self.plan.threshold:
-            return self._ask_for_shares(step)
-        if self.phase is Phase.UNMASKING and step is not None and len(step.answers) >= self.plan.threshold:
-            return self._rebuild(step)
-        if self._waited_for():
+        epoch = self._epoch
+        if epoch is None:
+            return []
+        step, plan = epoch.step, epoch.plan
+        if self.phase is Phase.AGREEING and step is not None and len(step.signatures) >= plan.threshold:
+            self.phase = Phase.UNMASKING
+            return self._tell(self._signatures(step))
+        if self.phase is Phase.UNMASKING and step is not None and len(step.answers) >= plan.threshold:
+            effects = self._open_sum(epoch, step)
+            if effects or self._epoch is None:
+                return effects
+        if self.phase is Phase.VOTING:
+            return self._count_votes(epoch) or self._abandoned_vote(epoch)
+        if self.waiting_for():
             return []
         if self.phase is Phase.ADVERTISING:
-            if len(self._advertised) < self._least():
-                return self._fail(f"{len(self._advertised)} of {len(self.plan.cohort)} members advertised")
-            self.phase = Phase.SHARING
-            return [SendTo(member, self._advertisements()) for member in sorted(self._advertised)]
-        if self.phase is Phase.SHARING:
-            return self._close_set_up()
+            return self._show_advertisements(epoch)
+        if self.phase is Phase.SEALING:
+            return self._close_set_up(epoch)
         if self.phase is Phase.COLLECTING and step is not None:
-            return self._announce(step)
-        if self.phase in (Phase.AGREEING, Phase.UNMASKING):
-            return self._fail(f"too few answers while {self.phase.value}")
-        return []
+            return self._close_step(epoch, step)
+        return self._give_up(f"too few answers while {self.phase.value}")
 
-    def _close_set_up(self) -> list[Effect]:
-        if len(self._sealed) < self._least():
-            return self._fail(f"{len(self._sealed)} of {len(self._advertised)} members shared")
-        self.members = tuple(sorted(self._sealed))
-        self.absent &= set(self.members)
-        self.phase = Phase.READY
-        return [*(self._delivery(member) for member in self.members), Ready(self.members)]
+    def _advance_or_give_up(self, member: int, reason: str = "", *, wrong_sum: bool = False) -> list[Effect]:
+        if self.charter.aggregation.mode == "lockstep":
+            reason = reason or f"{self._roster.members[member].name} was started again"
+            return self._give_up(reason, wrong_sum=wrong_sum)
+        return self._advance()
 
-    def _announce(self, step: _Step) -> list[Effect]:
-        step.survivors = tuple(sorted(step.inputs))
-        if len(step.survivors) < self._least():
-            return self._fail(f"{len(step.survivors)} survivors of step {step.number}, {self._least()} needed")
-        self.phase = Phase.UNMASKING if step.survivors == self.members else Phase.AGREEING
-        step.frames = ()
-        return [SendTo(member, Survivors(self.digest, step.number, step.survivors)) for member in step.survivors]
+    def _whole(self, epoch: _Epoch, members: set[int]) -> tuple[int, ...]:
+        chosen = self._summable(members - epoch.gone)
+        return chosen if len(chosen) >= epoch.plan.threshold else ()
 
-    def _ask_for_shares(self, step: _Step) -> list[Effect]:
-        self.phase = Phase.UNMASKING
-        return [SendTo(member, self._signatures(step)) for member in sorted(step.survivors)]
+    def _show_advertisements(self, epoch: _Epoch) -> list[Effect]:
+        chosen = self._whole(epoch, set(epoch.advertised))
+        if not chosen:
+            return self._give_up(f"{len(epoch.advertised)} of {len(epoch.plan.cohort)} members advertised")
+        epoch.shown = tuple(epoch.advertised[member] for member in chosen)
+        epoch.transcript = links.transcript(epoch.plan.digest, [item.digest for item in epoch.shown])
+        self.phase = Phase.SEALING
+        message = Advertisements(epoch.plan.digest, epoch.shown)
+        return [SendTo(member, message) for member in chosen]
 
-    def _rebuild(self, step: _Step) -> list[Effect]:
-        rebuilt = self._combine(step)
+    def _close_set_up(self, epoch: _Epoch) -> list[Effect]:
+        chosen = tuple(item.member for item in epoch.shown)
+        if set(chosen) - set(epoch.sealed):
+            # Who is in the epoch is fixed before anybody opens a value, or it would choose the start.
+            return self._give_up(f"{len(epoch.sealed)} of {len(chosen)} members sealed")
+        epoch.members = chosen
+        epoch.step = _Step(0)
+        self.phase = Phase.COLLECTING
+        deliveries = [SendTo(member, self._delivery(epoch, member)) for member in chosen]
+        return [*deliveries, StepBegan(0, epoch.plan.spec(0).task)]
+
+    def _delivery(self, epoch: _Epoch, member: int) -> SealDelivery:
+        items = [
+            Seal(sender, seal.kem, seal.ciphertext, seal.signature)
+            for sender in epoch.members
+            if sender != member
+            for seal in [epoch.sealed[sender][member]]
+        ]
+        return SealDelivery(epoch.plan.digest, tuple(items))
+
+    def _close_step(self, epoch: _Epoch, step: _Step) -> list[Effect]:
+        """All vectors are there, or will not come: the sum is over whole blocks."""
+        lockstep = self.charter.aggregation.mode == "lockstep"
+        survivors = tuple(sorted(step.inputs)) if lockstep else self._summed(step.inputs)
+        if not survivors or (lockstep and survivors != epoch.members):
+            away = sorted(set(epoch.members) - step.inputs)
+            names = ", ".join(self._roster.members[member].name for member in away)
+            return self._give_up(f"too few vectors for step {step.number}: none of use from {names}")
+        width = word_type(epoch.plan.modulus_bits)
+        total = np.zeros(epoch.plan.spec(step.number).words, dtype=width)
+        for block in {self._block_of(member) for member in survivors}:
+            total += step.totals[block]
+            step.tag += step.tags[block]
+        step.survivors, step.total = survivors, total
+        step.totals = {}
+        if lockstep:
+            return self._publish(epoch, step, total)
+        self.phase = Phase.UNMASKING if survivors == epoch.members else Phase.AGREEING
+        return self._tell(Survivors(epoch.plan.digest, step.number, survivors))
+
+    def _summed(self, inputs: set[int]) -> tuple[int, ...]:
+        chosen = self.charter.whole_blocks(inputs)
+        return chosen if len(chosen) >= self.charter.aggregation.least_survivors else ()
+
+    def _open_sum(self, epoch: _Epoch, step: _Step) -> list[Effect]:
+        assert step.total is not None and epoch.public is not None  # noqa: S101 - closed before
+        advertised = {item.member: item for item in epoch.shown}
+        rebuilt = rebuild(epoch.plan, advertised, epoch.members, step.survivors, step.number, step.answers)
         if rebuilt is None:
-            waiting = self._waited_for()
-            return [] if waiting else self._fail(f"wrong shares in step {step.number}: its sum cannot be rebuilt")
-        suite, survivors = self.plan.suite, set(step.survivors)
-        for member, secret in zip(self.members, rebuilt, strict=True):
-            if member in survivors:
-                key = keyschedule.self_mask_key(secret, self.digest, step.number, step.digest)
-                add_mask(step.total, key, suite=suite, negative=True)
-            else:
-                self._take_out_dropped(step, member, secret)
-        self._step = None
-        total = step.total & step.total.dtype.type((1 << self.plan.modulus_bits) - 1)
-        self.phase = Phase.FINISHED if self._next_step == self.plan.steps else Phase.READY
-        agreed = step.survivors != self.members
-        return [Reveal(step.number, total, step.survivors, agreed, step.broadcast.clips)]
+            if self.waiting_for():
+                return []
+            return self._give_up(f"wrong shares in step {step.number}: its sum cannot be rebuilt")
+        step.tag = unmask(
+            epoch.plan,
+            advertised,
+            epoch.transcript,
+            step.survivors,
+            step.number,
+            epoch.public.chain,
+            rebuilt,
+            step.total,
+            step.tag,
+        )
+        return self._publish(epoch, step, step.total)
 
-    def _combine(self, step: _Step) -> list[bytes] | None:
-        """Each member's secret, self-mask seed or mask key, from a set of answers that fits what was advertised."""
-        answers = {
-            member: np.frombuffer(shares, dtype=np.uint8).reshape(-1, KEY_BYTES)
-            for member, shares in step.answers.items()
-        }
-        for chosen in self._choices(answers):
-            rebuilt = shamir.combine({member + 1: answers[member] for member in chosen})
-            found = [row.tobytes() for row in rebuilt]
-            if all(self._fits(step, member, secret) for member, secret in zip(self.members, found, strict=True)):
-                return found
-        return None
+    def _publish(self, epoch: _Epoch, step: _Step, total: Array) -> list[Effect]:
+        assert epoch.public is not None  # noqa: S101 - closed before
+        plan, public = epoch.plan, epoch.public
+        total &= total.dtype.type((1 << plan.modulus_bits) - 1)
+        frame, tag = pack(total, plan.modulus_bits), tag_bytes(step.tag % (1 << 128))
+        try:
+            sums = public.absorb(step.survivors, frame, tag)
+        except WrongSum:
+            return self._give_up(f"a member sent numbers out of range in step {step.number}", wrong_sum=True)
+        message = Published(plan.digest, step.number, step.survivors, tag)
+        effects: list[Effect] = [SendTo(member, message, (frame,)) for member in epoch.members]
+        task = plan.spec(step.number).task
+        agreed = step.survivors != epoch.members
+        effects.append(StepFinished(step.number, task, sums, step.survivors, epoch.members, agreed, total))
+        if public.over:
+            epoch.step, self.phase = None, Phase.VOTING
+            return effects
+        epoch.step, self.phase = _Step(public.step), Phase.COLLECTING
+        effects.append(StepBegan(public.step, plan.spec(public.step).task))
+        return effects
 
-    def _choices(self, answers: dict[int, shamir.Bytes]) -> Iterator[tuple[int, ...]]:
-        """Sets of `threshold` answers worth trying: the first, the first without decoded errors, a few others."""
-        members, threshold = sorted(answers), self.plan.threshold
-        yield tuple(members[:threshold])
-        shares = {member + 1: answer for member, answer in answers.items()}
-        wrong = shamir.wrong_points(shares, threshold, secrets.token_bytes)
-        if wrong:
-            yield tuple([member for member in members if member + 1 not in wrong][:threshold])
-        yield from islice(combinations(members, threshold), MAX_SHARE_SUBSETS)
+    # -- an epoch's end ---------------------------------------------
 
-    def _fits(self, step: _Step, member: int, secret: bytes) -> bool:
-        advertisement = self._advertised[member]
-        if member in step.survivors:
-            return keyschedule.self_mask_commitment(secret, self.digest, step.number) == advertisement.commitment(
-                step.number
-            )
-        return keyschedule.public_key(secret) == advertisement.mask_key(step.number)
+    def _on_vote(self, member: int, message: Vote, frames: tuple[bytes, ...]) -> list[Effect]:
+        epoch = self._epoch
+        vote = SignedBy(member, message.signature)
+        public = epoch.public if epoch is not None and self.phase is Phase.VOTING else None
+        if epoch is not None and public is not None and (message.plan, message.chain) == _ended(public):
+            if member in epoch.votes and len(epoch.votes) < self.charter.quorum:
+                return []
+            epoch.votes.update(valid_votes(self._roster, public, [vote]))
+            self._at[member] = self.head
+            return self._count_votes(epoch)
+        candidate = self._candidates.get((message.plan, message.chain))
+        if candidate is not None:
+            return self._more_votes(candidate, valid_votes(self._roster, candidate.public, [vote]))
+        return []  # certified by others' votes meanwhile, or to be shown with its record
 
-    def _take_out_dropped(self, step: _Step, dropped: int, private: bytes) -> None:
-        transcript = self._transcript()
-        for member in step.survivors:
-            key = keyschedule.pairwise_mask_key(
-                private,
-                self._advertised[member].mask_key(step.number),
-                plan=self.digest,
-                transcript=transcript,
-                step=step.number,
-                broadcast=step.digest,
-                pair=(member, dropped),
-            )
-            # The survivor added this mask if its number is the smaller one; take out what it put in.
-            add_mask(step.total, key, suite=self.plan.suite, negative=member < dropped)
+    def _count_votes(self, epoch: _Epoch) -> list[Effect]:
+        assert epoch.public is not None  # noqa: S101 - VOTING
+        if len(epoch.votes) >= self.charter.quorum:
+            return self._certify(epoch.public, epoch.votes)
+        present = set(epoch.members) - self.absent - epoch.gone - set(epoch.votes)
+        return [] if present else self._show_record(epoch)
 
-    def _transcript(self) -> bytes:
-        parts = [self._advertised[member].digest for member in self.members]
-        return keyschedule.digest("transcript", self.digest, *parts)
+    def _certify(self, public: Trajectory, votes: Mapping[int, SignedBy]) -> list[Effect]:
+        signed = tuple(votes[number] for number in sorted(votes))
+        kept = public.record(signed)
+        self._journal.certified(kept)
+        running = self._epoch
+        ended: list[Effect] = []
+        if running is not None and running.public is not public:
+            ended = self._give_up("an epoch that enough have voted for comes first")
+        self._accept(public)
+        self._epoch, self.phase, self._candidates = None, Phase.IDLE, {}
+        effects: list[Effect] = []
+        for member in self.charter.everybody:
+            if running is not None and running.public is public and member in set(public.members) - running.gone:
+                if member not in self.absent and not self.done:
+                    self._at[member] = self.head  # of the last one, it will say so itself
+                effects.append(SendTo(member, Certificate(public.plan.digest, signed)))
+            elif member not in self.absent:
+                effects += self._catch_up(member)
+        return [*ended, EpochCertified(self.certified, public.publication(), kept), *effects]
 
-    def _fail(self, reason: str) -> list[Effect]:
-        self.phase, self._step = Phase.FAILED, None
-        farewell = Farewell(self.digest, reason)
-        return [Failed(reason), *(SendTo(member, farewell) for member in self.plan.cohort)]
+    def _show_record(self, epoch: _Epoch) -> list[Effect]:
+        """Show everybody present who has not voted what they can vote by; nothing while nobody has voted."""
+        return [] if epoch.public is None else self._show(epoch.public, epoch.votes)
+
+    def _show(self, public: Trajectory, votes: Mapping[int, SignedBy]) -> list[Effect]:
+        if not votes:
+            return []
+        record, frames = public.record([votes[number] for number in sorted(votes)])
+        waiting = set(self.charter.everybody) - set(votes) - self.absent
+        return [SendTo(member, record, frames) for member in sorted(waiting)]
+
+    def _abandoned_vote(self, epoch: _Epoch) -> list[Effect]:
+        """All sums were out, nobody has voted, and nobody who could vote by their own checks is left."""
+        if epoch.votes or set(epoch.members) - epoch.gone:
+            return []
+        return self._give_up("no member is left that checked all sums", wrong_sum=bool(epoch.wrong_sums))
+
+    def _on_record(self, member: int, message: EpochRecord, frames: tuple[bytes, ...]) -> list[Effect]:
+        """A member gives back what this server lost: a certified epoch, or one that it has voted for."""
+        if message.offer.head != self.head:
+            return []  # known, or after one that is not yet here
+        given = {vote.member for vote in message.votes}
+        if member not in given and len(given) < self.charter.quorum:
+            raise CertificateRefused("a record without its giver's vote", "its own vote, or a certificate")
+        public = self._replay((message, frames))
+        votes = valid_votes(self._roster, public, message.votes)
+        epoch = self._epoch
+        if epoch is not None and epoch.public is not None and epoch.plan.digest == public.plan.digest:
+            if self.phase is not Phase.VOTING or epoch.public.chain != public.chain:
+                raise CertificateRefused("other sums than this server has published", "the same")
+            epoch.votes.update(votes)
+            return self._count_votes(epoch)
+        key = _ended(public)
+        if key not in self._candidates:
+            given_before = [known for known, one in self._candidates.items() if one.giver == member]
+            for known in given_before:  # one of each giver, or a member could fill the memory
+                del self._candidates[known]
+        return self._more_votes(self._candidates.setdefault(key, _Candidate(public, member, {})), votes)
+
+    def _more_votes(self, candidate: _Candidate, votes: Mapping[int, SignedBy]) -> list[Effect]:
+        """Count them; show the record where they may move others to vote: the first, and more than all colluders'."""
+        public, before = candidate.public, len(set(candidate.votes) & set(candidate.public.members))
+        first = not candidate.votes
+        candidate.votes.update(votes)
+        if len(candidate.votes) >= self.charter.quorum:
+            return self._certify(public, candidate.votes)
+        after = len(set(candidate.votes) & set(public.members))
+        enough = self.charter.aggregation.colluders + 1
+        return self._show(public, candidate.votes) if first or before < 1 <= after or before < enough <= after else []
+
+    def _voted_elsewhere(self) -> bool:
+        """Whether members are bound by their votes to an epoch that must be certified first.
+
+        In lockstep one vote is enough, since nothing goes on without that member; else more than all colluders' votes.
+        """
+        bound = {member for candidate in self._candidates.values() for member in candidate.votes}
+        lockstep = self.charter.aggregation.mode == "lockstep"
+        return len(bound) > (0 if lockstep else self.charter.aggregation.colluders)
+
+    def _accept(self, public: Trajectory) -> None:
+        self._heads.append(head_after(public))
+        self._last = public.publication()
+        self._next_epoch = max(self._next_epoch, public.plan.offer.epoch + 1)
+
+    def _catch_up(self, member: int) -> list[Effect]:
+        """The next certified epoch that a member lacks; when it has it, it says Hello again, and gets the next."""
+        at = self._at.get(member)
+        if at is None or at not in self._heads:
+            return []  # further than this server: it will give back what is missing here
+        place = self._heads.index(at)
+        if place == len(self._heads) - 1:
+            return [effect for candidate in self._candidates.values() for effect in self._show_to(member, candidate)]
+        return [SendTo(member, *self._journal.recall(place))]
+
+    def _show_to(self, member: int, candidate: _Candidate) -> list[Effect]:
+        shown = self._show(candidate.public, candidate.votes)
+        return [effect for effect in shown if isinstance(effect, SendTo) and effect.member == member]
+
+    def _remind_voter(self, epoch: _Epoch, member: int, plan: bytes, sums: int) -> list[Effect]:
+        if member in epoch.votes or epoch.public is None:
+            return []
+        if plan == epoch.plan.digest:
+            seals = [] if sums else [SendTo(member, self._delivery(epoch, member))]  # perhaps it has not even these
+            return [*seals, *self._missing_sums(member, sums)]
+        epoch.gone.add(member)  # what it checked itself, it has forgotten
+        if not epoch.votes:
+            return self._abandoned_vote(epoch)
+        record, frames = epoch.public.record([epoch.votes[number] for number in sorted(epoch.votes)])
+        return [SendTo(member, record, frames)]
+
+    # -- repeating ---------------------------------------------
+
+    def _repeat(self, member: int, sums: int) -> list[Effect]:
+        """What a member that is connected again is waited for. Clients answer repeats with the same bytes."""
+        epoch = self._epoch
+        assert epoch is not None  # noqa: S101 - asked within an epoch
+        if self.phase is Phase.ADVERTISING:
+            asked = set(epoch.plan.cohort) - epoch.gone
+            return [SendTo(member, Invitation(epoch.plan.offer))] if member in asked else []
+        if self.phase is Phase.SEALING:
+            shown = any(item.member == member for item in epoch.shown)
+            return [SendTo(member, Advertisements(epoch.plan.digest, epoch.shown))] if shown else []
+        if member not in epoch.members or epoch.step is None:
+            return []
+        effects: list[Effect] = [SendTo(member, self._delivery(epoch, member)), *self._missing_sums(member, sums)]
+        if self.phase in (Phase.AGREEING, Phase.UNMASKING):
+            step = epoch.step
+            effects.append(SendTo(member, Survivors(epoch.plan.digest, step.number, step.survivors)))
+            if self.phase is Phase.UNMASKING and step.survivors != epoch.members:
+                effects.append(SendTo(member, self._signatures(step)))
+        return effects
+
+    def _missing_sums(self, member: int, sums: int) -> list[Effect]:
+        epoch = self._epoch
+        if epoch is None or epoch.public is None:
+            return []
+        steps = list(zip(epoch.public.steps, epoch.public.frames, strict=True))
+        return [
+            SendTo(member, Published(epoch.plan.digest, number, step.members, step.tag), (frame,))
+            for number, (step, frame) in enumerate(steps)
+            if number >= sums
+        ]
+
+    def _tell(self, message: ToClient) -> list[Effect]:
+        assert self._epoch is not None  # noqa: S101 - within an epoch
+        return [SendTo(member, message) for member in self._epoch.members]
+
+    def _signatures(self, step: _Step) -> SurvivorSignatures:
+        assert self._epoch is not None  # noqa: S101 - within an epoch
+        items = tuple(SignedBy(member, signature) for member, signature in sorted(step.signatures.items()))
+        return SurvivorSignatures(self._epoch.plan.digest, step.number, items)
+
+    def _give_up(self, reason: str, *, wrong_sum: bool = False) -> list[Effect]:
+        epoch = self._epoch
+        assert epoch is not None  # noqa: S101 - within an epoch
+        self._epoch, self.phase = None, Phase.IDLE
+        message = GivenUp(epoch.plan.digest, reason[:512])
+        told = [SendTo(member, message) for member in epoch.plan.cohort if member not in self.absent]
+        return [EpochGivenUp(epoch.plan.offer.epoch, reason, wrong_sum), *told]
 
     # -- context ---------------------------------------------
 
-    def _check_plan(self, plan: bytes) -> None:
-        if plan != self.digest:
+    def _replay(self, kept: Kept) -> Trajectory:
+        return replay(
+            self.charter,
+            self._roster,
+            self.course,
+            kept,
+            head=self.head,
+            certified=self.certified,
+            last=self._last,
+        )
+
+    def _current(self, plan: bytes) -> _Epoch:
+        if self._epoch is None or plan != self._epoch.plan.digest:
             raise WrongContext(f"a message of plan {plan.hex()[:16]}…", "the plan in force")
+        return self._epoch
 
-    def _is_late(self, step: int) -> bool:
+    def _is_late(self, plan: bytes, step: int) -> bool:
         """Whether a step's sum is out already."""
-        return step < (self._step.number if self._step is not None else self._next_step)
+        epoch = self._current(plan)
+        return epoch.public is not None and step < epoch.public.step
 
-    def _in_step(self, member: int, plan: bytes, number: int) -> _Step:
-        self._check_plan(plan)
-        if self._step is None or number != self._step.number or member not in self.members:
-            at = self._step.number if self._step else "none"
+    def _in_step(self, member: int, plan: bytes, number: int) -> tuple[_Epoch, _Step]:
+        epoch = self._current(plan)
+        if epoch.step is None or number != epoch.step.number or member not in epoch.members:
+            at = epoch.step.number if epoch.step else "none"
             raise WrongContext(f"a message of member {member} for step {number}", f"members, for step {at}")
-        return self._step
+        return epoch, epoch.step
 
 
-_Handler = Callable[[ServerEpoch, int, Any, tuple[bytes, ...]], list[Effect]]
+def _ended(public: Trajectory) -> tuple[bytes, bytes]:
+    """What votes for an epoch name."""
+    return public.plan.digest, public.chain
+
+
+_Handler = Callable[[ServerProtocol, int, Any, tuple[bytes, ...]], list[Effect]]
+_S = ServerProtocol
 _HANDLERS: dict[type, _Handler] = {
-    Advertisement: ServerEpoch._on_advertisement,
-    Shares: ServerEpoch._on_shares,
-    MaskedInput: ServerEpoch._on_masked_input,
-    SurvivorSignature: ServerEpoch._on_signature,
-    UnmaskShares: ServerEpoch._on_unmask,
+    Hello: lambda server, member, message, frames: server.hello(member, message),
+    Advertisement: _S._on_advertisement,
+    Seals: _S._on_seals,
+    Complaint: _S._on_complaint,
+    MaskedInput: _S._on_masked_input,
+    SurvivorSignature: _S._on_signature,
+    UnmaskShares: _S._on_unmask,
+    Vote: _S._on_vote,
+    EpochRecord: _S._on_record,
+    Refusal: _S._on_refusal,
 }

@@ -2,6 +2,16 @@
 
 A secret of L bytes is L independent secrets of one byte; share x of a secret is the value at x of a random
 polynomial of degree threshold-1 whose constant term is the secret. All secrets of an epoch are shared in one call.
+
+The n shares of one byte are a word of a generalised Reed-Solomon code (McEliece and Sarwate, CACM 1981): as long as at
+most (n - threshold) // 2 points answer wrongly, one polynomial alone can have been dealt, and it is found. `decode`
+locates wrong points after Peterson (IRE Trans. Inf. Theory 1960): with v_j = 1 / prod (x_j - x_i), the syndromes
+S_k = sum v_j y_j x_j^k, k < n - threshold, are nothing but a sum over the wrong points, and a polynomial whose
+coefficients annihilate them vanishes at all of those. A random sum of words is wrong nearly wherever one of them is, so
+that a few sums usually show all wrong points at once, and show early that there are too many; but what they show is
+never relied on. The polynomials rebuilt without those points are compared with every byte of the others, and the first
+byte that does not fit is the next word to be decoded, until all fit.
+
 Table look-ups are not constant-time with respect to the machine's caches; the tables (64 KiB) are touched
 throughout, and only by the owner.
 """
@@ -16,10 +26,12 @@ import numpy as np
 from codream_protocols.errors import LocalProtocolError
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
 MAX_SHARES = 255
+PROJECTIONS = 4
 
 
-def _tables() -> tuple[Bytes, Bytes]:
+def _tables() -> tuple[Bytes, Bytes, Integers]:
     exponential = np.zeros(510, dtype=np.uint8)
     logarithm = np.zeros(256, dtype=np.int64)
     value = 1
@@ -30,12 +42,10 @@ def _tables() -> tuple[Bytes, Bytes]:
         value = doubled ^ value  # times 3, a generator of the multiplicative group
     product = exponential[logarithm[:, None] + logarithm[None, :]]
     product[0, :] = product[:, 0] = 0
-    inverse = exponential[(255 - logarithm) % 255].copy()
-    inverse[0] = 0
-    return product, inverse
+    return product, exponential, logarithm
 
 
-_PRODUCT, _INVERSE = _tables()
+_PRODUCT, _EXPONENTIAL, _LOGARITHM = _tables()  # the logarithm of 0 stands as 0: a factor 0 counts as 1
 
 
 def split(secrets: Bytes, threshold: int, points: list[int], random_bytes: Callable[[int], bytes]) -> dict[int, Bytes]:
@@ -80,96 +90,115 @@ def combine(shares: Mapping[int, Bytes]) -> Bytes:
     Raises:
         LocalProtocolError: no shares, or points out of range.
     """
-    points = list(shares)
-    if not points or not all(1 <= point <= MAX_SHARES for point in points):
-        raise LocalProtocolError("no shares, or points out of range", f"points from 1 to {MAX_SHARES}")
-    secret: Bytes | None = None
-    for point in points:
-        weight = 1
-        for other in points:
-            if other != point:
-                weight = int(_PRODUCT[weight, _PRODUCT[other, _INVERSE[other ^ point]]])
-        term = _PRODUCT[weight][shares[point]]
-        secret = term if secret is None else secret ^ term
-    assert secret is not None  # noqa: S101 - points is not empty
-    return secret
+    points, words = _words(shares)
+    return _multiply(_interpolation(points, [0]), words).reshape(next(iter(shares.values())).shape)
 
 
-def wrong_points(shares: Mapping[int, Bytes], threshold: int, random_bytes: Callable[[int], bytes]) -> set[int] | None:
-    """Which points gave wrong shares: up to (len(shares) - threshold) // 2 of them are found.
-
-    A sharing is a Reed-Solomon codeword (McEliece and Sarwate, CACM 1981), decoded here after Berlekamp and Welch.
-    All rows are first added up with random weights, so that a point that is wrong anywhere is wrong in the one
-    codeword that is decoded, but for a probability of 1/256: the caller checks what it rebuilds without them.
+def decode(
+    shares: Mapping[int, Bytes], threshold: int, random_bytes: Callable[[int], bytes]
+) -> tuple[Bytes, set[int]] | None:
+    """Interpolate at zero from all shares, up to (len(shares) - threshold) // 2 of which may be wrong.
 
     Args:
-        shares: point -> array of shape (items, length), uint8; all of one shape.
-        threshold: how many shares rebuild a secret.
-        random_bytes: a cryptographic generator, n -> n bytes.
+        shares: point -> array of shape (items, length), uint8; all of one shape. A wrong one may differ from what was
+            dealt anywhere.
+        threshold: how many shares rebuild a secret; 1 to len(shares).
+        random_bytes: a generator, n -> n bytes. The result does not depend on it, only the time that it takes.
 
     Returns:
-        The wrong points; None when there are more of them than can be found.
+        The secrets, and the points whose shares were wrong. They are the ones that were dealt, always, unless more
+        points are wrong than can be; then None, or secrets that fit all other shares: the caller checks them against a
+        public value, as with as many shares as the threshold, of which none can be told to be wrong.
+
+    Raises:
+        LocalProtocolError: no shares, or points or threshold out of range.
     """
-    points = list(shares)
-    most = (len(points) - threshold) // 2
-    weights = np.frombuffer(random_bytes(shares[points[0]].size), dtype=np.uint8)
-    word = [int(np.bitwise_xor.reduce(_PRODUCT[weights, shares[point].reshape(-1)])) for point in points]
-    # Unknown: Q of degree < threshold + most, and the locator E = x^most + ... with Q(x) = y E(x) at every point.
-    rows = []
-    for point, value in zip(points, word, strict=True):
-        powers = [1]
-        for _ in range(threshold + most):
-            powers.append(int(_PRODUCT[powers[-1], point]))
-        row = powers[: threshold + most] + [int(_PRODUCT[value, power]) for power in powers[:most]]
-        rows.append([*row, int(_PRODUCT[value, powers[most]])])
-    solution = _solve(np.array(rows, dtype=np.uint8))
-    if solution is None:
-        return None
-    quotient = _divide(solution[: threshold + most], [*solution[threshold + most :], 1])
-    if quotient is None:
-        return None
-    return {point for point, value in zip(points, word, strict=True) if _evaluate(quotient, point) != value}
+    points, words = _words(shares)
+    if not 1 <= threshold <= len(points):
+        raise LocalProtocolError(f"threshold {threshold} for {len(points)} shares", f"1 to {len(points)}")
+    size, spare = words.shape[1], len(points) - threshold
+    right = np.arange(len(points))
+    drawn = PROJECTIONS if spare else 0
+    weights = np.frombuffer(random_bytes(drawn * size), dtype=np.uint8).reshape(drawn, size)
+    for weight in weights:
+        fitting = _fitting(points[right], np.bitwise_xor.reduce(_PRODUCT[weight, words[right]], axis=1), threshold)
+        if fitting is None:
+            return None
+        right = right[fitting]
+    while len(points) - len(right) <= spare // 2:
+        base, others = right[:threshold], right[threshold:]
+        values = _multiply(_interpolation(points[base], [0, *points[others].tolist()]), words[base])
+        misfits = np.flatnonzero((values[1:] != words[others]).any(axis=0))
+        if not len(misfits):
+            wrong = set(points.tolist()) - set(points[right].tolist())
+            return values[0].reshape(next(iter(shares.values())).shape), wrong
+        fitting = _fitting(points[right], words[right, misfits[0]], threshold)
+        if fitting is None:
+            return None
+        right = right[fitting]
+    return None
 
 
-def _solve(system: Bytes) -> list[int] | None:
-    """One solution of a linear system (last column: right side), free unknowns zero; None if there is none."""
-    unknowns, pivots, top = system.shape[1] - 1, [], 0
-    for column in range(unknowns):
-        below = np.flatnonzero(system[top:, column])
+def _words(shares: Mapping[int, Bytes]) -> tuple[Integers, Bytes]:
+    """The points, and a row of all bytes for each."""
+    if not shares or not all(1 <= point <= MAX_SHARES for point in shares):
+        raise LocalProtocolError("no shares, or points out of range", f"points from 1 to {MAX_SHARES}")
+    return np.array(list(shares)), np.stack(
+        [np.asarray(share, dtype=np.uint8).reshape(-1) for share in shares.values()]
+    )
+
+
+def _fitting(points: Integers, word: Bytes, threshold: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    """Where the one polynomial runs that misses at most (len(points) - threshold) // 2 points; None if none does."""
+    count, spare = len(points), len(points) - threshold
+    most = spare // 2
+    fits = np.ones(count, dtype=np.bool_)
+    powers = _EXPONENTIAL[_LOGARITHM[points][:, None] * np.arange(max(spare, most + 1)) % 255]
+    differences = _LOGARITHM[points[:, None] ^ points].sum(axis=1)
+    scaled = _PRODUCT[_EXPONENTIAL[-differences % 255], word]
+    syndromes = np.bitwise_xor.reduce(_PRODUCT[scaled[:, None], powers[:, :spare]], axis=0)
+    if not syndromes.any():
+        return fits
+    locator = _annihilator(syndromes[np.arange(spare - most)[:, None] + np.arange(most + 1)])
+    if locator is None:
+        return None
+    vanishes = ~np.bitwise_xor.reduce(_PRODUCT[locator, powers[:, : most + 1]], axis=1).astype(np.bool_)
+    base = np.flatnonzero(~vanishes)[:threshold]
+    others = np.setdiff1d(np.arange(count), base)
+    values = _multiply(_interpolation(points[base], points[others].tolist()), word[base, None])
+    fits[others] = values[:, 0] == word[others]
+    return fits if count - np.count_nonzero(fits) <= most else None
+
+
+def _interpolation(points: Integers, targets: list[int]) -> Bytes:
+    """The matrix that takes values at these points to values at the targets, which are none of them (Lagrange)."""
+    distances = _LOGARITHM[np.array(targets, dtype=np.int64)[:, None] ^ points]
+    differences = _LOGARITHM[points[:, None] ^ points].sum(axis=1)
+    matrix: Bytes = _EXPONENTIAL[(distances.sum(axis=1)[:, None] - distances - differences) % 255]
+    return matrix
+
+
+def _multiply(matrix: Bytes, rows: Bytes) -> Bytes:
+    """The product of two matrices."""
+    product = np.zeros((rows.shape[1], len(matrix)), dtype=np.uint8)
+    for factors, row in zip(matrix.T, rows, strict=True):
+        product ^= np.ascontiguousarray(_PRODUCT[:, factors])[row]  # all multiples of the row in one look-up a byte
+    return product.T
+
+
+def _annihilator(matrix: Bytes) -> Bytes | None:
+    """A vector that the matrix takes to zero, not zero itself; None if there is none."""
+    system = matrix.copy()
+    for column in range(system.shape[1]):  # so far, each column before this one is a unit vector
+        below = np.flatnonzero(system[column:, column])
         if not len(below):
-            continue
-        chosen = top + int(below[0])
-        system[[top, chosen]] = system[[chosen, top]]
-        system[top] = _PRODUCT[_INVERSE[system[top, column]], system[top]]
+            vector = np.zeros(system.shape[1], dtype=np.uint8)
+            vector[:column], vector[column] = system[:column, column], 1
+            return vector
+        chosen = column + int(below[0])
+        system[[column, chosen]] = system[[chosen, column]]
+        system[column] = _PRODUCT[_EXPONENTIAL[-_LOGARITHM[system[column, column]] % 255], system[column]]
         factors = system[:, column].copy()
-        factors[top] = 0
-        system ^= _PRODUCT[factors[:, None], system[top][None, :]]
-        pivots.append(column)
-        top += 1
-        if top == len(system):
-            break
-    if system[top:, -1].any():
-        return None
-    solution = [0] * unknowns
-    for row, column in enumerate(pivots):
-        solution[column] = int(system[row, -1])
-    return solution
-
-
-def _divide(dividend: list[int], divisor: list[int]) -> list[int] | None:
-    """Polynomial division by a monic divisor, lowest power first; None unless it leaves no remainder."""
-    rest, degree = list(dividend), len(divisor) - 1
-    quotient = [0] * max(0, len(rest) - degree)
-    for power in reversed(range(len(quotient))):
-        factor = rest[power + degree]
-        quotient[power] = factor
-        for index, coefficient in enumerate(divisor):
-            rest[power + index] ^= int(_PRODUCT[factor, coefficient])
-    return None if any(rest) else quotient
-
-
-def _evaluate(polynomial: list[int], point: int) -> int:
-    value = 0
-    for coefficient in reversed(polynomial):
-        value = int(_PRODUCT[value, point]) ^ coefficient
-    return value
+        factors[column] = 0
+        system ^= _PRODUCT[factors[:, None], system[column]]
+    return None

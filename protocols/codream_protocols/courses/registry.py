@@ -1,0 +1,34 @@
+"""The courses by the names that charters and configurations use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from codream_protocols.courses.codream import CoDream
+from codream_protocols.courses.generator import CoDreamFast
+from codream_protocols.courses.parameters import FedAvg, FedProx, Moon, Scaffold
+from codream_protocols.courses.settings import SettingsError
+from codream_protocols.courses.sums import Sums
+
+COURSES: Mapping[str, type[Any]] = {
+    "codream": CoDream,
+    "codream-fast": CoDreamFast,
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "scaffold": Scaffold,
+    "moon": Moon,
+    "sums": Sums,
+}
+"""Name -> class; each is a `Course` and is made of settings of its own."""
+
+
+def course_class(name: str) -> type[Any]:
+    """The class of a course.
+
+    Raises:
+        SettingsError: no such course; the text lists those allowed.
+    """
+    if name not in COURSES:
+        raise SettingsError(f"course is {name!r}; allowed are {', '.join(COURSES)}")
+    return COURSES[name]

@@ -1,0 +1,144 @@
+"""A step's vector: named blocks of numbers on the client's side, one vector of ring elements on the wire.
+
+Without noise, each real is rounded to v bits at random without bias, and each count is cut into digits of a byte. With
+noise, the blocks, each divided by its clip, make one vector that is bounded, rotated and noised as a whole
+(`distributed_noise`). All randomness is the operating system's, or what a simulation gives in its place.
+
+A number that is not finite counts 0, and a learner that failed sends zeros, with the noise that others count on: a
+client that refused would tell something of its model by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from codream_protocols import distributed_noise, ring
+from codream_protocols.charter import Plan
+from codream_protocols.discrete_gaussian import RandomBytes
+from codream_protocols.errors import LocalProtocolError, WrongSum
+from codream_protocols.keyschedule import KEY_BYTES
+from codream_protocols.masks import add_mask, word_type
+from codream_protocols.rotation import step_signs
+from codream_protocols.specs import DIGIT_BITS, Block
+
+Array = np.ndarray[Any, Any]
+
+
+class StreamRounding:
+    """Uniform numbers in [0, 1) for stochastic rounding, 32 bits each, from a fresh key of the given generator."""
+
+    def __init__(self, random_bytes: RandomBytes) -> None:
+        self._random_bytes = random_bytes
+
+    def random(self, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """`size` numbers, float64; each call has a key of its own."""
+        words = np.zeros(size, dtype="<u4")
+        add_mask(words, self._random_bytes(KEY_BYTES), suite="aes-256-ctr")
+        return words * np.float64(2.0**-32)
+
+
+def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_bytes: RandomBytes) -> tuple[Array, int]:
+    """Encode a step's blocks as one vector of ring elements.
+
+    Args:
+        plan: the epoch's plan.
+        step: the step; it names the blocks.
+        values: block name -> array whose size is the block's length (any shape); None sends zeros, noised if planned.
+        random_bytes: a cryptographic generator, n -> n bytes.
+
+    Returns:
+        Words of `word_type(m)`, shape (spec.words,), each below 2^m; and how many numbers were not finite.
+
+    Raises:
+        LocalProtocolError: a block is missing, unknown or of another size.
+    """
+    spec, rounding = plan.spec(step), StreamRounding(random_bytes)
+    if values is None:
+        values = {block.name: np.zeros(block.length) for block in spec.blocks}
+    names = {block.name for block in spec.blocks}
+    if set(values) != names:
+        raise LocalProtocolError(f"blocks {sorted(values)}", f"exactly {sorted(names)}")
+    parts, replaced = [], 0
+    for block in spec.blocks:
+        flat = np.asarray(values[block.name], dtype=np.float64).reshape(-1)
+        if len(flat) != block.length:
+            raise LocalProtocolError(f"{len(flat)} values for {spec.task}.{block.name}", f"{block.length}")
+        finite = np.isfinite(flat / block.clip)  # what is divided by its clip later must not overflow there
+        if not finite.all():
+            replaced += int(np.count_nonzero(~finite))
+            flat = np.where(finite, flat, 0.0)
+        parts.append(flat)
+    if spec.noise is not None:
+        scaled = np.concatenate([flat / block.clip for flat, block in zip(parts, spec.blocks, strict=True)])
+        words = distributed_noise.encode(
+            scaled,
+            spec.noise,
+            step_signs(plan.digest, step, spec.length),
+            modulus_bits=plan.modulus_bits,
+            rounding=rounding,
+            random_bytes=random_bytes,
+        )
+        return words, replaced
+    encoded = [_encode_block(plan, block, flat, rounding) for block, flat in zip(spec.blocks, parts, strict=True)]
+    return np.concatenate(encoded), replaced
+
+
+def _encode_block(plan: Plan, block: Block, flat: Array, rounding: StreamRounding) -> Array:
+    if block.kind == "count":
+        counts = np.clip(np.rint(flat), 0, block.clip).astype(np.uint64)
+        digits = [(counts >> np.uint64(DIGIT_BITS * place)) & np.uint64(255) for place in range(block.digits)]
+        return np.concatenate(digits).astype(word_type(plan.modulus_bits))
+    bits = plan.aggregation.value_bits
+    return ring.encode(flat, block.clip, value_bits=bits, modulus_bits=plan.modulus_bits, rounding=rounding)
+
+
+def integers(plan: Plan, step: int, words: Array) -> Array:
+    """The integers that ring elements stand for: themselves, or with noise the representatives nearest zero."""
+    if plan.spec(step).noise is None:
+        return words
+    half = np.int64(1 << (plan.modulus_bits - 1))
+    return (words.astype(np.int64) + half) % (2 * half) - half
+
+
+def check_range(plan: Plan, step: int, total: Array, survivors: int) -> None:
+    """Refuse a sum that no inputs can have.
+
+    Raises:
+        WrongSum: an element beyond what `survivors` inputs add up to.
+    """
+    spec, start = plan.spec(step), 0
+    if spec.noise is not None:
+        return
+    for block in spec.blocks:
+        top = 255 if block.kind == "count" else (1 << plan.aggregation.value_bits) - 1
+        part = total[start : start + block.words]
+        if int(part.max()) > survivors * top:
+            raise WrongSum(f"an element of {spec.task}.{block.name} beyond {survivors} inputs", "sums of inputs")
+        start += block.words
+
+
+def decode(plan: Plan, step: int, total: Array, survivors: int) -> dict[str, Array]:
+    """Decode a sum, shape (spec.words,), into the sums of its blocks: float64, counts int64, shape (length,)."""
+    spec = plan.spec(step)
+    if spec.noise is not None:
+        signs = step_signs(plan.digest, step, spec.length)
+        total = distributed_noise.decode_sum(total, spec.noise, signs, spec.length, modulus_bits=plan.modulus_bits)
+    sums: dict[str, Array] = {}
+    start = 0
+    for block in spec.blocks:
+        part = total[start : start + block.words]
+        if spec.noise is not None:
+            sums[block.name] = part * block.clip
+        elif block.kind == "count":
+            places = part.astype(np.int64).reshape(block.digits, block.length)
+            count = np.zeros(block.length, dtype=np.int64)
+            for place, digit in enumerate(places):
+                count += digit << np.int64(DIGIT_BITS * place)
+            sums[block.name] = count
+        else:
+            sums[block.name] = ring.decode_sum(part, survivors, block.clip, value_bits=plan.aggregation.value_bits)
+        start += block.words
+    return sums

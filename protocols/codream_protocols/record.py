@@ -1,0 +1,207 @@
+"""What is public of an epoch, checked by whoever holds the charter: a member that was away, one that starts again, the
+server, or a third party. No secret is needed.
+
+The votes of enough members over (head, plan, chain_T) are the epoch's certificate. A chain is recomputed from the
+record: plan from the offer, transcript from the advertisements, states from the course.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from codream_protocols import chain as links
+from codream_protocols.advertisements import (
+    check_advertisement,
+    check_distinct_keys,
+    check_shown,
+    check_start_shares,
+)
+from codream_protocols.charter import Charter, Plan, derive_plan
+from codream_protocols.course import Array, Course, Publication, State, canonical
+from codream_protocols.encoding import check_range, decode
+from codream_protocols.errors import BadSignature, CertificateRefused, CohortRefused, VectorRefused, WrongContext
+from codream_protocols.hybrid import start_seed
+from codream_protocols.identity import Roster, verify
+from codream_protocols.messages import Advertisement, EpochRecord, SignedBy, StepRecord
+from codream_protocols.packing import unpack
+
+Frames = tuple[bytes, ...]
+Kept = tuple[EpochRecord, Frames]
+"""An epoch's record and its packed sums."""
+
+
+@dataclass
+class Trajectory:
+    """The public side of a running epoch: state and chain, moved by each sum. Client and server hold the same.
+
+    Args:
+        plan: the epoch's plan.
+        course: the course.
+        last: the publication of the newest certified epoch.
+        advertised: the members' advertisements, ascending.
+        start: their start shares, which were compared with the commitments before.
+    """
+
+    plan: Plan
+    course: Course
+    last: Publication | None
+    advertised: tuple[Advertisement, ...]
+    start: bytes
+    members: tuple[int, ...] = field(init=False)
+    transcript: bytes = field(init=False)
+    state: State = field(init=False)
+    links: list[bytes] = field(default_factory=list, init=False)  # chain_0, chain_1, ...
+    steps: list[StepRecord] = field(default_factory=list, init=False)
+    frames: list[bytes] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.members = tuple(item.member for item in self.advertised)
+        self.transcript = links.transcript(self.plan.digest, [item.digest for item in self.advertised])
+        seed = start_seed(self.transcript, self.members, self.start)
+        self.state = canonical(self.course.start(seed, self.plan.certified, self.last))
+        self.links.append(links.first_link(self.transcript, seed, self.members, self.state))
+
+    @property
+    def chain(self) -> bytes:
+        """Digest of all that the next step rests on."""
+        return self.links[-1]
+
+    @property
+    def step(self) -> int:
+        """The step whose sum is next; T after the last."""
+        return len(self.steps)
+
+    @property
+    def over(self) -> bool:
+        """Whether all sums are there."""
+        return self.step == self.plan.steps
+
+    def absorb(self, members: tuple[int, ...], frame: bytes, tag: bytes) -> dict[str, Array]:
+        """Take the next sum, which was checked before; returns what it says.
+
+        Raises:
+            VectorRefused, WrongSum: a frame of another size, or a sum that no inputs have; nothing has changed.
+        """
+        plan, step = self.plan, self.step
+        spec = plan.spec(step)
+        words = unpack(frame, spec.words, plan.modulus_bits)
+        check_range(plan, step, words, len(members))
+        sums = decode(plan, step, words, len(members))
+        state = canonical(self.course.absorb(self.state, step, sums, len(members)))
+        self.links.append(links.next_link(self.chain, members, frame, tag, state))
+        self.state = state
+        self.steps.append(StepRecord(members, tag))
+        self.frames.append(frame)
+        return sums
+
+    def check_members(self, members: tuple[int, ...]) -> None:
+        """Refuse a set that must not be summed in this epoch; raises `CohortRefused`."""
+        self.plan.charter.check_summed(members)
+        if not set(members) <= set(self.members):
+            raise CohortRefused("survivors who are no members of the epoch", "the epoch's members")
+
+    def publication(self) -> Publication:
+        """What is learnt from the epoch."""
+        return canonical(self.course.publication(self.state))
+
+    def record(self, votes: Iterable[SignedBy] = ()) -> Kept:
+        """All that is public of the epoch so far."""
+        record = EpochRecord(self.plan.offer, self.advertised, self.start, tuple(self.steps), tuple(votes))
+        return record, tuple(self.frames)
+
+
+def replay(
+    charter: Charter,
+    roster: Roster,
+    course: Course,
+    kept: Kept,
+    *,
+    head: bytes,
+    certified: int,
+    last: Publication | None,
+) -> Trajectory:
+    """Recompute an epoch from its record.
+
+    Args:
+        charter: the charter.
+        roster: its roster.
+        course: its course.
+        kept: record and frames.
+        head: the head it must come after.
+        certified: how many epochs were certified before.
+        last: the publication of the newest of them.
+
+    Raises:
+        RemoteProtocolError: anything that an honest epoch of this charter after this head cannot have.
+    """
+    record, frames = kept
+    if record.offer.head != head:
+        raise WrongContext(f"a record after head {record.offer.head.hex()[:16]}…", f"one after {head.hex()[:16]}…")
+    plan = derive_plan(charter, course, record.offer, certified)
+    check_shown(plan, record.advertisements)
+    check_distinct_keys(record.advertisements)
+    check_start_shares(plan, record.advertisements, record.start)
+    for item in record.advertisements:
+        check_advertisement(plan, item)
+        verify(roster.members[item.member].identity_key, item.signature, "advertisement", *item.signed_parts())
+    if len(record.steps) != plan.steps or len(frames) != plan.steps:
+        raise VectorRefused(f"{len(record.steps)} steps with {len(frames)} sums", f"{plan.steps} of each")
+    trajectory = Trajectory(plan, course, last, record.advertisements, record.start)
+    for step, frame in zip(record.steps, frames, strict=True):
+        trajectory.check_members(step.members)
+        trajectory.absorb(step.members, frame, step.tag)
+    return trajectory
+
+
+def valid_votes(roster: Roster, trajectory: Trajectory, votes: Iterable[SignedBy]) -> dict[int, SignedBy]:
+    """The votes for an epoch's end, by member.
+
+    Raises:
+        CertificateRefused: a vote that does not verify, a stranger's, or two of one member.
+    """
+    statement = links.vote_statement(trajectory.plan.offer.head, trajectory.plan.digest, trajectory.chain)
+    found: dict[int, SignedBy] = {}
+    for vote in votes:
+        if vote.member >= len(roster.members) or vote.member in found:
+            raise CertificateRefused(f"a vote of a stranger, or a second one of member {vote.member}", "one each")
+        try:
+            verify(roster.members[vote.member].identity_key, vote.signature, "vote", *statement)
+        except BadSignature:
+            raise CertificateRefused(
+                f"a vote of member {vote.member} for something else", "votes for the chain of these sums"
+            ) from None
+        found[vote.member] = vote
+    return found
+
+
+def check_certificate(charter: Charter, votes: Iterable[int]) -> None:
+    """Refuse too few votes; raises `CertificateRefused`."""
+    count = len(set(votes))
+    if count < charter.quorum:
+        raise CertificateRefused(f"{count} votes", f"{charter.quorum} or more")
+
+
+def head_after(trajectory: Trajectory) -> bytes:
+    """The head that the certified epoch makes."""
+    return links.next_head(trajectory.plan.offer.head, trajectory.plan.digest, trajectory.chain)
+
+
+def certified_epochs(
+    charter: Charter, roster: Roster, course: Course, records: Iterable[Kept]
+) -> Iterator[tuple[int, bytes, Trajectory]]:
+    """Recompute certified epochs from a charter's first head on.
+
+    Yields:
+        For each: how many are certified with it (those of predecessors counted), the new head, and the epoch.
+
+    Raises:
+        RemoteProtocolError: a record that does not fit, or that too few have voted for.
+    """
+    head, last = charter.first_head, None
+    certified = 0 if charter.predecessor is None else charter.predecessor.certified
+    for kept in records:
+        trajectory = replay(charter, roster, course, kept, head=head, certified=certified, last=last)
+        check_certificate(charter, valid_votes(roster, trajectory, kept[0].votes))
+        head, last, certified = head_after(trajectory), trajectory.publication(), certified + 1
+        yield certified, head, trajectory

@@ -1,0 +1,92 @@
+"""A record as the bytes of a file: the journals of server and clients, and what a third party verifies, hold these.
+
+    magic | length of the message, 4 bytes | message | number of frames, 4 bytes | for each: length, 4 bytes | frame
+
+Lengths are big-endian. There is one encoding of a record: bytes that would be written otherwise are refused, so that no
+byte of a file is without meaning.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from codream_protocols.charter import MAX_STEPS
+from codream_protocols.errors import MalformedMessage
+from codream_protocols.messages import EpochRecord, encode_message
+from codream_protocols.record import Kept
+
+MAGIC = b"secure-codream record, version 2\n"
+MAX_RECORD_BYTES = 1 << 32
+_LENGTH = struct.Struct(">I")
+_DECODER: msgspec.msgpack.Decoder[EpochRecord] = msgspec.msgpack.Decoder(EpochRecord)
+
+
+def record_bytes(kept: Kept) -> bytes:
+    """The bytes of a record and its packed sums."""
+    record, frames = kept
+    parts = [MAGIC, *_counted(encode_message(record)), _LENGTH.pack(len(frames))]
+    for frame in frames:
+        parts += _counted(frame)
+    return b"".join(parts)
+
+
+def parse_record(data: bytes, most_bytes: int = MAX_RECORD_BYTES) -> Kept:
+    """A record and its packed sums; whether they are an epoch of some charter, `record.replay` says.
+
+    Args:
+        data: a file's bytes.
+        most_bytes: how many there may be.
+
+    Raises:
+        MalformedMessage: the place in the file where it is no record, and why.
+    """
+    if len(data) > most_bytes:
+        raise MalformedMessage(f"a record of {len(data)} bytes", f"at most {most_bytes}")
+    view = memoryview(data)
+    if bytes(view[: len(MAGIC)]) != MAGIC:
+        raise MalformedMessage("byte 0: another beginning", f"{MAGIC!r}")
+    at = len(MAGIC)
+    message, at = _take(view, at, "the message")
+    try:
+        record = _DECODER.decode(message)
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
+        start = at - len(message)
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise MalformedMessage(f"byte {start}: a message that does not fit its schema ({reason})", "a record") from None
+    count = _length(view, at, "the number of frames")
+    if count > MAX_STEPS:
+        raise MalformedMessage(f"byte {at}: {count} frames", f"at most {MAX_STEPS}")
+    at += _LENGTH.size
+    frames = []
+    for number in range(count):
+        frame, at = _take(view, at, f"frame {number}")
+        frames.append(bytes(frame))
+    if at != len(data):
+        raise MalformedMessage(f"byte {at}: {len(data) - at} bytes behind the last frame", "the file's end")
+    kept = record, tuple(frames)
+    again = record_bytes(kept)
+    if again != data:
+        place = next((i for i, (found, due) in enumerate(zip(data, again, strict=False)) if found != due), len(again))
+        raise MalformedMessage(f"byte {place}: another encoding of the same record", "the one encoding there is")
+    return kept
+
+
+def _counted(data: bytes) -> list[bytes]:
+    return [_LENGTH.pack(len(data)), data]
+
+
+def _length(view: memoryview, at: int, what: str) -> int:
+    if at + _LENGTH.size > len(view):
+        raise MalformedMessage(f"byte {len(view)}: the file's end within the length of {what}", "a whole record")
+    length: int = _LENGTH.unpack(view[at : at + _LENGTH.size])[0]
+    return length
+
+
+def _take(view: memoryview, at: int, what: str) -> tuple[memoryview, int]:
+    size = _length(view, at, what)
+    start = at + _LENGTH.size
+    if start + size > len(view):
+        raise MalformedMessage(f"byte {at}: {what} of {size} bytes, {len(view) - start} are there", "a whole record")
+    return view[start : start + size], start + size

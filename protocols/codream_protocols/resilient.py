@@ -1,0 +1,154 @@
+"""Dropouts tolerated within a step: double masking with shared keys (Bonawitz et al., CCS 2017, malicious model).
+
+    y_i = x_i + PRG(self mask of i) + sum over j of +-PRG(pairwise mask of i and j)
+
+Each member Shamir-shares, for each step, its self-mask seed and its private mask key. Of a survivor the members give
+shares of the first, of one that dropped shares of the second, never both kinds of one member. A live member of a block
+that has lost one counts as dropped and still answers: its pair keys open, its self mask never.
+
+Values and shares travel under hybrid keys. The masks themselves rest on X25519 alone here, since what is shared must be
+small: recorded traffic of this mode opens to who breaks X25519 later, that of lockstep does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from codream_protocols import keyschedule, shamir
+from codream_protocols.charter import Plan
+from codream_protocols.discrete_gaussian import RandomBytes
+from codream_protocols.errors import LocalProtocolError
+from codream_protocols.keyschedule import KEY_BYTES, StepKeys
+from codream_protocols.lockstep import LockstepKeys, SealDoesNotOpen
+from codream_protocols.messages import Advertisement
+from codream_protocols.secret import Secret, SecretArray
+
+
+class ResilientKeys(LockstepKeys):
+    """One member's secrets of one epoch: a ratchet of step seeds, and the others' shares. See `LockstepKeys`."""
+
+    def __init__(self, plan: Plan, member: int, random_bytes: RandomBytes) -> None:
+        super().__init__(plan, member, random_bytes)
+        self._seed = Secret(random_bytes(KEY_BYTES))
+        self._seed_step = 0
+        self._own_shares: SecretArray | None = None
+        self._held: dict[int, SecretArray] = {}  # rows: T self-mask shares, then T mask-key shares
+        self._held_from = 0
+        self._members: tuple[int, ...] = ()
+        self._advertised: Mapping[int, Advertisement] = {}
+        self._transcript = b""
+
+    def stream_keys(self, step: int, chain: bytes) -> list[tuple[bytes, bool]]:
+        """See `LockstepKeys`; the self mask is among them."""
+        if step < self._seed_step:
+            raise LocalProtocolError(f"masks of step {step}", f"step {self._seed_step} or later: they are made once")
+        self.pass_over(step)
+        plan = self._plan.digest
+        own = StepKeys(self._seed, plan, step)
+        private = own.mask_private.reveal()
+        keys = [(keyschedule.self_mask_key(own.self_mask.reveal(), plan, step, chain), False)]
+        for other in self._members:
+            if other != self._member:
+                key = keyschedule.pairwise_mask_key(
+                    private,
+                    self._advertised[other].mask_key(step),
+                    plan=plan,
+                    transcript=self._transcript,
+                    step=step,
+                    broadcast=chain,
+                    pair=(self._member, other),
+                )
+                keys.append((key, self._member > other))
+        own.erase()
+        self._ratchet()
+        return keys
+
+    def pass_over(self, step: int) -> None:
+        """Erase what belongs to earlier steps: seeds, and the others' shares."""
+        while self._seed_step < step:
+            self._ratchet()
+        self.erase_shares_before(step)
+
+    def erase_shares_before(self, step: int) -> None:
+        """Erase the others' shares of earlier steps, both kinds."""
+        for number in range(self._held_from, step):
+            for shares in self._held.values():
+                shares.erase_row(number)
+                shares.erase_row(self._plan.steps + number)
+        self._held_from = max(self._held_from, step)
+
+    def answer(self, step: int, survivors: tuple[int, ...]) -> bytes:
+        """One share of each member, ascending: of the self mask for survivors, of the mask key for the others."""
+        chosen = set(survivors)
+        return b"".join(
+            self._held[member].row(step if member in chosen else self._plan.steps + step) for member in self._members
+        )
+
+    def erase(self) -> None:
+        """Erase everything."""
+        super().erase()
+        self._seed.erase()
+        for shares in (*self._held.values(), *([self._own_shares] if self._own_shares else [])):
+            shares.erase()
+
+    def _step_keys(self) -> tuple[bytes, bytes]:
+        mask_keys, commitments = bytearray(), bytearray()
+        for step, keys in self._walk():
+            mask_keys += keyschedule.public_key(keys.mask_private.reveal())
+            commitments += keyschedule.self_mask_commitment(keys.self_mask.reveal(), self._plan.digest, step)
+        return bytes(mask_keys), bytes(commitments)
+
+    def _plaintexts(self, receivers: tuple[int, ...]) -> dict[int, bytes]:
+        plan = self._plan
+        rows = np.zeros((2 * plan.steps, KEY_BYTES), dtype=np.uint8)
+        for step, keys in self._walk():
+            rows[step] = np.frombuffer(keys.self_mask.reveal(), dtype=np.uint8)
+            rows[plan.steps + step] = np.frombuffer(keys.mask_private.reveal(), dtype=np.uint8)
+        split = shamir.split(rows, plan.threshold, [member + 1 for member in receivers], self._random)
+        rows[:] = 0
+        self._own_shares = SecretArray(split[self._member + 1])
+        others = [member for member in receivers if member != self._member]  # its own would lie about, and open itself
+        plaintexts = {member: self._value.reveal() + split[member + 1].tobytes() for member in others}
+        for share in split.values():
+            share[:] = 0
+        return plaintexts
+
+    def _keep(
+        self,
+        members: tuple[int, ...],
+        advertised: Mapping[int, Advertisement],
+        transcript: bytes,
+        rests: Mapping[int, bytes],
+        roots: Mapping[int, bytes],
+    ) -> None:
+        size = 2 * self._plan.steps * KEY_BYTES
+        held = {}
+        for other, rest in rests.items():
+            if len(rest) != size:
+                raise SealDoesNotOpen(other)
+            held[other] = SecretArray(np.frombuffer(rest, dtype=np.uint8).reshape(-1, KEY_BYTES))
+        assert self._own_shares is not None  # noqa: S101 - made when sealing
+        held[self._member] = self._own_shares
+        self._held, self._members, self._advertised, self._transcript = held, members, dict(advertised), transcript
+
+    def _ratchet(self) -> None:
+        self._seed = keyschedule.ratchet(self._seed, self._plan.digest, self._seed_step)
+        self._seed_step += 1
+
+    def _walk(self) -> Iterator[tuple[int, StepKeys]]:
+        """Each step's keys, from a copy of the seed; each is erased when the next is asked for."""
+        current = Secret(self._seed.reveal())
+        for step in range(self._plan.steps):
+            keys = StepKeys(current, self._plan.digest, step)
+            yield step, keys
+            keys.erase()
+            current = keyschedule.ratchet(current, self._plan.digest, step)
+        current.erase()
+
+
+def make_keys(plan: Plan, member: int, random_bytes: RandomBytes) -> LockstepKeys:
+    """The keys that the plan's mode asks for."""
+    kind = LockstepKeys if plan.aggregation.mode == "lockstep" else ResilientKeys
+    return kind(plan, member, random_bytes)

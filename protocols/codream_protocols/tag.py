@@ -1,0 +1,229 @@
+"""Group tag: a one-time linear MAC that shows a published sum to be the sum of just the members it names.
+
+Protocol 2, section 4. All members, and not the server, hold the secret of a step. From it come 128-bit numbers: a, one
+a row; b, one a column; beta_i, one a member. Integers x are read as a matrix X, row by row, zeros at the end, and
+member i's tag is
+
+    w_i = a' X_i b + beta_i   mod 2^128.
+
+Tags are sent under masks that cancel in the sum. With the sum Y comes the sum W of the tags, and everybody checks
+W = a' Y b + the beta_i of the members named: both sides are linear in X, so a true sum always fits.
+
+**Bound.** If no entry of a published Y can differ by 2^m or more from the sum of the members named (Y outside their
+possible range is refused, and that is no wider), a Y that is not this sum fits with a probability of at most
+
+    (q/2 + 1) 2^-q   with q = 129 - m:   2^-98 for m = 25, 2^-91 for m = 32, 2^-90 for m = 33, in each check.
+
+Proof. Without the secret each w_i is uniform, as beta_i is: after all that a forger saw, a and b are still uniform.
+- Let S be the members named. If one of them made no tag, its beta is uniform and the check fits with 2^-128. Else let
+  D = Y - sum of X_i over S, not 0. To fit, a' D b must be one number, which the forger has fixed together with D.
+- Entries of D are below 2^m, so those that are not 0 have a 2-adic valuation of at most m - 1. Take the least, v, and
+  its row: D b is there 2^v u, with u uniform modulo 2^k, k = 128 - v >= q (an odd number times an entry of b is).
+- Let g be the least valuation in the vector D b, at most 128. Given D b, a' (D b) is uniform over the 2^(128-g)
+  multiples of 2^g: it is the fixed number with a probability of at most 2^(g-128), and g <= v + min(val u, k). Hence
+
+      E 2^(min(val u, k) - k) = (sum over j < k of 2^-(j+1) 2^(j-k)) + 2^-k = (k/2 + 1) 2^-k <= (q/2 + 1) 2^-q.
+
+So a key serves one step: two sums under the same pads would tell a' D b. A member knows the key and can move the sum;
+its own input can do so anyway. The numbers are AES-256-CTR streams under keys that HKDF separates: the bound holds up
+to their strength.
+
+**Exactness.** float64 adds integers without an error while all partial sums stay below 2^53, in whichever order and on
+however many threads. With b in limbs of 16 bits, 2^11 columns may hold |x| <= 2^26; in limbs of 8 bits, |x| < 2^33.
+Each piece of X takes the wider limbs if its largest magnitude lets it, so time tells whether some |x| is above 2^26.
+The few numbers left, one a row, meet a in int64.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+
+from codream_protocols.errors import LocalProtocolError, VectorRefused
+from codream_protocols.keyschedule import KEY_BYTES, expand, labelled
+from codream_protocols.secret import Secret
+
+TAG_BYTES = 16
+COLUMNS = 2048
+MAXIMUM_LENGTH = 1 << 26  # 2^15 rows: the last sums in `TagKey.of` stay below 2^63
+MAGNITUDE_BITS = 33
+
+_MODULUS = 1 << 8 * TAG_BYTES
+_WIDE_LIMB_BITS = 16
+_NARROW_LIMB_BITS = 8
+_WIDE_LIMBS_HOLD = 1 << 26  # 26 + 16 + 11 = 53
+_HALF_BITS = 32
+_PIECE_ROWS = 16
+_TYPES = tuple(np.dtype(name) for name in ("<i8", "<i4", "<u4", "<u2"))
+
+
+def tag_bytes(tag: int) -> bytes:
+    """A tag as `TAG_BYTES` bytes, little-endian.
+
+    Raises:
+        LocalProtocolError: not a number modulo 2^128.
+    """
+    if not 0 <= tag < _MODULUS:
+        raise LocalProtocolError("a tag outside its ring", "0 to 2^128 - 1")
+    return tag.to_bytes(TAG_BYTES, "little")
+
+
+def tag_number(data: bytes) -> int:
+    """The tag that `tag_bytes` wrote.
+
+    Raises:
+        VectorRefused: another number of bytes.
+    """
+    if len(data) != TAG_BYTES:
+        raise VectorRefused(f"a tag of {len(data)} bytes", f"{TAG_BYTES} bytes")
+    return int.from_bytes(data, "little")
+
+
+def _keystream(key: bytes) -> CipherContext:
+    return Cipher(AES(key), CTR(bytes(16))).encryptor()
+
+
+class TagKey:
+    """The key of one step: makes this member's tag, then checks the sum's.
+
+    Args:
+        secret: the step's tag secret, 32 bytes, uniform, for this one step and never known to the server.
+        length: coordinates of a vector, 1 to 2^26.
+
+    Raises:
+        LocalProtocolError: a secret or a length outside these.
+    """
+
+    __slots__ = ("_columns_narrow", "_columns_wide", "_length", "_pads", "_rows")
+
+    def __init__(self, secret: bytes, length: int) -> None:
+        if len(secret) != KEY_BYTES:
+            raise LocalProtocolError(f"a tag secret of {len(secret)} bytes", f"{KEY_BYTES} bytes")
+        if not 1 <= length <= MAXIMUM_LENGTH:
+            raise LocalProtocolError(f"a tagged vector of {length} coordinates", f"1 to {MAXIMUM_LENGTH}")
+        columns = _keystream(expand(secret, labelled("tag columns"))).update(bytes(16 * COLUMNS))
+        rows = _keystream(expand(secret, labelled("tag rows"))).update(bytes(16 * -(-length // COLUMNS)))
+        self._length = length
+        self._columns_wide = np.frombuffer(columns, dtype="<u2").reshape(COLUMNS, 8).astype(np.float64)
+        self._columns_narrow = np.frombuffer(columns, dtype=np.uint8).reshape(COLUMNS, 16).astype(np.float64)
+        self._rows = np.frombuffer(rows, dtype="<u2").reshape(-1, 8).astype(np.int64)
+        self._pads = Secret(expand(secret, labelled("tag pads")))
+
+    def of(self, values: np.ndarray[Any, Any]) -> int:
+        """a' X b modulo 2^128.
+
+        Args:
+            values: shape (length,), int64, int32, uint32 or uint16, each below 2^33 in magnitude.
+
+        Raises:
+            LocalProtocolError: another shape, dtype or magnitude, or the key was erased.
+        """
+        self._usable()
+        if values.shape != (self._length,) or values.dtype not in _TYPES:
+            raise LocalProtocolError(
+                f"values of shape {values.shape} and dtype {values.dtype}",
+                f"shape ({self._length},) and dtype int64, int32, uint32 or uint16",
+            )
+        # Each row's number X b is the sum of its 8 entries here, the l-th times 2^16l; they are below 2^61.
+        products = np.empty((len(self._rows), 8), dtype=np.int64)
+        piece = np.empty((_PIECE_ROWS, COLUMNS))
+        for row in range(0, len(products), _PIECE_ROWS):
+            part = values[row * COLUMNS : (row + _PIECE_ROWS) * COLUMNS]
+            flat = piece.reshape(-1)
+            flat[: len(part)] = part
+            flat[len(part) :] = 0
+            target = products[row : row + _PIECE_ROWS]
+            target[:] = self._times_columns(piece[: len(target)], max(-int(part.min()), int(part.max())))
+        low, high = products & ((1 << _HALF_BITS) - 1), products >> _HALF_BITS
+        # 16 + 32 bits and 2^15 rows: below 2^63.
+        sums = (self._rows.T @ low, self._rows.T @ high)
+        return (_weigh(sums[0]) + (_weigh(sums[1]) << _HALF_BITS)) % _MODULUS
+
+    def _times_columns(self, piece: np.ndarray[Any, Any], magnitude: int) -> np.ndarray[Any, Any]:
+        if magnitude <= _WIDE_LIMBS_HOLD:
+            return (piece @ self._columns_wide).astype(np.int64)
+        if magnitude >> MAGNITUDE_BITS:
+            raise LocalProtocolError("a value too large for a tag", f"magnitudes below 2^{MAGNITUDE_BITS}")
+        narrow = (piece @ self._columns_narrow).astype(np.int64)
+        return narrow[:, 0::2] + (narrow[:, 1::2] << _NARROW_LIMB_BITS)
+
+    def pad(self, member: int) -> int:
+        """beta of a member's number (0 to 2^32 - 1): 0 to 2^128 - 1.
+
+        Raises:
+            LocalProtocolError: no such number, or the key was erased.
+        """
+        return self._sum_of_pads([member])
+
+    def _sum_of_pads(self, members: Sequence[int]) -> int:
+        """Modulo 2^128. A member's pad is the block of the stream that has its number."""
+        self._usable()
+        stream = _keystream(self._pads.reveal())
+        total = 0
+        for member in members:
+            if not 0 <= member < 1 << 32:
+                raise LocalProtocolError(f"member number {member}", "0 to 2^32 - 1")
+            stream.reset_nonce(member.to_bytes(16, "big"))
+            total += int.from_bytes(stream.update(bytes(TAG_BYTES)), "little")
+        return total % _MODULUS
+
+    def tag(self, member: int, values: np.ndarray[Any, Any]) -> int:
+        """The tag of a member's values, 0 to 2^128 - 1; arguments and errors as for `pad` and `of`."""
+        return (self.of(values) + self.pad(member)) % _MODULUS
+
+    def check(self, values: np.ndarray[Any, Any], total: int, survivors: Iterable[int]) -> bool:
+        """Whether `values` is the sum of the vectors of just these members.
+
+        The bound above holds for values whose range the caller has checked.
+
+        Args:
+            values: the published sum, as for `of`.
+            total: the published sum of tags modulo 2^128.
+            survivors: numbers of the members, at least one, none twice.
+
+        Raises:
+            LocalProtocolError: arguments outside these, or the key was erased.
+        """
+        members = list(survivors)
+        if not members or len(set(members)) != len(members):
+            raise LocalProtocolError(f"survivors {members}", "at least one member, none twice")
+        expected = (self.of(values) + self._sum_of_pads(members)) % _MODULUS
+        return hmac.compare_digest(tag_bytes(expected), tag_bytes(total))
+
+    def erase(self) -> None:
+        """Overwrite the key with zeros; harmless when repeated, and every use after it raises."""
+        for numbers in (self._columns_wide, self._columns_narrow, self._rows):
+            numbers[:] = 0
+        self._pads.erase()
+
+    def _usable(self) -> None:
+        if self._pads.erased:
+            raise LocalProtocolError("use of an erased tag key", "use within its step, before its erasure")
+
+    def __repr__(self) -> str:
+        return f"<TagKey for {self._length} coordinates, {'erased' if self._pads.erased else 'hidden'}>"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a TagKey is never pickled")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TagKey:
+        # As for Secret: a cloned client owns its key, or one erasure would reach both.
+        twin = object.__new__(TagKey)
+        twin._length = self._length
+        twin._columns_wide = self._columns_wide.copy()
+        twin._columns_narrow = self._columns_narrow.copy()
+        twin._rows = self._rows.copy()
+        twin._pads = self._pads.__deepcopy__(memo)
+        return twin
+
+
+def _weigh(sums: np.ndarray[Any, Any]) -> int:
+    """The sum of all entries [j, k], each times 2^(16 (j + k)), as a number without a bound."""
+    limbs = sums.tolist()
+    return sum(entry << _WIDE_LIMB_BITS * (j + k) for j, line in enumerate(limbs) for k, entry in enumerate(line))

@@ -1,0 +1,121 @@
+"""The server's part of a resilient step: rebuild what the members shared, and take the masks out of the sum.
+
+Rebuilt secrets are compared with what was advertised, so a wrong share is noticed, and left out while enough others are
+there.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from itertools import combinations
+from math import comb
+
+import numpy as np
+
+from codream_protocols import hybrid, keyschedule, shamir
+from codream_protocols.charter import Plan
+from codream_protocols.course import Array
+from codream_protocols.keyschedule import KEY_BYTES
+from codream_protocols.masks import add_mask
+from codream_protocols.messages import Advertisement
+
+MAX_CHOICES = 1024
+
+
+def rebuild(
+    plan: Plan,
+    advertised: Mapping[int, Advertisement],
+    members: tuple[int, ...],
+    survivors: tuple[int, ...],
+    step: int,
+    answers: Mapping[int, bytes],
+) -> dict[int, bytes] | None:
+    """Each member's secret of a step: of a survivor its self-mask seed, of another its private mask key.
+
+    Where more answers are wrong than decoding can tell, the advertisements still can: if there are few ways to choose
+    `threshold` answers, as in a small cohort, each is tried.
+
+    Args:
+        plan: the epoch's plan.
+        advertised: the advertisements, by member.
+        members: the epoch's members, ascending.
+        survivors: whose inputs are in the sum.
+        step: the step.
+        answers: member -> its `UnmaskShares.shares`, of 32 bytes for each of `members`; `threshold` or more.
+
+    Returns:
+        None if the answers do not give what was advertised.
+    """
+    chosen_survivors = set(survivors)
+
+    def fits(member: int, secret: bytes) -> bool:
+        if member in chosen_survivors:
+            commitment = keyschedule.self_mask_commitment(secret, plan.digest, step)
+            return commitment == advertised[member].self_commitment(step)
+        return keyschedule.public_key(secret) == advertised[member].mask_key(step)
+
+    def as_advertised(rebuilt: shamir.Bytes) -> dict[int, bytes] | None:
+        found = dict(zip(members, (row.tobytes() for row in rebuilt), strict=True))
+        return found if all(fits(member, secret) for member, secret in found.items()) else None
+
+    shares = {
+        member + 1: np.frombuffer(answer, dtype=np.uint8).reshape(-1, KEY_BYTES)
+        for member, answer in sorted(answers.items())
+    }
+    decoded = shamir.decode(shares, plan.threshold, secrets.token_bytes)
+    if decoded is not None and (found := as_advertised(decoded[0])) is not None:
+        return found
+    if len(shares) == plan.threshold or comb(len(shares), plan.threshold) > MAX_CHOICES:
+        return None
+    for chosen in combinations(shares, plan.threshold):
+        first = shamir.combine({point: shares[point][:1] for point in chosen})
+        if fits(members[0], first.tobytes()):
+            found = as_advertised(shamir.combine({point: shares[point] for point in chosen}))
+            if found is not None:
+                return found
+    return None
+
+
+def unmask(
+    plan: Plan,
+    advertised: Mapping[int, Advertisement],
+    transcript: bytes,
+    survivors: tuple[int, ...],
+    step: int,
+    chain: bytes,
+    rebuilt: Mapping[int, bytes],
+    total: Array,
+    tag: int,
+) -> int:
+    """Take all masks out of the sum of masked vectors, in place, and out of the sum of masked tags, which is returned.
+
+    Args:
+        plan, advertised, survivors, step, rebuilt: see `rebuild`.
+        transcript: the epoch's.
+        chain: chain_t.
+        total: the sum of the survivors' masked vectors, modulo the width of its words.
+        tag: the sum of their masked tags.
+    """
+    chosen, suite = set(survivors), plan.aggregation.suite
+    for member, secret in rebuilt.items():
+        if member in chosen:
+            key = keyschedule.self_mask_key(secret, plan.digest, step, chain)
+            add_mask(total, key, suite=suite, negative=True)
+            tag -= hybrid.tag_mask(key)
+            continue
+        for survivor in survivors:
+            key = keyschedule.pairwise_mask_key(
+                secret,
+                advertised[survivor].mask_key(step),
+                plan=plan.digest,
+                transcript=transcript,
+                step=step,
+                broadcast=chain,
+                pair=(survivor, member),
+            )
+            # The survivor added this mask if its number is the smaller one; take out what it put in.
+            added = survivor < member
+            add_mask(total, key, suite=suite, negative=added)
+            tag += -hybrid.tag_mask(key) if added else hybrid.tag_mask(key)
+    return tag
