@@ -26,9 +26,9 @@ import numpy as np
 from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 
+from codream_clients.privacy_settings import AccountantName as AccountantName
 from codream_protocols import zcdp
 
-AccountantName = Literal["prv", "rdp"]
 AnyAccountant = Literal["prv", "rdp", "zcdp"]
 
 MAX_STEPS = 10**9

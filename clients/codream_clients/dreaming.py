@@ -12,7 +12,6 @@ dL/dx ("gradient": the server runs Adam on the sum) or how far `local_steps` Ada
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
+
+from codream_clients.learning_settings import DreamError as DreamError
+from codream_clients.learning_settings import DreamLoss as DreamLoss
 
 Dreams = NDArray[np.float32]
 ExtraTerm = Callable[[torch.Tensor], torch.Tensor]
@@ -33,26 +35,6 @@ Seen = NDArray[np.bool_]
 
 ChannelStatistics = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """Mean and variance (channels,) at the input of each group norm of a model, in the order of `modules()`."""
-
-
-class DreamError(ValueError):
-    """Dreams cannot be made from such input or settings."""
-
-
-@dataclass(frozen=True)
-class DreamLoss:
-    """Weights of the dream loss, each finite and at least 0."""
-
-    alpha_preds: float = 1.0
-    alpha_bn: float = 1.0
-    alpha_tv: float = 2.5e-5
-    alpha_l2: float = 3e-8
-    alpha_target: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (np.isfinite(value) and value >= 0):
-                raise DreamError(f"{name} is {value}; a finite number of at least 0 is needed")
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -110,6 +92,12 @@ class StatisticsMemory:
         self._momentum = momentum
         self._past: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
         self._newest: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def copy(self) -> "StatisticsMemory":
+        """The same memory, to be kept or thrown away apart from this one."""
+        twin = StatisticsMemory(self._momentum)
+        twin._past, twin._newest = dict(self._past), dict(self._newest)
+        return twin
 
     def blend(self, layer: nn.Module, mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A layer's statistics with the past's in them, each (channels,); before the first `remember`, as they are."""

@@ -8,11 +8,9 @@ softmax in local training, class-aware soft labels and target classes for the dr
 """
 
 import copy
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,120 +20,14 @@ from torch import nn
 from codream_clients.acquisition import OwnImages, calibrated, distil, soft_label_share
 from codream_clients.augmentation import with_views
 from codream_clients.datasets import LabelledImages
-from codream_clients.dreaming import ChannelStatistics, DreamLoss, ExtraTerm, dream_gradient, dream_update
-from codream_clients.training import Schedule, evaluate, predict_logits, train_local
+from codream_clients.dreaming import ChannelStatistics, ExtraTerm, dream_gradient, dream_update
+from codream_clients.learning_settings import LearningSettings as LearningSettings
+from codream_clients.learning_settings import LearningSettingsError as LearningSettingsError
+from codream_clients.training import TrainingError, evaluate, predict_logits, train_local
 
 FloatArray = NDArray[np.float32]
-Way = Literal["update", "gradient"]
-Teacher = Literal["current", "trained", "warm-up"]
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
 """(model, data, epochs, seed): replaces `train_local`, for example by differentially private training."""
-
-
-class LearningSettingsError(ValueError):
-    """A learning setting is out of its range."""
-
-
-@dataclass(frozen=True)
-class LearningSettings:
-    """Every learning hyperparameter of a participant. Raises `LearningSettingsError` for values out of range.
-
-    Dreams: `way` of sharing; `local_steps` Adam steps at rate `dream_lr` (update way); `loss` weights.
-    Soft labels: of each dream and of `views` variations of it (`augmentation.with_views`); logits `calibrated` to
-    `label_deviation` over the batch (0: as they are) and clipped to [-logit_clip, logit_clip]; `class_aware` weights
-    with the public `max_count` and `prior`. Training: `warm_up_epochs` at the start; each round `distil_epochs` at
-    `temperature` on the newest `window` dream batches, in every `distil_every`-th round, then `local_epochs` on the own
-    data, in the first `training_rounds` rounds (None: in all), with the `balanced` softmax or plain cross-entropy; SGD
-    with `lr` (own data) or `distil_lr` (dreams), `momentum`, `weight_decay`. `schedule` and `distil_schedule`: the rate
-    of each such training stays ("constant") or falls to 0 ("cosine").
-    Options of distillation: Gaussian noise of deviation `distil_noise` on the dreams; each sight of a dream moved by up
-    to `distil_shift` pixels; `own_weight` times the loss on own images in each step. `teacher`: the model as it is
-    ("current"), or a copy of it as its newest training on own data left it ("trained": what was labelled before that
-    leaves the window), or as the warm-up did ("warm-up"), makes and labels the dreams.
-    """
-
-    way: Way = "update"
-    local_steps: int = 10
-    dream_lr: float = 0.1
-    loss: DreamLoss = field(default_factory=DreamLoss)
-    views: int = 0
-    logit_clip: float = 30.0
-    label_deviation: float = 0.0
-    class_aware: bool = True
-    max_count: int = 32
-    prior: float = 0.05
-    warm_up_epochs: int = 60
-    distil_epochs: int = 20
-    local_epochs: int = 10
-    training_rounds: int | None = None
-    distil_every: int = 1
-    batch_size: int = 32
-    distil_batch_size: int = 64
-    lr: float = 0.02
-    distil_lr: float = 0.02
-    schedule: Schedule = "constant"
-    distil_schedule: Schedule = "constant"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    temperature: float = 4.0
-    window: int = 10
-    balanced: bool = True
-    distil_noise: float = 0.3
-    distil_shift: int = 0
-    own_weight: float = 1.0
-    teacher: Teacher = "current"
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("way", Way),
-            ("teacher", Teacher),
-            ("schedule", Schedule),
-            ("distil_schedule", Schedule),
-        ):
-            if getattr(self, name) not in get_args(choices):
-                allowed = " or ".join(map(repr, get_args(choices)))
-                raise LearningSettingsError(f"{name} is {getattr(self, name)!r}; {allowed} is allowed")
-        for name in ("local_steps", "max_count", "window", "distil_every"):
-            self._require(name, at_least=1)
-        if self.training_rounds is not None:
-            self._require("training_rounds", at_least=0)
-        for name in ("batch_size", "distil_batch_size"):
-            self._require(name, at_least=2)
-        for name in (
-            "views",
-            "warm_up_epochs",
-            "distil_epochs",
-            "local_epochs",
-            "weight_decay",
-            "momentum",
-            "distil_noise",
-            "distil_shift",
-            "label_deviation",
-            "own_weight",
-        ):
-            self._require(name, at_least=0)
-        for name in ("dream_lr", "logit_clip", "prior", "lr", "distil_lr", "temperature"):
-            self._require(name, above=0)
-        if self.momentum >= 1:
-            raise LearningSettingsError(f"momentum is {self.momentum}; [0, 1) is allowed")
-
-    def distils_in(self, round: int) -> bool:
-        """Whether a round, from 1, has its distillation."""
-        return round % self.distil_every == 0
-
-    def trains_in(self, round: int) -> bool:
-        """Whether a round, from 1, has its training on own data."""
-        return self.local_epochs > 0 and (self.training_rounds is None or round <= self.training_rounds)
-
-    def epochs_in(self, round: int) -> int:
-        """Epochs of a round, from 1, distillation and training on own data together."""
-        return self.distil_epochs * self.distils_in(round) + self.local_epochs * self.trains_in(round)
-
-    def _require(self, name: str, *, at_least: float = -math.inf, above: float = -math.inf) -> None:
-        value = getattr(self, name)
-        if not (math.isfinite(value) and value >= at_least and value > above):
-            bound = f"at least {at_least}" if math.isfinite(at_least) else f"above {above}"
-            raise LearningSettingsError(f"{name} is {value}; a finite number {bound} is needed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,6 +151,29 @@ class Participant:
         return self._metrics
 
     @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """The newest metrics as counts of images: test images right, of how many; own images right, of how many.
+
+        0 of 0 where there are none, where they are private, and before the warm-up.
+        """
+        found = self._metrics
+        tested = 0 if found is None or found.accuracy is None or self._test is None else len(self._test)
+        trained = 0 if found is None or found.train_accuracy is None else len(self._train)
+        correct = round(found.accuracy * tested) if found is not None and found.accuracy is not None else 0
+        train_correct = round((found.train_accuracy or 0.0) * trained) if found is not None else 0
+        return correct, tested, train_correct, trained
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._device
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Which classes (K,) it has images of, as far as its histogram says."""
+        return self._seen
+
+    @property
     def teacher(self) -> nn.Module:
         """What makes and labels the dreams; see `LearningSettings`."""
         return self._teacher
@@ -274,7 +189,7 @@ class Participant:
             self._teacher = copy.deepcopy(self.model)
         if self._feature_statistics is not None:
             self._supplied = self._feature_statistics(self.model)
-        return self._measure(distil_loss=0.0)
+        return self.measure(distil_loss=0.0)
 
     def dream_update(self, dreams: FloatArray, extra: ExtraTerm | None = None) -> DreamShare:
         """The teacher's contribution to one global step on `dreams` (B, C, H, W); see `DreamShare`."""
@@ -315,7 +230,18 @@ class Participant:
         return SoftLabelShare(numerators, denominators)
 
     def acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> Metrics:
-        """Stage 3: add `dreams` (B, C, H, W) with aggregated logits (N, K), distil, train on the own data."""
+        """Stage 3: add `dreams` (B, C, H, W) with aggregated logits (N, K), distil, train on the own data.
+
+        Raises `TrainingError` if a training diverges; the model is then what it was before.
+        """
+        before = copy.deepcopy(self.model.state_dict())
+        try:
+            return self._acquire(dreams, soft_labels)
+        except TrainingError:
+            self.model.load_state_dict(before)
+            raise
+
+    def _acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> Metrics:
         settings = self.settings
         self._rounds += 1
         self._window.append((dreams, soft_labels))
@@ -325,7 +251,27 @@ class Participant:
             if settings.teacher == "trained":
                 self._teacher = copy.deepcopy(self.model)
                 self._window.clear()  # what it says from now on is better than what it said before
-        return self._measure(distil_loss)
+        return self.measure(distil_loss)
+
+    def recall(self, dreams: FloatArray, soft_labels: FloatArray) -> None:
+        """A batch that an earlier process has learnt from: it joins the window, and nothing is trained.
+
+        Its round counts, for which rounds train and distil. Where local training is replaced, by private training above
+        all, the ledger counts those rounds, and `training_rounds` is what is left of them.
+        """
+        self._window.append((dreams, soft_labels))
+        if self._train_accuracy:
+            self._rounds += 1
+
+    def measure(self, distil_loss: float = 0.0) -> Metrics:
+        """Measure the model as it is."""
+        self._metrics = Metrics(
+            rounds=self._rounds,
+            accuracy=None if self._test is None else evaluate(self.model, self._test, self._device),
+            train_accuracy=evaluate(self.model, self._train, self._device) if self._train_accuracy else None,
+            distil_loss=distil_loss,
+        )
+        return self._metrics
 
     def _distil(self) -> float:
         settings = self.settings
@@ -364,12 +310,3 @@ class Participant:
     def _stage_seed(self, stage: int) -> int:
         sequence = np.random.SeedSequence([self._seed, self._rounds, stage])
         return int(sequence.generate_state(1)[0])
-
-    def _measure(self, distil_loss: float) -> Metrics:
-        self._metrics = Metrics(
-            rounds=self._rounds,
-            accuracy=None if self._test is None else evaluate(self.model, self._test, self._device),
-            train_accuracy=evaluate(self.model, self._train, self._device) if self._train_accuracy else None,
-            distil_loss=distil_loss,
-        )
-        return self._metrics

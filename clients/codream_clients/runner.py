@@ -1,9 +1,14 @@
 """A client on the network: a ZeroMQ DEALER with CURVE, driving `ClientProtocol` and a `Learner`.
 
-Computing happens in a thread, so that the client is heard (`Beat`) and hears while it computes. It pins the server's
-transport key from the roster; the address may be given apart, since whoever answers there must hold that key. A refused
-message is answered with a typed refusal and changes nothing. Reconnects are ZeroMQ's, with back-off; the protocol's
-answers to repeats are the same bytes again.
+Three things go on at once. The loop hears the server and says `Beat`, always. One thread asks the protocol's machine,
+one thing at a time: it encodes and masks there. Another works, in order: first `prepare`, the training before the first
+round, then what is certified is learnt and what is asked is computed; so a client is there, and takes part in the
+set-up of an epoch, while it still trains.
+
+It pins the server's transport key from the roster; the address may be given apart, since whoever answers there must
+hold that key. A refused message is answered with a refusal that is constant for its code, and changes nothing: what was
+found and what is allowed stands in this client's own log alone, where a flood is cut short. After silence it asks
+whether the server is there (`Hello`), then connects anew. What is answered again are the same bytes.
 """
 
 from __future__ import annotations
@@ -11,63 +16,101 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
-import numpy as np
 import structlog
 import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
-from codream_clients.tasks import Learner
-from codream_protocols.client import ClientProtocol, Compute, Effect, Send
+from codream_clients.journal import JournalError
+from codream_clients.words import visible
+from codream_protocols.charter import MAX_STEPS
+from codream_protocols.client import Certified, ClientProtocol, Compute, Effect, Ended, Notice, Send
+from codream_protocols.course import Array, Learner
 from codream_protocols.errors import (
     AddressRefused,
     AggregationFailed,
+    AttemptsUsed,
+    CharterRefused,
     HelloNeeded,
     LocalProtocolError,
     MalformedMessage,
+    PolicyViolation,
     ProtocolError,
     RemoteProtocolError,
-    RosterRefused,
     UnsupportedVersion,
+    WrongSum,
 )
 from codream_protocols.identity import Roster
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import (
     MAX_MESSAGE_BYTES,
     Beat,
+    EpochRecord,
     Farewell,
     Hello,
     Refusal,
-    ToServer,
+    ToClient,
     Welcome,
     decode_to_client,
     encode_message,
+    largest_message,
 )
-from codream_protocols.plan import Plan
-from codream_protocols.vectors import encode_vector
 
-MAX_FRAMES = 9
-Encoded = np.ndarray[Any, Any]
+MOST_BEAT_SECONDS = 60.0  # a server may ask for fewer beats; so few that it takes its clients for lost, it may not
+ASK_SECONDS = 20.0  # of silence, before a client asks whether the server is there
+HELLOS = 16.0, 4.0  # as many at once, and as many a second in the long run
+REFUSALS = 16.0, 2.0
+FOR_A_PERSON = (WrongSum, AttemptsUsed, PolicyViolation)
+
+Job = Compute | Certified
+Result = TypeVar("Result")
+
+
+class Allowance:
+    """How often something may be done: `burst` times at once, and `rate` times a second in the long run."""
+
+    def __init__(self, burst: float, rate: float) -> None:
+        self._burst, self._rate, self._left, self._at = burst, rate, burst, time.monotonic()
+
+    def take(self) -> bool:
+        """Whether it may be done once more now; if so, it counts."""
+        now = time.monotonic()
+        self._left, self._at = min(self._burst, self._left + (now - self._at) * self._rate), now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+    def add(self) -> None:
+        """It may be done once more."""
+        self._left += 1
 
 
 class ClientRunner:
     """Takes part in a federation until the server says farewell.
 
+    Its log says what a person should see: `error` what needs one, `warning` what was refused, `info` the rest.
+
+    Attributes:
+        compute_seconds: spent in computing for steps and in learning.
+
     Args:
         protocol: this client's protocol machine.
-        learner: computes the vectors.
+        learner: computes the vectors, and learns.
         roster: the verified roster.
         transport_secret: the client's CurveZMQ secret key, 32 bytes.
         transport_public: its public key, 32 bytes.
         address: where the server listens; None takes the roster's.
-        rounding: generator of the stochastic rounding.
+        prepare: called in the working thread before anything is computed, while the client is there already.
         patience: seconds without a word from the server before the client gives up.
+        most_steps: steps of the longest epoch; it bounds messages.
+        most_frame_bytes: bytes of the largest packed sum; nothing larger is received.
         log: where it says what happens; never a secret.
-        on_encoded: called with (plan, step, encoded vector) before it is masked: for a person's own folder, in a
-            demonstration on one machine; None, as in deployment, shows it to nobody.
     """
 
     def __init__(
@@ -79,172 +122,362 @@ class ClientRunner:
         transport_secret: bytes,
         transport_public: bytes,
         address: str | None = None,
-        rounding: np.random.Generator | None = None,
+        prepare: Callable[[], object] = lambda: None,
         patience: float = 600.0,
+        most_steps: int = MAX_STEPS,
+        most_frame_bytes: int = MAX_MESSAGE_BYTES,
         log: Any = None,
-        on_encoded: Callable[[Plan, int, Encoded], None] | None = None,
     ) -> None:
         self.compute_seconds = 0.0
-        self._protocol, self._learner, self._roster = protocol, learner, roster
+        self._protocol, self._learner, self._roster, self._prepare = protocol, learner, roster, prepare
         self._secret, self._public = transport_secret, transport_public
-        self._address = address or roster.server.address
-        self._rounding = rounding or np.random.default_rng()
-        self._patience, self._on_encoded = patience, on_encoded
+        self._address, self._patience = address or roster.server.address, patience
         self._log = log or structlog.get_logger()
+        self._most_frames = most_steps
+        resilient = protocol.charter.aggregation.mode == "resilient"
+        self._most_bytes = largest_message(len(roster.members), most_steps, resilient=resilient)
+        self._most_socket = max(self._most_bytes, most_frame_bytes)
         self._beat_seconds = 1.0
-        self._computing: asyncio.Task[list[Effect]] | None = None
-        self._over = False
+        self._progress = protocol.progress
+        self._jobs: deque[Job] = deque()
+        self._job: Job | None = None  # at work
+        self._farewell: Farewell | None = None
+        self._hellos, self._refusals, self._welcomes_due = Allowance(*HELLOS), Allowance(*REFUSALS), 0
+        self._heard = self._asked = 0.0
+        self._seen: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Take part until the server says farewell.
+        """Take part until the server says farewell, and all that was certified is learnt.
 
         Raises:
             AddressRefused: the address is none that can be connected to.
             AggregationFailed: the server gave up, or there was no word from it for longer than `patience`.
             UnsupportedVersion: the server speaks another version.
-            RosterRefused: the server holds another roster.
+            CharterRefused: the server holds another charter, so another roster or other settings.
+            Exception: whatever `prepare` raises, or the journal.
         """
+        self._turn, self._news = asyncio.Lock(), asyncio.Event()
+        self._asking, self._working = ThreadPoolExecutor(1, "protocol"), ThreadPoolExecutor(1, "learner")
         context = zmq.asyncio.Context()
-        self._socket = context.socket(zmq.DEALER)
+        self._heard = self._asked = time.monotonic()
+        self._socket = self._connected(context)
+        parts: list[asyncio.Task[None]] = []
         try:
-            self._configure(self._socket)
-            self._connect(self._socket)
-            await self._send(Send(Hello((PROTOCOL,), self._roster.hash)))
-            await self._listen()
+            await self._hello()
+            parts = [asyncio.ensure_future(part) for part in (self._listen(context), self._keep_beating())]
+            work = asyncio.ensure_future(self._work())
+            parts.append(work)
+            try:
+                await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+                for part in parts:
+                    if part.done():
+                        part.result()
+            except AggregationFailed:
+                await self._learn_what_is_left(work)
+                raise
         finally:
-            if self._computing is not None:
-                self._computing.cancel()
-            self._protocol.abandon()
-            self._socket.close(linger=1000)
-            context.destroy(linger=1000)
+            for part in parts:
+                part.cancel()
+            try:
+                await asyncio.gather(*parts, return_exceptions=True)
+            finally:  # also when it is cancelled a second time
+                self._working.shutdown(wait=False, cancel_futures=True)
+                self._asking.shutdown(wait=True, cancel_futures=True)
+                self._protocol.abandon()
+                self._socket.close(linger=1000)
+                context.destroy(linger=1000)
 
-    def _configure(self, socket: zmq.asyncio.Socket) -> None:
+    # -- the connection ---------------------------------------------
+
+    def _connected(self, context: zmq.asyncio.Context) -> zmq.asyncio.Socket:
+        socket = context.socket(zmq.DEALER)
         socket.curve_secretkey = z85.encode(self._secret)
         socket.curve_publickey = z85.encode(self._public)
         socket.curve_serverkey = z85.encode(self._roster.server.transport_key)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._most_socket)
         socket.setsockopt(zmq.SNDHWM, 64)
         socket.setsockopt(zmq.RCVHWM, 64)
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
-
-    def _connect(self, socket: zmq.asyncio.Socket) -> None:
         try:
             socket.connect(self._address)
         except zmq.ZMQError as error:
+            socket.close(linger=0)
             raise AddressRefused(
                 f"{self._address!r} ({zmq.strerror(error.errno or 0)})", "tcp://HOST:PORT, the server's"
             ) from error
+        return socket
 
-    async def _listen(self) -> None:
-        heard = beaten = time.monotonic()
-        receiving = asyncio.ensure_future(self._socket.recv_multipart())
-        try:
-            while not self._over:
-                waiting = {receiving, self._computing} - {None}
-                done, _ = await asyncio.wait(
-                    [task for task in waiting if task is not None],
-                    timeout=self._beat_seconds / 2,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                now = time.monotonic()
-                if receiving in done:
-                    heard = now
-                    await self._take([bytes(part) for part in receiving.result()])
-                    receiving = asyncio.ensure_future(self._socket.recv_multipart())
-                if self._computing is not None and self._computing.done():
-                    task, self._computing = self._computing, None
-                    await self._finish(task)
-                if now - beaten >= self._beat_seconds / 2:
-                    beaten = now
-                    await self._send(Send(Beat()))
-                if now - heard > self._patience:
-                    raise AggregationFailed(
-                        f"no word from the server for {self._patience:g} s", "a word now and then", "is it running?"
-                    )
-        finally:
-            receiving.cancel()
-            with contextlib.suppress(asyncio.CancelledError, zmq.ZMQError):
-                await receiving
+    async def _listen(self, context: zmq.asyncio.Context) -> None:
+        """Take what comes, one message after the other, until a farewell."""
+        while self._farewell is None:
+            receiving = asyncio.ensure_future(self._socket.recv_multipart())
+            try:
+                done: set[asyncio.Task[Any]] = set()
+                while not done:
+                    done, _ = await asyncio.wait([receiving], timeout=1.0)
+                    if not done and await self._after_silence(context):
+                        break
+            finally:
+                if not receiving.done():
+                    receiving.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, zmq.ZMQError):
+                        await receiving
+            if done:
+                await self._take([bytes(part) for part in receiving.result()])
+                self._heard = self._asked = time.monotonic()
+        await self._learnt_all()
 
-    async def _take(self, parts: list[bytes]) -> None:
-        try:
-            if not 1 <= len(parts) <= MAX_FRAMES:
-                raise MalformedMessage(f"{len(parts)} frames", f"1 to {MAX_FRAMES}")
-            message = decode_to_client(parts[0])
-            if isinstance(message, Welcome):
-                self._welcome(message)
-            elif isinstance(message, Refusal):
-                await self._refused_by_server(message)
-            else:
-                await self._perform(self._protocol.receive(message, tuple(parts[1:])))
-                if isinstance(message, Farewell):
-                    self._farewell(message)
-        except (UnsupportedVersion, RosterRefused, AggregationFailed):
-            raise
-        except RemoteProtocolError as error:
-            await self._refuse(error)
+    async def _after_silence(self, context: zmq.asyncio.Context) -> bool:
+        """Ask whether the server is there; if it does not say so, connect anew (returns True), or give up."""
+        now = time.monotonic()
+        if now - self._heard > self._patience:
+            raise AggregationFailed(
+                f"no word from the server for {self._patience:g} s", "a word now and then", "is it running?"
+            )
+        if now - self._asked < ASK_SECONDS:
+            return False
+        self._asked = now
+        if now - self._heard < 2 * ASK_SECONDS:
+            await self._hello()
+            return False
+        self._log.warning("silence", seconds=round(now - self._heard), address=self._address)
+        # Whatever answered at the address first may have ended ZeroMQ's own attempts for good.
+        self._socket.close(linger=0)
+        self._socket = self._connected(context)
+        await self._hello()
+        return True
 
-    async def _refused_by_server(self, message: Refusal) -> None:
-        self._log.warning("refused by the server", code=message.code, found=message.found)
-        for kind in (UnsupportedVersion, RosterRefused):
-            if message.code == kind.code:  # the Hello's; saying it again would change nothing
-                raise kind(message.found, message.allowed)
-        if message.code == HelloNeeded.code:
-            await self._send(Send(Hello((PROTOCOL,), self._roster.hash)))  # the server has been restarted
+    async def _keep_beating(self) -> None:
+        while True:
+            await asyncio.sleep(self._beat_seconds / 2)
+            await self._send(Send(Beat(*self._progress)))
 
-    def _farewell(self, message: Farewell) -> None:
-        self._log.info("farewell", reason=message.reason)
-        if message.plan:
-            return
-        if not message.completed:
-            raise AggregationFailed(f"a federation given up ({message.reason})", "one that comes to its end")
-        self._over = True
-
-    def _welcome(self, message: Welcome) -> None:
-        if message.version != PROTOCOL:
-            raise UnsupportedVersion(f"version {message.version!r}", PROTOCOL)
-        self._beat_seconds = message.beat_seconds
-        self._log.info("welcome", version=message.version)
-
-    async def _refuse(self, error: ProtocolError) -> None:
-        cause = {} if error.__cause__ is None else {"cause": str(error.__cause__)}
-        self._log.warning("refused", code=error.code, found=error.found, allowed=error.allowed, **cause)
-        await self._send(Send(Refusal(error.code, error.found[:512], error.allowed[:512])))
-
-    async def _perform(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Compute):
-                self._computing = asyncio.ensure_future(self._compute(effect, self._protocol.plan, self._computing))
-            else:
-                await self._send(effect)
-
-    async def _compute(
-        self, task: Compute, plan: Plan | None, earlier: asyncio.Task[list[Effect]] | None
-    ) -> list[Effect]:
-        if earlier is not None:  # the server went on without us; a thread cannot be stopped, so wait for it
-            await asyncio.gather(earlier, return_exceptions=True)
-        if plan is None or self._protocol.plan is not plan:  # the epoch that asked may be over by now
-            return []
-        started = time.perf_counter()
-        values = await asyncio.to_thread(self._learner.compute, task.task, task.arrays, task.clips)
-        self.compute_seconds += time.perf_counter() - started
-        if self._protocol.plan is not plan:
-            return []
-        vector = encode_vector(plan, task.step, task.clips, values, self._rounding)
-        if self._on_encoded is not None:
-            self._on_encoded(plan, task.step, vector)
-        return self._protocol.provide(task.step, vector)
-
-    async def _finish(self, task: asyncio.Task[list[Effect]]) -> None:
-        try:
-            await self._perform(task.result())
-        except (RemoteProtocolError, LocalProtocolError) as error:
-            await self._refuse(error)
+    async def _hello(self) -> None:
+        async with self._turn:
+            await self._send(Send(self._protocol.hello()))
 
     async def _send(self, effect: Send) -> None:
-        message: ToServer = effect.message
+        """Send without waiting: what is lost, beats and repeats bring back. Of Hellos, which are answered, not many."""
+        if isinstance(effect.message, Hello):
+            if not self._hellos.take():
+                return
+            self._welcomes_due += 1
         with contextlib.suppress(zmq.Again):
-            await self._socket.send_multipart([encode_message(message), *effect.frames], zmq.NOBLOCK)
+            await self._socket.send_multipart([encode_message(effect.message), *effect.frames], zmq.NOBLOCK)
+
+    # -- messages ---------------------------------------------
+
+    async def _take(self, parts: list[bytes]) -> None:
+        name, plan = "a message", b""
+        try:
+            if not 1 <= len(parts) <= 1 + self._most_frames:
+                raise MalformedMessage(f"{len(parts)} frames", f"1 to {1 + self._most_frames}")
+            message = await self._ask(lambda: decode_to_client(parts[0], self._most_bytes))
+            name, plan = type(message).__name__, plan_of(message)
+            if await self._is_for_the_machine(message):
+                await self._drive(lambda: self._protocol.receive(message, tuple(parts[1:])))
+            if isinstance(message, Farewell):
+                self._farewell = message
+                self._log.info("farewell", reason=visible(message.reason), completed=message.completed)
+        except (UnsupportedVersion, CharterRefused, JournalError):
+            raise
+        except (RemoteProtocolError, LocalProtocolError) as error:
+            await self._refuse(error, name, plan)
+
+    async def _is_for_the_machine(self, message: ToClient) -> bool:
+        """What concerns the connection is dealt with here."""
+        if isinstance(message, Welcome):
+            if message.version != PROTOCOL:
+                raise UnsupportedVersion(f"version {visible(message.version)}", PROTOCOL)
+            if not self._welcomes_due:
+                return False  # one for each Hello: it makes this client send what the server lost
+            self._welcomes_due -= 1
+            self._beat_seconds = min(message.beat_seconds, MOST_BEAT_SECONDS)
+            self._say("info", "welcome", version=message.version, certified=self._protocol.certified)
+            return True
+        if isinstance(message, Refusal):
+            self._say("warning", "refused-by-server", message.code, found=message.found, allowed=message.allowed)
+            for kind in (UnsupportedVersion, CharterRefused):
+                if message.code == kind.code:  # the Hello's; saying it again would change nothing
+                    raise kind(visible(message.found), visible(message.allowed), "compare roster.json and config.toml")
+            if message.code == HelloNeeded.code:
+                await self._hello()  # the server has been restarted
+            return False
+        return True
+
+    async def _refuse(self, error: ProtocolError, name: str, plan: bytes) -> None:
+        level = "error" if isinstance(error, FOR_A_PERSON) else "warning"
+        self._say(level, "refused", error.code, found=error.found, allowed=error.allowed, remedy=error.remedy)
+        if self._refusals.take():
+            await self._send(Send(refusal(error.code, name, plan)))
+
+    async def _drive(self, call: Callable[[], list[Effect]]) -> None:
+        """Ask the machine, and do what it says, in order, before it is asked again."""
+        async with self._turn:
+            try:
+                effects = await self._ask(call)
+            finally:
+                self._progress = self._protocol.progress
+            for effect in effects:
+                if isinstance(effect, Send):
+                    await self._send(effect)
+                elif isinstance(effect, Compute):
+                    self._queue(effect)
+                elif isinstance(effect, Certified):
+                    self._hellos.add()  # one for each epoch that a late client catches up with
+                    self._log.info("certified", number=effect.number, head=effect.head.hex()[:16])
+                    self._queue(effect)
+                elif isinstance(effect, Ended):
+                    self._ended(effect)
+                elif isinstance(effect, Notice):
+                    self._say("warning", "notice", found=effect.text)
+
+    def _ended(self, effect: Ended) -> None:
+        if effect.wrong_sum:
+            self._log.error(
+                "wrong-sum",
+                found=visible(effect.reason),
+                remedy="nothing of this epoch is learnt; ask the administrator who runs the server",
+            )
+        else:
+            self._say("warning", "epoch-given-up", found=effect.reason)
+
+    def _say(self, level: str, event: str, code: str = "", **words: str | int) -> None:
+        """Write a line, whose text may come from the network; of a flood, ever fewer."""
+        self._seen[f"{event} {code}"] += 1
+        count = self._seen[f"{event} {code}"]
+        if count > 100 and count & (count - 1):
+            return
+        shown = {name: visible(value) if isinstance(value, str) else value for name, value in words.items() if value}
+        if code:
+            shown["code"] = code
+        if count > 100:
+            shown["count"] = count
+        getattr(self._log, level)(event, **shown)
+
+    async def _ask(self, call: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._asking, call)
+
+    # -- work ---------------------------------------------
+
+    def _queue(self, job: Job) -> None:
+        if isinstance(job, Compute):  # one vector is waited for; from an epoch's first step a learner knows it began
+            self._jobs = deque(one for one in self._jobs if not isinstance(one, Compute) or self._begins(one))
+        self._jobs.append(job)
+        self._news.set()
+
+    def _begins(self, job: Compute) -> bool:
+        return job.step == 0 and job.plan == self._progress[0]
+
+    async def _work(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._working, self._prepare)
+        self._log.info("prepared")
+        while True:
+            while not self._jobs:
+                self._news.clear()
+                await self._news.wait()
+            self._job = self._jobs.popleft()
+            await self._do(self._job)
+            self._job = None
+
+    async def _do(self, job: Job) -> None:
+        started = time.perf_counter()
+        if isinstance(job, Certified):
+            await self._learn(job)
+        elif self._farewell is None and (self._begins(job) or self._wanted(job)):
+            values = await self._computed(job)
+            self.compute_seconds += time.perf_counter() - started
+            await self._provide(job, values)
+            return
+        self.compute_seconds += time.perf_counter() - started
+
+    def _wanted(self, job: Compute) -> bool:
+        """Whether the epoch is still at the step that a computation is for."""
+        return self._progress == (job.plan, job.step)
+
+    async def _learn(self, job: Certified) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._working, self._learner.learn, job.number, job.publication)
+        except Exception as error:  # what is certified stays so, and the others wait for this client's vectors
+            self._failed("learning-failed", error, number=job.number)
+        else:
+            self._log.info("learnt", number=job.number)
+
+    async def _computed(self, job: Compute) -> Mapping[str, Array] | None:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._working, self._learner.compute, job.task, job.spec)
+        except Exception as error:  # zeros are sent in its place: nobody is told
+            self._failed("computation-failed", error, task=job.task.name, step=job.step)
+            return None
+
+    async def _provide(self, job: Compute, values: Mapping[str, Array] | None) -> None:
+        def provide() -> list[Effect]:
+            try:
+                return self._protocol.provide(job.plan, job.step, values)
+            except JournalError:
+                raise
+            except (LocalProtocolError, TypeError, ValueError) as error:
+                if values is None:
+                    raise
+                self._failed("computation-failed", error, task=job.task.name, step=job.step)
+                return self._protocol.provide(job.plan, job.step, None)
+
+        await self._drive(provide)
+
+    def _failed(self, event: str, error: Exception, **where: Any) -> None:
+        self._say("error", event, found=f"{type(error).__name__}: {error}", **where)
+
+    @property
+    def _has_to_learn(self) -> bool:
+        return any(isinstance(job, Certified) for job in (self._job, *self._jobs))
+
+    async def _learnt_all(self) -> None:
+        """The federation is over: learn what is left, and say how it ended."""
+        while self._has_to_learn:
+            await asyncio.sleep(0.02)
+        assert self._farewell is not None  # noqa: S101 - what this waited for
+        if not self._farewell.completed:
+            raise AggregationFailed(
+                f"a federation given up ({visible(self._farewell.reason)})", "one that comes to its end"
+            )
+
+    async def _learn_what_is_left(self, work: asyncio.Task[None]) -> None:
+        while self._has_to_learn and not work.done():
+            await asyncio.sleep(0.02)
+
+
+ALLOWED: Mapping[str, str] = {
+    "malformed": "a message of this protocol",
+    "policy": "what this client's own policy permits",
+    "unsafe-plan": "a plan that keeps the protocol's promises",
+    "unexpected": "a message that the present state takes",
+    "wrong-context": "a message of the epoch and step in force",
+    "cohort": "whole blocks of the charter, this client among them",
+    "share": "seals and shares as they were sent",
+    "second-survivor-set": "one set of survivors a step",
+    "inconsistent-survivors": "enough signatures over one set of survivors",
+    "vector": "a sum of this step's form",
+    "head": "an epoch after this client's head",
+    "bound": "the epoch that this client has voted for",
+    "attempts": "a charter that follows this one",
+    "wrong-sum": "the sum of the survivors' inputs",
+    "certificate": "votes of enough members for the same sums",
+    "bad-signature": "the signature of the roster's member",
+}
+
+
+def plan_of(message: ToClient) -> bytes:
+    """The digest of the plan that a message is about; empty if it is about none."""
+    if isinstance(message, EpochRecord):
+        return message.advertisements[0].plan
+    return bytes(getattr(message, "plan", b""))
+
+
+def refusal(code: str, message: str, plan: bytes = b"") -> Refusal:
+    """What the server is told of a refused message: constant for its code, and the message's kind and plan."""
+    return Refusal(code, message, ALLOWED.get(code, "a message that this client takes"), plan)

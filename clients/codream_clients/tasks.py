@@ -1,111 +1,115 @@
-"""A participant's answers to the server's tasks, as the blocks of a step's vector.
+"""A participant's answers to the steps of CoDream's course, as the blocks of each step's vector.
 
-The runner, the in-process federation and the threat suite call `Learner.compute`; none of them knows of models.
+    learner = DreamLearner(participant, weight=..., tells_accuracy=..., on_metrics=..., adaptive=...)
+
+The runner and the simulation call `compute` and `learn` (`codream_protocols.course.Learner`); neither knows of models.
+The other courses' learners: `parameter_tasks` (FedAvg, FedProx, MOON, SCAFFOLD), `generator_tasks` (CoDream-fast) and
+`function_learner` (sums, and functions of one's own).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from codream_clients.ledger import LedgerError
 from codream_clients.participant import Metrics, Participant
+from codream_clients.student import AdaptiveTerm
+from codream_protocols.course import Array, Publication, Task
+from codream_protocols.courses.codream import UPDATE
+from codream_protocols.courses.labels import LOGITS
+from codream_protocols.courses.metrics import COUNTS, METRICS
 from codream_protocols.errors import VectorRefused
 from codream_protocols.ring import clipped_fraction
-from codream_protocols.tasks import LEARN, LOGITS, METRIC_NAMES, METRICS, UPDATE
+from codream_protocols.specs import VectorSpec
 
-Values = Mapping[str, np.ndarray[Any, Any]]
-Arrays = Sequence[np.ndarray[Any, np.dtype[np.float32]]]
+Values = dict[str, Array]
+OnMetrics = Callable[[Metrics], object]
 
 
-class Learner(Protocol):
-    """Whatever computes the vectors of a client."""
-
-    def compute(self, task: str, arrays: Arrays, clips: Sequence[float]) -> Values:
-        """The blocks of one step's vector, from its public arrays; `clips` are the bounds they will be encoded with."""
+def metrics_values(counts: tuple[int, int, int, int], *, tells: bool) -> Values:
+    """The blocks of a step of metrics: `participant.Participant.counts`, or zeros from who does not tell."""
+    return {name: np.array([count if tells else 0]) for name, count in zip(COUNTS, counts, strict=True)}
 
 
 class DreamLearner:
     """A `Participant` behind the tasks of CoDream.
 
     Args:
-        participant: the learning.
-        weight: this client's secret weight in dream updates, in (0, 1]; without effect where `noised`.
-        noised: whether the federation has client-level noise: then updates are the change of the dreams and no more.
-        shape: (C, H, W) of the images it agrees to dream.
-        classes: K of the soft labels that it takes; None takes any. There must be one for each dream and each view.
-        tells_accuracy: whether the server gets this client's accuracies in the sum; if not, it gets what a client
-            without test images says.
-        on_metrics: called with the metrics after each acquisition, for the client's own folder.
+        participant: the learning; its views, way and clips are those of the course's settings.
+        weight: this client's secret weight in dream updates, in (0, 1]; without effect where there is noise.
+        tells_accuracy: whether its counts are in the sum of metrics; if not, zeros are, as of who has no images.
+        on_metrics: called with the metrics after each round learnt, for the client's own folder.
+        adaptive: the adaptive term, trained here and added to this client's own dream loss; None leaves it out.
     """
 
     def __init__(
         self,
         participant: Participant,
         *,
-        shape: tuple[int, int, int],
-        classes: int | None = None,
         weight: float = 1.0,
-        noised: bool = False,
         tells_accuracy: bool = True,
-        on_metrics: Any = lambda metrics: None,
+        on_metrics: OnMetrics = lambda metrics: None,
+        adaptive: AdaptiveTerm | None = None,
     ) -> None:
         self._participant, self._weight, self._on_metrics = participant, weight, on_metrics
-        self._shape, self._classes, self._noised = shape, classes, noised
-        self._tells_accuracy = tells_accuracy
+        self._tells_accuracy, self._adaptive, self._rounds = tells_accuracy, adaptive, 0
 
-    def compute(self, task: str, arrays: Arrays, clips: Sequence[float]) -> Values:
+    def compute(self, task: Task, spec: VectorSpec) -> Mapping[str, Array]:
         """See `Learner`.
 
         Raises:
-            VectorRefused: an unknown task, arrays of another form than it has, or a privacy budget that is spent.
+            VectorRefused: an unknown task.
         """
-        expected = 2 if task in (METRICS, LEARN) else 1
-        if len(arrays) != expected or arrays[0].ndim != 4 or arrays[0].shape[1:] != self._shape:
-            raise VectorRefused(
-                f"arrays of shapes {[array.shape for array in arrays]} for task {task!r}",
-                f"{expected}, the first of shape (B, {', '.join(map(str, self._shape))})",
-            )
-        dreams = np.array(arrays[0])  # torch wants a writable copy
-        if task == UPDATE:
-            share = self._participant.dream_update(dreams)
-            clipped = np.clip(share.delta, -clips[0], clips[0])
-            if self._noised:
-                return {"dreams": clipped}
-            return {
-                "dreams": clipped * self._weight,
-                "weight": np.array([self._weight]),
-                "entropy": np.array([share.entropy * self._weight]),
-                "clipped": np.array([clipped_fraction(share.delta, clips[0]) * self._weight]),
-            }
-        if task == LOGITS:
-            labels = self._participant.soft_labels(dreams)
+        if task.name == METRICS:
+            return metrics_values(self._participant.counts, tells=self._tells_accuracy)
+        if task.name == UPDATE:
+            return self._update(np.array(task.arrays["dreams"]), spec)  # torch wants a writable copy
+        if task.name == LOGITS:
+            labels = self._participant.soft_labels(np.array(task.arrays["dreams"]))
             return {"numerators": labels.numerators, "denominators": labels.denominators}
-        if task in (METRICS, LEARN):
-            self._check_labels(len(dreams), arrays[1])
-            metrics = self._acquire(dreams, np.array(arrays[1]))
-            self._on_metrics(metrics)
-            if task == LEARN:
-                return {"done": np.ones(1)}
-            return {"metrics": _figures(metrics) if self._tells_accuracy else np.zeros(len(METRIC_NAMES))}
-        raise VectorRefused(f"task {task!r}", f"{UPDATE}, {LOGITS}, {METRICS} or {LEARN}")
+        raise VectorRefused(f"task {task.name!r}", f"{METRICS}, {UPDATE} or {LOGITS}")
 
-    def _acquire(self, dreams: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Metrics:
+    def learn(self, number: int, publication: Publication) -> None:
+        """See `Learner`; nothing is learnt from an epoch of metrics alone.
+
+        Raises:
+            LedgerError: the budget allows no training on own data; the model stays as the dreams have made it.
+        """
+        self._rounds = number
+        if "dreams" not in publication:
+            return
+        dreams, labels = np.array(publication["dreams"]), np.array(publication["soft_labels"])
         try:
-            return self._participant.acquire(dreams, labels)
-        except LedgerError as error:
-            # What is spent follows from how many records there are, so the server is not told; the log is.
-            raise VectorRefused("training past the privacy budget", "what the ledger still allows") from error
+            metrics = self._participant.acquire(dreams, labels)
+        except LedgerError:
+            self._on_metrics(self._participant.measure())
+            raise
+        self._on_metrics(metrics)
+        if self._adaptive is not None:
+            self._adaptive.student.learn(number, dreams, labels)
 
-    def _check_labels(self, batch: int, labels: np.ndarray[Any, Any]) -> None:
-        count = batch * (1 + self._participant.settings.views)
-        if labels.ndim != 2 or len(labels) != count or labels.shape[1] != (self._classes or labels.shape[1]):
-            raise VectorRefused(f"soft labels of shape {labels.shape}", f"({count}, {self._classes or 'K'})")
+    def recall(self, number: int, publication: Publication) -> None:
+        """A round that an earlier process of this client has learnt: for the window and the student, in order."""
+        self._rounds = number
+        if "dreams" not in publication:
+            return
+        dreams, labels = np.array(publication["dreams"]), np.array(publication["soft_labels"])
+        self._participant.recall(dreams, labels)
+        if self._adaptive is not None:
+            self._adaptive.student.learn(number, dreams, labels)
 
-
-def _figures(metrics: Metrics) -> np.ndarray[Any, Any]:
-    """What leaves the client: 0 for its accuracy on its own images where they are private, as without test images."""
-    tested = metrics.accuracy is not None
-    return np.array([metrics.accuracy or 0.0, float(tested), metrics.train_accuracy or 0.0])
+    def _update(self, dreams: Array, spec: VectorSpec) -> Values:
+        extra = None if self._adaptive is None else self._adaptive.term(self._rounds)
+        share = self._participant.dream_update(dreams, extra=extra)
+        clip = spec.blocks[0].clip
+        clipped = np.clip(share.delta, -clip, clip)
+        if spec.noise is not None:  # weights are 1 for everybody, and no figures are told
+            return {"dreams": clipped}
+        return {
+            "dreams": clipped * self._weight,
+            "weight": np.array([self._weight]),
+            "entropy": np.array([share.entropy * self._weight]),
+            "clipped": np.array([clipped_fraction(share.delta, clip) * self._weight]),
+        }

@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from codream_clients.augmentation import augment_batch, augmentation_generator
 from codream_clients.datasets import LabelledImages
+from codream_clients.learning_settings import Schedule as Schedule
 
-Schedule = Literal["constant", "cosine"]
 AT_CHANCE = 0.95  # of the loss of a guess: one pass's mean is noisy
 
 

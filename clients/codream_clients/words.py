@@ -1,0 +1,15 @@
+"""Text from the network, as it may be shown to a person."""
+
+from __future__ import annotations
+
+MOST_SHOWN = 512
+
+
+def visible(text: str, most: int = MOST_SHOWN) -> str:
+    """The text on one line, cut to `most` characters, with all that moves a cursor or turns a line's order escaped.
+
+    Control characters, line ends, escape sequences and the marks that write text from right to left become such as
+    `\\x1b`, so that a terminal shows what was sent and does nothing of it.
+    """
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
