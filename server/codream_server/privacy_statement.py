@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from codream_protocols.charter import Charter
+from codream_protocols.courses.codream import ClientPrivacy, DreamSettings
 from codream_protocols.distributed_noise import multiplier_for
 from codream_protocols.zcdp import epsilon_of, rho_of
-from codream_server.settings import AggregationSettings, ClientPrivacySettings, DreamSettings
 
 
-def noise_multiplier_of(privacy: ClientPrivacySettings, dreams: DreamSettings) -> float:
+def noise_multiplier_of(privacy: ClientPrivacy, dreams: DreamSettings) -> float:
     """The noise, over the sensitivity, that every noised sum of the federation needs so that all keep the budget."""
     rounds = dreams.rounds + privacy.spare_rounds
     return multiplier_for(privacy.epsilon, privacy.delta, rounds * dreams.revealing_steps)
@@ -24,7 +25,7 @@ class ClientPrivacyStatement:
         delta: in (0, 1).
         epsilon_spent: what the steps that were begun cost, failed ones included; rho_spent likewise.
         noise_multiplier: deviation of the noise of the fewest honest survivors, over the sensitivity.
-        honest_shares: how many shares make up that noise: least survivors minus colluders.
+        honest_shares: how many shares make up that noise: those of the fewest honest members of any sum.
         colluders: clients that may reveal their own shares to the server.
         excess_noise: variance in a sum over the whole roster, over the variance that the promise needs.
         update_norm, logit_norm: Euclidean bounds, in units of the clips.
@@ -50,15 +51,10 @@ class ClientPrivacyStatement:
 
 
 def client_privacy_statement(
-    privacy: ClientPrivacySettings,
-    dreams: DreamSettings,
-    aggregation: AggregationSettings,
-    *,
-    members: int,
-    spent_rho: float,
+    privacy: ClientPrivacy, dreams: DreamSettings, charter: Charter, *, spent_rho: float
 ) -> ClientPrivacyStatement:
-    """The statement of a federation of `members` clients that has spent `spent_rho` so far."""
-    honest = aggregation.least_survivors - aggregation.colluders
+    """The statement of a charter's federation that has spent `spent_rho`, in zCDP, so far."""
+    honest = charter.least_honest
     rho = rho_of(privacy.epsilon, privacy.delta)
     return ClientPrivacyStatement(
         epsilon=privacy.epsilon,
@@ -68,8 +64,8 @@ def client_privacy_statement(
         rho_spent=spent_rho,
         noise_multiplier=noise_multiplier_of(privacy, dreams),
         honest_shares=honest,
-        colluders=aggregation.colluders,
-        excess_noise=members / honest,
+        colluders=charter.aggregation.colluders,
+        excess_noise=charter.members / honest,
         update_norm=privacy.update_norm,
         logit_norm=privacy.logit_norm,
     )

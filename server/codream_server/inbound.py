@@ -1,0 +1,131 @@
+"""What the network may send: bounds by plan and phase, and rates by kind. All of it is checked before work is done.
+
+A message is parsed only up to the size that an honest member's can have in the present phase, and frames are looked at
+only if they have exactly the size that the plan gives them. Records of whole epochs, which a server that lost some is
+given back, may come in any phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from codream_protocols.charter import MAX_STEPS, Plan, derive_plan
+from codream_protocols.errors import VectorRefused
+from codream_protocols.messages import (
+    Beat,
+    EpochRecord,
+    Hello,
+    MaskedInput,
+    Refusal,
+    ToServer,
+    decode_to_server,
+    largest_message,
+)
+from codream_protocols.packing import packed_size
+from codream_protocols.server import Effect, SendTo, ServerProtocol
+from codream_server.patience import Clock, RateLimit
+
+_RECORD = b"\xacepoch-record"  # an EpochRecord's tag, the first of its elements
+
+
+class Sized(Protocol):
+    """Bytes that need not have been copied yet."""
+
+    def __len__(self) -> int: ...
+
+
+class Bounds:
+    """What a member may send to this server."""
+
+    def __init__(self, protocol: ServerProtocol) -> None:
+        self._protocol = protocol
+        self._resilient = protocol.charter.aggregation.mode == "resilient"
+
+    @property
+    def socket(self) -> int:
+        """Bytes of the largest message or frame of any phase: what the socket itself bounds."""
+        charter, course = self._protocol.charter, self._protocol.course
+        message = largest_message(charter.members, MAX_STEPS, resilient=self._resilient)
+        return max(message, *(4 * spec.words for spec in course.specs(charter.least_honest)))
+
+    def parse(self, data: bytes) -> ToServer:
+        """Decode a message within the present phase's bound; raises `MalformedMessage`."""
+        most = self._protocol.largest_message
+        if data[1 : 1 + len(_RECORD)] == _RECORD:
+            course, certified = self._protocol.course, self._protocol.certified
+            steps = len(course.schedule(min(certified, max(0, course.epochs - 1))))
+            most = largest_message(self._protocol.charter.members, steps, resilient=self._resilient)
+        return decode_to_server(data, most)
+
+    def check_frames(self, message: ToServer, frames: Sequence[Sized]) -> None:
+        """Refuse frames of another number or size than the plan says.
+
+        Raises:
+            VectorRefused: what was found, what is allowed.
+            RemoteProtocolError: a record's offer from which no plan follows.
+        """
+        sizes = [len(frame) for frame in frames]
+        plan = self._protocol.plan
+        if isinstance(message, EpochRecord):
+            if len(message.steps) != len(sizes):
+                raise VectorRefused(f"{len(sizes)} sums for {len(message.steps)} steps", "one a step")
+            if message.offer.head != self._protocol.head:
+                return  # known, or not yet of use: nothing of it will be looked at
+            follows = derive_plan(
+                self._protocol.charter, self._protocol.course, message.offer, self._protocol.certified
+            )
+            allowed = [_size(follows, step) for step in range(follows.steps)]
+            if sizes != allowed:
+                raise VectorRefused(f"sums of {sum(sizes)} bytes", f"{follows.steps} of {sum(allowed)} bytes")
+        elif isinstance(message, MaskedInput):
+            if len(sizes) != 1:
+                raise VectorRefused(f"{len(sizes)} frames behind a masked input", "one")
+            if plan is not None and message.step < plan.steps and sizes[0] != _size(plan, message.step):
+                raise VectorRefused(f"a frame of {sizes[0]} bytes", f"{_size(plan, message.step)} bytes")
+        elif sizes:
+            raise VectorRefused(f"{len(sizes)} frames behind {type(message).__name__}", "none")
+
+
+def _size(plan: Plan, step: int) -> int:
+    return packed_size(plan.spec(step).words, plan.modulus_bits)
+
+
+class Rates:
+    """One member's rates. What costs others time, and needs no key, is bounded.
+
+    Args:
+        beat: seconds between two beats; a client that beats twice as often as it must is not over any limit.
+        clock: seconds.
+    """
+
+    def __init__(self, beat: float, clock: Clock) -> None:
+        beats = max(10.0, 4 / beat)
+        self.kinds = {
+            Hello: RateLimit(5, 1.0, clock),
+            Refusal: RateLimit(20, 10.0, clock),
+            Beat: RateLimit(max(20, int(2 * beats)), beats, clock),
+            EpochRecord: RateLimit(10, 1.0, clock),
+        }
+        self._heads: set[bytes] = set()
+        self.answers = RateLimit(20, 10.0, clock)
+        """Refusals that it is sent: a flood of nonsense must not become one of answers."""
+
+    def over_limit(self, message: ToServer) -> int:
+        """0 if the message may be looked at; else how many of its kind were dropped so far."""
+        limit = self.kinds.get(type(message))
+        return 0 if limit is None or limit.admits() else limit.over
+
+    def was_of_use(self) -> None:
+        """A record that brought this server further does not count, nor the Hello for the next: many may come."""
+        self.kinds[EpochRecord].give_back()
+        self.kinds[Hello].give_back()
+
+    def caught_up(self, message: Hello, effects: Iterable[Effect]) -> None:
+        """A Hello upon which the member is sent the next epoch that it lacks does not count, once for each epoch."""
+        sent = [effect.message for effect in effects if isinstance(effect, SendTo)]
+        if message.head not in self._heads and any(
+            isinstance(one, EpochRecord) and one.offer.head == message.head for one in sent
+        ):
+            self._heads.add(message.head)
+            self.kinds[Hello].give_back()

@@ -1,0 +1,96 @@
+"""What the server keeps of each connected member: where it is, when it was heard, and what still has to go out to it.
+
+Messages for a member wait in its own queue, so that one that does not read holds up nobody else; what exceeds the
+bound is thrown away, and the member is lost until it says Hello. The answer to a Hello tells a member all that it
+lacks, so it takes the place of whatever was waiting. In the same way a connection that moved, broke or was given up on
+is only good again after a Hello.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+MOST_QUEUED_BYTES = 256 << 20
+FIRST_RESEND, LAST_RESEND = 3.0, 60.0  # seconds before a sum that does not seem to have arrived is sent again
+
+
+@dataclass
+class Traffic:
+    """Application bytes of one member, frames and messages, without ZeroMQ's and CURVE's own.
+
+    Attributes:
+        up: sent by the member.
+        down: sent to it.
+        setup: of `up`, Hello and the set-up of epochs.
+        payload: of `up`, packed vectors.
+    """
+
+    up: int = 0
+    down: int = 0
+    setup: int = 0
+    payload: int = 0
+
+
+@dataclass
+class Peer:
+    """A member that has said Hello in this process.
+
+    Attributes:
+        route: ZeroMQ's name of its connection.
+        heard: when it was last heard, on the patient clock.
+        present: whether it counts as there.
+        needs_hello: whether it has missed messages, and must say Hello before it is sent any others.
+    """
+
+    route: bytes
+    heard: float
+    present: bool = True
+    needs_hello: bool = False
+    queue: deque[tuple[int, list[bytes]]] = field(default_factory=deque)
+    _queued: int = 0
+    _progress: tuple[bytes, int] = (b"", 0)
+    _resend_gap: float = FIRST_RESEND
+    _resend_at: float = 0.0
+
+    def put(self, parts: list[bytes], *, shared: bool) -> bool:
+        """Queue a message; False if there is too much already.
+
+        Args:
+            parts: route, message and frames.
+            shared: whether the frames are kept anyway, as certified sums are, and so take no further memory.
+        """
+        cost = sum(map(len, parts[:2] if shared else parts))
+        self._queued += cost
+        self.queue.append((cost, parts))
+        return self._queued <= MOST_QUEUED_BYTES
+
+    def sent(self) -> None:
+        """Take the first message off the queue: it went out."""
+        cost, _ = self.queue.popleft()
+        self._queued -= cost
+
+    def clear(self) -> None:
+        """Throw away what waits."""
+        self.queue.clear()
+        self._queued = 0
+
+    def leave(self) -> None:
+        """It has missed something, or will: nothing more is sent before it says Hello."""
+        self.needs_hello = True
+        self.clear()
+
+    # A sum that was only just sent is not sent again because a beat says that it has not arrived yet.
+
+    def told_sum(self, now: float) -> None:
+        """A sum goes out to it."""
+        self._resend_at = now + self._resend_gap
+
+    def may_resend(self, progress: tuple[bytes, int], now: float) -> bool:
+        """Whether sums it says that it lacks may be sent again: after 3 s, then each time after twice as long."""
+        if progress != self._progress:
+            self._progress, self._resend_gap = progress, FIRST_RESEND
+        if self.queue or now < self._resend_at:
+            return False
+        self._resend_gap = min(2 * self._resend_gap, LAST_RESEND)
+        return True

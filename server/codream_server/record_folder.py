@@ -1,0 +1,176 @@
+"""What a server keeps on disk, and what anybody can verify: the public record of a charter.
+
+    roster.json           the signed roster, byte for byte
+    charter.json          the charter's settings, byte for byte
+    epoch-00000.record    the certified epochs, in order; numbers count those of predecessors
+
+An epoch's file is complete, or not there: it is written apart, synced and renamed, and the folder is synced, before its
+certificate is sent to anybody. A server that starts again reads all of them and goes on from the last.
+
+One process holds the folder at a time. The descriptor for the next file is opened in advance, so that an epoch can
+still be kept when the process has run out of them. A disk that fails is the caller's to tell of; the same epoch may be
+written again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from pathlib import Path
+
+from codream_protocols.errors import LocalProtocolError, MalformedMessage
+from codream_protocols.record import Kept
+from codream_protocols.record_file import parse_record, record_bytes
+
+ROSTER, CHARTER, NEXT = "roster.json", "charter.json", "next.partial"
+_RECORD_NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
+
+
+class RecordFolderRefused(LocalProtocolError):
+    """A folder that holds another federation's record, whose files are not whole, or that another server uses."""
+
+    code = "record-folder"
+
+
+class RecordFolder:
+    """The record of one charter on disk; a `ServerJournal`.
+
+    Args:
+        folder: made if it is not there.
+        roster: the bytes of the signed roster.
+        charter: the bytes of the charter's settings.
+        first: how many epochs the charter's predecessors had certified.
+
+    Raises:
+        RecordFolderRefused: the folder holds the record of another roster or charter, or a file is missing.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, roster: bytes, charter: bytes, first: int = 0) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        self._directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._next: int | None = None
+        self._newest: Kept | None = None
+        try:
+            self._lock()
+            for name, data in ((ROSTER, roster), (CHARTER, charter)):
+                self._keep_same(name, data)
+            numbers = self._numbers()
+            if numbers != list(range(first, first + len(numbers))):
+                raise RecordFolderRefused(
+                    f"records of epochs {numbers} in {folder}",
+                    f"all from {first} on",
+                    "put back the file that is missing",
+                )
+            self._number = first + len(numbers)
+            self._first = first
+            self._open_next()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the folder; what is in it stays."""
+        if self._next is not None:
+            os.close(self._next)
+            self._next = None
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+
+    def epochs(self) -> list[Kept]:
+        """The certified epochs, oldest first, as they were written; what they are worth, their reader checks.
+
+        Raises:
+            RecordFolderRefused: a file that is no record.
+        """
+        return [self._read(number) for number in range(self._first, self._number)]
+
+    def recall(self, place: int) -> Kept:
+        """See `ServerJournal`.
+
+        Raises:
+            OSError: the file cannot be read now.
+            RecordFolderRefused: it is no record any more.
+        """
+        number = self._first + place
+        return self._newest if self._newest is not None and number == self._number - 1 else self._read(number)
+
+    def _read(self, number: int) -> Kept:
+        path = self.folder / record_name(number)
+        try:
+            return parse_record(path.read_bytes())
+        except MalformedMessage as error:
+            raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "put back the whole file") from error
+
+    def certified(self, kept: Kept) -> None:
+        """See `ServerJournal`: returns once the epoch is on disk.
+
+        Raises:
+            OSError: it is not; call again.
+        """
+        descriptor = self._open_next()
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        _write_whole(descriptor, record_bytes(kept))
+        os.fsync(descriptor)
+        os.rename(NEXT, record_name(self._number), src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        os.close(descriptor)
+        self._next = None
+        os.fsync(self._directory)
+        self._number += 1  # only now: an epoch that must be written again takes the same name
+        self._newest = kept  # what is asked for most, and what must be there although the disk fails
+        try:
+            self._open_next()
+        except OSError:
+            return  # the epoch is kept; the next one tries again
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecordFolderRefused(
+                f"{self.folder} in use", "one server for a record folder", "this server is running already"
+            ) from None
+
+    def _open_next(self) -> int:
+        if self._next is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            self._next = os.open(NEXT, flags, 0o644, dir_fd=self._directory)
+        return self._next
+
+    def _keep_same(self, name: str, data: bytes) -> None:
+        path = self.folder / name
+        if path.exists():
+            if path.read_bytes() != data:
+                raise RecordFolderRefused(
+                    f"another {name} in {self.folder}",
+                    "the one that this federation has",
+                    "a new charter needs a record folder of its own",
+                )
+            return
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        os.fsync(self._directory)
+
+    def _numbers(self) -> list[int]:
+        return sorted(
+            int(found[1]) for found in (_RECORD_NAME.match(path.name) for path in self.folder.iterdir()) if found
+        )
+
+
+def record_name(number: int) -> str:
+    """The file of an epoch, which was certified after `number` others."""
+    return f"epoch-{number:05d}.record"
+
+
+def _write_whole(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
