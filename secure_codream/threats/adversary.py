@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
+import msgspec
 import numpy as np
 
-from codream_protocols import keyschedule, shamir
+from codream_protocols import chain as links
+from codream_protocols import hybrid, keyschedule, shamir
+from codream_protocols import server as server_module
+from codream_protocols.charter import Offer
 from codream_protocols.client import Send
+from codream_protocols.encoding import integers
 from codream_protocols.identity import Signer
 from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.masks import add_mask
 from codream_protocols.messages import (
     Advertisement,
     Advertisements,
+    Invitation,
     MaskedInput,
-    PlanOffer,
-    SealedShare,
-    ShareDelivery,
-    Shares,
+    Published,
+    Seal,
+    SealDelivery,
+    Seals,
     SignedBy,
     Survivors,
     SurvivorSignatures,
     UnmaskShares,
     survivor_statement,
 )
-from codream_protocols.packing import unpack
-from secure_codream.threats.federation import Federation, Stuck
+from codream_protocols.packing import pack, unpack
+from codream_protocols.resilient import ResilientKeys
+from codream_protocols.tag import TagKey, tag_bytes, tag_number
+from secure_codream.threats.federation import Federation, Packet, Stuck
 
 Words = np.ndarray[Any, Any]
 
@@ -36,7 +46,7 @@ Words = np.ndarray[Any, Any]
 
 
 def advertisements(federation: Federation) -> dict[int, Advertisement]:
-    """Everyone's advertisement, as the clients sent them."""
+    """Everyone's newest advertisement, as the clients sent them."""
     found = {}
     for item in federation.sent:
         if isinstance(item.message, Advertisement):
@@ -44,23 +54,34 @@ def advertisements(federation: Federation) -> dict[int, Advertisement]:
     return found
 
 
-def masked_input(federation: Federation, step: int, member: int) -> Words:
-    """A member's masked vector, off the wire."""
-    for item in federation.sent:
+def vector_sent(federation: Federation, step: int, member: int) -> Packet:
+    """The packet of a member's newest masked vector of a step."""
+    for item in reversed(federation.sent):
         message = item.message if item.kind is MaskedInput and item.member == member else None
         if isinstance(message, MaskedInput) and message.step == step:
-            length = federation.plan.spec(step).words
-            return unpack(item.frames[0], length, federation.plan.modulus_bits)
+            return item
     raise LookupError(f"no masked input of member {member} for step {step}")
 
 
-def broadcast_digest(federation: Federation, step: int) -> bytes:
-    """The digest that the step's masked inputs name."""
-    for item in federation.sent:
+def masked_input(federation: Federation, step: int, member: int) -> Words:
+    """A member's masked vector, off the wire."""
+    item = vector_sent(federation, step, member)
+    return unpack(item.frames[0], federation.plan.spec(step).words, federation.plan.modulus_bits)
+
+
+def chain_of(federation: Federation, step: int, member: int | None = None) -> bytes:
+    """The chain that a member's masked vector of a step names; anybody's if no member is given."""
+    for item in reversed(federation.sent):
         message = item.message if item.kind is MaskedInput else None
-        if isinstance(message, MaskedInput) and message.step == step:
-            return message.broadcast
+        if isinstance(message, MaskedInput) and message.step == step and member in (None, item.member):
+            return message.chain
     raise LookupError(f"no masked input for step {step}")
+
+
+def transcript_of(federation: Federation, shown: Mapping[int, Advertisement] | None = None) -> bytes:
+    """The transcript of these advertisements (everyone's own)."""
+    shown = shown or advertisements(federation)
+    return links.transcript(federation.plan.digest, [shown[member].digest for member in sorted(shown)])
 
 
 # -- what it says ---------------------------------------------
@@ -73,22 +94,40 @@ def said(effects: Sequence[Any]) -> Any:
     return effects[0].message
 
 
+def invite(federation: Federation, member: int, offer: Offer | None = None) -> Any:
+    """Invite one client by hand; its advertisement. The offer is the next epoch's unless given."""
+    offer = offer or federation.offer()
+    federation._plan = federation.plan_of(offer)
+    return said(federation.tell(member, Invitation(offer)))
+
+
+def advertised(federation: Federation, offer: Offer | None = None) -> dict[int, Advertisement]:
+    """Every invited client's advertisement, asked for by hand."""
+    offer = offer or federation.offer()
+    return {member: invite(federation, member, offer) for member in offer.cohort}
+
+
 def announce(federation: Federation, member: int, survivors: Sequence[int], step: int = 0) -> Any:
     """Tell one member a survivor set; its signature, or its shares."""
     return said(federation.tell(member, Survivors(federation.plan.digest, step, tuple(survivors))))
 
 
-def agree_and_answer(federation: Federation, survivors: Sequence[int], step: int = 0) -> dict[int, UnmaskShares]:
-    """Tell each survivor the set, collect the signatures, hand them round, collect the shares."""
-    plan = federation.plan.digest
-    signed = tuple(SignedBy(member, announce(federation, member, survivors, step).signature) for member in survivors)
-    return {member: said(federation.tell(member, SurvivorSignatures(plan, step, signed))) for member in survivors}
-
-
-def advertised(federation: Federation) -> dict[int, Advertisement]:
-    """Every client's advertisement, asked for by hand."""
-    members = range(len(federation.clients))
-    return {member: said(federation.tell(member, PlanOffer(federation.plan))) for member in members}
+def agree_and_answer(
+    federation: Federation, survivors: Sequence[int], step: int = 0, asked: Sequence[int] | None = None
+) -> dict[int, UnmaskShares]:
+    """Tell each of `asked` (everybody) the set, collect the signatures, hand them round, collect the shares."""
+    plan, asked = federation.plan.digest, federation.everybody if asked is None else asked
+    answers, signatures = {}, {}
+    for member in asked:
+        answer = announce(federation, member, survivors, step)
+        if isinstance(answer, UnmaskShares):
+            answers[member] = answer
+        else:
+            signatures[member] = answer.signature
+    signed = tuple(SignedBy(member, signature) for member, signature in sorted(signatures.items()))
+    for member in signatures:
+        answers[member] = said(federation.tell(member, SurvivorSignatures(plan, step, signed)))
+    return answers
 
 
 def shown(federation: Federation, items: Mapping[int, Advertisement]) -> Advertisements:
@@ -96,32 +135,72 @@ def shown(federation: Federation, items: Mapping[int, Advertisement]) -> Adverti
     return Advertisements(federation.plan.digest, tuple(items[member] for member in sorted(items)))
 
 
-def sealed_by(federation: Federation, shows: Mapping[int, Mapping[int, Advertisement]]) -> dict[int, Shares]:
-    """Show each client its advertisements; the shares that it seals."""
+def sealed_by(federation: Federation, shows: Mapping[int, Mapping[int, Advertisement]]) -> dict[int, Seals]:
+    """Show each client its advertisements; what it seals."""
     return {member: said(federation.tell(member, shown(federation, items))) for member, items in shows.items()}
 
 
-def delivery(
-    federation: Federation, sealed: Mapping[int, Shares], member: int, members: Sequence[int]
-) -> ShareDelivery:
+def delivery(federation: Federation, sealed: Mapping[int, Seals], member: int, members: Sequence[int]) -> SealDelivery:
     """What each of `members` sealed for one of them."""
-    parcels = tuple(SealedShare(sender, parcel(sealed[sender], member)) for sender in members if sender != member)
-    return ShareDelivery(federation.plan.digest, tuple(members), parcels)
+    seals = []
+    for sender in members:
+        if sender != member:
+            item = parcel(sealed[sender], member)
+            seals.append(Seal(sender, item.kem, item.ciphertext, item.signature))
+    return SealDelivery(federation.plan.digest, tuple(seals))
 
 
-def parcel(message: Shares | ShareDelivery, member: int) -> bytes:
-    """The ciphertext for, or of, a member."""
-    return next(item.ciphertext for item in message.items if item.member == member)
+def parcel(message: Seals | SealDelivery, member: int) -> Seal:
+    """The seal for, or of, a member."""
+    return next(item for item in message.items if item.member == member)
+
+
+def delivered(federation: Federation, member: int) -> SealDelivery:
+    """The newest delivery of seals that was sent to a member."""
+    for item in reversed(federation.sent):
+        if item.member == member and isinstance(item.message, SealDelivery):
+            return item.message
+    raise Stuck(f"no seals were delivered to member {member}")
+
+
+def set_up_by_hand(
+    federation: Federation,
+    members: Sequence[int],
+    items: Mapping[int, Advertisement] | None = None,
+    sealing: Sequence[int] | None = None,
+) -> dict[int, Seals]:
+    """Advertise, seal and deliver among `members` without a server; who is asked computes when `compute` is called."""
+    items = items or advertised(federation)
+    items = {member: items[member] for member in members}
+    sealed = sealed_by(federation, dict.fromkeys(members if sealing is None else sealing, items))
+    for member in sealed:
+        federation.perform(member, federation.tell(member, delivery(federation, sealed, member, members)))
+    return sealed
+
+
+def resigned(federation: Federation, item: Advertisement, **changed: bytes) -> Advertisement:
+    """An advertisement of a member that colludes: whatever it holds is rightly signed."""
+    item = msgspec.structs.replace(item, **changed)
+    signature = federation.signers[item.member].sign("advertisement", *item.signed_parts())
+    return msgspec.structs.replace(item, signature=signature)
 
 
 def confession(federation: Federation, member: int, step: int) -> tuple[dict[int, bytes], dict[int, bytes]]:
-    """All shares of a step that a colluder holds, before it answers: whose -> of the self mask, and of the mask key."""
+    """All shares of a step that a member holds, before it answers: whose -> of the self mask, and of the mask key."""
     epoch = federation.clients[member]._epoch
-    if epoch is None:
-        raise Stuck(f"member {member} has no epoch")
+    if epoch is None or not isinstance(epoch.keys, ResilientKeys):
+        raise Stuck(f"member {member} has no shares")
     steps = federation.plan.steps
-    own = {whose: held.row(step) for whose, held in epoch.held.items()}
-    return own, {whose: held.row(steps + step) for whose, held in epoch.held.items()}
+    own = {whose: held.row(step) for whose, held in epoch.keys._held.items()}
+    return own, {whose: held.row(steps + step) for whose, held in epoch.keys._held.items()}
+
+
+def told_group_key(federation: Federation, member: int) -> bytes:
+    """The epoch's group key, which any member can tell the server."""
+    epoch = federation.clients[member]._epoch
+    if epoch is None or epoch.group_key is None:
+        raise Stuck(f"member {member} has no group key")
+    return epoch.group_key.reveal()
 
 
 class Forger(Signer):
@@ -137,6 +216,45 @@ class Forger(Signer):
     def public(self) -> bytes:
         """The key of the member that is impersonated."""
         return self.claimed
+
+
+@contextmanager
+def credulous() -> Iterator[None]:
+    """The server's own machine believes every signature: it is the attacker's."""
+    with patch.object(server_module, "verify", lambda *arguments: None):
+        yield
+
+
+# -- sums that it makes up ---------------------------------------------
+
+
+def altered(
+    federation: Federation, item: Packet, change: Mapping[int, int], group_key: bytes | None = None
+) -> tuple[Published, bytes]:
+    """A published sum with `change` added to some elements (place -> how much).
+
+    Args:
+        federation: where it was published.
+        item: the packet of the true one.
+        change: what is added.
+        group_key: makes the tag fit, as a colluder can; without it the tag stays the true sum's.
+    """
+    message, plan = item.message, federation.plan
+    if not isinstance(message, Published):
+        raise Stuck("no published sum")
+    words = unpack(item.frames[0], plan.spec(message.step).words, plan.modulus_bits)
+    forged = words.astype(np.int64)
+    for place, amount in change.items():
+        forged[place] += amount
+    forged %= 1 << plan.modulus_bits
+    new = forged.astype(words.dtype)
+    tag = message.tag
+    if group_key is not None:
+        secret = hybrid.tag_secret(group_key, message.step, chain_of(federation, message.step))
+        key = TagKey(secret, plan.spec(message.step).words)
+        before, after = (key.of(integers(plan, message.step, part)) for part in (words, new))
+        tag = tag_bytes((tag_number(tag) + after - before) % (1 << 128))
+    return msgspec.structs.replace(message, tag=tag), pack(new, plan.modulus_bits)
 
 
 # -- what it computes ---------------------------------------------
@@ -168,7 +286,7 @@ def rebuild(
 def is_self_mask(federation: Federation, member: int, step: int, secret: bytes) -> bool:
     """Whether a rebuilt self-mask seed is the advertised one."""
     commitment = keyschedule.self_mask_commitment(secret, federation.plan.digest, step)
-    return commitment == advertisements(federation)[member].commitment(step)
+    return commitment == advertisements(federation)[member].self_commitment(step)
 
 
 def is_mask_key(federation: Federation, member: int, step: int, secret: bytes) -> bool:
@@ -192,12 +310,12 @@ def reduce(federation: Federation, total: Words) -> Words:
 
 
 def take_off_self_mask(
-    federation: Federation, vector: Words, secret: bytes, step: int, broadcast: bytes | None = None
+    federation: Federation, vector: Words, secret: bytes, step: int, chain: bytes | None = None
 ) -> None:
     """Take one self mask off, in place."""
-    digest = broadcast_digest(federation, step) if broadcast is None else broadcast
-    key = keyschedule.self_mask_key(secret, federation.plan.digest, step, digest)
-    add_mask(vector, key, suite=federation.plan.suite, negative=True)
+    chain = chain_of(federation, step) if chain is None else chain
+    key = keyschedule.self_mask_key(secret, federation.plan.digest, step, chain)
+    add_mask(vector, key, suite=federation.plan.aggregation.suite, negative=True)
 
 
 def open_sum(
@@ -207,10 +325,10 @@ def open_sum(
     self_masks: Mapping[int, bytes],
     mask_keys: Mapping[int, bytes],
     *,
-    broadcast: bytes | None = None,
+    chain: bytes | None = None,
     shown: Mapping[int, Advertisement] | None = None,
 ) -> Words:
-    """Add the masked inputs of `included`, and take off every mask that does not cancel among them.
+    """Resilient: add the masked inputs of `included`, and take off every mask that does not cancel among them.
 
     Args:
         federation: where the masked inputs were sent.
@@ -218,19 +336,18 @@ def open_sum(
         included: whose inputs to add.
         self_masks: member -> rebuilt self-mask seed; of all of `included`.
         mask_keys: member -> rebuilt mask key; for each pair of one inside and one outside, of one of the two.
-        broadcast: the broadcast's digest, if not the one that the masked inputs name.
+        chain: the chain that the inputs were masked at, if not the one that they name.
         shown: the advertisements that the included members were shown, if not everyone's own.
 
     Raises:
         KeyError: a needed secret is not known.
     """
     plan, shown = federation.plan, shown or advertisements(federation)
-    parts = [shown[member].digest for member in sorted(shown)]
-    transcript = keyschedule.digest("transcript", plan.digest, *parts)
-    broadcast = broadcast_digest(federation, step) if broadcast is None else broadcast
+    transcript = transcript_of(federation, shown)
+    chain = chain_of(federation, step) if chain is None else chain
     total = ring_sum(federation, (masked_input(federation, step, member) for member in included))
     for member in included:
-        take_off_self_mask(federation, total, self_masks[member], step, broadcast)
+        take_off_self_mask(federation, total, self_masks[member], step, chain)
         for other in set(shown) - set(included):
             inside = member in mask_keys
             key = keyschedule.pairwise_mask_key(
@@ -239,11 +356,17 @@ def open_sum(
                 plan=plan.digest,
                 transcript=transcript,
                 step=step,
-                broadcast=broadcast,
+                broadcast=chain,
                 pair=(member, other),
             )
-            add_mask(total, key, suite=plan.suite, negative=member < other)
+            add_mask(total, key, suite=plan.aggregation.suite, negative=member < other)
     return reduce(federation, total)
+
+
+def without_block(federation: Federation, member: int) -> tuple[int, ...]:
+    """Everybody but a member's block: the largest set of survivors that leaves it out."""
+    block = next(block for block in federation.charter.blocks if member in block)
+    return tuple(one for one in federation.everybody if one not in block)
 
 
 def split_and_collude(federation: Federation, victim: int, colluders: Collection[int]) -> tuple[Words, Words]:
@@ -254,15 +377,14 @@ def split_and_collude(federation: Federation, victim: int, colluders: Collection
     Returns:
         What opens as the victim's input, and what it was.
     """
-    plan = federation.plan
-    everyone = tuple(range(len(federation.clients)))
-    rest = tuple(member for member in everyone if member != victim)
+    plan, everyone = federation.plan, federation.everybody
+    rest = without_block(federation, victim)
     confessed = {member: confession(federation, member, 0) for member in colluders}
-    honest = [victim, *(member for member in rest if member not in confessed)]
+    honest = [victim, *(member for member in everyone if member not in confessed and member != victim)]
     asked = max(1, plan.threshold - len(confessed))
     self_shares = {member: own[victim] for member, (own, _) in confessed.items()}
     key_shares = {member: key[victim] for member, (_, key) in confessed.items()}
-    statement = survivor_statement(federation.server._transcript(), 0, rest)
+    statement = survivor_statement(chain_of(federation, 0), 0, rest)
     signed = [SignedBy(member, federation.signers[member].sign("survivors", *statement)) for member in confessed]
     for member in honest[:asked]:
         self_shares[member] = shares_of(announce(federation, member, everyone), everyone)[victim]

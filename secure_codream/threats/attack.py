@@ -6,6 +6,7 @@ A user's own attack is a class with the attributes of `Attack`, given as `module
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,6 +36,7 @@ class Defences:
 
 
 ALL = Defences()
+LEAST_DIFFERENCE = 0.25  # of a limit's control, as a share of the larger value, where both attempts work
 
 
 class Inapplicable(Exception):
@@ -61,6 +63,7 @@ class Evidence:
         learned: one sentence for a reader: what the adversary holds now.
         refusal: the typed error that stopped it, if one did ("SecondSurvivorSet: ...").
         pictures: what it saw.
+        tries: where the goal was tried in several ways, each way and whether it got through.
     """
 
     measure: str
@@ -70,11 +73,20 @@ class Evidence:
     interval: tuple[float, float] | None = None
     refusal: str = ""
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
+    tries: Mapping[str, bool] = field(default_factory=dict, repr=False)
 
     @property
     def worked(self) -> bool:
         """Whether the attack reached its goal."""
         return (self.value if self.interval is None else self.interval[0]) > self.success
+
+    @property
+    def covered(self) -> bool:
+        """Whether it shows, as a control, that there was something to stop: in each of its ways, where it has several.
+
+        A way that fails without its defence too shows nothing of it, however many others get through.
+        """
+        return self.worked and all(self.tries.values())
 
 
 class Attack(Protocol):
@@ -127,11 +139,15 @@ def judge(attack: Attack, evidence: Evidence, control: Evidence) -> Verdict:
     """The verdict on an attack from its evidence and its control's.
 
     For a limit the control is the run in which whatever bounds it is in place or taken away, as the attack says;
-    its attempt must work, or the documentation claims a weakness that is none.
+    its attempt must work, and the control must fail or be clearly elsewhere, or the documentation claims a weakness
+    that is none.
     """
     limit = any(key.startswith("L") for key in attack.promises)
     if limit:
-        return Verdict.LIMIT if evidence.worked and evidence.value != control.value else Verdict.UNPROVEN
+        apart = not control.worked or abs(evidence.value - control.value) >= LEAST_DIFFERENCE * max(
+            abs(evidence.value), abs(control.value)
+        )
+        return Verdict.LIMIT if evidence.worked and apart else Verdict.UNPROVEN
     if evidence.worked:
         return Verdict.BROKEN
-    return Verdict.DEFENDED if control.worked else Verdict.UNPROVEN
+    return Verdict.DEFENDED if control.covered else Verdict.UNPROVEN

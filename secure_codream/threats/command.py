@@ -6,11 +6,10 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -46,7 +45,7 @@ def run_threats(
         "seconds": round(time.perf_counter() - started, 1),
         "seed": seed,
         "quick": quick,
-        "cohort": _plain(cohort),
+        "cohort": cohort.summary,
         "promises": {
             key: {finding.entry.attack.name: finding.verdict.value for finding in found}
             for key, found in by_promise(findings).items()
@@ -57,8 +56,3 @@ def run_threats(
     write_whole(folder.summary, json.dumps(summary, indent=2).encode() + b"\n")
     write_page(folder.report, findings, summary)
     return ThreatsRun(findings, folder)
-
-
-def _plain(cohort: Cohort) -> dict[str, Any]:
-    """The cohort's settings; of its policy only whether it has one of its own."""
-    return {**asdict(cohort), "policy": "client.toml" if cohort.policy else "the plan's limits"}

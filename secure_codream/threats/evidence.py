@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from codream_protocols.errors import ProtocolError
-from secure_codream.threats.attack import Evidence
+from secure_codream.threats.attack import ALL, Defences, Evidence
 
 Vector = np.ndarray[Any, Any]
 LEAST_RECOVERED = 0.1  # share of coordinates; one of them is guessed with a probability of 2^-modulus_bits
@@ -38,36 +39,60 @@ def recovered(attempt: Callable[[], tuple[Vector, Vector]], *, whose: str = "the
     return Evidence(measure=measure, value=share, success=LEAST_RECOVERED, learned=learned)
 
 
-def counted(tries: Mapping[str, Callable[[], bool]], *, what: str) -> Evidence:
+@dataclass(frozen=True)
+class Try:
+    """One of several ways to reach a goal, and the defences that stand against just this one.
+
+    Attributes:
+        attempt: given which defences stand, returns whether it got through; a refusal says that it did not.
+        defences: in the control these are off and no others.
+    """
+
+    attempt: Callable[[Defences], bool]
+    defences: tuple[str, ...]
+
+
+def counted(tries: Mapping[str, Callable[[], bool] | Try], *, what: str, defences: Defences = ALL) -> Evidence:
     """How many of several tries got through.
 
     Args:
         tries: name -> what returns whether it got through; a refusal says that it did not.
         what: what is tried, in the plural.
+        defences: which stand; for a `Try` all but those of its own that are off.
     """
-    through, refusals = [], Counter[str]()
+    through, refusals = {}, Counter[str]()
     last = ""
-    for name, attempt in tries.items():
+    for name, one in tries.items():
+        through[name] = False
         try:
-            if attempt():
-                through.append(name)
+            if isinstance(one, Try):
+                through[name] = one.attempt(Defences(defences.off & set(one.defences)))
+            else:
+                through[name] = one()
         except ProtocolError as error:
             refusals[type(error).__name__] += 1
             last = last or said(error)
+    got = [name for name, success in through.items() if success]
     kinds = ", ".join(f"{count} x {kind}" for kind, count in refusals.most_common())
     refusal = last if len(tries) == 1 else kinds
-    if not through and len(tries) == 1:
+    if not got and len(tries) == 1:
         learned = f"nothing: refused, or without effect: {next(iter(tries))}"
-    elif not through:
+    elif not got:
         learned = f"nothing: each of {len(tries)} {what} was refused or had no effect"
-    elif len(through) == len(tries) > 4:
+    elif len(got) == len(tries) > 4:
         learned = f"all {len(tries)} {what} get through"
     else:
-        learned = f"what gets through: {', '.join(through)}"
+        learned = f"what gets through: {', '.join(got)}"
     return Evidence(
         measure=f"{what} that get through, of {len(tries)}",
-        value=float(len(through)),
+        value=float(len(got)),
         success=0.0,
         learned=learned,
         refusal=refusal,
+        tries=through,
     )
+
+
+def of_all(tries: Mapping[str, Try]) -> tuple[str, ...]:
+    """Every defence that stands against one of these tries, once."""
+    return tuple(dict.fromkeys(name for one in tries.values() for name in one.defences))

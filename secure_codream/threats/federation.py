@@ -1,48 +1,144 @@
 """A whole federation in memory: roster, keys, real client machines, a real server machine, and a wire between them.
 
 Every message is encoded to bytes, carried as a `Packet`, and decoded again. Whoever drives the federation decides what
-becomes of a packet: `deliver` it, now or later or twice, or leave it out. `set_up` and `step` drive whole phases in
-order, with chosen losses. All randomness comes from one seed, so that a failing example can be repeated.
+becomes of a packet: `deliver` it, now or later or twice, or leave it out. `set_up`, `step` and `finish` drive whole
+phases in order, with chosen losses. What clients are asked to compute waits in `computing` until the step is driven.
+All randomness comes from one seed, so that a failing example can be repeated; only the KEM draws its own, which changes
+masks and never a sum.
 
-    federation = Federation(5, steps=3)
+    federation = Federation(6, mode="resilient", steps=2)
     federation.set_up()
     reveal = federation.step(lost={(2, MaskedInput)})       # member 2's masked input never arrives
     assert (reveal.total == federation.plain_sum(0, reveal.survivors)).all()
+    federation.step()
+    certified = federation.finish()                         # votes and certificate
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
-from codream_protocols.client import ClientProtocol, Compute, Send
-from codream_protocols.errors import RemoteProtocolError
+from codream_clients.runner import plan_of
+from codream_protocols.charter import Aggregation, Charter, Offer, Plan, Policy, derive_plan, even_blocks
+from codream_protocols.client import (
+    Begun,
+    Certified,
+    ClientProtocol,
+    Compute,
+    Ended,
+    Journal,
+    Memory,
+    Notice,
+    Send,
+    State,
+)
+from codream_protocols.course import Array, Course, Publication, Sums, Task
+from codream_protocols.course import State as CourseState
+from codream_protocols.discrete_gaussian import RandomBytes
+from codream_protocols.encoding import encode
+from codream_protocols.errors import LocalProtocolError, RemoteProtocolError
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer
-from codream_protocols.keyschedule import PROTOCOL
+from codream_protocols.lockstep import LockstepKeys
 from codream_protocols.messages import (
+    Beat,
+    Hello,
+    Published,
+    Refusal,
     Survivors,
     ToClient,
     ToServer,
+    Vote,
     decode_to_client,
     decode_to_server,
     encode_message,
 )
-from codream_protocols.plan import Block, Plan, Policy, VectorSpec, default_threshold
-from codream_protocols.ring import modulus_bits_for
+from codream_protocols.record import Kept
+from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.server import Effect as ServerEffect
-from codream_protocols.server import Failed, Phase, Reveal, SendTo, ServerEpoch
-from codream_protocols.vectors import encode_vector
+from codream_protocols.server import (
+    EpochBegan,
+    EpochCertified,
+    EpochGivenUp,
+    InMemory,
+    Phase,
+    SendTo,
+    ServerProtocol,
+    StepFinished,
+)
+from codream_protocols.specs import Block, VectorSpec
+from codream_protocols.tag import TagKey
 
-STATE = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)  # a public state to broadcast
+STATE_NUMBERS = 4
+STATE_BOUND = 8.0
+UPDATE_SPEC = VectorSpec("update", (Block("dream", 20, 1.0),))
+PERMISSIVE = Policy(losses=True, cuts=True, most_wrong_sums=1000)
+"""Leaves the limits to the charter."""
+
 Losses = Collection[tuple[int, type]]
 
 
 class Stuck(RuntimeError):
     """The honest part of a scenario did not come to its end."""
+
+
+class LaboratoryCourse:
+    """A toy: the state is a few float32 numbers, moved in each step by the mean of what the clients sent.
+
+    Args:
+        specs: the kinds of vector; steps take them in turn.
+        steps: T.
+        epochs: how many epochs there are.
+        gain: how far a mean moves the state; with 0 the state stays what it was, whatever is sent.
+        bias: what each step adds besides; a party with another bias stands at another state.
+    """
+
+    def __init__(
+        self,
+        specs: tuple[VectorSpec, ...] = (UPDATE_SPEC,),
+        steps: int = 3,
+        epochs: int = 1000,
+        *,
+        gain: float = 1.0,
+        bias: float = 0.0,
+    ) -> None:
+        self.vectors, self.steps, self.epochs, self.gain, self.bias = specs, steps, epochs, gain, bias
+
+    def specs(self, honest: int) -> tuple[VectorSpec, ...]:
+        """See `Course`."""
+        return self.vectors
+
+    def schedule(self, certified: int) -> tuple[int, ...]:
+        """See `Course`."""
+        return tuple(step % len(self.vectors) for step in range(self.steps))
+
+    def start(self, seed: bytes, certified: int, last: Publication | None) -> CourseState:
+        """Numbers in [-1, 1) from the seed; half-way to what was published last."""
+        numbers = np.frombuffer(seed[: 4 * STATE_NUMBERS], dtype="<u4") / np.float64(1 << 31) - 1.0
+        if last is not None:
+            numbers = 0.5 * (numbers + last["result"].astype(np.float64))
+        return {"state": numbers.astype(np.float32)}
+
+    def task(self, state: CourseState, step: int) -> Task:
+        """See `Course`."""
+        return Task(self.vectors[step % len(self.vectors)].task, {"state": state["state"]})
+
+    def absorb(self, state: CourseState, step: int, sums: Sums, count: int) -> CourseState:
+        """The state, moved by the mean of the first block's first numbers, within bounds."""
+        name = self.vectors[step % len(self.vectors)].blocks[0].name
+        mean = sums[name][:STATE_NUMBERS].astype(np.float64) / np.float64(count)
+        moved = state["state"].astype(np.float64)
+        moved[: len(mean)] += self.gain * mean
+        return {"state": np.clip(moved + self.bias, -STATE_BOUND, STATE_BOUND).astype(np.float32)}
+
+    def publication(self, state: CourseState) -> Publication:
+        """See `Course`."""
+        return {"result": state["state"]}
 
 
 @dataclass(frozen=True)
@@ -66,66 +162,119 @@ def packet(member: int, message: ToClient | ToServer, frames: tuple[bytes, ...] 
     return Packet(member, to_server, type(message), encode_message(message), frames)
 
 
-def make_plan(
-    roster: Roster,
-    *,
-    cohort: Sequence[int] | None = None,
-    threshold: int | None = None,
-    colluders: int = 0,
-    least_survivors: int | None = None,
-    value_bits: int = 16,
-    modulus_bits: int | None = None,
-    steps: int = 3,
-    suite: str = "aes-256-ctr",
-    specs: tuple[VectorSpec, ...] = (VectorSpec("update", (Block("dream", 20, 1.0),)),),
-    session: bytes = bytes(16),
-    epoch: int = 0,
-    recipe: bytes = bytes(32),
-) -> Plan:
-    """A plan for the whole roster, with the package's defaults for what is not given."""
-    members = tuple(range(len(roster.members))) if cohort is None else tuple(cohort)
-    size = len(members)
-    return Plan(
-        protocol=PROTOCOL,
-        session=session,
-        epoch=epoch,
-        roster=roster.hash,
-        recipe=recipe,
-        cohort=members,
-        specs=specs,
-        schedule=tuple(step % len(specs) for step in range(steps)),
-        value_bits=value_bits,
-        modulus_bits=modulus_bits_for(value_bits, size) if modulus_bits is None else modulus_bits,
-        suite=suite,
-        threshold=max(default_threshold(size), (size + colluders) // 2 + 1) if threshold is None else threshold,
-        least_survivors=colluders + 2 if least_survivors is None else least_survivors,
-        colluders=colluders,
-    )
+class Tape:
+    """A source of bytes that can keep what is drawn for a while, so that an encoding can be made once more.
+
+    Args:
+        draw: where the bytes come from.
+    """
+
+    def __init__(self, draw: RandomBytes) -> None:
+        self._draw = draw
+        self._keeps = False
+        self.drawn: list[bytes] = []
+
+    def __call__(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        piece = self._draw(count)
+        if self._keeps:
+            self.drawn.append(piece)
+        return piece
+
+    def record(self) -> None:
+        """Keep what is drawn from now on, and nothing from before."""
+        self.drawn, self._keeps = [], True
+
+    def stop(self) -> list[bytes]:
+        """Keep nothing any more; returns what was kept."""
+        drawn, self.drawn, self._keeps = self.drawn, [], False
+        return drawn
+
+
+class Diary(Journal):
+    """A client's journal, in memory; `memory` is what the next process of the client is given."""
+
+    def __init__(self) -> None:
+        self.memory = Memory()
+        self.plans: dict[int, bytes] = {}  # epoch -> the plan joined
+
+    def joined(self, epoch: int, plan: bytes) -> None:
+        """See `Journal`."""
+        self.plans[epoch] = plan
+        self._change(next_epoch=epoch + 1, attempts=self.memory.attempts + 1)
+
+    def began(self, begun: Begun, rho: float) -> None:
+        """See `Journal`."""
+        self._change(begun=begun, steps=self.memory.steps + 1, rho=self.memory.rho + rho)
+
+    def voted(self, kept: Kept) -> None:
+        """See `Journal`."""
+        self._change(vote=kept)
+
+    def certified(self, kept: Kept) -> None:
+        """See `Journal`."""
+        self._change(certified=(*self.memory.certified, kept), vote=None, attempts=0)
+
+    def saw_wrong_sum(self, plan: bytes) -> None:
+        """See `Journal`."""
+        self._change(wrong_sums=(*self.memory.wrong_sums, plan))
+
+    def recall(self, place: int) -> Kept:
+        """See `Journal`."""
+        return self.memory.certified[place]
+
+    def _change(self, **changes: Any) -> None:
+        held = {item.name: getattr(self.memory, item.name) for item in fields(Memory)}
+        self.memory = Memory(**{**held, **changes})
+
+
+@dataclass
+class News:
+    """What became of one client's epochs."""
+
+    certified: list[Certified] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 class Federation:
-    """n clients and a server for one epoch.
+    """n clients and a server, for as many epochs as are driven.
 
     Args:
-        members: n.
+        members: N.
+        mode: how sums are made.
+        steps: steps of an epoch.
         seed: of all randomness: keys, shares, inputs, rounding, noise.
         client_class: the clients' machine; one class, or one for each member. Attacks take rules out here.
         policy: every client's; a permissive one unless given.
-        plan: replaces the plan that the remaining arguments describe (see `make_plan`).
+        course: what they run; a `LaboratoryCourse` of `specs`, `steps` and `epochs` unless given.
+        courses: each client's own course, where one of them is to stand elsewhere.
+        specs: the kinds of vector.
+        epochs: epochs of the course.
+        blocks: who is summed together; `even_blocks` unless given.
+        charter: replaces the charter that the remaining arguments describe; its roster and members are filled in.
+        aggregation: `colluders`, `least_survivors`, `value_bits`, `suite`, `losses`, `attempts`.
     """
 
     def __init__(
         self,
         members: int = 5,
         *,
+        mode: Literal["lockstep", "resilient"] = "lockstep",
+        steps: int = 3,
         seed: int = 0,
         client_class: type[ClientProtocol] | Sequence[type[ClientProtocol]] = ClientProtocol,
         policy: Policy | None = None,
-        plan: Plan | None = None,
-        **planned: Any,
+        course: Course | None = None,
+        courses: Sequence[Course] | None = None,
+        specs: tuple[VectorSpec, ...] = (UPDATE_SPEC,),
+        epochs: int = 1000,
+        blocks: tuple[tuple[int, ...], ...] | None = None,
+        charter: Charter | None = None,
+        **aggregation: Any,
     ) -> None:
         self.random = random.Random(seed)  # noqa: S311 - a laboratory's randomness can be repeated
-        self.rounding = np.random.default_rng(seed)
+        self.inputs = np.random.default_rng(seed)
         self.signers = [Signer(self.random.randbytes(32)) for _ in range(members)]
         self.roster = Roster(
             "laboratory",
@@ -136,30 +285,71 @@ class Federation:
                 for number, signer in enumerate(self.signers)
             ),
         )
-        if plan is None:
-            planned.setdefault("session", self.random.randbytes(16))
-            plan = make_plan(self.roster, **planned)
-        self.plan = plan
-        self.policy = policy or permissive(plan)
-        classes = [client_class] * members if isinstance(client_class, type) else list(client_class)
-        self.clients = [
-            classes[number](
-                member=number,
-                signer=signer,
-                roster=self.roster,
-                policy=self.policy,
-                random_bytes=random.Random(self.random.getrandbits(64)).randbytes,  # noqa: S311
-            )
-            for number, signer in enumerate(self.signers)
-        ]
-        self.server = ServerEpoch(self.plan, self.roster)
-        self.vectors: dict[tuple[int, int], np.ndarray[Any, Any]] = {}  # (step, member) -> what was encoded
-        self.reveals: list[Reveal] = []
+        if charter is None:
+            charter = make_charter(members, mode=mode, blocks=blocks, **aggregation)
+        self.charter = msgspec.structs.replace(charter, roster=self.roster.hash, members=members)
+        self.course = course or LaboratoryCourse(specs, steps, epochs)
+        self.courses = list(courses or [self.course] * members)
+        self.policy = policy or PERMISSIVE
+        self.classes = [client_class] * members if isinstance(client_class, type) else list(client_class)
+        self.tapes = [Tape(random.Random(self.random.getrandbits(64)).randbytes) for _ in range(members)]  # noqa: S311
+        self.diaries = [Diary() for _ in range(members)]
+        self.clients = [self._client(member, self.charter, Memory()) for member in range(members)]
+        self.server_journal = InMemory()
+        self.server = self._server()
+        self.encoded: dict[tuple[bytes, int, int], Array] = {}  # (plan, step, member) -> what was encoded
+        self.vectors: dict[tuple[int, int], Array] = {}  # (step, member) -> the same, of the newest plan
+        self.reveals: list[StepFinished] = []
+        self.certified: list[EpochCertified] = []
+        self.given_up: list[EpochGivenUp] = []
         self.failures: list[str] = []
+        self.news = [News() for _ in range(members)]
         self.refusals: list[tuple[int | None, RemoteProtocolError]] = []  # refused by this member, or by the server
+        self.tells_refusals = False  # whether clients tell the server what they refuse, as deployed ones do
+        self.computing: dict[int, Compute] = {}  # what each client was asked and has not computed
         self.wire: list[Packet] = []
         self.sent: list[Packet] = []  # everything that was ever put on the wire
-        self.input_of: Callable[[int, Compute], Mapping[str, np.ndarray[Any, Any]]] = self._random_input
+        self.input_of: Callable[[int, Compute], Mapping[str, Array] | None] = self._random_input
+        self._plan: Plan | None = None
+
+    def _client(self, member: int, charter: Charter, memory: Memory) -> ClientProtocol:
+        return self.classes[member](
+            charter=charter,
+            roster=self.roster,
+            course=self.courses[member],
+            member=member,
+            signer=self.signers[member],
+            policy=self.policy,
+            memory=memory,
+            journal=self.diaries[member],
+            random_bytes=self.tapes[member],
+        )
+
+    def _server(self) -> ServerProtocol:
+        certified = tuple(self.server_journal._certified)
+        return ServerProtocol(self.charter, self.roster, self.course, certified=certified, journal=self.server_journal)
+
+    # -- what is agreed ---------------------------------------------
+
+    @property
+    def everybody(self) -> tuple[int, ...]:
+        """All members of the roster."""
+        return self.charter.everybody
+
+    @property
+    def plan(self) -> Plan:
+        """The newest epoch's plan; before there is one, the plan of the first epoch with everybody."""
+        return self._plan or self.plan_of(self.offer(epoch=0))
+
+    def offer(self, epoch: int | None = None, cohort: Sequence[int] | None = None, head: bytes | None = None) -> Offer:
+        """An offer: the next epoch, with everybody, after the server's head, unless told otherwise."""
+        number = self.server._next_epoch if epoch is None else epoch
+        chosen = self.everybody if cohort is None else tuple(cohort)
+        return Offer(number, chosen, self.server.head if head is None else head)
+
+    def plan_of(self, offer: Offer) -> Plan:
+        """The plan that an honest party derives from an offer after what the server has certified."""
+        return derive_plan(self.charter, self.course, offer, self.server.certified)
 
     # -- the wire ---------------------------------------------
 
@@ -167,127 +357,326 @@ class Federation:
         """Put the server's effects on the wire, and keep its news."""
         for effect in effects:
             if isinstance(effect, SendTo):
-                self._put(packet(effect.member, effect.message, effect.frames, to_server=False))
-            elif isinstance(effect, Reveal):
+                self.put(packet(effect.member, effect.message, effect.frames, to_server=False))
+            elif isinstance(effect, EpochBegan):
+                self._plan = effect.plan
+            elif isinstance(effect, StepFinished):
                 self.reveals.append(effect)
-            elif isinstance(effect, Failed):
+            elif isinstance(effect, EpochCertified):
+                self.certified.append(effect)
+            elif isinstance(effect, EpochGivenUp):
+                self.given_up.append(effect)
                 self.failures.append(effect.reason)
+
+    def put(self, item: Packet) -> None:
+        """Put a packet on the wire."""
+        self.wire.append(item)
+        self.sent.append(item)
 
     def deliver(self, item: Packet) -> None:
         """Hand a packet over. A refusal (`RemoteProtocolError`) is kept; any other exception leaves."""
+        plan = b""
         try:
             if item.to_server:
-                self.emit(self.server.receive(item.member, decode_to_server(item.data), item.frames))
+                self.emit(self.hear(item.member, decode_to_server(item.data), item.frames))
             else:
-                self._perform(item.member, self.clients[item.member].receive(decode_to_client(item.data), item.frames))
+                message = decode_to_client(item.data)
+                plan = plan_of(message)
+                self.perform(item.member, self.clients[item.member].receive(message, item.frames))
         except RemoteProtocolError as error:
             self.refusals.append((None if item.to_server else item.member, error))
+            if self.tells_refusals and not item.to_server and item.kind is not Refusal:
+                self.put(packet(item.member, Refusal(error.code, error.found, error.allowed, plan), to_server=True))
+
+    def hear(self, member: int, message: ToServer, frames: tuple[bytes, ...] = ()) -> list[ServerEffect]:
+        """Say something to the server in a member's name; its refusal leaves as an exception."""
+        if isinstance(message, Hello):
+            return self.server.hello(member, message)
+        if isinstance(message, Beat):
+            return self.server.beat(member, message.plan, message.sums)
+        return self.server.receive(member, message, frames)
 
     def tell(self, member: int, message: ToClient, frames: tuple[bytes, ...] = ()) -> list[Any]:
         """Say something to one client, as a malicious server would; its refusal leaves as an exception."""
         return self.clients[member].receive(decode_to_client(encode_message(message)), frames)
 
-    def drain(self, lost: Losses = ()) -> None:
-        """Deliver packet after packet, oldest first, until the wire is empty; (member, kind) in `lost` vanish."""
-        while self.wire:
-            item = self.wire.pop(0)
+    def ask(self, member: int, message: ToClient, frames: tuple[bytes, ...] = ()) -> list[Any]:
+        """As `tell`, and what the client is to compute it computes; all effects, those of computing in their place."""
+        return self.compute_all(member, self.tell(member, message, frames))
+
+    def compute_all(self, member: int, effects: Iterable[Any]) -> list[Any]:
+        """Effects, with those of computing in the place of each `Compute`."""
+        out: list[Any] = []
+        for effect in effects:
+            out += self.provide(member, effect) if isinstance(effect, Compute) else [effect]
+        return out
+
+    def drain(self, lost: Losses = (), *, hold: Collection[type] = ()) -> None:
+        """Deliver packet after packet, oldest first; (member, kind) in `lost` vanish, kinds in `hold` stay."""
+        while True:
+            place = next((place for place, item in enumerate(self.wire) if item.kind not in hold), None)
+            if place is None:
+                return
+            item = self.wire.pop(place)
             if (item.member, item.kind) not in lost:
                 self.deliver(item)
 
+    def perform(self, member: int, effects: Iterable[Any]) -> None:
+        """Carry out a client's effects: what it sends goes on the wire, what it is to compute waits for the step."""
+        for effect in effects:
+            if isinstance(effect, Send):
+                self.put(packet(member, effect.message, effect.frames, to_server=True))
+            elif isinstance(effect, Compute):
+                self.computing[member] = effect
+            elif isinstance(effect, Certified):
+                self.news[member].certified.append(effect)
+            elif isinstance(effect, Ended):
+                self.computing.pop(member, None)
+                self.news[member].ended.append(effect)
+            elif isinstance(effect, Notice):
+                self.news[member].notices.append(effect.text)
+
     # -- whole phases ---------------------------------------------
 
-    def set_up(self, lost: Losses = ()) -> bool:
-        """Run the epoch's set-up; returns whether it is ready."""
-        self.emit(self.server.start())
+    def hello(self, members: Iterable[int] | None = None) -> None:
+        """Connect these members (all): each says Hello, and the answers go on the wire."""
+        for member in self.everybody if members is None else members:
+            try:
+                self.emit(self.server.hello(member, self.clients[member].hello()))
+            except RemoteProtocolError as error:
+                self.refusals.append((None, error))
+
+    def set_up(self, lost: Losses = (), *, cohort: Sequence[int] | None = None) -> bool:
+        """Connect everybody and run an epoch's set-up; returns whether every member computes its first vector."""
+        self.hello()
+        self.drain()
+        self.computing.clear()
+        chosen = self.server.cohort() if cohort is None else tuple(cohort)
+        if not chosen:
+            return False
+        self.emit(self.server.open_epoch(chosen))
         self.drain(lost)
-        while self.server.phase in (Phase.ADVERTISING, Phase.SHARING):
+        while self.server.phase in (Phase.ADVERTISING, Phase.SEALING):
             self.emit(self.server.expire())
             self.drain(lost)
-        return self.server.phase is Phase.READY
+        return self.server.phase is Phase.COLLECTING
 
-    def step(
-        self, lost: Losses = (), *, clips: Sequence[float] | None = None, state: np.ndarray[Any, Any] = STATE
-    ) -> Reveal | None:
-        """Run the next step, every connected and reconnected member included; None when it fails.
+    def step(self, lost: Losses = ()) -> StepFinished | None:
+        """Run the next step, connected again whoever had fallen silent; None when the epoch is given up.
 
         Args:
             lost: packets that vanish in this step, as (member, message type).
-            clips: of each block; the plan's unless given.
-            state: the public state.
         """
-        before = len(self.reveals)
-        for member in sorted(self.server.absent & set(self.server.members)):
-            self.emit(self.server.returned(member))
-        self.begin_step(clips, state)
-        self.drain(lost)
-        while self.server.phase in (Phase.COLLECTING, Phase.AGREEING, Phase.UNMASKING):
+        before, number = len(self.reveals), self.server.step
+        away = sorted(self.server.absent & set(self.server.members))
+        self.hello(away)
+        self.drain(hold=(Vote,))
+        self.compute()
+        self.drain(lost, hold=(Vote,))
+        while self.server.step == number and number is not None:
             self.emit(self.server.expire())
-            self.drain(lost)
+            self.drain(lost, hold=(Vote,))
         return self.reveals[-1] if len(self.reveals) > before else None
 
-    def begin_step(self, clips: Sequence[float] | None = None, state: np.ndarray[Any, Any] = STATE) -> None:
-        """Only the broadcast of the next step."""
-        spec = self.plan.spec(self._next_step())
-        self.emit(self.server.begin_step(clips or [block.clip for block in spec.blocks], [state]))
+    def compute(self, members: Iterable[int] | None = None) -> None:
+        """Let these members (all) compute what they were asked, and send it."""
+        for member in sorted(self.computing) if members is None else members:
+            if member in self.computing:
+                self.perform(member, self.provide(member, self.computing.pop(member)))
+
+    def finish(self, lost: Losses = ()) -> EpochCertified | None:
+        """Deliver the votes and what follows; the certified epoch, or None while votes are missing."""
+        before = len(self.certified)
+        self.drain(lost)
+        if self.server.phase is Phase.VOTING:
+            self.emit(self.server.expire())
+            self.drain(lost)
+        return self.certified[-1] if len(self.certified) > before else None
+
+    def epoch(self) -> EpochCertified:
+        """A whole epoch without losses.
+
+        Raises:
+            Stuck: it was not certified.
+        """
+        if not self.set_up():
+            raise Stuck(f"the set-up failed: {self.failures}, {self.refusals}")
+        while self.server.step is not None:
+            if self.step() is None:
+                raise Stuck(f"a step failed: {self.failures}, {self.refusals}")
+        certified = self.finish()
+        if certified is None:
+            raise Stuck(f"no certificate: {self.failures}, {self.refusals}")
+        return certified
+
+    def run(self, epochs: int = 1) -> list[EpochCertified]:
+        """Whole epochs without losses; raises `Stuck` when one is not certified."""
+        return [self.epoch() for _ in range(epochs)]
 
     def masked(self, step: int = 0) -> Federation:
-        """Set up and run up to the moment at which every client has masked its input of `step`; returns itself."""
+        """Set up and run up to the moment at which every client has masked its input of `step`; returns itself.
+
+        The inputs have reached the server; what it says then (survivors, or in lockstep the sum) is in `sent` alone.
+        """
         if not self.set_up():
             raise Stuck(f"the set-up failed: {self.failures}")
         for _ in range(step):
             if self.step() is None:
                 raise Stuck(f"a step failed: {self.failures}")
-        self.begin_step()
-        self.drain(lost={(member, Survivors) for member in range(len(self.clients))})
+        self.compute()
+        self.drain(lost={(member, kind) for member in self.everybody for kind in (Survivors, Published)})
         return self
 
-    def plain_sum(self, step: int, survivors: Iterable[int]) -> np.ndarray[Any, Any]:
-        """The sum of what these members encoded, in 64-bit integers: what a reveal must equal."""
-        total: np.ndarray[Any, Any] = np.sum([self.vectors[step, one].astype(np.int64) for one in survivors], axis=0)
+    def voted(self) -> Federation:
+        """Run an epoch up to where everybody has voted and no vote has reached the server; returns itself."""
+        if not self.set_up():
+            raise Stuck(f"the set-up failed: {self.failures}")
+        while self.server.step is not None:
+            if self.step() is None:
+                raise Stuck(f"a step failed: {self.failures}")
+        return self
+
+    # -- what is true ---------------------------------------------
+
+    def plain_sum(self, step: int, survivors: Iterable[int], plan: bytes | None = None) -> Array:
+        """The sum of what these members encoded, in 64-bit integers and reduced: what a sum must equal."""
+        plan = self.plan.digest if plan is None else plan
+        vectors = [self.encoded[plan, step, one].astype(np.int64) for one in survivors]
+        total: Array = np.sum(vectors, axis=0) % (1 << self.plan.modulus_bits)
         return total
+
+    def published(self, step: int) -> Packet:
+        """The server's newest `Published` of a step, off the wire."""
+        for item in reversed(self.sent):
+            message = item.message if item.kind is Published else None
+            if isinstance(message, Published) and message.step == step and message.plan == self.plan.digest:
+                return item
+        raise LookupError(f"no sum of step {step} was published")
+
+    # -- crashes ---------------------------------------------
+
+    def restart(self, member: int, *, remembers: bool = True) -> None:
+        """Kill a client and start it again, with what its journal holds or with nothing."""
+        memory = self.diaries[member].memory if remembers else Memory()
+        self.clients[member] = self._client(member, self.charter, memory)
+        self.computing.pop(member, None)
+
+    def restart_server(self, *, remembers: bool = True) -> None:
+        """Kill the server and start it again, with the certified epochs or with nothing; what was in flight is lost."""
+        if not remembers:
+            self.server_journal = InMemory()
+        self.server = self._server()
+        self.wire.clear()
 
     # -- inside ---------------------------------------------
 
-    def _next_step(self) -> int:
-        return self.server._next_step
-
-    def _put(self, item: Packet) -> None:
-        self.wire.append(item)
-        self.sent.append(item)
-
-    def _perform(self, member: int, effects: Iterable[Send | Compute]) -> None:
-        for effect in effects:
-            if isinstance(effect, Compute):
-                self._perform(member, self.provide(member, effect))
-            else:
-                self._put(packet(member, effect.message, effect.frames, to_server=True))
-
     def provide(self, member: int, effect: Compute) -> list[Any]:
-        """Compute a member's vector, note it, and hand it to its machine; returns the machine's effects."""
-        values = self.input_of(member, effect)
-        vector = encode_vector(
-            self.plan, effect.step, effect.clips, values, self.rounding, random_bytes=self.random.randbytes
-        )
-        self.vectors[effect.step, member] = vector
-        return self.clients[member].provide(effect.step, vector)
+        """Compute a member's numbers, note what they are encoded to, and hand them to its machine; its effects."""
+        values, tape = self.input_of(member, effect), self.tapes[member]
+        tape.record()
+        effects = self.clients[member].provide(effect.plan, effect.step, values)
+        drawn = iter(tape.stop())
+        if any(isinstance(item, Send) for item in effects):
+            plan = self.clients[member].plan
+            if plan is None:
+                raise LocalProtocolError("numbers provided outside an epoch", "within one")
+            vector, _ = encode(plan, effect.step, values, lambda count: next(drawn))
+            self.encoded[effect.plan, effect.step, member] = self.vectors[effect.step, member] = vector
+        return effects
 
-    def _random_input(self, member: int, effect: Compute) -> dict[str, np.ndarray[Any, Any]]:
-        spec = self.plan.spec(effect.step)
-        return {block.name: self.rounding.normal(scale=block.clip, size=block.length) for block in spec.blocks}
+    def _random_input(self, member: int, effect: Compute) -> dict[str, Array]:
+        values = {}
+        for block in effect.spec.blocks:
+            if block.kind == "count":
+                values[block.name] = self.inputs.integers(0, int(block.clip) + 1, size=block.length).astype(np.float64)
+            else:
+                values[block.name] = self.inputs.normal(scale=block.clip, size=block.length)
+        return values
 
 
-def permissive(plan: Plan) -> Policy:
-    """A policy that leaves the limits to the plan."""
-    tasks = {spec.task: max(block.clip for block in spec.blocks) for spec in plan.specs}
-    return Policy(least_cohort=2, least_survivors=2, colluders=0, tasks=tasks, most_value_bits=31)
+def make_charter(
+    members: int,
+    *,
+    mode: Literal["lockstep", "resilient"] = "lockstep",
+    blocks: tuple[tuple[int, ...], ...] | None = None,
+    colluders: int = 1,
+    least_survivors: int | None = None,
+    settings: bytes = bytes(32),
+    roster: bytes = bytes(32),
+    **aggregation: Any,
+) -> Charter:
+    """A charter for `members`, with the package's defaults for what is not given."""
+    return Charter(
+        roster=roster,
+        members=members,
+        settings=settings,
+        aggregation=Aggregation(
+            mode=mode,
+            colluders=colluders,
+            least_survivors=colluders + 2 if least_survivors is None else least_survivors,
+            **aggregation,
+        ),
+        blocks=even_blocks(members, colluders) if blocks is None else blocks,
+    )
 
 
-def snapshot(epoch: ServerEpoch) -> dict[str, Any]:
-    """Everything that an epoch of the server holds, as a value."""
-    held = {**vars(epoch), "absent": set(epoch.absent), "_advertised": dict(epoch._advertised)}
-    held["_sealed"] = {member: dict(sealed) for member, sealed in epoch._sealed.items()}
-    held["_step"] = None
-    if (step := epoch._step) is not None:
-        copies = {"total": step.total.tobytes(), "inputs": set(step.inputs), "answers": dict(step.answers)}
-        held["_step"] = {**vars(step), **copies, "signatures": dict(step.signatures)}
+_LEFT_OUT = ("_course", "course", "_journal", "_random")
+
+
+def of_kind(packets: Iterable[Packet], kind: type) -> Iterator[Packet]:
+    """The packets of one kind, in order."""
+    return (item for item in packets if item.kind is kind)
+
+
+def snapshot(machine: ClientProtocol | ServerProtocol) -> Any:
+    """Everything that a machine holds, as a value that can be compared later."""
+    return {name: _frozen(held) for name, held in vars(machine).items() if name not in _LEFT_OUT}
+
+
+def _frozen(held: Any) -> Any:
+    if isinstance(held, Mapping):
+        return {key: _frozen(value) for key, value in held.items()}
+    if isinstance(held, list | tuple):
+        return [_frozen(value) for value in held]
+    if isinstance(held, set):
+        return frozenset(held)
+    if isinstance(held, np.ndarray):
+        return held.dtype.str, held.shape, held.tobytes()
+    if isinstance(held, Secret):
+        return bytes(held._bytes)
+    if isinstance(held, SecretArray):
+        return held._rows.tobytes()
+    if isinstance(held, LockstepKeys | TagKey):
+        return {name: _frozen(value) for name, value in _attributes(held).items()}
+    if is_dataclass(held) and not isinstance(held, type):
+        return {item.name: _frozen(getattr(held, item.name)) for item in fields(held) if item.name != "course"}
     return held
+
+
+def _attributes(held: Any) -> dict[str, Any]:
+    names = [*getattr(held, "__dict__", ()), *(name for kind in type(held).__mro__ for name in _slots(kind))]
+    return {name: getattr(held, name) for name in names if hasattr(held, name)}
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+__all__ = [
+    "PERMISSIVE",
+    "UPDATE_SPEC",
+    "Diary",
+    "Federation",
+    "LaboratoryCourse",
+    "Losses",
+    "News",
+    "Packet",
+    "State",
+    "Stuck",
+    "Tape",
+    "make_charter",
+    "of_kind",
+    "packet",
+    "snapshot",
+]

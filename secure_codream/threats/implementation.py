@@ -4,44 +4,60 @@ from __future__ import annotations
 
 import base64
 import gc
-import json
 import math
 import random
 import secrets
 import time
+import tracemalloc
 import types
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
+import msgpack
 import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from codream_clients.runner import ClientRunner
 from codream_protocols import client as client_module
-from codream_protocols import shamir
+from codream_protocols import hybrid, messages, shamir
+from codream_protocols import lockstep as lockstep_module
+from codream_protocols.charter import MAX_STEPS, Offer
 from codream_protocols.client import ClientProtocol, Send
 from codream_protocols.errors import ProtocolError
+from codream_protocols.identity import MAX_MEMBERS
 from codream_protocols.keyschedule import StepKeys
+from codream_protocols.lockstep import LockstepKeys
 from codream_protocols.masks import add_mask
-from codream_protocols.messages import MaskedInput, PlanOffer, Survivors
-from codream_protocols.plan import Block, VectorSpec
+from codream_protocols.messages import (
+    MAX_MESSAGE_BYTES,
+    Advertisement,
+    Invitation,
+    MaskedInput,
+    Published,
+    SealDelivery,
+    StepRecord,
+    Survivors,
+    decode_to_client,
+    decode_to_server,
+    encode_message,
+)
+from codream_protocols.resilient import ResilientKeys
 from codream_protocols.secret import Secret
-from codream_protocols.server import ServerEpoch
-from secure_codream.threats import network
-from secure_codream.threats.adversary import announce, open_sum
+from codream_protocols.specs import Block, VectorSpec
+from secure_codream.threats.adversary import announce, masked_input, reduce
 from secure_codream.threats.attack import Attack, Defences, Evidence
-from secure_codream.threats.clients import hostile_messages
-from secure_codream.threats.dropouts import VICTIM, all_but
-from secure_codream.threats.evidence import Vector, recovered
+from secure_codream.threats.clients import alone, hostile_messages
+from secure_codream.threats.dropouts import VICTIM, all_but, lockstep
+from secure_codream.threats.evidence import Try, Vector, counted, recovered
 from secure_codream.threats.federation import Federation, Stuck
 from secure_codream.threats.laboratory import Laboratory
-from secure_codream.threats.loopback import honest
 from secure_codream.threats.run_folder import contents, write_run
 from secure_codream.threats.seizure import in_its_own_process, memory_of
 from secure_codream.threats.switches import Switch
@@ -50,25 +66,27 @@ from secure_codream.threats.switches import Switch
 
 
 class Trace:
-    """What was used where: keys of mask streams by client, keys and nonces of sealed messages, share polynomials."""
+    """What was used where: keys of mask streams by client, keys and nonces of seals, share polynomials, public keys."""
 
     def __init__(self) -> None:
         self.streams: dict[bytes, list[ClientProtocol]] = defaultdict(list)
         self.sealed: Counter[tuple[bytes, bytes]] = Counter()
         self.polynomials: Counter[bytes] = Counter()
+        self.public: Counter[bytes] = Counter()
 
     @property
     def repeats(self) -> int:
         """How many were used twice; a pairwise stream is used once by each of its two clients."""
         streams = sum(len(users) > len(set(users)) or len(users) > 2 for users in self.streams.values())
-        return streams + sum(count > 1 for used in (self.sealed, self.polynomials) for count in used.values())
+        used_once = (self.sealed, self.polynomials, self.public)
+        return streams + sum(count > 1 for used in used_once for count in used.values())
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Watch all clients in this context."""
         masking: list[ClientProtocol] = []
-        split, mask = shamir.split, ClientProtocol._mask
-        sealed, polynomials, streams = self.sealed, self.polynomials, self.streams
+        split, provide, advertise = shamir.split, ClientProtocol.provide, LockstepKeys.advertise
+        sealed, polynomials, streams, public = self.sealed, self.polynomials, self.streams, self.public
 
         class Watched:
             def __init__(self, key: bytes) -> None:
@@ -81,9 +99,9 @@ class Trace:
             def decrypt(self, nonce: bytes, data: bytes, additional: bytes) -> bytes:
                 return self._cipher.decrypt(nonce, data, additional)
 
-        def watched_mask(self: ClientProtocol, *arguments: Any) -> bytes:
+        def watched_provide(self: ClientProtocol, *arguments: Any) -> Any:
             masking[:] = [self]
-            return mask(self, *arguments)
+            return provide(self, *arguments)
 
         def watched_add(vector: Vector, key: bytes, **options: Any) -> None:
             streams[key].append(masking[0])
@@ -98,9 +116,16 @@ class Trace:
 
             return split(rows, threshold, points, drawn)
 
+        def watched_advertise(self: LockstepKeys, signer: Any) -> Advertisement:
+            item = advertise(self, signer)
+            public.update((item.share_key, item.kem_key))
+            return item
+
         with (
-            patch.multiple(client_module, add_mask=watched_add, ChaCha20Poly1305=Watched),
-            patch.object(ClientProtocol, "_mask", watched_mask),
+            patch.object(client_module, "add_mask", watched_add),
+            patch.object(lockstep_module, "ChaCha20Poly1305", Watched),
+            patch.object(ClientProtocol, "provide", watched_provide),
+            patch.object(LockstepKeys, "advertise", watched_advertise),
             patch.object(shamir, "split", watched_split),
         ):
             yield
@@ -111,36 +136,53 @@ class RepeatedRandomness(Attack):
 
     name = "repeated-randomness"
     adversary = "whoever sees the traffic"
-    goal = "Find a mask stream, a nonce under one key, or a share polynomial that is used twice."
+    goal = "Find a mask stream, a nonce under one key, a public key or a share polynomial that is used twice."
     paper = "Ristenpart and Yilek, NDSS 2010 (virtual machine reset)"
     promises = ("P12",)
     defences = ("fresh-randomness",)
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
-        """Record two epochs with a dropout; the control's generators start again with each, as after a snapshot."""
-        federation, trace = laboratory.federation(defences), Trace()
+        """Record two epochs in either mode, with a dropout where the mode bears one.
+
+        The control's generators start again with each epoch, as after a snapshot.
+        """
+        trace = Trace()
         with trace.recording():
-            for epoch in range(2):
-                if not defences.stands("fresh-randomness"):
-                    for member, client in enumerate(federation.clients):
-                        client._random = random.Random(member).randbytes  # noqa: S311 - a broken generator
-                federation.plan = msgspec.structs.replace(federation.plan, epoch=epoch)
-                federation.server = ServerEpoch(federation.plan, federation.roster)
-                if not federation.set_up():
-                    raise Stuck(f"the set-up failed: {federation.failures}")
-                gone = (VICTIM, MaskedInput) if laboratory.cohort.spare else None
-                for step in range(federation.plan.steps):
-                    if federation.step(lost={gone} if gone and step == 1 else ()) is None:
-                        raise Stuck(f"a step failed: {federation.failures}")
+            for number, mode in enumerate(_modes(laboratory)):
+                federation = laboratory.federation(defences, mode=mode, seed=laboratory.seed + number)
+                droppable = mode == "resilient" and len(laboratory.cohort.blocks) > 1
+                gone: set[tuple[int, type]] = {(VICTIM, MaskedInput)} if droppable else set()
+                for _ in range(2):
+                    if not defences.stands("fresh-randomness"):
+                        for member, tape in enumerate(federation.tapes):
+                            tape._draw = random.Random(member).randbytes  # noqa: S311 - a broken generator
+                    _whole_epoch(federation, gone)
         looked_at = (
-            f"{len(trace.streams)} mask streams, {len(trace.sealed)} sealed messages and {len(trace.polynomials)}"
+            f"{len(trace.streams)} mask streams, {len(trace.sealed)} seals, {len(trace.public)} public keys and "
+            f"{len(trace.polynomials)} sharings"
         )
         return Evidence(
-            measure="mask streams, nonces and share polynomials used twice, number",
+            measure="mask streams, nonces, public keys and share polynomials used twice, number",
             value=float(trace.repeats),
             success=0.0,
-            learned=f"of {looked_at} sharings, {trace.repeats or 'none'} used twice",
+            learned=f"of {looked_at}, {trace.repeats or 'none'} used twice",
         )
+
+
+def _modes(laboratory: Laboratory) -> tuple[str, ...]:
+    """Both ways to sum; of a user's own charter, its way."""
+    return ("lockstep", "resilient") if laboratory.cohort.charter is None else (laboratory.cohort.mode,)
+
+
+def _whole_epoch(federation: Federation, gone: set[tuple[int, type]]) -> None:
+    """An epoch, in whose second step these messages are lost."""
+    if not federation.set_up():
+        raise Stuck(f"the set-up failed: {federation.failures}")
+    for step in range(federation.plan.steps):
+        if federation.step(lost=gone if step == 1 else ()) is None:
+            raise Stuck(f"a step failed: {federation.failures}")
+    if federation.finish() is None:
+        raise Stuck("the epoch was not certified")
 
 
 class MaskedBytes(Attack):
@@ -157,7 +199,7 @@ class MaskedBytes(Attack):
         """Pack every client's masked vector and test the bytes."""
         length = 16_000 if laboratory.quick else 256_000
         specs = (VectorSpec("update", (Block("dream", length, 1.0),)),)
-        federation = laboratory.federation(defences, specs=specs, steps=1, policy=None).masked()
+        federation = laboratory.federation(defences, specs=specs, steps=1).masked()
         frames = [item.frames[0] for item in federation.sent if item.kind is MaskedInput]
         data = np.frombuffer(b"".join(frames), dtype=np.uint8)
         tests = {"bytes": byte_frequencies(data), "bits": bit_balance(data), "pairs": neighbours(data)}
@@ -221,18 +263,31 @@ def some(names: list[str]) -> str:
 
 
 def step_secrets(federation: Federation, member: int) -> dict[str, bytes]:
-    """The secrets of step 0 that a client holds before it: its own, and its shares of everybody's."""
+    """The secrets of step 0 that a client holds before it: its pairs' roots, or its own seed and everybody's shares."""
     epoch = federation.clients[member]._epoch
     if epoch is None:
         raise Stuck("the set-up failed")
-    keys = StepKeys(epoch.seed, epoch.digest, 0)
-    own = {"seed": epoch.seed.reveal(), "self mask": keys.self_mask.reveal(), "mask key": keys.mask_private.reveal()}
+    if not isinstance(epoch.keys, ResilientKeys):
+        return {f"root shared with member {other}": root.reveal() for other, root in epoch.keys._roots.items()}
+    keys = StepKeys(epoch.keys._seed, epoch.plan.digest, 0)
+    own = {
+        "seed": epoch.keys._seed.reveal(),
+        "self mask": keys.self_mask.reveal(),
+        "mask key": keys.mask_private.reveal(),
+    }
     shares = {
         f"{kind} share of member {whose}": held.row(row * epoch.plan.steps)
-        for whose, held in epoch.held.items()
+        for whose, held in epoch.keys._held.items()
         for row, kind in enumerate(("self-mask", "mask-key"))
     }
     return {**own, **shares}
+
+
+def _leave_the_laboratory(client: ClientProtocol) -> None:
+    """The laboratory's own generator, which keeps what it drew, is no part of a client."""
+    client._random = bytes
+    if client._epoch is not None:
+        client._epoch.keys._random = bytes
 
 
 class MemoryAfterStep(Attack):
@@ -240,31 +295,33 @@ class MemoryAfterStep(Attack):
 
     name = "memory-after-a-step"
     adversary = "whoever takes a client over"
-    goal = "Find in the client's memory, after a step, its seed or shares of that step, and rebuild its masks."
+    goal = "Find in the client's memory, after a step, its roots, seed or shares of that step, and rebuild its masks."
     paper = "Bellare and Yee, CT-RSA 2003 (forward security)"
     promises = ("P11",)
     defences = ("erasure",)
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """Note the secrets before the step, and look for them in everything that the client can reach after it."""
-        federation = laboratory.federation(defences)
-        federation.set_up()
-        held = step_secrets(federation, VICTIM)
-        if federation.step() is None:
-            raise Stuck(f"the step failed: {federation.failures}")
-        federation.clients[VICTIM]._random = bytes  # the laboratory's own generator is no part of a client
-        answer = federation.clients[VICTIM]._epoch
-        if answer is not None and answer.step is not None:
-            answer.step.answer = None  # what was sent to the server is in its hands anyway
-        memory = list(buffers(federation.clients[VICTIM]))
-        found = [name for name, secret in held.items() if any(secret in piece for piece in memory)]
+        found: list[str] = []
+        looked_for = runs = 0
+        for mode in _modes(laboratory):
+            federation = laboratory.federation(defences, mode=mode)
+            federation.set_up()
+            held = step_secrets(federation, VICTIM)
+            if federation.step() is None:
+                raise Stuck(f"the step failed: {federation.failures}")
+            client = federation.clients[VICTIM]
+            _leave_the_laboratory(client)
+            memory = list(buffers(client))
+            found += [name for name, secret in held.items() if any(secret in piece for piece in memory)]
+            looked_for, runs = looked_for + len(held), runs + len(memory)
         return Evidence(
-            measure=f"secrets of a finished step found in the client's objects, of {len(held)}",
+            measure=f"secrets of a finished step found in the client's objects, of {looked_for}",
             value=float(len(found)),
             success=0.0,
-            learned=f"{some(found)}, in {len(memory)} runs of bytes"
+            learned=f"{some(found)}, in {runs} runs of bytes"
             if found
-            else f"nothing: {len(memory)} runs of bytes, and none of the step's {len(held)} secrets among them",
+            else f"nothing: {runs} runs of bytes, and none of the step's {looked_for} secrets among them",
         )
 
 
@@ -307,26 +364,28 @@ class SeizedMidStep(Attack):
 
     name = "seized-before-masking"
     adversary = "whoever takes a running client over"
-    goal = "Read the current step's seed, and with it unmask the client's input of that step."
+    goal = "Read the roots of the current step, and with them unmask the client's input of that step."
     promises = ("L5",)
     defences = ("before-the-step",)
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
-        """Take the seed that lies in memory, before the step, or for the control after it."""
+        """Take the roots that lie in memory, before the step, or for the control after it."""
 
         def attempt() -> tuple[Vector, Vector]:
-            federation = laboratory.federation(defences)
+            federation = lockstep(laboratory, defences)
             federation.set_up()
             epoch = federation.clients[VICTIM]._epoch
-            if epoch is None:
+            if epoch is None or epoch.public is None:
                 raise Stuck("the set-up failed")
-            in_time = Secret(epoch.seed.reveal())
-            federation.begin_step()
-            federation.drain(lost={(member, Survivors) for member in all_but(federation)})
-            seed = in_time if defences.stands("before-the-step") else epoch.seed
-            keys = StepKeys(seed, federation.plan.digest, 0)
-            self_masks, mask_keys = {VICTIM: keys.self_mask.reveal()}, {VICTIM: keys.mask_private.reveal()}
-            return open_sum(federation, 0, [VICTIM], self_masks, mask_keys), federation.vectors[0, VICTIM]
+            in_time = {other: root.reveal() for other, root in epoch.keys._roots.items()}
+            chain = epoch.public.chain
+            federation.compute()
+            late = {other: root.reveal() for other, root in epoch.keys._roots.items()}
+            opened = masked_input(federation, 0, VICTIM)
+            for other, root in (in_time if defences.stands("before-the-step") else late).items():
+                key = hybrid.pair_mask_key(root, 0, chain)
+                add_mask(opened, key, suite=federation.plan.aggregation.suite, negative=other > VICTIM)
+            return reduce(federation, opened), federation.vectors[0, VICTIM]
 
         return recovered(attempt, whose="the current step's input")
 
@@ -339,40 +398,33 @@ class SecretsInOutput(Attack):
 
     name = "secrets-in-output"
     adversary = "whoever reads logs, errors and reports"
-    goal = "Find a key, a seed or a share in logs, events, refusals, errors, or in what objects say of themselves."
+    goal = "Find a key, a seed or a share in refusals, errors, notices, or in what objects say of themselves."
     promises = ("P13",)
     defences = ("hidden-reprs",)
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
-        """Run a federation over the network with a member that sends garbage, and one in memory; search their words."""
-        drawn: list[bytes] = []
-
-        def random_bytes(count: int) -> bytes:
-            drawn.append(secrets.token_bytes(count))
-            return drawn[-1]
-
-        net = network.connected(laboratory)
-        garbage = list(hostile_messages(bytes(64), laboratory.random(self.name)).values())
-
-        def tamper(send: Send) -> list[list[bytes]]:
-            return [*([data] for data in garbage), honest(send)]
-
-        network.federate(net, laboratory, of_all={"random_bytes": random_bytes}, tamper=tamper)
-        federation = laboratory.federation(defences)
-        for client in federation.clients:
-            client._random = random_bytes
-        federation.masked()
-        for client in federation.clients:
-            epoch = client._epoch
-            if epoch is not None:
-                drawn += [held.row(row) for held in epoch.held.values() for row in range(len(held))]
-                drawn.append(epoch.seed.reveal())
-        words = [json.dumps(net.events, default=repr), repr(net.logs), *_refusals(federation)]
-        for member in all_but(federation):
-            federation.emit(federation.server.receive(member, announce(federation, member, all_but(federation))))
-        words += [word for party in (*federation.clients, federation.server) for word in _words(party)]
+        """In either mode, put contradictions and garbage to every party in the middle of a step; search their words."""
+        words: list[str] = []
+        needles: set[bytes] = set()
+        for mode in _modes(laboratory):
+            federation = laboratory.federation(defences, mode=mode)
+            drawn: list[bytes] = []
+            for tape in federation.tapes:
+                tape._draw = _noting(drawn)
+            federation.masked()
+            needles.update(drawn, *(_held(client) for client in federation.clients))
+            words += _refusals(federation, laboratory.random(self.name))
+            if mode == "resilient":
+                for member in all_but(federation):
+                    answer = announce(federation, member, all_but(federation))
+                    words.append(repr(answer))
+                    federation.emit(federation.server.receive(member, answer))
+            words += [repr(item.message) for item in federation.sent]
+            for client in federation.clients:
+                _leave_the_laboratory(client)
+            words += [word for party in (*federation.clients, federation.server) for word in _words(party)]
+        needles = {secret for secret in needles if len(secret) >= 16}
         text = "\n".join(dict.fromkeys(words))
-        needles = {secret for secret in (*drawn, *net.identities, *(key for _, key in net.keys)) if len(secret) >= 16}
         found = sum(any(form in text for form in _forms(secret)) for secret in needles)
         return Evidence(
             measure=f"secrets found in what was said or logged, of {len(needles)}",
@@ -382,6 +434,29 @@ class SecretsInOutput(Attack):
             if found
             else f"nothing: {len(text):,} characters hold none of {len(needles)} secrets",
         )
+
+
+def _noting(drawn: list[bytes]) -> Callable[[int], bytes]:
+    """The operating system's generator, whose every draw is noted."""
+
+    def random_bytes(count: int) -> bytes:
+        drawn.append(secrets.token_bytes(count))
+        return drawn[-1]
+
+    return random_bytes
+
+
+def _held(client: ClientProtocol) -> Iterator[bytes]:
+    """The secrets that a client holds in an epoch."""
+    epoch = client._epoch
+    if epoch is None:
+        return
+    if epoch.group_key is not None:
+        yield epoch.group_key.reveal()
+    yield from (root.reveal() for root in epoch.keys._roots.values())
+    if isinstance(epoch.keys, ResilientKeys):
+        yield epoch.keys._seed.reveal()
+        yield from (held.row(row) for held in epoch.keys._held.values() for row in range(len(held)))
 
 
 class SecretsInFiles(Attack):
@@ -395,25 +470,19 @@ class SecretsInFiles(Attack):
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """Run a federation into a scratch folder, whose clients log all that they hold, as debugging might; search."""
+        drawn: list[bytes] = []
         needles: set[bytes] = set()
         send = ClientRunner._send
 
-        def random_bytes(count: int) -> bytes:
-            drawn = secrets.token_bytes(count)
-            needles.add(drawn)
-            return drawn
-
         async def talkative(self: ClientRunner, effect: Send) -> None:
-            epoch = self._protocol._epoch
-            if epoch is not None and isinstance(effect.message, MaskedInput) and effect.message.step == 0:
-                needles.update(held.row(row) for held in epoch.held.values() for row in range(len(held)))
-                needles.add(epoch.seed.reveal())
+            if isinstance(effect.message, MaskedInput) and effect.message.step == 0:
+                needles.update(_held(self._protocol))
                 self._log.debug("holding", sends=repr(effect), client=list(_words(self._protocol)))
             await send(self, effect)
 
         with TemporaryDirectory() as scratch, patch.object(ClientRunner, "_send", talkative):
-            run = write_run(Path(scratch), seed=laboratory.seed, random_bytes=random_bytes)
-            needles |= {bytes.fromhex(path.read_text()) for path in run.path.rglob("*.key")}
+            run = write_run(Path(scratch), seed=laboratory.seed, random_bytes=_noting(drawn))
+            needles |= {*drawn, *(bytes.fromhex(path.read_text()) for path in run.path.rglob("*.key"))}
             written = {path.relative_to(run.path): text(data) for path, data in contents(run.path)}
         long = {secret for secret in needles if len(secret) >= 16}
         found = {
@@ -459,23 +528,35 @@ def _words(item: Any, depth: int = 0) -> Iterator[str]:
             yield from _words(part, depth + 1)
 
 
-def _refusals(federation: Federation) -> Iterator[str]:
-    """What clients answer to messages that contradict what they were told, errors' causes included."""
+def _refusals(federation: Federation, chance: random.Random) -> Iterator[str]:
+    """What parties answer to garbage, and to messages that contradict what they were told, errors' causes included."""
+    plan = federation.plan
+    good = encode_message(Invitation(federation.offer()))
+    later = Offer(0, federation.everybody, bytes(32))
+    told: list[Any] = [
+        Survivors(plan.digest, 0, (0, 1)),
+        Survivors(bytes(32), 0, all_but(federation)),
+        Invitation(later),
+        SealDelivery(plan.digest, ()),
+        Published(plan.digest, 0, federation.everybody, bytes(16)),
+    ]
+    attempts: list[Callable[[], Any]] = []
     for member, client in enumerate(federation.clients):
-        for message in (
-            Survivors(federation.plan.digest, 0, (0, 1)),
-            Survivors(bytes(32), 0, all_but(federation)),
-            PlanOffer(msgspec.structs.replace(federation.plan, epoch=1, threshold=1)),
-        ):
-            try:
-                federation.tell(member, message)
-            except ProtocolError as error:
-                cause: BaseException | None = error
-                while cause is not None:
-                    yield f"{cause!r} {cause} {vars(cause)}"
-                    cause = cause.__cause__
-            else:
-                raise Stuck(f"{client} took {message}")
+        attempts += [partial(federation.tell, member, message) for message in told]
+        attempts += [partial(client.receive, told[-1], (bytes(3),))]
+        attempts += [partial(client.provide, plan.digest, 0, {"dream": np.zeros(1)})]
+    for data in hostile_messages(good, chance).values():
+        attempts += [partial(decode_to_client, data), partial(decode_to_server, data)]
+    for attempt in attempts:
+        try:
+            said = attempt()
+        except ProtocolError as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                yield f"{cause!r} {cause} {vars(cause)}"
+                cause = cause.__cause__ or cause.__context__
+        else:
+            yield repr(said)
 
 
 # -- time ---------------------------------------------
@@ -525,9 +606,108 @@ def _nanoseconds(first: Secret, second: Secret) -> int:
     return max(1, taken)
 
 
+# -- cost ---------------------------------------------
+
+MOST_SECONDS, MOST_TIMES, LEAST_BYTES, SENT_BYTES = 0.05, 2.0, 1 << 17, 1 << 16
+
+
+def expensive_messages(size: int) -> dict[str, bytes]:
+    """Messages of about `size` bytes, cheap to send, and dear to whoever builds a tree of objects of them."""
+    entries, key = size.to_bytes(4, "big"), b"\xc4\x20" + bytes(32)
+    vote = b"\x92\x00\xc4\x40" + bytes(64)
+    votes = size // len(vote)
+    return {
+        "an array of empty arrays": b"\xdd" + entries + b"\x90" * size,
+        "a beat whose plan is such an array": b"\x93\xa4beat\xdd" + entries + b"\x90" * size + b"\x00",
+        "survivors without end": b"\x94\xa9survivors" + key + b"\x00\xdd" + entries + bytes(size),
+        "votes without end": b"\x93\xabcertificate" + key + b"\xdd" + votes.to_bytes(4, "big") + vote * votes,
+    }
+
+
+def cost(call: Callable[[], Any]) -> tuple[float, int]:
+    """What a call that is refused costs: seconds of the processor, the best of three, and the most memory at a time."""
+    seconds = []
+    for _ in range(3):
+        started = time.process_time()
+        with suppress(ProtocolError):
+            call()
+        seconds.append(time.process_time() - started)
+    tracemalloc.start()
+    try:
+        with suppress(ProtocolError):
+            call()
+        return min(seconds), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+class ExpensiveMessages(Attack):
+    """Bytes that cost the receiver far more than the sender."""
+
+    name = "expensive-messages"
+    adversary = "malicious client, or server"
+    goal = "Cost a party more than a twentieth of a second, or twice a message's size of memory, before it refuses it."
+    paper = "Crosby and Wallach, USENIX Security 2003 (algorithmic complexity)"
+    promises = ("P8",)
+    defences = ("schema", "phase-limit")
+
+    def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
+        """Small ones, within the largest limit there is; and a record of far more steps than the course has.
+
+        Any message may cost an eighth of a megabyte. Times are of the processor: other programs run beside this one.
+        """
+        limit = laboratory.federation().server.largest_message
+        entries = {
+            f"{how}, to the {side}": (data, MAX_MESSAGE_BYTES, decode, "schema")
+            for how, data in expensive_messages(SENT_BYTES).items()
+            for side, decode in (("server", decode_to_server), ("client", decode_to_client))
+        }
+        record = _long_record(laboratory)
+        for side, decode in (("server", decode_to_server), ("client", decode_to_client)):
+            entries[f"a record of {MAX_STEPS} steps, to the {side}"] = (record, limit, decode, "phase-limit")
+
+        def attempt(data: bytes, most: int, decode: Callable[[bytes, int], Any], standing: Defences) -> bool:
+            with alone(standing, {"schema": _tree_first}):
+                allowed = most if standing.stands("phase-limit") else MAX_MESSAGE_BYTES
+                seconds, memory = cost(lambda: decode(data, allowed))
+            return seconds > MOST_SECONDS or memory > max(LEAST_BYTES, MOST_TIMES * len(data))
+
+        tries = {
+            how: Try(partial(attempt, data, most, decode), (defence,))
+            for how, (data, most, decode, defence) in entries.items()
+        }
+        return counted(tries, what="messages that cost too much", defences=defences)
+
+
+def _tree_first() -> AbstractContextManager[Any]:
+    """Messages are parsed into whatever they hold, and looked at only then."""
+    typed = messages._decode
+
+    def decode(decoder: Any, data: bytes, most_bytes: int) -> Any:
+        tree = None
+        with suppress(ValueError, RecursionError):
+            tree = msgpack.unpackb(data, strict_map_key=False)
+        found = typed(decoder, data, most_bytes)
+        del tree
+        return found
+
+    return patch.object(messages, "_decode", decode)
+
+
+def _long_record(laboratory: Laboratory) -> bytes:
+    """A record that fits its schema, but for its last byte, with as many steps and members as there can be."""
+    federation = laboratory.federation()
+    federation.epoch()
+    record, _ = federation.certified[0].kept
+    steps = (StepRecord(tuple(range(MAX_MEMBERS)), bytes(16)),) * MAX_STEPS
+    return encode_message(msgspec.structs.replace(record, steps=steps)) + b"\x00"
+
+
 SWITCHES = {
     "fresh-randomness": Switch("Every draw of a client's generator is new; the control's starts again each epoch."),
     "before-the-step": Switch("The control's adversary comes after the step."),
+    "schema": Switch("Messages are decoded straight into typed fields with ranges, without a tree of objects first."),
+    "phase-limit": Switch("A message larger than its phase allows is refused before it is parsed."),
 }
 
 ATTACKS: tuple[Attack, ...] = (
@@ -539,4 +719,5 @@ ATTACKS: tuple[Attack, ...] = (
     SecretsInOutput(),
     SecretsInFiles(),
     TimedComparison(),
+    ExpensiveMessages(),
 )

@@ -312,9 +312,9 @@ class GradientMatchingSum:
     batch, hidden, margin = 8, 16, 3.0
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
-        """Eight records a client; the verdict is on ten clients, the curve of 2, 5 and 20 stands beside it."""
+        """Eight records a client; the verdict is on ten clients, the curve of 3, 5 and 20 stands beside it."""
         clients = 10 if defences.stands("aggregation") else 1
-        more = (2, 5, 20) if defences.stands("aggregation") and not laboratory.quick else ()
+        more = (3, 5, 20) if defences.stands("aggregation") and not laboratory.quick else ()
         matched = {
             count: _match_sum(laboratory, defences, clients=count, batch=self.batch, hidden=self.hidden)
             for count in sorted({clients, *more})
@@ -507,9 +507,9 @@ class DreamInversionSum:
     margin = 1.0
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
-        """The verdict is on ten clients, the curve of 2, 5 and 20 stands beside it; without aggregation, on one."""
+        """The verdict is on ten clients, the curve of 3, 5 and 20 stands beside it; without aggregation, on one."""
         alone = not defences.stands("aggregation")
-        counts = (1,) if alone else (10,) if laboratory.quick else (2, 5, 10, 20)
+        counts = (1,) if alone else (10,) if laboratory.quick else (3, 5, 10, 20)
         cohort = dreamers(laboratory.seed, 20)
         seen = {count: self._dream(defences, laboratory, cohort[:count]) for count in counts}
         judged = seen[1 if alone else 10]

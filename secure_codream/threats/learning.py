@@ -5,37 +5,46 @@ trained like the attacked one on records drawn from the same pool; it needs a sh
 (Yeom et al., CSF 2018) and finds more. A part of the records are canaries with wrong labels, which a model has to
 memorise; the secret sharer's exposure (Carlini et al., USENIX Security 2019) ranks them among records it never saw.
 
-With record-level privacy everything that touches records is DP-SGD (Abadi et al., CCS 2016) through Opacus, on models
-with group norm, and all else only processes what came of it. Then an advantage over guessing is at most
-(e^epsilon - 1 + 2 delta) / (e^epsilon + 1) (Humphries et al., CSF 2023, from the hypothesis-testing view of Kairouz,
-Oh, Viswanath, ICML 2015), and that is the bar: an attack has worked if its interval lies above. The epsilon here is far
-below what a useful model can bear, so that hardly anything may be learnt and a fault would show.
+With record-level privacy everything that touches records is DP-SGD (Abadi et al., CCS 2016) on models with group norm,
+and all else only processes what came of it. Then an advantage over guessing is at most (e^epsilon - 1 + 2 delta) /
+(e^epsilon + 1) (Humphries et al., CSF 2023, from the hypothesis-testing view of Kairouz, Oh, Viswanath, ICML 2015), and
+that is the bar: an attack has worked if its interval lies above. What is attacked is a deployment's own: its plan of
+the budget, its histogram, its training, as `private_participant` puts them together. The control is the same without
+the noise, which one line of that training adds. The epsilon here is far below what a useful model can bear, so that
+hardly anything may be learnt and a fault would show.
 
-What the sum over few clients still tells without it, on dreams and all the more on records sent as dreams, is limit L3.
+What the sum over few clients still tells without it is limit L3. A server cannot have clients label its own records any
+more: dreams start where nobody chose, and move as the course moves them (P4, P16).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
 
+from codream_clients import private_training
 from codream_clients.acquisition import distil, soft_label_share
 from codream_clients.datasets import LabelledImages, load_digits_data
 from codream_clients.models import build
 from codream_clients.participant import LearningSettings, Participant
 from codream_clients.partitions import dirichlet
-from codream_clients.training import predict_logits, train_local
+from codream_clients.privacy_plan import PlannedCharges, PrivacyPlan, plan_privacy
+from codream_clients.privacy_settings import PrivacySettings
+from codream_clients.private_noise import NoiseSource
+from codream_clients.private_participant import private_participant
+from codream_clients.releases import Releases
+from codream_clients.training import predict_logits
 from secure_codream.threats.attack import Defences, Evidence
 from secure_codream.threats.laboratory import Laboratory
 from secure_codream.threats.measures import advantage, bootstrapped, exposure, likelihood_ratios, log_odds
@@ -50,10 +59,28 @@ EPSILON, DELTA = 0.3, 1e-3
 CLASSES, SIDE = 10, 8
 LOGIT_CLIP = 30.0
 _CPU = torch.device("cpu")
-_RATE, _DP_STEPS, _DP_LR, _DP_CLIP = 0.5, 20, 0.2, 1.0
 _EPOCHS = 60
 
+_DP_EPOCHS, _DP_LR, _DP_CLIP = 30, 2.0, 1.0
+
+
+@contextmanager
+def _no_training_noise() -> Iterator[None]:
+    """The deployed DP-SGD, all else as it is, with a noise multiplier of 0."""
+    train = private_training.private_sgd
+
+    def without(model: nn.Module, data: LabelledImages, *, plan: PrivacyPlan, **options: Any) -> None:
+        train(model, data, plan=replace(plan, noise_multiplier=0.0), **options)
+
+    with patch.object(private_training, "private_sgd", without):
+        yield
+
+
 SWITCHES: Mapping[str, Switch] = {
+    "training-noise": Switch(
+        f"A client's DP-SGD adds the noise that its plan asks for, here for epsilon {EPSILON:g} and delta {DELTA:g}.",
+        _no_training_noise,
+    ),
     "record-privacy": Switch(f"A client trains by DP-SGD, here with epsilon {EPSILON:g} and delta {DELTA:g}."),
     "label-blind-weights": Switch("Soft labels are plain means of logits; no class counts are sent."),
 }
@@ -75,61 +102,48 @@ def largest_exposure(epsilon: float, delta: float, candidates: int) -> float:
 
 # -- training ---------------------------------------------
 
+_SETTINGS = LearningSettings(
+    balanced=False,
+    class_aware=False,
+    own_weight=0,
+    warm_up_epochs=_EPOCHS,
+    local_epochs=0,
+    weight_decay=0.0,
+)
 
-@lru_cache(maxsize=1)
-def _noise_multiplier() -> float:
-    from opacus.accountants.utils import get_noise_multiplier
 
-    multiplier = get_noise_multiplier(
-        target_epsilon=EPSILON, target_delta=DELTA, sample_rate=_RATE, steps=_DP_STEPS, accountant="rdp"
-    )
-    return float(multiplier)
-
-
-def _train_privately(model: nn.Module, data: LabelledImages, epochs: int, seed: int) -> None:
-    """DP-SGD with Poisson sampling for a fixed number of steps, whatever `epochs` says; in place."""
-    from opacus import PrivacyEngine
-
-    model.train()
-    records = TensorDataset(torch.from_numpy(data.images), torch.from_numpy(data.labels))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Opacus points at its `secure_mode`, which a repeatable experiment cannot have
-        private, optimiser, loader = PrivacyEngine(accountant="rdp").make_private(
-            module=model,
-            optimizer=torch.optim.SGD(model.parameters(), lr=_DP_LR),
-            data_loader=DataLoader(
-                records, batch_size=round(_RATE * len(data)), generator=torch.Generator().manual_seed(seed)
-            ),
-            noise_multiplier=_noise_multiplier(),
+def trained(data: LabelledImages, seed: int, *, private: bool) -> Participant:
+    """A client after its warm-up, put together and trained as a deployment does it."""
+    model = _model(seed)
+    if not private:
+        client = Participant(_SETTINGS, model, data, None, seed, _CPU)
+    else:
+        privacy = PrivacySettings(
+            epsilon=EPSILON,
+            delta=DELTA,
+            records=len(data),
+            batch_size=len(data) // 2,
+            warm_up_epochs=_DP_EPOCHS,
+            lr=_DP_LR,
             max_grad_norm=_DP_CLIP,
-            noise_generator=torch.Generator().manual_seed(seed + 1),
+            accountant="rdp",
         )
-        for _ in range(round(_DP_STEPS * _RATE)):
-            for images, labels in loader:
-                optimiser.zero_grad()
-                torch.autograd.backward(functional.cross_entropy(private(images), labels, reduction="mean"))
-                optimiser.step()
-    private.remove_hooks()
-    model.eval()
-
-
-def _train_plainly(model: nn.Module, data: LabelledImages, epochs: int, seed: int) -> None:
-    train_local(
-        model,
-        data,
-        epochs=epochs,
-        batch_size=32,
-        lr=0.02,
-        momentum=0.9,
-        weight_decay=0.0,
-        balanced=False,
-        seed=seed,
-        device=_CPU,
-    )
-
-
-def _training(private: bool) -> Callable[[nn.Module, LabelledImages, int, int], None]:
-    return _train_privately if private else _train_plainly
+        plan = plan_privacy(privacy, records=len(data), rounds=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            client = private_participant(
+                _SETTINGS,
+                plan,
+                model,
+                data,
+                None,
+                seed,
+                _CPU,
+                releases=Releases(PlannedCharges(plan).reserve),
+                noise=NoiseSource(seed),  # a laboratory's randomness can be repeated
+            )
+    client.warm_up()
+    return client
 
 
 def _model(seed: int) -> nn.Module:
@@ -155,6 +169,15 @@ def _odds(logits: Logits, labels: NDArray[np.int64]) -> Floats:
     """Log odds of the labels (N,) under the softmax of logits (N, K)."""
     probabilities = torch.softmax(torch.from_numpy(np.asarray(logits, dtype=np.float64)), dim=1).numpy()
     return log_odds(probabilities[np.arange(len(labels)), labels])
+
+
+def _unbounded_odds(logits: Logits, labels: NDArray[np.int64]) -> Floats:
+    """The same without any bound: what has learnt nothing may be very sure, and ranks must not tie."""
+    values = np.asarray(logits, dtype=np.float64)
+    own = np.arange(len(labels)), labels
+    rest = values.copy()
+    rest[own] = -np.inf
+    return np.asarray(values[own] - np.logaddexp.reduce(rest, axis=1))
 
 
 def _inferred(scores: Floats, members: Members, *, success: float, learned: str, what: str) -> Evidence:
@@ -190,30 +213,32 @@ class _Models:
     unseen: Logits
 
 
-_RECORDS, _CANARIES, _MODELS = 200, 20, 16
+_RECORDS, _CANARIES, _MODELS, _QUICK_MODELS = 200, 20, 16, 8
+
+
+def _count(laboratory: Laboratory) -> int:
+    return _QUICK_MODELS if laboratory.quick else _MODELS
 
 
 @lru_cache(maxsize=4)
-def _models(seed: int, private: bool) -> _Models:
+def _models(seed: int, count: int, private: bool, noised: bool = True) -> _Models:
+    """`noised` only keeps results with and without the switch apart: it is the switch that takes noise away."""
     draws = np.random.default_rng([seed, _RECORDS])
     train, _ = load_digits_data(seed)
     records, others = _with_canaries(train, _RECORDS, _CANARIES, draws)
-    members = _halves(draws, _MODELS, _RECORDS)
+    members = _halves(draws, count, _RECORDS)
     logits, unseen = [], []
     for number, inside in enumerate(members):
-        model = _model(1000 * seed + number)
-        _training(private)(model, records.subset(np.flatnonzero(inside)), _EPOCHS, 1000 * seed + number)
-        logits.append(predict_logits(model, records.images, _CPU))
-        unseen.append(predict_logits(model, others.images, _CPU))
+        client = trained(records.subset(np.flatnonzero(inside)), 1000 * seed + number, private=private)
+        logits.append(predict_logits(client.model, records.images, _CPU))
+        unseen.append(predict_logits(client.model, others.images, _CPU))
     return _Models(records, members, np.stack(logits), _CANARIES, others, np.stack(unseen))
 
 
 def _halves(draws: np.random.Generator, rows: int, records: int) -> Members:
-    """Random halves of the records, one a row; each record in two rows and out of two rows at least."""
-    while True:
-        members = np.stack([draws.permutation(records) < records // 2 for _ in range(rows)])
-        if ((members.sum(axis=0) >= 2) & (members.sum(axis=0) <= rows - 2)).all():
-            return members
+    """Random halves of the records, two by two complementary, so that each record is in half of the rows."""
+    halves = [draws.permutation(records) < records // 2 for _ in range(rows // 2)]
+    return np.stack([part for half in halves for part in (half, ~half)])
 
 
 class MembershipInModel:
@@ -224,19 +249,19 @@ class MembershipInModel:
     goal = "Tell whether a record was trained on."
     paper = "Carlini et al., S&P 2022; Yeom et al., CSF 2018"
     promises = ("P14",)
-    defences = ("record-privacy",)
+    defences = ("training-noise",)
     quick = True
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """Each model is attacked with the others as shadows."""
-        found = _models(laboratory.seed, defences.stands("record-privacy"))
+        found = _models(laboratory.seed, _count(laboratory), True, defences.stands("training-noise"))
         scores = np.stack([_odds(logits, found.records.labels) for logits in found.logits])
         return _inferred(
             scores,
             found.members,
             success=largest_advantage(EPSILON, DELTA),
             learned="which records a model was trained on",
-            what=f"{_MODELS} models of {_RECORDS // 2} records",
+            what=f"{len(found.members)} models of {_RECORDS // 2} records",
         )
 
 
@@ -248,16 +273,16 @@ class MemorisedCanaries:
     goal = "Find a rare record again that the model has learnt by heart."
     paper = "Carlini et al., USENIX Security 2019"
     promises = ("P14",)
-    defences = ("record-privacy",)
+    defences = ("training-noise",)
     quick = True
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """Every canary is ranked by loss among images whose labels are as wrong, but which no model has seen."""
-        found = _models(laboratory.seed, defences.stands("record-privacy"))
+        found = _models(laboratory.seed, _count(laboratory), True, defences.stands("training-noise"))
         exposures = []
         for inside, logits, unseen in zip(found.members, found.logits, found.unseen, strict=True):
-            own = -_odds(logits, found.records.labels)[: found.canaries]
-            others = -_odds(unseen, found.others.labels)
+            own = -_unbounded_odds(logits, found.records.labels)[: found.canaries]
+            others = -_unbounded_odds(unseen, found.others.labels)
             exposures.append(np.mean([exposure(loss, others) for loss in own[inside[: found.canaries]]]))
         value, candidates = float(np.mean(exposures)), len(found.others) + 1
         return Evidence(
@@ -271,11 +296,11 @@ class MemorisedCanaries:
 
 
 class CraftedDreams:
-    """Records sent as dreams, and one client's logits on them."""
+    """Dreams that are records, as a rule of the charter's own could start them, and one client's logits on them."""
 
-    name = "crafted-dreams"
-    adversary = "malicious server"
-    goal = "Read off one client's logits on chosen records which of them it has."
+    name = "records-for-dreams"
+    adversary = "malicious server with a malicious administrator"
+    goal = "With a start rule of suspected records, read off one client's soft labels which of them it has."
     paper = "Carlini et al., S&P 2022"
     promises = ("P1",)
     defences = ("masks",)
@@ -284,11 +309,11 @@ class CraftedDreams:
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """The dreams are the suspected records; each client's frame of the soft labels is read, then LiRA."""
-        found = _models(laboratory.seed, False)
+        found = _models(laboratory.seed, _count(laboratory), False)
         labels = found.records.labels
         shadows = np.stack([_odds(logits, labels) for logits in found.logits])
         right = 0
-        for first in range(0, _MODELS, self.clients):
+        for first in range(0, len(found.members), self.clients):
             shares = [
                 soft_label_share(logits, np.ones(CLASSES, dtype=np.int64), CLASSES, False, 1)[0]
                 for logits in found.logits[first : first + self.clients]
@@ -303,7 +328,7 @@ class CraftedDreams:
                 right += int(((ratios > 0) == found.members[first + member]).sum())
         value, interval = advantage(right, found.members.size)
         return Evidence(
-            measure=f"advantage over guessing who is a member, {_MODELS} clients' frames, 95 % interval",
+            measure=f"advantage over guessing who is a member, {len(found.members)} clients' frames, 95 % interval",
             value=value,
             interval=interval,
             success=self.success,
@@ -320,7 +345,7 @@ class _Federations:
     """Federations of few clients, each on a random half of the same records.
 
     `dreams` (federations, B, 1, 8, 8) with `labels` (federations, B, K), their soft labels; `crafted` (federations,
-    records, K) are the soft labels of the records themselves, sent as dreams.
+    records, K) are the soft labels of the records themselves, as if dreams had started there.
     """
 
     records: LabelledImages
@@ -332,11 +357,10 @@ class _Federations:
 
 _FEDERATIONS, _CLIENTS, _EACH, _BATCH, _STEPS = 12, 3, 20, 200, 5
 _POOL = 2 * _CLIENTS * _EACH
-_SETTINGS = LearningSettings(balanced=False, class_aware=False, own_weight=0, warm_up_epochs=_EPOCHS)
 
 
 @lru_cache(maxsize=4)
-def _federations(seed: int, private: bool) -> _Federations:
+def _federations(seed: int, private: bool, noised: bool = True) -> _Federations:
     """Train, dream and label through real machines, as a server sees it."""
     draws = np.random.default_rng([seed, _POOL])
     train, _ = load_digits_data(seed)
@@ -347,7 +371,7 @@ def _federations(seed: int, private: bool) -> _Federations:
     for number, inside in enumerate(members):
         parts = np.split(draws.permutation(np.flatnonzero(inside)), _CLIENTS)
         clients = [
-            _participant(records.subset(part), 1000 * seed + _CLIENTS * number + place, private)
+            trained(records.subset(part), 1000 * seed + _CLIENTS * number + place, private=private)
             for place, part in enumerate(parts)
         ]
         dreams = np.random.default_rng([seed, _BATCH]).standard_normal((_BATCH, 1, SIDE, SIDE), dtype=np.float32)
@@ -358,12 +382,6 @@ def _federations(seed: int, private: bool) -> _Federations:
         found.append((dreams, _labelled(laboratory, clients, dreams), _labelled(laboratory, clients, records.images)))
     dreams, labels, crafted = (np.stack(part) for part in zip(*found, strict=True))
     return _Federations(records, members, dreams, labels, crafted)
-
-
-def _participant(data: LabelledImages, seed: int, private: bool) -> Participant:
-    client = Participant(_SETTINGS, _model(seed), data, None, seed, _CPU, local_training=_training(private))
-    client.warm_up()
-    return client
 
 
 def _labelled(laboratory: Laboratory, clients: Sequence[Participant], dreams: Logits) -> Logits:
@@ -414,12 +432,12 @@ class MembershipInDreams:
     goal = "Tell whether a record was with any client."
     paper = "Carlini et al., S&P 2022"
     promises = ("P14",)
-    defences = ("record-privacy",)
+    defences = ("training-noise",)
     quick = False
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """The soft labels of the dreams near a record, against those of other federations."""
-        found = _federations(laboratory.seed, defences.stands("record-privacy"))
+        found = _federations(laboratory.seed, True, defences.stands("training-noise"))
         return _inferred(
             np.stack([_nearby(found, number) for number in range(_FEDERATIONS)]),
             found.members,
@@ -437,12 +455,12 @@ class MembershipInStudent:
     goal = "Tell whether a record was with any client."
     paper = "Carlini et al., S&P 2022"
     promises = ("P14",)
-    defences = ("record-privacy",)
+    defences = ("training-noise",)
     quick = False
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """One student a federation, all from the same initial weights."""
-        found = _federations(laboratory.seed, defences.stands("record-privacy"))
+        found = _federations(laboratory.seed, True, defences.stands("training-noise"))
         return _inferred(
             np.stack([_student(found, number, laboratory.seed) for number in range(_FEDERATIONS)]),
             found.members,
@@ -453,11 +471,11 @@ class MembershipInStudent:
 
 
 class CraftedDreamsSum:
-    """Records sent as dreams, and the sum of the logits on them."""
+    """Dreams that are records, and the sum of the logits on them."""
 
-    name = "crafted-dreams-of-a-sum"
-    adversary = "malicious server"
-    goal = "Read off the soft labels of chosen records whether any client has them."
+    name = "records-for-dreams-of-a-sum"
+    adversary = "malicious administrator"
+    goal = "With a start rule of suspected records, read off everybody's soft labels whether any client has them."
     paper = "Carlini et al., S&P 2022"
     promises = ("L3",)
     defences = ("record-privacy",)

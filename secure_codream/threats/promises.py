@@ -23,21 +23,26 @@ class Promise:
 
 
 PROMISES = (
-    Promise("P1", "One sum", "In a step the server can rebuild at most one sum of honest clients' inputs."),
+    Promise(
+        "P1",
+        "Inputs",
+        "In a step, the server and its colluders learn nothing of honest clients' inputs but at most one sum of them.",
+    ),
     Promise(
         "P2",
-        "Enough in it",
-        "That sum is over at least `least_survivors` members, colluders counted, of whom at least two are honest.",
+        "Who",
+        "Every sum that can be opened is over whole blocks, each with two honest members or more; no combination "
+        "separates them.",
     ),
     Promise(
         "P3",
         "No step twice",
-        "A running client masks one input for a step, and never goes back to a step or to an epoch of a session.",
+        "A client masks one input for a step, restarts included, and never goes back to a step or to an epoch.",
     ),
     Promise(
         "P4",
         "One view",
-        "Inputs of clients who were shown different members, keys or public states never meet in a readable sum.",
+        "Inputs of clients who were shown other members, keys, sums or states never meet in a readable sum.",
     ),
     Promise(
         "P5",
@@ -47,7 +52,8 @@ PROMISES = (
     Promise(
         "P6",
         "The client's word",
-        "A client takes no plan beyond its own policy, and starts no more steps than the policy allows in all.",
+        "A client derives each plan from its own charter, takes none beyond its policy, and begins no more steps "
+        "than that allows.",
     ),
     Promise(
         "P7",
@@ -57,7 +63,8 @@ PROMISES = (
     Promise(
         "P8",
         "Refused, unchanged",
-        "A malformed, oversized or contradictory message meets a typed error and changes nothing; the others go on.",
+        "A malformed, oversized or contradictory message meets a typed error and changes nothing; no refusal "
+        "depends on data.",
     ),
     Promise(
         "P9",
@@ -66,8 +73,9 @@ PROMISES = (
     ),
     Promise(
         "P10",
-        "A true sum",
-        "A sum that is rebuilt is the sum of what the survivors sent, or the step fails; wrong answers are noticed.",
+        "True",
+        "Against the server alone, a sum that a client takes is the sum of what the named members sent, but with "
+        "chance 2^-90.",
     ),
     Promise(
         "P11",
@@ -87,8 +95,8 @@ PROMISES = (
     Promise(
         "P14",
         "Record level",
-        "With record-level privacy on, all that leaves a client is (epsilon, delta)-private in each of its records, "
-        "within its budget.",
+        "With record-level privacy on, all that leaves a client is (epsilon, delta)-private in each of its "
+        "records, within its budget.",
     ),
     Promise(
         "P15",
@@ -96,9 +104,34 @@ PROMISES = (
         "With distributed noise on, each sum is private in each client's whole input, also against `colluders` others.",
     ),
     Promise(
+        "P16",
+        "What",
+        "Nobody chooses where an epoch starts; by stopping epochs nobody shows a client more starts than the charter "
+        "has `attempts`.",
+    ),
+    Promise(
+        "P17",
+        "Alike",
+        "Nothing is learnt, kept or shown as a result without a certificate, and all who learn from an epoch "
+        "learn the same.",
+    ),
+    Promise(
+        "P18",
+        "Anybody can check",
+        "From charter, roster and records anybody recomputes all starts, states and results, and checks who voted"
+        " for them.",
+    ),
+    Promise(
+        "P19",
+        "Recorded traffic",
+        "In lockstep, who records everything and later breaks X25519 or ML-KEM-768, but not both, still learns "
+        "sums alone.",
+    ),
+    Promise(
         "L1",
         "No availability",
-        "A malicious server, or a client that deals wrong shares of its own secrets, can stop the federation.",
+        "A malicious server can stop the federation, in lockstep any member too, in some cases until a new "
+        "charter is signed.",
     ),
     Promise(
         "L2",
@@ -116,5 +149,16 @@ PROMISES = (
         "No secrecy after a seizure",
         "Who holds a running client's memory has its current step, the keys of later ones, its data and its identity.",
     ),
+    Promise(
+        "L6",
+        "Steered states",
+        "A colluder who answers last can choose the sum, and so the next state, within the public bounds.",
+    ),
+    Promise(
+        "L7",
+        "Resilient masks rest on X25519",
+        "In resilient mode, who records everything and later breaks X25519 alone can open inputs.",
+    ),
+    Promise("L8", "A record's end", "A record does not show that epochs at its end were cut off."),
 )
 BY_KEY = {promise.key: promise for promise in PROMISES}

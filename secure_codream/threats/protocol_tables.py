@@ -3,8 +3,8 @@
 Each lies in the document between `<!-- generated: NAME -->` and `<!-- end -->`. `secure-codream check --write-tables
 docs/protocol.md` writes them anew; a test holds document and code together.
 
-The state tables are not read off the source: real machines of both sides are driven through every state that a small
-epoch can reach, each message is tried in each, and where the machine went is what the table says.
+The state tables are not read off the source: real machines of both sides are driven, in both modes, through every state
+that a small epoch can reach, each message is tried in each, and where the machine went is what the table says.
 """
 
 from __future__ import annotations
@@ -14,50 +14,60 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from enum import Enum
+from functools import cache
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
-import numpy as np
 from msgspec import inspect
 
-from codream_protocols import identity, messages, plan
-from codream_protocols.client import MAX_SESSIONS, ClientProtocol, State
-from codream_protocols.errors import ProtocolError
+from codream_protocols import charter, client, identity, messages, record_file, specs, unmasking
+from codream_protocols.charter import default_threshold
+from codream_protocols.client import ClientProtocol, State
+from codream_protocols.errors import LocalProtocolError, ProtocolError
+from codream_protocols.hybrid import KEM_CIPHERTEXT_BYTES, KEM_KEY_BYTES
 from codream_protocols.keyschedule import KEY_BYTES
-from codream_protocols.masks import word_type
 from codream_protocols.messages import (
     Advertisement,
     Advertisements,
-    Broadcast,
+    Certificate,
+    Complaint,
+    EpochRecord,
     Farewell,
+    GivenUp,
+    Invitation,
     MaskedInput,
-    PlanOffer,
+    Published,
     Refusal,
-    SealedShare,
-    ShareDelivery,
-    Shares,
+    Seal,
+    SealDelivery,
+    Seals,
     SignedBy,
+    StepRecord,
     Survivors,
     SurvivorSignature,
     SurvivorSignatures,
     ToClient,
     ToServer,
     UnmaskShares,
+    Vote,
+    Welcome,
     encode_message,
-    survivor_statement,
 )
 from codream_protocols.packing import packed_size
-from codream_protocols.plan import default_threshold
 from codream_protocols.ring import modulus_bits_for
-from codream_protocols.server import MAX_SHARE_SUBSETS, Phase, ServerEpoch
-from codream_protocols.tasks import update_spec
-from secure_codream.threats.check import DEFENCE_COLUMNS, SETTING_COLUMNS, Findings, defence_cells, setting_cells
-from secure_codream.threats.federation import STATE, Federation, Packet, make_plan
+from codream_protocols.server import Phase, ServerProtocol
+from codream_protocols.specs import DIGIT_BITS
+from secure_codream.threats.federation import Federation, Packet
 
+if TYPE_CHECKING:
+    from secure_codream.threats.check import Findings
+
+Mode = Literal["lockstep", "resilient"]
+MODES: tuple[Mode, ...] = ("lockstep", "resilient")
 Table = dict[tuple[str, str], set[str]]  # (state, event) -> the states that it leads to
-Machine = TypeVar("Machine", ClientProtocol, ServerEpoch)
+Machine = TypeVar("Machine", ClientProtocol, ServerProtocol)
 
 
 def write_sections(text: str, sections: Mapping[str, str]) -> str:
@@ -93,11 +103,19 @@ def write_document(path: Path, findings: Findings) -> None:
 
 def checker_sections(findings: Findings) -> dict[str, str]:
     """The model checker's tables."""
+    from secure_codream.threats import check
+
     counts = sorted({row.members for row in findings.settings})
     made = f"`secure-codream check --members {counts[0]}-{counts[-1]}`, {date.today().isoformat()}."
-    settings = markdown(SETTING_COLUMNS, map(setting_cells, findings.settings), right=range(6))
-    defences = markdown(DEFENCE_COLUMNS, [_code_names(defence_cells(row)) for row in findings.defences])
-    return {"checked-settings": f"{made}\n\n{settings}", "checked-defences": defences}
+    settings = markdown(check.SETTING_COLUMNS, map(check.setting_cells, findings.settings), right=range(6))
+    return {
+        "checked-settings": f"{made}\n\n{settings}",
+        "checked-counts": markdown(check.COUNT_COLUMNS, map(check.count_cells, findings.counts), right=range(5)),
+        "checked-courses": markdown(check.COURSE_COLUMNS, map(check.course_cells, findings.courses), right=(1, 2)),
+        "checked-defences": markdown(
+            check.DEFENCE_COLUMNS, [_code_names(check.defence_cells(row)) for row in findings.defences]
+        ),
+    }
 
 
 def _code_names(cells: Sequence[str]) -> list[str]:
@@ -108,6 +126,7 @@ def sections() -> dict[str, str]:
     """All sections but the checker's."""
     return {
         "messages": message_table(),
+        "digested": digested_table(),
         "limits": limit_table(),
         "sizes": size_table(),
         "client-states": state_table(client_states(), [state.value for state in State]),
@@ -138,6 +157,14 @@ def message_table() -> str:
     return markdown(("message", "tag", "way", "fields, in order"), rows)
 
 
+def digested_table() -> str:
+    """One row for each structure whose canonical form a digest covers, with its fields in order."""
+    kinds = dict.fromkeys(
+        struct for kind in (charter.Plan, charter.Charter) for struct in _structures(inspect.type_info(kind))
+    )
+    return markdown(("structure", "fields, in order"), [(f"`{kind.__name__}`", _fields(kind)) for kind in kinds])
+
+
 def _fields(kind: type[msgspec.Struct]) -> str:
     info = inspect.type_info(kind)
     fields = info.fields if isinstance(info, inspect.StructType) else ()
@@ -161,17 +188,19 @@ def _structures(kind: inspect.Type) -> Iterator[type[msgspec.Struct]]:
 def _described(kind: inspect.Type) -> str:
     match kind:
         case inspect.BytesType(min_length=least, max_length=most):
-            return f"bytes, {_extent(least, most)}"
+            return f"bytes{_extent(least, most)}"
         case inspect.StrType(min_length=least, max_length=most):
-            return f"text, {_extent(least, most)}"
+            return f"text{_extent(least, most)}"
         case inspect.IntType(ge=least, le=most, lt=below):
-            return f"int, {least} to {most if most is not None else (below or 0) - 1}"
-        case inspect.FloatType(gt=above, le=most):
-            return "float" if most is None else f"float, above {above:g}, at most {most:g}"
+            return f"int{_extent(least, most if below is None else below - 1)}"
+        case inspect.FloatType(ge=least, le=most):
+            return f"float, {least:g} to {most:g}" if least is not None and most is not None else "float"
         case inspect.BoolType():
             return "bool"
+        case inspect.LiteralType(values=values):
+            return "text, " + " or ".join(f"`{value}`" for value in values)
         case inspect.VarTupleType(item_type=item, min_length=least, max_length=most):
-            return f"array of {_extent(least, most)} ({_described(item)})"
+            return f"array{_extent(least, most, ' of ')} ({_described(item)})"
         case inspect.StructType(cls=struct):
             return f"`{struct.__name__}`"
         case inspect.NoneType():
@@ -181,8 +210,10 @@ def _described(kind: inspect.Type) -> str:
     raise TypeError(f"found {kind}; a type that messages are made of is allowed")
 
 
-def _extent(least: int | None, most: int | None) -> str:
-    return str(most) if least == most else f"{least or 0} to {most}"
+def _extent(least: int | None, most: int | None, between: str = ", ") -> str:
+    if most is None:
+        return ""
+    return f"{between}{most}" if least == most else f"{between}{least or 0} to {most}"
 
 
 def limit_table() -> str:
@@ -190,77 +221,121 @@ def limit_table() -> str:
     limits = (
         ("bytes of a message without its frames", messages.MAX_MESSAGE_BYTES),
         ("members of a roster", identity.MAX_MEMBERS),
+        ("of these in lockstep", charter.MAX_LOCKSTEP),
         ("bytes of a roster file", identity.MAX_ROSTER_BYTES),
-        ("steps of an epoch", plan.MAX_STEPS),
-        ("coordinates of a vector", plan.MAX_COORDINATES),
-        ("bytes of one ciphertext with shares", messages.MAX_SHARE_BYTES),
-        ("sessions that a running client remembers", MAX_SESSIONS),
-        ("sets of answers that the server tries after the decoded one", MAX_SHARE_SUBSETS),
+        ("steps of an epoch", charter.MAX_STEPS),
+        ("ring elements of a vector", specs.MAX_COORDINATES),
+        ("a count", specs.MAX_COUNT),
+        ("bytes of one seal's ciphertext", messages.MAX_SEAL_BYTES),
+        ("epochs that a client's next one may be ahead", client.MOST_SKIPPED_EPOCHS),
+        ("choices of tau answers that the server tries, all or none", unmasking.MAX_CHOICES),
+        ("bytes of a record's file", record_file.MAX_RECORD_BYTES),
     )
     rows = [(what, f"{most:,}") for what, most in limits]
-    return markdown(("at most", ""), [*rows, ("smallest clip", f"{plan.LEAST_CLIP:g}")], right=(1,))
+    return markdown(("at most", ""), [*rows, ("smallest clip", f"{specs.LEAST_CLIP:g}")], right=(1,))
 
 
 # -- sizes ---------------------------------------------
 
-SIZES = {  # message -> its keys, shares and vectors in bytes, in words and as a function of (n, tau, T, m, D)
-    PlanOffer: ("grows by 1 a step and 1 to 2 a member", lambda n, tau, T, m, D: T + n),
-    Advertisement: ("64 T + 128", lambda n, tau, T, m, D: 64 * T + 128),
-    Advertisements: ("n (64 T + 128) + 32", lambda n, tau, T, m, D: n * (64 * T + 128) + 32),
-    Shares: ("(n - 1)(64 T + 16) + 32", lambda n, tau, T, m, D: (n - 1) * (64 * T + 16) + 32),
-    ShareDelivery: ("(n - 1)(64 T + 16) + n + 32", lambda n, tau, T, m, D: (n - 1) * (64 * T + 16) + n + 32),
-    Broadcast: ("4 D + 32", lambda n, tau, T, m, D: 4 * D + 32),
-    MaskedInput: ("ceil(m (D + 3) / 8) + 64", lambda n, tau, T, m, D: packed_size(D + 3, m) + 64),
-    Survivors: ("n' + 32", lambda n, tau, T, m, D: n + 32),
-    SurvivorSignature: ("96", lambda n, tau, T, m, D: 96),
-    SurvivorSignatures: ("64 tau + 32", lambda n, tau, T, m, D: 64 * tau + 32),
-    UnmaskShares: ("32 n + 32", lambda n, tau, T, m, D: 32 * n + 32),
+Formula = Callable[..., int]
+
+
+def _advertisement(T: int, resilient: bool) -> int:
+    return KEM_KEY_BYTES + 6 * KEY_BYTES + (2 * KEY_BYTES * T if resilient else 0)
+
+
+def _seal(T: int, resilient: bool) -> int:
+    return KEM_CIPHERTEXT_BYTES + KEY_BYTES + 80 + (2 * KEY_BYTES * T if resilient else 0)
+
+
+# Message -> its keys, signatures and vectors in bytes: in words, and as a function of (n, tau, q, T, P, resilient), P
+# being the bytes of a packed vector. What stands in brackets is the resilient mode's.
+SIZES: dict[type, tuple[str, Formula]] = {
+    Invitation: ("32 + n", lambda n, tau, q, T, P, r: 32 + n),
+    Advertisement: ("1,376 [+ 64 T]", lambda n, tau, q, T, P, r: _advertisement(T, r)),
+    Advertisements: ("n (1,376 [+ 64 T]) + 32", lambda n, tau, q, T, P, r: n * _advertisement(T, r) + 32),
+    Seals: ("(n - 1)(1,200 [+ 64 T]) + 32", lambda n, tau, q, T, P, r: (n - 1) * _seal(T, r) + 32),
+    SealDelivery: ("(n - 1)(1,200 [+ 64 T]) + 32", lambda n, tau, q, T, P, r: (n - 1) * _seal(T, r) + 32),
+    MaskedInput: ("P + 80; in the first step + 32 n", lambda n, tau, q, T, P, r: P + 80),
+    Survivors: ("[n' + 32]", lambda n, tau, q, T, P, r: n + 32),
+    SurvivorSignature: ("[96]", lambda n, tau, q, T, P, r: 96),
+    SurvivorSignatures: ("[64 tau + 32]", lambda n, tau, q, T, P, r: 64 * tau + 32),
+    UnmaskShares: ("[32 n + 32]", lambda n, tau, q, T, P, r: 32 * n + 32),
+    Published: ("P + n' + 48", lambda n, tau, q, T, P, r: P + n + 48),
+    Vote: ("128", lambda n, tau, q, T, P, r: 128),
+    Certificate: ("64 q + 32", lambda n, tau, q, T, P, r: 64 * q + 32),
+    EpochRecord: (
+        "n (1,408 [+ 64 T]) + T (P + n' + 16) + 64 q + 32",
+        lambda n, tau, q, T, P, r: n * (_advertisement(T, r) + 32) + T * (P + n + 16) + 64 * q + 32,
+    ),
 }
+ONE_WAY = (Survivors, SurvivorSignature, SurvivorSignatures, UnmaskShares)  # of the resilient mode alone
 
 
-def sample_sizes(members: int, steps: int, coordinates: int, *, value_bits: int = 16) -> dict[type, int]:
-    """Bytes of each message with its frames, by encoding one: a plan of `steps` dream updates of `coordinates`."""
-    spec = update_spec(coordinates, 10, 1.0)
-    federation = Federation(members, steps=1)
-    threshold, modulus = default_threshold(members, 1), modulus_bits_for(value_bits, members)
-    offered = make_plan(
-        federation.roster, threshold=threshold, colluders=1, specs=(spec,), steps=steps, modulus_bits=modulus
+def modulus_bits(members: int, value_bits: int = 16) -> int:
+    """m of a course with reals, counts and no noise."""
+    return modulus_bits_for(max(value_bits, DIGIT_BITS), members)
+
+
+def quorum(members: int, mode: Mode, colluders: int = 1) -> int:
+    """How many votes certify."""
+    return members if mode == "lockstep" else (members + colluders) // 2 + 1
+
+
+def sample_sizes(mode: Mode, members: int, steps: int, coordinates: int) -> dict[type, int]:
+    """Bytes of each message with its frames, by encoding one; steps after the first, and everybody survives."""
+    resilient, everybody, last = mode == "resilient", tuple(range(members)), steps - 1
+    plan, signature, key = bytes(32), bytes(64), bytes(KEY_BYTES)
+    rows = bytes(steps * KEY_BYTES if resilient else 0)
+    packed = packed_size(coordinates, modulus_bits(members))
+    offer = charter.Offer(1, everybody, key)
+    advertisement = Advertisement(plan, members - 1, key, bytes(KEM_KEY_BYTES), key, key, rows, rows, signature)
+    seal = Seal(members - 1, bytes(KEM_CIPHERTEXT_BYTES), bytes(KEY_BYTES + 2 * len(rows) + 16), signature)
+    votes = tuple(SignedBy(member, signature) for member in everybody[: quorum(members, mode)])
+    signed = tuple(SignedBy(member, signature) for member in everybody[: default_threshold(members, 1)])
+    sums = (StepRecord(everybody, bytes(16)),) * steps
+    samples: tuple[tuple[ToClient | ToServer, int], ...] = (
+        (Invitation(offer), 0),
+        (advertisement, 0),
+        (Advertisements(plan, (advertisement,) * members), 0),
+        (Seals(plan, (seal,) * (members - 1)), 0),
+        (SealDelivery(plan, (seal,) * (members - 1)), 0),
+        (MaskedInput(plan, last, key, bytes(16), b""), packed),
+        (Survivors(plan, last, everybody), 0),
+        (SurvivorSignature(plan, last, signature), 0),
+        (SurvivorSignatures(plan, last, signed), 0),
+        (UnmaskShares(plan, last, bytes(KEY_BYTES * members)), 0),
+        (Published(plan, last, everybody, bytes(16)), packed),
+        (Vote(plan, key, signature), 0),
+        (Certificate(plan, votes), 0),
+        (EpochRecord(offer, (advertisement,) * members, bytes(KEY_BYTES * members), sums, votes), steps * packed),
     )
-    digest, everyone, last = offered.digest, tuple(range(members)), steps - 1
-    signature, secrets = bytes(64), bytes(steps * KEY_BYTES)
-    advertisement = Advertisement(digest, members - 1, bytes(KEY_BYTES), secrets, secrets, signature)
-    sealed = tuple(SealedShare(member, bytes(2 * len(secrets) + 16)) for member in everyone[1:])
-    signed = tuple(SignedBy(member, signature) for member in everyone[:threshold])
-    vectors = {Broadcast: 4 * coordinates, MaskedInput: packed_size(spec.length, modulus)}
-    samples: tuple[ToClient | ToServer, ...] = (
-        PlanOffer(offered),
-        advertisement,
-        Advertisements(digest, (advertisement,) * members),
-        Shares(digest, sealed),
-        ShareDelivery(digest, everyone, sealed),
-        Broadcast(digest, last, tuple(block.clip for block in spec.blocks), ((coordinates,),)),
-        MaskedInput(digest, last, digest),
-        Survivors(digest, last, everyone),
-        SurvivorSignature(digest, last, signature),
-        SurvivorSignatures(digest, last, signed),
-        UnmaskShares(digest, last, bytes(KEY_BYTES * members)),
-    )
-    return {type(sample): len(encode_message(sample)) + vectors.get(type(sample), 0) for sample in samples}
+    sizes = {type(message): len(encode_message(message)) + frames for message, frames in samples}
+    return {kind: size for kind, size in sizes.items() if resilient or kind not in ONE_WAY}
 
 
-def size_table(members: int = 10, steps: int = 12, coordinates: int = 100_000) -> str:
-    """The size of each message, and what a client sends in an epoch."""
-    sizes = sample_sizes(members, steps, coordinates)
-    rows = [(f"`{kind.__name__}`", words, f"{sizes[kind]:,}") for kind, (words, _) in SIZES.items()]
-    header = ("message", "keys, shares and vectors, bytes", f"n = {members}, T = {steps}, D = {coordinates:,}")
-    once = sizes[Advertisement] + sizes[Shares]
-    a_step = sizes[MaskedInput] + sizes[UnmaskShares]
-    payload = packed_size(coordinates + 3, modulus_bits_for(16, members))
-    total = once + steps * a_step
+def size_table(members: int = 12, steps: int = 12, coordinates: int = 100_000) -> str:
+    """The size of each message in both modes, and what a client sends in an epoch."""
+    sizes = {mode: sample_sizes(mode, members, steps, coordinates) for mode in MODES}
+    rows = [
+        (f"`{kind.__name__}`", words, *(f"{sizes[mode][kind]:,}" if kind in sizes[mode] else "" for mode in MODES))
+        for kind, (words, _) in SIZES.items()
+    ]
+    header = ("message", "keys, signatures and vectors, bytes", *MODES)
+    packed = packed_size(coordinates, modulus_bits(members))
+    lines = []
+    for mode in MODES:
+        found = sizes[mode]
+        once = found[Advertisement] + found[Seals] + KEY_BYTES * members + found[Vote]
+        a_step = found[MaskedInput] + found.get(UnmaskShares, 0)
+        total = once + steps * a_step
+        lines.append(
+            f"- {mode}: {once:,} bytes once an epoch and {a_step:,} a step, {total:,} in all: "
+            f"{total / (steps * packed):.4f} times its packed vectors."
+        )
     return (
-        f"{markdown(header, rows, right=(2,))}\n\n"
-        f"A client sends {once:,} bytes once an epoch and {a_step:,} a step in which nobody drops, {total:,} in all:\n"
-        f"{total / (steps * payload):.4f} times its packed vectors."
+        f"n = {members}, T = {steps}, D = {coordinates:,}:\n\n{markdown(header, rows, right=(2, 3))}\n\n"
+        "What a client sends, if nobody drops:\n" + "\n".join(lines)
     )
 
 
@@ -300,78 +375,138 @@ def reachable(
     return table
 
 
+def merged(tables: Iterable[Table]) -> Table:
+    """What any of the tables says."""
+    whole: Table = {}
+    for table in tables:
+        for event, states in table.items():
+            whole.setdefault(event, set()).update(states)
+    return whole
+
+
+def laboratory(mode: Mode, *, lost: bool, steps: int = 2) -> Federation:
+    """A whole epoch of a small federation; with `lost`, the last member's vector of the first step never arrives.
+
+    Two runs of one mode have the same keys and the same plan, so that a machine of one takes the messages of the other.
+    """
+    federation = Federation(3 if mode == "lockstep" else 4, mode=mode, steps=steps, losses="allow")
+    federation.set_up()
+    federation.step({(len(federation.clients) - 1, MaskedInput)} if lost else ())
+    while federation.server.step is not None:
+        federation.step()
+    federation.finish()
+    return federation
+
+
+@cache
 def client_states() -> Table:
-    """The client's state table, of a member among three."""
-    federation = Federation(3, steps=2, threshold=2, least_survivors=2)
-    machine = copy.deepcopy(federation.clients[0])
-    federation.masked()
-    digest, everyone, fewer = federation.plan.digest, (0, 1, 2), (0, 1)
-    statement = survivor_statement(federation.server._transcript(), 0, fewer)
-    signed = SurvivorSignatures(digest, 0, (SignedBy(1, federation.signers[1].sign("survivors", *statement)),))
-    following = msgspec.structs.replace(federation.plan, epoch=1)
-    told = [(item.message, item.frames) for item in federation.sent if not item.to_server and item.member == 0]
-    (first,) = [(message, frames) for message, frames in told if isinstance(message, Broadcast)]
-    second = (msgspec.structs.replace(first[0], step=1), first[1])
-    more: list[Any] = [Survivors(digest, 0, fewer), signed, PlanOffer(following), Farewell(b"", "over")]
+    """The client's state table, of both modes together."""
+    return merged(map(_client_states, MODES))
+
+
+def _client_states(mode: Mode) -> Table:
+    runs = [laboratory(mode, lost=lost) for lost in ((False, True) if mode == "resilient" else (False,))]
+    told: dict[Packet, None] = {}
+    for federation in runs:
+        (certified,) = federation.certified
+        record, frames = certified.kept
+        one = msgspec.structs.replace(record, votes=record.votes[1:2])
+        told.update(dict.fromkeys(item for item in federation.sent if not item.to_server and item.member == 0))
+        for shown in (record, one):
+            told[Packet(0, False, EpochRecord, encode_message(shown), frames)] = None
+    federation = runs[0]
+    plan, offer = federation.plan.digest, federation.plan.offer
+    more: tuple[ToClient, ...] = (
+        Invitation(msgspec.structs.replace(offer, epoch=1)),
+        GivenUp(plan, "over"),
+        Refusal("policy", "", ""),
+        Welcome(federation.plan.protocol, 1.0, offer.head),
+        Farewell("over", True),
+    )
+    told.update(dict.fromkeys(Packet(0, False, type(message), encode_message(message)) for message in more))
     moves: list[Move[ClientProtocol]] = [
-        (type(message).__name__, lambda client, message=message, frames=frames: client.receive(message, frames))  # type: ignore[misc]
-        for message, frames in [*told, second, *((message, ()) for message in more)]
+        (item.kind.__name__, lambda client, item=item: client.receive(item.message, item.frames))  # type: ignore[misc]
+        for item in told
     ]
-    assert Survivors(digest, 0, everyone) in [message for message, _ in told]  # noqa: S101 - both paths are tried
-    vector = np.zeros(federation.plan.spec(0).length, dtype=word_type(federation.plan.modulus_bits))
-    moves.append(("own vector", lambda client: client.provide(0, vector)))
+    moves += [
+        ("own vector", lambda client, step=step: client.provide(plan, step, None))  # type: ignore[misc]
+        for step in range(federation.plan.steps)
+    ]
 
     def mark(client: ClientProtocol) -> Hashable:
         epoch = client._epoch
         step = epoch.step if epoch else None
-        return client.state, epoch and epoch.digest, step and (step.number, step.survivors)
-
-    return reachable(machine, moves, lambda client: client.state, mark)
-
-
-def server_states() -> Table:
-    """The server's state table, of an epoch with three members."""
-    table: Table = {}
-    for steps in (1, 2):  # the end of an epoch, and a step that is not the last
-        for event, states in _server_states(steps).items():
-            table.setdefault(event, set()).update(states)
-    return table
-
-
-def _server_states(steps: int) -> Table:
-    packets: dict[Packet, None] = {}
-    for lost in ((), ((2, MaskedInput),)):
-        federation = Federation(3, steps=steps, threshold=2, least_survivors=2)
-        federation.set_up()
-        federation.step(lost)
-        packets.update(dict.fromkeys(item for item in federation.sent if item.to_server))
-    moves: list[Move[ServerEpoch]] = [
-        (
-            item.kind.__name__,
-            lambda server, item=item: server.receive(item.member, item.message, item.frames),  # type: ignore[misc]
+        return (
+            client.state,
+            client.head,
+            epoch and epoch.plan.digest,
+            epoch and epoch.public and tuple(epoch.public.links),
+            step and (step.number, step.survivors),
+            client._vote and client._vote[0].chain,
         )
-        for item in packets
+
+    start = Federation(len(federation.clients), mode=mode, steps=2, losses="allow").clients[0]
+    return reachable(start, moves, lambda client: client.state, mark)
+
+
+@cache
+def server_states() -> Table:
+    """The server's state table, of both modes together."""
+    return merged(map(_server_states, MODES))
+
+
+def _server_states(mode: Mode) -> Table:
+    federation = laboratory(mode, lost=False)
+    sent = dict.fromkeys(item for item in federation.sent if item.to_server)
+    if mode == "resilient":
+        other = laboratory(mode, lost=True)
+        sent.update(dict.fromkeys(item for item in other.sent if item.to_server and item.kind is not Seals))
+    last, plan, (certified,) = len(federation.clients) - 1, federation.plan.digest, federation.certified
+    record, frames = certified.kept
+    own = msgspec.structs.replace(record, votes=record.votes[-1:])
+    moves: list[Move[ServerProtocol]] = [
+        (item.kind.__name__, lambda server, item=item: server.receive(item.member, item.message, item.frames))  # type: ignore[misc]
+        for item in sent
     ]
-    clips = [block.clip for block in federation.plan.spec(0).blocks]
+    giver = record.votes[-1].member
+    hello = Federation(last + 1, mode=mode, steps=2, losses="allow").clients[0].hello()
     moves += [
-        ("Refusal", lambda server: server.receive(2, Refusal("policy", "", ""))),
-        ("start", lambda server: server.start()),
-        ("next step", lambda server: server.begin_step(clips, [STATE])),
-        ("patience over", lambda server: server.expire()),
+        ("Hello", lambda server: server.hello(last, hello)),
+        ("Hello", lambda server: server.hello(last, msgspec.structs.replace(hello, plan=plan))),
+        ("Refusal", lambda server: server.receive(last, Refusal("policy", "", "", plan))),
+        ("Refusal", lambda server: server.receive(last, Refusal("policy", "", ""))),
+        ("Complaint", lambda server: server.receive(last, Complaint(plan, 0))),
+        ("EpochRecord", lambda server: server.receive(giver, own, frames)),
+        ("EpochRecord", lambda server: server.receive(0, record, frames)),
+        ("an epoch may begin", _open),
+        ("a member is lost", lambda server: server.lost(last)),
+        ("patience is over", lambda server: server.expire()),
     ]
 
-    def mark(server: ServerEpoch) -> Hashable:
-        step = server._step
+    def mark(server: ServerProtocol) -> Hashable:
+        epoch, step = server._epoch, server._epoch.step if server._epoch else None
         return (
             server.phase,
-            frozenset(server._advertised),
-            frozenset(server._sealed),
-            frozenset(server.absent),
-            server._next_step,
-            step and (frozenset(step.inputs), frozenset(step.signatures), tuple(sorted(step.answers.items()))),
+            server.head,
+            server._next_epoch,
+            len(server._candidates),
+            last in server.absent,
+            epoch and (len(epoch.advertised), len(epoch.sealed), len(epoch.votes), len(epoch.gone), last in epoch.gone),
+            epoch and epoch.public and epoch.public.chain,
+            step and (len(step.inputs), last in step.inputs, step.survivors, len(step.signatures), len(step.answers)),
         )
 
-    return reachable(ServerEpoch(federation.plan, federation.roster), moves, lambda server: server.phase, mark)
+    start = ServerProtocol(federation.charter, federation.roster, federation.course)
+    for member in federation.everybody:
+        start.hello(member, hello)
+    return reachable(start, moves, lambda server: server.phase, mark)
+
+
+def _open(server: ServerProtocol) -> None:
+    """Open the epoch whose messages are at hand, and no other."""
+    if server._next_epoch:
+        raise LocalProtocolError("a second epoch", "one, whose messages are known")
+    server.open_epoch(server.charter.everybody)
 
 
 def state_table(table: Table, states: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from codream_protocols.client import ClientProtocol
-from secure_codream import demo, party
+from secure_codream import client_process, demo, party
 from secure_codream.config import ClientConfig, FederationConfig
 from secure_codream.provision import provision
 from secure_codream.records import RunFolder, write_summary
@@ -25,7 +25,7 @@ from secure_codream.report import write_report
 from secure_codream.threats.federation import Stuck
 
 _CLIENTS, _PATIENCE_SECONDS = 3, 60.0
-_EXHIBIT = (0, 0)
+_EXHIBIT = (0, 1)  # the first step has the metrics
 
 
 def write_run(folder: Path, *, seed: int, random_bytes: Callable[[int], bytes]) -> RunFolder:
@@ -79,7 +79,8 @@ def _run_parties(run: RunFolder, names: list[str], random_bytes: Callable[[int],
         made(self, **arguments, random_bytes=random_bytes)
 
     with (
-        patch.object(party, "_until_signal", lambda work: work),  # signals reach the main thread alone
+        patch.object(party, "until_signal", lambda work: work),  # signals reach the main thread alone
+        patch.object(client_process, "until_signal", lambda work: work),
         patch.object(ClientProtocol, "__init__", make),
         ThreadPoolExecutor(len(names) + 1) as threads,
     ):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from secure_codream.threats.attack import Defences, Inapplicable
-from secure_codream.threats.federation import Federation
+from secure_codream.threats.federation import Federation, Tape
 from secure_codream.threats.laboratory import Cohort, Laboratory
 from secure_codream.threats.switches import switched_off
 
@@ -23,10 +23,19 @@ _PATIENCE_SECONDS = 60.0
 
 
 class DistantClient:
-    """Stands for a client whose machine runs in another process."""
+    """Stands for a client whose machine runs in another process.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    Args:
+        connection: to that process.
+        tape: gets what the machine there has drawn, so that the laboratory knows what it has encoded.
+    """
+
+    def __init__(self, connection: Connection, tape: Tape) -> None:
+        self._connection, self._tape = connection, tape
+
+    def hello(self) -> Any:
+        """As `ClientProtocol.hello`."""
+        return self._call("hello")
 
     def receive(self, *arguments: Any) -> Any:
         """As `ClientProtocol.receive`."""
@@ -36,11 +45,19 @@ class DistantClient:
         """As `ClientProtocol.provide`."""
         return self._call("provide", *arguments)
 
+    @property
+    def plan(self) -> Any:
+        """As `ClientProtocol.plan`."""
+        return self._call("plan")
+
     def _call(self, *call: Any) -> Any:
         self._connection.send(call)
         if not self._connection.poll(_PATIENCE_SECONDS):
             raise TimeoutError("the client's process does not answer")
-        return self._connection.recv()
+        answer, drawn = self._connection.recv()
+        if call[0] == "provide":
+            self._tape.drawn = drawn
+        return answer
 
 
 @contextmanager
@@ -53,7 +70,7 @@ def in_its_own_process(laboratory: Laboratory, defences: Defences, member: int) 
     there.close()
     try:
         federation = laboratory.federation(defences)
-        federation.clients[member] = DistantClient(here)  # type: ignore[call-overload]
+        federation.clients[member] = DistantClient(here, federation.tapes[member])  # type: ignore[call-overload]
         yield federation, process.pid or 0
     finally:
         here.close()
@@ -63,13 +80,18 @@ def in_its_own_process(laboratory: Laboratory, defences: Defences, member: int) 
 
 def _serve(connection: Connection, seed: int, cohort: Cohort, defences: Defences, member: int) -> None:
     with switched_off(defences):
-        client = Laboratory(seed, cohort=cohort).federation(defences).clients[member]
+        federation = Laboratory(seed, cohort=cohort).federation(defences)
+        client, tape = federation.clients[member], federation.tapes[member]
         while True:
             try:
                 method, *arguments = connection.recv()
             except EOFError:
                 return
-            connection.send(getattr(client, method)(*arguments))
+            if method == "provide":
+                tape.record()  # what an encoding is rounded with; it is no secret
+            found = getattr(client, method)
+            answer = found(*arguments) if callable(found) else found
+            connection.send((answer, tape.stop()))
 
 
 def memory_of(process: int) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""What a server holds after a step: the sum that it may open, and every client's frame, read as if nothing hid it.
+"""What a server holds after a step: the sum that is published, and every client's frame, read as if nothing hid it.
 
 The clients' vectors are given by whoever attacks; they go through the real machines. With the switch "masks" off a
 frame says what its client sent, rounded; with it on, what the masks make of that. So an attack computes the same in
@@ -8,38 +8,40 @@ both runs, and only what it reads differs.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codream_protocols.distributed_noise import make_noise, noised_modulus_bits
+from codream_protocols.charter import even_blocks
+from codream_protocols.encoding import decode
 from codream_protocols.messages import MaskedInput
-from codream_protocols.plan import Block, VectorSpec
-from codream_protocols.ring import modulus_bits_for
-from codream_protocols.tasks import UPDATE
-from codream_protocols.vectors import decode_vector
+from codream_protocols.specs import Block, VectorSpec
 from secure_codream.threats.adversary import masked_input
 from secure_codream.threats.attack import Defences
-from secure_codream.threats.federation import Stuck
+from secure_codream.threats.federation import LaboratoryCourse, Stuck
 from secure_codream.threats.laboratory import Laboratory
 
 Floats = NDArray[np.float64]
-_BLOCK, _LEAST_SURVIVORS = "values", 2
+_TASK, _BLOCK = "update", "values"
+COLLUDERS, LEAST_SURVIVORS = 1, 3
 
 
 class Watched:
     """A federation for one epoch whose clients send what they are given, and whose server looks closely.
 
+    The state stands still, as the best case for a server: it may compare the sums of different steps.
+
     Args:
         laboratory: seed, mask suite, bits of a value.
         defences: rules that are off are taken out of the clients.
-        clients: n, 2 or more.
+        clients: n, 3 or more.
         length: N, coordinates of a vector.
         clip: bound of a coordinate.
         steps: of the epoch.
         norm: Euclidean bound of a vector; only with noise.
-        noise_multiplier: deviation of the distributed noise of the fewest survivors over that bound; 0 for no noise.
+        noise_multiplier: deviation of the noise of the fewest honest members over that bound; 0 for no noise.
+        losses: None is lockstep; else the resilient mode, over whole "blocks" or, with "allow", over any three.
 
     Raises:
         Stuck: the honest set-up came to no end.
@@ -56,25 +58,30 @@ class Watched:
         steps: int = 1,
         norm: float = 1.0,
         noise_multiplier: float = 0.0,
+        losses: Literal["blocks", "allow"] | None = None,
     ) -> None:
-        bits = laboratory.cohort.value_bits
-        noise = make_noise(norm / clip, length, noise_multiplier, _LEAST_SURVIVORS) if noise_multiplier else None
+        spec = VectorSpec(_TASK, (Block(_BLOCK, length, clip),))
+        if noise_multiplier:
+            smallest = min(map(len, even_blocks(clients, COLLUDERS)))
+            honest = {None: clients, "blocks": max(smallest, LEAST_SURVIVORS), "allow": LEAST_SURVIVORS}[losses]
+            spec = spec.with_noise(norm / clip, noise_multiplier, honest - COLLUDERS)
         self._federation = laboratory.federation(
             defences,
             members=clients,
-            specs=(VectorSpec(UPDATE, (Block(_BLOCK, length, clip),), noise),),
-            steps=steps,
-            modulus_bits=modulus_bits_for(bits, clients)
-            if noise is None
-            else noised_modulus_bits(noise, length, clients, steps),
-            threshold=None,
-            colluders=0,
-            least_survivors=_LEAST_SURVIVORS,
-            policy=None,
+            mode="lockstep" if losses is None else "resilient",
+            losses=losses or "blocks",
+            colluders=COLLUDERS,
+            least_survivors=LEAST_SURVIVORS,
+            course=LaboratoryCourse((spec,), steps, gain=0.0),
         )
-        self._clip, self._step = clip, -1
+        self._step = -1
         if not self._federation.set_up():
             raise Stuck(f"the set-up failed: {self._federation.failures}")
+
+    @property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Who is only ever summed together, where losses are not allowed."""
+        return self._federation.charter.blocks
 
     @property
     def rho(self) -> float:
@@ -83,7 +90,7 @@ class Watched:
         return plan.rho(plan.spec(0))
 
     def step(self, vectors: NDArray[np.floating[Any]], lost: Collection[int] = ()) -> Floats:
-        """The sum (N,) that the server opens of the vectors (n, N), without the members who drop out.
+        """The sum (N,) that the server opens of the vectors (n, N), without those who drop out, and their blocks.
 
         Raises:
             Stuck: too many dropped out.
@@ -92,13 +99,10 @@ class Watched:
         reveal = self._federation.step({(member, MaskedInput) for member in lost})
         if reveal is None:
             raise Stuck(f"the step failed: {self._federation.failures}")
-        self._step = reveal.step
-        return self._decoded(reveal.total, len(reveal.survivors))
+        self._step, self.survivors = reveal.step, reveal.survivors
+        return np.asarray(reveal.sums[_BLOCK], dtype=np.float64)
 
     def read(self, member: int) -> Floats:
         """A member's frame of the newest step, decoded on its own as if it were plain: (N,)."""
-        return self._decoded(masked_input(self._federation, self._step, member), 1)
-
-    def _decoded(self, words: NDArray[Any], survivors: int) -> Floats:
-        values: Floats = decode_vector(self._federation.plan, self._step, [self._clip], words, survivors)[_BLOCK]
-        return values
+        words = masked_input(self._federation, self._step, member)
+        return np.asarray(decode(self._federation.plan, self._step, words, 1)[_BLOCK], dtype=np.float64)

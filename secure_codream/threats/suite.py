@@ -27,8 +27,10 @@ FAMILIES: Mapping[str, str] = {
     "broadcasts": "Server in the broadcast",
     "network": "Network",
     "clients": "Clients",
+    "lying": "A lying member",
     "implementation": "Implementation",
     "peers": "Peers",
+    "state": "State across steps and epochs",
     "observation": "Observation across steps",
     "inversion": "Inversion",
     "learning": "Learning",
@@ -89,7 +91,11 @@ def all_attacks(own: Sequence[str] = ()) -> list[Entry]:
     """
     entries = []
     for family in FAMILIES:
-        module = importlib.import_module(f"secure_codream.threats.{family}")
+        try:
+            module = importlib.import_module(f"secure_codream.threats.{family}")
+        except ImportError as error:  # reported with the others, so that nobody takes silence for a defence
+            entries.append(Entry(_NotThere(family, error), family, {_NotThere.missing: Switch("It can be imported.")}))
+            continue
         switches = getattr(module, "SWITCHES", {})
         entries += [Entry(attack, family, switches) for attack in module.ATTACKS]
     entries += [own_attack(reference) for reference in own]
@@ -100,6 +106,20 @@ def all_attacks(own: Sequence[str] = ()) -> list[Entry]:
             raise ConfigError(f"attack {entry.attack.name!r}: found two of this name; each needs one of its own")
         names.add(entry.attack.name)
     return entries
+
+
+class _NotThere(Attack):
+    """Stands for a family whose module cannot be imported; it fails to run."""
+
+    missing = "importable"
+    adversary, goal, promises, defences = "nobody", "Nothing: its module cannot be imported.", ("P1",), (missing,)
+
+    def __init__(self, family: str, error: ImportError) -> None:
+        self.name, self._error = f"all-of-{family}", error
+
+    def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
+        """Say why."""
+        raise self._error
 
 
 def own_attack(reference: str) -> Entry:
