@@ -10,6 +10,7 @@ Images are (N, C, H, W) float32, labels (N,) integers from 0 to K - 1; the feder
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,22 @@ import numpy as np
 from torch import nn
 
 from codream_clients.datasets import LabelledImages
+from codream_clients.layouts import layout_of
+from codream_clients.participant import Metrics
 from codream_server.feddream import Batch
-from codream_server.privacy_statement import ClientPrivacyStatement
-from secure_codream.config import FederationConfig, check, read_federation
-from secure_codream.learning import assemble
-from secure_codream.local import LocalFederation
+from codream_server.privacy_statement import ClientPrivacyStatement, client_privacy_statement
+from secure_codream.config import (
+    PARAMETER_COURSES,
+    AveragingTable,
+    ClientConfig,
+    FederationConfig,
+    check,
+    read_federation,
+)
+from secure_codream.courses import make_course
+from secure_codream.learners import make_learner
 from secure_codream.party import run_client, run_server
+from secure_codream.simulation import Simulation
 
 Images = LabelledImages | tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
@@ -80,7 +91,9 @@ class LocalRun:
 
     Attributes:
         accuracies: test accuracy of each client, after the warm-up and after each round: shape (rounds + 1, clients).
-        dreams: the FedDream dataset: (dreams (B, C, H, W), soft labels (B, K)) by round.
+            Where parameters are averaged, all clients use the global model, and the first row shows each one's own
+            half-way through its first round.
+        dreams: the FedDream dataset: (dreams (B, C, H, W), soft labels (B, K)) by round; of the course "codream" alone.
         bytes_up: application bytes sent by all clients.
         bytes_down: the same, received.
         client_privacy: what may be said about client-level privacy; None without `client_privacy`.
@@ -99,50 +112,83 @@ def run_local(
     test: Images,
     *,
     classes: int,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     **config: dict[str, Any],
 ) -> LocalRun:
-    """A whole federation in this process, over the same protocol machines as in deployment.
+    """A whole federation in this process: the course, the learners and the protocol machines of a deployment.
 
     Args:
-        models: one for each client, trained in place; architectures may differ.
+        models: one for each client, trained in place; architectures may differ, unless parameters are averaged.
         shards: each client's own images.
         test: images that nobody trains on.
         classes: K.
-        seed: seed of dreams and mini-batches.
+        seed: makes the run repeatable, keys included, but for the noise of `privacy`; without it starts and keys are
+            the operating system's.
         device: "auto", "cpu", "cuda" or "mps".
-        config: tables of `config.toml`: `federation` (its rounds), `dreams`, `learning`, `aggregation`,
-            `privacy`, `client_privacy`.
+        config: tables of `config.toml`: `federation` (its course and rounds), `dreams`, `learning`, `aggregation`,
+            `averaging`, `fast`, `privacy`, `client_privacy`.
 
     Raises:
-        ConfigError: a value that does not fit.
-        AggregationFailed: fewer clients than the aggregation's settings need.
+        ConfigError: a value that does not fit, or fewer clients than can be summed.
     """
     held_out = _labelled(test, classes)
     federation: FederationConfig = check(
         "run_local", FederationConfig, {"task": {"shape": held_out.shape, "classes": classes}, **config}
     )
-    participants = [
-        assemble(federation, model, (_labelled(shard, classes), held_out), seed=seed * 1000 + number, device=device)
-        for number, (model, shard) in enumerate(zip(models, shards, strict=True))
+    aggregation = federation.aggregation_settings(len(shards))
+    averages = federation.federation.course in PARAMETER_COURSES
+    if averages:
+        table = federation.averaging or AveragingTable()
+        layout = table.model_copy(update={"layout": layout_of(models[0])})
+        federation = federation.model_copy(update={"averaging": layout})
+    course, owned = make_course(federation), [_labelled(shard, classes) for shard in shards]
+    largest = max(len(shard) for shard in owned)
+    figures: list[list[Metrics]] = [[] for _ in owned]
+    clients = [
+        make_learner(
+            ClientConfig(
+                name=f"client-{number}",
+                model="run_local:models",
+                seed=(seed or 0) * 1000 + number,
+                device=device,
+                weight=len(shard) / largest if averages else 1.0,
+            ),
+            federation,
+            course,
+            model=model,
+            data=(shard, held_out),
+            on_metrics=figures[number].append,
+        )
+        for number, (model, shard) in enumerate(zip(models, owned, strict=True))
     ]
-    local = LocalFederation(
-        participants,
-        dreams=federation.dream_settings(),
-        aggregation=federation.aggregation_settings(),
-        seed=seed,
-        privacy=federation.client_privacy_settings(),
-    )
-    accuracies = [local.warm_up()]
-    accuracies += [local.round() for _ in range(federation.federation.rounds)]
+    simulation = Simulation(course, [client.learner for client in clients], aggregation=aggregation, seed=seed)
+    for client in clients:
+        client.warm_up()
+    accuracies = [[_accuracy(found[-1] if found else None) for found in figures]]
+    dreams: deque[Batch] = deque(maxlen=federation.dreams.window)
+    while not simulation.server.done:
+        published = simulation.run_epoch()
+        accuracies.append([_accuracy(found[-1]) for found in figures])
+        if "dreams" in published:
+            dreams.append((np.array(published["dreams"]), np.array(published["soft_labels"])))
+    if averages:
+        accuracies[0] = [_accuracy(getattr(client.learner, "warm_up_metrics", None)) for client in clients]
+    privacy, statement = federation.client_privacy_settings(), None
+    if privacy is not None:
+        spent = max(client.spent_rho for client in simulation.clients)
+        statement = client_privacy_statement(privacy, federation.dream_settings(), simulation.charter, spent_rho=spent)
     return LocalRun(
-        accuracies=np.array(accuracies),
-        dreams=local.coordinator.dataset.batches,
-        bytes_up=local.parties.traffic.up,
-        bytes_down=local.parties.traffic.down,
-        client_privacy=local.coordinator.client_privacy,
+        accuracies=np.array(accuracies[: federation.federation.rounds + 1]),  # a last epoch may be of metrics alone
+        dreams=tuple(dreams),
+        bytes_up=simulation.traffic.up,
+        bytes_down=simulation.traffic.down,
+        client_privacy=statement,
     )
+
+
+def _accuracy(metrics: Metrics | None) -> float:
+    return float(metrics.accuracy or 0.0) if metrics is not None else 0.0
 
 
 def _labelled(images: Images, classes: int) -> LabelledImages:

@@ -1,25 +1,28 @@
 """The command line.
 
-Exit codes: 0 done; 1 the federation failed; 2 wrong usage or configuration; 3 a key, roster or signature was refused;
-130 interrupted.
+Exit codes: 0 done; 1 the federation failed, or what was checked does not hold; 2 wrong usage or configuration, a client
+that is running already included; 3 a key, roster or signature was refused; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from enum import StrEnum
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from codream_clients.journal import JournalBusy, JournalMismatch
+from codream_protocols.charter import default_threshold
 from codream_protocols.errors import BadSignature, ProtocolError, RosterRefused, UnknownIdentity
-from codream_protocols.plan import default_threshold
-from secure_codream.config import ClientConfig, ConfigError, read_federation
+from secure_codream.config import PARAMETER_COURSES, AveragingTable, ClientConfig, ConfigError, read_federation
+from secure_codream.config import check as check_values
 from secure_codream.provision import KeyFileError
-from secure_codream.records import RecordError
+from secure_codream.records import RecordError, Refused
 
 app = typer.Typer(
     name="secure-codream",
@@ -29,6 +32,14 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # locals may hold secrets
     rich_markup_mode="rich",
 )
+
+
+class Mode(StrEnum):
+    """How sums are made."""
+
+    LOCKSTEP = "lockstep"
+    RESILIENT = "resilient"
+
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="This party's folder, made by `provision`.")]
 At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="EPOCH:STEP")]
@@ -59,6 +70,8 @@ def main() -> None:
         _fail(str(error), 3 if isinstance(error, KeyFileError) else 2)
     except (RosterRefused, BadSignature, UnknownIdentity) as error:
         _fail(str(error), 3)
+    except (JournalBusy, JournalMismatch) as error:
+        _fail(str(error), 2)
     except (ProtocolError, RuntimeError) as error:
         _fail(str(error), 1)
     except OSError as error:  # a folder that cannot be written, a full disk, an address that is taken
@@ -68,8 +81,8 @@ def main() -> None:
         _fail("interrupted", 130)
 
 
-def _fail(text: str, code: int) -> None:
-    Console(stderr=True, highlight=False).print(f"secure-codream: {text}", markup=False, style="red")
+def _fail(text: str, code: int) -> NoReturn:
+    Console(stderr=True, highlight=False).print(f"secure-codream: {text}", markup=False, style="red", soft_wrap=True)
     sys.exit(code)
 
 
@@ -79,7 +92,12 @@ def demo(
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds: one batch of dreams each.")] = 4,
     alpha: Annotated[str, typer.Option(help="Dirichlet concentration of the labels, or 'iid'.")] = "0.5",
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, models and dreams.")] = 0,
-    drop: Annotated[int, typer.Option(min=0, help="Client processes to kill in the middle of a step.")] = 0,
+    drop: Annotated[
+        int, typer.Option(min=0, help="Client processes to kill in the middle of a step, and to start again.")
+    ] = 0,
+    mode: Annotated[
+        Mode | None, typer.Option(help="lockstep waits for who is lost; resilient goes on without its block.")
+    ] = None,
     epsilon: Annotated[
         float | None, typer.Option(min=0.1, help="Differential privacy for each record, with this budget a client.")
     ] = None,
@@ -96,7 +114,8 @@ def demo(
         rounds=rounds,
         alpha=_alpha(alpha),
         seed=seed,
-        drop=_droppable(drop, clients),
+        drop=_droppable(drop, clients, mode),
+        mode=None if mode is None else mode.value,
         epsilon=epsilon,
         out=out,
     )
@@ -108,7 +127,7 @@ def demo(
         return
     console.print(result_table(summary))
     if summary.dropped:
-        console.print(f"Killed in the middle of a step, and not needed: {', '.join(summary.dropped)}")
+        console.print(f"Killed in the middle of a step, and started again: {', '.join(summary.dropped)}")
     if epsilon is not None:
         console.print(read_statement(run.path).headline)
     console.print(f"The report: {run.report}", soft_wrap=True)
@@ -126,12 +145,14 @@ def _alpha(text: str) -> float | None:
     return value
 
 
-def _droppable(drop: int, clients: int) -> int:
-    """How many may be lost within an epoch: the threshold must still be met by those who stay."""
-    most = clients - max(default_threshold(clients), 3)
+def _droppable(drop: int, clients: int, mode: Mode | None) -> int:
+    """How many may be lost in a step: in lockstep any, since they are waited for; else one block must be left whole."""
+    most = clients if mode is not Mode.RESILIENT else clients - max(default_threshold(clients, 1), 3)
+    if mode is Mode.RESILIENT and clients < 6 and drop:
+        raise typer.BadParameter(f"found {clients}; with --drop in resilient mode 6 are needed", param_hint="--clients")
     if drop > most:
         raise typer.BadParameter(
-            f"found {drop}; of {clients} clients at most {most} can be lost within an epoch", param_hint="--drop"
+            f"found {drop}; of {clients} clients at most {most} can be lost in a step", param_hint="--drop"
         )
     return drop
 
@@ -148,15 +169,28 @@ def provision(
     serial: Annotated[int, typer.Option(min=1, help="Serial number of the roster; raise it with every change.")] = 1,
 ) -> None:
     """Make keys, the signed roster, and one folder to hand to each party (the administrator's act, offline)."""
+    from secure_codream.exposure import exposures
     from secure_codream.provision import provision as make
 
     pairs = [text.partition("=") for text in client]
     if any(not (name and model) for name, _, model in pairs):
         raise typer.BadParameter(f"found {client}; NAME=MODEL is needed", param_hint="--client")
-    configs = [ClientConfig(name=name, model=model, seed=number) for number, (name, _, model) in enumerate(pairs)]
+    if not address.startswith("tcp://"):
+        raise typer.BadParameter(f"found {address!r}; tcp://HOST:PORT is needed", param_hint="--address")
+    configs = [
+        check_values(f"--client {name}={model}", ClientConfig, {"name": name, "model": model, "seed": number})
+        for number, (name, _, model) in enumerate(pairs)
+    ]
     roster = make(out, config=read_federation(config), clients=configs, address=address, serial=serial)
     console = Console(highlight=False)
     console.print(f"Roster {roster.hash.hex()[:16]}… of {len(roster.members)} clients, serial {serial}.")
+    federation = read_federation(config)
+    for line in exposures(federation, roster):
+        console.print(line, soft_wrap=True)
+    course = federation.federation.course
+    if course in PARAMETER_COURSES:
+        model = (federation.averaging or AveragingTable()).model
+        console.print(f"Course {course}: everybody trains {model}, the model of [averaging], and no client its own.")
     console.print(f"Hand out: {out}/server to the aggregator, {out}/clients/NAME to each client.", soft_wrap=True)
     console.print(f"Keep offline: {out}/administrator/administrator.key", soft_wrap=True)
 
@@ -168,9 +202,22 @@ def server(
     exhibit: At = None,
 ) -> None:
     """Run the aggregator until its federation is over. It needs no torch."""
+    from secure_codream.panel import LivePanel
     from secure_codream.party import run_server
 
-    run_server(folder, listen=listen, exhibit=_at(exhibit))
+    console = Console(highlight=False)
+    with LivePanel(console) as panel:
+
+        def show(event: dict[str, Any]) -> None:
+            if event["event"] == "exposure":
+                console.print(event["text"], markup=False, soft_wrap=True)
+            elif event["event"] == "federation_started" and event["certified"]:
+                panel.feed(event)
+                console.print(f"going on after {event['certified']} of {event['epochs']} certified epochs")
+            else:
+                panel.feed(event)
+
+        run_server(folder, listen=listen, exhibit=_at(exhibit), watch=show)
 
 
 @app.command(epilog="Example: secure-codream client federation/clients/alice")
@@ -180,15 +227,108 @@ def client(
         str | None, typer.Option(help="Where the server listens; the roster's address otherwise.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Begin with the weights in model.pt, not a warm-up.")
-    ] = False,
     exhibit: At = None,
 ) -> None:
-    """Take part in a federation with this client's data and model; the trained weights are in FOLDER/model.pt."""
+    """Take part in a federation with this client's data and model; the trained weights are in FOLDER/model.pt.
+
+    A client that is started again goes on with its model and with what it has signed.
+    """
     from secure_codream.party import run_client
 
-    run_client(folder, address=address, threads=threads, resume=resume, exhibit=_at(exhibit))
+    console = Console(highlight=False)
+
+    def show(event: dict[str, Any]) -> None:
+        line = _client_line(event)
+        if line is not None:
+            console.print(line, markup=False, soft_wrap=True)
+
+    run_client(folder, address=address, threads=threads, exhibit=_at(exhibit), watch=show)
+
+
+def _client_line(event: dict[str, Any]) -> str | None:
+    """What a client's screen says of a line of its log; its own text, or what the log has made printable."""
+    match event["event"]:
+        case "exposure":
+            return str(event["text"])
+        case "warm-up":
+            return f"beginning with {event['model']}" if event["model"] else None
+        case "resume":
+            return f"going on with {event['model']}, which has learnt {event['certified']} epochs"
+        case "prepared":
+            return "ready for the rounds"
+        case "silence":
+            return f"no word from {event['address'] or 'the server'} for {event['seconds']} s; asking again"
+        case "certified":
+            return f"epoch {event['number']} certified; head {event['head']}…"
+        case "learnt":
+            return f"epoch {event['number']} learnt"
+        case "farewell":
+            return f"the server: {event['reason']}"
+        case "finished":
+            return f"finished; head {event['head']}"
+    code = str(event.get("code", ""))
+    if event.get("level") == "info" or Refused(time=0.0, client="", code=code).ordinary:
+        return None
+    words = [f"{name}: {event[name]}" for name in ("code", "found", "allowed", "remedy", "error") if event.get(name)]
+    return "; ".join([str(event["event"]), *words])
+
+
+@app.command(epilog="Example: secure-codream verify runs/20261128-120000-demo")
+def verify(
+    record: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="A record, a journal, or a run's or party's folder.")
+    ],
+    administrator: Annotated[
+        str | None, typer.Option(help="Public key that must have signed the roster, 64 hexadecimal digits.")
+    ] = None,
+    code: Annotated[
+        list[str] | None,
+        typer.Option(help="MODULE:NAME=SHA256 of own code of the charter that may be run; repeat for each."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON and nothing else.")] = False,
+) -> None:
+    """Check what a federation published, as anybody can: every signature, every sum's place, every state, no secret.
+
+    Exit code 1 names the file that does not verify.
+    """
+    from dataclasses import asdict
+
+    from secure_codream.verify import RecordRefused, verify_record
+
+    key = None if administrator is None else _key(administrator)
+    try:
+        verified = verify_record(record, administrator=key, permitted=_permitted(code or []))
+    except RecordRefused as error:
+        _fail(str(error), 1)
+    if json:
+        typer.echo(dumps(asdict(verified), indent=2))
+        return
+    console = Console(highlight=False)
+    names = ", ".join(verified.members)
+    console.print(f"Federation {verified.federation}, charter {verified.charter}", soft_wrap=True)
+    console.print(f"Members: {names}", soft_wrap=True)
+    console.print(f"Roster signed by {verified.administrator}; compare it with the administrator's.", soft_wrap=True)
+    votes = ", ".join(map(str, verified.votes)) or "none"
+    console.print(f"{verified.epochs} epochs verified; votes of {votes} members.", soft_wrap=True)
+    console.print(f"Head: {verified.head}", soft_wrap=True)
+    console.print("Compare the head with a member's: whoever has the same one has the same history.", soft_wrap=True)
+
+
+def _permitted(code: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in code]
+    if any(not (name and found) for name, _, found in pairs):
+        raise typer.BadParameter(f"found {code}; MODULE:NAME=SHA256 is needed", param_hint="--code")
+    return {name: found for name, _, found in pairs}
+
+
+def _key(text: str) -> bytes:
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise typer.BadParameter("64 hexadecimal digits are needed", param_hint="--administrator")
+    return key
 
 
 @app.command(
@@ -362,7 +502,7 @@ def check(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON and nothing else.")] = False,
 ) -> None:
-    """Try every strategy of a malicious server in one step, with all defences and with each one off."""
+    """Play malicious servers against the real machines: set-up, steps and epochs; then with each defence off."""
     from rich.progress import Progress
 
     from secure_codream.threats.check import check as check_all

@@ -1,28 +1,48 @@
 """Configuration: one TOML file for the federation, one for each client, both checked before anything starts.
 
-`config.toml` is what all parties agree on; the digest of its `[dreams]` and `[learning]` tables (the recipe) is
-part of every plan, so a client that was given other settings refuses instead of spoiling the dreams. `client.toml`
-is a client's own: its model, its data, and its policy, which has the last word. Values that do not fit are reported
-with the key, what was found and what is allowed. Nothing here needs a tensor library: the learning settings are
-checked by the client.
+`config.toml` is what all parties agree on. All of it but `[timing]` goes, with every default resolved, into the charter
+(`FederationConfig.settings`, `FederationConfig.charter`): a party that was given other settings is refused at its first
+word. `client.toml` is a client's own: its model, its data, and its policy, which can only be stricter. Values that do
+not fit are reported with the key, what was found and what is allowed. Nothing here needs a tensor library.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from codream_protocols.identity import MAX_MEMBERS
-from codream_protocols.keyschedule import digest
-from codream_protocols.masks import SUITES
-from codream_protocols.plan import MAX_STEPS
-from codream_server.settings import AggregationSettings, ClientPrivacySettings, DreamSettings, SettingsError, Timing
+from codream_clients.learning_settings import DreamLoss, LearningSettings
+from codream_clients.privacy_settings import PrivacySettings
+from codream_protocols.charter import (
+    MAX_EPOCHS,
+    MAX_STEPS,
+    Aggregation,
+    Charter,
+    Policy,
+    Predecessor,
+    even_blocks,
+)
+from codream_protocols.courses.codream import ClientPrivacy, DreamSettings
+from codream_protocols.courses.settings import SettingsError
+from codream_protocols.identity import MAX_MEMBERS, Roster
+from codream_protocols.keyschedule import PROTOCOL, digest
+from codream_protocols.specs import MAX_COORDINATES, MAX_COUNT
+from codream_protocols.starts import START_NAMES
+from codream_server.settings import Timing
 
 MAX_CONFIG_BYTES = 1 << 20
+MOST_IN_LOCKSTEP = 30  # members; the default mode beyond is the resilient one
+PARAMETER_COURSES = ("fedavg", "fedprox", "scaffold", "moon")
+COURSES = ("codream", "codream-fast", *PARAMETER_COURSES, "sums")
+_DIGEST = r"^[0-9a-f]{64}$"
+_REFERENCE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
 
 class ConfigError(ValueError):
@@ -37,11 +57,21 @@ PartyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] 
 
 
 class FederationTable(_Table):
-    """`[federation]`: its name, its length and its seed."""
+    """`[federation]`: its name, its course, its length, and the seed of what all parties train alike.
+
+    `course` is what is computed together: "codream", "codream-fast", "fedavg", "fedprox", "scaffold", "moon", "sums",
+    or `module:Class`, WHICH RUNS THAT CODE, where `[code]` and a client's own policy name it with its source's digest.
+    """
 
     name: PartyName = "federation"
+    course: str = "codream"
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 4
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+
+    @field_validator("course")
+    @classmethod
+    def _exists(cls, course: str) -> str:
+        return _named(course, COURSES)
 
 
 class TaskTable(_Table):
@@ -72,10 +102,17 @@ class TaskTable(_Table):
         return self
 
 
-class DreamsTable(_Table):
-    """`[dreams]`: see `DreamSettings`."""
+def _named(name: str, known: tuple[str, ...]) -> str:
+    if name not in known and ":" not in name:
+        raise ValueError(f"found {name!r}; {', '.join(known)} or module:name is allowed")
+    return name
 
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS - 2)] = 10
+
+class DreamsTable(_Table):
+    """`[dreams]`: see `DreamSettings`. `start` is a rule's name, or `module:function`, treated as an own course is."""
+
+    start: str = "noise"
+    steps: Annotated[int, Field(ge=0, le=MAX_STEPS - 3)] = 10
     half_way: bool = False
     batch: Annotated[int, Field(ge=2, le=65_536)] = 128
     views: Annotated[int, Field(ge=0, le=64)] = 0
@@ -84,38 +121,98 @@ class DreamsTable(_Table):
     server_lr: Annotated[float, Field(gt=0, le=100)] = 1.0
     update_clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     logit_clip: Annotated[float, Field(gt=0, le=1e6)] = 30.0
-    adapt_clip: bool = False
+    pixel_bound: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     window: Annotated[int, Field(ge=1, le=1000)] = 10
     adaptive_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
     adaptive_from: Annotated[int, Field(ge=0)] = 0
 
+    @field_validator("start")
+    @classmethod
+    def _exists(cls, start: str) -> str:
+        return _named(start, START_NAMES)
+
     @model_validator(mode="after")
     def _has_a_middle(self) -> DreamsTable:
-        if self.half_way and not 2 <= self.steps <= MAX_STEPS - 3:
-            raise ValueError(f"steps {self.steps} with half_way; 2 to {MAX_STEPS - 3} are allowed")
+        if self.half_way and self.steps < 2:
+            raise ValueError(f"steps {self.steps} with half_way; 2 or more are allowed")
         if self.half_way and self.views:
             raise ValueError(f"views {self.views} with half_way; choose one of them")
         return self
 
 
-class AggregationTable(_Table):
-    """`[aggregation]`: see `AggregationSettings`."""
+Layout = tuple[tuple[str, tuple[Annotated[int, Field(ge=1, le=MAX_COORDINATES)], ...]], ...]
 
+
+class AveragingTable(_Table):
+    """`[averaging]` of a course that averages parameters: see `AveragingSettings` and `ScaffoldSettings`.
+
+    `model` is everybody's architecture. `layout`, its parameters' names and shapes, is worked out by `provision`, so
+    that a server needs no torch. `proximal` is FedProx's mu; `contrast` and `temperature` are MOON's mu and tau.
+    """
+
+    model: str = "cnn2"
+    layout: Layout | None = None
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS - 2)] = 1
+    clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    statistic_clip: Annotated[float, Field(gt=0, le=1e6)] = 64.0
+    server_lr: Annotated[float, Field(gt=0, le=100)] = 1.0
+    variate_clip: Annotated[float, Field(gt=0, le=1e6)] = 4.0
+    proximal: Annotated[float, Field(ge=0, le=1e6)] = 0.01
+    contrast: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    temperature: Annotated[float, Field(gt=0, le=1e6)] = 0.5
+
+
+class FastTable(_Table):
+    """`[fast]` of CoDream-fast: see `GeneratorSettings`. `layout` is the generator's; see `AveragingTable`."""
+
+    layout: Layout | None = None
+    batches: Annotated[int, Field(ge=1, le=1000)] = 5
+    global_steps: Annotated[int, Field(ge=1, le=1000)] = 1
+    local_steps: Annotated[int, Field(ge=1, le=1000)] = 5
+    noise: Annotated[int, Field(ge=1, le=1024)] = 256
+    lr: Annotated[float, Field(gt=0, le=10)] = 5e-3
+    noise_lr: Annotated[float, Field(gt=0, le=10)] = 1.5e-3
+
+
+class NumbersTable(_Table):
+    """One block of `[sums.vectors.NAME]`: so many reals within +-`bound`, or, with `count`, integers from 0 to it."""
+
+    length: Annotated[int, Field(ge=1, le=MAX_COORDINATES)] = 1
+    bound: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 1.0
+    count: bool = False
+
+
+class SumsTable(_Table):
+    """`[sums]` of the course of that name: `vectors` -> blocks -> what they hold; `norm` bounds a noised vector."""
+
+    vectors: dict[str, dict[str, NumbersTable]]
+    norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+
+
+class AggregationTable(_Table):
+    """`[aggregation]`: see `Aggregation`. What is left out follows from the number of members when the charter is made:
+    lockstep up to 30 of them, and at least c + 2 survivors. `blocks` are lists of the clients' names, as a charter that
+    follows another needs them to keep the old ones; unless given, they are as many and as even as they can be.
+    """
+
+    mode: Literal["lockstep", "resilient"] | None = None
+    colluders: Annotated[int, Field(ge=1, lt=MAX_MEMBERS)] = 1
+    least_survivors: Annotated[int, Field(ge=3, le=MAX_MEMBERS)] | None = None
     value_bits: Annotated[int, Field(ge=2, le=24)] = 16
     suite: Literal["aes-256-ctr", "chacha20"] = "aes-256-ctr"
-    colluders: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)] = 1
-    least_survivors: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 3
-    threshold: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] | None = None
+    losses: Literal["blocks", "allow"] = "blocks"
+    attempts: Annotated[int, Field(ge=1, le=1000)] = 20
+    blocks: tuple[tuple[PartyName, ...], ...] | None = None
 
     @model_validator(mode="after")
     def _safe(self) -> AggregationTable:
-        if self.least_survivors < self.colluders + 2:
+        if self.least_survivors is not None and self.least_survivors < self.colluders + 2:
             raise ValueError(f"least_survivors {self.least_survivors}; {self.colluders + 2} (colluders + 2) or more")
         return self
 
 
 class ClientPrivacyTable(_Table):
-    """`[client_privacy]`: noise that hides whether a client took part; see `ClientPrivacySettings`."""
+    """`[client_privacy]`: noise that hides whether a client took part; see `ClientPrivacy`."""
 
     epsilon: Annotated[float, Field(gt=0, le=1000)]
     delta: Annotated[float, Field(gt=0, le=0.01)]
@@ -124,63 +221,152 @@ class ClientPrivacyTable(_Table):
     spare_rounds: Annotated[int, Field(ge=0, le=100_000)] = 0
 
 
-class TimingTable(_Table):
-    """`[timing]`, in seconds: see `Timing`."""
+class PredecessorTable(_Table):
+    """`[predecessor]` of a charter that follows another: its digest, its last head, and its certified epochs."""
 
-    join: Annotated[float, Field(gt=0, le=86_400)] = 120.0
-    step: Annotated[float, Field(gt=0, le=86_400)] = 300.0
-    beat: Annotated[float, Field(gt=0, le=3_600)] = 1.0
-    lost_after: Annotated[float, Field(gt=0, le=86_400)] = 5.0
-    attempts: Annotated[int, Field(ge=1, le=1000)] = 5
+    charter: Annotated[str, Field(pattern=_DIGEST)]
+    head: Annotated[str, Field(pattern=_DIGEST)]
+    certified: Annotated[int, Field(ge=0, lt=MAX_EPOCHS)]
+
+
+class TimingTable(_Table):
+    """`[timing]`, in seconds, the server's patience: see `Timing`. No part of the charter."""
+
+    join: Annotated[float, Field(gt=0, le=604_800)] | None = None
+    step: Annotated[float, Field(gt=0, le=604_800)] = 600.0
+    beat: Annotated[float, Field(ge=0.1, le=3_600)] = 1.0
+    lost_after: Annotated[float, Field(gt=0, le=86_400)] = 30.0
 
 
 class FederationConfig(_Table):
-    """The whole of `config.toml`. `[learning]` and `[privacy]` (differential privacy for each record of a client) stay
-    plain tables here: the client's side knows their keys, see `LearningSettings` and `PrivacySettings`.
+    """The whole of `config.toml`.
+
+    `[learning]` has the keys of `LearningSettings`, `[privacy]` (differential privacy for each record of a client)
+    those of `PrivacySettings`. `[code]` maps each `module:name` that the charter names to the SHA-256 of its source.
     """
 
     federation: FederationTable = FederationTable()
     task: TaskTable
     dreams: DreamsTable = DreamsTable()
     learning: dict[str, Any] = {}
+    averaging: AveragingTable | None = None
+    fast: FastTable | None = None
+    sums: SumsTable | None = None
     aggregation: AggregationTable = AggregationTable()
     privacy: dict[str, Any] | None = None
     client_privacy: ClientPrivacyTable | None = None
+    code: dict[
+        Annotated[str, Field(pattern=_REFERENCE)],
+        Annotated[str, Field(pattern=_DIGEST)],
+    ] = {}
+    predecessor: PredecessorTable | None = None
     timing: TimingTable = TimingTable()
 
     @model_validator(mode="after")
-    def _has_what_it_adapts_to(self) -> FederationConfig:
-        if self.client_privacy is not None and self.dreams.adapt_clip:
-            raise ValueError(
-                "dreams.adapt_clip with [client_privacy]; false is allowed, as no fraction clipped is sent"
-            )
+    def _fits(self) -> FederationConfig:
+        for reference in (self.federation.course, self.dreams.start):
+            if ":" in reference and reference not in self.code:
+                raise ValueError(
+                    f"{reference} without an entry in [code]; the SHA-256 of its source is needed there: "
+                    f'"{reference}" = "what sha256sum {reference.partition(":")[0].replace(".", "/")}.py says"'
+                )
+        if self.federation.course == "sums" and self.sums is None:
+            raise ValueError("course 'sums' without [sums.vectors]; what is to be summed is needed")
+        learning_settings(self)
+        if self.privacy is not None:
+            privacy_settings(self.privacy)
         return self
 
-    @field_validator("learning", "privacy")
-    @classmethod
-    def _has_a_digest(cls, table: dict[str, Any] | None) -> dict[str, Any] | None:
-        try:
-            json.dumps(table, allow_nan=False)
-        except (TypeError, ValueError):
-            raise ValueError("only finite numbers, texts, true, false, lists and tables are allowed") from None
-        return table
+    # -- the charter ---------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that all parties share but who they are and how sums are made, every default resolved."""
+        course = self.federation.course
+        tables: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "federation": self.federation.model_dump(mode="json"),
+            "task": self.task.model_dump(mode="json"),
+            "dreams": self.dreams.model_dump(mode="json"),
+            "learning": _own_learning(asdict(learning_settings(self))),
+            "code": dict(sorted(self.code.items())),
+        }
+        if course in PARAMETER_COURSES:
+            tables["averaging"] = (self.averaging or AveragingTable()).model_dump(mode="json")
+        if course == "codream-fast":
+            tables["fast"] = (self.fast or FastTable()).model_dump(mode="json")
+        if self.sums is not None:
+            tables["sums"] = self.sums.model_dump(mode="json")
+        if self.privacy is not None:
+            tables["privacy"] = asdict(privacy_settings(self.privacy))
+        if self.client_privacy is not None:
+            tables["client_privacy"] = self.client_privacy.model_dump(mode="json")
+        return tables
 
     @property
     def recipe(self) -> bytes:
-        """Digest of what all parties must share to dream together, 32 bytes."""
-        shared: dict[str, Any] = {
-            "task": self.task.model_dump(mode="json"),
-            "dreams": self.dreams.model_dump(mode="json"),
-            "learning": self.learning,
-        }
-        if self.privacy is not None:
-            shared["privacy"] = self.privacy
-        if self.client_privacy is not None:
-            shared["client_privacy"] = self.client_privacy.model_dump(mode="json")
-        return digest("recipe", json.dumps(shared, sort_keys=True, allow_nan=False).encode())
+        """Digest of `settings`, 32 bytes."""
+        return digest("settings", canonical_json(self.settings))
+
+    def charter(self, roster: Roster) -> Charter:
+        """The charter that this configuration and this roster make.
+
+        Raises:
+            ConfigError: fewer members than can be summed.
+        """
+        members = len(roster.members)
+        aggregation = self.aggregation_settings(members)
+        previous = self.predecessor
+        return Charter(
+            roster=roster.hash,
+            members=members,
+            settings=self.recipe,
+            aggregation=aggregation,
+            blocks=self._blocks(roster, aggregation.colluders),
+            predecessor=None
+            if previous is None
+            else Predecessor(bytes.fromhex(previous.charter), bytes.fromhex(previous.head), previous.certified),
+        )
+
+    def _blocks(self, roster: Roster, colluders: int) -> tuple[tuple[int, ...], ...]:
+        if self.aggregation.blocks is None:
+            return even_blocks(len(roster.members), colluders)
+        numbers = {member.name: number for number, member in enumerate(roster.members)}
+        strangers = {name for block in self.aggregation.blocks for name in block} - set(numbers)
+        if strangers:
+            raise ConfigError(
+                f"[aggregation]: blocks name {', '.join(sorted(strangers))}; the roster's clients are needed"
+            )
+        return tuple(tuple(sorted(numbers[name] for name in block)) for block in self.aggregation.blocks)
+
+    def aggregation_settings(self, members: int) -> Aggregation:
+        """How sums are made among so many members, defaults resolved.
+
+        Raises:
+            ConfigError: fewer members than can be summed.
+        """
+        table = self.aggregation
+        least = table.least_survivors if table.least_survivors is not None else max(3, table.colluders + 2)
+        if members < least:
+            raise ConfigError(
+                f"[aggregation]: found {members} clients; {least} or more are needed, so that a sum hides each behind "
+                f"another with {table.colluders} that may collude with the server"
+            )
+        mode = table.mode or ("lockstep" if members <= MOST_IN_LOCKSTEP else "resilient")
+        return Aggregation(
+            mode=mode,
+            colluders=table.colluders,
+            least_survivors=least,
+            value_bits=table.value_bits,
+            suite=table.suite,
+            losses=table.losses,
+            attempts=table.attempts,
+        )
+
+    # -- its parts ---------------------------------------------
 
     def dream_settings(self) -> DreamSettings:
-        """The server's settings of the dreams.
+        """The settings of the dreams.
 
         Raises:
             ConfigError: the way and the optimiser do not fit each other.
@@ -195,17 +381,68 @@ class FederationConfig(_Table):
         except SettingsError as error:
             raise ConfigError(f"[dreams]: {error}") from None
 
-    def aggregation_settings(self) -> AggregationSettings:
-        """The server's settings of secure aggregation."""
-        return AggregationSettings(**self.aggregation.model_dump())
-
-    def client_privacy_settings(self) -> ClientPrivacySettings | None:
+    def client_privacy_settings(self) -> ClientPrivacy | None:
         """Client-level privacy; None without that table."""
-        return None if self.client_privacy is None else ClientPrivacySettings(**self.client_privacy.model_dump())
+        return None if self.client_privacy is None else ClientPrivacy(**self.client_privacy.model_dump())
 
     def timing_settings(self) -> Timing:
         """The server's patience."""
         return Timing(**self.timing.model_dump())
+
+
+_FROM_DREAMS = ("way", "views", "logit_clip", "window")  # one setting, told once: `[dreams]` has it
+
+
+def learning_settings(federation: FederationConfig) -> LearningSettings:
+    """The `[learning]` table as settings; `way`, views, clips and window follow `[dreams]`.
+
+    Raises:
+        ConfigError: a key or value that does not fit.
+    """
+    shared = {name: getattr(federation.dreams, name) for name in _FROM_DREAMS}
+    loss = federation.learning.get("loss")
+    own: dict[str, Any] = {} if federation.privacy is None else {"own_weight": 0.0}  # would be refused
+    _check_keys("learning", federation.learning, {field.name for field in fields(LearningSettings)} - set(shared))
+    if isinstance(loss, Mapping):
+        _check_keys("learning.loss", loss, {field.name for field in fields(DreamLoss)})
+    settings = {**own, **federation.learning, **shared}
+    try:
+        return check("[learning]", LearningSettings, settings)  # type: ignore[no-any-return]
+    except ConfigError:
+        raise
+    except ValueError as error:  # the settings' own check of a combination
+        raise ConfigError(f"[learning]: {error}") from None
+
+
+def _own_learning(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _FROM_DREAMS}
+
+
+def privacy_settings(table: Mapping[str, Any]) -> PrivacySettings:
+    """A `[privacy]` table as settings: differential privacy for each record of a client.
+
+    Raises:
+        ConfigError: a key or value that does not fit.
+    """
+    _check_keys("privacy", table, {field.name for field in fields(PrivacySettings)})
+    try:
+        return check("[privacy]", PrivacySettings, dict(table))  # type: ignore[no-any-return]
+    except ConfigError:
+        raise
+    except ValueError as error:  # the settings' own check
+        raise ConfigError(f"[privacy]: {error}") from None
+
+
+def _check_keys(table: str, found: Mapping[str, Any], allowed: set[str]) -> None:
+    """Pydantic passes over a dataclass's unknown keys; a misspelt setting must not be passed over."""
+    for key in found:
+        if key not in allowed:
+            raise ConfigError(f"[{table}]: found the key {key!r}; allowed are {', '.join(sorted(allowed))}")
+
+
+def canonical_json(value: Any) -> bytes:
+    """One text for one value: sorted keys, no spaces, finite numbers."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
 class DataTable(_Table):
@@ -249,21 +486,36 @@ class DataTable(_Table):
 
 
 class PolicyTable(_Table):
-    """`[policy]` of a client: see `Policy`. What is left out follows from the federation's configuration.
+    """`[policy]` of a client: see `Policy`. What is left out is as strict as `Policy` has it, or as the charter.
 
-    `least_noise` is the least noise multiplier of everything that this client sends of its data: above 0, it takes part
-    only under `[client_privacy]`, which may demand more.
+    `code` maps each `module:name` of a charter that this client is willing to RUN to the SHA-256 of its source.
+    `least_noise` is the least noise multiplier of everything that this client sends: above 0, it takes part only under
+    `[client_privacy]`, which may demand more.
     """
 
-    least_cohort: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 3
-    least_survivors: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 3
-    least_threshold: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] = 1
-    colluders: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)] = 1
-    most_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = MAX_STEPS
-    most_total_steps: Annotated[int, Field(ge=1)] = 1_000_000
-    most_value_bits: Annotated[int, Field(ge=1, le=31)] = 24
-    suites: tuple[Literal["aes-256-ctr", "chacha20"], ...] = ("aes-256-ctr", "chacha20")
-    least_noise: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    least_cohort: Annotated[int, Field(ge=3, le=MAX_MEMBERS)] | None = None
+    least_survivors: Annotated[int, Field(ge=3, le=MAX_MEMBERS)] | None = None
+    colluders: Annotated[int, Field(ge=1, lt=MAX_MEMBERS)] | None = None
+    modes: tuple[Literal["lockstep", "resilient"], ...] | None = None
+    suites: tuple[Literal["aes-256-ctr", "chacha20"], ...] | None = None
+    most_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    most_total_steps: Annotated[int, Field(ge=1)] | None = None
+    most_coordinates: Annotated[int, Field(ge=1, le=MAX_COORDINATES)] | None = None
+    most_value_bits: Annotated[int, Field(ge=1, le=31)] | None = None
+    losses: bool | None = None
+    cuts: bool | None = None
+    least_noise: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    most_wrong_sums: Annotated[int, Field(ge=0)] | None = None
+    code: dict[
+        Annotated[str, Field(pattern=_REFERENCE)],
+        Annotated[str, Field(pattern=_DIGEST)],
+    ] = {}
+
+    def policy(self, *, most_rho: float | None = None, least_noise: float = 0.0) -> Policy:
+        """The policy; what the federation's privacy asks for can only make it stricter."""
+        given = {name: value for name, value in self.model_dump(exclude={"code"}).items() if value is not None}
+        given["least_noise"] = max(given.get("least_noise", 0.0), least_noise)
+        return Policy(**given, most_rho=most_rho)
 
 
 class BudgetTable(_Table):
@@ -283,6 +535,7 @@ class ClientConfig(_Table):
     """The whole of `client.toml`.
 
     `model` is a name of the zoo (`codream_clients.model_names`), or `module:function`, WHICH RUNS THAT CODE.
+    `answers` is `module:function`, WHICH RUNS THAT CODE: for the course "sums", (task) -> {block: numbers}.
     `tell_accuracy`: whether the client's accuracies, without noise, go into the masked sum that the server takes the
     mean of; unless given, only where the federation has no `[privacy]`. Its own `metrics.jsonl` has them in any case.
     """
@@ -297,6 +550,7 @@ class ClientConfig(_Table):
     least_roster_serial: Annotated[int, Field(ge=1)] = 1
     data: DataTable = DataTable()
     policy: PolicyTable = PolicyTable()
+    answers: Annotated[str, Field(pattern=_REFERENCE)] | None = None
     budget: BudgetTable | None = None
 
     @field_validator("model")
@@ -348,14 +602,26 @@ def check(name: str, kind: Any, content: Any) -> Any:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "(whole)"
+            key = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "value_error":  # one of our own, which says itself what was found
                 text = str(problem["ctx"]["error"])
             else:
                 found = "" if problem["type"] == "missing" else f"found {problem['input']!r:.80}; "
                 text = f"{found}{problem['msg'][:1].lower()}{problem['msg'][1:]}"
-            lines.append(f"{name}: {key}: {text}")
+                if problem["type"] == "extra_forbidden":
+                    text += _instead(kind, problem["loc"])
+            lines.append(f"{name}: {key}: {text}" if key else f"{name}: {text}")
         raise ConfigError("\n".join(lines)) from None
 
 
-assert set(SUITES) == {"aes-256-ctr", "chacha20"}  # noqa: S101 - the tables above spell them out
+def _instead(kind: Any, location: tuple[int | str, ...]) -> str:
+    """For a key that does not exist: the one that it is most like, else all that its table knows."""
+    for part in location[:-1]:
+        field = getattr(kind, "model_fields", {}).get(part)
+        inner = () if field is None else (field.annotation, *get_args(field.annotation))
+        kind = next((one for one in inner if hasattr(one, "model_fields")), None)
+    known = list(getattr(kind, "model_fields", ()))
+    alike = get_close_matches(str(location[-1]), known, n=1)
+    if alike:
+        return f"; did you mean {alike[0]}?"
+    return f"; known here are {', '.join(known)}" if known else ""

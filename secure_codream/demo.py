@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from codream_protocols.plan import default_threshold
-from secure_codream.config import ClientConfig, DataTable, FederationConfig, check, read_client
+from codream_protocols.charter import Charter, default_threshold
+from secure_codream.config import ClientConfig, DataTable, FederationConfig, check, privacy_settings, read_client
 from secure_codream.panel import LivePanel
 from secure_codream.party import load_roster, read_metrics
 from secure_codream.provision import provision
@@ -48,6 +48,7 @@ from secure_codream.statement import RecordLevel, privacy_statement, record_leve
 MODELS = ("cnn2", "cnn3", "resnet8", "mlp", "cnn2_wide")
 START_SECONDS = 120.0
 POLL_SECONDS = 0.02
+LOST_AFTER = 10.0  # nothing hangs on it but how soon a killed client is missed
 
 
 class DemoError(RuntimeError):
@@ -63,7 +64,8 @@ class DemoOptions:
         rounds: dream batches.
         alpha: Dirichlet's concentration; None means IID.
         seed: seed of data, models and dreams.
-        drop: how many client processes to kill in the middle of a step.
+        drop: how many client processes to kill in the middle of a step, and to start again once they are missed.
+        mode: "lockstep" or "resilient"; None takes what fits the number of clients.
         per_client: images a client; None takes 30, and for a private run all that there are, dealt out evenly.
         steps: secure steps of dream updates a round.
         batch: dreams a batch.
@@ -76,6 +78,7 @@ class DemoOptions:
     alpha: float | None = 0.5
     seed: int = 0
     drop: int = 0
+    mode: str | None = None
     per_client: int | None = None
     steps: int = 10
     batch: int = 128
@@ -108,13 +111,13 @@ class DemoOptions:
 
     @property
     def exhibit(self) -> tuple[int, int]:
-        """The (round, step) that the report shows from both sides."""
-        return (0, self.steps // 2)
+        """The (epoch, step) that the report shows from both sides; step 0 has the metrics."""
+        return (0, 1 + self.steps // 2)
 
     @property
     def drop_at(self) -> tuple[int, int]:
         """The (round, step) in which clients are killed."""
-        return (min(1, self.rounds - 1), self.steps // 2)
+        return (min(1, self.rounds - 1), 1 + self.steps // 2)
 
 
 @dataclass
@@ -197,7 +200,8 @@ def _provision(run: RunFolder, options: DemoOptions) -> FederationConfig:
             "federation": {"name": "demo", "rounds": options.rounds, "seed": options.seed},
             "task": {"shape": (1, 8, 8), "classes": 10},
             "dreams": {"steps": options.steps, "batch": options.batch},
-            "timing": {"lost_after": 4.0},
+            "timing": {"lost_after": LOST_AFTER},
+            **({} if options.mode is None else {"aggregation": {"mode": options.mode}}),
             **options.privacy,
         },
     )
@@ -235,7 +239,11 @@ def _processes() -> Iterator[_Processes]:
 
 
 def _run_federation(run: RunFolder, options: DemoOptions, processes: _Processes, panel: LivePanel) -> list[str]:
-    """Start server and clients, show the events, kill whom the options say; returns who was killed."""
+    """Start server and clients, show the events, kill whom the options say and start them again once they are missed.
+
+    Returns:
+        Who was killed.
+    """
     exhibit = "{}:{}".format(*options.exhibit)
     server = processes.start(
         "server",
@@ -243,14 +251,19 @@ def _run_federation(run: RunFolder, options: DemoOptions, processes: _Processes,
         run.server / "process.log",
     )
     endpoint = _wait_for_endpoint(run, server)
-    for name in options.names:
+
+    def start(name: str) -> None:
         folder = run.client(name)
         arguments = ["client", str(folder), "--address", endpoint, "--exhibit", exhibit, "--threads", "1"]
         processes.start(name, arguments, folder / "process.log")
+
+    for name in options.names:
+        start(name)
     victims = options.names[len(options.names) - options.drop :]
     killed: list[str] = []
+    down: set[str] = set()
     for event in _follow(run.events, server):
-        _check_alive(run, options, processes, killed)
+        _check_alive(run, options, processes, down)
         if event is None:
             continue
         panel.feed(event)
@@ -258,11 +271,16 @@ def _run_federation(run: RunFolder, options: DemoOptions, processes: _Processes,
         if victims and not killed and event["event"] == "step_started" and at == options.drop_at:
             for name in victims:
                 processes.running[name].send_signal(signal.SIGKILL)
-            killed = victims
+            killed, down = victims, set(victims)
+        elif event["event"] == "client_lost" and event["client"] in down:
+            processes.running[event["client"]].wait()
+            start(event["client"])
+            down.remove(event["client"])
+            panel.phase(f"{event['client']} is missed, and started again")
     if server.wait() != 0:
         raise DemoError(f"the server failed; read {run.server / 'process.log'}")
     for name in options.names:
-        if name not in killed and processes.running[name].wait() != 0:
+        if processes.running[name].wait() != 0:
             raise DemoError(f"{name} failed; read {run.client(name) / 'process.log'}")
     return killed
 
@@ -276,9 +294,9 @@ def _wait_for_endpoint(run: RunFolder, server: subprocess.Popen[bytes]) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _check_alive(run: RunFolder, options: DemoOptions, processes: _Processes, killed: list[str]) -> None:
+def _check_alive(run: RunFolder, options: DemoOptions, processes: _Processes, down: set[str]) -> None:
     for name in options.names:
-        if name not in killed and processes.running[name].poll() not in (None, 0):
+        if name not in down and processes.running[name].poll() not in (None, 0):
             raise DemoError(f"{name} failed; read {run.client(name) / 'process.log'}")
 
 
@@ -336,7 +354,7 @@ def _record_level(
     if federation.privacy is None:
         return None
     from codream_clients.privacy_plan import plan_privacy
-    from secure_codream.learning import open_ledger, privacy_settings
+    from secure_codream.learning import open_ledger
 
     members = []
     for name, counts in zip(options.names, summary.label_counts, strict=True):
@@ -357,11 +375,8 @@ def _summarise(
 ) -> Summary:
     references = json.loads((run.path / "references.json").read_text())
     server = json.loads((run.server / "server.json").read_text())
-    accuracies = [
-        [line["accuracy"] for line in read_metrics(run.client(name) / "metrics.jsonl")[1:]] for name in options.names
-    ]
-    finished = [name not in killed for name in options.names]
-    final = [rows[-1] if rows and there else None for rows, there in zip(accuracies, finished, strict=True)]
+    accuracies = [_by_round(read_metrics(run.client(name) / "metrics.jsonl"), options.rounds) for name in options.names]
+    final = [rows[-1] if rows else None for rows in accuracies]
     alone: list[float] = references["independent"]
     for name, model, rows, accuracy, counts in zip(
         options.names, options.models, accuracies, alone, references["label_counts"], strict=True
@@ -377,12 +392,12 @@ def _summarise(
         write_client_result(run.result(name), result)
     together = [accuracy for accuracy in final if accuracy is not None]
     # The gap is measured over the clients that finished, alone and together.
-    alone_finished = fmean(value for value, there in zip(alone, finished, strict=True) if there)
+    alone_finished = fmean(value for value, last in zip(alone, final, strict=True) if last is not None)
     gap = references["centralised"] - alone_finished
     roster = load_roster(run.server)
-    traffic = [server["traffic"][name] for name, there in zip(options.names, finished, strict=True) if there]
+    traffic = [server["traffic"][name] for name in options.names]
     means = {key: fmean(row[key] for row in traffic) for key in ("up", "down", "setup", "payload")}
-    cohort = len(roster.members)
+    charter = federation.charter(roster)
     return Summary(
         name=federation.federation.name,
         started=started,
@@ -417,9 +432,26 @@ def _summarise(
         seconds=Timing(total=seconds, **server["seconds"]),
         dropped=killed,
         colluders=federation.aggregation.colluders,
-        threshold=federation.aggregation.threshold or default_threshold(cohort, federation.aggregation.colluders),
-        min_survivors=federation.aggregation.least_survivors,
+        threshold=_threshold(charter),
+        min_survivors=charter.aggregation.least_survivors,
+        mode=charter.aggregation.mode,
+        blocks=[[options.names[member] for member in block] for block in charter.blocks],
+        head=server["head"],
     )
+
+
+def _by_round(lines: list[dict[str, Any]], rounds: int) -> list[float]:
+    """A client's accuracy after each round; a client that was started again has lines twice, and the later counts."""
+    found: dict[int, float] = {}
+    for line in lines:
+        found[line["rounds"]] = line["accuracy"]
+    return [found[number] for number in range(1, rounds + 1) if number in found]
+
+
+def _threshold(charter: Charter) -> int:
+    if charter.aggregation.mode == "lockstep":
+        return charter.members
+    return default_threshold(charter.members, charter.aggregation.colluders)
 
 
 def _versions() -> dict[str, str]:

@@ -5,94 +5,33 @@ Imports torch; `party` loads it on demand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from torch import nn
 
 from codream_clients.accounting import epsilon_of
 from codream_clients.datasets import LabelledImages
 from codream_clients.devices import pick_device
-from codream_clients.dreaming import DreamLoss
 from codream_clients.ledger import Budget, BudgetExceeded, Ledger
 from codream_clients.models import ModelShapeError, UnknownModelError, build, check_model
 from codream_clients.own_parts import OwnPartError
-from codream_clients.participant import LearningSettings, Participant
-from codream_clients.privacy_plan import (
-    PRIVACY_KEYS,
-    PlannedCharges,
-    PrivacyPlan,
-    PrivacySettings,
-    plan_privacy,
-    warn_of_weak_delta,
-)
+from codream_clients.participant import Participant
+from codream_clients.privacy_plan import PlannedCharges, PrivacyPlan, plan_privacy, warn_of_weak_delta
 from codream_clients.private_noise import NoiseSource
 from codream_clients.private_participant import private_participant
 from codream_clients.private_training import PrivateModelError
 from codream_clients.releases import Releases
-from codream_protocols.plan import Policy
-from codream_protocols.rotation import padded_length
-from codream_protocols.tasks import LEARN, LOGITS, METRICS, UPDATE
+from codream_protocols.charter import Policy
+from codream_protocols.course import Course
 from codream_protocols.zcdp import rho_of
-from codream_server.privacy_statement import noise_multiplier_of
-from secure_codream.config import ClientConfig, ConfigError, FederationConfig, check
+from secure_codream.config import ClientConfig, ConfigError, FederationConfig, learning_settings, privacy_settings
 from secure_codream.data import load_data as load_data
 
 
-def learning_settings(federation: FederationConfig) -> LearningSettings:
-    """The `[learning]` table as settings; `way`, views, clips and window follow `[dreams]`.
-
-    Raises:
-        ConfigError: a key or value that does not fit.
-    """
-    dreams = federation.dreams
-    shared = {
-        "way": dreams.way,
-        "views": dreams.views,
-        "logit_clip": dreams.logit_clip,
-        "window": dreams.window,
-    }
-    loss = federation.learning.get("loss")
-    own: dict[str, Any] = {} if federation.privacy is None else {"own_weight": 0.0}  # would be refused
-    _check_keys("learning", federation.learning, {field.name for field in fields(LearningSettings)} - set(shared))
-    if isinstance(loss, Mapping):
-        _check_keys("learning.loss", loss, {field.name for field in fields(DreamLoss)})
-    settings = {**own, **federation.learning, **shared}
-    try:
-        return check("[learning]", LearningSettings, settings)  # type: ignore[no-any-return]
-    except ConfigError:
-        raise
-    except ValueError as error:  # the settings' own check of a combination
-        raise ConfigError(f"[learning]: {error}") from None
-
-
-def privacy_settings(table: Mapping[str, Any]) -> PrivacySettings:
-    """A `[privacy]` table as settings: differential privacy for each record of a client.
-
-    Raises:
-        ConfigError: a key or value that does not fit.
-    """
-    _check_keys("privacy", table, set(PRIVACY_KEYS))
-    try:
-        return check("[privacy]", PrivacySettings, dict(table))  # type: ignore[no-any-return]
-    except ConfigError:
-        raise
-    except ValueError as error:  # the settings' own check
-        raise ConfigError(f"[privacy]: {error}") from None
-
-
-def _check_keys(table: str, found: Mapping[str, Any], allowed: set[str]) -> None:
-    """Pydantic passes over a dataclass's unknown keys; a misspelt setting must not be passed over."""
-    for key in found:
-        if key not in allowed:
-            raise ConfigError(f"[{table}]: found the key {key!r}; allowed are {', '.join(sorted(allowed))}")
-
-
-def make_model(client: ClientConfig, federation: FederationConfig) -> nn.Module:
-    """The client's model, initialised from its seed.
+def build_model(name: str, federation: FederationConfig, *, seed: int) -> nn.Module:
+    """A model for the federation's task, initialised from a seed.
 
     Raises:
         ConfigError: images that are not square, a model that cannot take them, or a user's own that fails.
@@ -101,9 +40,14 @@ def make_model(client: ClientConfig, federation: FederationConfig) -> nn.Module:
     if size != width:
         raise ConfigError(f"[task]: images of {size} x {width} pixels; square ones are needed")
     try:
-        return build(client.model, channels=channels, size=size, classes=federation.task.classes, seed=client.seed)
+        return build(name, channels=channels, size=size, classes=federation.task.classes, seed=seed)
     except (UnknownModelError, ModelShapeError, OwnPartError) as error:
         raise ConfigError(f"model: {error}") from error
+
+
+def make_model(client: ClientConfig, federation: FederationConfig) -> nn.Module:
+    """The client's model, initialised from its seed; raises as `build_model`."""
+    return build_model(client.model, federation, seed=client.seed)
 
 
 def make_participant(
@@ -131,22 +75,7 @@ def make_participant(
             random part of more.
         LedgerError: the budget does not allow the label histogram.
     """
-    if federation.privacy is not None and client.data.standardise == "train" and federation.task.mean is None:
-        raise ConfigError(
-            "[data]: standardise 'train' in a federation with [privacy]; 'public' is allowed, or mean and std in "
-            "[task], since statistics of the images without noise would go into everything that is learnt"
-        )
-    if federation.privacy is not None and client.data.train_limit is not None:
-        raise ConfigError(
-            f"[data]: train_limit {client.data.train_limit} in a federation with [privacy]; a file of the images that "
-            "take part is needed, since with one more or less, others would be taken, and the budget is for one record"
-        )
-    train, test = data or load_data(client.data, federation.task)
-    if train.shape != federation.task.shape or train.classes != federation.task.classes:
-        raise ConfigError(
-            f"[data]: images of shape {train.shape} in {train.classes} classes; the federation's [task] has "
-            f"{federation.task.shape} in {federation.task.classes}"
-        )
+    train, test = load_client_data(client, federation, data)
     if model is None:
         model = make_model(client, federation)
     else:
@@ -170,6 +99,35 @@ def make_participant(
         releases=releases,
         warmed_up=warmed_up,
     )
+
+
+def load_client_data(
+    client: ClientConfig,
+    federation: FederationConfig,
+    data: tuple[LabelledImages, LabelledImages | None] | None = None,
+) -> tuple[LabelledImages, LabelledImages | None]:
+    """The client's images, checked against the federation's task; `data` replaces the configured ones.
+
+    Raises:
+        ConfigError: images of another form, or a choice of them that a private federation does not allow.
+    """
+    if federation.privacy is not None and client.data.standardise == "train" and federation.task.mean is None:
+        raise ConfigError(
+            "[data]: standardise 'train' in a federation with [privacy]; 'public' is allowed, or mean and std in "
+            "[task], since statistics of the images without noise would go into everything that is learnt"
+        )
+    if federation.privacy is not None and client.data.train_limit is not None:
+        raise ConfigError(
+            f"[data]: train_limit {client.data.train_limit} in a federation with [privacy]; a file of the images that "
+            "take part is needed, since with one more or less, others would be taken, and the budget is for one record"
+        )
+    train, test = data or load_data(client.data, federation.task)
+    if train.shape != federation.task.shape or train.classes != federation.task.classes:
+        raise ConfigError(
+            f"[data]: images of shape {train.shape} in {train.classes} classes; the federation's [task] has "
+            f"{federation.task.shape} in {federation.task.classes}"
+        )
+    return train, test
 
 
 def assemble(
@@ -260,23 +218,11 @@ def open_client_ledger(path: Path, client: ClientConfig, federation: FederationC
     return Ledger.open(path, federation=federation.federation.name, member=client.name, budget=budget)
 
 
-def client_policy(client: ClientConfig, federation: FederationConfig) -> Policy:
-    """The client's policy: its own table, and the vectors that the federation's configuration implies."""
-    dreams = federation.dream_settings()
-    coordinates = max(dreams.coordinates + 3, 2 * dreams.labels * federation.task.classes)
-    largest = max(1.0, float(np.log(federation.task.classes)))
-    limits = client.policy.model_dump()
-    least_noise, most_rho, last = limits.pop("least_noise"), None, METRICS
+def client_policy(client: ClientConfig, federation: FederationConfig, course: Course) -> Policy:
+    """The client's policy: its own table, and the noise and the budget that the federation's configuration implies."""
     privacy = federation.client_privacy_settings()
-    if privacy is not None:
-        # The noise that everybody calibrates alike, but for rounding; and without noise, only the constant of LEARN.
-        least_noise = max(least_noise, noise_multiplier_of(privacy, dreams) * (1 - 1e-9))
-        most_rho, last = rho_of(privacy.epsilon, privacy.delta), LEARN
-    return Policy(
-        **limits,
-        most_coordinates=padded_length(coordinates),
-        tasks={UPDATE: max(dreams.update_clip, largest), LOGITS: max(dreams.logit_clip, 1.0), last: 1.0},
-        least_noise={UPDATE: least_noise, LOGITS: least_noise, METRICS: least_noise},
-        most_rho=most_rho,
-        recipe=federation.recipe,
-    )
+    if privacy is None:
+        return client.policy.policy()
+    # The noise that everybody calibrates alike, but for rounding.
+    least_noise = getattr(course, "noise_multiplier", 0.0) * (1 - 1e-9)
+    return client.policy.policy(most_rho=rho_of(privacy.epsilon, privacy.delta), least_noise=least_noise)

@@ -23,7 +23,7 @@ from rich.text import Text
 from secure_codream.records import (
     ClientJoined,
     ClientLost,
-    EpochFailed,
+    EpochGivenUp,
     EpochStarted,
     Event,
     FederationFinished,
@@ -33,11 +33,17 @@ from secure_codream.records import (
     StepFinished,
     StepStarted,
     Summary,
-    Task,
+    Waiting,
     parse_event,
 )
 
-TASKS: dict[Task, str] = {"update": "dream update", "logits": "soft labels", "metrics": "metrics", "learn": "learning"}
+TASKS = {
+    "update": "dream update",
+    "logits": "soft labels",
+    "metrics": "metrics",
+    "generator": "generator update",
+    "parameters": "parameters",
+}
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = ".:-=+*%#"
@@ -67,6 +73,7 @@ class LivePanel:
         self._clients: list[str] = []
         self._joined: set[str] = set()
         self._lost: set[str] = set()
+        self._left_out: set[str] = set()
         self._rounds = 0
         self._steps_per_round = 0
         self._round = 0
@@ -111,7 +118,7 @@ class LivePanel:
             case FederationStarted():
                 self._clients = list(event.clients)
                 self._rounds, self._steps_per_round = event.rounds, event.steps_per_round
-                self._phase = "setting up keys"
+                self._phase = "waiting for the clients"
                 steps = f"{event.rounds} rounds of {event.steps_per_round} secure steps"
                 self._say(f"{len(event.clients)} clients, {steps}")
             case ClientJoined():
@@ -124,30 +131,48 @@ class LivePanel:
                     self._entropies.clear()
                 self._round, self._steps_done, self._step = event.round, 0, None
                 self._phase = f"setting up keys with {len(event.cohort)} clients"
-            case EpochFailed():
+            case EpochGivenUp():
                 self._step = None
                 self._phase = f"starting again: {_printable(event.reason)}"
                 self._say(f"round {event.round + 1}: epoch given up, {_printable(event.reason)}")
+            case Waiting():
+                self._wait(event)
             case StepStarted():
                 self._round, self._step = event.round, event
             case StepFinished():
                 self._last, self._steps_done = event, event.step + 1
-                self._lose(set(event.dropped))
+                self._leave_out(set(event.dropped))
                 self._lost -= set(event.survivors)
                 if event.entropy is not None:
                     self._entropies.append(event.entropy)
             case RoundFinished():
-                self._step, self._phase = None, "clients learn from the dreams"
+                self._step, self._phase = (
+                    None,
+                    "clients learn from the dreams" if event.learnt else "all rounds are over",
+                )
                 accuracy = event.metrics.get("accuracy")
                 if accuracy is not None:
                     self._accuracies.append(accuracy)
                 self._say(self._round_line(event))
             case Refused():
-                self._refusals += 1
+                self._refusals += not event.ordinary
                 self._say(f"refused: {_printable(event.client)}, {_printable(event.code)}")
             case FederationFinished():
                 self._finished, self._step, self._phase = True, None, "finished"
                 self._say(f"finished {event.rounds} rounds in {_clock_face(self._elapsed())}")
+
+    def _wait(self, event: Waiting) -> None:
+        names = _some(sorted(event.lost or event.clients))
+        self._phase = f"waiting for {names}, {'lost' if event.lost else event.phase}, {_clock_face(event.seconds)}"
+        self._step = None if event.lost else self._step
+        if self._joined:
+            self._say(self._phase)
+
+    def _leave_out(self, names: set[str]) -> None:
+        """Of those not in a sum, some were lost, and the others share a block with one that was."""
+        if names and names != self._left_out:
+            self._say(f"not in the sum, with their block: {_some(sorted(names))}")
+        self._left_out = names
 
     def _lose(self, names: set[str]) -> None:
         for name in sorted(names - self._lost):
@@ -162,13 +187,13 @@ class LivePanel:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _round_line(self, event: RoundFinished) -> str:
-        parts = [f"round {event.round + 1} of {self._rounds}"]
+        parts = ["all rounds are over"] if not event.learnt else [f"round {event.round + 1} of {self._rounds}"]
         if self._last is not None:
             parts.append(f"{len(self._last.survivors)} of {len(self._clients)} clients")
         if self._entropies:
             parts.append(f"entropy {self._entropies[0]:.2f} to {self._entropies[-1]:.2f}")
         if (accuracy := event.metrics.get("accuracy")) is not None:
-            parts.append(f"mean accuracy {accuracy:.1%}")
+            parts.append(f"mean accuracy{_when(event.metrics_round)} {accuracy:.1%}")
         if self._last is not None:
             parts.append(f"{format_bytes(self._last.bytes_up)} up, {format_bytes(self._last.bytes_down)} down")
         parts.append(_clock_face(self._elapsed()))
@@ -205,11 +230,12 @@ class LivePanel:
         )
 
     def _round_row(self) -> Text:
-        text = Text.assemble((f"{self._round + 1}", "bold"), f" of {self._rounds}   ", overflow="ellipsis")
+        shown = min(self._round + 1, self._rounds)
+        text = Text.assemble((f"{shown}", "bold"), f" of {self._rounds}   ", overflow="ellipsis")
         if self._step is None:
             return text.append_text(self._phase_text())
         text.append(f"step {self._step.step + 1} of {self._steps_per_round}   ")
-        return text.append(TASKS[self._step.task], "cyan")
+        return text.append(TASKS.get(self._step.task, _printable(self._step.task)), "cyan")
 
     def _phase_text(self) -> Text:
         return Text(self._phase, style="green" if self._finished else "cyan")
@@ -218,12 +244,12 @@ class LivePanel:
         if self._finished:
             return 1.0
         within = min(1.0, self._steps_done / max(1, self._steps_per_round))
-        return (self._round + within) / self._rounds
+        return min(1.0, (self._round + within) / self._rounds)
 
     def _clients_row(self) -> Text:
-        answered = len(self._last.survivors) if self._last else len(set(self._clients) - self._lost)
-        text = Text.assemble((f"{answered}", "bold" if not self._lost else "bold yellow"))
-        text.append(f" of {len(self._clients)} in the sum")
+        counted = self._joined - self._lost if self._last is None else self._last.survivors
+        text = Text.assemble((f"{len(counted)}", "bold" if not self._lost else "bold yellow"))
+        text.append(f" of {len(self._clients)} {'there' if self._last is None else 'in the sum'}")
         if self._lost:
             text.append(f"   lost: {_some(sorted(self._lost))}", "yellow")
         if self._refusals:
@@ -249,7 +275,7 @@ class LivePanel:
             return Text("-", "dim")
         *earlier, latest = (f"{accuracy:.1%}" for accuracy in self._accuracies[-5:])
         text = Text("".join(f"{accuracy}, " for accuracy in earlier), "dim")
-        return text.append(latest, "bold not dim").append("   mean by round", "dim")
+        return text.append(latest, "bold not dim").append("   mean, alone and by round", "dim")
 
     def _elapsed(self) -> float:
         return self._clock() - self._began
@@ -319,6 +345,13 @@ def format_bytes(count: float) -> str:
 
 def _gain(difference: float) -> Text:
     return Text(f"{100 * difference:+.1f}", "green" if difference > 0 else "red")
+
+
+def _when(rounds: int | None) -> str:
+    """Of which models a round's metrics are."""
+    if rounds is None:
+        return ""
+    return " alone" if rounds == 0 else f" after {rounds} round{'s' if rounds > 1 else ''}"
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -7,9 +7,9 @@ client's half imports torch only when it runs, so that an aggregator without tor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
-import secrets
 import signal
 import time
 from collections.abc import Callable
@@ -19,16 +19,22 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 import numpy as np
-import structlog
 
-from codream_protocols.identity import Roster, Signer, read_roster
-from codream_protocols.plan import Plan
-from codream_server.coordinator import Coordinator
+from codream_protocols.charter import Charter
+from codream_protocols.course import Course, Publication
+from codream_protocols.courses.codream import CoDream
+from codream_protocols.courses.sums import Sums
+from codream_protocols.identity import Roster, read_roster
+from codream_protocols.server import ServerProtocol
 from codream_server.feddream import FedDreamDataset
 from codream_server.privacy_statement import client_privacy_statement
+from codream_server.record_folder import RecordFolder
 from codream_server.runner import ServerRunner
-from secure_codream.config import FederationConfig, read_client, read_federation
-from secure_codream.provision import public_transport_key, read_private_key, read_public_key
+from secure_codream.charter_file import charter_bytes
+from secure_codream.config import FederationConfig, read_federation
+from secure_codream.courses import make_course
+from secure_codream.exposure import exposures
+from secure_codream.provision import KeyFileError, public_transport_key, read_private_key, read_public_key
 from secure_codream.records import write_whole
 from secure_codream.statement import (
     PrivacyStatement,
@@ -43,7 +49,6 @@ if TYPE_CHECKING:
 
     from codream_clients.datasets import LabelledImages
     from codream_clients.ledger import Ledger
-    from codream_clients.participant import Metrics
 
 
 def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
@@ -59,13 +64,26 @@ def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
 class EventLog:
     """Appends events as JSON lines, each flushed, so that whoever watches sees it at once."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, file: TextIO, watch: Callable[[dict[str, Any]], object] | None = None) -> None:
+        self._file, self._watch = file, never_fails(watch)
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Write one event with its time; a number that is not finite becomes null, since JSON has none."""
-        self._file.write(json.dumps(_finite({"time": time.time(), **event}), allow_nan=False) + "\n")
+        written = _finite({"time": time.time(), **event})
+        self._file.write(json.dumps(written, allow_nan=False) + "\n")
         self._file.flush()
+        self._watch(written)
+
+
+def never_fails(watch: Callable[[dict[str, Any]], object] | None) -> Callable[[dict[str, Any]], None]:
+    """The same, but that a screen or a pipe that is gone takes nothing down with it."""
+
+    def safe(event: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError, ValueError, SystemExit):  # rich leaves by SystemExit where a pipe is broken
+            if watch is not None:
+                watch(event)
+
+    return safe
 
 
 def _finite(value: Any) -> Any:
@@ -77,45 +95,70 @@ def _finite(value: Any) -> Any:
 # -- server ---------------------------------------------
 
 
-def run_server(folder: Path, *, listen: str | None = None, exhibit: tuple[int, int] | None = None) -> None:
+def run_server(
+    folder: Path,
+    *,
+    listen: str | None = None,
+    exhibit: tuple[int, int] | None = None,
+    watch: Callable[[dict[str, Any]], object] | None = None,
+) -> None:
     """Run the aggregator of `folder` until its federation is over.
 
-    Writes `events.jsonl`, `rounds/`, `endpoint` (where it listens) and at the end `server.json` into the folder; with
-    `[client_privacy]` also `privacy.json` and `privacy.html`.
+    Writes `events.jsonl`, `record/` (what anybody can verify), `rounds/`, `endpoint` (where it listens) and at the end
+    `server.json` into the folder; with course `sums` also `sums.json`; with `[client_privacy]` also `privacy.json` and
+    `privacy.html`. A server that starts again goes on from its record.
 
     Args:
         folder: the server's folder.
         listen: endpoint; None takes the roster's address.
         exhibit: (epoch, step) of which the first masked vector is kept as `exhibit.npz`, for a report.
+        watch: called with each event that is written.
 
     Raises:
-        AggregationFailed: too few clients, or too many failed epochs.
-        ConfigError, KeyFileError, RosterRefused, BadSignature: as their names say.
+        AggregationFailed: too few clients, or none that takes part.
+        ConfigError, KeyFileError, RosterRefused, BadSignature, RecordFolderRefused: as their names say.
     """
     config, roster = read_federation(folder / "config.toml"), load_roster(folder)
-    dreams = config.dream_settings()
-    coordinator = Coordinator(
-        dreams=dreams,
-        aggregation=config.aggregation_settings(),
-        roster=roster,
-        recipe=config.recipe,
-        session=secrets.token_bytes(16),
-        seed=config.federation.seed,
-        dataset=FedDreamDataset(dreams.window, folder / "rounds"),
-        student=_make_student(config) if dreams.adaptive_weight > 0 else None,
-        privacy=config.client_privacy_settings(),
-    )
-    with (folder / "events.jsonl").open("a", encoding="utf-8") as events:
+    transport_secret = read_private_key(folder / "transport.key")
+    if public_transport_key(transport_secret) != roster.server.transport_key:
+        path = folder / "transport.key"
+        raise KeyFileError(f"{path}: found another key than the roster has for the server; the server's is needed")
+    charter, course = config.charter(roster), make_course(config)
+    timing = config.timing_settings()
+    dataset = FedDreamDataset(config.dreams.window, folder / "rounds")
+
+    def certified(number: int, publication: Publication) -> None:
+        if isinstance(course, Sums):
+            write_sums(folder / "sums.json", publication)
+        if "dreams" in publication:
+            dataset.add(number - 1, np.array(publication["dreams"]), np.array(publication["soft_labels"]))
+
+    with ExitStack() as opened:
+        record = RecordFolder(
+            folder / "record",
+            roster=(folder / "roster.json").read_bytes(),
+            charter=charter_bytes(config, roster),
+            first=0 if charter.predecessor is None else charter.predecessor.certified,
+        )
+        opened.callback(record.close)
+        events = opened.enter_context((folder / "events.jsonl").open("a", encoding="utf-8"))
+        log = EventLog(events, watch)
+        for line in exposures(config, roster):
+            log({"event": "exposure", "text": line})
+        protocol = ServerProtocol(
+            charter, roster, course, beat_seconds=timing.beat, certified=record.epochs(), journal=record
+        )
         runner = ServerRunner(
-            coordinator=coordinator,
+            protocol,
             roster=roster,
-            transport_secret=read_private_key(folder / "transport.key"),
+            transport_secret=transport_secret,
             endpoint=listen or roster.server.address,
-            timing=config.timing_settings(),
-            emit=EventLog(events),
+            timing=timing,
+            emit=log,
+            certified=certified,
             exhibit=exhibit,
         )
-        asyncio.run(_until_signal(runner.run(lambda endpoint: _announce(folder, endpoint))))
+        asyncio.run(until_signal(runner.run(lambda endpoint: _announce(folder, endpoint))))
     if runner.exhibit is not None:
         seen = runner.exhibit
         np.savez_compressed(
@@ -127,35 +170,19 @@ def run_server(folder: Path, *, listen: str | None = None, exhibit: tuple[int, i
             recovered_sum=seen.total,
             survivors=[roster.members[member].name for member in seen.survivors],
         )
-    statement = coordinator.client_privacy
     report = {
-        "client_privacy": None if statement is None else vars(statement),
+        "head": protocol.head.hex(),
         "secure_steps": runner.secure_steps,
         "seconds": runner.seconds,
         "traffic": {member.name: vars(traffic) for member, traffic in zip(roster.members, runner.traffic, strict=True)},
     }
     write_whole(folder / "server.json", json.dumps(report, indent=2).encode())
-    if statement is not None:
-        write_statement(
-            folder,
-            privacy_statement(
-                config.federation.name, client=client_level(statement), colluders=config.aggregation.colluders
-            ),
-        )
+    if config.client_privacy is not None:
+        write_statement(folder, own_statement(config, "the federation", None, charter, course, runner.spent_rho))
 
 
 def _announce(folder: Path, endpoint: str) -> None:
     write_whole(folder / "endpoint", endpoint.encode())
-
-
-def _make_student(config: FederationConfig) -> Any:
-    from codream_clients.models import build
-    from codream_server.student import Student
-
-    channels, size, _ = config.task.shape
-    seed = config.federation.seed
-    model = build("cnn2", channels=channels, size=size, classes=config.task.classes, seed=seed)
-    return Student(model, seed=seed)
 
 
 # -- client ---------------------------------------------
@@ -167,18 +194,20 @@ def run_client(
     address: str | None = None,
     exhibit: tuple[int, int] | None = None,
     threads: int | None = None,
-    resume: bool = False,
     model: nn.Module | None = None,
     data: tuple[LabelledImages, LabelledImages | None] | None = None,
+    watch: Callable[[dict[str, Any]], object] | None = None,
 ) -> None:
     """Take part with the client of `folder` until the federation is over.
 
     Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.pt` (a `state_dict` under
-    `weights`); at the end `privacy.json` and `privacy.html`, what the run may say about privacy. In a federation with
-    `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`, so that a client
-    that starts again goes on with it; in one with `[client_privacy]` the ledger of noised sums,
-    `client_privacy.jsonl`. `answered_steps` has a byte for each step that it has answered, in earlier processes too,
-    which its policy limits. Nothing of it leaves the machine.
+    `weights`); `journal/`, what it has joined, voted for and seen certified, which anybody can verify; at the end
+    `privacy.json` and `privacy.html`, what the run may say about privacy. In a federation with `[privacy]` also its
+    ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`; in one with `[client_privacy]` the
+    ledger of noised sums, `client_privacy.jsonl`. Nothing of it leaves the machine.
+
+    A client that starts again goes on with its model, learns what was certified meanwhile, and takes part in no epoch
+    twice. A model of another federation or other settings is not overwritten: it is refused.
 
     Args:
         folder: the client's folder.
@@ -186,177 +215,61 @@ def run_client(
         exhibit: (epoch, step) of which the plain encoded vector is written to `exhibit.npz` IN THIS FOLDER; for
             demonstrations on one machine, where the report shows it beside what the server saw.
         threads: threads for torch; None leaves torch's own choice.
-        resume: begin with the weights in `model.pt` instead of the warm-up.
         model: replaces the configured model.
         data: replaces the configured data: (train, test or None).
+        watch: called with what each line of `log.jsonl` has.
 
     Raises:
         AggregationFailed: the server has fallen silent.
         LedgerError: the privacy budget does not allow what is planned, or the ledger cannot be used.
-        CheckpointError: nothing to resume, or another model's weights.
-        ConfigError, KeyFileError, RosterRefused, BadSignature: as their names say.
+        JournalError: this client is running already, or its journal is damaged or another charter's.
+        CheckpointError: a model of another federation, or with other settings.
+        ConfigError, KeyFileError, RosterRefused, BadSignature, CharterRefused: as their names say.
     """
-    import torch
+    from secure_codream.client_process import run
 
-    from codream_clients.accounting import SampledGaussian, concentrated_rho, of_rho
-    from codream_clients.privacy_plan import PrivacyPlan
-    from codream_clients.releases import Releases
-    from codream_clients.runner import ClientRunner
-    from codream_clients.step_count import StepCount
-    from codream_clients.tasks import DreamLearner
-    from codream_clients.training import convergence_warnings_to
-    from codream_protocols.client import ClientProtocol
-    from secure_codream.checkpoint import read_weights, write_weights
-    from secure_codream.learning import client_policy, make_participant, open_client_ledger, open_ledger
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    client, federation = read_client(folder / "client.toml"), read_federation(folder / "config.toml")
-    roster = load_roster(folder, least_serial=client.least_roster_serial)
-    transport_secret = read_private_key(folder / "transport.key")
-    with (
-        (folder / "log.jsonl").open("a", encoding="utf-8") as log_file,
-        (folder / "metrics.jsonl").open("a" if resume else "w") as figures,
-        ExitStack() as opened,
-    ):
-        log = structlog.wrap_logger(
-            structlog.WriteLogger(log_file),
-            processors=[
-                structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.JSONRenderer(),
-            ],
-        )
-
-        ledger: Ledger | None = None
-
-        def releases(plan: PrivacyPlan) -> Releases:
-            nonlocal ledger
-            ledger = own = opened.enter_context(open_ledger(folder / "privacy.jsonl", client, federation, plan))
-
-            def reserve(charge: SampledGaussian) -> None:
-                own.reserve(charge)
-                log.info("privacy", **vars(charge))
-
-            key = f"{federation.recipe.hex()}|{client.model}|{client.seed}"
-            return Releases(reserve, folder / "releases", key, spent=own.charges)
-
-        participant = make_participant(client, federation, model=model, data=data, releases=releases, warmed_up=resume)
-        record = EventLog(figures)
-
-        def keep(metrics: Metrics) -> None:
-            record({"event": "metrics", **vars(metrics)})
-            write_weights(folder / "model.pt", participant.model, federation.recipe.hex())
-
-        if resume:
-            read_weights(folder / "model.pt", participant.model, federation.recipe.hex())
-        opened.enter_context(convergence_warnings_to(lambda text: log.warning("training", found=text)))
-        log.info("resume" if resume else "warm-up", model=client.model)
-        keep(participant.begin() if resume else participant.warm_up())
-        spent, charge = 0.0, None
-        if federation.client_privacy is not None:
-            sums = opened.enter_context(open_client_ledger(folder / "client_privacy.jsonl", client, federation))
-            spent = concentrated_rho(sums.charges)
-
-            def charge(rho: float) -> None:
-                sums.reserve(of_rho(rho, "noised sum"))
-
-        tells_accuracy = federation.privacy is None if client.tell_accuracy is None else client.tell_accuracy
-        count = StepCount(folder / "answered_steps")
-        protocol = ClientProtocol(
-            member=roster.number_of(client.name),
-            signer=Signer(read_private_key(folder / "identity.key")),
-            roster=roster,
-            policy=client_policy(client, federation),
-            answered_steps=count.steps,
-            count=count.add,
-            spent_rho=spent,
-            charge=charge,
-        )
-        runner = ClientRunner(
-            protocol=protocol,
-            learner=DreamLearner(
-                participant,
-                shape=federation.task.shape,
-                classes=federation.task.classes,
-                weight=client.weight,
-                noised=federation.client_privacy is not None,
-                tells_accuracy=tells_accuracy,
-                on_metrics=keep,
-            ),
-            roster=roster,
-            transport_secret=transport_secret,
-            transport_public=public_transport_key(transport_secret),
-            address=address,
-            rounding=np.random.default_rng([client.seed, roster.number_of(client.name)]),
-            patience=client.patience,
-            log=log,
-            on_encoded=_exhibitor(folder, exhibit) if exhibit is not None else None,
-        )
-        try:
-            asyncio.run(_until_signal(runner.run()))
-        finally:  # whatever has been spent is stated, also of a run that was cut short
-            write_statement(
-                folder,
-                _own_statement(
-                    federation,
-                    client.name,
-                    ledger,
-                    len(roster.members),
-                    protocol.spent_rho,
-                    metrics_reported=tells_accuracy and federation.client_privacy is None,
-                ),
-            )
-        log.info("finished", compute_seconds=round(runner.compute_seconds, 3))
+    run(folder, address=address, exhibit=exhibit, threads=threads, model=model, data=data, watch=watch)
 
 
-def _own_statement(
+def own_statement(
     federation: FederationConfig,
     name: str,
     ledger: Ledger | None,
-    members: int,
+    charter: Charter,
+    course: Course,
     spent_rho: float,
     *,
-    metrics_reported: bool,
+    metrics_reported: bool = False,
 ) -> PrivacyStatement:
-    """What a client may say of its own records and of all that it has sent."""
-    privacy = federation.client_privacy_settings()
+    """What a party may say of its own records and of all that it has sent."""
+    privacy, noised = federation.client_privacy_settings(), None
+    if privacy is not None and isinstance(course, CoDream):
+        noised = client_level(client_privacy_statement(privacy, course.settings, charter, spent_rho=spent_rho))
     return privacy_statement(
         federation.federation.name,
         record=None if ledger is None else record_level([(name, ledger.budget, ledger.charges)], federation.privacy),
-        client=None
-        if privacy is None
-        else client_level(
-            client_privacy_statement(
-                privacy,
-                federation.dream_settings(),
-                federation.aggregation_settings(),
-                members=members,
-                spent_rho=spent_rho,
-            )
-        ),
+        client=noised,
         colluders=federation.aggregation.colluders,
         metrics_reported=metrics_reported,
     )
 
 
-def _exhibitor(folder: Path, at: tuple[int, int]) -> Callable[[Plan, int, Any], None]:
-    def keep(plan: Plan, step: int, vector: Any) -> None:
-        if (plan.epoch, step) == at:
-            np.savez_compressed(
-                folder / "exhibit.npz", plain=vector, modulus_bits=plan.modulus_bits, value_bits=plan.value_bits
-            )
-
-    return keep
-
-
-async def _until_signal(work: Any) -> None:
+async def until_signal(work: Any) -> None:
     """Run until done; SIGINT and SIGTERM cancel it, so that sockets are closed and secrets erased."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     await task
+
+
+def write_sums(path: Path, publication: Publication) -> None:
+    """Write what the course `sums` published: task -> block -> numbers, `members` among them."""
+    tables: dict[str, dict[str, Any]] = {}
+    for name, numbers in publication.items():
+        task, _, block = name.rpartition(".")
+        tables.setdefault(task, {})[block] = numbers.tolist()
+    write_whole(path, json.dumps(tables, indent=2).encode() + b"\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

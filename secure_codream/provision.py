@@ -19,8 +19,10 @@ import tomli_w
 import zmq
 from zmq.utils import z85
 
+from codream_protocols.charter import Offer, derive_plan
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer, read_roster, sign_roster
 from secure_codream.config import ClientConfig, FederationConfig
+from secure_codream.courses import make_course, with_layout
 
 KEY_BYTES = 32
 
@@ -44,6 +46,7 @@ def provision(
     Raises:
         KeyFileError: a file exists already.
         RosterRefused: two clients have one name, or a client's name, the address or their number does not fit.
+        ConfigError, UnsafePlan: a federation that could never run: too few clients for its settings, for example.
     """
     administrator_key, server_key = secrets.token_bytes(KEY_BYTES), _new_transport_key()
     identity_keys = [secrets.token_bytes(KEY_BYTES) for _ in clients]
@@ -55,7 +58,11 @@ def provision(
     )
     server = ServerEntry(address, public_transport_key(server_key))
     signed = sign_roster(Roster(config.federation.name, serial, server, members), administrator)
-    roster = read_roster(signed, administrator.public)  # refused here, before anything is written
+    # Whatever would be refused later is refused here, before anything is written.
+    roster = read_roster(signed, administrator.public)
+    config = with_layout(config)
+    charter = config.charter(roster)
+    derive_plan(charter, make_course(config), Offer(0, charter.everybody, charter.first_head), 0)
     _write_key(out / "administrator" / "administrator.key", administrator_key)
     _write_key(out / "server" / "transport.key", server_key)
     for client, identity, transport in zip(clients, identity_keys, transport_keys, strict=True):
@@ -119,7 +126,9 @@ def _write_key(path: Path, key: bytes) -> None:
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in (*reversed(path.parent.parents), path.parent):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)  # each of them: `parents=True` would leave those above readable
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

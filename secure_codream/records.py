@@ -7,6 +7,7 @@ A run leaves one folder, `runs/<time>-<name>/`:
     report.html               the report for a person
     server/events.jsonl       what the server did, one JSON object a line (`Event`)
     server/rounds/round-000.npz   dreams and soft labels of each round (`Dreams`)
+    server/record/            what anybody can verify: `secure-codream verify RUN`
     clients/<name>/result.json    a client's own figures (`ClientResult`)
     exhibit.npz               one step seen from both sides (`Exhibit`); demonstration runs only
 
@@ -202,7 +203,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The results of a run. Lists by client stand in the order of `client_names`.
 
-    `gap_closure` compares clients that finished with the same clients alone (`Accuracy.finishers_alone`).
+    `gap_closure` compares clients that finished with the same clients alone (`Accuracy.finishers_alone`). `dropped`
+    were killed in the middle of a step, and started again. `head` is the digest of everything that was certified.
     """
 
     name: str
@@ -225,6 +227,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     colluders: Count
     threshold: Count
     min_survivors: Count
+    mode: str = "lockstep"
+    blocks: list[list[str]] = []
+    head: str = ""
     schema: Literal[1] = SCHEMA
 
     def __post_init__(self) -> None:
@@ -321,7 +326,6 @@ def _bytes_of(path: Path, expected: str) -> bytes:
 
 # --- server/events.jsonl ---------------------------------------------------------------------------
 
-Task = Literal["update", "logits", "metrics", "learn"]
 StepPath = Literal["fast", "dropout"]
 
 
@@ -330,11 +334,12 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
 
 class FederationStarted(_Event, frozen=True, kw_only=True, tag="federation_started"):
-    """All clients of the roster that came are there; the rounds begin."""
+    """The server is there; it waits for the clients of the roster."""
 
     clients: list[str]
     rounds: Count
     steps_per_round: Count
+    mode: str = "lockstep"
 
 
 class ClientJoined(_Event, frozen=True, kw_only=True, tag="client_joined"):
@@ -357,20 +362,30 @@ class EpochStarted(_Event, frozen=True, kw_only=True, tag="epoch_started"):
     cohort: list[str]
 
 
-class EpochFailed(_Event, frozen=True, kw_only=True, tag="epoch_failed"):
-    """An epoch was given up: nothing of its open step was revealed."""
+class EpochGivenUp(_Event, frozen=True, kw_only=True, tag="epoch_given_up"):
+    """An epoch was given up: nothing of it is learnt. `wrong_sum`: because a client saw a sum fail its check."""
 
     round: Count
     epoch: Count
     reason: str
+    wrong_sum: bool = False
+
+
+class Waiting(_Event, frozen=True, kw_only=True, tag="waiting"):
+    """The server waits; of those it waits for, `lost` are silent."""
+
+    clients: list[str]
+    lost: list[str]
+    phase: str
+    seconds: Amount
 
 
 class StepStarted(_Event, frozen=True, kw_only=True, tag="step_started"):
-    """A step was broadcast."""
+    """The clients compute a step."""
 
     round: Count
     step: Count
-    task: Task
+    task: str
 
 
 class StepFinished(_Event, frozen=True, kw_only=True, tag="step_finished"):
@@ -381,7 +396,7 @@ class StepFinished(_Event, frozen=True, kw_only=True, tag="step_finished"):
 
     round: Count
     step: Count
-    task: Task
+    task: str
     survivors: list[str]
     dropped: list[str]
     path: StepPath
@@ -393,17 +408,29 @@ class StepFinished(_Event, frozen=True, kw_only=True, tag="step_finished"):
 
 
 class RoundFinished(_Event, frozen=True, kw_only=True, tag="round_finished"):
-    """A round is done; its metrics are securely aggregated means."""
+    """An epoch is certified. Its metrics, quotients of summed counts, are of the models as they stood before it: after
+    so many rounds as `metrics_round` says; after 0 they were trained alone.
+    """
 
     round: Count
     metrics: dict[str, float | None]
+    metrics_round: Count | None = None
+    learnt: bool = True
+    head: str = ""
 
 
 class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
-    """A message was refused, by this side or by a client, with the refusal's code."""
+    """A message was refused, by this side ("server") or by a client, with the refusal's code and what was found."""
 
     client: str
     code: str
+    by: str = "server"
+    found: str = ""
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether it is what a late message, or a party that was started again, comes to; nothing is wrong then."""
+        return self.code in ("hello-needed", "unexpected", "wrong-context", "head")
 
 
 class FederationFinished(_Event, frozen=True, kw_only=True, tag="federation_finished"):
@@ -417,7 +444,8 @@ Event = (
     | ClientJoined
     | ClientLost
     | EpochStarted
-    | EpochFailed
+    | EpochGivenUp
+    | Waiting
     | StepStarted
     | StepFinished
     | RoundFinished
@@ -431,7 +459,8 @@ _KNOWN_EVENTS = frozenset(
         "client_joined",
         "client_lost",
         "epoch_started",
-        "epoch_failed",
+        "epoch_given_up",
+        "waiting",
         "step_started",
         "step_finished",
         "round_finished",

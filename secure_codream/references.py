@@ -18,9 +18,9 @@ from codream_clients.participant import distil_by_settings
 from codream_clients.references import train_centralised, train_independent
 from codream_clients.training import evaluate
 from codream_server.feddream import read_batches
-from secure_codream.config import ClientConfig, FederationConfig, read_client, read_federation
+from secure_codream.config import ClientConfig, FederationConfig, learning_settings, read_client, read_federation
 from secure_codream.data import load_data
-from secure_codream.learning import assemble, learning_settings, make_model
+from secure_codream.learning import assemble, make_model
 from secure_codream.records import RunFolder, write_whole
 
 STUDENT_MODEL = "cnn2"

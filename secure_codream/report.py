@@ -30,14 +30,16 @@ import numpy.typing as npt
 from secure_codream.pages import page_environment
 from secure_codream.panel import format_bytes
 from secure_codream.records import (
+    ClientJoined,
     ClientLost,
     Dreams,
-    EpochFailed,
+    EpochGivenUp,
     Event,
     Exhibit,
     FederationStarted,
     MissingRecord,
     Refused,
+    RoundFinished,
     RunFolder,
     StepFinished,
     Summary,
@@ -78,14 +80,16 @@ def write_report(folder: Path) -> Path:
         headline=headline(summary),
         clients=_client_rows(summary),
         alone=summary.accuracy.finishers_alone,
-        finishers="the clients that finished" if None in summary.accuracy.codream.clients else "the clients",
-        accuracy=_accuracy_chart(summary),
+        finishers="clients that finished" if None in summary.accuracy.codream.clients else "clients",
+        sums=_sums(summary),
+        dropped=_dropped(summary),
+        accuracy=_accuracy_chart(summary, events),
         dreams=[_dream_round(number, dreams[number]) for number in shown],
         dream_rounds=len(rounds),
         entropy=_entropy_chart(summary, events),
         traffic=_traffic(summary),
         exhibit=_exhibit_view(exhibit, dreams) if exhibit else None,
-        timeline=_timeline(events),
+        timeline=_timeline(events, summary.rounds),
         paths=_path_rows(events),
         incidents=_incidents(events),
         has_events=bool(events),
@@ -142,6 +146,10 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     words = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
     return words.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(", ".join(names).rsplit(", ", 1))
 
 
 def _counted(number: int, noun: str) -> str:
@@ -208,10 +216,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Reference:
-    """A level to compare with, `at` per cent from the top."""
+    """A level to compare with, `at` per cent from the top; its label stands at the left, or `right`."""
 
     label: str
     at: float
+    right: bool = False
 
 
 @dataclass(frozen=True)
@@ -262,44 +271,61 @@ def _unbroken(points: Iterable[tuple[float, float | None]]) -> list[list[Point]]
     return [[(x, y) for x, y in run if y is not None] for known, run in runs if known]
 
 
-def _accuracy_chart(summary: Summary) -> Chart | None:
-    table = summary.accuracy.by_round
-    if not table:
+def _accuracy_chart(summary: Summary, events: Sequence[Event]) -> Chart | None:
+    """Each client after each round, and the mean; that of round 0, each alone, only the sum of metrics tells."""
+    means = _means(summary, events)
+    if not means:
         return None
+    table = summary.accuracy.by_round
     alone, central = summary.accuracy.finishers_alone, summary.accuracy.centralised
-    known = [value for row in table for value in row if value is not None]
+    known = [*means.values(), *(value for row in table for value in row if value is not None)]
     ticks = _axis(min([alone, central, *known]), min(1.0, max([alone, central, *known])))
     low, high = ticks[0], ticks[-1]
-    last = max(1, len(table) - 1)
+    rounds = range(min(means), max(means) + 1)
 
     def x(r: int) -> float:
-        return 100 * r / last if len(table) > 1 else 50
+        return 100 * (r - rounds[0]) / (len(rounds) - 1) if len(rounds) > 1 else 50
 
     def y(value: float) -> float:
         return 100 * (high - value) / (high - low)
 
-    def line(label: str, colour: str, values: Sequence[float | None], bold: bool = False) -> Line:
-        runs = _unbroken((x(r), None if v is None else y(v)) for r, v in enumerate(values))
-        points = [point for run in runs for point in run] if len(table) <= 25 else []
+    def line(label: str, colour: str, values: dict[int, float | None], bold: bool = False) -> Line:
+        runs = _unbroken((x(r), None if (v := values.get(r)) is None else y(v)) for r in rounds)
+        points = [point for run in runs for point in run] if len(rounds) <= 25 else []
         return Line(label, colour, _path(runs), _dots(points), bold)
 
     few = summary.clients <= PALETTE
     lines = [
-        line(name, f"c{i}" if few else "grey", [row[i] for row in table]) for i, name in enumerate(summary.client_names)
+        line(name, f"c{i}" if few else "grey", {r: row[i] for r, row in enumerate(table, start=1)})
+        for i, name in enumerate(summary.client_names if table else [])
     ]
-    means = [statistics.fmean(present) if (present := [v for v in row if v is not None]) else None for row in table]
-    lines.append(line("mean", "mean", means, bold=True))
+    lines.append(line("mean", "mean", dict(means), bold=True))
     return Chart(
         title="Test accuracy after each round",
-        x_title="round",
-        x_ticks=[Tick(x(r), str(r + 1)) for r in _spread(range(len(table)), 10)],
+        x_title="round; 0 is each client alone, before the first dreams" if rounds[0] == 0 else "round",
+        x_ticks=[Tick(x(r), str(r)) for r in _spread(rounds, 10)],
         y_ticks=[Tick(y(tick), f"{100 * tick:.3g}\N{NO-BREAK SPACE}%") for tick in ticks],
         lines=lines,
         references=[
             Reference(f"all data in one place, {percent(central)}", y(central)),
-            Reference(f"alone, mean {percent(alone)}", y(alone)),
+            Reference(f"alone, mean {percent(alone)}", y(alone), right=rounds[0] == 0),
         ],
     )
+
+
+def _means(summary: Summary, events: Sequence[Event]) -> dict[int, float]:
+    """The mean accuracy after so many rounds: of the clients' own figures where there are any, else of their sum."""
+    means = {
+        event.metrics_round: accuracy
+        for event in events
+        if isinstance(event, RoundFinished)
+        and event.metrics_round is not None
+        and (accuracy := event.metrics.get("accuracy")) is not None
+    }
+    for r, row in enumerate(summary.accuracy.by_round, start=1):
+        if present := [value for value in row if value is not None]:
+            means[r] = statistics.fmean(present)
+    return means
 
 
 def _entropy_chart(summary: Summary, events: Sequence[Event]) -> Chart | None:
@@ -345,6 +371,55 @@ def _bars(counts: npt.NDArray[np.int64], top: float) -> str:
 
 
 # --- facts of the sections -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sums:
+    """How sums were made, in words: over whom, who may collude, who certifies, what a byte apart from vectors is."""
+
+    lockstep: bool
+    over: str
+    bears: str
+    certified: str
+    other: str
+
+
+def _sums(summary: Summary) -> Sums:
+    everybody, quorum = summary.clients, (summary.clients + summary.colluders) // 2 + 1
+    if summary.mode == "lockstep":
+        return Sums(
+            lockstep=True,
+            over=f"all {everybody} clients",
+            bears=f"any {everybody - 2} clients" if everybody > 3 else "any client",
+            certified=f"all {everybody} clients",
+            other="tags, votes, framing",
+        )
+    many = len(summary.blocks) > 1
+    return Sums(
+        lockstep=False,
+        over="whole blocks of clients that were fixed before"
+        if many
+        else f"all {everybody} clients, which are one block",
+        bears=f"up to {_counted(summary.colluders, 'client')}",
+        certified=f"{quorum} or more of the {everybody} clients",
+        other="shares, signatures, tags, votes, framing",
+    )
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Who was killed on the way: who came back, and who did not."""
+
+    returned: str
+    lost: str
+
+
+def _dropped(summary: Summary) -> Dropped:
+    last = dict(zip(summary.client_names, summary.accuracy.codream.clients, strict=True))
+    return Dropped(
+        returned=_listed([name for name in summary.dropped if last[name] is not None]),
+        lost=_listed([name for name in summary.client_names if last[name] is None]),
+    )
 
 
 @dataclass(frozen=True)
@@ -460,7 +535,7 @@ def _traffic(summary: Summary) -> TrafficView:
     parts = (
         ("payload: masked vectors, packed", "payload", sent.payload_per_client),
         ("key set-up", "setup", sent.setup_per_client),
-        ("shares, signatures, framing", "other", other),
+        (_sums(summary).other, "other", other),
     )
     return TrafficView(
         up=[TrafficPart(label, style, count, 100 * count / widest) for label, style, count in parts],
@@ -604,15 +679,15 @@ class Stretch:
     cohort: int
 
 
-def _timeline(events: Sequence[Event]) -> list[tuple[int, list[Stretch]]]:
-    """Round by round, how the steps went."""
-    flow = [event for event in events if isinstance(event, StepFinished | EpochFailed)]
-    rounds = []
+def _timeline(events: Sequence[Event], learnt: int) -> list[tuple[str, list[Stretch]]]:
+    """Round by round, how the steps went; after the last one come the metrics of what was learnt."""
+    flow = [event for event in events if isinstance(event, StepFinished | EpochGivenUp)]
+    rounds: list[tuple[int, list[Stretch]]] = []
     for number, steps in itertools.groupby(flow, key=lambda event: event.round):
         stretches: list[Stretch] = []
         for event in steps:
-            if isinstance(event, EpochFailed):
-                stretches.append(Stretch("failed", 0, 0, 0, 0))
+            if isinstance(event, EpochGivenUp):
+                stretches.append(Stretch("failed" if event.wrong_sum else "given-up", 0, 0, 0, 0))
                 continue
             survivors, cohort = len(event.survivors), len(event.survivors) + len(event.dropped)
             before = stretches[-1] if stretches else None
@@ -628,7 +703,8 @@ def _timeline(events: Sequence[Event]) -> list[tuple[int, list[Stretch]]]:
         rounds.append((number, stretches))
     incidents = [entry for entry in rounds if any(stretch.path != "fast" for stretch in entry[1])]
     kept = {number for number, _ in (*_spread(rounds, ROUNDS_SHOWN), *incidents[: 2 * ROUNDS_SHOWN])}
-    return [entry for entry in rounds if entry[0] in kept]
+    names = {number: f"round {number + 1}" if number < learnt else "at the end" for number in kept}
+    return [(names[number], stretches) for number, stretches in rounds if number in kept]
 
 
 @dataclass(frozen=True)
@@ -653,20 +729,33 @@ def _incidents(events: Sequence[Event]) -> list[tuple[float, str, str]]:
         start = events[0].time if events else 0.0
     found: list[tuple[float, str, str]] = []
     missing: set[str] = set()
+    lost: dict[str, float] = {}
     for event in events:
         since = event.time - start
         match event:
             case ClientLost():
+                lost[event.client] = since
                 found.append((since, "lost", f"{event.client} no longer answered"))
+            case ClientJoined() if event.client in lost:
+                away = duration(max(0.0, since - lost.pop(event.client)))
+                found.append((since, "back", f"{event.client} is back after {away}"))
             case StepFinished():
-                for name in sorted(set(event.dropped) - missing):
-                    words = f"{name} was left out of round {event.round + 1}, step {event.step + 1}"
-                    found.append((since, "dropout", f"{words}; the sum is over {len(event.survivors)} clients"))
+                if left_out := sorted(set(event.dropped) - missing):
+                    where = f"round {event.round + 1}, step {event.step + 1}"
+                    words = (
+                        f"without {_listed(left_out)} from {where} on; the sum is over {len(event.survivors)} clients"
+                    )
+                    found.append((since, "dropout", words))
                 missing = (missing | set(event.dropped)) - set(event.survivors)
-            case EpochFailed():
-                found.append((since, "failed", f"round {event.round + 1}, epoch {event.epoch + 1}: {event.reason}"))
+            case EpochGivenUp():
+                kind = "failed" if event.wrong_sum else "given up"
+                again = "nothing of it is learnt, it begins anew"
+                found.append((since, kind, f"round {event.round + 1}: {event.reason}; {again}"))
             case Refused():
-                found.append((since, "refused", f"{event.client}: {event.code}"))
+                kind = "late" if event.ordinary else "refused"
+                whose = f"{event.client} refused a message" if event.by == "client" else f"a message of {event.client}"
+                about = f", {event.found}" if event.found else ""
+                found.append((since, kind, f"{whose}: {event.code}{about}"))
     return found
 
 

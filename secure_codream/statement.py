@@ -165,7 +165,7 @@ def record_level(
     members: Sequence[tuple[str, Budget, Sequence[SampledGaussian]]], table: Mapping[str, Any] | None
 ) -> RecordLevel:
     """Clients' ledgers, (name, budget, charges) each, under a federation's `[privacy]` table."""
-    from secure_codream.learning import privacy_settings
+    from secure_codream.config import privacy_settings
 
     settings = privacy_settings(table or {})
     return RecordLevel(

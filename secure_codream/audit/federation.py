@@ -2,8 +2,9 @@
 
     a client's model       its weights as they are after the last round
     the FedDream dataset   what everybody holds: a student that has seen nothing but the dreams and their soft labels
-    the sums               a server that sends the canaries themselves as dreams, before the first round and after each,
-                           and reads the sum of the soft labels over all clients; masks protect each client's own
+    the sums               the sum of the soft labels over all clients, had the canaries themselves been the dreams,
+                           before the first round and after each; masks protect each client's own labels. Nobody can
+                           choose dreams: so this is more than any server sees, and an upper bound on what dreams tell
 
 The audited client is private; the others train without noise on images of their own, which are not audited.
 """
@@ -26,10 +27,11 @@ from codream_clients.private_noise import NoiseSource
 from codream_clients.private_participant import private_participant
 from codream_clients.releases import Releases
 from codream_clients.training import predict_logits
-from codream_server.settings import AggregationSettings, DreamSettings
+from codream_protocols.courses.codream import CoDream, DreamSettings
+from codream_protocols.starts import start_rule
 from secure_codream.audit.canaries import Canaries
 from secure_codream.audit.scores import Scores
-from secure_codream.local import LocalFederation
+from secure_codream.simulation import DreamFederation
 
 MakeClient = Callable[[nn.Module, LabelledImages, int], Participant]
 """(fresh model, its images, seed) -> the client under audit, before its warm-up."""
@@ -86,18 +88,15 @@ def attack_federation(scene: Scene, canaries: Canaries, make_client: MakeClient)
         Participant(scene.learning, scene.fresh_model(scene.seed + number), data, None, scene.seed + number, CPU)
         for number, data in enumerate(scene.others, start=1)
     ]
-    federation = LocalFederation(
-        [audited, *others],
-        dreams=DreamSettings(
-            rounds=scene.rounds,
-            steps=scene.steps,
-            batch=scene.batch,
-            shape=scene.genuine.shape,
-            classes=scene.genuine.classes,
-        ),
-        aggregation=AggregationSettings(least_survivors=3, colluders=1),
-        seed=scene.seed,
+    dreams = DreamSettings(
+        rounds=scene.rounds,
+        steps=scene.steps,
+        batch=scene.batch,
+        shape=scene.genuine.shape,
+        classes=scene.genuine.classes,
     )
+    course = CoDream(dreams, start_rule(dreams.start))
+    federation = DreamFederation([audited, *others], course, seed=scene.seed)
     federation.warm_up()
     sums = [_summed_labels(federation.participants, canaries)]
     for _ in range(scene.rounds):
@@ -106,7 +105,7 @@ def attack_federation(scene: Scene, canaries: Canaries, make_client: MakeClient)
     student = scene.fresh_model(scene.seed + len(others) + 1)
     distil_by_settings(
         student,
-        federation.coordinator.dataset.batches,
+        federation.batches,
         scene.learning,
         seed=scene.seed,
         device=CPU,

@@ -1,7 +1,7 @@
 """CoDream (Singh et al., arXiv 2402.15968) and its ablations, through secure aggregation.
 
-The very `Coordinator`, `Participant` and protocol machines of a deployment, in one process. The student, a model
-that has seen nothing but the FedDream dataset, measures what the dreams carry.
+The very course, `Participant`s and protocol machines of a deployment, in one process. The student, a model that has
+seen nothing but the FedDream dataset, measures what the dreams carry.
 
 Ablations, each a `kind`: `dreams` are made together, step by step; `independent` dreams are made by each client
 alone, from the same noise and with as many local steps in all, and averaged once; `noise` images are labelled as
@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from codream_clients.participant import LearningSettings, Participant, distil_by_settings
+from codream_clients.participant import Participant, distil_by_settings
 from codream_clients.training import evaluate
-from codream_server.settings import AggregationSettings, DreamSettings
+from codream_protocols.courses import codream as courses
+from secure_codream.courses import make_course
 from secure_codream.experiments.problem import Problem, Row
-from secure_codream.local import LocalFederation
+from secure_codream.simulation import DreamFederation
 
 Kind = Literal["dreams", "independent", "noise"]
 
@@ -41,12 +42,15 @@ class CoDream:
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`."""
         started = time.perf_counter()
-        learning, dreams = self._settings(problem)
-        federation = LocalFederation(
-            self._participants(problem, learning),
-            dreams=dreams,
-            aggregation=AggregationSettings(**problem.aggregation.model_dump()),
+        problem = self._ablated(problem)
+        course = make_course(problem.federation("codream"))
+        assert isinstance(course, courses.CoDream)  # noqa: S101 - by that name
+        federation = DreamFederation(
+            self._participants(problem),
+            course,
+            aggregation=problem.sums,
             seed=problem.seed,
+            device=problem.device,
         )
         student = problem.fresh_model(0, self.student or problem.models[0])
         yield self._row(0, federation.warm_up(), None, federation, started)
@@ -54,18 +58,18 @@ class CoDream:
             accuracies = federation.round()
             distil_by_settings(
                 student,
-                list(federation.coordinator.dataset.batches),
-                learning,
+                list(federation.batches),
+                problem.learning,
                 seed=problem.seed * 1000 + number,
                 device=problem.device,
             )
             known = evaluate(student, problem.test, problem.device)
             yield self._row(number, accuracies, known, federation, started)
 
-    def _participants(self, problem: Problem, learning: LearningSettings) -> list[Participant]:
+    def _participants(self, problem: Problem) -> list[Participant]:
         return [
             Participant(
-                learning,
+                problem.learning,
                 problem.fresh_model(client),
                 shard,
                 problem.test,
@@ -75,34 +79,31 @@ class CoDream:
             for client, shard in enumerate(problem.shards)
         ]
 
-    def _settings(self, problem: Problem) -> tuple[LearningSettings, DreamSettings]:
-        """The problem's settings, or what the ablation makes of them: the same number of local steps in all."""
-        learning, table = problem.learning, problem.dreams
+    def _ablated(self, problem: Problem) -> Problem:
+        """The problem, or what the ablation makes of it: the same number of local steps in all."""
+        learning, dreams = problem.learning, problem.dreams
         if self.kind == "independent":
-            learning = replace(learning, local_steps=learning.local_steps * table.steps)
-            table = table.model_copy(update={"steps": 1, "half_way": False})
+            learning = replace(learning, local_steps=learning.local_steps * dreams.steps)
+            dreams = dreams.model_copy(update={"steps": 1, "half_way": False})
         elif self.kind == "noise":
-            table = table.model_copy(update={"steps": 0, "half_way": False})
-        dreams = DreamSettings(
-            rounds=problem.rounds, shape=problem.test.shape, classes=problem.test.classes, **table.model_dump()
-        )
-        return learning, dreams
+            dreams = dreams.model_copy(update={"steps": 0, "half_way": False})
+        return replace(problem, learning=learning, dreams=dreams)
 
     @staticmethod
     def _row(
         number: int,
         accuracies: tuple[float, ...],
         server: float | None,
-        federation: LocalFederation,
+        federation: DreamFederation,
         started: float,
     ) -> Row:
-        clients = len(accuracies)
+        clients, traffic = len(accuracies), federation.simulation.traffic
         return Row(
             round=number,
             accuracies=accuracies,
             server=server,
-            bytes_up=federation.parties.traffic.up / clients,
-            bytes_down=federation.parties.traffic.down / clients,
-            secure_steps=number * federation.coordinator.steps_per_round,
+            bytes_up=traffic.up / clients,
+            bytes_down=traffic.down / clients,
+            secure_steps=federation.simulation.secure_steps,
             seconds=time.perf_counter() - started,
         )

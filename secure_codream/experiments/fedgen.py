@@ -10,28 +10,38 @@ representation, the input of a model's head, for label y and noise z.
 The authors' server trains G on the clients' heads, which it can see. Here it sees only sums. The loss of G is a sum
 over clients, so each client takes Adam steps on its own term, and the change of G is averaged as the model's is; this
 is FedAvg on G, equal to the paper's where a round has one step. Three things go into the one secure sum: the change of
-the model, the change of G, and the client's label shares, whose weighted mean is P. G's bytes come on top of the
-model's.
+the model, the change of G, and how far the client's label shares are from the last P, which so becomes their weighted
+mean. G's bytes come on top of the model's. The course and the learner are made here: nobody deploys them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from codream_clients.training import evaluate
-from secure_codream.experiments.local_work import Batch, Stopwatch, label_loss, stage_seed, train_round, warm_up
-from secure_codream.experiments.parameters import Change, FloatArray, Layout, SecureMean, require_one_architecture
+from codream_clients.layouts import FloatArray, layout_of, read_vector, write_vector
+from codream_clients.local_work import Batch, head, label_loss, stage_seed
+from codream_clients.parameter_tasks import AveragingLearner, Kept
+from codream_protocols.course import Array, Arrays, Publication, State
+from codream_protocols.courses import parameters as courses
+from codream_protocols.courses.layouts import Layout, for_each, initial_weights, is_statistic
+from codream_protocols.courses.numbers import bounded
+from codream_protocols.courses.parameters import WEIGHTS, AveragingSettings
+from secure_codream.experiments.parameters import (
+    averaging_course,
+    averaging_learners,
+    averaging_rows,
+    require_one_architecture,
+)
 from secure_codream.experiments.problem import Problem, Row
-from secure_codream.experiments.representations import head
 
-MODEL, GENERATOR, LABELS = "model", "generator", "labels"
+GENERATOR, LABELS = "generator", "labels"
 SAMPLING, GENERATING = 3, 4  # stages of a round that draw noise
 LEAST_SHARE = 0.02  # of an even share: a label that is rarer counts as absent
 
@@ -78,7 +88,7 @@ class Generator(nn.Module):
 
 
 def fresh_generator(problem: Problem, settings: GeneratorSettings) -> Generator:
-    """The generator with its initial weights, which follow from the problem's seed."""
+    """A generator that fits the problem's model; its weights are to be replaced, and follow from the problem's seed."""
     width = head(problem.fresh_model(0), problem.test.classes).in_features
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(problem.seed)
@@ -147,58 +157,100 @@ def train_generator(
     return float(loss.detach())
 
 
-class GeneratingClient:
-    """A client's copies of the model and of the generator."""
+class GenerativeAveraging(courses.FedAvg):
+    """FedGen as a course: FedAvg whose state has G's parameters and the pooled label shares too.
 
-    def __init__(self, problem: Problem, client: int, settings: GeneratorSettings) -> None:
-        self._problem, self._client, self._round, self._settings = problem, client, 0, settings
-        self._model, self._shard = problem.fresh_model(0), problem.shards[client]
-        self._generator = fresh_generator(problem, settings)
-        self._state, self._weights = Layout.of_state(self._model), Layout.of_state(self._generator)
-        counts = self._shard.class_counts
-        self._shares = (counts / counts.sum()).astype(np.float32)
+    State: as `FedAvg`, and `generator` float32, one number for each of G's, and `labels` float32 (K,), P, even at
+    first.
 
-    def warm_up(self) -> float:
-        """Train before the first round; returns the test accuracy."""
-        warm_up(self._model, self._shard, self._problem, self._client)
-        return evaluate(self._model, self._problem.test, self._problem.device)
+    Args:
+        settings: of the averaging.
+        generator: G's layout.
+        classes: K.
+    """
 
-    def work(self, public: Sequence[FloatArray]) -> Change:
-        """One round: the change of the model and of G, and the own label shares, from (x, G, P)."""
-        received, generator, pooled = public
-        self._round += 1
-        self._weights.write(self._generator, generator)
-        if self._round > 1:
-            self._state.write(self._model, received)
-            self._train_with_generator(pooled)
-        else:
-            train_round(self._model, self._shard, self._problem, self._client, self._round)
-        # n_ic / n_c times M for equal clients: the mean over clients is 1 for every label that there is.
-        voice = np.divide(self._shares, pooled, out=np.zeros_like(pooled), where=pooled > 0)
-        classifier = head(self._model, self._shard.classes)
-        train_generator(self._generator, classifier, voice, self._draw(pooled, GENERATING), self._settings)
-        return {
-            MODEL: self._state.read(self._model) - received,
-            GENERATOR: self._weights.read(self._generator) - generator,
-            LABELS: self._shares,
+    def __init__(self, settings: AveragingSettings, generator: Layout, classes: int) -> None:
+        super().__init__(settings)
+        # Their names are their streams': none may be one of the model's.
+        self._generator = tuple((f"generator.{name}", shape) for name, shape in generator)
+        high = for_each(generator, lambda name: settings.statistic_bound if is_statistic(name) else settings.bound)
+        low = np.where(for_each(generator, lambda name: name.endswith("running_var")) > 0, 0.0, -high)
+        self._bounds |= {GENERATOR: (low, high), LABELS: (np.zeros(classes), np.ones(classes))}
+        self._clips |= {
+            GENERATOR: for_each(
+                generator, lambda name: settings.statistic_clip if is_statistic(name) else settings.clip
+            ),
+            LABELS: np.ones(classes),
         }
 
-    def _train_with_generator(self, pooled: FloatArray) -> None:
-        problem, settings, draw = self._problem, self._settings, self._draw(pooled, SAMPLING)
-        classifier, counts = head(self._model, self._shard.classes), torch.from_numpy(pooled).to(problem.device)
+    def start(self, seed: bytes, certified: int, last: Publication | None) -> State:
+        """See `FedAvg`."""
+        state = super().start(seed, certified, last)
+        low, high = self._bounds[GENERATOR]
+        classes = len(self._clips[LABELS])
+        fresh = {
+            GENERATOR: bounded(initial_weights(self._generator, seed), high, low),
+            LABELS: np.full(classes, 1 / classes, dtype=np.float32),
+        }
+        return {**fresh, **state} if last is None else state
+
+
+class GeneratingLearner(AveragingLearner):
+    """FedGen's client, with its copy of the generator.
+
+    Args:
+        generator: makes one of the course's layout, whose weights are then replaced.
+        generating: how it is trained and listened to.
+    """
+
+    def __init__(
+        self,
+        course: courses.FedAvg,
+        *parts: Any,
+        generator: Callable[[], Generator],
+        generating: GeneratorSettings,
+        **options: Any,
+    ) -> None:
+        super().__init__(course, *parts, **options)
+        self._generator, self._generating = generator(), generating
+        self._weights = layout_of(self._generator)
+        counts = self._data.class_counts
+        self._shares = (counts / counts.sum()).astype(np.float32)
+
+    def _work(self, arrays: Arrays, kept: Kept) -> tuple[dict[str, Array], Kept]:
+        """The changes of the model, of G and of the pooled label shares."""
+        received, generator, pooled = arrays[WEIGHTS], arrays[GENERATOR], without_rounding(arrays[LABELS])
+        write_vector(self._generator, self._weights, generator)
+        if kept.rounds:
+            self._train_with_generator(received, pooled, kept)
+        else:
+            self._train(received, kept)  # there is no generator yet that has learnt anything
+        # n_ic / n_c times M for equal clients: the mean over clients is 1 for every label that there is.
+        voice = np.divide(self._shares, pooled, out=np.zeros_like(pooled), where=pooled > 0)
+        classifier = head(self.model, self._data.classes)
+        train_generator(self._generator, classifier, voice, self._draw(pooled, kept, GENERATING), self._generating)
+        changes = {
+            WEIGHTS: self._moved(received),
+            GENERATOR: read_vector(self._generator, self._weights) - generator,
+            LABELS: self._shares - arrays[LABELS],
+        }
+        return changes, Kept(kept.rounds + 1)
+
+    def _train_with_generator(self, received: Array, pooled: FloatArray, kept: Kept) -> None:
+        settings, draw = self._generating, self._draw(pooled, kept, SAMPLING)
+        classifier, counts = head(self.model, self._data.classes), torch.from_numpy(pooled).to(self._device)
 
         def objective(batch: Batch) -> torch.Tensor:
             noise, labels = draw(settings.batch)
             with torch.no_grad():
                 made = self._generator(noise, labels)
             logits = functional.linear(made, classifier.weight, classifier.bias)
-            return batch.loss + settings.alpha * label_loss(problem, logits, labels, counts)
+            return batch.loss + settings.alpha * label_loss(self._settings, logits, labels, counts)
 
-        train_round(self._model, self._shard, problem, self._client, self._round, objective=objective)
+        self._train(received, kept, objective)
 
-    def _draw(self, pooled: FloatArray, stage: int) -> Draw:
-        seed = stage_seed(self._problem, self._client, self._round, stage)
-        return Draw(pooled, self._settings.noise, seed, self._problem.device)
+    def _draw(self, pooled: FloatArray, kept: Kept, stage: int) -> Draw:
+        return Draw(pooled, self._generating.noise, stage_seed(self._seed, kept.rounds + 1, stage), self._device)
 
 
 @dataclass(frozen=True)
@@ -216,35 +268,23 @@ class FedGen:
             NoLinearHead: a model whose representations cannot be told from its head.
         """
         require_one_architecture(self.name, problem)
-        watch, classes = Stopwatch(len(problem.shards)), problem.test.classes
-        clients = [GeneratingClient(problem, number, self.settings) for number in range(len(problem.shards))]
-        model, generator = problem.fresh_model(0), fresh_generator(problem, self.settings)
-        groups = {
-            MODEL: Layout.of_state(model),
-            GENERATOR: Layout.of_state(generator),
-            LABELS: Layout.of_vector(LABELS, classes, 1.0),
-        }
-        mean = SecureMean(problem, groups, [client.work for client in clients])
-        pooled: FloatArray = np.full(classes, 1 / classes, dtype=np.float32)
-        yield watch.row(0, [client.warm_up() for client in clients])
-        for round in range(1, problem.rounds + 1):
-            states = [groups[MODEL].read(model), groups[GENERATOR].read(generator)]
-            change = mean.exchange([*states, pooled])
-            groups[MODEL].write(model, states[0] + change[MODEL])
-            groups[GENERATOR].write(generator, states[1] + change[GENERATOR])
-            pooled = without_rounding(change[LABELS])
-            reached = evaluate(model, problem.test, problem.device)
-            yield watch.row(
-                round,
-                [reached] * len(clients),
-                server=reached,
-                up=mean.traffic.up,
-                down=mean.traffic.down,
-                secure_steps=mean.secure_steps,
-            )
+        course = self.course(problem)
+        learners = averaging_learners(
+            problem,
+            course,
+            GeneratingLearner,
+            generator=lambda: fresh_generator(problem, self.settings),
+            generating=self.settings,
+        )
+        yield from averaging_rows(problem, course, learners)
+
+    def course(self, problem: Problem) -> GenerativeAveraging:
+        """What the clients do."""
+        layout = layout_of(fresh_generator(problem, self.settings))
+        return GenerativeAveraging(averaging_course(problem, "fedavg").settings, layout, problem.test.classes)
 
 
-def without_rounding(shares: NDArray[np.float64]) -> FloatArray:
+def without_rounding(shares: Array) -> FloatArray:
     """Pooled label shares (K,), of which those that may be rounding alone are 0."""
     kept = np.where(shares > LEAST_SHARE / len(shares), shares, 0.0)
     return np.asarray(kept / kept.sum(), dtype=np.float32)

@@ -1,48 +1,38 @@
 """FedProx: FedAvg with a spring between each client's model and the global one.
 
-Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated optimization in heterogeneous networks", MLSys 2020: a client
-minimises F_i(w) + (mu / 2) ||w - x||^2, where x is the global model it has received. The norm is over the parameters;
-statistics of batch norm are not trained and feel no spring. mu = 0 is FedAvg.
+Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated optimization in heterogeneous networks", MLSys 2020; see
+`codream_clients.parameter_tasks`. mu = 0 is FedAvg.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from secure_codream.experiments.fedavg import AveragingClient, FedAvg
-from secure_codream.experiments.local_work import Batch, train_round
-from secure_codream.experiments.parameters import FloatArray
-from secure_codream.experiments.problem import Problem
-
-
-class ProximalClient(AveragingClient):
-    """A client with a spring of strength `mu`."""
-
-    def __init__(self, problem: Problem, client: int, mu: float) -> None:
-        super().__init__(problem, client)
-        self._mu = mu
-
-    def train(self, received: FloatArray) -> None:
-        """See `AveragingClient`."""
-        anchors = dict(zip(self.layout.names, self.layout.split(received, self.problem.device), strict=True))
-        pairs = [(parameter, anchors[name]) for name, parameter in self.model.named_parameters()]
-
-        def objective(batch: Batch) -> torch.Tensor:
-            squared = torch.stack([(parameter - anchor).square().sum() for parameter, anchor in pairs]).sum()
-            return batch.loss + self._mu / 2 * squared
-
-        train_round(self.model, self.shard, self.problem, self.client, self.round, objective=objective)
+from codream_clients.parameter_tasks import ProximalLearner
+from secure_codream.experiments.parameters import (
+    averaging_course,
+    averaging_learners,
+    averaging_rows,
+    require_one_architecture,
+)
+from secure_codream.experiments.problem import Problem, Row
 
 
 @dataclass(frozen=True)
-class FedProx(FedAvg):
-    """See the module; the authors choose `mu` from 0.001, 0.01, 0.1 and 1."""
+class FedProx:
+    """See the module; the authors choose `mu` from 0.001, 0.01, 0.1 and 1. `clip`: as FedAvg's."""
 
     name: str = "fedprox"
     mu: float = 0.1
+    clip: float = 1.0
 
-    def client(self, problem: Problem, client: int) -> AveragingClient:
-        """A client of this algorithm."""
-        return ProximalClient(problem, client, self.mu)
+    def run(self, problem: Problem) -> Iterator[Row]:
+        """See `Algorithm`.
+
+        Raises:
+            MixedArchitectures: clients with different models.
+        """
+        require_one_architecture(self.name, problem)
+        course = averaging_course(problem, "fedprox", clip=self.clip, proximal=self.mu)
+        yield from averaging_rows(problem, course, averaging_learners(problem, course, ProximalLearner, mu=self.mu))

@@ -36,9 +36,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from codream_clients.data_sources import kind_of
 from codream_clients.devices import DeviceError, pick_device
+from codream_clients.learning_settings import LearningSettings
 from codream_clients.model_names import UnknownModelError, model_mix
 from codream_clients.models import ModelShapeError, OwnPartError, build
-from codream_clients.participant import LearningSettings
 from secure_codream.config import (
     MAX_CONFIG_BYTES,
     AggregationTable,
@@ -49,16 +49,16 @@ from secure_codream.config import (
     PartyName,
     TaskTable,
     check,
+    learning_settings,
 )
 from secure_codream.data import load_data, who_holds_what
+from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
 from secure_codream.experiments.registry import Entry, find
 from secure_codream.experiments.sweep import SweepTable
-from secure_codream.learning import learning_settings
 
-SCHEMA = 1
+SCHEMA = 2
 MOST_CELLS = 100_000
 PARTITIONS = "iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:NUMBER"
-FOLLOWS_DREAMS = ("way", "views", "logit_clip", "window")  # learning settings that `[dreams]` decides
 
 
 def partition_fields(text: str) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class CompareTable(_Table):
         AfterValidator(_no_twins),
     ] = (0, 1, 2, 3, 4)
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 4
-    clients: Annotated[int, Field(ge=2, le=10_000)] = 4
+    clients: Annotated[int, Field(ge=1, le=10_000)] = 4
     per_client: Annotated[int, Field(ge=2)] | None = None
     models: Names = ("cnn2",)
     test_limit: Annotated[int, Field(ge=1)] | None = None
@@ -370,11 +370,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _grid(config: CompareConfig) -> Grid:
     table = config.compare
-    if table.clients < config.aggregation.least_survivors:
-        raise ConfigError(
-            f"compare.clients: found {table.clients}; aggregation.least_survivors is "
-            f"{config.aggregation.least_survivors}, so that many or more are needed"
-        )
+    try:
+        aggregation_among(table.clients, config.aggregation)
+    except ConfigError as error:
+        raise ConfigError(f"compare.clients: {error}") from error
     count = len(table.algorithms) * len(table.partitions) * len(table.seeds)
     if count > MOST_CELLS:
         raise ConfigError(f"compare: found {count} cells; at most {MOST_CELLS} are allowed")
@@ -557,8 +556,8 @@ def _try_private_models(names: Sequence[str], shape: tuple[int, int, int], class
 def _settings(
     learning: Mapping[str, Any], dreams: DreamsTable, shape: tuple[int, int, int], classes: int
 ) -> LearningSettings:
-    task = TaskTable(shape=shape, classes=classes)
-    return learning_settings(FederationConfig(task=task, dreams=dreams, learning=dict(learning)))
+    task = TaskTable(shape=shape, classes=classes)  # not checked as a whole: `learning_settings` says what is wrong
+    return learning_settings(FederationConfig.model_construct(task=task, dreams=dreams, learning=dict(learning)))
 
 
 def _whole_learning(
@@ -566,7 +565,7 @@ def _whole_learning(
 ) -> dict[str, Any]:
     """`[learning]` with every default spelt out, but for None, which TOML cannot say."""
     whole = asdict(_settings(learning, dreams, shape, classes))
-    return {key: value for key, value in whole.items() if key not in FOLLOWS_DREAMS and value is not None}
+    return {key: value for key, value in whole.items() if key not in FROM_DREAMS and value is not None}
 
 
 def _over(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

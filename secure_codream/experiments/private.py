@@ -28,10 +28,10 @@ from codream_clients.private_participant import private_participant, private_tra
 from codream_clients.private_training import require_private_model
 from codream_clients.releases import Releases
 from codream_clients.training import evaluate
+from secure_codream.config import privacy_settings
 from secure_codream.experiments.codream import CoDream
 from secure_codream.experiments.local_work import OWN_DATA, WARM_UP, Stopwatch, stage_seed
 from secure_codream.experiments.problem import Problem, Row
-from secure_codream.learning import privacy_settings
 
 NOISE = 3  # a stage that no training has: what noise is drawn from
 
@@ -108,10 +108,10 @@ class PrivateCoDream(CoDream):
     def __post_init__(self) -> None:
         privacy_settings(self.privacy)
 
-    def _participants(self, problem: Problem, learning: LearningSettings) -> list[Participant]:
+    def _participants(self, problem: Problem) -> list[Participant]:
         privacy = privacy_settings(self.privacy)
         clients = [_Client.of(problem, client, shard, privacy) for client, shard in enumerate(problem.shards)]
-        return [client.participant(replace(learning, own_weight=0.0)) for client in clients]
+        return [client.participant(replace(problem.learning, own_weight=0.0)) for client in clients]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,22 @@ never from what ran before, so that an interrupted experiment can go on to the s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from codream_clients.datasets import LabelledImages
+from codream_clients.learning_settings import LearningSettings
 from codream_clients.models import build
-from codream_clients.participant import LearningSettings
-from secure_codream.config import AggregationTable, DreamsTable
+from codream_protocols.charter import Aggregation
+from secure_codream.config import AggregationTable, DreamsTable, FederationConfig, FederationTable, TaskTable, check
+from secure_codream.own_code import source_digest
+
+FROM_DREAMS = ("way", "views", "logit_clip", "window")
+"""Learning settings that `[dreams]` decides."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +36,7 @@ class Problem:
         models: each client's model, by name.
         learning: every client's hyperparameters.
         dreams: the dreams' settings (CoDream's alone).
-        aggregation: secure aggregation's settings.
+        aggregation: secure aggregation's settings, as written; `sums` has what is left out resolved.
         rounds: rounds of communication.
         seed: seed of everything.
         device: where models are trained.
@@ -66,6 +71,32 @@ class Problem:
         return model.to(self.device)
 
     @property
+    def sums(self) -> Aggregation:
+        """How sums are made among these clients."""
+        return aggregation_among(len(self.shards), self.aggregation)
+
+    def federation(self, course: str, **tables: Any) -> FederationConfig:
+        """The same as a deployment's configuration, so that its course and learners can be made as there.
+
+        Args:
+            course: its name, as in `[federation]`.
+            tables: the course's own, such as `averaging`; or in place of the problem's.
+
+        Raises:
+            ConfigError: values that do not fit each other.
+        """
+        own = {key: value for key, value in asdict(self.learning).items() if key not in FROM_DREAMS}
+        content: dict[str, Any] = {
+            "federation": FederationTable(course=course, rounds=self.rounds, seed=self.seed),
+            "task": TaskTable(shape=self.test.shape, classes=self.test.classes),
+            "dreams": self.dreams,
+            "learning": own,
+            "aggregation": self.aggregation,
+            "code": {self.dreams.start: source_digest(self.dreams.start)} if ":" in self.dreams.start else {},
+        }
+        return check(course, FederationConfig, {**content, **tables})  # type: ignore[no-any-return]
+
+    @property
     def homogeneous(self) -> bool:
         """Whether all clients have one architecture, which averaging of parameters needs."""
         return len(set(self.models)) == 1
@@ -81,7 +112,8 @@ class Row:
         server: test accuracy of what the server holds (a global model, or a student of dreams alone); None without one.
         bytes_up: application bytes that one client has sent so far, mean over clients.
         bytes_down: the same, received.
-        secure_steps: secure sums so far.
+        secure_steps: secure sums so far, metrics among them. A round begins with the metrics of the one before, and the
+            last round's row has the closing metrics too.
         seconds: wall-clock seconds so far.
     """
 
@@ -92,6 +124,15 @@ class Row:
     bytes_down: float
     secure_steps: int
     seconds: float
+
+
+def aggregation_among(clients: int, table: AggregationTable) -> Aggregation:
+    """How sums are made among so many clients, with what the table leaves out resolved.
+
+    Raises:
+        ConfigError: fewer clients than can be summed.
+    """
+    return FederationConfig(task=TaskTable(shape=(1, 1, 1), classes=2), aggregation=table).aggregation_settings(clients)
 
 
 class Algorithm(Protocol):

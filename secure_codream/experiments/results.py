@@ -42,7 +42,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         gap_closure: None without both references, or without a gap.
         bytes_up: application bytes that a client sent in all.
         bytes_down: the same, received.
-        secure_steps: secure sums in all.
+        secure_steps: secure sums in all, metrics among them; see `Row`.
         seconds: of one cell, with one thread.
         stopped_early: cells that ran out of patience.
     """
