@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all lint clean setup
+.PHONY: demo test test-all mutants lint clean setup
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      a federation of real processes dreams together, securely (digits, 5 clients)"
 	@echo "make test      lint, types, import rules, all tests that fit in minutes"
 	@echo "make test-all  the same and the exhaustive ones"
+	@echo "make mutants   disable each defence in turn, and see that its tests notice"
 	@echo "make lint      ruff, mypy --strict, import-linter"
 	@echo "make clean     remove .venv, caches and runs"
 
@@ -31,10 +32,13 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -m "not exhaustive" $(ARGS)
+	$(BIN)/pytest -n auto --dist loadscope -m "not exhaustive" $(ARGS)
 
 test-all: lint
 	$(BIN)/pytest $(ARGS)
+
+mutants: setup
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 clean:
 	rm -rf .venv runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""A participant behind the three tasks: what it answers fits the specs that clients and server share."""
+"""A participant behind the tasks of CoDream's course: what it answers fits the specs, and how it learns."""
 
 from __future__ import annotations
 
@@ -16,17 +16,12 @@ from codream_clients.ledger import BudgetExceeded  # noqa: E402
 from codream_clients.models import build  # noqa: E402
 from codream_clients.participant import DreamShare, LearningSettings, Metrics, Participant  # noqa: E402
 from codream_clients.tasks import DreamLearner  # noqa: E402
+from codream_protocols.course import Task  # noqa: E402
+from codream_protocols.courses.codream import CoDream, DreamSettings  # noqa: E402
 from codream_protocols.errors import VectorRefused  # noqa: E402
-from codream_protocols.plan import VectorSpec  # noqa: E402
-from codream_protocols.tasks import (  # noqa: E402
-    LOGITS,
-    METRIC_NAMES,
-    METRICS,
-    UPDATE,
-    logits_spec,
-    metrics_spec,
-    update_spec,
-)
+from codream_protocols.specs import Block, VectorSpec  # noqa: E402
+from codream_protocols.starts import start_rule  # noqa: E402
+from secure_codream.simulation import Simulation  # noqa: E402
 
 SHAPE, CLASSES, BATCH = (1, 8, 8), 4, 6
 SETTINGS = LearningSettings(local_steps=2, warm_up_epochs=1, distil_epochs=1, local_epochs=1)
@@ -40,34 +35,48 @@ def images() -> LabelledImages:
     )
 
 
-def learner(images: LabelledImages, *, test: LabelledImages | None = None, **options: Any) -> DreamLearner:
+def participant(images: LabelledImages, test: LabelledImages | None = None, **changed: Any) -> Participant:
+    torch.set_num_threads(1)
+    settings = LearningSettings(**{**vars(SETTINGS), **changed})
     model = build("mlp", channels=1, size=8, classes=CLASSES, seed=0)
-    participant = Participant(SETTINGS, model, images, test, 0, torch.device("cpu"))
-    return DreamLearner(participant, shape=SHAPE, classes=CLASSES, **options)
+    return Participant(settings, model, images, test, 0, torch.device("cpu"))
+
+
+def learner(images: LabelledImages, *, test: LabelledImages | None = None, **options: Any) -> DreamLearner:
+    return DreamLearner(participant(images, test), **options)
+
+
+def course(**changed: Any) -> CoDream:
+    settings: dict[str, Any] = {"rounds": 2, "steps": 2, "batch": BATCH, "shape": SHAPE, "classes": CLASSES}
+    return CoDream(DreamSettings(**{**settings, **changed}), start_rule("noise"))
+
+
+def specs(**changed: Any) -> dict[str, VectorSpec]:
+    return {spec.task: spec for spec in course(**changed).specs(2)}
 
 
 @pytest.fixture
 def dreams() -> np.ndarray:
     array = np.random.default_rng(1).standard_normal((BATCH, *SHAPE), dtype=np.float32)
-    array.flags.writeable = False  # as it comes from the wire
+    array.flags.writeable = False  # as a state is
     return array
 
 
-def specs() -> dict[str, VectorSpec]:
-    return {
-        UPDATE: update_spec(BATCH * 64, CLASSES, 1.0),
-        LOGITS: logits_spec(BATCH, CLASSES, 30.0),
-        METRICS: metrics_spec(),
-    }
+def asked(name: str, dreams: np.ndarray) -> Task:
+    return Task(name, {} if name == "metrics" else {"dreams": dreams})
 
 
-@pytest.mark.parametrize("task", [UPDATE, LOGITS, METRICS])
+def published(dreams: np.ndarray, labels: int = BATCH) -> dict[str, np.ndarray]:
+    return {"dreams": dreams, "soft_labels": np.zeros((labels, CLASSES), np.float32)}
+
+
+@pytest.mark.parametrize("task", ["update", "logits", "metrics"])
 def test_blocks_are_those_of_the_spec_and_within_their_clips(
     images: LabelledImages, dreams: np.ndarray, task: str
 ) -> None:
-    arrays = [dreams, np.zeros((BATCH, CLASSES), np.float32)] if task == METRICS else [dreams]
-    spec = specs()[task]
-    values = learner(images, test=images, weight=0.7).compute(task, arrays, [block.clip for block in spec.blocks])
+    spec, able = specs()[task], learner(images, test=images, weight=0.7)
+    able.learn(1, published(dreams))
+    values = able.compute(asked(task, dreams), spec)
     assert set(values) == {block.name for block in spec.blocks}
     for block in spec.blocks:
         value = np.asarray(values[block.name])
@@ -79,8 +88,8 @@ def test_blocks_are_those_of_the_spec_and_within_their_clips(
 def test_everything_of_an_update_carries_the_secret_weight(dreams: np.ndarray) -> None:
     delta = np.full((BATCH, *SHAPE), 0.5, np.float32)
     delta[0] = -0.9
-    participant: Any = SimpleNamespace(dream_update=lambda given: DreamShare(delta, 1.2))
-    values = DreamLearner(participant, shape=SHAPE, weight=0.25).compute(UPDATE, [dreams], (0.6, 1.0, 2.0, 1.0))
+    fake: Any = SimpleNamespace(dream_update=lambda given, extra: DreamShare(delta, 1.2))
+    values = DreamLearner(fake, weight=0.25).compute(asked("update", dreams), specs(update_clip=0.6)["update"])
     assert values["weight"].tolist() == [0.25]
     np.testing.assert_allclose(values["dreams"], np.clip(delta, -0.6, 0.6) * 0.25)
     assert values["entropy"] == pytest.approx([1.2 * 0.25])
@@ -88,20 +97,43 @@ def test_everything_of_an_update_carries_the_secret_weight(dreams: np.ndarray) -
 
 
 def test_entropy_is_at_most_log_k(images: LabelledImages, dreams: np.ndarray) -> None:
-    values = learner(images).compute(UPDATE, [dreams], (1.0, 1.0, 2.0, 1.0))
+    values = learner(images).compute(asked("update", dreams), specs()["update"])
     assert 0 <= values["entropy"][0] <= math.log(CLASSES)
 
 
-def test_metrics_say_whether_there_are_test_images(images: LabelledImages, dreams: np.ndarray) -> None:
+def counts(able: DreamLearner) -> dict[str, int]:
+    found = able.compute(Task("metrics", {}), specs()["metrics"])
+    return {name: value.item() for name, value in found.items()}
+
+
+def test_metrics_are_counts_of_images(images: LabelledImages, dreams: np.ndarray) -> None:
+    """Finding F9: fractions of test sets of different sizes can be told apart in one sum."""
     heard: list[Metrics] = []
-    arrays = [dreams, np.zeros((BATCH, CLASSES), np.float32)]
-    without = learner(images, on_metrics=heard.append).compute(METRICS, arrays, (1.0,))["metrics"]
-    figures = dict(zip(METRIC_NAMES, without, strict=True))
-    assert figures["tested"] == 0 and figures["accuracy"] == 0
-    assert heard[0].accuracy is None and heard[0].train_accuracy == figures["train_accuracy"]
-    with_test = learner(images, test=images, on_metrics=heard.append).compute(METRICS, arrays, (1.0,))["metrics"]
-    figures = dict(zip(METRIC_NAMES, with_test, strict=True))
-    assert figures["tested"] == 1 and figures["accuracy"] == heard[1].accuracy
+    able = learner(images, test=images, on_metrics=heard.append)
+    assert set(counts(able).values()) == {0}  # before anything is known
+    able.learn(1, published(dreams))
+    found = counts(able)
+    assert found["tested"] == found["trained"] == 24
+    assert found["correct"] / 24 == heard[0].accuracy and found["train_correct"] / 24 == heard[0].train_accuracy
+
+
+def test_who_has_no_test_images_counts_none(images: LabelledImages, dreams: np.ndarray) -> None:
+    able = learner(images)
+    able.learn(1, published(dreams))
+    found = counts(able)
+    assert found["tested"] == found["correct"] == 0 and found["trained"] == 24
+
+
+def test_private_training_tells_no_accuracy_on_its_own_images(images: LabelledImages, dreams: np.ndarray) -> None:
+    model = build("mlp", channels=1, size=8, classes=CLASSES, seed=0)
+    settings = LearningSettings(**{**vars(SETTINGS), "own_weight": 0.0})
+    private = Participant(
+        settings, model, images, images, 0, torch.device("cpu"), local_training=lambda model, data, epochs, seed: None
+    )
+    able = DreamLearner(private)
+    able.learn(1, published(dreams))
+    found = counts(able)
+    assert found["train_correct"] == found["trained"] == 0 and found["tested"] == 24
 
 
 @pytest.mark.parametrize("tells", [False, True], ids=["not told", "control: told"])
@@ -109,82 +141,100 @@ def test_accuracies_stay_with_a_client_that_does_not_tell_them(
     images: LabelledImages, dreams: np.ndarray, tells: bool
 ) -> None:
     heard: list[Metrics] = []
-    silent = learner(images, test=images, tells_accuracy=tells, on_metrics=heard.append)
-    sent = silent.compute(METRICS, [dreams, np.zeros((BATCH, CLASSES), np.float32)], (1.0,))["metrics"]
-    assert sent.any() == tells and len(sent) == len(METRIC_NAMES)
+    able = learner(images, test=images, tells_accuracy=tells, on_metrics=heard.append)
+    able.learn(1, published(dreams))
+    assert any(counts(able).values()) == tells
     assert heard[0].accuracy is not None  # its own folder has them
 
 
+class Listening:
+    """A participant that writes down what it is to learn."""
+
+    settings = LearningSettings()
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[np.ndarray, np.ndarray]] = []
+        self.recalled = 0
+
+    def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray) -> Metrics:
+        self.heard.append((dreams, soft_labels))
+        return Metrics(rounds=1, accuracy=0.5, train_accuracy=1.0, distil_loss=0.0)
+
+    def recall(self, dreams: np.ndarray, soft_labels: np.ndarray) -> None:
+        self.recalled += 1
+
+
 def test_half_way_dreams_come_in_one_array_with_the_final_ones(dreams: np.ndarray) -> None:
-    heard: list[tuple[np.ndarray, np.ndarray]] = []
-
-    class Listening:
-        settings = LearningSettings()
-
-        def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray) -> Metrics:
-            heard.append((dreams, soft_labels))
-            return Metrics(rounds=1, accuracy=0.5, train_accuracy=1.0, distil_loss=0.0)
-
+    fake: Any = Listening()
     both, labels = np.concatenate([dreams, dreams + 1]), np.ones((2 * BATCH, CLASSES), np.float32)
-    DreamLearner(Listening(), shape=SHAPE, classes=CLASSES).compute(METRICS, [both, labels], (1.0,))  # type: ignore[arg-type]
-    ((learnt, learnt_labels),) = heard
+    DreamLearner(fake).learn(1, {"dreams": both, "soft_labels": labels})
+    ((learnt, learnt_labels),) = fake.heard
     assert np.array_equal(learnt, both) and np.array_equal(learnt_labels, labels)
+    assert learnt.flags.writeable
 
 
-@pytest.mark.parametrize(
-    ("task", "shapes"),
-    [
-        (UPDATE, []),
-        (UPDATE, [(BATCH, *SHAPE), (BATCH, CLASSES)]),
-        (UPDATE, [(BATCH, 1, 8, 9)]),
-        (UPDATE, [(BATCH, 3, 8, 8)]),
-        (UPDATE, [(BATCH, 64)]),
-        (LOGITS, [(BATCH, CLASSES)]),
-        (METRICS, [(BATCH, *SHAPE)]),
-        (METRICS, [(BATCH, 1, 4, 4), (BATCH, CLASSES)]),
-    ],
-)
-def test_arrays_of_another_form_are_refused(images: LabelledImages, task: str, shapes: list[tuple[int, ...]]) -> None:
-    with pytest.raises(VectorRefused, match=r"found arrays of shapes .*; allowed: [12], the first of shape"):
-        learner(images).compute(task, [np.zeros(shape, np.float32) for shape in shapes], (1.0,) * 4)
+def test_nothing_is_learnt_from_metrics_alone_or_recalled_again(dreams: np.ndarray) -> None:
+    fake, heard = Listening(), []  # type: ignore[var-annotated]
+    able = DreamLearner(fake, on_metrics=heard.append)  # type: ignore[arg-type]
+    able.learn(3, {})
+    able.recall(3, {})
+    able.recall(1, published(dreams))
+    assert fake.heard == heard == [] and fake.recalled == 1
 
 
-@pytest.mark.parametrize("shape", [(BATCH, CLASSES + 1), (BATCH - 1, CLASSES), (BATCH,)])
-def test_soft_labels_of_another_form_are_refused(
-    images: LabelledImages, dreams: np.ndarray, shape: tuple[int, ...]
-) -> None:
-    """They come from the server: a refusal, not a crash in the middle of training."""
-    with pytest.raises(VectorRefused):
-        learner(images).compute(METRICS, [dreams, np.zeros(shape, np.float32)], (1.0,))
+def test_what_is_recalled_is_distilled_with_what_comes_next(images: LabelledImages, dreams: np.ndarray) -> None:
+    """A client that starts again: the window holds what earlier processes learnt. Control: one without."""
+
+    def weights(recalls: bool) -> torch.Tensor:
+        able = DreamLearner(who := participant(images))
+        if recalls:
+            able.recall(1, published(dreams))
+        able.learn(2, published(dreams + 1))
+        return next(who.model.parameters()).detach().clone()
+
+    assert not torch.equal(weights(True), weights(False))
+    assert torch.equal(weights(False), weights(False))
 
 
-def test_what_is_spent_is_not_told_to_the_server(dreams: np.ndarray) -> None:
-    class Spent:
-        settings = LearningSettings()
+@pytest.mark.parametrize("changed", [{"half_way": True}, {"views": 1}, {"way": "gradient", "optimiser": "adam"}])
+def test_the_course_and_its_learners_fit_together(images: LabelledImages, changed: dict[str, Any]) -> None:
+    shared = {name: value for name, value in changed.items() if name in ("views", "way")}
+    who = [participant(images, images, **shared) for _ in range(3)]
+    public = course(**changed)
+    simulation = Simulation(public, [DreamLearner(one) for one in who], seed=1)
+    for _ in range(public.epochs):
+        simulation.run_epoch()
+    assert [one.metrics.rounds for one in who if one.metrics] == [2, 2, 2]
+
+
+def test_a_spent_budget_leaves_a_client_that_goes_on_dreaming(dreams: np.ndarray) -> None:
+    """What is spent is for its own screen: the step's answer is as ever."""
+    heard: list[Metrics] = []
+
+    class Spent(Listening):
+        counts = (1, 2, 0, 0)
 
         def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray) -> Metrics:
             raise BudgetExceeded("epsilon 3.21 is spent")
 
-    poor = DreamLearner(Spent(), shape=SHAPE, classes=CLASSES)  # type: ignore[arg-type]
-    with pytest.raises(VectorRefused, match="past the privacy budget") as caught:
-        poor.compute(METRICS, [dreams, np.zeros((BATCH, CLASSES), np.float32)], (1.0,))
-    assert "3.21" not in f"{caught.value} {vars(caught.value)}"
-    assert "3.21" in str(caught.value.__cause__)  # control: it is known here, and goes into the client's own log
+        def measure(self) -> Metrics:
+            return Metrics(rounds=1, accuracy=0.5, train_accuracy=None, distil_loss=0.0)
+
+    poor = DreamLearner(Spent(), on_metrics=heard.append)  # type: ignore[arg-type]
+    with pytest.raises(BudgetExceeded, match=r"3\.21"):
+        poor.learn(1, published(dreams))
+    assert [metrics.accuracy for metrics in heard] == [0.5]
+    assert counts(poor)["correct"] == 1
+
+
+def test_a_training_that_diverges_leaves_the_model_as_it_was(images: LabelledImages, dreams: np.ndarray) -> None:
+    able = DreamLearner(who := participant(images, distil_lr=1e30))
+    before = [weight.detach().clone() for weight in who.model.state_dict().values()]
+    with pytest.raises(ValueError, match="loss became"):
+        able.learn(1, {**published(dreams), "soft_labels": np.eye(BATCH, CLASSES, dtype=np.float32) * 30})
+    assert all(torch.equal(*pair) for pair in zip(before, who.model.state_dict().values(), strict=True))
 
 
 def test_unknown_task_is_refused(images: LabelledImages, dreams: np.ndarray) -> None:
     with pytest.raises(VectorRefused, match="task 'weights'"):
-        learner(images).compute("weights", [dreams], (1.0,))
-
-
-def test_updates_are_clipped_before_they_are_weighted_and_the_fraction_is_told() -> None:
-    class Restless:
-        def dream_update(self, dreams: np.ndarray) -> DreamShare:
-            delta = np.zeros_like(dreams)
-            delta.reshape(-1)[:4] = 3.0
-            return DreamShare(delta, 0.5)
-
-    learner = DreamLearner(Restless(), shape=(1, 2, 2), weight=0.5)  # type: ignore[arg-type]
-    values = learner.compute(UPDATE, [np.zeros((4, 1, 2, 2), dtype=np.float32)], (1.0, 1.0, 2.3, 1.0))
-    assert values["dreams"].max() == 0.5
-    assert values["clipped"][0] == pytest.approx(0.5 * 4 / 16)
+        learner(images).compute(asked("weights", dreams), VectorSpec("weights", (Block("x", 1, 1.0),)))

@@ -8,33 +8,40 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from codream_protocols import client as client_module
-from codream_protocols import keyschedule
-from codream_protocols.client import Compute, State
+from codream_protocols import hybrid, keyschedule, unmasking
+from codream_protocols.charter import Policy
+from codream_protocols.client import Compute, Ended, State
 from codream_protocols.errors import (
     BadSignature,
     CohortRefused,
-    ConflictingBroadcast,
+    InconsistentSurvivors,
+    LocalProtocolError,
     PolicyViolation,
     SecondSurvivorSet,
     ShareRefused,
-    UnsafePlan,
+    UnexpectedMessage,
     WrongContext,
 )
 from codream_protocols.keyschedule import StepKeys
 from codream_protocols.messages import (
-    Broadcast,
+    Advertisement,
+    Complaint,
     Farewell,
+    GivenUp,
+    Invitation,
     MaskedInput,
-    PlanOffer,
-    SealedShare,
-    ShareDelivery,
+    Published,
+    Refusal,
+    SealDelivery,
+    Seals,
     SignedBy,
     Survivors,
     SurvivorSignature,
@@ -42,16 +49,30 @@ from codream_protocols.messages import (
     UnmaskShares,
     encode_message,
 )
-from codream_protocols.plan import Policy
+from codream_protocols.resilient import ResilientKeys
 from codream_protocols.secret import Secret, SecretArray
-from secure_codream.threats.adversary import advertised, announce, shown
-from secure_codream.threats.attack import Attack, Defences, Verdict
-from secure_codream.threats.clients import collect
-from secure_codream.threats.enrolment import LOW_ORDER, resigned
-from secure_codream.threats.federation import STATE, Federation, make_plan
+from codream_protocols.server import Phase
+from codream_protocols.specs import Block, VectorSpec
+from secure_codream.threats.adversary import (
+    advertised,
+    agree_and_answer,
+    announce,
+    confession,
+    delivered,
+    invite,
+    masked_input,
+    resigned,
+    shown,
+    vector_sent,
+    without_block,
+)
+from secure_codream.threats.attack import Attack, Defences, Evidence, Verdict, judge
+from secure_codream.threats.enrolment import LOW_ORDER, reseal, set_up_with_liar
+from secure_codream.threats.evidence import Try, counted
+from secure_codream.threats.federation import Federation, LaboratoryCourse, snapshot
 from secure_codream.threats.laboratory import Laboratory
 from secure_codream.threats.suite import Entry, prove
-from secure_codream.threats.switches import without
+from secure_codream.threats.switches import RULES, SWITCHES
 
 IN_MEMORY = ("dropouts", "enrolment", "broadcasts", "clients", "implementation", "peers")
 MODULES = {family: importlib.import_module(f"secure_codream.threats.{family}") for family in IN_MEMORY}
@@ -63,9 +84,6 @@ BY_NAME = {
 QUICK = [entry.attack for entry in BY_NAME.values() if entry.attack.quick]
 
 
-# -- what the server announces in a step ---------------------------------------------
-
-
 @pytest.mark.parametrize("attack", QUICK, ids=lambda attack: attack.name)
 def test_attack_fails_and_its_control_works(attack: Attack) -> None:
     """Against a promise: defended. Against what is not promised: it works, and its control shows what stops it."""
@@ -74,11 +92,55 @@ def test_attack_fails_and_its_control_works(attack: Attack) -> None:
     assert finding.verdict is (Verdict.LIMIT if limit else Verdict.DEFENDED), finding
 
 
+def test_every_rule_of_the_client_stands_against_an_attack() -> None:
+    """A rule that no attack needs is either superfluous or untested."""
+    needed = {name for entry in BY_NAME.values() for name in entry.attack.defences}
+    assert {name for name in needed if name.startswith("_rule_")} == set(RULES)
+
+
+def test_each_way_of_an_attack_needs_a_control_of_its_own() -> None:
+    """A control in which only one of several ways gets through shows nothing of the others."""
+    attack = SimpleNamespace(promises=("P1",))
+    fails = Evidence(measure="", value=0.0, success=0.0, learned="", tries={"first": False, "second": False})
+    for through, verdict in ((True, Verdict.DEFENDED), (False, Verdict.UNPROVEN)):
+        tries = {"first": True, "second": through}
+        control = Evidence(measure="", value=2.0, success=0.0, learned="", tries=tries)
+        assert judge(attack, fails, control) is verdict  # type: ignore[arg-type]
+
+
+def test_a_limits_control_must_be_clearly_elsewhere() -> None:
+    attack = SimpleNamespace(promises=("L1",))
+
+    def evidence(value: float) -> Evidence:
+        return Evidence(measure="", value=value, success=0.5, learned="")
+
+    assert judge(attack, evidence(1.0), evidence(0.0)) is Verdict.LIMIT  # type: ignore[arg-type]
+    assert judge(attack, evidence(1.0), evidence(4.0)) is Verdict.LIMIT  # type: ignore[arg-type]
+    assert judge(attack, evidence(1.0), evidence(1.01)) is Verdict.UNPROVEN  # type: ignore[arg-type]
+
+
+def test_a_try_is_made_without_its_own_defences_and_no_others() -> None:
+    seen: dict[str, frozenset[str]] = {}
+
+    def attempt(name: str) -> Try:
+        def run(standing: Defences) -> bool:
+            seen[name] = standing.off
+            return True
+
+        return Try(run, (name,))
+
+    counted({"a": attempt("a"), "b": attempt("b")}, what="tries", defences=Defences().without("a", "b", "c"))
+    assert seen == {"a": frozenset("a"), "b": frozenset("b")}
+
+
+# -- what the server announces in a step ---------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("layer", "refusal"),
     [("_rule_one_survivor_set", "SecondSurvivorSet"), ("_rule_erase_answered", "LocalProtocolError")],
 )
-@pytest.mark.parametrize("name", ["both-kinds-of-share", "two-survivor-sets", "rerun-with-one-fewer"])
+@pytest.mark.parametrize("name", ["both-kinds-of-share", "two-survivor-sets", "rerun-without-a-block"])
 def test_second_survivor_set_one_layer_alone_suffices(name: str, layer: str, refusal: str) -> None:
     """Without the refusal the second answer has nothing to say: the shares are erased. And the other way round."""
     (other,) = {"_rule_one_survivor_set", "_rule_erase_answered"} - {layer}
@@ -86,108 +148,110 @@ def test_second_survivor_set_one_layer_alone_suffices(name: str, layer: str, ref
     assert not evidence.worked and evidence.refusal.startswith(refusal)
 
 
+@pytest.mark.parametrize("layer", ["_rule_true_sum", "chain-binding"])
+def test_a_forked_state_one_layer_alone_suffices(layer: str) -> None:
+    entry = BY_NAME["different-states"]
+    (other,) = {"_rule_true_sum", "chain-binding"} - {layer}
+    with SWITCHES[other].off() if other in SWITCHES else SWITCHES["memory"].off():
+        evidence = entry.attack.run(Defences().without(other), Laboratory())
+    assert not evidence.worked
+
+
+@pytest.mark.parametrize("name", ["sybils-in-members-names", "substituted-keys"])
+@pytest.mark.parametrize("other", ["_rule_signed_advertisement", "_rule_signed_seal"])
+def test_strangers_keys_one_signature_alone_suffices(name: str, other: str) -> None:
+    evidence = BY_NAME[name].attack.run(Defences().without(other), Laboratory())
+    assert not evidence.worked and evidence.refusal.startswith("BadSignature")
+
+
 def test_second_survivor_set_is_refused_between_signature_and_answer() -> None:
-    federation = Federation(5, threshold=3).masked()
-    announce(federation, 0, (0, 1, 2))
-    for other in [(0, 1, 3), (0, 1, 2, 3, 4)]:
+    federation = Federation(9, mode="resilient").masked()
+    announce(federation, 0, range(6))
+    for other in [(0, 1, 2, 6, 7, 8), tuple(range(9)), (0, 1, 2)]:
         with pytest.raises(SecondSurvivorSet):
             announce(federation, 0, other)
-    assert isinstance(announce(federation, 0, (0, 1, 2)), SurvivorSignature)
+    assert isinstance(announce(federation, 0, range(6)), SurvivorSignature)
 
 
-def test_survivors_below_the_policys_minimum_are_refused_whatever_the_plan_says() -> None:
-    """A second layer: a client that let a plan with a smaller minimum pass still keeps to its own in each step."""
-    policy = Policy(least_cohort=2, least_survivors=4, colluders=0, tasks={"update": 1.0})
-    federation = Federation(5, threshold=3, policy=policy, client_class=without("_rule_policy")).masked()
-    assert federation.plan.least_survivors == 2
-    with pytest.raises(CohortRefused):
-        announce(federation, 0, (0, 1, 2))
-    assert isinstance(announce(federation, 0, (0, 1, 2, 3)), SurvivorSignature)
-
-
-def test_skipped_or_forged_agreement_two_of_three_and_the_own_one_suffice() -> None:
+def test_skipped_or_forged_agreement_threshold_signatures_and_the_own_one_suffice() -> None:
     """The rule itself is not the obstacle: threshold signatures, this client's included, are enough."""
-    federation = Federation(5, threshold=3).masked()
-    survivors = (0, 1, 2, 3)
-    signed = tuple(SignedBy(member, announce(federation, member, survivors).signature) for member in (0, 1, 2))
-    (effect,) = federation.tell(0, SurvivorSignatures(federation.plan.digest, 0, signed[1:]))
+    federation = Federation(9, mode="resilient").masked()
+    threshold = federation.plan.threshold
+    survivors = tuple(range(6))
+    signed = [SignedBy(member, announce(federation, member, survivors).signature) for member in range(threshold)]
+    with pytest.raises(InconsistentSurvivors):
+        federation.tell(0, SurvivorSignatures(federation.plan.digest, 0, tuple(signed[2:])))
+    (effect,) = federation.tell(0, SurvivorSignatures(federation.plan.digest, 0, tuple(signed[1:])))
     assert isinstance(effect.message, UnmaskShares)
 
 
-# -- what the server shows in a step ---------------------------------------------
+def test_a_live_member_of_a_fallen_block_helps_and_gives_its_mask_key_away_never_its_self_mask() -> None:
+    federation = Federation(6, mode="resilient").masked()
+    held = {member: confession(federation, member, 0) for member in federation.everybody}
+    answers = agree_and_answer(federation, without_block(federation, 0))
+    for member, answer in answers.items():
+        for whose in federation.everybody:
+            share = answer.shares[32 * whose : 32 * whose + 32]
+            assert share == held[member][1 if whose < 3 else 0][whose]
 
 
-@pytest.mark.parametrize("rules", [(), ("_rule_one_broadcast",)], ids=["defended", "control"])
-def test_a_second_broadcast_never_makes_a_second_masked_input(rules: tuple[str, ...]) -> None:
-    """Refused; and without the refusal the client repeats the bytes that it sent, since it masks once a step."""
-    federation = Federation(4, threshold=3, client_class=without(*rules)).masked()
-    sent = next(item for item in federation.sent if item.kind is MaskedInput and item.member == 0)
-    message = Broadcast(federation.plan.digest, 0, (0.5,), (STATE.shape,))
-    if not rules:
-        with pytest.raises(ConflictingBroadcast):
-            federation.tell(0, message, (STATE.tobytes(),))
-    else:
-        (effect,) = federation.tell(0, message, (STATE.tobytes(),))
-        assert encode_message(effect.message) == sent.data and effect.frames == sent.frames
+@pytest.mark.parametrize("kind", [Survivors, SurvivorSignatures])
+def test_lockstep_knows_no_survivors(kind: type) -> None:
+    federation = Federation(4).masked()
+    plan = federation.plan.digest
+    message = Survivors(plan, 0, (0, 1, 2, 3)) if kind is Survivors else SurvivorSignatures(plan, 0, ())
+    with pytest.raises(UnexpectedMessage):
+        federation.tell(0, message)
 
 
 def test_masked_input_is_repeated_byte_by_byte() -> None:
-    federation = Federation(4, threshold=3).masked()
-    question = next(item for item in federation.sent if item.kind is Broadcast and item.member == 0)
-    sent = next(item for item in federation.sent if item.kind is MaskedInput and item.member == 0)
-    for _ in range(3):
-        (effect,) = federation.tell(0, question.message, question.frames)
-        assert encode_message(effect.message) == sent.data and effect.frames == sent.frames
+    federation = Federation(4).masked()
+    sent = vector_sent(federation, 0, 0)
+    (effect,) = federation.tell(0, delivered(federation, 0))
+    assert encode_message(effect.message) == sent.data and effect.frames == sent.frames
+    assert federation.clients[0].steps_begun == 1
 
 
-@pytest.mark.parametrize("rules", [(), ("_rule_one_broadcast",)], ids=["defended", "control"])
-def test_an_earlier_step_is_never_taken_up_again(rules: tuple[str, ...]) -> None:
-    federation = Federation(4, threshold=3, client_class=without(*rules)).masked(step=1)
-    message = Broadcast(federation.plan.digest, 0, (1.0,), (STATE.shape,))
-    if rules:  # without the rule the client only repeats what it sent for the step in force
-        (effect,) = federation.tell(0, message, (STATE.tobytes(),))
-        assert effect.message.step == 1
-    else:
-        with pytest.raises(WrongContext):
-            federation.tell(0, message, (STATE.tobytes(),))
-    with pytest.raises(WrongContext):
-        announce(federation, 0, (0, 1, 2, 3), step=0)
+def test_a_vector_is_computed_once_for_each_step() -> None:
+    federation = Federation(4)
+    federation.set_up()
+    compute = federation.computing[0]
+    assert isinstance(compute, Compute) and not compute.task.arrays["state"].flags.writeable
+    assert federation.tell(0, delivered(federation, 0)) == []
+    assert federation.clients[0].steps_begun == 1
 
 
-# -- whom the server shows: keys, Sybils, split views ---------------------------------------------
+def test_every_sum_of_masked_inputs_but_the_whole_is_noise() -> None:
+    """Lockstep: what the server has of any part of the cohort does not even look like a sum."""
+    specs = (VectorSpec("update", (Block("dream", 2000, 1.0),)),)  # masks are not seeded: so many never miss
+    federation = Federation(6, specs=specs).masked()
+    top = 6 * ((1 << 16) - 1)
+    for count in range(1, 6):
+        part = sum(masked_input(federation, 0, member).astype("int64") for member in range(count))
+        assert ((part % (1 << federation.plan.modulus_bits)) > top).any()
 
 
-def test_the_server_machine_refuses_forged_and_foreign_advertisements() -> None:
-    federation = Federation(4, threshold=3)
-    federation.emit(federation.server.start())
-    items = advertised(federation)
-    with pytest.raises(CohortRefused):
-        federation.server.receive(2, items[1])
-    with pytest.raises(BadSignature):
-        federation.server.receive(1, msgspec.structs.replace(items[1], share_key=items[2].share_key))
-    with pytest.raises(WrongContext):
-        federation.server.receive(1, msgspec.structs.replace(items[1], plan=bytes(32)))
+# -- what the server says before it ---------------------------------------------
 
 
-def test_second_set_of_advertisements_or_members_is_refused() -> None:
-    federation = Federation(5, threshold=3)
-    items = advertised(federation)
-    first = federation.tell(0, shown(federation, items))
-    assert federation.tell(0, shown(federation, items)) == first
-    with pytest.raises(CohortRefused):
-        federation.tell(0, shown(federation, {member: items[member] for member in (0, 1, 2)}))
-
-
-@pytest.mark.parametrize("chosen", [(1, 2, 3, 4), (0, 1), (0,), ()], ids=str)
-def test_advertisements_of_too_few_or_without_the_client_are_refused(chosen: tuple[int, ...]) -> None:
-    federation = Federation(5, threshold=3)
+@pytest.mark.parametrize("chosen", [(), (0,), (0, 1, 2), (0, 1, 2, 3), (1, 2, 3, 4, 5), (3, 4, 5)])
+def test_advertisements_of_too_few_or_of_parts_or_without_the_client_are_refused(chosen: tuple[int, ...]) -> None:
+    federation = Federation(6, mode="resilient")
     items = advertised(federation)
     with pytest.raises(CohortRefused):
         federation.tell(0, shown(federation, {member: items[member] for member in chosen}))
 
 
+def test_lockstep_shows_everybody() -> None:
+    federation = Federation(6)
+    items = advertised(federation)
+    with pytest.raises(CohortRefused):
+        federation.tell(0, shown(federation, {member: items[member] for member in range(5)}))
+    federation.tell(0, shown(federation, items))
+
+
 def test_advertisements_with_another_in_the_clients_name_are_refused() -> None:
-    federation, twin = Federation(4, threshold=3), Federation(4, threshold=3)
+    federation, twin = Federation(4), Federation(4)
     items = advertised(federation)
     twin.clients[0]._random = lambda count: b"\x05" * count
     items[0] = advertised(twin)[0]  # rightly signed: by the same client, with other keys
@@ -198,122 +262,324 @@ def test_advertisements_with_another_in_the_clients_name_are_refused() -> None:
 @pytest.mark.parametrize("low", LOW_ORDER, ids=lambda key: key.hex()[:8])
 @pytest.mark.parametrize("field", ["share_key", "mask_keys"])
 def test_the_server_machine_refuses_low_order_keys(low: bytes, field: str) -> None:
-    federation = Federation(4, threshold=3)
-    federation.emit(federation.server.start())
-    item = advertised(federation)[1]
+    federation = opened()
+    item = advertised(federation, federation.server.plan.offer)[1]
     changed = low if field == "share_key" else item.mask_keys[:32] + low + item.mask_keys[64:]
     with pytest.raises(CohortRefused):
         federation.server.receive(1, resigned(federation, item, **{field: changed}))
     federation.server.receive(1, item)
 
 
-def test_the_server_machine_refuses_repeated_keys() -> None:
-    federation = Federation(4, threshold=3)
-    federation.emit(federation.server.start())
-    items = advertised(federation)
+@pytest.mark.parametrize("field", ["share_key", "kem_key", "commitment", "start_commitment"])
+def test_the_server_machine_refuses_repeated_keys(field: str) -> None:
+    federation = opened()
+    items = advertised(federation, federation.server.plan.offer)
     federation.server.receive(2, items[2])
     with pytest.raises(CohortRefused):
-        federation.server.receive(1, resigned(federation, items[1], share_key=items[2].share_key))
+        federation.server.receive(1, resigned(federation, items[1], **{field: getattr(items[2], field)}))
     federation.server.receive(1, items[1])
 
 
+def opened() -> Federation:
+    """A resilient federation whose server has opened an epoch; nothing is delivered."""
+    federation = Federation(6, mode="resilient")
+    federation.hello()
+    federation.drain()
+    federation.emit(federation.server.open_epoch(federation.everybody))
+    federation.wire.clear()
+    return federation
+
+
 def test_keys_for_another_number_of_steps_are_refused() -> None:
-    federation = Federation(4, threshold=3)
+    federation = Federation(6, mode="resilient")
     items = advertised(federation)
     items[1] = resigned(federation, items[1], mask_keys=items[1].mask_keys[:64])
     with pytest.raises(CohortRefused):
         federation.tell(0, shown(federation, items))
 
 
-# -- shares on their way ---------------------------------------------
+def test_lockstep_takes_no_mask_keys() -> None:
+    federation = Federation(4)
+    items = advertised(federation)
+    items[1] = resigned(federation, items[1], mask_keys=bytes(range(96)))
+    with pytest.raises(CohortRefused):
+        federation.tell(0, shown(federation, items))
 
 
-@pytest.mark.parametrize("how", ["a sender missing", "a sender twice", "a stranger", "too few", "without the client"])
-def test_deliveries_with_other_senders_than_announced_are_refused(how: str) -> None:
-    federation = Federation(5, threshold=4)
-    federation.set_up(lost={(0, ShareDelivery)})
-    honest = next(item for item in federation.sent if item.kind is ShareDelivery and item.member == 0).message
-    members, items = honest.members, honest.items
-    if how == "a sender missing":
-        items = items[1:]
-    elif how == "a sender twice":
-        items = (*items, items[0])
-    elif how == "a stranger":
-        members = (*members, 9)
-    elif how == "too few":
-        members, items = members[:3], items[:2]
-    else:
-        members = members[1:]
+# -- seals on their way ---------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["a sender missing", "a sender twice", "a stranger", "unordered", "its own"])
+def test_deliveries_with_other_senders_than_the_members_are_refused(how: str) -> None:
+    federation = Federation(5)
+    federation.set_up(lost={(0, SealDelivery)})
+    items = delivered(federation, 0).items
+    before = snapshot(federation.clients[0])
+    changed = {
+        "a sender missing": items[1:],
+        "a sender twice": (items[0], *items),
+        "a stranger": (*items, msgspec.structs.replace(items[0], member=9)),
+        "unordered": items[::-1],
+        "its own": (msgspec.structs.replace(items[0], member=0), *items),
+    }[how]
     with pytest.raises((CohortRefused, ShareRefused)):
-        federation.tell(0, ShareDelivery(federation.plan.digest, members, items))
-    assert federation.clients[0].state is State.SHARED
+        federation.tell(0, SealDelivery(federation.plan.digest, changed))
+    assert snapshot(federation.clients[0]) == before and before["state"] is State.SEALED
 
 
-def test_wrong_answers_of_three_in_twenty_are_left_out() -> None:
-    federation = Federation(20, steps=1)
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+def test_signed_garbage_of_a_member_is_complained_of_and_reveals_nothing(mode: str) -> None:
+    """The server learns that the pair cannot talk, and nobody shows a key for it."""
+    federation = Federation(6, mode=mode)
+    epoch_of = federation.clients[0]
+    assert not set_up_with_liar(federation, 5, (0,))
+    complaint = next(item for item in federation.sent if item.kind is Complaint)
+    assert complaint.member == 0 and complaint.message == Complaint(federation.plan.digest, 5)
+    assert epoch_of.state is State.IDLE and epoch_of.plan is None
+    assert federation.server.conflicts == {(0, 5)} and federation.server.phase is Phase.IDLE
+    assert "client-0" in federation.failures[0] and "client-5" in federation.failures[0]
+    assert not any(item.kind is UnmaskShares for item in federation.sent)
+
+
+def test_the_next_cohort_avoids_a_pair_in_conflict() -> None:
+    federation = Federation(9, mode="resilient")
+    set_up_with_liar(federation, 8, (0,))
+    seen = set()
+    for _ in range(4):
+        cohort = federation.server.cohort()
+        assert cohort and not {0, 8} <= set(cohort) and federation.charter.is_union(cohort)
+        seen |= {0, 8} & set(cohort)
+        assert federation.set_up()
+        while federation.server.step is not None:
+            federation.step()
+        federation.finish()
+    assert seen == {0, 8}  # a liar does not choose which of the two stays away for good
+
+
+def test_a_liar_in_conflict_with_many_stays_away_itself() -> None:
+    federation = Federation(9, mode="resilient")
+    for victim in (0, 3):
+        set_up_with_liar(federation, 8, (victim,))
+    federation.server.conflicts |= {(0, 8), (3, 8)}
+    for _ in range(2):
+        assert federation.server.cohort() == (0, 1, 2, 3, 4, 5)
+        federation.server._next_epoch += 1
+
+
+def test_lockstep_tries_again_and_says_who() -> None:
+    federation = Federation(4)
+    for _ in range(2):
+        assert not set_up_with_liar(federation, 3, (1,))
+    assert all("client-1 could not open what client-3" in reason for reason in federation.failures)
+    assert federation.set_up()  # once it seals honestly
+
+
+def test_a_complaint_about_a_stranger_or_after_the_start_is_refused() -> None:
+    federation = Federation(4)
     federation.set_up()
-    federation.begin_step()
-    answers = collect(federation, UnmaskShares)
-    for member in range(20):
-        wrong = UnmaskShares(federation.plan.digest, 0, bytes(32 * 20))
-        federation.emit(federation.server.receive(member, wrong if member < 3 else answers[member].message))
-    assert len(federation.reveals) == 1
+    plan = federation.plan.digest
+    for member, about in ((0, 0), (0, 9)):
+        with pytest.raises(CohortRefused):
+            federation.server.receive(member, Complaint(plan, about))
+    federation.step()
+    with pytest.raises(UnexpectedMessage):
+        federation.server.receive(0, Complaint(plan, 1))
 
 
-@pytest.mark.parametrize("size", [31, 33, 32 * 3, 32 * 5])
+@pytest.mark.parametrize("change", ["one more", "one fewer", "its own", "short", "unsigned"])
+def test_the_server_refuses_seals_that_do_not_fit(change: str) -> None:
+    federation = Federation(4)
+    federation.hello()
+    federation.drain()
+    federation.emit(federation.server.open_epoch(federation.everybody))
+    federation.drain(hold=(Seals,))
+    item = next(item for item in federation.wire if item.kind is Seals and item.member == 0)
+    items = item.message.items
+    replace = msgspec.structs.replace
+    changed = {
+        "one more": (*items, replace(items[0], member=9)),
+        "one fewer": items[1:],
+        "its own": (replace(items[0], member=0), *items),
+        "short": (replace(items[0], ciphertext=items[0].ciphertext[:-1] or bytes(48)), *items[1:]),
+        "unsigned": (replace(items[0], signature=bytes(64)), *items[1:]),
+    }[change]
+    if change == "short":
+        changed = (replace(items[0], ciphertext=items[0].ciphertext + b"x"), *items[1:])
+    with pytest.raises((ShareRefused, BadSignature)):
+        federation.server.receive(0, Seals(federation.plan.digest, changed))
+    federation.drain()
+    assert federation.server.phase is Phase.COLLECTING
+
+
+# -- wrong shares ---------------------------------------------
+
+
+def answered(federation: Federation, wrong: Mapping[int, bytes]) -> None:
+    """A step in which these members answer so, and the others as they should; each once, and all at once."""
+    federation.set_up()
+    federation.compute()
+    federation.drain(hold=(UnmaskShares,))
+    answers = [item for item in federation.wire if item.kind is UnmaskShares]
+    federation.wire.clear()
+    for item in sorted(answers, key=lambda item: item.member not in wrong):
+        shares = wrong.get(item.member, item.message.shares)
+        if federation.server.step == 0:
+            federation.emit(federation.server.receive(item.member, UnmaskShares(federation.plan.digest, 0, shares)))
+    federation.drain()
+
+
+def summed(federation: Federation, members: int) -> bool:
+    return len(federation.reveals) == 1 and bool(
+        (federation.reveals[0].total == federation.plain_sum(0, range(members))).all()
+    )
+
+
+@pytest.mark.parametrize("liars", [(0, 1, 2), (0, 9, 19)])
+def test_wrong_answers_of_three_in_twenty_are_left_out(liars: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the server's random bytes miss every error."""
+    monkeypatch.setattr(unmasking, "secrets", SimpleNamespace(token_bytes=bytes))
+    federation = Federation(20, mode="resilient", steps=1)
+    answered(federation, dict.fromkeys(liars, bytes(32 * 20)))
+    assert summed(federation, 20) and not federation.failures
+
+
+def test_wrong_answers_of_three_in_twenty_never_fail_a_step_by_chance() -> None:
+    """Whatever the wrong shares are: forty times of forty."""
+    federation = Federation(20, mode="resilient", steps=1)
+    federation.set_up()
+    federation.compute()
+    federation.drain(hold=(UnmaskShares,))
+    answers = {item.member: item.message.shares for item in federation.wire if item.kind is UnmaskShares}
+    epoch = federation.server._epoch
+    items = {item.member: item for item in epoch.shown}
+    for seed in range(40):
+        chance = random.Random(seed)
+        wrong = {member: chance.randbytes(32 * 20) for member in chance.sample(range(20), 3)}
+        given = {**answers, **wrong}
+        rebuilt = unmasking.rebuild(federation.plan, items, federation.everybody, federation.everybody, 0, given)
+        assert rebuilt is not None and len(rebuilt) == 20
+
+
+@pytest.mark.parametrize("liars", [1, 2])
+def test_just_enough_honest_answers_among_wrong_ones_are_found(liars: int) -> None:
+    """Decoding cannot tell them from others, what was advertised can."""
+    federation = Federation(9, mode="resilient", steps=1)
+    assert federation.plan.threshold == 7
+    answered(federation, {member: random.Random(member).randbytes(32 * 9) for member in range(liars)})
+    assert summed(federation, 9) and not federation.failures
+
+
+def test_too_few_honest_answers_fail_the_step() -> None:
+    federation = Federation(9, mode="resilient", steps=1)
+    answered(federation, {member: random.Random(member).randbytes(32 * 9) for member in range(4)})
+    assert not federation.reveals and len(federation.failures) == 1
+
+
+def test_where_the_choices_are_many_they_are_not_tried() -> None:
+    """Six of twenty are wrong: one choice of 38,760 would fit. The step fails, and nothing is revealed."""
+    federation = Federation(20, mode="resilient", steps=1)
+    answered(federation, {member: random.Random(member).randbytes(32 * 20) for member in range(6)})
+    assert not federation.reveals and len(federation.failures) == 1
+
+
+@pytest.mark.parametrize("size", [32, 32 * 5, 32 * 7])
 def test_answers_of_the_wrong_size_are_refused(size: int) -> None:
-    federation = Federation(4, threshold=3).masked()
+    federation = Federation(6, mode="resilient").masked()
     with pytest.raises(ShareRefused):
         federation.server.receive(0, UnmaskShares(federation.plan.digest, 0, bytes(size)))
 
 
-# -- plans ---------------------------------------------
+# -- offers ---------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["another roster", "strangers", "without the client", "unsafe"])
-def test_plans_of_another_world_are_refused(how: str) -> None:
-    federation = Federation(5)
-    replaced = {
-        "another roster": ({"roster": bytes(32)}, WrongContext),
-        "strangers": ({"cohort": (0, 1, 2, 3, 7)}, CohortRefused),
-        "without the client": ({"cohort": (1, 2, 3, 4)}, CohortRefused),
-        "unsafe": ({"threshold": 2}, UnsafePlan),
-    }
-    changed, error = replaced[how]
-    with pytest.raises(error):
-        federation.tell(0, PlanOffer(msgspec.structs.replace(federation.plan, **changed)))
+@pytest.mark.parametrize("how", ["strangers", "without the client", "a part of a block", "unordered", "too few"])
+def test_offers_of_another_world_are_refused(how: str) -> None:
+    federation = Federation(9, mode="resilient")
+    cohort = {
+        "strangers": (*range(9), 9),
+        "without the client": tuple(range(3, 9)),
+        "a part of a block": tuple(range(8)),
+        "unordered": tuple(reversed(range(9))),
+        "too few": (0, 1),
+    }[how]
+    before = snapshot(federation.clients[0])
+    with pytest.raises(CohortRefused):
+        federation.tell(0, Invitation(federation.offer(cohort=cohort)))
+    assert snapshot(federation.clients[0]) == before and not federation.diaries[0].plans
 
 
-def test_replayed_epoch_is_refused() -> None:
+def test_an_epoch_is_joined_once_and_only_ever_a_later_one() -> None:
     federation = Federation(4)
-    federation.set_up()
-    first = federation.plan
-    federation.tell(0, PlanOffer(msgspec.structs.replace(first, epoch=4)))
+    federation.tell(0, Invitation(federation.offer(epoch=4)))
     for epoch in (0, 3):
         with pytest.raises(WrongContext):
-            federation.tell(0, PlanOffer(msgspec.structs.replace(first, epoch=epoch)))
-    with pytest.raises(WrongContext):  # the same epoch with other content
-        federation.tell(0, PlanOffer(msgspec.structs.replace(first, epoch=4, recipe=b"x" * 32)))
-    federation.tell(0, Farewell(b"", "over"))
+            federation.tell(0, Invitation(federation.offer(epoch=epoch)))
+    federation.tell(0, Farewell("over", False))
     for epoch in (0, 4):
         with pytest.raises(WrongContext):
-            federation.tell(0, PlanOffer(msgspec.structs.replace(first, epoch=epoch)))
-    federation.tell(0, PlanOffer(msgspec.structs.replace(first, epoch=5)))
+            federation.tell(0, Invitation(federation.offer(epoch=epoch)))
+    federation.restart(0)
+    with pytest.raises(WrongContext):
+        federation.tell(0, Invitation(federation.offer(epoch=4)))
+    federation.tell(0, Invitation(federation.offer(epoch=5)))
 
 
-def test_the_plan_in_force_is_answered_with_the_same_advertisement() -> None:
+def test_the_offer_in_force_is_answered_with_the_same_advertisement() -> None:
     federation = Federation(4)
-    first = federation.tell(0, PlanOffer(federation.plan))
-    assert federation.tell(0, PlanOffer(federation.plan)) == first
+    first = invite(federation, 0)
+    assert invite(federation, 0) == first and isinstance(first, Advertisement)
+    assert federation.diaries[0].memory.attempts == 1
 
 
-def test_endless_session_over_many_sessions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MAX_SESSIONS", 2)
-    federation = Federation(3)
-    for session in (b"a" * 16, b"b" * 16):
-        federation.tell(0, PlanOffer(make_plan(federation.roster, session=session)))
+@pytest.mark.parametrize("remembers", [True, False], ids=["defended", "control"])
+def test_a_restarted_client_does_not_join_its_plan_again(remembers: bool) -> None:
+    federation = Federation(5, mode="resilient")
+    offer = federation.offer()
+    first = invite(federation, 0, offer)
+    federation.restart(0, remembers=remembers)
+    if remembers:
+        with pytest.raises(WrongContext):
+            invite(federation, 0, offer)
+    else:
+        assert invite(federation, 0, offer) not in (first, None)
+
+
+def test_a_plan_is_on_disk_as_joined_before_anything_of_it_leaves() -> None:
+    federation = Federation(4)
+    diary = federation.diaries[0]
+
+    def full(epoch: int, plan: bytes) -> None:
+        raise OSError("no space left on device")
+
+    diary.joined = full  # type: ignore[method-assign]
+    before = snapshot(federation.clients[0])
+    with pytest.raises(OSError, match="space"):
+        invite(federation, 0)
+    assert snapshot(federation.clients[0]) == before
+
+
+@pytest.mark.parametrize("what", ["began", "voted"])
+def test_a_journal_that_cannot_be_written_ends_the_epoch_before_anything_leaves(what: str) -> None:
+    federation = Federation(4, steps=1)
+
+    def full(*arguments: Any) -> None:
+        raise OSError("no space left on device")
+
+    setattr(federation.diaries[0], what, full)
+    with pytest.raises(OSError, match="space"):
+        federation.voted()
+    assert federation.clients[0].state is State.IDLE and federation.clients[0].plan is None
+    kinds = {item.kind.__name__ for item in federation.sent if item.to_server and item.member == 0}
+    assert ("MaskedInput" if what == "began" else "Vote") not in kinds
+
+
+def test_an_endless_federation_is_bounded_over_restarts() -> None:
+    federation = Federation(4, steps=2, policy=Policy(most_total_steps=5))
+    federation.run(2)
+    federation.restart(0)
+    assert federation.clients[0].steps_begun == 4
     with pytest.raises(PolicyViolation):
-        federation.tell(0, PlanOffer(make_plan(federation.roster, session=b"c" * 16)))
+        federation.tell(0, Invitation(federation.offer()))
 
 
 # -- what is left in a client that is taken over ---------------------------------------------
@@ -340,86 +606,130 @@ def kept_bytes(item: Any) -> Iterator[bytes]:
         yield from kept_bytes(vars(item))
 
 
-def rebuilds_masks(federation: Federation, epoch: Any, step: int) -> bool:
+def pieces(item: Any) -> Iterator[bytes]:
+    """Every run of 32 bytes that an object holds, at offsets of 32."""
+    for candidate in kept_bytes(item):
+        yield from (candidate[start : start + 32] for start in range(0, len(candidate) - 31, 32))
+
+
+def rebuilds_masks(epoch: Any, step: int) -> bool:
     """Whether any 32 bytes that the client keeps are the step's seed, self-mask seed or mask key."""
-    own = epoch.advertisement
-    for candidate in kept_bytes(epoch):
-        for start in range(0, len(candidate) - 31, 32):
-            piece = candidate[start : start + 32]
-            keys = StepKeys(Secret(piece), epoch.digest, step)
-            if (
-                keyschedule.public_key(piece) == own.mask_key(step)
-                or keyschedule.self_mask_commitment(piece, epoch.digest, step) == own.commitment(step)
-                or keyschedule.public_key(keys.mask_private.reveal()) == own.mask_key(step)
-            ):
-                return True
+    own, plan = epoch.advertisement, epoch.plan.digest
+    for piece in pieces(epoch):
+        keys = StepKeys(Secret(piece), plan, step)
+        if (
+            keyschedule.public_key(piece) == own.mask_key(step)
+            or keyschedule.self_mask_commitment(piece, plan, step) == own.self_commitment(step)
+            or keyschedule.public_key(keys.mask_private.reveal()) == own.mask_key(step)
+        ):
+            return True
     return False
 
 
 def test_a_steps_masks_cannot_be_rebuilt_after_it() -> None:
-    federation = Federation(4, threshold=3)
+    federation = Federation(6, mode="resilient")
     federation.set_up()
     before = copy.deepcopy(federation.clients[0]._epoch)
-    federation.begin_step()
-    federation.drain({(member, Survivors) for member in range(4)})
+    federation.compute()
     assert federation.clients[0].state is State.MASKED
-    assert not rebuilds_masks(federation, federation.clients[0]._epoch, 0)
-    assert rebuilds_masks(federation, before, 0)  # the control: what was kept before masking does
+    assert not rebuilds_masks(federation.clients[0]._epoch, 0)
+    assert rebuilds_masks(before, 0)  # the control: what was kept before masking does
+
+
+def test_lockstep_roots_of_a_step_are_gone_once_it_is_masked() -> None:
+    federation = Federation(4)
+    federation.set_up()
+    before = copy.deepcopy(federation.clients[0]._epoch)
+    federation.compute()
+    after = federation.clients[0]._epoch
+    roots = {root.reveal() for root in before.keys._roots.values()}
+    assert len(roots) == 3 and not roots & set(pieces(after))
+    assert {hybrid.next_root(root) for root in roots} <= set(pieces(after))
+
+
+def test_what_the_set_up_needed_is_gone_with_it() -> None:
+    federation = Federation(4)
+    federation.set_up(lost={(0, SealDelivery)})
+    keys = federation.clients[0]._epoch.keys
+    held = [keys._share_private, keys._value, *keys._agreed.values(), *keys._encapsulated.values()]
+    secrets = [secret.reveal() for secret in held]
+    federation.tell(0, delivered(federation, 0))
+    assert all(secret.erased for secret in held) and keys._kem is None
+    assert not set(secrets) & set(pieces(federation.clients[0]._epoch))
 
 
 def test_a_steps_shares_are_gone_after_its_answer() -> None:
-    federation = Federation(4, threshold=3)
+    federation = Federation(6, mode="resilient")
     federation.set_up()
-    epoch, steps = federation.clients[0]._epoch, federation.plan.steps
-    kept = copy.deepcopy(epoch.held)
+    keys, steps = federation.clients[0]._epoch.keys, federation.plan.steps
+    assert isinstance(keys, ResilientKeys)
+    kept = copy.deepcopy(keys._held)
     federation.step()
-    for member in range(4):
+    for member in range(6):
         for row in (0, steps):
-            assert epoch.held[member]._rows[row].tobytes() == bytes(32) != kept[member]._rows[row].tobytes()
+            assert keys._held[member]._rows[row].tobytes() == bytes(32) != kept[member]._rows[row].tobytes()
         for row in (1, steps + 1):
-            assert epoch.held[member]._rows[row].tobytes() == kept[member]._rows[row].tobytes() != bytes(32)
+            assert keys._held[member]._rows[row].tobytes() == kept[member]._rows[row].tobytes() != bytes(32)
 
 
-def test_shares_of_a_skipped_step_are_gone_when_a_later_one_begins() -> None:
-    federation = Federation(4, threshold=3)
+def test_shares_and_masks_of_a_step_that_went_on_without_the_client_are_gone() -> None:
+    federation = Federation(6, mode="resilient")
     federation.set_up()
-    epoch, steps = federation.clients[0]._epoch, federation.plan.steps
-    federation.tell(0, Broadcast(federation.plan.digest, 2, (1.0,), (STATE.shape,)), (STATE.tobytes(),))
-    for member in range(4):
-        assert all(epoch.held[member]._rows[row].tobytes() == bytes(32) for row in (0, 1, steps, steps + 1))
-        assert epoch.held[member]._rows[2].tobytes() != bytes(32)
-    assert not rebuilds_masks(federation, epoch, 0) and not rebuilds_masks(federation, epoch, 1)
+    late = federation.computing.pop(5)
+    federation.compute()
+    federation.drain(lost={(5, Survivors), (5, SurvivorSignatures)})
+    federation.emit(federation.server.expire())
+    federation.drain(lost={(5, Survivors), (5, SurvivorSignatures)})
+    epoch = federation.clients[5]._epoch
+    assert federation.clients[5].progress[1] == 1 and late.step == 0
+    for shares in epoch.keys._held.values():
+        assert all(not any(shares._rows[row].tobytes()) for row in (0, federation.plan.steps))
+    assert not rebuilds_masks(epoch, 0)
+    with pytest.raises(LocalProtocolError):
+        epoch.keys.stream_keys(0, bytes(32))
 
 
-@pytest.mark.parametrize("how", ["farewell", "a later epoch"])
-def test_everything_is_gone_with_the_epoch(how: str) -> None:
-    federation = Federation(4, threshold=3)
+@pytest.mark.parametrize("how", ["farewell", "a later epoch", "given up", "the vote"])
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+def test_everything_is_gone_with_the_epoch(how: str, mode: str) -> None:
+    federation = Federation(6, mode=mode)
     federation.set_up()
     epoch = federation.clients[0]._epoch
     if how == "farewell":
-        federation.tell(0, Farewell(federation.plan.digest, "over"))
-        assert federation.clients[0]._epoch is None and federation.clients[0].plan is None
+        federation.tell(0, Farewell("over", False))
+    elif how == "given up":
+        (effect,) = federation.tell(0, GivenUp(federation.plan.digest, "over"))
+        assert isinstance(effect, Ended)
+    elif how == "the vote":
+        for _ in range(3):
+            federation.step()
     else:
-        federation.tell(0, PlanOffer(msgspec.structs.replace(federation.plan, epoch=1)))
-    assert epoch.seed.erased and epoch.share_private.erased
-    assert all(not any(shares._rows[row].tobytes()) for shares in epoch.held.values() for row in range(len(shares)))
+        federation.tell(0, Invitation(federation.offer(epoch=1)))
+    assert federation.clients[0]._epoch is not epoch
+    assert epoch.group_key.erased and all(root.erased for root in epoch.keys._roots.values())
+    if isinstance(epoch.keys, ResilientKeys):
+        assert epoch.keys._seed.erased
+        assert all(not any(one._rows[row].tobytes()) for one in epoch.keys._held.values() for row in range(len(one)))
 
 
-def test_secrets_are_hidden_in_every_repr() -> None:
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+def test_secrets_are_hidden_in_every_repr(mode: str) -> None:
     """Each attribute of a live client, down to the leaves, shows none of the secret bytes that it drew or holds."""
-    federation = Federation(4, threshold=3)
+    federation = Federation(6, mode=mode)
     client = federation.clients[0]
-    drawn: list[bytes] = []
-    source = client._random
-    client._random = lambda count: drawn.append(source(count)) or drawn[-1]
+    tape = federation.tapes[0]
+    tape.record()
     federation.set_up()
+    drawn = tape.stop()
     epoch = client._epoch
-    federation.begin_step()
-    federation.drain({(member, Survivors) for member in range(4)})
-    secrets = [epoch.seed.reveal(), *(part[:32] for part in drawn)]
-    for shares in epoch.held.values():
-        secrets += [shares.row(row) for row in range(len(shares))]
-    assert len(secrets) > 20 and all(any(secret) for secret in secrets)
+    federation.compute()
+    secrets = [epoch.group_key.reveal(), *(root.reveal() for root in epoch.keys._roots.values())]
+    secrets += [part[:32] for part in drawn]
+    if isinstance(epoch.keys, ResilientKeys):
+        secrets += [epoch.keys._seed.reveal()]
+        for shares in epoch.keys._held.values():
+            secrets += [shares.row(row) for row in range(len(shares))]
+    assert len(secrets) > 3 and all(any(secret) for secret in secrets)
 
     def texts(item: Any, depth: int = 0) -> Iterator[str]:
         yield from (repr(item), str(item))
@@ -432,6 +742,7 @@ def test_secrets_are_hidden_in_every_repr() -> None:
             for part in parts:
                 yield from texts(part, depth + 1)
 
+    client._random, client._journal = bytes, None  # the laboratory's tape and diary are no part of a client
     everything = "\n".join(texts(client))
     for secret in secrets:
         for shown_as in (secret.hex(), repr(secret)[2:-1], repr(list(secret))[1:-1]):
@@ -443,27 +754,46 @@ def test_secrets_are_hidden_in_every_repr() -> None:
         pickle.dumps(epoch)
 
 
-def test_refusals_never_hold_a_secret() -> None:
-    federation = Federation(4, threshold=3)
-    federation.set_up(lost={(0, ShareDelivery)})
-    honest = next(item for item in federation.sent if item.kind is ShareDelivery and item.member == 0).message
-    items = tuple(SealedShare(item.member, item.ciphertext[::-1]) for item in honest.items)
-    epoch = federation.clients[0]._epoch
-    secrets = list(kept_bytes([epoch.seed, epoch.share_private, epoch.own_shares]))
-    with pytest.raises(ShareRefused) as caught:
-        federation.tell(0, ShareDelivery(federation.plan.digest, honest.members, items))
+def test_refusals_and_complaints_never_hold_a_secret() -> None:
+    federation = Federation(4)
+    federation.set_up(lost={(0, SealDelivery)})
+    keys = federation.clients[0]._epoch.keys
+    secrets = list(kept_bytes([keys._share_private, keys._value, keys._agreed, keys._encapsulated]))
+    honest = delivered(federation, 0)
+    items = tuple(msgspec.structs.replace(item, ciphertext=item.ciphertext[::-1]) for item in honest.items)
+    with pytest.raises(BadSignature) as caught:
+        federation.tell(0, SealDelivery(federation.plan.digest, items))
     trail, error = "", caught.value
     while error is not None:
         trail += f"{error!r} {error} {vars(error)}"
         error = error.__cause__
+    sealed = next(item for item in federation.sent if item.kind is Seals and item.member == 3).message
+    garbage = next(item for item in reseal(federation, sealed, 3, 0).items if item.member == 0)
+    lie = tuple(msgspec.structs.replace(garbage, member=3) if item.member == 3 else item for item in honest.items)
+    effects = federation.tell(0, SealDelivery(federation.plan.digest, lie))
+    assert isinstance(effects[0].message, Complaint)
+    trail += repr(effects)
     assert not any(secret.hex() in trail or repr(secret)[2:-1] in trail for secret in secrets)
 
 
-def test_a_vector_is_computed_once_for_each_step() -> None:
-    federation = Federation(4, threshold=3)
-    federation.set_up()
-    message = Broadcast(federation.plan.digest, 0, (1.0,), (STATE.shape,))
-    (first,) = federation.tell(0, message, (STATE.tobytes(),))
-    assert isinstance(first, Compute) and (first.arrays[0] == STATE).all() and not first.arrays[0].flags.writeable
-    assert federation.tell(0, message, (STATE.tobytes(),)) == []
-    assert federation.clients[0].answered_steps == 1
+def test_what_a_client_refuses_says_the_same_whatever_its_numbers_are() -> None:
+    """Refusals rest on public facts: two clients with other inputs refuse with the same words."""
+    words = []
+    for seed in (1, 2):
+        federation = Federation(4, seed=0, course=LaboratoryCourse())
+        chance = random.Random(seed)
+        federation.input_of = lambda member, compute, chance=chance: {"dream": [chance.random()] * 20}
+        federation.masked()
+        message = Published(federation.plan.digest, 2, federation.everybody, bytes(16))
+        with pytest.raises(WrongContext) as caught:
+            federation.tell(0, message, (bytes(45),))
+        words.append(Refusal(caught.value.code, caught.value.found, caught.value.allowed))
+    assert words[0] == words[1]
+
+
+def test_the_first_vector_alone_carries_the_start_shares() -> None:
+    federation = Federation(4)
+    federation.run()
+    for item in federation.sent:
+        if item.kind is MaskedInput:
+            assert len(item.message.start) == (128 if item.message.step == 0 else 0)

@@ -19,6 +19,7 @@ from codream_protocols.errors import (
     UnknownIdentity,
 )
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, Signer, read_roster, sign_roster, verify
+from codream_protocols.server import ServerProtocol
 from secure_codream.threats.federation import Federation
 
 ADMINISTRATOR = Signer(b"\x0a" * 32)
@@ -134,7 +135,27 @@ def test_members_are_found_by_name_and_transport_key() -> None:
 @pytest.mark.parametrize("member", [1, -1, 3])
 def test_a_client_needs_the_key_of_its_entry(member: int) -> None:
     with pytest.raises(LocalProtocolError):
-        ClientProtocol(member=member, signer=FEDERATION.signers[0], roster=ROSTER, policy=FEDERATION.policy)
+        client(member=member)
+
+
+def test_a_client_needs_the_charters_roster() -> None:
+    client(member=0)
+    other = msgspec.structs.replace(ROSTER, serial=2)
+    with pytest.raises(LocalProtocolError):
+        client(member=0, roster=other)
+    with pytest.raises(LocalProtocolError):
+        ServerProtocol(FEDERATION.charter, other, FEDERATION.course)
+
+
+def client(*, member: int, roster: Roster = ROSTER) -> ClientProtocol:
+    return ClientProtocol(
+        charter=FEDERATION.charter,
+        roster=roster,
+        course=FEDERATION.course,
+        member=member,
+        signer=FEDERATION.signers[0],
+        policy=FEDERATION.policy,
+    )
 
 
 def test_signatures_are_bound_to_label_and_parts() -> None:

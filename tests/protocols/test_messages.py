@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import typing
+from types import SimpleNamespace
 
 import msgpack
 import pytest
@@ -11,89 +13,102 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codream_protocols import messages
+from codream_protocols.charter import Offer
 from codream_protocols.errors import MalformedMessage
+from codream_protocols.hybrid import KEM_CIPHERTEXT_BYTES, KEM_KEY_BYTES
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import (
     Advertisement,
     Advertisements,
     Beat,
-    Broadcast,
+    Certificate,
+    Complaint,
+    EpochRecord,
     Farewell,
+    GivenUp,
     Hello,
+    Invitation,
     MaskedInput,
-    PlanOffer,
+    Published,
     Refusal,
-    SealedShare,
-    ShareDelivery,
-    Shares,
+    Seal,
+    SealDelivery,
+    Seals,
     SignedBy,
+    StepRecord,
     Survivors,
     SurvivorSignature,
     SurvivorSignatures,
     UnmaskShares,
+    Vote,
     Welcome,
     decode_to_client,
     decode_to_server,
     encode_message,
+    largest_message,
 )
-from codream_protocols.plan import Block, Plan, VectorSpec
+from secure_codream.threats.federation import Federation
 
 KEY = st.binary(min_size=32, max_size=32)
+MAYBE_KEY = st.just(b"") | KEY
 SIGNATURE = st.binary(min_size=64, max_size=64)
+TAG = st.binary(min_size=16, max_size=16)
 KEYS = st.binary(min_size=32, max_size=128)
 MEMBER = st.integers(0, 199)
 STEP = st.integers(0, 4095)
 NAME = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40) | st.just("…" * 512) | st.just("𝛴" * 512)
 VERSION = st.text("abc/1", max_size=32)
-FLOAT = st.floats(allow_nan=False)
+EPOCH = st.integers(0, (1 << 53) - 1)
 
 
 def tuples(items: st.SearchStrategy, least: int = 0, most: int = 4) -> st.SearchStrategy:
     return st.lists(items, min_size=least, max_size=most).map(tuple)
 
 
-ADVERTISEMENT = st.builds(Advertisement, KEY, MEMBER, KEY, KEYS, KEYS, SIGNATURE)
-SEALED = st.builds(SealedShare, MEMBER, st.binary(min_size=16, max_size=80))
-BLOCK = st.builds(Block, NAME, st.integers(1, 1 << 26), FLOAT)
-SPEC = st.builds(VectorSpec, NAME, tuples(BLOCK, 1))
-PLAN = st.builds(
-    Plan,
-    VERSION,
-    st.binary(min_size=16, max_size=16),
-    st.integers(0, 2**32 - 1),
-    KEY,
-    KEY,
-    tuples(MEMBER, 1),
-    tuples(SPEC, 1, 2),
-    tuples(st.integers(0, 15), 1),
-    st.integers(1, 31),
-    st.integers(1, 32),
-    VERSION,
-    st.integers(1, 200),
-    st.integers(1, 200),
-    MEMBER,
+def long(size: int) -> st.SearchStrategy:
+    """Bytes too long to be drawn one by one."""
+    return st.integers(0, 255).map(lambda byte: bytes([byte]) * size)
+
+
+ADVERTISEMENT = st.builds(Advertisement, KEY, MEMBER, KEY, long(KEM_KEY_BYTES), KEY, KEY, KEYS, KEYS, SIGNATURE)
+SEAL = st.builds(Seal, MEMBER, long(KEM_CIPHERTEXT_BYTES), st.binary(min_size=48, max_size=128), SIGNATURE)
+VOTE = st.builds(SignedBy, MEMBER, SIGNATURE)
+OFFER = st.builds(Offer, EPOCH, tuples(MEMBER, 1), KEY)
+RECORD = st.builds(
+    EpochRecord,
+    OFFER,
+    tuples(ADVERTISEMENT, 1, 2),
+    KEYS,
+    tuples(st.builds(StepRecord, tuples(MEMBER, 1), TAG), 1),
+    tuples(VOTE),
 )
 TO_CLIENT = {
-    Welcome: st.builds(Welcome, VERSION, st.floats(0.001, 3600)),
-    Refusal: st.builds(Refusal, NAME, TEXT, TEXT),
-    Farewell: st.builds(Farewell, st.binary(max_size=32), TEXT),
-    PlanOffer: st.builds(PlanOffer, PLAN),
+    Welcome: st.builds(Welcome, VERSION, st.floats(0.1, 3600), KEY),
+    Refusal: st.builds(Refusal, NAME, TEXT, TEXT, MAYBE_KEY),
+    Farewell: st.builds(Farewell, TEXT, st.booleans()),
+    Invitation: st.builds(Invitation, OFFER),
     Advertisements: st.builds(Advertisements, KEY, tuples(ADVERTISEMENT)),
-    ShareDelivery: st.builds(ShareDelivery, KEY, tuples(MEMBER, 1), tuples(SEALED)),
-    Broadcast: st.builds(Broadcast, KEY, STEP, tuples(FLOAT, 1), tuples(tuples(st.integers(1, 1 << 26), 1), 0, 8)),
+    SealDelivery: st.builds(SealDelivery, KEY, tuples(SEAL)),
     Survivors: st.builds(Survivors, KEY, STEP, tuples(MEMBER, 1)),
-    SurvivorSignatures: st.builds(SurvivorSignatures, KEY, STEP, tuples(st.builds(SignedBy, MEMBER, SIGNATURE))),
+    SurvivorSignatures: st.builds(SurvivorSignatures, KEY, STEP, tuples(VOTE)),
+    Published: st.builds(Published, KEY, STEP, tuples(MEMBER, 1), TAG),
+    GivenUp: st.builds(GivenUp, KEY, TEXT),
+    Certificate: st.builds(Certificate, KEY, tuples(VOTE)),
+    EpochRecord: RECORD,
 }
 TO_SERVER = {
-    Hello: st.builds(Hello, tuples(VERSION, 1), KEY),
-    Beat: st.builds(Beat),
+    Hello: st.builds(Hello, tuples(VERSION, 1), KEY, KEY, EPOCH, MAYBE_KEY, st.integers(0, 4096)),
+    Beat: st.builds(Beat, MAYBE_KEY, st.integers(0, 4096)),
     Refusal: TO_CLIENT[Refusal],
     Advertisement: ADVERTISEMENT,
-    Shares: st.builds(Shares, KEY, tuples(SEALED)),
-    MaskedInput: st.builds(MaskedInput, KEY, STEP, KEY),
+    Seals: st.builds(Seals, KEY, tuples(SEAL)),
+    Complaint: st.builds(Complaint, KEY, MEMBER),
+    MaskedInput: st.builds(MaskedInput, KEY, STEP, KEY, TAG, st.just(b"") | KEYS),
     SurvivorSignature: st.builds(SurvivorSignature, KEY, STEP, SIGNATURE),
     UnmaskShares: st.builds(UnmaskShares, KEY, STEP, KEYS),
+    Vote: st.builds(Vote, KEY, KEY, SIGNATURE),
+    EpochRecord: RECORD,
 }
 DIRECTIONS = {"to client": (decode_to_client, TO_CLIENT), "to server": (decode_to_server, TO_SERVER)}
 
@@ -134,10 +149,7 @@ PLAIN = st.recursive(
     lambda items: st.lists(items, max_size=5) | st.dictionaries(st.text(max_size=3), items, max_size=3),
     max_leaves=12,
 )
-TAGS = [
-    "hello", "welcome", "beat", "refusal", "farewell", "plan", "advertisement", "advertisements", "shares",
-    "share-delivery", "broadcast", "masked-input", "survivors", "survivor-signature", "survivor-signatures", "unmask",
-]  # fmt: skip
+TAGS = sorted({kind.__struct_config__.tag for kinds in (TO_CLIENT, TO_SERVER) for kind in kinds})
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -181,17 +193,27 @@ def test_mutated_messages_raise_only_malformed_message(direction: str, data: st.
         Survivors(bytes(32), 0, ()),
         Survivors(bytes(32), 0, (200,)),
         Survivors(bytes(32), 0, (*tuple(range(200)), 0)),
-        Broadcast(bytes(32), 0, (), ()),
-        Broadcast(bytes(32), 0, (1.0,), ((),)),
-        Broadcast(bytes(32), 0, (1.0,), ((0,),)),
-        Broadcast(bytes(32), 0, (1.0,), ((1, 1, 1, 1, 1),)),
-        Broadcast(bytes(32), 0, (1.0,), ((1,),) * 9),
-        ShareDelivery(bytes(32), (0,), (SealedShare(0, bytes(15)),)),
+        Published(bytes(32), 0, (1,), bytes(15)),
+        Published(bytes(32), 0, (), bytes(16)),
+        Invitation(Offer(0, (), bytes(32))),
+        Invitation(Offer(-1, (0,), bytes(32))),
+        Invitation(Offer(1 << 53, (0,), bytes(32))),
+        Invitation(Offer(0, (0,), bytes(31))),
+        SealDelivery(bytes(32), (Seal(0, bytes(1088), bytes(47), bytes(64)),)),
+        SealDelivery(bytes(32), (Seal(0, bytes(1087), bytes(48), bytes(64)),)),
+        SealDelivery(bytes(32), (Seal(200, bytes(1088), bytes(48), bytes(64)),)),
         SurvivorSignatures(bytes(32), 0, (SignedBy(0, bytes(63)),)),
-        Farewell(bytes(33), ""),
-        Farewell(b"", "a" * 513),
+        Certificate(bytes(32), (SignedBy(0, bytes(64)),) * 201),
+        EpochRecord(Offer(0, (0,), bytes(32)), (), bytes(32), (StepRecord((0,), bytes(16)),), ()),
+        EpochRecord(Offer(0, (0,), bytes(32)), (), bytes(32), (), ()),
+        Farewell("a" * 513, True),
+        GivenUp(bytes(32), "a" * 513),
         Refusal("no such code!", "", ""),
-        Welcome(PROTOCOL, 0.0),
+        Refusal("name\n", "", ""),
+        Refusal("code", "", "", bytes(33)),
+        Welcome(PROTOCOL, 0.0, bytes(32)),
+        Welcome(PROTOCOL, 1e-9, bytes(32)),
+        Welcome(PROTOCOL, float("nan"), bytes(32)),
     ],
     ids=repr,
 )
@@ -202,14 +224,14 @@ def test_fields_out_of_range_are_refused(message: messages.ToClient) -> None:
 
 def test_messages_of_the_other_direction_are_refused() -> None:
     with pytest.raises(MalformedMessage):
-        decode_to_client(encode_message(Beat()))
+        decode_to_client(encode_message(Beat(b"", 0)))
     with pytest.raises(MalformedMessage):
         decode_to_server(encode_message(Survivors(bytes(32), 0, (1,))))
 
 
-def test_size_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_size_limits() -> None:
     for data in (
-        msgpack.packb(["unmask", bytes(32), 0, bytes(messages.MAX_SHARE_BYTES + 1)]),
+        msgpack.packb(["unmask", bytes(32), 0, bytes(messages.MAX_MEMBERS * 32 + 1)]),
         msgpack.packb(["survivors", bytes(32), 0, [0] * 4097]),
         b"\x91" * 100_000 + b"\xc0",  # nested arrays
         b"\xdd\xff\xff\xff\xff",  # an array that claims 2^32 - 1 items
@@ -219,9 +241,41 @@ def test_size_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(MalformedMessage):
             decode_to_server(data)
-    monkeypatch.setattr(messages, "MAX_MESSAGE_BYTES", 10)
+    good = encode_message(Survivors(bytes(32), 0, (1,)))
+    assert decode_to_client(good, len(good))
+    with pytest.raises(MalformedMessage, match="bytes"):
+        decode_to_client(good, len(good) - 1)
+
+
+def test_a_large_message_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(data: bytes) -> None:
+        raise AssertionError("parsed")
+
+    monkeypatch.setattr(messages, "_TO_SERVER", SimpleNamespace(decode=parse))
     with pytest.raises(MalformedMessage):
-        decode_to_server(bytes(11))
+        decode_to_server(bytes(1001), 1000)
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+@pytest.mark.parametrize(("members", "steps"), [(3, 1), (12, 6)])
+def test_the_limit_of_a_phase_holds_every_honest_message(mode: str, members: int, steps: int) -> None:
+    federation = Federation(members, mode=mode, steps=steps)
+    federation.run(2)
+    late = federation._client(0, federation.charter, type(federation.diaries[0].memory)())
+    federation.emit(federation.server.hello(0, late.hello()))
+    limit = largest_message(members, steps, resilient=mode == "resilient")
+    assert {EpochRecord, Seals, Advertisements} <= {item.kind for item in federation.sent}
+    assert max(len(item.data) for item in federation.sent) <= limit
+    assert limit < 40 * max(len(item.data) for item in federation.sent)
+
+
+def test_nested_arrays_cost_nothing() -> None:
+    """A tree of empty arrays, 4 MiB of it, is refused at once, and no object is made of it."""
+    data = b"\x93\xa6unmask" + b"\xdd\x00\x40\x00\x00" + b"\x90" * (4 << 20)
+    started = time.process_time()
+    with pytest.raises(MalformedMessage):
+        decode_to_server(data)
+    assert time.process_time() - started < 0.5
 
 
 def test_refusals_never_quote_the_bytes() -> None:
@@ -229,18 +283,3 @@ def test_refusals_never_quote_the_bytes() -> None:
     with pytest.raises(MalformedMessage) as caught:
         decode_to_server(msgpack.packb(["unmask", secret, 0, secret]))
     assert repr(secret)[2:-1] not in str(caught.value) and secret.hex() not in str(caught.value)
-
-
-@given(
-    first=st.builds(Broadcast, KEY, STEP, tuples(FLOAT, 1), st.just(((2,),))), frame=st.binary(min_size=8, max_size=8)
-)
-def test_a_broadcast_digest_covers_message_and_frames(first: Broadcast, frame: bytes) -> None:
-    digests = {
-        first.digest((frame,)),
-        first.digest((frame, b"")),
-        first.digest((frame[:4], frame[4:])),
-        Broadcast(first.plan, (first.step + 1) % 4096, first.clips, first.shapes).digest((frame,)),
-        Broadcast(first.plan, first.step, (*first.clips, 1.0), first.shapes).digest((frame,)),
-        Broadcast(first.plan, first.step, first.clips, ((1, 2),)).digest((frame,)),
-    }
-    assert len(digests) == 6

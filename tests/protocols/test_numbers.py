@@ -1,4 +1,4 @@
-"""Ring, vectors, packing, masks, Shamir, secrets: the layers on which the machines stand."""
+"""Ring, vectors' encoding, packing, masks, Shamir, secrets: the layers on which the machines stand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 import warnings
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -14,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codream_protocols import packing, ring, shamir
-from codream_protocols.errors import LocalProtocolError, VectorRefused
+from codream_protocols.charter import Aggregation, Charter, Offer, Plan, derive_plan, even_blocks
+from codream_protocols.course import Publication, State, Sums, Task
+from codream_protocols.encoding import check_range, decode, encode, integers
+from codream_protocols.errors import LocalProtocolError, UnsafePlan, VectorRefused, WrongSum
 from codream_protocols.identity import Signer
 from codream_protocols.masks import SUITES, add_mask, word_type
-from codream_protocols.plan import Block, VectorSpec
 from codream_protocols.secret import Secret, SecretArray
-from codream_protocols.vectors import check_clips, decode_vector, encode_vector
-from secure_codream.threats.federation import Federation
+from codream_protocols.shamir import Bytes
+from codream_protocols.specs import Block, VectorSpec, check_spec
 
 KEYS = st.binary(min_size=32, max_size=32)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -93,32 +96,149 @@ def test_clipped_fraction() -> None:
 
 # -- vectors ---------------------------------------------
 
-BLOCKS = VectorSpec("update", (Block("dream", 4, 2.0), Block("weight", 1, 1.0)))
+BLOCKS = VectorSpec("update", (Block("dream", 4, 2.0), Block("images", 2, 70_000, "count"), Block("weight", 1, 1.0)))
+NOISED = VectorSpec("noised", (Block("dream", 300, 2.0),)).with_noise(1.0, 1.0, 2)
 
 
-@pytest.mark.parametrize("clips", [(2.0,), (2.0, 1.0, 1.0), (2.1, 1.0), (0.0, 1.0), (-1.0, 1.0), (float("nan"), 1.0)])
-def test_clips_outside_the_plan_are_refused(clips: tuple[float, ...]) -> None:
-    check_clips(BLOCKS, (2.0, 0.1))
-    with pytest.raises(VectorRefused):
-        check_clips(BLOCKS, clips)
+class OneStep:
+    """A course of one step, of one kind."""
+
+    epochs = 1
+
+    def __init__(self, spec: VectorSpec) -> None:
+        self._spec = spec
+
+    def specs(self, honest: int) -> tuple[VectorSpec, ...]:
+        return (self._spec,)
+
+    def schedule(self, certified: int) -> tuple[int, ...]:
+        return (0,)
+
+    def start(self, seed: bytes, certified: int, last: Publication | None) -> State:
+        return {}
+
+    def task(self, state: State, step: int) -> Task:
+        return Task(self._spec.task, {})
+
+    def absorb(self, state: State, step: int, sums: Sums, count: int) -> State:
+        return {}
+
+    def publication(self, state: State) -> Publication:
+        return {}
+
+
+def plan_of(spec: VectorSpec, members: int = 3) -> Plan:
+    charter = Charter(
+        roster=bytes(32),
+        members=members,
+        settings=bytes(32),
+        aggregation=Aggregation(),
+        blocks=even_blocks(members, 1),
+    )
+    return derive_plan(charter, OneStep(spec), Offer(0, charter.everybody, charter.first_head), 0)
+
+
+def randomly(seed: int) -> Callable[[int], bytes]:
+    return random.Random(seed).randbytes
 
 
 def test_blocks_are_encoded_in_the_order_of_the_plan() -> None:
-    plan = Federation(3, specs=(BLOCKS,)).plan
-    rounding = np.random.default_rng(0)
-    values = {"weight": np.array(1.0), "dream": np.array([[2.0, -2.0], [0.0, 9.0]])}
-    words = encode_vector(plan, 0, (2.0, 1.0), values, rounding)
-    decoded = decode_vector(plan, 0, (2.0, 1.0), words, 1)
-    np.testing.assert_allclose(decoded["dream"], [2, -2, 0, 2], atol=1e-4)
-    assert decoded["weight"] == pytest.approx([1.0])
+    plan = plan_of(BLOCKS)
+    values = {"weight": np.array(1.0), "images": np.array([66_051, 9]), "dream": np.array([[2.0, -2.0], [0.0, 9.0]])}
+    words, replaced = encode(plan, 0, values, randomly(0))
+    assert replaced == 0 and len(words) == BLOCKS.words == 4 + 2 * 3 + 1
+    assert words[4:10].tolist() == [3, 9, 2, 0, 1, 0]  # digits of a byte, the lowest of all numbers first
+    sums = decode(plan, 0, words, 1)
+    np.testing.assert_allclose(sums["dream"], [2, -2, 0, 2], atol=1e-4)
+    assert sums["weight"] == pytest.approx([1.0]) and sums["images"].tolist() == [66_051, 9]
     for wrong in (
-        {"dream": values["dream"]},
+        {"dream": values["dream"], "weight": values["weight"]},
         {**values, "other": np.zeros(1)},
         {**values, "weight": np.zeros(2)},
-        {**values, "weight": np.array([np.nan])},
     ):
         with pytest.raises(LocalProtocolError):
-            encode_vector(plan, 0, (2.0, 1.0), wrong, rounding)
+            encode(plan, 0, wrong, randomly(0))
+
+
+@given(seed=SEEDS, members=st.integers(3, 30))
+@settings(max_examples=25)
+def test_sums_of_counts_are_exact_and_those_of_reals_within_the_grid(seed: int, members: int) -> None:
+    plan, rng = plan_of(BLOCKS, members), np.random.default_rng(seed)
+    values = [
+        {"dream": rng.uniform(-3, 3, 4), "images": rng.integers(0, 70_001, 2), "weight": rng.uniform(0, 1, 1)}
+        for _ in range(members)
+    ]
+    total = np.zeros(BLOCKS.words, dtype=word_type(plan.modulus_bits))
+    for number, own in enumerate(values):
+        total += encode(plan, 0, own, randomly(seed + number))[0]
+    check_range(plan, 0, total, members)
+    sums = decode(plan, 0, total, members)
+    assert sums["images"].tolist() == sum(own["images"] for own in values).tolist()
+    grid = members * 4.0 / (2**16 - 1)
+    expected = sum(np.clip(own["dream"], -2, 2) for own in values)
+    assert (np.abs(sums["dream"] - expected) <= grid).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("spec", [BLOCKS, NOISED], ids=["plain", "noised"])
+def test_numbers_that_are_not_finite_count_nothing_and_no_client_refuses(bad: float, spec: VectorSpec) -> None:
+    """A refusal, or another sum over the rest, would tell of the model that overflowed."""
+    plan = plan_of(spec)
+    values = {block.name: np.full(block.length, 0.5 if block.kind == "real" else 3.0) for block in spec.blocks}
+    values["dream"][1] = bad
+    words, replaced = encode(plan, 0, values, randomly(3))
+    values["dream"][1] = 0.0
+    as_zero, _ = encode(plan, 0, values, randomly(3))
+    assert replaced == 1 and (words == as_zero).all()
+
+
+def test_nothing_to_send_is_zeros_with_the_noise_that_others_count_on() -> None:
+    plan = plan_of(BLOCKS)
+    sums = decode(plan, 0, encode(plan, 0, None, randomly(1))[0], 1)
+    assert np.abs(sums["dream"]).max() < 1e-4 and not sums["images"].any()
+    noised = plan_of(NOISED)
+    words, replaced = encode(noised, 0, None, randomly(1))
+    assert replaced == 0
+    spread = integers(noised, 0, words).astype(np.float64).std()
+    assert NOISED.noise is not None and spread == pytest.approx(NOISED.noise.variance**0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("place", [0, 4, 10])
+def test_sums_that_no_inputs_have_are_refused(place: int) -> None:
+    plan = plan_of(BLOCKS)
+    top = 255 if place == 4 else (1 << 16) - 1
+    total = np.zeros(BLOCKS.words, dtype=word_type(plan.modulus_bits))
+    total[place] = 2 * top
+    check_range(plan, 0, total, 2)
+    total[place] += 1
+    with pytest.raises(WrongSum):
+        check_range(plan, 0, total, 2)
+
+
+def test_noised_sums_are_read_as_the_nearest_integers() -> None:
+    plan = plan_of(NOISED)
+    half = 1 << (plan.modulus_bits - 1)
+    words = np.array([0, 1, half - 1, half, 2 * half - 1], dtype=word_type(plan.modulus_bits))
+    assert integers(plan, 0, words).tolist() == [0, 1, half - 1, -half, -1]
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        (Block("a", 1, 1.0), Block("a", 1, 1.0)),
+        (Block("a", 1, 0.0),),
+        (Block("a", 1, -1.0),),
+        (Block("a", 1, float("nan")),),
+        (Block("a", 1, float("inf")),),
+        (Block("a", 1, 2.5, "count"),),
+        (Block("a", 1, 2.0**32, "count"),),
+        (Block("a", 1 << 26, 1.0), Block("b", 1, 1.0)),
+    ],
+)
+def test_vectors_that_cannot_be_encoded_are_refused(blocks: tuple[Block, ...]) -> None:
+    check_spec(BLOCKS)
+    with pytest.raises(UnsafePlan):
+        check_spec(VectorSpec("update", blocks))
 
 
 # -- packing ---------------------------------------------
@@ -305,26 +425,78 @@ def test_the_smallest_clips_still_encode_without_warnings() -> None:
     assert words[0] == (1 << 24) - 1 and words[1] == 0
 
 
+def dealt(rng: np.random.Generator, rows: int, threshold: int, points: list[int]) -> tuple[Bytes, dict[int, Bytes]]:
+    """Secrets and their shares."""
+    secrets = rng.integers(0, 256, (rows, 32), dtype=np.uint8)
+    return secrets, shamir.split(secrets, threshold, points, rng.bytes)
+
+
 @given(data=st.data())
-def test_shamir_finds_every_wrong_answer_within_its_reach(data: st.DataObject) -> None:
-    count = data.draw(st.integers(3, 24))
+def test_all_answers_are_decoded_whatever_is_wrong_in_them_up_to_half_of_the_spare_ones(data: st.DataObject) -> None:
+    """Whole answers, single bytes, multiples of one error: with any random bytes, whoever chose them."""
+    count = data.draw(st.integers(1, 24))
     threshold = data.draw(st.integers(1, count))
-    wrong = data.draw(st.sets(st.integers(1, count), max_size=(count - threshold) // 2))
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    secrets = rng.integers(0, 256, (4, 32), dtype=np.uint8)
-    shares = shamir.split(secrets, threshold, list(range(1, count + 1)), rng.bytes)
+    points = data.draw(st.lists(st.integers(1, 255), min_size=count, max_size=count, unique=True))
+    wrong = data.draw(st.sets(st.sampled_from(points), max_size=(count - threshold) // 2))
+    rng = np.random.default_rng(data.draw(SEEDS))
+    secrets, shares = dealt(rng, 2, threshold, points)
+    error = rng.integers(1, 256, secrets.shape, dtype=np.uint8)
     for point in wrong:
-        shares[point] = shares[point] ^ rng.integers(1, 256, (4, 32), dtype=np.uint8)
-    found = shamir.wrong_points(shares, threshold, lambda size: rng.integers(1, 256, size, dtype=np.uint8).tobytes())
-    assert found is not None
-    # A wrong point escapes with a probability of 1/256 a call; none that is right is ever accused.
-    assert found <= wrong
-    assert len(wrong - found) <= 1
+        if data.draw(st.booleans()):
+            error = rng.integers(1, 256, secrets.shape, dtype=np.uint8)
+        mask = rng.random(secrets.shape) < data.draw(st.sampled_from([0.02, 0.5, 1.0]))
+        mask.flat[rng.integers(mask.size)] = True
+        shares[point] = shares[point] ^ error * mask
+    random_bytes = data.draw(st.sampled_from([rng.bytes, bytes, lambda size: b"\x01" * size]))
+    decoded = shamir.decode(shares, threshold, random_bytes)
+    assert decoded is not None
+    assert (decoded[0] == secrets).all() and decoded[1] == wrong
 
 
-def test_shamir_says_so_when_more_answers_are_wrong_than_can_be_found() -> None:
+def test_three_wrong_answers_of_twenty_never_stop_the_decoding() -> None:
+    rng = np.random.default_rng(14)
+    for _ in range(600):
+        secrets, shares = dealt(rng, 20, 14, list(range(1, 21)))
+        wrong = {int(point) for point in rng.choice(20, 3, replace=False) + 1}
+        for point in wrong:
+            shares[point] = rng.integers(0, 256, secrets.shape, dtype=np.uint8)
+        decoded = shamir.decode(shares, 14, rng.bytes)
+        assert decoded is not None and (decoded[0] == secrets).all() and decoded[1] == wrong
+
+
+def test_what_every_projection_misses_is_decoded_byte_by_byte() -> None:
+    """Each liar is wrong in a byte of its own, and the projections add up nothing."""
+    rng = np.random.default_rng(15)
+    secrets, shares = dealt(rng, 20, 14, list(range(1, 21)))
+    for place, point in enumerate((3, 9, 20)):
+        shares[point] = shares[point].copy()
+        shares[point][5 * place, place] ^= 1
+    decoded = shamir.decode(shares, 14, bytes)
+    assert decoded is not None and (decoded[0] == secrets).all() and decoded[1] == {3, 9, 20}
+
+
+@pytest.mark.parametrize("random_bytes", [np.random.default_rng(5).bytes, bytes])
+@pytest.mark.parametrize("apart", [False, True])
+def test_more_wrong_answers_than_can_be_told_are_not_decoded(random_bytes: Callable[[int], bytes], apart: bool) -> None:
     rng = np.random.default_rng(5)
-    shares = shamir.split(rng.integers(0, 256, (2, 32), dtype=np.uint8), 5, list(range(1, 10)), rng.bytes)
-    for point in (1, 2, 3):
-        shares[point] = rng.integers(0, 256, (2, 32), dtype=np.uint8)
-    assert shamir.wrong_points(shares, 5, rng.bytes) is None
+    _, shares = dealt(rng, 4, 5, list(range(1, 10)))
+    for place, point in enumerate((1, 2, 3)):
+        error = rng.integers(1, 256, (4, 32), dtype=np.uint8)
+        shares[point] = shares[point] ^ (error * (np.arange(4) == place)[:, None] if apart else error)
+    assert shamir.decode(shares, 5, random_bytes) is None
+
+
+def test_as_many_answers_as_the_threshold_are_decoded_as_they_are() -> None:
+    rng = np.random.default_rng(6)
+    secrets, shares = dealt(rng, 2, 5, [4, 200, 7, 255, 1])
+    decoded = shamir.decode(shares, 5, rng.bytes)
+    assert decoded is not None and (decoded[0] == secrets).all() and not decoded[1]
+    shares[7] = shares[7] ^ 1
+    decoded = shamir.decode(shares, 5, rng.bytes)
+    assert decoded is not None and (decoded[0] != secrets).all() and not decoded[1]
+
+
+@pytest.mark.parametrize(("points", "threshold"), [([], 1), ([0, 1], 1), ([1, 256], 1), ([1, 2], 0), ([1, 2], 3)])
+def test_shamir_refuses_to_decode_with_bad_thresholds_and_points(points: list[int], threshold: int) -> None:
+    with pytest.raises(LocalProtocolError):
+        shamir.decode({point: np.zeros((1, 1), dtype=np.uint8) for point in points}, threshold, bytes)

@@ -19,11 +19,16 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import AES, ChaCha20
 from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB
 
-from codream_protocols import keyschedule, packing, shamir
-from codream_protocols.client import ClientProtocol, Compute
+from codream_protocols import chain, hybrid, keyschedule, packing, shamir
+from codream_protocols.client import Compute
+from codream_protocols.errors import RemoteProtocolError
+from codream_protocols.hybrid import KemKey
 from codream_protocols.identity import Signer, read_roster
 from codream_protocols.masks import add_mask, word_type
-from codream_protocols.messages import decode_to_client, encode_message
+from codream_protocols.messages import Hello, decode_to_client, encode_message
+from codream_protocols.record import certified_epochs
+from codream_protocols.record_file import parse_record, record_bytes
+from codream_protocols.tag import TagKey, tag_bytes
 from tests.protocols import pin_vectors
 
 
@@ -121,6 +126,17 @@ def test_ed25519(case: dict[str, str]) -> None:
     Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
 
 
+@pytest.mark.parametrize("case", cases("mlkem768"), ids=lambda case: case["name"])
+def test_mlkem768(case: dict[str, str]) -> None:
+    """A key from its seed d || z; what a ciphertext holds; and what a wrong one gives instead of an error."""
+    key = KemKey(bytes.fromhex(case["d"] + case["z"]))
+    assert key.public.hex() == case["public"]
+    assert key.decapsulate(bytes.fromhex(case["ciphertext"])).hex() == case["shared"]
+    assert key.decapsulate(bytes.fromhex(case["wrong_ciphertext"])).hex() == case["wrong_shared"]
+    secret, ciphertext = hybrid.encapsulate(key.public)
+    assert key.decapsulate(ciphertext) == secret
+
+
 # -- our own ---------------------------------------------
 
 
@@ -129,12 +145,19 @@ def test_pinned_vectors_are_unchanged(name: str) -> None:
     assert cases(name) == json.loads(json.dumps(pin_vectors.PINNED[name]()))
 
 
-@pytest.mark.parametrize("member", pin_vectors.Epoch.members)
-def test_pinned_epoch_replays(member: int) -> None:
+def recorded(mode: pin_vectors.Mode) -> dict[str, dict[str, Any]]:
+    return {case["name"]: case for case in cases(f"epoch_{mode}")}
+
+
+@pytest.mark.parametrize(
+    ("mode", "member"),
+    [*(("lockstep", member) for member in range(3)), *(("resilient", member) for member in range(6))],
+)
+def test_pinned_epoch_replays(mode: pin_vectors.Mode, member: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the file alone: what it says that the server sent, to a real client with the randomness that it names."""
-    content = {case["name"]: case for case in cases("epoch")}
+    content, run = recorded(mode), pin_vectors.Epoch(mode)
     roster_file = content["roster"]["file"].encode()
-    roster = read_roster(roster_file, bytes.fromhex(content["roster"]["administrator"]), least_serial=7)
+    assert read_roster(roster_file, bytes.fromhex(content["roster"]["administrator"]), least_serial=7) == run.roster
     own = content[f"member {member}"]
     drawn = iter(bytes.fromhex(text) for text in own["random"])
 
@@ -143,25 +166,39 @@ def test_pinned_epoch_replays(member: int) -> None:
         assert len(found) == size
         return found
 
-    client = ClientProtocol(
-        member=member,
-        signer=Signer(bytes.fromhex(own["identity"])),
-        roster=roster,
-        policy=pin_vectors.Epoch.policy,
-        random_bytes=draw,
-    )
+    client = run.client(member, draw)
+    run.encapsulations.sender = member
+    monkeypatch.setattr(hybrid, "encapsulate", run.encapsulations)
     said = []
     for entry in content["messages"]["record"]:
-        if entry["way"] == f"to {member}":
+        if member in entry.get("to", ()):
             frames = tuple(map(bytes.fromhex, entry.get("frames", [])))
             effects = client.receive(decode_to_client(bytes.fromhex(entry["data"])), frames)
-            if effects and isinstance(effects[0], Compute):
-                vector = np.array(own["vectors"][effects[0].step], dtype="<u2")
-                effects = client.provide(effects[0].step, vector)
-            said += [(encode_message(effect.message).hex(), [f.hex() for f in effect.frames]) for effect in effects]
-    record = [entry for entry in content["messages"]["record"] if entry["way"] == f"from {member}"]
+            for effect in effects:
+                if isinstance(effect, Compute):
+                    effects = client.provide(effect.plan, effect.step, run.values(member, effect))
+            said += [
+                (encode_message(effect.message).hex(), [frame.hex() for frame in effect.frames])
+                for effect in effects
+                if hasattr(effect, "message") and not isinstance(effect.message, Hello)
+            ]
+    record = [entry for entry in content["messages"]["record"] if entry.get("from") == member]
     assert said == [(entry["data"], entry.get("frames", [])) for entry in record]
     assert not list(drawn)
+    assert client.certified == 1 and client.head.hex() == content["digests"]["head"]
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+def test_pinned_record_verifies_and_no_byte_of_it_may_change(mode: pin_vectors.Mode) -> None:
+    content, run = recorded(mode), pin_vectors.Epoch(mode)
+    kept = parse_record(bytes.fromhex(content["record"]["file"]))
+    assert record_bytes(kept).hex() == content["record"]["file"]
+    ((certified, head, trajectory),) = certified_epochs(run.charter, run.roster, run.course, [kept])
+    assert certified == 1 and head.hex() == content["digests"]["head"]
+    assert [link.hex() for link in trajectory.links] == content["digests"]["links"]
+    frames = (*kept[1][:-1], bytes([kept[1][-1][0] ^ 1]) + kept[1][-1][1:])
+    with pytest.raises(RemoteProtocolError):
+        list(certified_epochs(run.charter, run.roster, run.course, [(kept[0], frames)]))
 
 
 @pytest.mark.parametrize("case", cases("shamir"), ids=lambda case: f"threshold {case['threshold']}")
@@ -181,27 +218,92 @@ def test_pinned_packing_unpacks(case: dict[str, Any]) -> None:
     assert unpacked.tolist() == case["elements"] and unpacked.dtype == word_type(case["bits"])
 
 
+@pytest.mark.parametrize("case", cases("tag"), ids=lambda case: f"{case['length']} numbers")
+def test_pinned_tags_check_as_sums(case: dict[str, Any]) -> None:
+    """Twice the numbers have twice the product; with the pads of two members, that is a sum that fits."""
+    key = TagKey(pin_vectors.SEED, case["length"])
+    values = case.get("values") or pin_vectors.tagged(case["length"], case["bits"])
+    product = int.from_bytes(bytes.fromhex(case["product"]), "little")
+    array = np.array(values, dtype=np.int64)
+    assert tag_bytes(key.of(array)).hex() == case["product"]
+    total = (2 * product + key.pad(0) + key.pad(1)) % (1 << 128)
+    assert key.check(2 * array, total, [0, 1]) and not key.check(2 * array, total, [0, 199])
+    assert not key.check(2 * array + 1, total, [0, 1])
+
+
+def varied(derive: Any, context: dict[str, Any], other: dict[str, Any]) -> list[bytes]:
+    """A derivation's result, and with each argument changed alone."""
+    assert context.keys() == other.keys()
+    return [derive(**context), *(derive(**{**context, name: other[name]}) for name in other)]
+
+
 def test_every_input_of_a_derivation_changes_its_key() -> None:
     """No two contexts share a key: each argument is varied alone."""
+    zero, one = bytes(32), b"x" * 32
     own, peer = bytes(range(32)), keyschedule.public_key(bytes(range(32, 64)))
-    context: dict[str, Any] = {
-        "plan": bytes(32),
-        "transcript": bytes(32),
-        "step": 1,
-        "broadcast": bytes(32),
-        "pair": (1, 2),
-    }
-    other = {"plan": b"x" * 32, "transcript": b"x" * 32, "step": 2, "broadcast": b"x" * 32, "pair": (1, 3)}
-    keys = [keyschedule.pairwise_mask_key(own, peer, **context)]
-    keys += [keyschedule.pairwise_mask_key(own, peer, **{**context, name: other[name]}) for name in other]
-    transport: dict[str, Any] = {"plan": bytes(32), "sender": 1, "receiver": 2, "advertisements": (b"a", b"b")}
-    changed = {"plan": b"x" * 32, "sender": 2, "receiver": 1, "advertisements": (b"b", b"a")}
-    keys.append(keyschedule.share_transport_key(own, peer, **transport))
-    keys += [keyschedule.share_transport_key(own, peer, **{**transport, name: changed[name]}) for name in changed]
+    keys = varied(
+        lambda **context: keyschedule.pairwise_mask_key(own, peer, **context),
+        {"plan": zero, "transcript": zero, "step": 1, "broadcast": zero, "pair": (1, 2)},
+        {"plan": one, "transcript": one, "step": 2, "broadcast": one, "pair": (1, 3)},
+    )
+    keys += varied(
+        hybrid.seal_key,
+        {"agreed": zero, "secret": zero, "transcript": zero, "sender": 1, "receiver": 2, "ciphertext": b"c"},
+        {"agreed": one, "secret": one, "transcript": one, "sender": 2, "receiver": 1, "ciphertext": b"d"},
+    )
+    keys += varied(
+        hybrid.pair_root,
+        {"agreed": zero, "lower": zero, "higher": zero, "transcript": zero, "pair": (1, 2)},
+        {"agreed": one, "lower": one, "higher": one, "transcript": one, "pair": (1, 3)},
+    )
+    keys += varied(
+        hybrid.pair_mask_key,
+        {"root": own, "step": 1, "chain": zero},
+        {"root": hybrid.next_root(own), "step": 2, "chain": one},
+    )
+    keys += varied(
+        hybrid.tag_secret,
+        {"group_key": own, "step": 1, "chain": zero},
+        {"group_key": one, "step": 2, "chain": one},
+    )
+    keys += varied(
+        hybrid.group_key,
+        {"transcript": zero, "members": (0, 1), "values": [zero, one]},
+        {"transcript": one, "members": (0, 2), "values": [one, zero]},
+    )
+    keys += varied(
+        hybrid.start_seed,
+        {"transcript": zero, "members": (0, 1), "shares": zero + one},
+        {"transcript": one, "members": (0, 2), "shares": one + zero},
+    )
+    for commit in (hybrid.commit, hybrid.commit_start):
+        keys += [commit(zero, 1, own), commit(one, 1, own), commit(zero, 2, own), commit(zero, 1, one)]
+    keys += [hybrid.start_share(own), hybrid.next_root(own)]
     for derive in (keyschedule.self_mask_key, keyschedule.self_mask_commitment):
         tail = (b"b" * 32,) if derive is keyschedule.self_mask_key else ()
-        keys += [derive(own, bytes(32), 1, *tail), derive(own, b"x" * 32, 1, *tail), derive(own, bytes(32), 2, *tail)]
+        keys += [derive(own, zero, 1, *tail), derive(own, one, 1, *tail), derive(own, zero, 2, *tail)]
     assert len(set(keys)) == len(keys)
+
+
+def test_every_input_of_a_link_changes_the_chain() -> None:
+    zero, one = bytes(32), b"x" * 32
+    state, other = {"a": np.zeros(2)}, {"a": np.zeros((2, 1))}  # the same bytes in another shape
+    links = varied(
+        chain.first_link,
+        {"transcript_digest": zero, "seed": zero, "members": (0, 1), "state": state},
+        {"transcript_digest": one, "seed": one, "members": (0, 2), "state": other},
+    )
+    links += varied(
+        chain.next_link,
+        {"chain": zero, "survivors": (0, 1), "frame": b"f", "tag": bytes(16), "state": state},
+        {"chain": one, "survivors": (0, 2), "frame": b"g", "tag": b"t" * 16, "state": other},
+    )
+    links += varied(
+        chain.next_head,
+        {"head": zero, "plan": zero, "chain": zero},
+        {"head": one, "plan": b"y" * 32, "chain": b"z" * 32},
+    )
+    assert len(set(links)) == len(links)
 
 
 def test_both_ends_derive_the_same_keys() -> None:

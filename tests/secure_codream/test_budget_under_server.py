@@ -8,6 +8,7 @@ budget; each control takes one defence away and must find it.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -29,32 +29,34 @@ from codream_clients.ledger import Ledger, LedgerError
 from codream_clients.privacy_plan import PrivacyPlan
 from codream_clients.releases import Release, Releases
 from codream_clients.tasks import DreamLearner
-from codream_protocols.client import ClientProtocol, Compute
-from codream_protocols.messages import Broadcast
-from codream_protocols.server import Phase, ServerEpoch
-from codream_protocols.tasks import METRICS, logits_spec, metrics_spec, update_spec
+from codream_protocols.client import Certified, Compute, Memory
+from codream_protocols.errors import RemoteProtocolError
+from codream_protocols.messages import EpochRecord, Published
+from codream_protocols.server import Phase
 from secure_codream import learning
 from secure_codream.config import ClientConfig, FederationConfig
+from secure_codream.courses import make_course
 from secure_codream.learning import client_policy, make_participant, open_ledger
-from secure_codream.threats.federation import Federation, make_plan
+from secure_codream.threats.federation import Diary, Federation
 from tests.clients.test_ledger import WithoutAnchor, WithoutCheck, settings_for
+from tests.secure_codream.small import roster_of
 
 SHAPE, CLASSES, BATCH = (1, 8, 8), 10, 2
 FEDERATION = FederationConfig.model_validate(
     {
-        "federation": {"name": "spending", "rounds": 2},
+        "federation": {"name": "spending", "rounds": 6},
         "task": {"shape": SHAPE, "classes": CLASSES},
         "dreams": {"batch": BATCH, "steps": 1},
         "learning": {"distil_epochs": 0, "local_steps": 1},
         "privacy": {
             "epsilon": 4.0, "delta": 1e-3, "batch_size": 40, "warm_up_epochs": 1, "round_epochs": 1,
-            "statistics_share": 0.1, "accountant": "rdp",
+            "training_rounds": 2, "statistics_share": 0.1, "accountant": "rdp",
         },
     }
 )  # fmt: skip
 CLIENT = ClientConfig.model_validate({"name": "a", "model": "mlp_gn", "device": "cpu"})
 RECORDS = LabelledImages(np.zeros((40, *SHAPE), np.float32), np.arange(40) % CLASSES, CLASSES)
-SPECS = (update_spec(BATCH * 64, CLASSES, 1.0), logits_spec(BATCH, CLASSES, 30.0), metrics_spec())
+COURSE = make_course(FEDERATION)
 DREAMS, LABELS = np.zeros((BATCH, *SHAPE), np.float32), np.zeros((BATCH, CLASSES), np.float32)
 VICTIM = 0
 
@@ -114,24 +116,35 @@ class Client(RuleBasedStateMachine):
         self.mechanisms = Mechanisms(self.patch)
         self.ledger: Ledger | None = None
         self.copies: list[bytes] = []
-        self.sessions = self.epoch = 0
-        plan = make_plan(
-            Federation(3).roster, specs=SPECS, colluders=1, least_survivors=3, threshold=3, recipe=FEDERATION.recipe
+        self.federation = Federation(
+            3,
+            charter=FEDERATION.charter(roster_of(3)[1]),
+            course=COURSE,
+            policy=client_policy(CLIENT, FEDERATION, COURSE),
         )
-        self.federation = Federation(3, plan=plan, policy=client_policy(CLIENT, FEDERATION))
         self.federation.input_of = self._input
         self._start(resume=False)
-        self._offer([0, 1, 2])
 
     # -- the client -------------------------------------------------------------------------------------
 
-    def _start(self, *, resume: bool) -> None:
-        """As a client's process does; a ledger that does not permit it ends the process."""
+    def _start(self, *, resume: bool, forgets: bool = False) -> None:
+        """As a client's process does; a ledger that does not permit it ends the process.
+
+        `forgets`: its journal is lost, so that all that was certified is learnt once more.
+        """
+        federation = self.federation
 
         def releases(plan: PrivacyPlan) -> Releases:
-            self.ledger = open_ledger(self.path, CLIENT, FEDERATION, plan)
-            return self.releases_class(self.ledger.reserve, self.folder / "releases", "key")
+            ledger = self.ledger = open_ledger(self.path, CLIENT, FEDERATION, plan)
+            return self.releases_class(ledger.reserve, self.folder / "releases", "key", spent=ledger.charges)
 
+        if forgets:
+            federation.diaries[VICTIM] = Diary()
+        federation.clients[VICTIM] = federation._client(
+            VICTIM, federation.charter, Memory() if forgets else federation.diaries[VICTIM].memory
+        )
+        federation.computing.pop(VICTIM, None)
+        self.learnt = len(federation.news[VICTIM].certified)
         try:
             participant = make_participant(
                 CLIENT, FEDERATION, data=(RECORDS, None), releases=releases, warmed_up=resume
@@ -140,23 +153,31 @@ class Client(RuleBasedStateMachine):
         except (LedgerError, Crash):
             self._die()
             return
-        self.learner = DreamLearner(participant, shape=SHAPE, classes=CLASSES)
-        federation = self.federation
-        federation.clients[VICTIM] = ClientProtocol(
-            member=VICTIM, signer=federation.signers[VICTIM], roster=federation.roster, policy=federation.policy
-        )
+        self.learner = DreamLearner(participant)
 
     def _die(self) -> None:
         self.mechanisms.fuse = None
         self.federation.wire.clear()
+        self.federation.computing.pop(VICTIM, None)
         if self.ledger is not None:
             self.ledger.close()
         self.ledger = None
 
-    def _input(self, member: int, effect: Compute) -> Mapping[str, np.ndarray[Any, Any]]:
+    def _input(self, member: int, effect: Compute) -> Mapping[str, np.ndarray[Any, Any]] | None:
         if member == VICTIM:
-            return self.learner.compute(effect.task, effect.arrays, effect.clips)
+            return self.learner.compute(effect.task, effect.spec)
         return self.federation._random_input(member, effect)
+
+    def _learn(self) -> None:
+        """What has been certified at the client, once each and in order, as its runner does."""
+        certified: list[Certified] = self.federation.news[VICTIM].certified
+        while self.ledger is not None and self.learnt < len(certified):
+            news = certified[self.learnt]
+            self.learnt += 1
+            try:
+                self.learner.learn(news.number, news.publication)
+            except LedgerError:
+                continue  # for its own log; the federation goes on
 
     @property
     def path(self) -> Path:
@@ -164,53 +185,62 @@ class Client(RuleBasedStateMachine):
 
     # -- the server -------------------------------------------------------------------------------------
 
-    def _offer(self, schedule: list[int]) -> None:
-        federation = self.federation
-        federation.plan = msgspec.structs.replace(
-            federation.plan, session=self.sessions.to_bytes(16, "big"), epoch=self.epoch, schedule=tuple(schedule)
-        )
-        federation.server = ServerEpoch(federation.plan, federation.roster)
-        federation.wire.clear()
-        if self.ledger is not None:
-            federation.set_up()
-
-    @rule(schedule=st.lists(st.sampled_from([0, 1, 2, 2]), min_size=1, max_size=5), new=st.booleans())
-    def server_plans_another_epoch(self, schedule: list[int], new: bool) -> None:
-        """More rounds than planned, tasks in any order and number, in this session or another."""
-        self.sessions, self.epoch = (self.sessions + 1, 0) if new else (self.sessions, self.epoch + 1)
-        self._offer(schedule)
-
-    @rule(steps=st.integers(1, 5), fuse=st.none() | st.integers(0, 3), twice=st.booleans())
+    @rule(steps=st.integers(1, 4), fuse=st.none() | st.integers(0, 3), twice=st.booleans())
     def server_asks(self, steps: int, fuse: int | None, twice: bool) -> None:
-        """The next steps of the plan, each broadcast said twice if `twice`; the client may die at one of its looks."""
+        """The next steps, an epoch begun where none runs; each sum said twice if `twice`; the client may die at one."""
         self.mechanisms.fuse = fuse
         federation = self.federation
         try:
             for _ in range(steps):
-                phase = federation.server.phase
-                if self.ledger is None or phase is not Phase.READY:
+                if self.ledger is None or federation.server.done:
                     break
-                spec = federation.plan.spec(federation._next_step())
-                arrays = [DREAMS, LABELS] if spec.task == METRICS else [DREAMS]
-                federation.emit(federation.server.begin_step([block.clip for block in spec.blocks], arrays))
-                said = [item for item in federation.wire if item.member == VICTIM and item.kind is Broadcast]
+                if federation.server.phase is Phase.IDLE and not federation.set_up():
+                    break
+                self._learn()
+                federation.step()
+                said = [item for item in federation.sent if item.member == VICTIM and item.kind is Published][-1:]
                 federation.wire += said * twice
-                federation.drain()
-                while federation.server.phase in (Phase.COLLECTING, Phase.AGREEING, Phase.UNMASKING):
-                    federation.emit(federation.server.expire())
-                    federation.drain()
+                federation.finish()
+                self._learn()
         except Crash:
             self._die()
         self.mechanisms.fuse = None
 
+    @rule()
+    def server_gives_the_epoch_up(self) -> None:
+        """And begins another, as often as the charter lets it."""
+        federation = self.federation
+        if federation.server.phase in (Phase.ADVERTISING, Phase.SEALING, Phase.COLLECTING):
+            federation.emit(federation.server._give_up("no reason"))
+            federation.drain()
+
+    @rule(forged=st.integers(1, 9))
+    def server_forges_a_certificate(self, forged: int) -> None:
+        """Sums that nobody has voted for are not learnt from."""
+        if self.ledger is None:
+            return
+        before = len(self.federation.news[VICTIM].certified)
+        record = EpochRecord(self.federation.offer(epoch=forged), (), (), (), ())
+        with contextlib.suppress(RemoteProtocolError):
+            self.federation.perform(VICTIM, self.federation.tell(VICTIM, record))
+        assert len(self.federation.news[VICTIM].certified) == before
+
     # -- power and disk ---------------------------------------------------------------------------------
 
-    @rule(resume=st.booleans(), fuse=st.none() | st.integers(0, 5))
-    def client_starts_again(self, resume: bool, fuse: int | None) -> None:
+    @rule(resume=st.booleans(), forgets=st.booleans(), fuse=st.none() | st.integers(0, 5))
+    def client_starts_again(self, resume: bool, forgets: bool, fuse: int | None) -> None:
+        """With its model or without; without its journal it takes part anew, and learns anew."""
         self._die()
         self.mechanisms.fuse = fuse
-        self._start(resume=resume)
+        self._start(resume=resume, forgets=forgets)
         self.mechanisms.fuse = None
+
+    @rule(which=st.integers(0, 9))
+    def certified_epoch_is_learnt_again(self, which: int) -> None:
+        """As after a crash between a certificate and its learning, or with a model that was put back."""
+        if self.ledger is not None:
+            with contextlib.suppress(LedgerError):
+                self.learner.learn(which, {"dreams": DREAMS, "soft_labels": LABELS})
 
     @rule()
     def ledger_is_copied(self) -> None:
@@ -298,15 +328,28 @@ def test_the_machine_reaches_the_trainings() -> None:
     """Control of the harness: an honest run of what is planned trains three times, and spends all but a rest."""
     client = machine()()
     client.begin()
-    client.server_asks(3, None, False)
-    client.server_plans_another_epoch([0, 1, 2, 2], False)
-    client.server_asks(4, None, True)
+    for number in range(1, 4):
+        client.server_asks(len(COURSE.schedule(0)), None, True)
+        assert client.federation.server.certified == number
     assert [look.purpose for look in client.mechanisms.ran] == [
         "histogram",
         "training",
         "statistics",
         *["training"] * 2,
     ]
-    assert [type(error).__name__ for member, error in client.federation.refusals] == ["VectorRefused"]
     client.what_really_ran_is_within_the_budget()
+    client.teardown()
+
+
+def test_the_machine_reaches_restarts() -> None:
+    """Control of the harness: a client that was started again takes part, and trains as often as is left."""
+    client = machine()()
+    client.begin()
+    client.server_asks(len(COURSE.schedule(0)), None, False)
+    client.server_asks(2, None, False)
+    client.client_starts_again(True, False, None)
+    for _ in range(8):
+        client.server_asks(4, None, False)
+    assert client.federation.server.certified >= 3
+    assert [look.purpose for look in client.mechanisms.ran].count("training") == 3
     client.teardown()

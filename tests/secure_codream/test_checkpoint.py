@@ -10,7 +10,7 @@ import torch
 from codream_clients.models import build
 from secure_codream.checkpoint import CheckpointError, read_weights, write_weights
 
-RECIPE = "ab" * 32
+CHARTER = "ab" * 32
 
 
 def model(seed: int = 0, name: str = "cnn2") -> torch.nn.Module:
@@ -23,12 +23,20 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def test_weights_come_back(tmp_path: Path) -> None:
-    write_weights(tmp_path / "model.pt", model(1), RECIPE)
+    write_weights(tmp_path / "model.pt", model(1), CHARTER)
     taken = model(2)
     assert not same(taken, model(1))
-    read_weights(tmp_path / "model.pt", taken, RECIPE)
+    read_weights(tmp_path / "model.pt", taken, CHARTER)
     assert same(taken, model(1))
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_weights_say_which_epochs_they_have_learnt(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    write_weights(path, model(), CHARTER)
+    assert read_weights(path, model(), CHARTER) == 0
+    write_weights(path, model(), CHARTER, certified=7)
+    assert read_weights(path, model(), CHARTER) == 7
 
 
 class Evil:
@@ -41,25 +49,31 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("how", ["missing", "another model", "another recipe", "half", "not finite", "code"])
+@pytest.mark.parametrize(
+    "how", ["missing", "another model", "another charter", "older form", "half", "empty", "not finite", "code"]
+)
 def test_what_is_no_weights_of_this_model_is_refused_and_changes_nothing(tmp_path: Path, how: str) -> None:
     path = tmp_path / "model.pt"
     if how == "another model":
-        write_weights(path, model(1, "mlp"), RECIPE)
-    elif how == "another recipe":  # one without privacy, say
+        write_weights(path, model(1, "mlp"), CHARTER)
+    elif how == "another charter":  # one without privacy, say
         write_weights(path, model(1), "cd" * 32)
+    elif how == "older form":
+        torch.save({"recipe": CHARTER, "weights": model(1).state_dict()}, path)
+    elif how == "empty":
+        path.touch()
     elif how == "half":
-        write_weights(path, model(1), RECIPE)
+        write_weights(path, model(1), CHARTER)
         path.write_bytes(path.read_bytes()[:1000])
     elif how == "not finite":
         broken = model(1)
         next(broken.parameters()).data.fill_(torch.nan)
-        write_weights(path, broken, RECIPE)
+        write_weights(path, broken, CHARTER)
     elif how == "code":
         torch.save(Evil(tmp_path / "ran"), path)
     taken = model(2)
-    with pytest.raises(CheckpointError, match="without --resume"):
-        read_weights(path, taken, RECIPE)
+    with pytest.raises(CheckpointError, match=r"no weights to go on with|move it away to train anew"):
+        read_weights(path, taken, CHARTER)
     assert same(taken, model(2))
     assert not (tmp_path / "ran").exists()
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import msgspec
+import numpy as np
 import pytest
 
 from codream_clients.accounting import concentrated_rho, of_rho
 from codream_clients.ledger import BudgetExceeded, Ledger, LedgerRolledBack
-from codream_protocols.client import ClientProtocol, State
+from codream_protocols.charter import Policy
+from codream_protocols.client import Begun, ClientProtocol, Compute, Memory, State
 from codream_protocols.errors import PolicyViolation
-from codream_protocols.messages import Broadcast, PlanOffer
+from codream_protocols.messages import Invitation
 from codream_protocols.zcdp import epsilon_of, rho_of
-from codream_server.coordinator import Coordinator
-from codream_server.feddream import FedDreamDataset
+from secure_codream.client_process import ChargedJournal, _with_spent
 from secure_codream.config import ClientConfig, FederationConfig
+from secure_codream.courses import make_course
 from secure_codream.learning import client_policy, open_client_ledger
-from secure_codream.threats.federation import STATE, Federation
+from secure_codream.threats.federation import Diary, Federation
+from tests.secure_codream.small import roster_of
 
 CONFIG = FederationConfig.model_validate(
     {
@@ -28,6 +32,7 @@ CONFIG = FederationConfig.model_validate(
     }
 )
 CLIENT = ClientConfig.model_validate({"name": "client-0", "model": "mlp"})
+COURSE = make_course(CONFIG)
 VICTIM = 0
 
 
@@ -35,86 +40,118 @@ def opened(folder: Path) -> Ledger:
     return open_client_ledger(folder / "client_privacy.jsonl", CLIENT, CONFIG)
 
 
+def policy_of() -> Policy:
+    return client_policy(CLIENT, CONFIG, COURSE)
+
+
 def federation(ledger: Ledger) -> Federation:
-    """Four clients and the plan of the configuration, set up; the first one's charges go into `ledger`."""
-    coordinator = Coordinator(
-        dreams=CONFIG.dream_settings(),
-        aggregation=CONFIG.aggregation_settings(),
-        roster=Federation(4).roster,
-        recipe=CONFIG.recipe,
-        session=bytes(16),
-        seed=0,
-        dataset=FedDreamDataset(1),
-        privacy=CONFIG.client_privacy_settings(),
-    )
-    whole = Federation(4, plan=coordinator.next_plan(range(4)), policy=client_policy(CLIENT, CONFIG))
-    whole.clients[VICTIM] = started(whole, ledger)
-    assert whole.set_up()
+    """Four clients under the configuration's charter, not yet set up; the first one's charges go into `ledger`."""
+    charter = CONFIG.charter(roster_of(4)[1])
+    whole = Federation(4, charter=charter, course=COURSE, policy=policy_of())
+    whole.clients[VICTIM] = started(whole, ledger, Memory())
     return whole
 
 
-def started(whole: Federation, ledger: Ledger, *, remembers: bool = True) -> ClientProtocol:
-    """The victim's machine as its process starts it."""
+def started(whole: Federation, ledger: Ledger, memory: Memory, *, spent: bool = True) -> ClientProtocol:
+    """The victim's machine as its process starts it, from its journal's memory and its ledger."""
+    rho = concentrated_rho(ledger.charges) if spent else 0.0
     return ClientProtocol(
+        charter=whole.charter,
+        roster=whole.roster,
+        course=COURSE,
         member=VICTIM,
         signer=whole.signers[VICTIM],
-        roster=whole.roster,
-        policy=whole.policy,
-        spent_rho=concentrated_rho(ledger.charges) if remembers else 0.0,
-        charge=lambda rho: ledger.reserve(of_rho(rho, "noised sum")),
+        policy=policy_of(),
+        memory=_with_spent(memory, rho),
+        journal=ChargedJournal(whole.diaries[VICTIM], ledger),  # type: ignore[arg-type]
+        random_bytes=whole.tapes[VICTIM],  # the federation encodes once more what it has seen sent
     )
 
 
-def test_every_noised_step_is_written_before_it_is_computed_and_no_other(tmp_path: Path) -> None:
+def test_policy_asks_for_the_noise_and_the_budget_of_the_configuration() -> None:
+    policy = policy_of()
+    assert policy.most_rho == rho_of(3.0, 1e-6) and policy.least_noise > 0
+    plan = Federation(4, charter=CONFIG.charter(roster_of(4)[1]), course=COURSE).plan
+    policy.check(plan)
+    assert plan.total_rho == pytest.approx(rho_of(3.0, 1e-6), rel=1e-2)
+
+
+def test_every_noised_step_is_written_before_it_is_computed(tmp_path: Path) -> None:
     with opened(tmp_path) as ledger:
-        whole, written = federation(ledger), []
+        whole = federation(ledger)
+        written: list[int] = []
         random_input = whole.input_of
-        whole.input_of = lambda member, effect: (
-            written.append(len(ledger.charges)) if member == VICTIM else None,
-            random_input(member, effect),
-        )[1]
-        for _ in range(4):
-            assert whole.step() is not None
-        assert written == [1, 2, 3, 3]  # two updates, the labels, and the constant of the last step, which is free
+
+        def noted(member: int, effect: Compute) -> Mapping[str, np.ndarray[Any, Any]] | None:
+            if member == VICTIM:
+                written.append(len(ledger.charges))
+            return random_input(member, effect)
+
+        whole.input_of = noted
+        whole.epoch()
+        assert written == [1, 2, 3]  # two updates and the labels
         spent = concentrated_rho(ledger.charges)
         assert spent == pytest.approx(whole.clients[VICTIM].spent_rho) == pytest.approx(whole.plan.total_rho)
         assert ledger.spent == epsilon_of(spent, 1e-6)
         assert 0.99 * 3 < ledger.spent <= 3.0
 
 
-@pytest.mark.parametrize("remembers", [True, False], ids=["remembered", "control: forgotten"])
-def test_a_client_that_starts_again_has_no_second_budget(tmp_path: Path, remembers: bool) -> None:
+def all_but_certified(whole: Federation) -> None:
+    """Every sum of an epoch is out, and nobody's vote arrives: the server goes on as if it had not been."""
+    assert whole.set_up()
+    while whole.server.step is not None:
+        assert whole.step() is not None
+    whole.server_journal = type(whole.server_journal)()
+    number = whole.server._next_epoch
+    whole.restart_server()
+    whole.server._next_epoch = number
+
+
+@pytest.mark.parametrize(
+    ("journal", "books"),
+    [(True, True), (True, False), (False, True), (False, False)],
+    ids=["both kept", "journal alone", "ledger alone", "control: both lost"],
+)
+def test_a_client_that_starts_again_has_no_second_budget(tmp_path: Path, journal: bool, books: bool) -> None:
     with opened(tmp_path) as ledger:
         whole = federation(ledger)
-        for _ in range(4):
-            assert whole.step() is not None
+        all_but_certified(whole)
+        kept = whole.diaries[VICTIM].memory
+    # A vote would bind it anyway; the budget must do so by itself.
+    memory = Memory(next_epoch=kept.next_epoch, rho=kept.rho) if journal else Memory()
+    whole.diaries[VICTIM] = Diary()
     with opened(tmp_path) as again:
-        client = started(whole, again, remembers=remembers)
-        offer = PlanOffer(msgspec.structs.replace(whole.plan, session=bytes(15) + b"\1"))
-        if remembers:
+        client = started(whole, again, memory, spent=books)
+        offer = Invitation(whole.offer(epoch=1))
+        if journal or books:
             with pytest.raises(PolicyViolation, match="rho"):
                 client.receive(offer)
             with pytest.raises(BudgetExceeded):  # and the ledger says the same, were the machine to ask it
                 again.reserve(of_rho(whole.plan.rho(whole.plan.spec(0)), "noised sum"))
         else:
             client.receive(offer)
-        assert (client.plan is not None) is not remembers
+        assert (client.plan is not None) is not (journal or books)
 
 
 def test_a_step_that_cannot_be_written_is_not_begun(tmp_path: Path) -> None:
     with opened(tmp_path) as ledger:
         whole = federation(ledger)
-        client = whole.clients[VICTIM]
         ledger.close()  # as after a write that failed
-        clips = tuple(block.clip for block in whole.plan.spec(0).blocks)
-        message = Broadcast(whole.plan.digest, 0, clips, (STATE.shape,))
         with pytest.raises(Exception, match="open the ledger again"):
-            whole.tell(VICTIM, message, (STATE.tobytes(),))
-        assert (client.state, client.answered_steps, client.spent_rho) == (State.READY, 0, 0.0)
+            whole.set_up()
+        client = whole.clients[VICTIM]
+        assert (client.state, client.steps_begun, client.spent_rho) == (State.IDLE, 0, 0.0)
+        assert VICTIM not in whole.computing and whole.diaries[VICTIM].memory.begun is None
     with opened(tmp_path) as ledger:  # control: with a ledger it is
         whole = federation(ledger)
-        whole.tell(VICTIM, message, (STATE.tobytes(),))
-        assert whole.clients[VICTIM].state is State.COMPUTING
+        assert whole.set_up() and whole.clients[VICTIM].state is State.COMPUTING
+
+
+def test_what_costs_nothing_is_not_charged(tmp_path: Path) -> None:
+    with opened(tmp_path) as ledger:
+        whole = Federation(3)
+        ChargedJournal(whole.diaries[0], ledger).began(Begun(bytes(32), 0, bytes(32)), 0.0)  # type: ignore[arg-type]
+        assert not ledger.charges and whole.diaries[0].memory.steps == 1
 
 
 def test_an_older_client_level_ledger_is_refused(tmp_path: Path) -> None:

@@ -219,10 +219,13 @@ def test_a_cell_remembers_trainings_that_came_to_nothing(monkeypatch: pytest.Mon
     assert said[0] == {}
     found = {text.partition(" ended no better")[0]: count for text, count in said[1].items()}
     assert found["a training with lr=3.0"] >= 3
-    # What teachers at chance label teaches nobody: of CoDream the distillations are told of too, and nothing else is.
-    assert set(found) == {"a training with lr=3.0"} | (
-        {"a distillation with lr=0.02"} if algorithm == "codream" else set()
-    )
+    # What teachers at chance label teaches nobody: of CoDream the distillations are told of too. Weights that fly apart
+    # are clipped where they are averaged. Nothing else is told.
+    more = {
+        "codream": {"a distillation with lr=0.02"},
+        "fedavg": {"changes were clipped in more than 1% of their coordinates; a larger clip may help"},
+    }
+    assert set(found) == {"a training with lr=3.0"} | more.get(algorithm, set())
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,7 @@ def test_a_real_comparison(tmp_path: Path) -> None:
     config = tmp_path / "tiny.toml"
     content = {
         "compare": {
-            "algorithms": ["isolated", "codream", "centralised"],
+            "algorithms": ["isolated", "codream", "fedavg", "centralised"],
             "seeds": [0, 1],
             "rounds": 1,
             "clients": 3,
@@ -272,16 +275,17 @@ def test_a_real_comparison(tmp_path: Path) -> None:
     run = only_run(tmp_path / "runs")
     summary = json.loads((run / "summary.json").read_text())
     codream = next(line for line in summary["lines"] if line["algorithm"] == "codream")
-    assert codream["secure_steps"]["mean"] == 4 and codream["bytes_up"]["mean"] > 0 and codream["accuracy"]["n"] == 2
+    assert codream["secure_steps"]["mean"] == 5 and codream["bytes_up"]["mean"] > 0 and codream["accuracy"]["n"] == 2
     sent = {(point["algorithm"], point["model"]): point["bytes_up"] for point in summary["communication"]}
     assert sent["codream", "cnn2"] == pytest.approx(sent["codream", "resnet8"], rel=0.01)
     assert sent["fedavg", "resnet8"] > 3 * sent["fedavg", "cnn2"]
     page = (run / "report.html").read_text()
     assert page.count("<svg") == 4 and (run / "plots" / "communication.svg").exists()
     assert not (run / "logs" / "worker-1.log").read_text()
-    # A cell of CoDream that is run again, in another process and after other cells, gives the same rows.
+    # Cells that are run again, in another process, one at a time and after other cells, give the same rows.
     before = rows(run)
-    (lost,) = (run / "cells").glob("codream_iid_seed-1_*.json")
-    lost.unlink()
-    assert call(tmp_path, "--resume", str(run), "--no-plots").returncode == 0
+    for algorithm in ("codream", "fedavg"):
+        (lost,) = (run / "cells").glob(f"{algorithm}_iid_seed-1_*.json")
+        lost.unlink()
+    assert call(tmp_path, "--resume", str(run), "--no-plots", "--jobs", "1").returncode == 0
     assert rows(run) == before

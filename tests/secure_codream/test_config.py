@@ -5,18 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 
+from codream_protocols.charter import MAX_STEPS, Policy, check_charter
+from codream_protocols.course import fingerprint
+from codream_protocols.courses.codream import UPDATE
+from codream_protocols.courses.labels import LOGITS
+from codream_protocols.courses.metrics import METRICS
+from codream_protocols.errors import UnsafePlan
+from codream_protocols.starts import START_NAMES
 from secure_codream.config import (
+    COURSES,
     MAX_CONFIG_BYTES,
     ClientConfig,
     ConfigError,
     FederationConfig,
+    PolicyTable,
     check,
     read_client,
     read_federation,
 )
+from secure_codream.courses import make_course
+from tests.secure_codream.small import roster_of
 
 TASK = {"shape": [1, 8, 8], "classes": 10}
 
@@ -36,15 +48,66 @@ def test_smallest_file_has_every_default(tmp_path: Path) -> None:
     config = read_federation(write(tmp_path, "config.toml", {"task": TASK}))
     assert config.task.shape == (1, 8, 8)
     assert config.dream_settings().coordinates == 128 * 64
-    assert config.aggregation_settings().colluders == 1
-    assert config.timing_settings().join == 120.0
+    assert config.aggregation_settings(5).colluders == 1
+    assert config.timing_settings().join is None
 
 
-@pytest.mark.parametrize("steps", [1, 4094])
-def test_half_way_needs_a_middle_and_a_step_more(tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize("steps", [0, 1])
+def test_half_way_needs_a_middle(tmp_path: Path, steps: int) -> None:
     path = write(tmp_path, "config.toml", {"task": TASK, "dreams": {"half_way": True, "steps": steps}})
-    with pytest.raises(ConfigError, match=f"steps {steps} with half_way; 2 to 4093 are allowed"):
+    with pytest.raises(ConfigError, match=f"steps {steps} with half_way; 2 or more are allowed"):
         read_federation(path)
+
+
+@pytest.mark.parametrize(
+    ("dreams", "tasks"),
+    [
+        ({"steps": 0}, [METRICS, LOGITS]),
+        ({"steps": 2}, [METRICS, UPDATE, UPDATE, LOGITS]),
+        ({"steps": 2, "half_way": True}, [METRICS, UPDATE, LOGITS, UPDATE, LOGITS]),
+    ],
+)
+def test_steps_are_what_they_say_none_included(dreams: dict[str, Any], tasks: list[str]) -> None:
+    course = make_course(federation(dreams=dreams))
+    kinds = course.specs(2)
+    assert [kinds[kind].task for kind in course.schedule(0)] == tasks
+
+
+def test_most_steps_with_half_way_fit_into_an_epoch() -> None:
+    for half_way in (True, False):
+        course = make_course(federation(dreams={"steps": MAX_STEPS - 3, "half_way": half_way}))
+        assert len(course.schedule(0)) <= MAX_STEPS
+
+
+@pytest.mark.parametrize("start", START_NAMES)
+def test_starts_by_name_make_a_course_that_starts_alike_everywhere(start: str) -> None:
+    config = federation(dreams={"start": start, "batch": 4}, task={"shape": (1, 16, 16), "classes": 10})
+    one, other = (make_course(config).start(bytes(range(32)), 0, None) for _ in range(2))
+    assert one["dreams"].shape == (4, 1, 16, 16) and np.isfinite(one["dreams"]).all()
+    assert fingerprint(one) == fingerprint(other)
+    third = make_course(config).start(bytes(32), 0, None)
+    assert fingerprint(one) != fingerprint(third)
+
+
+def test_start_that_nobody_knows_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"dreams\.start: found 'smoke'; noise, .* or module:name is allowed"):
+        federation(dreams={"start": "smoke"})
+
+
+@pytest.mark.parametrize("course", COURSES)
+def test_courses_by_name_are_made(course: str) -> None:
+    sums = {"vectors": {"patients": {"number": {"count": True, "bound": 1000}}}}
+    made = make_course(federation(federation={"course": course, "rounds": 2}, sums=sums))
+    assert made.epochs >= 1 and made.specs(2) and made.schedule(0)
+
+
+def test_course_that_nobody_knows_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"federation\.course: found 'fedsgd'; codream, .*sums or module:name is allow"
+    ):
+        federation(federation={"course": "fedsgd"})
+    with pytest.raises(ConfigError, match=r"course 'sums' without \[sums.vectors\]"):
+        federation(federation={"course": "sums"})
 
 
 def test_views_and_half_way_dreams_exclude_each_other(tmp_path: Path) -> None:
@@ -72,7 +135,8 @@ def test_half_way_is_part_of_the_recipe_and_reaches_the_server(tmp_path: Path) -
         ("federation", "rounds", 0, "greater than or equal to 1"),
         ("federation", "name", "a b", "should match pattern"),
         ("task", "classes", 1, "greater than or equal to 2"),
-        ("dreams", "steps", 4095, "less than or equal to 4094"),
+        ("dreams", "steps", 4094, "less than or equal to 4093"),
+        ("dreams", "steps", -1, "greater than or equal to 0"),
         ("dreams", "batch", 1, "greater than or equal to 2"),
         ("dreams", "way", "weights", "'update' or 'gradient'"),
         ("dreams", "optimiser", "sgd", "'average', 'fedadam', 'adam' or 'distadam'"),
@@ -80,9 +144,13 @@ def test_half_way_is_part_of_the_recipe_and_reaches_the_server(tmp_path: Path) -
         ("dreams", "update_clip", -1.0, "greater than 0"),
         ("aggregation", "value_bits", 32, "less than or equal to 24"),
         ("aggregation", "suite", "xor", "'aes-256-ctr' or 'chacha20'"),
-        ("aggregation", "least_survivors", 1, "greater than or equal to 2"),
+        ("aggregation", "least_survivors", 2, "greater than or equal to 3"),
+        ("aggregation", "colluders", 0, "greater than or equal to 1"),
+        ("aggregation", "mode", "quick", "'lockstep' or 'resilient'"),
+        ("aggregation", "losses", "all", "'blocks' or 'allow'"),
+        ("aggregation", "attempts", 0, "greater than or equal to 1"),
         ("timing", "join", 0, "greater than 0"),
-        ("timing", "attempts", 0, "greater than or equal to 1"),
+        ("timing", "beat", 1e-9, "greater than or equal to 0.1"),
         ("timing", "beat", "often", "valid number"),
     ],
 )
@@ -111,7 +179,7 @@ def test_unknown_tables_and_missing_ones_are_named(tmp_path: Path) -> None:
 
 def test_every_problem_has_its_line() -> None:
     with pytest.raises(ConfigError) as caught:
-        federation(dreams={"steps": 0}, timing={"join": -1})
+        federation(dreams={"steps": -1}, timing={"join": -1})
     assert len(str(caught.value).splitlines()) == 2
 
 
@@ -149,10 +217,15 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_clients_file_is_checked_too(tmp_path: Path) -> None:
-    assert read_client(write(tmp_path, "client.toml", {"name": "alice", "model": "cnn2"})).policy.colluders == 1
+    assert read_client(write(tmp_path, "client.toml", {"name": "alice", "model": "cnn2"})).policy.colluders is None
     for content, message in [
         ({"name": "alice"}, "model: field required"),
         ({"name": "alice", "model": "cnn2", "policy": {"colludes": 1}}, r"policy\.colludes: found 1; extra inputs"),
+        (
+            {"name": "alice", "model": "cnn2", "policy": {"colluders": 0}},
+            r"policy\.colluders: found 0; input should be",
+        ),
+        ({"name": "alice", "model": "cnn2", "policy": {"code": {"a:B": "12"}}}, r"policy\.code\.a:B: found '12'"),
         ({"name": "alice", "model": "cnn2", "weight": 1.5}, r"weight: found 1\.5; input should be less than or equal"),
         ({"name": "alice", "model": "cnn2", "data": {"alpha": 0}}, r"data\.alpha: found 0; input should be greater"),
     ]:
@@ -161,7 +234,7 @@ def test_clients_file_is_checked_too(tmp_path: Path) -> None:
 
 
 def test_configuration_survives_the_way_through_its_file(tmp_path: Path) -> None:
-    config = federation(dreams={"steps": 3}, learning={"local_steps": 2}, aggregation={"threshold": 4})
+    config = federation(dreams={"steps": 3}, learning={"local_steps": 2}, aggregation={"least_survivors": 4})
     path = write(tmp_path, "config.toml", config.model_dump(mode="json", exclude_none=True))
     assert read_federation(path) == config and read_federation(path).recipe == config.recipe
 
@@ -177,6 +250,9 @@ def test_configuration_survives_the_way_through_its_file(tmp_path: Path) -> None
         {"learning": {"local_steps": 3}},
         {"learning": {"loss": {"alpha_bn": 0.0}}},
         {"task": {"shape": (1, 8, 8), "classes": 9}},
+        {"federation": {"rounds": 9}},
+        {"federation": {"seed": 4}},
+        {"federation": {"name": "other"}},
     ],
 )
 def test_recipe_changes_with_what_all_must_share(tables: dict[str, Any]) -> None:
@@ -187,8 +263,7 @@ def test_recipe_changes_with_what_all_must_share(tables: dict[str, Any]) -> None
     "tables",
     [
         {"timing": {"join": 3.0}},
-        {"federation": {"rounds": 9, "seed": 4, "name": "other"}},
-        {"aggregation": {"value_bits": 12}},
+        {"aggregation": {"value_bits": 12}},  # which the charter has beside it
     ],
 )
 def test_recipe_does_not_change_with_the_rest(tables: dict[str, Any]) -> None:
@@ -207,6 +282,60 @@ def test_learning_value_that_no_digest_can_hold_is_refused(tmp_path: Path, text:
     path.write_text(f"[task]\nshape = [1, 8, 8]\nclasses = 10\n[learning]\n{text}\n")
     with pytest.raises(ConfigError, match="learning"):
         _ = read_federation(path).recipe
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "members", "resolved"),
+    [
+        ({}, 3, ("lockstep", 3)),
+        ({}, 30, ("lockstep", 3)),
+        ({}, 31, ("resilient", 3)),
+        ({"colluders": 4}, 8, ("lockstep", 6)),
+        ({"mode": "resilient", "least_survivors": 5}, 8, ("resilient", 5)),
+    ],
+)
+def test_what_is_left_out_follows_from_the_number_of_members(
+    aggregation: dict[str, Any], members: int, resolved: tuple[str, int]
+) -> None:
+    found = federation(aggregation=aggregation).aggregation_settings(members)
+    assert (found.mode, found.least_survivors) == resolved
+
+
+def test_too_few_clients_are_named() -> None:
+    for aggregation, members, least in (({}, 2, 3), ({"colluders": 3}, 4, 5), ({"least_survivors": 6}, 5, 6)):
+        with pytest.raises(ConfigError, match=f"found {members} clients; {least} or more are needed"):
+            federation(aggregation=aggregation).aggregation_settings(members)
+
+
+def test_blocks_name_the_rosters_clients() -> None:
+    _, members = roster_of(6)
+    names = [member.name for member in members.members]
+    found = federation(aggregation={"blocks": [names[3:], names[:3]]}).charter(members)
+    assert {frozenset(block) for block in found.blocks} == {frozenset({0, 1, 2}), frozenset({3, 4, 5})}
+    with pytest.raises(ConfigError, match=r"\[aggregation\]: blocks name mallory; the roster's clients are needed"):
+        federation(aggregation={"blocks": [names, ["mallory"]]}).charter(members)
+    for wrong in ([names[:3]], [names, names[:1]], [names[:4], names[4:]]):  # somebody missing, twice, or in too few
+        with pytest.raises(UnsafePlan, match="block"):
+            check_charter(federation(aggregation={"blocks": wrong}).charter(members))
+
+
+def test_own_code_needs_its_digest() -> None:
+    for tables in ({"federation": {"course": "mine:Course"}}, {"dreams": {"start": "mine:start"}}):
+        with pytest.raises(ConfigError, match=r"without an entry in \[code\]; the SHA-256 of its source is needed"):
+            federation(**tables)
+    assert federation(dreams={"start": "mine:start"}, code={"mine:start": "ab" * 32}).code
+
+
+def test_policy_is_a_table_of_limits_that_are_left_to_the_charter_unless_given() -> None:
+    policy = read_policy().policy()
+    assert policy == Policy()
+    stricter = read_policy(least_cohort=5, losses=True, least_noise=2.0).policy(most_rho=0.5, least_noise=1.0)
+    assert (stricter.least_cohort, stricter.losses, stricter.least_noise, stricter.most_rho) == (5, True, 2.0, 0.5)
+
+
+def read_policy(**values: Any) -> PolicyTable:
+    found: PolicyTable = check("client.toml", PolicyTable, values)
+    return found
 
 
 @pytest.mark.parametrize("name", ["../server", "", "a/b", "two words", "x" * 65])

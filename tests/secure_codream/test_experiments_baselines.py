@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,50 +14,47 @@ from torch import nn
 from torch.nn import functional
 
 from codream_clients.datasets import Augment, load_digits_data
+from codream_clients.layouts import layout_of
+from codream_clients.learning_settings import LearningSettings, Schedule
+from codream_clients.local_work import OWN_DATA, Batch, NoLinearHead, displacement, head, watched
 from codream_clients.models import build
-from codream_clients.participant import LearningSettings
+from codream_clients.parameter_tasks import (
+    AveragingLearner,
+    ContrastiveLearner,
+    ControlledLearner,
+    ProximalLearner,
+    contrastive_loss,
+)
 from codream_clients.references import reference_epochs
-from codream_clients.training import Schedule, scheduled, train_local
-from codream_protocols.errors import UnsafePlan, VectorRefused
-from secure_codream.config import AggregationTable, DreamsTable
+from codream_clients.training import convergence_warnings_to, scheduled, train_local
+from codream_protocols.course import Array, Arrays, Publication, Task
+from codream_protocols.courses.layouts import length_of, trained
+from codream_protocols.courses.parameters import PARAMETERS, VARIATE, WEIGHTS
+from codream_protocols.courses.parameters import FedAvg as AveragingCourse
+from codream_protocols.specs import VectorSpec
+from secure_codream.config import AggregationTable, ConfigError, DreamsTable
 from secure_codream.experiments import isolated
 from secure_codream.experiments.avgkd import AvgKD, averaged_targets, model_bytes
 from secure_codream.experiments.centralised import Centralised
-from secure_codream.experiments.fedavg import MODEL, AveragingClient, FedAvg
+from secure_codream.experiments.fedavg import FedAvg
 from secure_codream.experiments.fedgen import (
     Draw,
     FedGen,
-    GeneratingClient,
+    GeneratingLearner,
     GeneratorSettings,
     diversity_loss,
     fresh_generator,
     train_generator,
     without_rounding,
 )
-from secure_codream.experiments.fedprox import FedProx, ProximalClient
+from secure_codream.experiments.fedprox import FedProx
 from secure_codream.experiments.isolated import Isolated
-from secure_codream.experiments.local_work import (
-    OWN_DATA,
-    Batch,
-    displacement,
-    stage_seed,
-    train_round,
-    warm_up,
-)
-from secure_codream.experiments.moon import ContrastiveClient, Moon, contrastive_loss
-from secure_codream.experiments.parameters import (
-    PARAMETERS,
-    Layout,
-    LayoutError,
-    MixedArchitectures,
-    ParameterLearner,
-    SecureMean,
-    Work,
-    peaks,
-)
+from secure_codream.experiments.local_work import stage_seed, train_round, warm_up
+from secure_codream.experiments.moon import Moon
+from secure_codream.experiments.parameters import MixedArchitectures, averaging_course, averaging_learners
 from secure_codream.experiments.problem import Algorithm, Problem, Row
-from secure_codream.experiments.representations import NoLinearHead, head, watched
-from secure_codream.experiments.scaffold import CONTROLS, ControlledClient, Scaffold
+from secure_codream.experiments.scaffold import Scaffold
+from secure_codream.simulation import Simulation
 
 torch.set_num_threads(1)
 SIZES = (40, 30, 20)
@@ -113,7 +110,8 @@ def test_two_rounds_give_the_same_rows_again(algorithm: Algorithm, balanced: boo
     assert timeless(rows) == timeless(list(algorithm.run(problem)))
     assert [row.round for row in rows] == [0, 1, 2]
     assert all(len(row.accuracies) == 3 and all(0 <= value <= 1 for value in row.accuracies) for row in rows)
-    assert [row.secure_steps for row in rows] == ([0, 1, 2] if algorithm in AVERAGING else [0, 0, 0])
+    # Each round begins with the metrics, and the last one closes with them.
+    assert [row.secure_steps for row in rows] == ([0, 2, 5] if algorithm in AVERAGING else [0, 0, 0])
 
 
 @pytest.mark.parametrize("algorithm", AVERAGING, ids=by_name)
@@ -122,6 +120,13 @@ def test_all_clients_use_the_global_model(algorithm: Algorithm) -> None:
     assert before.server is None and before.bytes_up == before.bytes_down == 0
     for row in after:
         assert set(row.accuracies) == {row.server}
+
+
+def test_without_a_warm_up_the_first_row_is_of_the_initial_weights() -> None:
+    problem = digits(rounds=1)
+    problem = dataclasses.replace(problem, learning=dataclasses.replace(problem.learning, warm_up_epochs=0))
+    first, last = FedAvg().run(problem)
+    assert len(set(first.accuracies)) == 1 and 0 < first.accuracies[0] < last.accuracies[0]
 
 
 @pytest.mark.parametrize("algorithm", AVERAGING, ids=by_name)
@@ -179,114 +184,85 @@ def test_passes_over_local_data_are_a_codream_clients(monkeypatch: pytest.Monkey
     assert steps == reference_epochs(problem.learning, problem.rounds) * batches
 
 
-# -- parameters as vectors ---------------------------------------------
-
-
-@pytest.mark.parametrize("model", ["cnn2", "resnet8", "mlp"])
-def test_a_layout_writes_what_it_has_read(model: str) -> None:
-    first, second = (build(model, channels=1, size=8, classes=10, seed=seed) for seed in (1, 2))
-    first(torch.randn(4, 1, 8, 8))  # moves the running statistics
-    layout = Layout.of_state(first)
-    layout.write(second, layout.read(first))
-    for name, tensor in first.state_dict().items():
-        if tensor.is_floating_point():
-            assert torch.equal(second.state_dict()[name], tensor)
-        else:
-            assert int(tensor) == 1 and int(second.state_dict()[name]) == 0, "integer buffers stay"
-    assert layout.length == sum(tensor.numel() for tensor in first.state_dict().values() if tensor.is_floating_point())
-    with pytest.raises(LayoutError, match="allowed"):
-        layout.write(second, np.zeros(3, dtype=np.float32))
-
-
-def test_a_running_variance_never_becomes_negative() -> None:
-    model = build("cnn2", channels=1, size=8, classes=10, seed=0)
-    layout = Layout.of_state(model)
-    layout.write(model, np.full(layout.length, -0.001))
-    assert all((layer.running_var >= 0).all() for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
-    assert float(next(model.parameters()).detach().max()) < 0
-
-
 # -- the secure mean ---------------------------------------------
 
 
-def plain_mean(problem: Problem, changes: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    weights = np.array([len(shard) for shard in problem.shards], dtype=np.float64)
-    return np.average(np.stack(changes).astype(np.float64), axis=0, weights=weights)
+class Remembering:
+    """A learner that remembers what it was asked and what it answered."""
+
+    def __init__(self, learner: AveragingLearner) -> None:
+        self.learner = learner
+        self.asked: list[Arrays] = []
+        self.sent: list[Mapping[str, Array]] = []
+
+    def compute(self, task: Task, spec: VectorSpec) -> Mapping[str, Array]:
+        values = self.learner.compute(task, spec)
+        if task.name == PARAMETERS:
+            self.asked.append(task.arrays)
+            self.sent.append(values)
+        return values
+
+    def learn(self, number: int, publication: Publication) -> None:
+        self.learner.learn(number, publication)
 
 
-def grid(layout: Layout, scales: np.ndarray[Any, Any], value_bits: int) -> np.ndarray[Any, Any]:
-    """Bound of the mean's rounding: one grid step for each client, and the same for the sum of the weights."""
-    step = 2 / (2**value_bits - 1) * len(SIZES) * max(SIZES) / sum(SIZES)
-    return 1.01 * step * np.repeat(scales, layout.sizes)
+def remembered(
+    problem: Problem, course: AveragingCourse, kind: Any, **options: Any
+) -> tuple[list[Publication], list[Remembering]]:
+    """Run all rounds: what was published after each, and the learners."""
+    learners = [Remembering(learner) for learner in averaging_learners(problem, course, kind, **options)]
+    simulation = Simulation(course, learners, aggregation=problem.sums, seed=problem.seed)
+    return [simulation.run_epoch() for _ in range(problem.rounds)], learners
 
 
-def test_secure_fedavg_is_the_plain_average_within_rounding() -> None:
-    problem = digits(rounds=3)
-    secure, plain = ([AveragingClient(problem, client) for client in range(3)] for _ in range(2))
-    for client in secure + plain:
-        client.warm_up()
-    layout = secure[0].layout
-    mean = SecureMean(problem, {MODEL: layout}, [client.work for client in secure])
-    state, largest = layout.read(problem.fresh_model(0)), []
-    for _ in range(problem.rounds):
-        scales = mean.scales
-        changes = [np.asarray(client.work([state])[MODEL]) for client in plain]
-        expected, found = plain_mean(problem, changes), mean.exchange([state])[MODEL]
-        error = np.abs(found - expected)
-        # The weights' sum is rounded too: a relative error on top.
-        assert (error <= grid(layout, scales, 16) + 1e-4 * np.abs(expected)).all()
-        assert max(peaks(layout, change).max() for change in changes) > 1e-3, "the clients have learnt something"
-        largest.append(error.max())
-        state = (state + expected).astype(np.float32)
-    assert largest[1] < largest[0] / 4, "scales follow the changes"
+def plain_mean(learners: Sequence[Remembering], round: int, name: str) -> Array:
+    """The weighted mean of what the clients sent, in units of the clips."""
+    total = np.sum([np.float64(learner.sent[round][name]) for learner in learners], axis=0)
+    return np.asarray(total / np.sum([learner.sent[round]["weight"] for learner in learners]))
+
+
+def rounding(value_bits: int) -> float:
+    """Bound of the mean's rounding, in units of the clips: a grid step for each client, and for the sum of weights."""
+    return 1.01 * 2 / (2**value_bits - 1) * len(SIZES) * max(SIZES) / sum(SIZES)
+
+
+@pytest.mark.parametrize("bits", [16, 24])
+def test_secure_fedavg_is_the_plain_average_within_rounding(bits: int) -> None:
+    problem = digits(rounds=3, value_bits=bits)
+    course = averaging_course(problem, "fedavg")
+    published, learners = remembered(problem, course, AveragingLearner)
+    for round, publication in enumerate(published):
+        before = np.float64(learners[0].asked[round][WEIGHTS])
+        assert all(np.array_equal(learner.asked[round][WEIGHTS], before) for learner in learners)
+        expected = plain_mean(learners, round, WEIGHTS) * course._clips[WEIGHTS]
+        error = np.abs(publication[WEIGHTS] - before - expected) / course._clips[WEIGHTS]
+        single = np.abs(before) * 2**-23 + 1e-7  # states hold single precision
+        assert (error <= rounding(bits) + 1e-4 * np.abs(expected) + single).all()
+        assert np.abs(expected).max() > 1e-3, "the clients have learnt something"
+        assert all(learner.sent[round]["clipped"][0] < 0.01 for learner in learners)
     with pytest.raises(AssertionError):  # control: a coarse ring is not within this bound
-        coarse = digits(value_bits=4)
-        clients = [AveragingClient(coarse, client) for client in range(3)]
-        changes = [np.asarray(AveragingClient(coarse, client).work([state])[MODEL]) for client in range(3)]
-        found = SecureMean(coarse, {MODEL: layout}, [client.work for client in clients]).exchange([state])[MODEL]
-        assert (np.abs(found - plain_mean(coarse, changes)) <= grid(layout, mean.scales, 16)).all()
+        coarse = digits(rounds=1, value_bits=4)
+        (publication,), learners = remembered(coarse, averaging_course(coarse, "fedavg"), AveragingLearner)
+        moved = (publication[WEIGHTS] - learners[0].asked[0][WEIGHTS]) / course._clips[WEIGHTS]
+        assert (np.abs(moved - plain_mean(learners, 0, WEIGHTS)) <= rounding(16) + 1e-4).all()
 
 
 def test_secure_fedavg_reaches_the_plain_averages_accuracy() -> None:
     fine, default = (list(FedAvg().run(digits(value_bits=bits)))[-1] for bits in (24, 16))
     assert fine.server is not None and default.server is not None
-    assert abs(fine.server - default.server) <= 0.01
-
-
-def test_a_change_beyond_the_scale_widens_it_at_once() -> None:
-    problem, layout = digits(), Layout(("small", "large"), ((2,), (2,)), (1.0, 1.0))
-    change = np.array([0.001, -0.001, 5.0, -5.0], dtype=np.float32)
-    mean = SecureMean(problem, {"both": layout}, [lambda public: {"both": change}] * 3)
-    first = mean.exchange([])["both"]
-    assert np.abs(first[2:]).max() < 5, "clipped"
-    for _ in range(3):
-        narrow, wide = mean.scales
-        last = mean.exchange([])["both"]
-    assert np.allclose(last, change, rtol=1e-3)
-    assert narrow < 0.01 and 5 < wide < 50
-    assert mean.secure_steps == 4
+    assert abs(fine.server - default.server) <= 0.03  # another ring is another charter, and so another start
 
 
 def test_weights_are_the_numbers_of_images() -> None:
-    problem, layout = digits(), Layout.of_vector("own", 3, 1.0)
-    units = np.eye(3, dtype=np.float32)
-    mean = SecureMean(problem, {"own": layout}, [lambda public, row=row: {"own": row} for row in units])
-    assert np.allclose(mean.exchange([])["own"], np.array(SIZES) / sum(SIZES), atol=1e-3)
-
-
-def test_a_learner_refuses_what_it_does_not_know() -> None:
-    learner = ParameterLearner({"own": Layout.of_vector("own", 2, 1.0)}, lambda public: {"own": np.zeros(2)}, 1.0)
-    good = np.ones(1, dtype=np.float32)
-    assert set(learner.compute(PARAMETERS, [good], [1.0] * 3)) == {"own", "peaks", "weight"}
-    for task, arrays in [("logits", [good]), (PARAMETERS, []), (PARAMETERS, [-good]), (PARAMETERS, [np.ones(2)])]:
-        with pytest.raises(VectorRefused):
-            learner.compute(task, arrays, [1.0] * 3)
+    problem = digits(rounds=1)
+    _, learners = remembered(problem, averaging_course(problem, "fedavg"), AveragingLearner)
+    assert [float(learner.sent[0]["weight"][0]) for learner in learners] == [size / max(SIZES) for size in SIZES]
 
 
 def test_two_clients_cannot_be_averaged_safely() -> None:
     problem = digits()
     pair = dataclasses.replace(problem, shards=problem.shards[:2], models=problem.models[:2])
-    with pytest.raises(UnsafePlan, match="found"):
+    with pytest.raises(ConfigError, match="found 2 clients; 3 or more are needed"):
         list(FedAvg().run(pair))
 
 
@@ -294,30 +270,55 @@ def test_bytes_grow_with_the_model_and_scaffold_sends_twice() -> None:
     sent, sizes = {}, {}
     for model in ("cnn2", "resnet8"):
         problem = digits((model,) * 3, rounds=1)
-        sizes[model] = Layout.of_state(problem.fresh_model(0)).length
+        sizes[model] = length_of(layout_of(problem.fresh_model(0)))
         sent[model] = list(FedAvg().run(problem))[-1]
-    larger = sizes["resnet8"] / sizes["cnn2"]
-    assert larger > 5
-    for way in ("bytes_up", "bytes_down"):
-        assert getattr(sent["resnet8"], way) / getattr(sent["cnn2"], way) == pytest.approx(larger, rel=0.25)
+    more = sizes["resnet8"] - sizes["cnn2"]
+    assert sizes["resnet8"] > 5 * sizes["cnn2"]
+    for way in ("bytes_up", "bytes_down"):  # a ring element has 16 bits and two more for three clients
+        grown = getattr(sent["resnet8"], way) - getattr(sent["cnn2"], way)
+        assert grown == pytest.approx(more * 18 / 8, rel=0.01)
     twice = list(Scaffold().run(digits(("resnet8",) * 3, rounds=1)))[-1]
-    assert twice.bytes_up / sent["resnet8"].bytes_up == pytest.approx(2, rel=0.05)
+    parameters = length_of(trained(layout_of(digits(("resnet8",) * 3).fresh_model(0))))
+    assert twice.bytes_up - sent["resnet8"].bytes_up == pytest.approx(parameters * 18 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize(("clip", "told"), [(1.0, False), (1e-3, True)])
+@pytest.mark.parametrize("algorithm", [FedAvg, FedProx, Scaffold, Moon], ids=lambda algorithm: str(algorithm.name))
+def test_clips_that_are_too_small_are_told_of(algorithm: Any, clip: float, told: bool) -> None:
+    said: list[str] = []
+    with convergence_warnings_to(said.append):
+        list(algorithm(clip=clip).run(digits(rounds=1)))
+    assert any("were clipped in" in text for text in said) is told
 
 
 @pytest.mark.parametrize("name", ["fedprox", "scaffold", "moon", "fedgen"])
 def test_none_is_fedavg_under_another_name(name: str) -> None:
     problem, settings = digits(), GeneratorSettings(steps=5)
-    plain, generator = AveragingClient(problem, 0), fresh_generator(problem, settings)
-    start, parameters = plain.layout.read(plain.model), Layout.of_parameters(plain.model).length
-    even = np.full(10, 0.1, dtype=np.float32)
-    clients: dict[str, tuple[Work, list[np.ndarray[Any, Any]]]] = {
-        "fedprox": (ProximalClient(problem, 0, 0.1).work, []),
-        "scaffold": (ControlledClient(problem, 0).work, [np.zeros(parameters, dtype=np.float32)]),
-        "moon": (ContrastiveClient(problem, 0, 0.1, 0.5).work, []),
-        "fedgen": (GeneratingClient(problem, 0, settings).work, [Layout.of_state(generator).read(generator), even]),
-    }
-    work, more = clients[name]
-    first, second = ((plain.work([start])[MODEL], work([start, *more])[MODEL]) for _ in range(2))
+
+    def learner(name: str) -> tuple[Any, AveragingLearner]:
+        if name == "fedgen":
+            course: AveragingCourse = FedGen(settings=settings).course(problem)
+            made: Any = {"generator": lambda: fresh_generator(problem, settings), "generating": settings}
+            return course, averaging_learners(problem, course, GeneratingLearner, **made)[0]
+        kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+            "fedavg": (AveragingLearner, {}),
+            "fedprox": (ProximalLearner, {"mu": 0.1}),
+            "scaffold": (ControlledLearner, {}),
+            "moon": (ContrastiveLearner, {"mu": 0.1, "temperature": 0.5}),
+        }
+        kind, options = kinds[name]
+        course = averaging_course(problem, name)
+        return course, averaging_learners(problem, course, kind, **options)[0]
+
+    changes = []
+    for which in ("fedavg", name):
+        course, client = learner(which)
+        state, found = course.start(bytes(32), 0, None), []
+        spec = course.specs(2)[1]
+        for _ in range(2):
+            found.append(client.compute(Task(PARAMETERS, state), spec)[WEIGHTS])
+        changes.append(found)
+    first, second = zip(*changes, strict=True)
     assert np.allclose(*first, atol=1e-4) == (name != "fedprox"), "all but the spring set in with the second round"
     assert np.abs(second[0] - second[1]).max() > 1e-3
 
@@ -330,33 +331,33 @@ def test_fedprox_without_a_spring_is_fedavg() -> None:
 
 
 def test_fedprox_stays_nearer_to_the_global_model() -> None:
-    problem, moved = digits(), []
+    problem, moved = digits(rounds=1), []
     for mu in (0.0, 1.0, 10.0):
-        client = ProximalClient(problem, 0, mu)
-        change = client.work([client.layout.read(client.model)])[MODEL]
-        trained = [name in dict(client.model.named_parameters()) for name in client.layout.names]
-        moved.append(float(np.square(change[np.repeat(trained, client.layout.sizes)]).sum()))
+        course = averaging_course(problem, "fedprox")
+        _, learners = remembered(problem, course, ProximalLearner, mu=mu)
+        change = learners[0].sent[0][WEIGHTS]
+        names = {name for name, _ in trained(course.settings.layout)}
+        parts = [np.full(math.prod(shape), name in names) for name, shape in course.settings.layout]
+        moved.append(float(np.square(change[np.concatenate(parts)]).sum()))
     assert moved[0] > moved[1] > moved[2] > 0
 
 
 # -- SCAFFOLD ---------------------------------------------
 
 
-def test_the_servers_control_variate_is_the_mean_of_the_clients() -> None:
+def test_the_common_control_variate_is_the_mean_of_the_clients() -> None:
     problem = digits(rounds=3)
-    clients = [ControlledClient(problem, client) for client in range(3)]
-    model = problem.fresh_model(0)
-    groups = {MODEL: Layout.of_state(model), CONTROLS: Layout.of_parameters(model)}
-    mean = SecureMean(problem, groups, [client.work for client in clients])
-    state, control = groups[MODEL].read(model), np.zeros(groups[CONTROLS].length, dtype=np.float32)
-    allowed = np.zeros(groups[CONTROLS].length)
-    for _ in range(problem.rounds):
-        allowed += grid(groups[CONTROLS], mean.scales[len(groups[MODEL].names) :], 16)
-        change = mean.exchange([state, control])
-        state = (state + change[MODEL]).astype(np.float32)
-        control = (control + change[CONTROLS]).astype(np.float32)
-        expected = plain_mean(problem, [client.control for client in clients])
-        assert (np.abs(control - expected) <= allowed + 1e-3 * np.abs(expected)).all()
+    published, learners = remembered(problem, averaging_course(problem, "scaffold"), ControlledLearner)
+    weights = np.array(SIZES, dtype=np.float64)
+    allowed = 0.0
+    for round, publication in enumerate(published):
+        own = [np.zeros_like(publication[VARIATE], dtype=np.float64) for _ in learners]
+        for earlier in range(round + 1):  # the sum of its changes is a client's own variate
+            for variate, learner in zip(own, learners, strict=True):
+                variate += learner.sent[earlier][VARIATE] / learner.sent[earlier]["weight"] * 4.0  # the usual clip
+        expected = np.average(np.stack(own), axis=0, weights=weights)
+        allowed += rounding(16) * 4.0
+        assert (np.abs(publication[VARIATE] - expected) <= allowed + 1e-3 * np.abs(expected)).all()
         assert np.abs(expected).max() > 0.01
 
 
@@ -374,18 +375,6 @@ def test_displacement_is_what_the_optimiser_does_under_a_constant_gradient(
         optimiser.step()
         rates.step()
     assert displacement(steps, momentum, schedule) == pytest.approx(-float(place.detach()) / 0.1, rel=1e-5)
-
-
-def test_a_corrections_mean_is_added_to_every_gradient() -> None:
-    problem = digits()
-    corrected, plain = problem.fresh_model(0), problem.fresh_model(0)
-    steps = train_round(plain, problem.shards[0], problem, 0, 1)
-    zero = [torch.zeros_like(parameter) for parameter in corrected.parameters()]
-    assert train_round(corrected, problem.shards[0], problem, 0, 1, correction=zero) == steps
-    assert all(torch.equal(a, b) for a, b in zip(corrected.parameters(), plain.parameters(), strict=True))
-    pushed = problem.fresh_model(0)
-    train_round(pushed, problem.shards[0], problem, 0, 1, correction=[tensor + 1 for tensor in zero])
-    assert all((a < b).all() for a, b in zip(pushed.parameters(), plain.parameters(), strict=True))
 
 
 # -- MOON ---------------------------------------------
@@ -461,11 +450,32 @@ def test_pooled_label_shares_lose_the_roundings_noise() -> None:
 
 
 def test_fedgen_without_weight_is_fedavg_with_more_bytes() -> None:
-    average = list(FedAvg().run(digits()))
-    mute = list(FedGen(settings=GeneratorSettings(steps=2, alpha=0.0)).run(digits()))
-    assert average[-1].server is not None and mute[-1].server is not None
-    assert abs(average[-1].server - mute[-1].server) <= 0.01  # rounding differs
-    assert mute[-1].bytes_up > average[-1].bytes_up
+    """Their starts differ, as their charters do; from one start they take the same steps."""
+    problem, settings = digits(), GeneratorSettings(steps=2, alpha=0.0)
+    mute, plain = FedGen(settings=settings).course(problem), averaging_course(problem, "fedavg")
+    made: Any = {"generator": lambda: fresh_generator(problem, settings), "generating": settings}
+    learners = (
+        averaging_learners(problem, mute, GeneratingLearner, **made)[0],
+        averaging_learners(problem, plain, AveragingLearner)[0],
+    )
+    state = mute.start(bytes(32), 0, None)
+    for _ in range(2):
+        first, second = (
+            learner.compute(Task(PARAMETERS, state), course.specs(2)[1])[WEIGHTS]
+            for learner, course in zip(learners, (mute, plain), strict=True)
+        )
+        assert np.allclose(first, second, atol=1e-6)
+    average, generating = list(FedAvg().run(problem))[-1], list(FedGen(settings=settings).run(problem))[-1]
+    assert generating.bytes_up > average.bytes_up and generating.bytes_down > average.bytes_down
+
+
+def test_fedgens_pooled_label_shares_are_the_clients_mean() -> None:
+    problem, settings = digits(), GeneratorSettings(steps=1)
+    made: Any = {"generator": lambda: fresh_generator(problem, settings), "generating": settings}
+    published, _ = remembered(problem, FedGen(settings=settings).course(problem), GeneratingLearner, **made)
+    expected = np.sum([shard.class_counts for shard in problem.shards], axis=0) / sum(SIZES)
+    for publication in published:
+        np.testing.assert_allclose(publication["labels"], expected, atol=2e-4)
 
 
 # -- AvgKD ---------------------------------------------

@@ -9,19 +9,12 @@ import pytest
 
 pytest.importorskip("torch")
 
+from codream_protocols.charter import Charter, Offer, Plan, derive_plan
 from codream_protocols.errors import PolicyViolation
 from codream_protocols.identity import Member, Roster, ServerEntry
-from codream_protocols.plan import Plan
-from codream_server.coordinator import Coordinator
-from codream_server.feddream import FedDreamDataset
-from secure_codream.config import ClientConfig, ConfigError, DataTable, FederationConfig, check
-from secure_codream.learning import (
-    client_policy,
-    learning_settings,
-    load_data,
-    make_model,
-    make_participant,
-)
+from secure_codream.config import ClientConfig, ConfigError, DataTable, FederationConfig, check, learning_settings
+from secure_codream.courses import make_course
+from secure_codream.learning import client_policy, load_data, make_model, make_participant
 
 
 def federation(**tables: Any) -> FederationConfig:
@@ -37,8 +30,8 @@ def client(**tables: Any) -> ClientConfig:
     return found
 
 
-def plan_of(config: FederationConfig, members: int = 4) -> Plan:
-    """What the server of this configuration plans."""
+def charter_of(config: FederationConfig, members: int = 4) -> Charter:
+    """What server and clients of this configuration agree on."""
     keys = iter(number.to_bytes(32, "big") for number in range(1, 2 * members + 2))
     roster = Roster(
         "test",
@@ -46,16 +39,13 @@ def plan_of(config: FederationConfig, members: int = 4) -> Plan:
         ServerEntry("tcp://127.0.0.1:1", next(keys)),
         tuple(Member(f"client-{number}", next(keys), next(keys)) for number in range(members)),
     )
-    coordinator = Coordinator(
-        dreams=config.dream_settings(),
-        aggregation=config.aggregation_settings(),
-        roster=roster,
-        recipe=config.recipe,
-        session=bytes(16),
-        seed=0,
-        dataset=FedDreamDataset(1),
-    )
-    return coordinator.next_plan(range(members))
+    return config.charter(roster)
+
+
+def plan_of(config: FederationConfig, members: int = 4) -> Plan:
+    """What they derive for its first epoch."""
+    charter = charter_of(config, members)
+    return derive_plan(charter, make_course(config), Offer(0, charter.everybody, charter.first_head), 0)
 
 
 # -- data ---------------------------------------------
@@ -126,7 +116,7 @@ def test_settings_follow_the_dreams_tables() -> None:
 )
 def test_learning_setting_that_does_not_fit_is_named(learning: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        learning_settings(federation(learning=learning))
+        federation(learning=learning)
     assert "[learning" in str(caught.value)
 
 
@@ -143,24 +133,31 @@ def test_model_is_made_from_the_clients_seed() -> None:
 def test_policy_permits_the_plan_of_the_same_configuration() -> None:
     for tables in ({}, {"dreams": {"batch": 2, "logit_clip": 0.5, "update_clip": 0.01}}, {"dreams": {"batch": 2}}):
         config = federation(**tables)
-        client_policy(client(), config).check(plan_of(config))
+        client_policy(client(), config, make_course(config)).check(plan_of(config))
 
 
 @pytest.mark.parametrize(
-    ("tables", "what"),
+    "tables",
     [
-        ({"dreams": {"batch": 256}}, "coordinates"),
-        ({"dreams": {"update_clip": 9.0}}, "clip 9|learning settings"),
-        ({"learning": {"local_steps": 3}}, "learning settings"),
-        ({"dreams": {"server_lr": 0.5}}, "learning settings"),
-        ({"aggregation": {"colluders": 0}}, "tolerated colluders: 0"),
-        ({"aggregation": {"least_survivors": 2, "colluders": 0}}, "survivors at least: 2"),
+        {"dreams": {"batch": 256}},
+        {"dreams": {"update_clip": 9.0}},
+        {"dreams": {"server_lr": 0.5}},
+        {"dreams": {"start": "strokes"}},
+        {"learning": {"local_steps": 3}},
+        {"federation": {"rounds": 5}},
+        {"aggregation": {"colluders": 2}},
+        {"aggregation": {"mode": "resilient"}},
+        {"aggregation": {"least_survivors": 4}},
     ],
 )
-def test_policy_refuses_what_its_configuration_does_not_say(tables: dict[str, Any], what: str) -> None:
-    policy = client_policy(client(), federation())
-    with pytest.raises(PolicyViolation, match=what):
-        policy.check(plan_of(federation(**tables)))
+def test_what_is_agreed_otherwise_is_another_charter(tables: dict[str, Any]) -> None:
+    """And a charter that is not its own, a client refuses at the server's first word."""
+    assert charter_of(federation(**tables)).digest != charter_of(federation()).digest
+
+
+def test_defaults_written_out_are_the_same_charter() -> None:
+    written = federation(learning={"local_steps": 10}, aggregation={"mode": "lockstep", "least_survivors": 3})
+    assert charter_of(written).digest == charter_of(federation()).digest
 
 
 def test_clients_own_policy_goes_beyond_the_federations() -> None:
@@ -168,9 +165,10 @@ def test_clients_own_policy_goes_beyond_the_federations() -> None:
     for table, what in [
         ({"least_cohort": 5}, "members: 4"),
         ({"colluders": 2}, "tolerated colluders: 1"),
+        ({"modes": ("resilient",)}, "mode 'lockstep'"),
         ({"most_steps": 11}, "steps: 12"),
         ({"most_value_bits": 12}, "bits of a value: 16"),
         ({"suites": ("chacha20",)}, "mask suite 'aes-256-ctr'"),
     ]:
         with pytest.raises(PolicyViolation, match=what):
-            client_policy(client(policy=table), config).check(plan_of(config))
+            client_policy(client(policy=table), config, make_course(config)).check(plan_of(config))

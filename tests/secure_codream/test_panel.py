@@ -72,10 +72,13 @@ def part_of_a_run() -> list[dict[str, Any]]:
         for i in range(12):
             events += step(number, i)
         metrics = {"accuracy": 0.62 + 0.1 * number}
-        events.append({"time": 2.0, "event": "round_finished", "round": number, "metrics": metrics})
+        finished = {"time": 2.0, "event": "round_finished", "round": number, "metrics": metrics}
+        events.append(finished | {"metrics_round": number, "learnt": True})
     events.append({"time": 3.0, "event": "epoch_started", "round": 2, "epoch": 2, "cohort": NAMES})
     for i in range(6):
-        events += step(2, i, dropped=["damson"] if i > 3 else [])
+        if i == 4:
+            events.append({"time": 3.0, "event": "client_lost", "client": "damson"})
+        events += step(2, i, dropped=["damson", "elder"] if i > 3 else [])
     return [*events, step(2, 6)[0]]
 
 
@@ -91,9 +94,9 @@ def test_panel_fits_and_says_all(width: int) -> None:
     text = drawn(fed(part_of_a_run()), width)
     assert all(cell_len(line) <= width for line in text.splitlines())
     if width >= 80:
-        for words in ("3 of 4", "step 7 of 12", "dream update", "4 of 5", "lost: damson", "dropout path", "nats"):
+        for words in ("3 of 4", "step 7 of 12", "dream update", "3 of 5", "lost: damson", "dropout path", "nats"):
             assert words in text
-        assert "16.1 MB up" in text
+        assert "16.1 MB up" in text and "elder" not in text
         assert "62.0%, 72.0%" in text
         assert len(text.splitlines()) == 8
 
@@ -121,7 +124,8 @@ def test_panel_on_an_ascii_terminal() -> None:
 
 def test_hostile_names_are_text() -> None:
     evil = ["[bold red]x[/]", "\x1b[2Jclear", "a\rb\nc", "n" * 300]
-    panel = fed([started(evil), *step(0, 0, names=evil, dropped=evil[:3])])
+    lost = [{"time": 1.0, "event": "client_lost", "client": name} for name in evil[:3]]
+    panel = fed([started(evil), *lost, *step(0, 0, names=evil, dropped=evil[:3])])
     text = drawn(panel, 80)
     assert "[bold red]x[/]" in text
     assert "\x1b[2J" not in text and "\r" not in text
@@ -140,9 +144,11 @@ def test_plain_lines_without_a_terminal() -> None:
     assert lines == [
         "starting 5 clients",
         "5 clients, 4 rounds of 12 secure steps",
-        "round 1 of 4; 5 of 5 clients; entropy 2.20 to 0.09; mean accuracy 62.0%; 6.4 MB up, 9.6 MB down; 00:00",
-        "round 2 of 4; 5 of 5 clients; entropy 2.20 to 0.09; mean accuracy 72.0%; 12.8 MB up, 19.2 MB down; 00:00",
+        "round 1 of 4; 5 of 5 clients; entropy 2.20 to 0.09; mean accuracy alone 62.0%; 6.4 MB up, 9.6 MB down; 00:00",
+        "round 2 of 4; 5 of 5 clients; entropy 2.20 to 0.09; mean accuracy after 1 round 72.0%; 12.8 MB up, "
+        "19.2 MB down; 00:00",
         "lost damson",
+        "not in the sum, with their block: damson, elder",
         "lost [red]?[2J",
         "finished 4 rounds in 00:00",
     ]
@@ -166,8 +172,73 @@ def test_unknown_events_are_passed_over_and_malformed_ones_refused() -> None:
 
 
 def test_client_that_returns_is_no_longer_lost() -> None:
-    panel = fed([started(), *step(0, 0, dropped=["birch"]), *step(0, 1)])
+    lost = {"time": 1.0, "event": "client_lost", "client": "birch"}
+    panel = fed([started(), lost, *step(0, 0, dropped=["birch"])])
+    assert "lost: birch" in drawn(panel, 80)
+    for event in step(0, 1):
+        panel.feed(event)
     assert "lost" not in drawn(panel, 80)
+
+
+def test_nobody_is_in_a_sum_before_anybody_is_there() -> None:
+    panel = fed([started()])
+    text = drawn(panel, 80)
+    assert "waiting for the clients" in text and "0 of 5 there" in text and "in the sum" not in text
+    panel.feed({"time": 0.0, "event": "client_joined", "client": "alder"})
+    assert "1 of 5 there" in drawn(panel, 80)
+    for event in step(0, 0):
+        panel.feed(event)
+    assert "5 of 5 in the sum" in drawn(panel, 80)
+
+
+def test_refusals_that_a_late_message_comes_to_are_no_alarm() -> None:
+    refused = {"time": 1.0, "event": "refused", "client": "alder", "code": "hello-needed", "by": "server"}
+    panel = fed([started(), refused])
+    assert "refusals" not in drawn(panel, 80)
+    panel.feed(refused | {"code": "bad-signature"})
+    assert "refusals: 1" in drawn(panel, 80)
+
+
+def given_up(number: int = 1, epoch: int = 1, reason: str = "damson was lost") -> dict[str, Any]:
+    return {"time": 3.0, "event": "epoch_given_up", "round": number, "epoch": epoch, "reason": reason}
+
+
+def waiting(lost: list[str], phase: str = "collecting", seconds: float = 75.0) -> dict[str, Any]:
+    return {
+        "time": 3.0, "event": "waiting", "clients": NAMES[:2], "lost": lost, "phase": phase, "seconds": seconds,
+    }  # fmt: skip
+
+
+def test_epoch_that_is_given_up_and_who_is_waited_for_are_said() -> None:
+    panel = fed([*part_of_a_run(), {"time": 2.0, "event": "client_lost", "client": "damson"}, waiting(["damson"])])
+    assert "waiting for damson, lost, 01:15" in drawn(panel, 100)
+    panel.feed(given_up())
+    text = drawn(panel, 100)
+    assert "starting again: damson was lost" in text and "step 7" not in text
+    panel.feed({"time": 3.0, "event": "client_joined", "client": "damson"})
+    assert "lost: damson" not in drawn(panel, 100)
+
+
+def test_slow_clients_are_named_and_their_step_stays() -> None:
+    panel = fed([*part_of_a_run(), waiting([])])
+    assert "step 7 of 12" in drawn(panel, 100) and "waiting" not in drawn(panel, 100)
+
+
+def test_who_is_waited_for_is_a_plain_line_once_somebody_is_there() -> None:
+    file = io.StringIO()
+    with LivePanel(Console(file=file, width=80), clock=lambda: 0.0) as panel:
+        panel.feed(started())
+        panel.feed(waiting(NAMES, "idle"))
+        panel.feed({"time": 0.0, "event": "client_joined", "client": "alder"})
+        panel.feed(waiting(["birch"], "idle"))
+        panel.feed(given_up(reason="x\x1b[2J"))
+        last = {"time": 9.0, "event": "round_finished", "round": 4, "metrics": {"accuracy": 0.9}}
+        panel.feed(last | {"metrics_round": 4, "learnt": False})
+    assert file.getvalue().splitlines()[1:] == [
+        "waiting for birch, lost, 01:15",
+        "round 2: epoch given up, x?[2J",
+        "all rounds are over; mean accuracy after 4 rounds 90.0%; 00:00",
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -1,47 +1,372 @@
-"""A party's process: what it writes, and how it ends."""
+"""A party's process: what it writes, how it ends, and what a client that starts again goes on with."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import importlib.util
 import io
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from codream_protocols.errors import AggregationFailed
-from secure_codream.config import ClientConfig, FederationConfig, TaskTable, TimingTable
-from secure_codream.party import (
-    EventLog,
-    _exhibitor,
-    _until_signal,
-    load_roster,
-    read_metrics,
-    run_client,
-    run_server,
-)
+torch = pytest.importorskip("torch")
+
+# ruff: noqa: E402
+from codream_clients.journal import FileJournal, JournalBusy
+from codream_protocols.errors import AggregationFailed, PolicyViolation
+from secure_codream.checkpoint import CheckpointError, read_weights, write_weights
+from secure_codream.client_process import read_agreed
+from secure_codream.config import ClientConfig, ConfigError, DataTable, FederationConfig, TaskTable, TimingTable
+from secure_codream.learning import make_model
+from secure_codream.own_code import source_digest
+from secure_codream.party import EventLog, load_roster, read_metrics, run_client, run_server, until_signal
 from secure_codream.provision import KeyFileError, provision
-from secure_codream.records import read_events
+from secure_codream.records import parse_event, read_events
+from secure_codream.verify import verify_record
+
+NAMES = ("alice", "bob", "carol")
+NOWHERE = "tcp://127.0.0.1:9"  # where nobody listens
+SMALL = {
+    "federation": {"rounds": 2},
+    "task": {"shape": (1, 8, 8), "classes": 10},
+    "dreams": {"batch": 4, "steps": 1},
+    "learning": {"warm_up_epochs": 1, "distil_epochs": 1, "local_epochs": 1, "local_steps": 1},
+    "timing": {"lost_after": 5.0},
+}
+
+
+def provisioned(out: Path, *, patience: float = 60.0, **tables: Any) -> Path:
+    """Three small clients on digits, and their server."""
+    config = FederationConfig.model_validate({**SMALL, **tables})
+    clients = [
+        ClientConfig(
+            name=name, model="mlp", seed=number, device="cpu", patience=patience,
+            data=DataTable(clients=3, part=number, per_client=20, test_limit=40),
+        )
+        for number, name in enumerate(NAMES)
+    ]  # fmt: skip
+    provision(out, config=config, clients=clients, address="tcp://127.0.0.1:7447")
+    return out
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     config = FederationConfig(task=TaskTable(shape=(1, 8, 8), classes=10), timing=TimingTable(join=0.2))
-    clients = [ClientConfig(name=name, model="cnn2") for name in ("alice", "bob", "carol")]
+    clients = [ClientConfig(name=name, model="cnn2") for name in NAMES]
     provision(tmp_path / "out", config=config, clients=clients, address="tcp://127.0.0.1:7447")
     return tmp_path / "out" / "server"
 
 
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# -- a federation of real processes, of which one client is killed ---------------------------------------------
+
+# Whoever could seed the masks could take them off: no deployed party may even have that module.
+WRAPPED = """
+import sys
+from pathlib import Path
+from secure_codream.party import run_client, run_server
+kind, folder, *rest = sys.argv[1:]
+if kind == "server":
+    run_server(Path(folder), listen="tcp://127.0.0.1:*")
+else:
+    run_client(Path(folder), address=rest[0], threads=1)
+sys.exit(7 if "codream_protocols.seeded" in sys.modules else 0)
+"""
+
+
+@dataclass
+class Finished:
+    """A federation that came to its end; what was seen on the way."""
+
+    out: Path
+    codes: dict[str, int] = field(default_factory=dict)
+    twice: subprocess.CompletedProcess[str] | None = None
+
+    def client(self, name: str) -> Path:
+        return self.out / "clients" / name
+
+
+def until(condition: Callable[[], Any], running: dict[str, subprocess.Popen[bytes]], seconds: float = 300.0) -> Any:
+    """Wait; a process that fails meanwhile ends the waiting."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        failed = {name: process.poll() for name, process in running.items() if process.poll()}
+        assert not failed and time.monotonic() < deadline, failed
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """Two rounds; carol is killed once the first is certified, missed, and started again; alice is started twice."""
+    seen = Finished(provisioned(tmp_path_factory.mktemp("federation") / "out"))
+    server, events = seen.out / "server", seen.out / "server" / "events.jsonl"
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(name: str, *arguments: str | Path) -> None:
+        running[name] = subprocess.Popen([sys.executable, "-c", WRAPPED, *map(str, arguments)], env=environment)
+
+    def happened(kind: str, **fields: Any) -> bool:
+        lines = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+        return any(line["event"] == kind and fields.items() <= line.items() for line in lines)
+
+    try:
+        start("server", "server", server)
+        until((server / "endpoint").exists, running)
+        endpoint = (server / "endpoint").read_text()
+        for name in NAMES:
+            start(name, "client", seen.client(name), endpoint)
+        until(lambda: happened("round_finished", round=0), running)
+        killed = running.pop("carol")
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        command = [sys.executable, "-m", "secure_codream", "client", str(seen.client("alice")), "--address", endpoint]
+        seen.twice = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+        until(lambda: happened("client_lost", client="carol"), running)
+        start("carol", "client", seen.client("carol"), endpoint)
+        seen.codes = {name: process.wait(timeout=300) for name, process in running.items()}
+        yield seen
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.system
+def test_all_come_to_the_end_and_none_could_have_seeded_a_mask(finished: Finished) -> None:
+    assert finished.codes == {"server": 0, "alice": 0, "bob": 0, "carol": 0}
+
+
+@pytest.mark.system
+def test_client_that_was_killed_goes_on_with_its_model_and_learns_what_it_missed(finished: Finished) -> None:
+    folder = finished.client("carol")
+    lines = log_of(folder)
+    assert [line["event"] for line in lines if line["event"] in ("warm-up", "resume")] == ["warm-up", "resume"]
+    rounds = [line["rounds"] for line in read_metrics(folder / "metrics.jsonl")]
+    assert set(rounds) == {0, 1, 2} and rounds[0] == 0 and rounds[-1] == 2
+    agreed = read_agreed(folder)
+    model = make_model(agreed.client, agreed.federation)
+    assert read_weights(folder / "model.pt", model, agreed.charter.digest.hex()) == agreed.course.epochs == 3
+    events = read_events(finished.out / "server" / "events.jsonl")
+    assert any(type(event).__name__ == "ClientLost" for event in events)
+
+
+@pytest.mark.system
+def test_same_record_is_with_everybody_and_verifies(finished: Finished) -> None:
+    found = [verify_record(finished.out / "server")]
+    found += [verify_record(finished.client(name) / "journal") for name in NAMES]
+    assert {one.head for one in found} == {json.loads((finished.out / "server" / "server.json").read_text())["head"]}
+    assert {one.epochs for one in found} == {3} and found[0].votes == (3, 3, 3)
+    assert {log_of(finished.client(name))[-1]["head"] for name in NAMES} == {found[0].head}
+
+
+@pytest.mark.system
+def test_client_that_runs_already_is_not_started_twice(finished: Finished) -> None:
+    assert finished.twice is not None
+    assert finished.twice.returncode == 2, finished.twice.stderr
+    assert "in use by another process" in " ".join(finished.twice.stderr.split())
+    assert "Traceback" not in finished.twice.stderr
+
+
+@pytest.mark.system
+def test_finished_client_that_is_started_again_changes_nothing(finished: Finished) -> None:
+    """Without a server even: all that there was to do is certified."""
+    folder = finished.client("bob")
+    kept = {path: path.read_bytes() for path in (folder / "model.pt", *(folder / "journal").glob("*.record"))}
+    run_client(folder, address=NOWHERE)
+    agreed = read_agreed(folder)
+    one, other = (make_model(agreed.client, agreed.federation) for _ in range(2))
+    read_weights(folder / "model.pt", one, agreed.charter.digest.hex())
+    (folder / "model.pt").write_bytes(kept[folder / "model.pt"])
+    read_weights(folder / "model.pt", other, agreed.charter.digest.hex())
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(now, before) for now, before in pairs)
+    assert all(path.read_bytes() == data for path, data in kept.items() if path.suffix == ".record")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("learnt", [0, 1, None])
+def test_what_was_certified_and_not_learnt_is_learnt_at_the_next_start(finished: Finished, learnt: int | None) -> None:
+    """A client that was killed between a certificate and its learning; None: its model was moved away."""
+    folder = finished.client("alice")
+    agreed = read_agreed(folder)
+    charter = agreed.charter.digest.hex()
+    if learnt is None:
+        (folder / "model.pt").unlink()
+    else:
+        write_weights(folder / "model.pt", make_model(agreed.client, agreed.federation), charter, certified=learnt)
+    before = len(read_metrics(folder / "metrics.jsonl"))
+    run_client(folder, address=NOWHERE)
+    assert read_weights(folder / "model.pt", make_model(agreed.client, agreed.federation), charter) == 3
+    rounds = [line["rounds"] for line in read_metrics(folder / "metrics.jsonl")[before:]]
+    assert rounds == list(range(learnt or 0, 3))
+
+
+# -- what is refused when a client starts ---------------------------------------------
+
+
+def test_model_of_another_charter_is_refused_and_stays(tmp_path: Path) -> None:
+    folder = provisioned(tmp_path / "out", patience=0.2) / "clients" / "alice"
+    agreed = read_agreed(folder)
+    write_weights(folder / "model.pt", make_model(agreed.client, agreed.federation), "ab" * 32)
+    before = (folder / "model.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=r"trained under charter abab.*move it away to train anew"):
+        run_client(folder, address=NOWHERE)
+    assert (folder / "model.pt").read_bytes() == before
+    (folder / "model.pt").rename(folder / "earlier.pt")  # control: as it says
+    with pytest.raises(AggregationFailed, match="no word from the server"):
+        run_client(folder, address=NOWHERE)
+    assert (folder / "earlier.pt").read_bytes() == before
+
+
+def test_model_that_has_learnt_more_than_the_journal_knows_is_refused(tmp_path: Path) -> None:
+    folder = provisioned(tmp_path / "out", patience=0.2) / "clients" / "alice"
+    agreed = read_agreed(folder)
+    model = make_model(agreed.client, agreed.federation)
+    write_weights(folder / "model.pt", model, agreed.charter.digest.hex(), certified=2)
+    with pytest.raises(CheckpointError, match="have learnt 2 epochs, 0 are in the journal"):
+        run_client(folder, address=NOWHERE)
+
+
+def test_second_process_of_a_client_writes_nothing(tmp_path: Path) -> None:
+    folder = provisioned(tmp_path / "out") / "clients" / "alice"
+    agreed = read_agreed(folder)
+    with FileJournal.open(folder / "journal", charter=agreed.charter.digest, member="alice"):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(JournalBusy, match="is it running already"):
+            run_client(folder, address=NOWHERE)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_successors_records_count_on_in_server_and_client(tmp_path: Path) -> None:
+    previous = {"charter": "ab" * 32, "head": "cd" * 32, "certified": 7}
+    out = provisioned(tmp_path / "out", patience=0.2, federation={"rounds": 9}, predecessor=previous)
+    folder = out / "clients" / "alice"
+    with pytest.raises(AggregationFailed):
+        run_client(folder, address=NOWHERE)
+    agreed = read_agreed(folder)
+    assert agreed.course.epochs == 10
+    with FileJournal.open(folder / "journal", charter=agreed.charter.digest, member="alice", first=7) as journal:
+        assert len(journal.memory.certified) == 0
+    assert verify_record(folder / "journal").epochs == 0
+
+
+def test_charter_that_cuts_a_block_is_refused_by_the_clients_process_unless_permitted(tmp_path: Path) -> None:
+    folder = provisioned(tmp_path / "out", patience=0.2) / "clients" / "alice"
+    keys = [member.identity_key.hex() for member in load_roster(folder).members]
+    (folder / "answered.json").write_text(json.dumps({"blocks": [[*keys, "ab" * 32]]}))
+    with pytest.raises(PolicyViolation, match="cuts a block"):
+        run_client(folder, address=NOWHERE)
+    assert not (folder / "journal").exists() and not (folder / "model.pt").exists()
+    text = (folder / "client.toml").read_text()
+    (folder / "client.toml").write_text(text.replace("[policy.code]", "[policy]\ncuts = true\n\n[policy.code]"))
+    with pytest.raises(AggregationFailed):
+        run_client(folder, address=NOWHERE)
+    told = [line["text"] for line in log_of(folder) if line["event"] == "exposure"]
+    assert any("a charter that cuts a block" in text for text in told)
+    assert len(json.loads((folder / "answered.json").read_text())["blocks"]) == 2
+
+
+def test_own_code_of_a_charter_does_not_run_at_a_client_that_has_not_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("partys_start.py").write_text(
+        "from pathlib import Path\nPath('ran').touch()\nimport numpy as np\n"
+        "def start(seed, count, shape):\n    return np.zeros((count, *shape), np.float32)\n"
+    )
+    reference = "partys_start:start"
+    digest = source_digest(reference)
+    dreams = {**SMALL["dreams"], "start": reference}  # type: ignore[dict-item]
+    folder = provisioned(tmp_path / "out", patience=0.2, dreams=dreams, code={reference: digest}) / "clients" / "alice"
+    Path("ran").unlink()  # who provisions has named it in [code]
+    with pytest.raises(ConfigError, match=r"put .* under \[policy\.code\] of client\.toml"):
+        run_client(folder, address=NOWHERE)
+    assert not Path("ran").exists()
+    text = (folder / "client.toml").read_text()
+    assert "[policy.code]" in text
+    (folder / "client.toml").write_text(text.replace("[policy.code]", f'[policy.code]\n"{reference}" = "{digest}"'))
+    with pytest.raises(AggregationFailed):  # it runs, and finds no server
+        run_client(folder, address=NOWHERE)
+    assert Path("ran").exists()
+
+
+# -- randomness ---------------------------------------------
+
+ROOMS = ("secure_codream", "codream_clients", "codream_server", "codream_protocols")
+
+
+def reachable(*modules: str) -> set[str]:
+    """Every module of the project that these import, at the top or in a function, directly or not."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        spec = importlib.util.find_spec(module) if module not in found else None
+        if spec is None or spec.origin is None:
+            continue
+        found.add(module)
+        for node in ast.walk(ast.parse(Path(spec.origin).read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                if name.partition(".")[0] in ROOMS and _is_module(name):
+                    waiting.append(name)
+    return found
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # a name within a module
+        return False
+
+
+@pytest.mark.parametrize("party", ["secure_codream.party", "secure_codream.client_process"])
+def test_no_deployed_party_can_seed_its_masks(party: str) -> None:
+    """Randomness enters by one source, which simulations alone replace."""
+    found = reachable(party)
+    assert {"codream_protocols.server", "codream_protocols.charter", "codream_protocols.encoding"} <= found
+    assert "codream_protocols.seeded" not in found
+    assert "secure_codream.simulation" not in found
+
+
+def test_control_simulations_can() -> None:
+    assert "codream_protocols.seeded" in reachable("secure_codream.simulation")
+
+
+# -- files and signals ---------------------------------------------
+
+
 def test_server_that_nobody_joins_says_so_and_leaves_its_events(folder: Path) -> None:
-    with pytest.raises(AggregationFailed, match=r"0 clients after 0\.2 s"):
+    with pytest.raises(AggregationFailed, match=r"0 of 3 clients after 0\.2 s"):
         run_server(folder, listen="tcp://127.0.0.1:*")
     assert (folder / "endpoint").read_text().startswith("tcp://127.0.0.1:")
-    (started,) = read_events(folder / "events.jsonl")
+    (started,) = [event for event in read_events(folder / "events.jsonl") if hasattr(event, "rounds")]
     assert started.clients == ["alice", "bob", "carol"]
+    first = json.loads((folder / "events.jsonl").read_text().splitlines()[0])
+    assert first["event"] == "exposure" and first["text"].startswith("Lockstep")
+    assert verify_record(folder).epochs == 0
 
 
 def test_roster_without_the_administrators_key_is_refused(folder: Path) -> None:
@@ -50,18 +375,28 @@ def test_roster_without_the_administrators_key_is_refused(folder: Path) -> None:
         load_roster(folder)
 
 
-@pytest.mark.parametrize(("lr", "told"), [(30.0, True), (0.02, False)])
-def test_clients_log_tells_of_a_training_that_came_to_nothing(tmp_path: Path, lr: float, told: bool) -> None:
-    learning = {"lr": lr, "warm_up_epochs": 5}
-    config = FederationConfig(task=TaskTable(shape=(1, 8, 8), classes=10), learning=learning)
-    clients = [ClientConfig(name=name, model="cnn2", patience=0.1) for name in ("alice", "bob", "carol")]
-    provision(tmp_path, config=config, clients=clients, address="tcp://127.0.0.1:7447")
-    with pytest.raises(AggregationFailed, match="no word from the server"):
-        run_client(tmp_path / "clients" / "alice", address="tcp://127.0.0.1:9")  # where nobody listens
-    lines = [json.loads(line) for line in (tmp_path / "clients" / "alice" / "log.jsonl").read_text().splitlines()]
-    warned = [line["found"] for line in lines if line["event"] == "training" and line["level"] == "warning"]
+@pytest.mark.parametrize(("epochs", "told"), [(0, False), (1, True)])
+def test_clients_log_tells_of_a_training_that_came_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, told: bool
+) -> None:
+    """A rate so small that nothing is learnt ends no better than it began: at a guess."""
+
+    class OnlyPrepares:
+        compute_seconds = 0.0
+
+        def __init__(self, *, prepare: Callable[[], object], **rest: Any) -> None:
+            self._prepare = prepare
+
+        async def run(self) -> None:
+            self._prepare()
+
+    monkeypatch.setattr("secure_codream.client_process.ClientRunner", OnlyPrepares)
+    learning = {**SMALL["learning"], "lr": 1e-30, "warm_up_epochs": epochs}  # type: ignore[dict-item]
+    folder = provisioned(tmp_path / "out", learning=learning) / "clients" / "alice"
+    run_client(folder, address=NOWHERE)
+    warned = [line["found"] for line in log_of(folder) if line["event"] == "training" and line["level"] == "warning"]
     assert warned == (
-        ["a training with lr=30.0 ended no better than a guess; a smaller rate or more steps may help"] * told
+        ["a training with lr=1e-30 ended no better than a guess; a smaller rate or more steps may help"] * told
     )
 
 
@@ -70,6 +405,12 @@ def test_events_are_lines_that_are_there_at_once(tmp_path: Path) -> None:
         EventLog(file)({"event": "federation_finished", "rounds": 2})
         (event,) = read_events(tmp_path / "events.jsonl")
         assert event.rounds == 2 and event.time > 0
+
+
+def test_whoever_watches_is_shown_what_is_written() -> None:
+    file, shown = io.StringIO(), []
+    EventLog(file, shown.append)({"event": "round_finished", "round": 0, "metrics": {"accuracy": math.nan}})
+    assert shown == [json.loads(file.getvalue())] and parse_event(shown[0]) is not None
 
 
 def test_event_with_unknown_accuracy_can_be_read_again(tmp_path: Path) -> None:
@@ -94,18 +435,6 @@ def test_metrics_that_are_no_number_can_be_read_again(tmp_path: Path) -> None:
     json.loads(file.getvalue(), parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
 
 
-def test_exhibit_is_kept_of_its_epoch_and_step_alone(tmp_path: Path) -> None:
-    class PlanLike:
-        epoch, modulus_bits, value_bits = 1, 18, 16
-
-    keep = _exhibitor(tmp_path, (1, 2))
-    keep(PlanLike, 1, np.ones(3, np.uint32))  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
-    keep(PlanLike, 2, np.ones(3, np.uint32))  # type: ignore[arg-type]
-    with np.load(tmp_path / "exhibit.npz") as kept:
-        assert kept["plain"].tolist() == [1, 1, 1] and int(kept["modulus_bits"]) == 18
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_cancels_the_work_so_that_it_can_clean_up(number: int) -> None:
     cleaned = []
@@ -118,5 +447,29 @@ def test_signal_cancels_the_work_so_that_it_can_clean_up(number: int) -> None:
             cleaned.append(True)
 
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(_until_signal(work()))
+        asyncio.run(until_signal(work()))
     assert cleaned == [True]
+
+
+def test_exhibit_is_of_its_epoch_and_step_alone_and_stays_in_the_clients_folder(tmp_path: Path) -> None:
+    from secure_codream.exhibit import ExhibitingClient
+    from tests.secure_codream.small import SmallFederation, codream
+
+    federation = SmallFederation(codream())
+    client = ExhibitingClient(
+        tmp_path / "exhibit.npz",
+        (1, 2),
+        charter=federation.charter,
+        roster=federation.roster,
+        course=federation.server.course,
+        member=0,
+        signer=federation.signers[0],
+        policy=federation.clients[0]._policy,
+    )
+    federation.simulation.clients[0] = client
+    federation.run(1)
+    assert not list(tmp_path.iterdir())
+    federation.run(1)
+    with np.load(tmp_path / "exhibit.npz") as kept:
+        # Two dreams' soft labels over two classes are 4 numbers, of 0.1 each; the weights of classes come besides.
+        assert len(np.unique(kept["plain"])) <= 4 and int(kept["value_bits"]) == 16

@@ -18,24 +18,25 @@ import torch
 
 from codream_clients.accounting import SampledGaussian, epsilon_of
 from codream_clients.datasets import LabelledImages, load_digits_data
-from codream_clients.ledger import Budget, BudgetExceeded, Ledger
+from codream_clients.journal import FileJournal
+from codream_clients.ledger import Budget, BudgetExceeded, Ledger, LedgerError
 from codream_clients.models import build
 from codream_clients.participant import LearningSettings, LearningSettingsError, Participant
 from codream_clients.privacy_plan import PrivacyPlan, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.private_noise import NoiseSource
 from codream_clients.private_participant import private_participant
 from codream_clients.releases import Releases, Reserve
-from codream_clients.step_count import StepCount
 from codream_clients.tasks import DreamLearner
-from codream_protocols.errors import VectorRefused
-from codream_protocols.tasks import METRICS
-from codream_server.settings import AggregationSettings, DreamSettings
+from codream_protocols.course import Task
+from codream_protocols.courses.codream import CoDream, DreamSettings
+from codream_protocols.courses.metrics import METRICS, metrics_spec
+from codream_protocols.starts import start_rule
 from secure_codream.api import run_local
-from secure_codream.config import ClientConfig, ConfigError, FederationConfig
+from secure_codream.config import ClientConfig, ConfigError, FederationConfig, check
 from secure_codream.learning import make_participant, open_ledger
-from secure_codream.local import LocalFederation
-from secure_codream.party import read_metrics
+from secure_codream.party import load_roster, read_metrics
 from secure_codream.provision import provision
+from secure_codream.simulation import DreamFederation
 
 CPU = torch.device("cpu")
 PRIVACY: dict[str, Any] = {"epsilon": 8.0, "batch_size": 16, "warm_up_epochs": 2, "accountant": "rdp"}
@@ -99,12 +100,12 @@ def test_only_the_noisy_histogram_is_used_and_no_figure_of_the_records_leaves(di
         seen / (participant.settings.max_count + participant.settings.prior),
     )
     assert metrics.train_accuracy is None and metrics.accuracy is not None
-    learner = DreamLearner(participant, shape=(1, 8, 8))
-    sent = learner.compute(METRICS, [dreams, np.zeros((2 * 16, 10), np.float32)], [1.0])["metrics"]
-    assert sent[2] == 0.0
+    sent = DreamLearner(participant).compute(Task(METRICS, {}), metrics_spec())
+    assert sent["train_correct"][0] == sent["trained"][0] == 0 < sent["tested"][0]
     # Control: without privacy the same participant shows both.
     open_one = make_participant(client(), federation(privacy=None), data=(shards[0], test), model=model())
     assert open_one.warm_up().train_accuracy is not None
+    assert DreamLearner(open_one).compute(Task(METRICS, {}), metrics_spec())["trained"][0] == len(shards[0])
     assert np.array_equal(open_one._class_counts, shards[0].class_counts)
 
 
@@ -115,8 +116,10 @@ def test_two_clients_of_one_configuration_draw_different_noise(digits: Any) -> N
     assert not np.array_equal(one._class_counts, two._class_counts)
 
 
-def trained(digits: Any, reserve: Callable[[int], Reserve], rounds: int) -> tuple[LocalFederation, PrivacyPlan]:
-    """Four clients that train in every round, planned for one round, and run for `rounds`."""
+def trained(
+    digits: Any, reserve: Callable[[int], Reserve], rounds: int
+) -> tuple[DreamFederation, PrivacyPlan, list[tuple[int, Exception]]]:
+    """Four clients that train in every round, planned for one round, and run for `rounds`; and what failed."""
     shards, test = digits
     settings = PrivacySettings(**PRIVACY, round_epochs=2)
     plan = plan_privacy(settings, records=40, rounds=1)
@@ -127,20 +130,24 @@ def trained(digits: Any, reserve: Callable[[int], Reserve], rounds: int) -> tupl
         )
         for n, shard in enumerate(shards)
     ]
-    local = LocalFederation(
+    dreams = DreamSettings(rounds=rounds, shape=(1, 8, 8), classes=10, batch=8, steps=1)
+    failed: list[tuple[int, Exception]] = []
+    local = DreamFederation(
         participants,
-        dreams=DreamSettings(rounds=rounds, shape=(1, 8, 8), classes=10, batch=8, steps=1),
-        aggregation=AggregationSettings(),
+        CoDream(dreams, start_rule("noise")),
         seed=0,
+        failed=lambda member, error: failed.append((member, error)),
     )
     local.warm_up()
     for _ in range(rounds):
         local.round()
-    return local, plan
+    return local, plan, failed
 
 
 @pytest.mark.parametrize("enforced", [True, False], ids=["ledger", "control: no ledger"])
-def test_more_rounds_than_planned_are_refused_and_the_others_go_on(digits: Any, tmp_path: Path, enforced: bool) -> None:
+def test_training_beyond_the_budget_is_refused_and_all_go_on_dreaming(
+    digits: Any, tmp_path: Path, enforced: bool
+) -> None:
     charges: list[SampledGaussian] = []
     budget = Budget(epsilon=8.0, delta=1e-2, accountant="rdp")
     with Ledger.open(tmp_path / "ledger", federation="f", member="m", budget=budget) as ledger:
@@ -153,12 +160,14 @@ def test_more_rounds_than_planned_are_refused_and_the_others_go_on(digits: Any, 
 
             return of_the_first if number == 0 else lambda charge: None
 
-        local, plan = trained(digits, reserve, rounds=6)
+        local, plan, failed = trained(digits, reserve, rounds=6)
         assert (epsilon_of(charges, budget.delta, "rdp") <= budget.epsilon) is enforced
-        assert local.coordinator.round == 6
+        assert local.simulation.server.certified == 7  # six rounds, and the closing metrics
+    assert bool(failed) is enforced
+    assert all(member == 0 and isinstance(error, LedgerError) for member, error in failed)
     rounds = [participant.metrics.rounds for participant in local.participants if participant.metrics]
-    assert rounds[1:] == [6, 6, 6] and (rounds[0] < 6) is enforced
-    assert len(plan.charges) <= len(charges) <= 8
+    assert rounds == [6, 6, 6, 6], "who may not train on its images learns from the dreams all the same"
+    assert len(plan.charges) <= len(charges) <= 8 and (len(charges) < 8) is enforced
 
 
 def test_own_images_in_distillation_are_refused(digits: Any) -> None:
@@ -181,9 +190,9 @@ def test_batch_norm_and_unknown_keys_are_refused_before_anything_is_spent() -> N
     with pytest.raises(ConfigError, match="take mlp_gn"):
         make_participant(client(model="mlp"), federation())
     with pytest.raises(ConfigError, match=r"\[privacy\]: found the key 'epsilom'; allowed are .*epsilon"):
-        make_participant(client(), federation(privacy={"epsilom": 1}))
+        check("config.toml", FederationConfig, {**SMALL, "privacy": {"epsilom": 1}})
     with pytest.raises(ConfigError, match=r"\[privacy\]: .*epsilon is -1"):
-        make_participant(client(), federation(privacy={**PRIVACY, "epsilon": -1}))
+        check("config.toml", FederationConfig, {**SMALL, "privacy": {**PRIVACY, "epsilon": -1}})
 
 
 def test_scale_measured_on_the_records_is_refused(digits: Any) -> None:
@@ -290,7 +299,7 @@ def test_a_client_whose_rounds_of_training_are_spent_goes_on_learning_from_dream
     shards, test = digits
     settings = federation(privacy={**PRIVACY, "round_epochs": 2, "training_rounds": 1})
     dreams = np.random.default_rng(0).standard_normal((16, 1, 8, 8)).astype(np.float32)
-    arrays = [dreams, np.zeros((2 * 16, 10), np.float32)]
+    published = {"dreams": dreams, "soft_labels": np.zeros((2 * 16, 10), np.float32)}
     charged: list[tuple[SampledGaussian, ...]] = []
 
     def process(again: bool) -> None:
@@ -307,8 +316,8 @@ def test_a_client_whose_rounds_of_training_are_spent_goes_on_learning_from_dream
         )
         _ = participant.begin() if warmed_up else participant.warm_up()
         try:
-            for _ in range(2):
-                DreamLearner(participant, shape=(1, 8, 8)).compute(METRICS, arrays, [1.0])
+            for number in (1, 2):
+                DreamLearner(participant).learn(number, published)
         finally:
             charged.append(tuple(ledgers[0].charges))
             ledgers[0].close()
@@ -318,7 +327,7 @@ def test_a_client_whose_rounds_of_training_are_spent_goes_on_learning_from_dream
     if told:
         process(again=True)
     else:
-        with pytest.raises(VectorRefused, match="past the privacy budget"):
+        with pytest.raises(LedgerError):
             process(again=True)
     assert charged[1] == charged[0]
 
@@ -351,7 +360,9 @@ def test_private_clients_over_the_network(tmp_path: Path) -> None:
         folder = tmp_path / "clients" / config.name
         figures = read_metrics(folder / "metrics.jsonl")
         assert len(figures) == 3 and all(line["train_accuracy"] is None for line in figures)
-        assert StepCount(folder / "answered_steps").steps == report["secure_steps"]
+        charter = FederationConfig.model_validate(tables).charter(load_roster(folder)).digest
+        with FileJournal.open(folder / "journal", charter=charter, member=config.name) as journal:
+            assert journal.memory.steps == report["secure_steps"]
         plan = plan_privacy(PrivacySettings(**tables["privacy"]), records=40, rounds=2)
         budget = Budget(plan.epsilon, plan.delta, "rdp")
         with Ledger.open(folder / "privacy.jsonl", federation="private", member=config.name, budget=budget) as ledger:

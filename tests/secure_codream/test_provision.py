@@ -5,15 +5,28 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import stat
+import tomllib
 from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from codream_protocols.charter import Policy
 from codream_protocols.errors import BadSignature, RosterRefused
 from codream_protocols.identity import Roster, Signer, read_roster
-from secure_codream.config import ClientConfig, FederationConfig, TaskTable, read_client, read_federation
+from secure_codream import cli
+from secure_codream.config import (
+    ClientConfig,
+    ConfigError,
+    FederationConfig,
+    PolicyTable,
+    TaskTable,
+    read_client,
+    read_federation,
+)
 from secure_codream.party import load_roster, run_client, run_server
 from secure_codream.provision import (
     KeyFileError,
@@ -24,7 +37,8 @@ from secure_codream.provision import (
 )
 
 NAMES = ["alice", "bob", "carol"]
-CONFIG = FederationConfig(task=TaskTable(shape=(1, 8, 8), classes=10))
+TASK = TaskTable(shape=(1, 8, 8), classes=10)
+CONFIG = FederationConfig(task=TASK)
 ADDRESS = "tcp://127.0.0.1:7447"
 
 
@@ -99,6 +113,102 @@ def test_link_in_a_keys_place_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError):
         make(tmp_path / "out")
     assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o000])
+def test_folders_above_are_for_their_owner_alone_too(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        make(tmp_path / "deep" / "er" / "federation")
+    finally:
+        os.umask(before)
+    made = [path for path in (tmp_path / "deep", *(tmp_path / "deep").rglob("*")) if path.is_dir()]
+    assert len(made) == 3 + 2 + 1 + 3 and {mode(path) for path in made} == {0o700}
+
+
+def test_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir(mode=0o755)
+    (tmp_path / "shared").chmod(0o755)
+    make(tmp_path / "shared" / "federation")
+    assert mode(tmp_path / "shared") == 0o755
+
+
+def test_nothing_that_is_written_loosens_a_policy(out: Path, tmp_path: Path) -> None:
+    """A client's file says of its policy what was given, and no more: limits that are left out are the charter's."""
+    for name in NAMES:
+        path = out / "clients" / name / "client.toml"
+        assert tomllib.loads(path.read_text()).get("policy", {}) == {"code": {}}
+        assert read_client(path).policy.policy() == Policy()
+    strict = ClientConfig(name="alice", model="cnn2", policy=PolicyTable(colluders=1, most_steps=20))
+    others = [ClientConfig(name=name, model="cnn2") for name in NAMES[1:]]
+    provision(tmp_path / "strict", config=CONFIG, clients=[strict, *others], address=ADDRESS)
+    written = tomllib.loads((tmp_path / "strict" / "clients" / "alice" / "client.toml").read_text())
+    assert written["policy"] == {"colluders": 1, "most_steps": 20, "code": {}}
+
+
+def test_two_clients_are_refused_before_a_file_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found 2 clients; 3 or more are needed"):
+        make(tmp_path / "out", names=NAMES[:2])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ("[learning]\ntemprature = 3.0", r"\[learning\]: found the key 'temprature'; allowed are .*temperature"),
+        ('[learning]\ntemperature = "hot"', r"\[learning\]: temperature: found 'hot'"),
+        ("[learning.loss]\nalpha_tvv = 1.0", r"\[learning\.loss\]: found the key 'alpha_tvv'"),
+        ("[learning]\nmomentum = 1.5", r"\[learning\]: .*momentum is 1\.5"),
+        ("[privacy]\nepsilon = 4.0\nacountant = 'rdp'", r"\[privacy\]: found the key 'acountant'"),
+        ("[privacy]\nepsilon = 'small'", r"\[privacy\]: epsilon: found 'small'"),
+        ("[privacy]\ndelta = 1e-5", r"\[privacy\]: epsilon: "),
+        ("[dreams]\nway = 'gradient'", "way 'gradient' with optimiser 'average'"),
+        ("[aggregation]\ncolluders = 3", "found 3 clients; 5 or more are needed"),
+        ("[federation]\ncourse = 'sums'", r"without \[sums\.vectors\]"),
+        (
+            "[client_privacy]\nepsilon = 1e-3\ndelta = 1e-9\nupdate_norm = 1e6\nlogit_norm = 1.0",
+            "noise shares of variance .* allowed",
+        ),
+    ],
+)
+def test_federation_that_could_never_run_is_refused_before_a_key_is_made(
+    tmp_path: Path, tables: str, message: str
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"{tables}\n[task]\nshape = [1, 8, 8]\nclasses = 10\n")
+    clients = [option for name in NAMES for option in ("--client", f"{name}=cnn2")]
+    command = ["provision", str(path), *clients, "--address", ADDRESS, "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code != 0 and result.exception is not None
+    assert re.search(message, str(result.exception)), result.exception
+    assert not (tmp_path / "out").exists()
+
+
+def test_layout_is_worked_out_so_that_a_server_needs_no_torch(tmp_path: Path) -> None:
+    config = FederationConfig.model_validate(
+        {"task": {"shape": (1, 8, 8), "classes": 10}, "federation": {"course": "fedavg"}}
+    )
+    clients = [ClientConfig(name=name, model="cnn2") for name in NAMES]
+    roster = provision(tmp_path / "out", config=config, clients=clients, address=ADDRESS)
+    written = [read_federation(path) for path in (tmp_path / "out").rglob("config.toml")]
+    assert len({one.charter(roster).digest for one in written}) == 1
+    assert written[0].averaging is not None and written[0].averaging.layout
+
+
+def test_own_code_of_the_charter_is_run_by_whoever_provisions_only_if_its_source_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_start.py").write_text(
+        "from pathlib import Path\nPath('ran').touch()\ndef start(seed, count, shape): ...\n"
+    )
+    config = FederationConfig.model_validate(
+        {"task": TASK, "dreams": {"start": "own_start:start"}, "code": {"own_start:start": "ab" * 32}}
+    )
+    clients = [ClientConfig(name=name, model="cnn2") for name in NAMES]
+    with pytest.raises(ConfigError, match="found source with digest"):
+        provision(tmp_path / "out", config=config, clients=clients, address=ADDRESS)
+    assert not Path("ran").exists() and not Path("out").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,15 @@ import pytest
 
 from secure_codream.records import (
     ClientResult,
+    EpochGivenUp,
     FederationStarted,
     MalformedRecord,
     MissingRecord,
+    RoundFinished,
     RunFolder,
     StepFinished,
     Summary,
+    Waiting,
     parse_event,
     read_client_result,
     read_dreams,
@@ -63,9 +66,12 @@ SUMMARY: dict[str, Any] = {
     },
     "seconds": {"total": 10, "compute": 8.5, "aggregation": 1},
     "dropped": ["b"],
-    "colluders": 0,
+    "colluders": 1,
     "threshold": 2,
     "min_survivors": 2,
+    "mode": "resilient",
+    "blocks": [["a", "b"]],
+    "head": "ab",
 }
 
 STEP: dict[str, Any] = {
@@ -235,6 +241,24 @@ def test_events_are_typed_and_unknown_kinds_passed_over(tmp_path: Path) -> None:
     assert first == FederationStarted(time=1.0, clients=["a"], rounds=1, steps_per_round=2)
     assert isinstance(second, StepFinished)
     assert second.path == "dropout"
+
+
+def test_events_of_an_epoch_say_why_it_ended_and_of_which_round_its_figures_are() -> None:
+    given_up = parse_event(
+        {"time": 1, "event": "epoch_given_up", "round": 0, "epoch": 2, "reason": "lost b", "wrong_sum": True}
+    )
+    assert isinstance(given_up, EpochGivenUp) and given_up.wrong_sum and given_up.epoch == 2
+    waiting = parse_event(
+        {"time": 1, "event": "waiting", "clients": ["a", "b"], "lost": ["b"], "phase": "computing", "seconds": 3.5}
+    )
+    assert isinstance(waiting, Waiting) and waiting.lost == ["b"]
+    finished = parse_event(
+        {
+            "time": 1, "event": "round_finished", "round": 4, "learnt": False, "head": "ab",
+            "metrics": {"accuracy": 0.5}, "metrics_round": 4,
+        }
+    )  # fmt: skip
+    assert isinstance(finished, RoundFinished) and (finished.metrics_round, finished.learnt) == (4, False)
 
 
 def test_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:

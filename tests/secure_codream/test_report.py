@@ -41,15 +41,21 @@ def synthetic_run(
     models: list[str] | None = None,
     killed: int | None = 3,
     exhibit: bool = True,
+    mode: str = "resilient",
+    returns: bool = False,
 ) -> RunFolder:
-    """A run's folder like that of the demonstration, in which client `killed` is lost in round 3."""
+    """A run's folder like that of the demonstration, in which client `killed` is lost in round 3.
+
+    It does not come back unless it `returns`: then in lockstep, the round is begun anew with it.
+    """
     names, models = names or NAMES, models or MODELS
     rng = np.random.default_rng(7)
     run = RunFolder(path)
     run.rounds.mkdir(parents=True)
     run.config.write_text('[federation]\nclients = 5\nrounds = 4\n\n[data]\nname = "digits"\nalpha = 0.5\n')
-    write_summary(run, _summary(rng, names, models, killed))
-    run.events.write_text("".join(json.dumps(event) + "\n" for event in _events(rng, names, killed)))
+    write_summary(run, _summary(rng, names, models, killed, mode, returns))
+    events = _lockstep_events(names, killed) if mode == "lockstep" else _events(rng, names, killed)
+    run.events.write_text("".join(json.dumps(event) + "\n" for event in events))
     for number in range(ROUNDS):
         images, logits = _dreams(rng, number)
         np.savez(run.round(number), dreams=images, soft_labels=logits)
@@ -58,7 +64,9 @@ def synthetic_run(
     return run
 
 
-def _summary(rng: np.random.Generator, names: list[str], models: list[str], killed: int | None) -> Summary:
+def _summary(
+    rng: np.random.Generator, names: list[str], models: list[str], killed: int | None, mode: str, returns: bool
+) -> Summary:
     counts = [[int(c) for c in rng.multinomial(30, rng.dirichlet([0.5] * CLASSES))] for _ in names]
     alone = [0.61, 0.48, 0.52, 0.44, 0.60]
     last: list[float | None] = [0.872, 0.846, 0.861, 0.801, 0.850]
@@ -67,10 +75,10 @@ def _summary(rng: np.random.Generator, names: list[str], models: list[str], kill
         row: list[float | None] = [
             a + (b - a) * (1 - 0.55 ** (r + 1)) / (1 - 0.55**ROUNDS) for a, b in zip(alone, last, strict=True)
         ]
-        if killed is not None and r >= 2:
+        if killed is not None and r >= 2 and not returns:
             row[killed] = None
         by_round.append(row)
-    if killed is not None:
+    if killed is not None and not returns:
         last[killed] = None
     left = [value for value in last if value is not None]
     fair = [value for value, end in zip(alone, last, strict=True) if end is not None]
@@ -107,8 +115,50 @@ def _summary(rng: np.random.Generator, names: list[str], models: list[str], kill
         dropped=[] if killed is None else [names[killed]],
         colluders=1,
         threshold=4,
-        min_survivors=4,
+        min_survivors=3,
+        mode=mode,
+        blocks=[names[:3], names[3:]] if mode == "resilient" else [names],
+        head="ab" * 32,
     )
+
+
+def _lockstep_events(names: list[str], killed: int | None) -> list[dict[str, Any]]:
+    """As in the demonstration: who is lost is waited for, and the round begun anew."""
+    clock = 1_795_000_000.0
+    events: list[dict[str, Any]] = []
+
+    def say(event: str, **fields: Any) -> None:
+        nonlocal clock
+        clock += 0.5
+        events.append({"time": clock, "event": event, **fields})
+
+    def steps(number: int, count: int, tasks: list[str]) -> None:
+        for step in range(count):
+            at = {"round": number, "step": step, "task": tasks[min(step, len(tasks) - 1)]}
+            say("step_started", **at)
+            entropy = 2.0 if at["task"] == "update" else None
+            whole = {"survivors": names, "dropped": [], "path": "fast", "seconds": 0.1, "clipped": None}
+            say("step_finished", **at, **whole, entropy=entropy, bytes_up=1, bytes_down=1)
+
+    say("federation_started", clients=names, rounds=ROUNDS, steps_per_round=STEPS, mode="lockstep")
+    for name in names:
+        say("client_joined", client=name)
+    for number in range(ROUNDS + 1):
+        last = number == ROUNDS
+        say("epoch_started", round=number, epoch=number, cohort=names)
+        if number == 2 and killed is not None:
+            steps(number, 5, ["metrics", "update"])
+            say("client_lost", client=names[killed], reason="silent", seconds=10.0)
+            say("waiting", clients=names, lost=[names[killed]], phase="collecting", seconds=3.0)
+            say("epoch_given_up", round=number, epoch=number, reason=f"{names[killed]} was started again")
+            say("client_joined", client=names[killed])
+            say("refused", client=names[killed], code="hello-needed", by="server", found="a message before Hello")
+            say("epoch_started", round=number, epoch=number + 1, cohort=names)
+        steps(number, 1 if last else STEPS, ["metrics", "update"])
+        metrics = {"accuracy": 0.531 if number == 0 else 0.6 + 0.08 * number}
+        say("round_finished", round=number, metrics=metrics, metrics_round=number, learnt=not last, head="ab" * 32)
+    say("federation_finished", rounds=ROUNDS)
+    return events
 
 
 def _events(rng: np.random.Generator, names: list[str], killed: int | None) -> list[dict[str, Any]]:
@@ -130,7 +180,7 @@ def _events(rng: np.random.Generator, names: list[str], killed: int | None) -> l
             task = "update" if step < STEPS - 2 else ("logits" if step == STEPS - 2 else "metrics")
             say("step_started", round=number, step=step, task=task)
             lost_now = killed is not None and number == 2 and step >= 5
-            dropped = [names[killed]] if lost_now and killed is not None else []
+            dropped = names[3:] if lost_now else []  # its block
             if lost_now and step == 5:
                 say("client_lost", client=names[killed or 0])
             up, down = up + 107_000 * len(cohort), down + 160_000 * len(cohort)
@@ -150,9 +200,10 @@ def _events(rng: np.random.Generator, names: list[str], killed: int | None) -> l
                 bytes_down=down,
             )
             if number == 1 and step == 2:
-                say("refused", client=names[0], code="stale-step")
-        cohort = [name for name in cohort if killed is None or number < 2 or name != names[killed]]
-        say("round_finished", 2.0, round=number, metrics={"accuracy": 0.6 + 0.08 * number})
+                say("refused", client=names[0], code="vector", found="a sum of another form", by="client")
+        cohort = cohort if killed is None or number < 2 else names[:3]
+        metrics = {"accuracy": 0.53 if number == 0 else 0.6 + 0.08 * number}
+        say("round_finished", 2.0, round=number, metrics=metrics, metrics_round=number)
     say("federation_finished", rounds=ROUNDS)
     return events
 
@@ -257,11 +308,86 @@ def test_page_says_the_results(run: RunFolder) -> None:
         assert name in text
     assert "8,195 of 8,195 coordinates" in text
     assert "Lost on the way: damson." in text
-    assert "dropout, 4 of 5" in text
-    assert "stale-step" in text
+    assert "dropout, 3 of 5" in text
+    assert "without damson and elder from round 3, step 6 on; the sum is over 3 clients" in text
+    assert "alder refused a message: vector, a sum of another form" in text
     assert "alone, all 5 have a mean of 53.0\u00a0%" in raw
     assert "read from each client's own folder on this machine" in text
     assert "What is not promised" in text
+
+
+def test_client_that_was_killed_and_came_back_is_not_called_lost(tmp_path: Path) -> None:
+    for mode, how in (
+        ("lockstep", "The others waited, and the round began anew."),
+        ("resilient", "What was left of the sum went on, and who came back learnt what was missed."),
+    ):
+        run = synthetic_run(tmp_path / mode, mode=mode, returns=True)
+        text = " ".join(read(write_report(run.path)).text.split())
+        assert f"Killed in the middle of a step and started again: damson. {how}" in text
+        assert "Lost on the way" not in text and "that finished" not in text
+
+
+def test_lockstep_says_what_it_promises_and_how_the_round_began_anew(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run", mode="lockstep", returns=True)
+    page = read(write_report(run.path))
+    text = " ".join(page.text.split())
+    assert "the server could read only a sum over all 5 clients, and every client checked it" in text
+    assert "if the server and any 3 clients put together all they know" in text
+    assert "certified by all 5 clients" in text and "ab" * 32 in text and "secure-codream verify" in text
+    assert "damson is back after 1.5 s" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "round 3: damson was started again; nothing of it is learnt, it begins anew" in text
+    assert "given up" in text and "dropout" not in text.lower()
+    for other in ("threshold", "Opening a mask", "at least 3 of the 5", "block leaves"):
+        assert other not in text
+    html = run.report.read_text("utf-8")
+    # What a restart comes to is told, and is no alarm.
+    assert 'class="badge late"' in html and 'class="badge refused"' not in html and 'class="badge failed"' not in html
+
+
+def test_resilient_names_its_blocks_and_never_lockstep(run: RunFolder) -> None:
+    text = " ".join(read(write_report(run.path)).text.split())
+    assert "a sum over whole blocks of clients that were fixed before, and every client checked it" in text
+    assert "The blocks are alder, birch, cedar; damson, elder." in text
+    assert "if the server and up to 1 client put together all they know" in text
+    assert "certified by 4 or more of the 5 clients" in text
+    assert "over all 5 clients" not in text and "one round trip" not in text
+
+
+def test_wrong_sum_is_an_alarm(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run", mode="lockstep", returns=True)
+    run.events.write_text(
+        run.events.read_text().replace('"reason": "damson was', '"wrong_sum": true, "reason": "damson was')
+    )
+    html = write_report(run.path).read_text("utf-8")
+    assert 'class="badge failed"' in html and "wrong sum" in html
+
+
+def test_accuracy_begins_with_each_client_alone(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run", mode="lockstep", killed=None)
+    text = read(write_report(run.path)).text
+    assert "round; 0 is each client alone, before the first dreams" in text
+    ticks = re.findall(r"x-tick[^>]*>(\d+)<", run.report.read_text("utf-8"))
+    assert ticks[: ROUNDS + 1] == ["0", "1", "2", "3", "4"]
+    run.events.unlink()  # without the server's events, it begins after the first round
+    text = read(write_report(run.path)).text
+    assert "each client alone, before" not in text
+
+
+def test_means_alone_are_a_chart_too(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run", mode="lockstep", killed=None)
+    summary = json.loads(run.summary.read_text())
+    summary["accuracy"]["by_round"] = []
+    run.summary.write_text(json.dumps(summary))
+    page = write_report(run.path).read_text("utf-8")
+    assert "Test accuracy after each round" in page and "No accuracy was recorded" not in page
+    run.events.unlink()
+    assert "No accuracy was recorded by round" in write_report(run.path).read_text("utf-8")
+
+
+def test_metrics_after_the_last_round_are_no_round(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run", mode="lockstep", killed=None)
+    text = read(write_report(run.path)).text
+    assert "round 4" in text and "at the end" in text and "round 5" not in text
 
 
 def test_nothing_lost_is_said_too(tmp_path: Path) -> None:

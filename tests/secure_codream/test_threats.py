@@ -16,9 +16,11 @@ import torch
 
 from codream_protocols.client import ClientProtocol
 from secure_codream import cli
-from secure_codream.config import ClientConfig, ConfigError, FederationConfig
+from secure_codream.config import ClientConfig, ConfigError, FederationConfig, read_federation
+from secure_codream.party import load_roster
 from secure_codream.provision import provision
 from secure_codream.threats import seizure
+from secure_codream.threats.adversary import advertisements
 from secure_codream.threats.attack import ALL, Attack, Defences, Evidence, Inapplicable, Picture, Verdict, judge
 from secure_codream.threats.document import attacks_section, results_section, write_document
 from secure_codream.threats.implementation import text
@@ -26,7 +28,7 @@ from secure_codream.threats.laboratory import Cohort, Laboratory, cohort_of
 from secure_codream.threats.page import write_page
 from secure_codream.threats.promises import BY_KEY
 from secure_codream.threats.run_folder import contents
-from secure_codream.threats.suite import Entry, all_attacks, by_promise, chosen, own_attack, prove
+from secure_codream.threats.suite import FAMILIES, Entry, all_attacks, by_promise, chosen, own_attack, prove
 from secure_codream.threats.switches import RULES, SWITCHES, describe, switched_off, without
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -94,6 +96,19 @@ def test_quick_suite_holds_every_promise(threats: Command, tmp_path: Path) -> No
 # -- promises and attacks ---------------------------------------------
 
 
+def test_every_family_can_be_imported_and_has_attacks() -> None:
+    found = {entry.family: entry.attack.name for entry in all_attacks()}
+    assert list(found) == list(FAMILIES)
+    assert not [name for name in found.values() if name.startswith("all-of-")]
+
+
+def test_a_family_that_cannot_be_imported_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "secure_codream.threats.clients", None)
+    (entry,) = (entry for entry in all_attacks() if entry.family == "clients")
+    finding = prove(entry, Laboratory)
+    assert finding.verdict is Verdict.CRASHED and "ModuleNotFoundError" in finding.reason
+
+
 def test_every_promise_has_an_attack_and_every_attack_a_promise() -> None:
     entries = all_attacks()
     named = {key for entry in entries for key in entry.attack.promises}
@@ -143,6 +158,7 @@ def test_an_estimate_counts_by_its_lower_end() -> None:
 
 def test_a_broken_rule_is_reported_as_broken(threats: Command, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setattr(ClientProtocol, "_rule_enough_survivors", lambda self, plan, members: None)
+    monkeypatch.setattr(ClientProtocol, "_rule_whole_blocks", lambda self, members: None)
     code, out, err = threats("--only", "survivors-below-minimum")
     assert code == 1 and "BROKEN" in out and "survivors-below-minimum: BROKEN" in err
     (run,) = (tmp_path / "runs").iterdir()
@@ -274,7 +290,7 @@ def test_list_names_every_attack_and_runs_none(threats: Command, tmp_path: Path)
 def test_only_takes_names_families_and_promises() -> None:
     entries = all_attacks()
     assert {entry.family for entry in chosen(entries, ["dropouts"])} == {"dropouts"}
-    assert [entry.attack.name for entry in chosen(entries, ["low-*", "seized-*"])] == [
+    assert [entry.attack.name for entry in chosen(entries, ["low-*", "seized-b*"])] == [
         "low-order-keys",
         "seized-before-masking",
     ]
@@ -291,53 +307,102 @@ def test_quick_leaves_out_what_is_not_quick() -> None:
 
 
 def test_seed_repeats_a_run() -> None:
-    runs = [Laboratory(seed).federation().masked().sent for seed in (1, 1, 2)]
-    assert runs[0] == runs[1] != runs[2]
+    """But for what is encapsulated, which comes from the operating system, and so masks."""
+    runs = [Laboratory(seed).federation().masked() for seed in (1, 1, 2)]
+    advertised, inputs = ([of(run) for run in runs] for of in (advertisements, lambda run: run.vectors))
+    assert advertised[0] == advertised[1] != advertised[2]
+    assert inputs[0].keys() == inputs[2].keys() and all((inputs[0][at] == inputs[1][at]).all() for at in inputs[0])
+    assert any((inputs[0][at] != inputs[2][at]).any() for at in inputs[0])
 
 
 # -- a user's own settings ---------------------------------------------
 
+CLIENTS = ("a", "b", "c", "d", "e", "f")
 
-@pytest.fixture
-def federation(tmp_path: Path) -> Path:
-    config = FederationConfig.model_validate(
-        {"task": {"shape": (1, 8, 8), "classes": 10}, "aggregation": {"value_bits": 12, "suite": "chacha20"}}
+
+def provisioned(folder: Path, *, policy: dict[str, Any] | None = None, **tables: Any) -> Path:
+    """The folder of a federation of six, as its administrator makes it."""
+    config = FederationConfig.model_validate({"task": {"shape": (1, 8, 8), "classes": 10}, **tables})
+    clients = [ClientConfig.model_validate({"name": name, "model": "cnn2", "policy": policy or {}}) for name in CLIENTS]
+    provision(folder, config=config, clients=clients, address="tcp://127.0.0.1:1")
+    return folder
+
+
+RESILIENT = {"mode": "resilient", "value_bits": 12, "suite": "chacha20"}
+
+
+@pytest.mark.parametrize("party", ["server", "clients/a"])
+def test_cohort_is_what_a_party_really_has(tmp_path: Path, party: str) -> None:
+    folder = provisioned(tmp_path / "federation", policy={"most_value_bits": 12}, aggregation=RESILIENT) / party
+    cohort = cohort_of(folder / "config.toml")
+    roster = load_roster(folder)
+    assert cohort.charter == read_federation(folder / "config.toml").charter(roster)
+    assert (cohort.clients, cohort.mode, cohort.value_bits, cohort.suite) == (6, "resilient", 12, "chacha20")
+    assert cohort.blocks == ((0, 1, 2), (3, 4, 5))
+    if party == "server":
+        assert cohort.policy is None
+    else:
+        assert cohort.policy is not None and cohort.policy.most_value_bits == 12
+    federation = Laboratory(cohort=cohort).federation()
+    charter = federation.charter
+    assert (charter.settings, charter.aggregation) == (cohort.charter.settings, cohort.charter.aggregation)
+    assert federation.epoch().number == 1
+
+
+@pytest.mark.parametrize("party", ["server", "clients/a"])
+def test_suite_runs_against_a_provisioned_folder(threats: Command, tmp_path: Path, party: str) -> None:
+    folder = provisioned(tmp_path / "federation", aggregation=RESILIENT) / party
+    code, out, _ = threats(
+        "--config", str(folder / "config.toml"), "--only", "dropouts,clients,state,memory-*", "--json"
     )
-    clients = [
-        ClientConfig.model_validate({"name": name, "model": "cnn2", "policy": {"least_survivors": 4}})
-        for name in ("a", "b", "c", "d", "e")
-    ]
-    provision(tmp_path / "federation", config=config, clients=clients, address="tcp://127.0.0.1:1")
-    return tmp_path / "federation"
-
-
-def test_cohort_comes_from_a_clients_folder(federation: Path) -> None:
-    cohort = cohort_of(federation / "clients" / "a" / "config.toml")
-    assert replace(cohort, policy=None) == Cohort(
-        clients=5, threshold=4, colluders=1, least_survivors=3, value_bits=12, suite="chacha20"
-    )
-    assert cohort.policy is not None and cohort.policy.least_survivors == 4 == cohort.least
-    assert cohort_of(federation / "server" / "config.toml", 9).clients == 9
-
-
-def test_suite_runs_against_a_users_configuration(threats: Command, federation: Path) -> None:
-    config = str(federation / "server" / "config.toml")
-    code, out, _ = threats("--config", config, "--only", "dropouts", "--json")
     summary = json.loads(out)
     verdicts = {attack["name"]: attack["verdict"] for attack in summary["attacks"]}
-    assert code == 0 and summary["cohort"]["clients"] == 5 and summary["cohort"]["suite"] == "chacha20"
-    assert verdicts["both-kinds-of-share"] == "defended"
-    assert verdicts["two-survivor-sets"] == "no room"  # four of five are needed: two cannot be missing
-    assert set(verdicts.values()) == {"defended", "no room"}
+    assert code == 0 and summary["cohort"]["clients"] == 6 and summary["cohort"]["suite"] == "chacha20"
+    assert verdicts["both-kinds-of-share"] == verdicts["others-at-another-state"] == "defended"
+    assert verdicts["silent-member"] == "no room", "this charter's sums are not made in lockstep"
+    assert set(verdicts.values()) <= {"defended", "no room", "not promised"}
+    assert summary["cohort"]["policy"] == ("the charter's limits" if party == "server" else "client.toml")
+
+
+def test_lockstep_leaves_lies_about_dropouts_no_room(threats: Command, tmp_path: Path) -> None:
+    folder = provisioned(tmp_path / "federation") / "clients" / "a"
+    code, out, _ = threats("--config", str(folder / "config.toml"), "--only", "dropouts,all-but-two-*,lying", "--json")
+    verdicts = {attack["name"]: attack["verdict"] for attack in json.loads(out)["attacks"]}
+    assert code == 0 and verdicts["both-kinds-of-share"] == "no room" and verdicts["all-but-two-collude"] == "defended"
+
+
+@pytest.mark.parametrize("privacy", [False, True])
+def test_a_policy_that_refuses_its_own_federation_is_said_before_anything_runs(tmp_path: Path, privacy: bool) -> None:
+    noise = {"epsilon": 8.0, "delta": 1e-5, "update_norm": 1.0, "logit_norm": 1.0}
+    tables: dict[str, Any] = {"client_privacy": noise} if privacy else {}
+    folder = provisioned(tmp_path / "federation", policy={"least_noise": 1e5}, **tables) / "clients" / "a"
+    with pytest.raises(ConfigError, match="found noise of"):
+        cohort_of(folder / "config.toml")
+
+
+def test_client_level_noise_of_a_charter_can_be_attacked(threats: Command, tmp_path: Path) -> None:
+    noise = {"epsilon": 8.0, "delta": 1e-5, "update_norm": 1.0, "logit_norm": 1.0}
+    folder = provisioned(tmp_path / "federation", client_privacy=noise) / "clients" / "a"
+    code, out, _ = threats("--config", str(folder / "config.toml"), "--only", "malformed-*,seized-*", "--json")
+    verdicts = [attack["verdict"] for attack in json.loads(out)["attacks"]]
+    assert code == 0 and set(verdicts) <= {"defended", "not promised", "no room"} and "defended" in verdicts
+
+
+def test_a_roster_that_somebody_altered_is_refused(tmp_path: Path) -> None:
+    folder = provisioned(tmp_path / "federation") / "clients" / "a"
+    roster = (folder / "roster.json").read_text()
+    (folder / "roster.json").write_text(roster.replace(":1", ":2", 1) if ":1" in roster else roster + " ")
+    with pytest.raises(ConfigError, match="found no roster"):
+        cohort_of(folder / "config.toml")
 
 
 def test_settings_without_clients_or_without_safety_end_with_2(threats: Command, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
-    config.write_text("[task]\nshape = [1, 8, 8]\nclasses = 10\n[aggregation]\nthreshold = 4\n")
+    config.write_text("[task]\nshape = [1, 8, 8]\nclasses = 10\n[aggregation]\ncolluders = 4\n")
     code, _, err = threats("--config", str(config))
     assert code == 2 and "give the number of clients with --clients" in " ".join(err.split())
-    code, _, err = threats("--config", str(config), "--clients", "8")
-    assert code == 2 and "threshold 4 with 8 members" in " ".join(err.split())
+    code, _, err = threats("--config", str(config), "--clients", "5")
+    assert code == 2 and "6 or more are needed" in " ".join(err.split())
     (tmp_path / "roster.json").write_text("{}")
     code, _, err = threats("--config", str(config))
     assert code == 2 and "found no roster" in " ".join(err.split())
@@ -416,7 +481,7 @@ def test_report_shows_pictures_and_says_what_it_is_told_safely(tmp_path: Path) -
         "seconds": 1.0,
         "seed": 0,
         "quick": False,
-        "cohort": {"clients": 8, "threshold": 5, "colluders": 1, "least_survivors": 6},
+        "cohort": Cohort().summary,
         "versions": {"python": "3.11"},
     }
     page = write_page(tmp_path / "report.html", [finding], summary).read_text()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from codream_clients import private_training
 from codream_clients.datasets import load_digits_data
-from secure_codream.threats import inversion, learning, observation
+from codream_clients.participant import Participant
+from secure_codream.threats import inversion, learning, lying, observation, state
 from secure_codream.threats.attack import ALL, Attack, Verdict, judge
 from secure_codream.threats.laboratory import Laboratory
 from secure_codream.threats.measures import (
@@ -28,7 +31,7 @@ from secure_codream.threats.promises import BY_KEY
 from secure_codream.threats.server_view import Watched
 from secure_codream.threats.switches import describe, switched_off
 
-MODULES = (inversion, learning, observation)
+MODULES = (inversion, learning, lying, observation, state)
 EVERY = [(module, attack) for module in MODULES for attack in module.ATTACKS]
 QUICK = [(module, attack) for module, attack in EVERY if attack.quick]
 
@@ -73,8 +76,10 @@ def test_pictures_are_images() -> None:
         assert 0 <= picture.pixels.min() <= picture.pixels.max() <= 1
 
 
-def test_an_attack_is_the_same_each_time() -> None:
-    first, second = (inversion.GradientInversion().run(ALL, Laboratory(2)) for _ in range(2))
+def test_an_attack_is_the_same_each_time_but_for_masks() -> None:
+    defences = ALL.without("masks")
+    with switched_off(defences):
+        first, second = (inversion.GradientInversion().run(defences, Laboratory(2)) for _ in range(2))
     assert first.value == second.value
 
 
@@ -88,14 +93,22 @@ def test_server_reads_masked_frames_as_noise_and_plain_ones_as_they_are() -> Non
             server = Watched(Laboratory(), defences, clients=4, length=50, clip=1.0, steps=2)
             assert np.allclose(server.step(vectors), vectors.sum(axis=0), atol=1e-3)
             assert np.allclose(server.read(2), vectors[2], atol=1e-4) is readable
-            assert np.allclose(server.step(vectors, lost=[1]), vectors[[0, 2, 3]].sum(axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize(("losses", "left"), [("allow", (0, 2, 3, 4, 5)), ("blocks", (3, 4, 5))])
+def test_who_drops_out_takes_its_block_along_unless_losses_are_allowed(losses: Any, left: tuple[int, ...]) -> None:
+    vectors = np.random.default_rng(0).uniform(-0.5, 0.5, size=(6, 50))
+    server = Watched(Laboratory(), ALL, clients=6, length=50, clip=1.0, steps=2, losses=losses)
+    assert np.allclose(server.step(vectors), vectors.sum(axis=0), atol=1e-3)
+    assert np.allclose(server.step(vectors, lost=[1]), vectors[list(left)].sum(axis=0), atol=1e-3)
+    assert server.survivors == left
 
 
 def test_server_gets_noise_of_the_size_that_was_asked_for() -> None:
     vectors = np.zeros((4, 512))
     server = Watched(Laboratory(), ALL, clients=4, length=512, clip=1.0, norm=2.0, noise_multiplier=1.0)
-    # Two shares are the whole noise, four the whole twice over; rounding adds a little to the sensitivity.
-    assert np.std(server.step(vectors)) == pytest.approx(2.0 * math.sqrt(2), rel=0.15)
+    # Three shares are the whole noise, since one of four may collude; rounding adds a little to the sensitivity.
+    assert np.std(server.step(vectors)) == pytest.approx(2.0 * math.sqrt(4 / 3), rel=0.15)
     assert server.rho == pytest.approx(0.5, rel=0.01)
 
 
@@ -118,14 +131,38 @@ def test_a_gradient_of_one_record_is_read_off_exactly() -> None:
     assert inversion.read_off(gradient.double().numpy(), 8) == pytest.approx(picture, abs=1e-4)
 
 
-def test_private_training_can_be_repeated_and_moves_weights_further_than_rounding() -> None:
+def weights_of(client: Participant) -> torch.Tensor:
+    return torch.cat([part.reshape(-1) for part in client.model.parameters()])
+
+
+def test_private_training_is_the_deployed_one_and_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_digits_data(0)[0].subset(np.arange(40))
-    models = [learning._model(0) for _ in range(3)]
-    for model, seed in zip(models, (1, 1, 2), strict=True):
-        learning._train_privately(model, data, epochs=1, seed=seed)
-    first, second, other = (torch.cat([part.reshape(-1) for part in model.parameters()]) for model in models)
-    assert torch.equal(first, second)
-    assert not torch.allclose(first, other, atol=1e-2)
+    first, second, other = (weights_of(learning.trained(data, seed, private=True)) for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.allclose(first, other, atol=1e-2)
+    monkeypatch.setattr(private_training, "private_sgd", lambda *arguments, **options: None)
+    assert torch.equal(weights_of(learning.trained(data, 1, private=True)), weights_of_model(learning._model(1)))
+
+
+def weights_of_model(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([part.reshape(-1) for part in model.parameters()])
+
+
+def test_the_control_takes_nothing_but_the_noise_out_of_the_deployed_training() -> None:
+    data = load_digits_data(0)[0].subset(np.arange(40))
+    with switched_off(ALL.without("training-noise"), learning.SWITCHES):
+        quiet = [weights_of(learning.trained(data, 1, private=True)) for _ in range(2)]
+    noised = weights_of(learning.trained(data, 1, private=True))
+    start = weights_of_model(learning._model(1))
+    assert torch.equal(*quiet) and (quiet[0] - start).norm() < 0.2 * (noised - start).norm()
+
+
+def test_a_deployed_training_without_noise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant of a finding of old: attacks that train by themselves would call it defended."""
+    with learning._no_training_noise():
+        learning._models.cache_clear()
+        evidence = learning.MembershipInModel().run(ALL, Laboratory(0))
+    learning._models.cache_clear()
+    assert evidence.worked
 
 
 def test_class_counts_are_read_from_weights_of_one_client_and_of_a_sum() -> None:
@@ -133,6 +170,36 @@ def test_class_counts_are_read_from_weights_of_one_client_and_of_a_sum() -> None
     weights, counts = learning.label_weights(laboratory, 4, class_aware=True)
     assert (learning.read_counts(weights[1]) == counts[1]).all()
     assert (learning.read_counts(weights.sum(axis=0), 4) == counts.sum(axis=0)).all()
+
+
+def test_odds_without_bounds_are_those_of_the_softmax_and_never_tie() -> None:
+    logits = np.array([[2.0, 1.0, 0.0], [900.0, -900.0, 0.0], [901.0, -900.0, 0.0]], dtype=np.float32)
+    labels = np.array([0, 0, 0])
+    odds = learning._unbounded_odds(logits, labels)
+    assert odds[0] == pytest.approx(learning._odds(logits, labels)[0]) and odds[0] < odds[1] < odds[2]
+
+
+# -- lies and states ---------------------------------------------
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 3, 5], [1, 2, 2, 7], [0, 0, 0, 1]])
+def test_counts_are_read_off_a_ladder_of_clips(counts: list[int]) -> None:
+    rungs = np.arange(max(counts) + 1) + 0.5
+    assert state._counts(np.minimum(np.array(counts)[:, None], rungs).sum(axis=0), len(counts)) == counts
+
+
+def test_a_lie_is_masked_and_tagged_as_it_is_and_only_where_it_is_told() -> None:
+    federation = Laboratory().federation(mode="lockstep", steps=2)
+    assert federation.set_up()
+    for client, taken in ((lying.LIAR, True), (lying.LIAR, False)):
+        with lying.lying(federation.clients[client], lambda plan, step, vector: vector.astype(np.int64) - 1):
+            reveal = federation.step() if taken else None
+        if reveal is not None:
+            expected = federation.plain_sum(0, federation.everybody).astype(np.int64)
+            assert (np.asarray(reveal.total, dtype=np.int64) - expected == -1).mean() > 0.9
+    reveal = federation.step()
+    assert reveal is not None and (reveal.total == federation.plain_sum(1, reveal.survivors)).all()
+    assert federation.finish() is not None
 
 
 def test_bounds_of_privacy() -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import zmq.asyncio
 
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import Hello
-from codream_protocols.server import ServerEpoch
 from secure_codream.threats import loopback
 from secure_codream.threats.federation import snapshot
 from secure_codream.threats.loopback import honest, transport_keys
@@ -21,34 +19,29 @@ class Network(loopback.Network):
     snapshot = staticmethod(snapshot)
 
     def assert_sums_are_right(self) -> None:
-        """Every revealed sum is the plain sum over its survivors, bit for bit."""
+        """Every sum is the plain sum over its survivors, bit for bit."""
         assert self.sums and not self.wrong_sums()
 
 
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Network]]:
-    """Makes a `Network`; afterwards every ZeroMQ context, so every socket, is closed."""
-    contexts: list[Any] = []
-    original = zmq.asyncio.Context
-
-    def context() -> Any:
-        contexts.append(original())
-        return contexts[-1]
-
-    monkeypatch.setattr(zmq.asyncio, "Context", context)
-
-    def make(*arguments: Any, **options: Any) -> Network:
-        made = Network(*arguments, **options)
-        monkeypatch.setattr(ServerEpoch, "receive", made.checked_receive)
-        return made
-
-    yield make
-    assert all(context.closed for context in contexts)
+def network() -> Callable[..., Network]:
+    """Makes a `Network`; its `run` fails if a task or a ZeroMQ context is left."""
+    return Network
 
 
 @pytest.fixture
 def parts() -> SimpleNamespace:
     """What attack tests build with."""
-    return SimpleNamespace(
-        honest=honest, transport_keys=transport_keys, hello=lambda roster: Hello((PROTOCOL,), roster.hash)
-    )
+
+    def hello(net: Any, **changes: Any) -> Hello:
+        usual = {
+            "versions": (PROTOCOL,),
+            "charter": net.charter.digest,
+            "head": net.charter.first_head,
+            "epoch": 0,
+            "plan": b"",
+            "sums": 0,
+        }
+        return Hello(**{**usual, **changes})
+
+    return SimpleNamespace(honest=honest, transport_keys=transport_keys, hello=hello)

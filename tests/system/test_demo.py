@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -17,6 +19,9 @@ import numpy as np
 import pytest
 
 from secure_codream.records import (
+    ClientLost,
+    EpochGivenUp,
+    EpochStarted,
     RunFolder,
     StepFinished,
     Summary,
@@ -62,6 +67,12 @@ def with_a_drop(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return demonstrate(tmp_path_factory.mktemp("drop") / "runs", "--drop", "1")
 
 
+@pytest.fixture(scope="module")
+def resilient(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    options = ("--clients", "6", "--mode", "resilient", "--drop", "1")
+    return demonstrate(tmp_path_factory.mktemp("resilient") / "runs", *options)
+
+
 @pytest.fixture(params=["whole", "with_a_drop"])
 def done(request: pytest.FixtureRequest) -> Done:
     found: Done = request.getfixturevalue(request.param)
@@ -105,8 +116,9 @@ def test_summary_says_what_was_run(whole: Done) -> None:
     assert (summary.clients, summary.client_names, summary.rounds) == (5, NAMES, 2)
     assert (summary.data, summary.partition, summary.seed) == ("digits", "dirichlet 0.5", 0)
     assert len(set(summary.models)) == 5
-    assert summary.secure_steps == 2 * (10 + 2)
-    assert (summary.colluders, summary.threshold, summary.min_survivors) == (1, 4, 3)
+    assert summary.secure_steps == 2 * (1 + 10 + 1) + 1  # metrics, updates, labels; and the last metrics
+    assert (summary.mode, summary.colluders, summary.threshold, summary.min_survivors) == ("lockstep", 1, 5, 3)
+    assert summary.blocks == [NAMES]  # five with one colluder are one block
     assert summary.dropped == []
     assert [sum(counts) for counts in summary.label_counts] == [30] * 5
     assert len(summary.accuracy.by_round) == 2
@@ -134,7 +146,7 @@ def test_folder_holds_what_its_description_says(done: Done) -> None:
 
 def test_recovered_sum_is_the_plain_sum_bit_for_bit(done: Done) -> None:
     seen = read_exhibit(done.run.exhibit)
-    assert (seen.round, seen.step) == (0, 5) and seen.client in NAMES
+    assert (seen.round, seen.step) == (0, 6) and seen.client in NAMES
     assert np.array_equal(seen.recovered_sum, seen.plain_sum) and seen.plain_sum.any()
     # What the server saw of one client looks like uniform noise, whatever the client had: bits of it are even.
     assert (seen.masked != seen.plain).mean() > 0.99
@@ -143,21 +155,64 @@ def test_recovered_sum_is_the_plain_sum_bit_for_bit(done: Done) -> None:
 
 def test_nobody_is_dropped_without_being_asked(whole: Done) -> None:
     steps = [event for event in read_events(whole.run.events) if isinstance(event, StepFinished)]
-    assert len(steps) == 24
+    assert len(steps) == 25
     assert {event.path for event in steps} == {"fast"} and all(event.survivors == NAMES for event in steps)
 
 
-def test_dropped_client_is_named_and_the_sum_is_recovered_without_it(with_a_drop: Done) -> None:
-    summary = with_a_drop.summary
-    assert summary.dropped == ["client-5"]
-    assert summary.accuracy.codream.clients[4] is None and None not in summary.accuracy.codream.clients[:4]
-    steps = [event for event in read_events(with_a_drop.run.events) if isinstance(event, StepFinished)]
-    dropout = [event for event in steps if event.path == "dropout"]
-    assert dropout and all(event.dropped == ["client-5"] and event.survivors == NAMES[:4] for event in dropout)
-    first = dropout[0]
-    assert first.round == 1 and first.step in (5, 6)  # it may have answered step 5 just before it was killed
-    assert [event.step for event in dropout] == list(range(first.step, 12))
+def test_in_lockstep_the_others_wait_for_a_killed_client_and_begin_anew_with_it(with_a_drop: Done) -> None:
+    summary, events = with_a_drop.summary, read_events(with_a_drop.run.events)
+    assert summary.dropped == ["client-5"] and None not in summary.accuracy.codream.clients
+    lost = [event for event in events if isinstance(event, ClientLost) and event.client == "client-5"]
+    assert lost
+    (given_up,) = [event for event in events if isinstance(event, EpochGivenUp)]
+    assert (given_up.round, given_up.wrong_sum) == (1, False) and "client-5" in given_up.reason
+    began = [event for event in events if isinstance(event, EpochStarted)]
+    assert [event.round for event in began] == [0, 1, 1, 2] and all(event.cohort == NAMES for event in began)
+    steps = [event for event in events if isinstance(event, StepFinished)]
+    assert all(event.survivors == NAMES and event.path == "fast" for event in steps)
     assert "client-5" in with_a_drop.run.report.read_text(encoding="utf-8")
+
+
+def test_in_resilient_mode_the_block_of_a_killed_client_leaves_and_the_other_goes_on(resilient: Done) -> None:
+    names = [*NAMES, "client-6"]
+    summary, events = resilient.summary, read_events(resilient.run.events)
+    assert (summary.mode, summary.blocks) == ("resilient", [names[:3], names[3:]])
+    assert summary.dropped == ["client-6"] and None not in summary.accuracy.codream.clients
+    assert not [event for event in events if isinstance(event, EpochGivenUp)]
+    steps = [event for event in events if isinstance(event, StepFinished) and event.round == 1]
+    assert {tuple(event.survivors) for event in steps} == {tuple(names), tuple(names[:3])}
+    left = [event for event in steps if event.path == "dropout"]
+    assert left and all(event.dropped == names[3:] for event in left)
+    # Who was killed has learnt what was certified without it, as all others have: one head for everybody.
+    heads = {
+        json.loads((resilient.run.client(name) / "log.jsonl").read_text().splitlines()[-1])["head"] for name in names
+    }
+    assert heads == {summary.head}
+
+
+@pytest.mark.parametrize("where", ["", "server/record", "clients/client-1/journal"])
+def test_anybody_can_verify_the_record(done: Done, where: str) -> None:
+    process = verify(done.run.path / where, "--json")
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert (found["head"], found["epochs"], found["votes"]) == (done.summary.head, 3, [5, 5, 5])
+
+
+def test_one_flipped_byte_anywhere_in_the_record_is_found_and_named(whole: Done, tmp_path: Path) -> None:
+    source, flips = whole.run.server / "record", random.Random(0)
+    for path in sorted(source.glob("*.json")) + sorted(source.glob("*.record")):
+        folder = tmp_path / path.name
+        shutil.copytree(source, folder)
+        content = bytearray(path.read_bytes())
+        content[flips.randrange(len(content))] ^= 1 << flips.randrange(8)
+        (folder / path.name).write_bytes(content)
+        process = verify(folder)
+        assert process.returncode == 1 and path.name in process.stderr.replace("\n", ""), process.stderr
+
+
+def verify(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "secure_codream", "verify", str(path), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "400"})
 
 
 def test_keys_are_for_their_owner_alone(done: Done) -> None:
@@ -210,7 +265,10 @@ def test_interruption_ends_with_130_and_leaves_no_process(tmp_path: Path) -> Non
     [
         (["--clients", "2"], "--clients': Input should be greater than or equal to 3"),
         (["--alpha", "soft"], "found 'soft'; a number above 0, or 'iid', is allowed"),
-        (["--clients", "3", "--drop", "1"], "found 1; of 3 clients at most 0 can be lost"),
+        (
+            ["--clients", "5", "--mode", "resilient", "--drop", "1"],
+            "found 5; with --drop in resilient mode 6 are needed",
+        ),
         (["--rouns", "3"], "No such option"),
     ],
 )

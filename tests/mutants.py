@@ -1,0 +1,429 @@
+"""Disable each defence in the code, one at a time, and see that its tests and attacks notice: `make mutants`.
+
+A mutant is one exact change to one place that a promise rests on: a rule that lets everything pass, a check that is
+left out, a noise that is not added, an erasure or a write that does not happen. The rooms are copied to a temporary
+folder, the change is made there, and the tests named for it are run against the copy: at least one must fail, and none
+of them on the copy as it is. `finding` names what of the review of version 1 the mutant brings back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("protocols", "clients", "server", "secure_codream", "tests", "docs", "examples")
+P, C, S, U = "protocols/codream_protocols/", "clients/codream_clients/", "server/codream_server/", "secure_codream/"
+ATTACKS = "tests/protocols/test_attacks.py"
+SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change.
+
+    Attributes:
+        name: what is disabled.
+        file: where.
+        old: exact text that occurs once; or the name of a function whose body is left out, if `new` is None.
+        new: what stands in its place; of a function its docstring stays.
+        tests: pytest's arguments: the tests that must notice.
+        finding: of the review of version 1.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str | None
+    tests: tuple[str, ...]
+    finding: str = ""
+
+
+def rule(name: str, tests: str, finding: str = "", file: str = P + "client.py") -> Mutant:
+    """A rule that lets everything pass, noticed by the attacks named (pytest's -k) or by the tests given."""
+    arguments = tuple(tests.split()) if tests.startswith("tests/") else (ATTACKS, "-k", tests)
+    return Mutant(name, file, name, None, arguments, finding)
+
+
+def text(name: str, file: str, old: str, new: str, *tests: str, finding: str = "") -> Mutant:
+    """An exact replacement."""
+    return Mutant(name, file, old, new, tests, finding)
+
+
+MUTANTS = (
+    # what a client lets itself be asked
+    rule("_rule_policy", "charter-below-policy", "F1"),
+    rule("_rule_budget", "endless-epochs"),
+    rule("_rule_privacy_budget", "overspent"),
+    rule("_rule_bound_by_vote", "tests/protocols/test_certificates.py -k goes_on_only_with"),
+    rule("_rule_same_head", "offers-that-do-not-fit", "F2"),
+    rule("_rule_fresh_epoch", "restarted-client", "F7"),
+    rule("_rule_attempts", "starts-as-queries"),
+    rule("_rule_wrong_sums", "tests/protocols/test_true_sums.py -k waits_for_a_person"),
+    rule("_rule_whole_blocks", "parts-of-blocks", "F5"),
+    rule("_rule_members", "parts-of-the-cohort-shown"),
+    rule("_rule_signed_advertisement", "substituted-keys"),
+    rule("_rule_distinct_keys", "duplicated-keys"),
+    rule("_rule_signed_seal", "altered-seals"),
+    rule("_rule_one_survivor_set", "two-survivor-sets"),
+    rule("_rule_erase_answered", "seized-after-the-answer"),
+    rule("_rule_enough_survivors", "survivors-below-minimum"),
+    rule("_rule_signed_survivors", "skipped-consistency-round"),
+    rule("_rule_true_sum", "untrue-sums", "F2"),
+    rule("_rule_known_epoch", "forged-records"),
+    rule("_rule_others_vote", "forged-records"),
+    rule("_rule_certificate", "too-few-votes"),
+    rule("check_charter", "unsafe-charter", file=P + "charter.py"),
+    text(
+        "course's end",
+        P + "charter.py",
+        "if certified >= course.epochs:",
+        "if False:",
+        "tests/protocols/test_charter.py",
+        "-k",
+        "after_the_courses_last",
+    ),
+    text(
+        "cuts of blocks",
+        P + "charter.py",
+        "if len(part) < least]",
+        "if False]",
+        "tests/protocols/test_charter.py",
+        "-k",
+        "cuts",
+    ),
+    # keys, masks, commitments
+    text(
+        "commitment to a value",
+        P + "lockstep.py",
+        "if hybrid.commit(plan, other, value) != item.commitment or share != item.start_commitment:",
+        "if False:",
+        ATTACKS,
+        "-k",
+        "chosen-start",
+    ),
+    rule("check_start_shares", "tests/protocols/test_record.py " + ATTACKS + " -k start", file=P + "advertisements.py"),
+    text(
+        "KEM secret in a pair's root",
+        P + "hybrid.py",
+        "return extract_and_expand(agreed + lower + higher, transcript,",
+        "return extract_and_expand(agreed, transcript,",
+        ATTACKS,
+        "-k",
+        "recorded-traffic",
+    ),
+    text(
+        "KEM secret in a seal's key",
+        P + "hybrid.py",
+        "return extract_and_expand(agreed + secret, transcript, info)",
+        "return extract_and_expand(agreed, transcript, info)",
+        ATTACKS,
+        "-k",
+        "recorded-traffic",
+    ),
+    text(
+        "chain in a pair's mask key",
+        P + "hybrid.py",
+        'labelled("pair mask", number(step), chain)',
+        'labelled("pair mask", number(step))',
+        ATTACKS,
+        "-k",
+        "different-states",
+        finding="F2",
+    ),
+    text(
+        "ratchet of a pair's root",
+        P + "hybrid.py",
+        'return expand(root, labelled("next pair root"))',
+        "return root",
+        ATTACKS,
+        "-k",
+        "seized-before-masking or rebuilt or roots_of_a_step",
+    ),
+    text(
+        "erasure with the epoch",
+        P + "client.py",
+        '        """Leave the epoch: everything secret that is kept of it is erased. A vote stays binding."""\n',
+        "        self._epoch = None\n",
+        ATTACKS,
+        "-k",
+        "everything_is_gone",
+    ),
+    # sums and tags
+    text(
+        "the tag",
+        P + "tag.py",
+        "return hmac.compare_digest(",
+        "return True or hmac.compare_digest(",
+        "tests/protocols/test_tag.py",
+        "tests/protocols/test_true_sums.py",
+    ),
+    text(
+        "range of a sum",
+        P + "encoding.py",
+        "if int(part.max()) > survivors * top:",
+        "if False:",
+        "tests/protocols/test_encoding.py",
+        "-k",
+        "no_inputs_have",
+    ),
+    text(
+        "numbers that are not finite",
+        P + "encoding.py",
+        "if not finite.all():",
+        "if False:",
+        "tests/protocols/test_encoding.py",
+        "-k",
+        "not_finite",
+        finding="F4",
+    ),
+    text(
+        "noise of a failed learner",
+        P + "encoding.py",
+        "    if spec.noise is not None:\n        scaled",
+        "    if spec.noise is not None and any(flat.any() for flat in parts):\n        scaled",
+        "tests/protocols/test_encoding.py",
+        "-k",
+        "failed_learner",
+    ),
+    text(
+        "noise in the ring",
+        P + "distributed_noise.py",
+        "    noised += discrete_gaussian(noise.variance).sample(len(noised), random_bytes)\n",
+        "",
+        "tests/protocols/test_distributed_noise.py",
+    ),
+    text(
+        "counts as integers",
+        P + "courses/metrics.py",
+        'Block(name, 1, MAX_COUNT, "count")',
+        "Block(name, 1, 1.0)",
+        "tests/protocols/courses",
+        finding="F9",
+    ),
+    text(
+        "rounding from the operating system",
+        P + "encoding.py",
+        "add_mask(words, self._random_bytes(KEY_BYTES), ",
+        "add_mask(words, bytes(KEY_BYTES), ",
+        "tests/protocols/test_encoding.py",
+        "-k",
+        "rounding",
+        finding="F10",
+    ),
+    text(
+        "clips are applied",
+        P + "ring.py",
+        "scaled = (np.clip(values, -clip, clip) + clip)",
+        "scaled = (values + clip)",
+        "tests/protocols/test_encoding.py",
+        "-k",
+        "beyond_its_bound",
+        finding="F3",
+    ),
+    # an epoch's end, records, journals
+    text(
+        "a vote is written before it is sent",
+        P + "client.py",
+        "        self._journal.voted(public.record(votes.values()))\n",
+        "",
+        "tests/protocols/test_certificates.py",
+        "-k",
+        "crash_after_their_vote",
+    ),
+    text(
+        "a plan is written as joined",
+        P + "client.py",
+        "        self._journal.joined(offer.epoch, plan.digest)\n",
+        "",
+        ATTACKS,
+        "-k",
+        "joined_before or restarted",
+        finding="F7",
+    ),
+    rule(
+        "check_certificate", "tests/protocols/test_certificates.py tests/protocols/test_record.py", file=P + "record.py"
+    ),
+    text(
+        "votes are verified",
+        P + "record.py",
+        'verify(roster.members[vote.member].identity_key, vote.signature, "vote", *statement)',
+        "pass",
+        "tests/protocols/test_record.py",
+        "tests/protocols/test_certificates.py",
+    ),
+    text(
+        "a record is canonical",
+        P + "record_file.py",
+        "    if again != data:",
+        "    if False:",
+        "tests/clients/test_journal.py",
+        "-k",
+        "record or byte",
+    ),
+    text(
+        "wrong shares are told apart",
+        P + "unmasking.py",
+        "return found if all(fits(member, secret) for member, secret in found.items()) else None",
+        "return found",
+        ATTACKS,
+        "-k",
+        "wrong_answers or wrong-answers or just_enough",
+        finding="F14",
+    ),
+    # messages
+    text(
+        "size limit of a message",
+        P + "messages.py",
+        "    if len(data) > most_bytes:",
+        "    if False:",
+        "tests/protocols/test_messages.py",
+        finding="F6",
+    ),
+    text(
+        "names end at their end",
+        P + "identity.py",
+        '[A-Za-z0-9._-]*\\Z"',
+        '[A-Za-z0-9._-]*$"',
+        "tests/protocols/test_identity.py",
+        "tests/protocols/test_messages.py",
+        finding="F13",
+    ),
+    text(
+        "control characters are shown",
+        C + "words.py",
+        'return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)',
+        "return cut",
+        "tests/clients/test_words.py",
+        finding="F13",
+    ),
+    # what surrounds the protocol
+    text(
+        "transport keys of the roster alone",
+        S + "runner.py",
+        "        if raw in self._keys:\n            return True\n",
+        "        return True\n",
+        "tests/server",
+        "-k",
+        "stranger",
+    ),
+    text(
+        "own code by its digest",
+        U + "own_code.py",
+        "        if permitted[reference] != found:",
+        "        if False:",
+        "tests/secure_codream/test_own_code.py",
+    ),
+    text(
+        "settings in the charter",
+        U + "config.py",
+        '            "learning": _own_learning(asdict(learning_settings(self))),\n',
+        "",
+        "tests/secure_codream/test_charter_file.py",
+        finding="F1",
+    ),
+    text(
+        "aggregation in the charter",
+        P + "charter.py",
+        'return digest("charter", msgspec.msgpack.encode(self))',
+        'return digest("charter", self.roster, self.settings)',
+        "tests/protocols/test_charter.py",
+        finding="F1",
+    ),
+    text(
+        "noise of private training",
+        C + "private_training.py",
+        "        noise_multiplier=plan.noise_multiplier,",
+        "        noise_multiplier=0.0,",
+        "tests/clients/test_private_training.py",
+        finding="T1",
+    ),
+)
+
+
+def mutated(source: str, mutant: Mutant) -> str:
+    """The file with the change in it.
+
+    Raises:
+        ValueError: the place is not there, or there more than once.
+    """
+    if mutant.new is not None:
+        if source.count(mutant.old) != 1:
+            raise ValueError(
+                f"{mutant.name}: {source.count(mutant.old)} places in {mutant.file}; exactly one is needed"
+            )
+        return source.replace(mutant.old, mutant.new)
+    found = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name == mutant.old
+    ]
+    if len(found) != 1:
+        raise ValueError(f"{mutant.name}: {len(found)} functions of that name in {mutant.file}; exactly one is needed")
+    (function,) = found
+    lines = source.splitlines(keepends=True)
+    docstring, last = function.body[0], function.body[-1]
+    assert docstring.end_lineno is not None and last.end_lineno is not None
+    indent = " " * docstring.col_offset
+    return "".join([*lines[: docstring.end_lineno], f"{indent}return None\n", *lines[last.end_lineno :]])
+
+
+def run(folder: Path, arguments: tuple[str, ...]) -> tuple[int, str]:
+    """pytest's exit code and the last lines that it printed, run on the copy."""
+    rooms = [str(folder / room) for room in ("protocols", "clients", "server", ".")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(rooms), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not exhaustive", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return -1, f"no end within {SECONDS} s"
+    return done.returncode, " ".join(done.stdout.splitlines()[-3:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="those whose name contains this")
+    parser.add_argument("--list", action="store_true", help="name them, and run nothing")
+    arguments = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if not arguments.only or arguments.only in mutant.name]
+    if arguments.list:
+        for mutant in chosen:
+            print(f"{mutant.name:45} {mutant.finding:4} {mutant.file}")
+        return 0
+    survivors = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for room in COPIED:
+            shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        began = time.monotonic()
+        for mutant in chosen:
+            started, path = time.monotonic(), folder / mutant.file
+            source = path.read_text(encoding="utf-8")
+            path.write_text(mutated(source, mutant), encoding="utf-8")
+            code, said = run(folder, mutant.tests)
+            path.write_text(source, encoding="utf-8")
+            noticed = code == 1  # a failed test; what cannot even be collected, or tests nothing, notices nothing
+            if noticed and run(folder, mutant.tests)[0] != 0:
+                noticed, said = False, "its tests fail on the code as it is"
+            print(
+                f"{'noticed ' if noticed else 'SURVIVED'} {mutant.name:45} {mutant.finding:4} "
+                f"{time.monotonic() - started:5.1f} s{'' if noticed else f'  ({code}: {said})'}",
+                flush=True,
+            )
+            if not noticed:
+                survivors.append(mutant.name)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants noticed in {time.monotonic() - began:.0f} s")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

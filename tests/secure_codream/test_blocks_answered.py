@@ -1,0 +1,131 @@
+"""A new charter must not cut a block that a client's data have answered for, unless the client permits it knowingly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from codream_protocols.charter import Charter
+from codream_protocols.errors import PolicyViolation
+from codream_protocols.identity import Roster
+from secure_codream.blocks_answered import BlocksAnswered
+from secure_codream.config import ConfigError
+from secure_codream.exposure import exposures
+from tests.secure_codream.small import codream, roster_of
+
+RESILIENT = {"aggregation": {"mode": "resilient"}}
+
+
+def roster(*numbers: int) -> Roster:
+    """A roster of these of nine clients, in this order."""
+    _, whole = roster_of(9)
+    return msgspec.structs.replace(whole, members=tuple(whole.members[number] for number in numbers))
+
+
+def charter(members: Roster) -> Charter:
+    return codream(**RESILIENT).charter(members)
+
+
+@pytest.fixture
+def answered(tmp_path: Path) -> BlocksAnswered:
+    """A client that has answered for six in two blocks: 0, 1, 2 and 3, 4, 5."""
+    remembered = BlocksAnswered(tmp_path / "answered.json")
+    members = roster(*range(6))
+    assert charter(members).blocks == ((0, 1, 2), (3, 4, 5))
+    assert remembered.check(members, charter(members), permitted=False, noised=False) is None
+    remembered.add(members, charter(members))
+    return BlocksAnswered(tmp_path / "answered.json")  # as the next process finds it
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        range(6),
+        (0, 1, 2),  # a block leaves
+        range(9),  # a new block comes
+        (3, 4, 5, 0, 1, 2, 6, 7, 8),  # and numbers change
+        (0, 2, 1, 5, 4, 3),
+    ],
+)
+def test_blocks_that_stay_whole_are_no_cut(answered: BlocksAnswered, members: tuple[int, ...]) -> None:
+    found = roster(*members)
+    assert answered.check(found, charter(found), permitted=False, noised=False) is None
+
+
+@pytest.mark.parametrize(
+    ("members", "told_apart"),
+    [
+        ((0, 1, 2, 3, 4), "client-5"),  # one leaves: the sums before and after differ by it
+        ((0, 1, 2, 3, 4, 5, 6), "client-6"),  # one comes into a block
+        ((0, 1, 3, 2, 4, 5), "client-2"),  # two change places
+        ((0, 1, 2, 3, 4, 8), "client-8"),
+    ],
+)
+def test_charter_that_cuts_a_block_is_refused_and_says_whom_it_exposes(
+    answered: BlocksAnswered, members: tuple[int, ...], told_apart: str
+) -> None:
+    found = roster(*members)
+    with pytest.raises(PolicyViolation, match=r"cuts a block.*cuts = true in \[policy\]") as caught:
+        answered.check(found, charter(found), permitted=False, noised=False)
+    shown = [member.name for member in found.members]
+    assert told_apart in str(caught.value) or told_apart not in shown
+    text = answered.check(found, charter(found), permitted=True, noised=False)
+    assert text is not None and "Their numbers that depend on no state show exactly" in text
+    # Noise that was calibrated for a client keeps what it promises, whatever is subtracted.
+    assert answered.check(found, charter(found), permitted=False, noised=True) is None
+
+
+def test_charter_that_names_the_old_blocks_keeps_them_whatever_the_order(answered: BlocksAnswered) -> None:
+    mixed = roster(0, 3, 1, 4, 2, 5)
+    with pytest.raises(PolicyViolation):
+        answered.check(mixed, charter(mixed), permitted=False, noised=False)
+    blocks = [["client-0", "client-1", "client-2"], ["client-3", "client-4", "client-5"]]
+    kept = codream(aggregation={"mode": "resilient", "blocks": blocks}).charter(mixed)
+    assert kept.blocks == ((0, 2, 4), (1, 3, 5))
+    assert answered.check(mixed, kept, permitted=False, noised=False) is None
+
+
+def test_cut_over_several_charters_is_found(answered: BlocksAnswered) -> None:
+    """Blocks of two charters before it, mixed: each part of the refinement would be one or two clients."""
+    later = roster(0, 1, 2, 6, 7, 8)
+    answered.check(later, charter(later), permitted=False, noised=False)
+    answered.add(later, charter(later))
+    mixed = roster(3, 4, 6, 5, 7, 8)
+    with pytest.raises(PolicyViolation):
+        answered.check(mixed, charter(mixed), permitted=False, noised=False)
+
+
+def test_each_block_is_remembered_once(answered: BlocksAnswered, tmp_path: Path) -> None:
+    before = (tmp_path / "answered.json").read_bytes()
+    members = roster(*range(6))
+    answered.add(members, charter(members))
+    assert (tmp_path / "answered.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"blocks": 3}', b"\xff", b'{"blocks": [3]}'])
+def test_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Read as no blocks at all, it would permit every cut."""
+    (tmp_path / "answered.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"answered\.json: found no list of blocks"):
+        BlocksAnswered(tmp_path / "answered.json")
+
+
+# -- what is said when keys are made and when a client joins ---------------------------------------------
+
+
+def test_exposure_is_said_in_the_modes_own_words() -> None:
+    members = roster(*range(6))
+    (line,) = exposures(codream(), members)
+    assert line.startswith("Lockstep: every sum is over all 6 clients") and "Up to 4 of them colluding" in line
+    (line,) = exposures(codream(**RESILIENT), members)
+    assert "client-0, client-1, client-2; client-3, client-4, client-5" in line
+    one, more = exposures(codream(**RESILIENT), roster(0, 1, 2))
+    assert "one block" in more and "client-0, client-1, client-2" in one
+    lines = exposures(codream(aggregation={"mode": "resilient", "losses": "allow"}), members)
+    assert any(
+        "losses = 'allow': two sums that differ by one client show that client's numbers" in one for one in lines
+    )
+    previous = {"charter": "ab" * 32, "head": "cd" * 32, "certified": 1}
+    assert any("cuts = true" in one for one in exposures(codream(predecessor=previous), members))

@@ -1,0 +1,447 @@
+"""What the network may send: floods, oversized and nested messages, strangers, and disks that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from codream_protocols.errors import HelloNeeded, MalformedMessage, VectorRefused
+from codream_protocols.messages import (
+    Beat,
+    EpochRecord,
+    MaskedInput,
+    Refusal,
+    Vote,
+    decode_to_server,
+    encode_message,
+    largest_message,
+)
+from codream_protocols.server import ServerProtocol
+from codream_server import inbound, peers
+from codream_server.inbound import Bounds
+from codream_server.settings import Timing
+from tests.server.toy import RESILIENT, Federation, ToyClient, ToyCourse, run
+
+HOURS = Timing(step=7200.0, beat=1.0, lost_after=3600.0)
+
+
+def nested(size: int) -> bytes:
+    """Arrays within arrays, `size` bytes of them."""
+    return b"\x91" * (size - 1) + b"\xc0"
+
+
+async def computing(federation: Federation) -> ToyClient:
+    """A federation in its first step, in which member 2 has not answered; returns member 2."""
+    federation.start_all()
+    federation.clients[2].hold = lambda compute: federation.clients[2].beating
+    await federation.until_event("step_started", step=0)
+    await federation.until(lambda: federation.clients[2].protocol.members)
+    return federation.clients[2]
+
+
+def go_on(client: ToyClient) -> None:
+    client.beating = False  # for a moment: what it holds is answered
+    client.hold = None
+
+
+async def raw(federation: Federation, *, member: int | None = 0, key: tuple[bytes, bytes] | None = None) -> Any:
+    """A connection that says what a test makes it say, with a member's key or with another."""
+    context = zmq.asyncio.Context.instance()
+    socket = context.socket(zmq.DEALER)
+    socket.curve_publickey, socket.curve_secretkey = key or federation.keys[member or 0]
+    socket.curve_serverkey = federation.server_public
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(federation.address)
+    return socket
+
+
+# -- sizes ---------------------------------------------
+
+
+@pytest.mark.parametrize("build", [nested, lambda size: b"\xdd" + (size - 5).to_bytes(4, "big") + b"\xc0" * (size - 5)])
+def test_large_nested_message_is_refused_in_milliseconds(build: Callable[[int], bytes]) -> None:
+    """Version 1 took 12.6 s and 2.4 GB for such a message (F6)."""
+    data = build(32 << 20)
+    begun = time.process_time()
+    with pytest.raises(MalformedMessage):
+        decode_to_server(data)  # even where the bound of the phase is taken away
+    assert time.process_time() - begun < 0.05
+    begun = time.process_time()
+    federation = Federation(3)
+    with pytest.raises(MalformedMessage, match="33554432 bytes"):
+        Bounds(ServerProtocol(federation.charter, federation.roster, federation.course)).parse(data)
+    assert time.process_time() - begun < 0.05
+
+
+def test_message_larger_than_the_phase_allows_is_refused_and_one_of_that_size_is_looked_at() -> None:
+    federation = Federation(3)
+    protocol = ServerProtocol(federation.charter, federation.roster, federation.course)
+    most = protocol.largest_message
+    assert most < 1 << 17
+    bounds = Bounds(protocol)
+    with pytest.raises(MalformedMessage, match=f"{most + 1} bytes"):
+        bounds.parse(nested(most + 1))
+    with pytest.raises(MalformedMessage, match="schema"):
+        bounds.parse(nested(most))
+    record = b"\x96" + msgspec.msgpack.encode("epoch-record")
+    with pytest.raises(MalformedMessage, match="schema"):
+        bounds.parse(record + nested(most - len(record)))
+
+
+def test_oversized_message_of_one_member_delays_nobody_and_it_can_come_back() -> None:
+    federation = Federation(3, course=ToyCourse(1, 2))
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            client = await computing(federation)
+            attacker = await raw(federation, member=2)
+            begun = time.monotonic()
+            for _ in range(4):
+                await attacker.send(nested(4 << 20))  # beyond what the socket takes: the connection goes
+            await asyncio.sleep(0.2)
+            attacker.close()
+            go_on(client)
+            await server
+            assert time.monotonic() - begun < 5.0
+
+    run(scenario)
+    assert len(federation.published) == 1
+
+
+@pytest.mark.parametrize("frames", [(), (b"",), (b"x",), (bytes(9), bytes(9)), (bytes(1 << 15),)])
+def test_frames_of_another_number_or_size_than_the_plans_are_refused(frames: tuple[bytes, ...]) -> None:
+    federation = Federation(3, course=ToyCourse(1, 2))
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            client = await computing(federation)
+            plan, public = client.protocol.plan, client.protocol._epoch.public  # type: ignore[union-attr]
+            assert plan is not None and public is not None
+            client.send(MaskedInput(plan.digest, 0, public.chain, bytes(16), public.start), *frames)
+            client.send(Beat(*client.protocol.progress), b"a frame where none belongs")
+            client.send(Vote(plan.digest, bytes(32), bytes(64)), b"and another")
+            await federation.until(lambda: federation.server.refusals[2] >= 3)
+            go_on(client)
+            await server
+
+    run(scenario)
+    assert {event["code"] for event in federation.of("refused")} == {VectorRefused.code}
+    assert federation.published[0][1]["total"] == pytest.approx(federation.total([0, 1, 2]), abs=1e-3)
+
+
+@pytest.mark.parametrize("aggregation", [None, RESILIENT], ids=["lockstep", "resilient"])
+def test_record_with_other_frames_than_its_plan_has_is_refused_before_it_is_replayed(aggregation: Any) -> None:
+    federation = Federation(3, course=ToyCourse(2, 2, length=100), aggregation=aggregation)
+
+    async def scenario() -> None:
+        async with federation.serving():
+            federation.start_all()
+            await federation.until(lambda: len(federation.published) == 2)
+
+    run(scenario)
+    record, frames = federation.diaries[0].kept[0]
+    fresh = Bounds(ServerProtocol(federation.charter, federation.roster, federation.course))
+    fresh.check_frames(record, frames)  # the control
+    for wrong in (frames[:1], (*frames, frames[0]), (frames[0], frames[1] + b"\0"), (b"", b"")):
+        with pytest.raises(VectorRefused):
+            fresh.check_frames(record, wrong)
+    data = encode_message(record)
+    assert isinstance(fresh.parse(data), EpochRecord)
+    assert len(data) <= largest_message(3, 2, resilient=aggregation is not None)
+
+
+# -- rates ---------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Hello", "Refusal", "Beat"])
+def test_flood_is_dropped_counted_and_written_down_in_a_few_lines(kind: str) -> None:
+    federation = Federation(3, course=ToyCourse(1, 2), timing=HOURS)
+    number = 2000
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            client = await computing(federation)
+            message = {
+                "Hello": client.protocol.hello(),
+                "Refusal": Refusal("made-up", "\x1b[2J\u202e", "nothing"),
+                "Beat": Beat(*client.protocol.progress),
+            }[kind]
+            flooder = await raw(federation, member=2)  # beside the client, which is told to say Hello now and then
+            sent = federation.server.traffic[2].down
+            for _ in range(number):
+                await flooder.send(encode_message(client.protocol.hello() if kind == "Hello" else message))
+            await federation.until(lambda: federation.server.dropped[2] > number * 0.9)
+            assert federation.server.traffic[2].down - sent < 200_000
+            flooder.close()
+            client.send(client.protocol.hello())
+            if kind == "Refusal":  # in lockstep that is the end of an epoch, and its member is waited for
+                return
+            await asyncio.sleep(1.1)
+            client.send(client.protocol.hello())
+            go_on(client)
+            await server
+
+    run(scenario)
+    limited = [event for event in federation.of("rate_limited") if event["kind"] == kind]
+    assert 5 < len(limited) <= 11 and [event["count"] for event in limited][:4] == [1, 2, 4, 8]
+    shown = [event for event in federation.of("refused") if event["code"] == "made-up"]
+    assert len(shown) <= 40 and all("\x1b" not in event["found"] for event in shown)
+    assert kind != "Refusal" or shown[0]["found"] == "\\x1b[2J\\u202e"
+
+
+def test_flood_of_nonsense_is_not_answered_by_a_flood() -> None:
+    federation = Federation(3, course=ToyCourse(1, 2), timing=HOURS)
+    number = 3000
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            client = await computing(federation)
+            for _ in range(number):
+                client.send_raw(b"nonsense")
+            await federation.until(lambda: federation.server.refusals[2] == number)
+            answers = [message for message in client.received if isinstance(message, Refusal)]
+            assert len(answers) < 120
+            go_on(client)
+            await server
+
+    run(scenario)
+    assert len(federation.of("refused")) <= 100 + 6
+    assert len(federation.published) == 1
+
+
+def test_honest_beats_after_a_pause_of_the_server_are_no_flood() -> None:
+    federation = Federation(3)
+    rates = inbound.Rates(1.0, lambda: 0.0)
+    beats = [rates.over_limit(Beat(b"", 0)) for _ in range(20)]  # ten seconds of them, at twice the rate asked for
+    assert beats == [0] * 20 and rates.over_limit(Beat(b"", 0)) == 1
+    assert federation.timing.beat < 1  # toy clients beat more often, and are not over the limit either
+
+
+# -- members that do not read ---------------------------------------------
+
+
+def test_member_for_whom_too_much_waits_is_lost_and_told_all_again_after_its_hello(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "MOST_QUEUED_BYTES", 1 << 16)
+    federation = Federation(3, course=ToyCourse(1, 2), timing=HOURS)
+    word = encode_message(Refusal("made-up", "x" * 512, "y" * 512))
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            client = await computing(federation)
+            peer = federation.server._peers[2]
+            fits = [peer.put([peer.route, word], shared=False) for _ in range(100)]
+            assert fits[0] and not fits[-1]
+            federation.server._overflowed.append(2)
+            lost = await federation.until_event("client_lost", client="site-2")
+            assert "does not take" in lost["reason"] and not peer.queue
+            await federation.until_event("client_joined", count=2, client="site-2")
+            go_on(client)
+            await server
+
+    run(scenario)
+    assert federation.of("epoch_given_up") == []
+
+
+def test_certified_sums_that_are_kept_anyway_do_not_count_as_waiting() -> None:
+    peer = peers.Peer(b"route", 0.0)
+    frame = bytes(peers.MOST_QUEUED_BYTES // 2)
+    assert all(peer.put([b"route", b"record", frame], shared=True) for _ in range(8))
+    peer.clear()
+    assert [peer.put([b"route", b"sum", frame], shared=False) for _ in range(2)] == [True, False]
+
+
+# -- who may speak ---------------------------------------------
+
+
+def test_stranger_is_not_let_in() -> None:
+    federation = Federation(3)
+
+    async def scenario() -> None:
+        async with federation.serving():
+            stranger = await raw(federation, key=zmq.curve_keypair())
+            await stranger.send(encode_message(Beat(b"", 0)))
+            refused = await federation.until_event("refused", code="unknown-identity")
+            assert refused["client"].startswith("key ")
+            assert not await stranger.poll(300)
+            stranger.close()
+            member = await raw(federation, member=1)  # the control: the same with a member's key is answered
+            await member.send(encode_message(Beat(b"", 0)))
+            assert await member.poll(2000)
+            member.close()
+
+    run(scenario)
+
+
+def test_member_of_another_charter_is_refused_and_changes_nothing() -> None:
+    federation = Federation(3)
+    other = msgspec.structs.replace(federation.charter, settings=b"\1" * 32)
+
+    async def scenario() -> None:
+        async with federation.serving():
+            federation.start(0, charter=other)
+            refused = await federation.until_event("refused", code="charter")
+            assert refused["by"] == "server" and refused["client"] == "site-0"
+            assert federation.of("client_joined") == []
+
+    run(scenario)
+
+
+def test_who_speaks_before_hello_or_on_another_connection_is_asked_for_one() -> None:
+    federation = Federation(3, course=ToyCourse(1, 2))
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            client = await computing(federation)
+            client._socket.disconnect(federation.address)
+            client._socket.connect(federation.address)  # as after a break of the line: nobody says Hello by itself
+            await federation.until(lambda: any(getattr(m, "code", "") == HelloNeeded.code for m in client.received))
+            go_on(client)
+            client.beating = True
+            await server
+
+    run(scenario)
+    assert federation.of("epoch_given_up") == []
+
+
+# -- disks that fail ---------------------------------------------
+
+
+def test_event_log_that_fails_ends_nothing_and_is_not_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    federation = Federation(3, course=ToyCourse(1, 2))
+
+    def full(event: dict[str, Any]) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def scenario() -> None:
+        async with federation.serving(emit=full) as server:
+            federation.start_all()
+            await server
+
+    run(scenario)
+    assert len(federation.published) == 1
+    told = capsys.readouterr().err
+    assert "No space left" in told and "round_finished" in told
+
+
+def test_standard_error_that_is_closed_too_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(3, course=ToyCourse(1, 2))
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    def full(event: dict[str, Any]) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def scenario() -> None:
+        async with federation.serving(emit=full) as server:
+            federation.start_all()
+            await server
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    run(scenario)
+    assert len(federation.published) == 1
+
+
+def test_nothing_is_certified_to_anybody_before_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(3, course=ToyCourse(2, 2))
+    import os
+
+    full = [True]
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if full[0] and federation.events and federation.events[-1]["event"] != "federation_started":
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    async def scenario() -> None:
+        async with federation.serving(tmp_path) as server:
+            monkeypatch.setattr("codream_server.record_folder.os.fsync", fsync)
+            federation.start_all()
+            failed = await federation.until_event("storage_failed", what="record")
+            assert "No space left" in failed["reason"]
+            await asyncio.sleep(0.5)
+            assert all(learner.learnt == [] for learner in federation.learners)
+            assert federation.published == [] and not server.done()
+            full[0] = False
+            await server
+
+    run(scenario)
+    assert [number for number, _ in federation.learners[0].learnt] == [1, 2]
+    assert len(list(tmp_path.glob("epoch-*.record"))) == 2
+
+
+def test_server_that_has_run_out_of_descriptors_goes_on_and_loses_nothing(tmp_path: Path) -> None:
+    """Silent connections took them all (F8): the epoch is still written down, all else as soon as that is possible."""
+    federation = Federation(3, course=ToyCourse(2, 2))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    silent: list[socket.socket] = []
+
+    def keep(number: int, publication: Any) -> None:
+        (tmp_path / f"round-{number}").write_text("kept")
+
+    async def scenario() -> None:
+        async with federation.serving(tmp_path / "record", certified=keep) as server:
+            client = await computing(federation)
+            in_use = len(list(Path("/proc/self/fd").iterdir()))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 40, before[1]))
+            host, port = federation.address.removeprefix("tcp://").split(":")
+            with pytest.raises(OSError, match="Too many open files"):
+                while True:
+                    silent.append(socket.create_connection((host, int(port)), timeout=1.0))
+            with contextlib.suppress(OSError):  # each that is accepted takes one of the server's, too
+                while True:
+                    silent.append(socket.socket())
+            go_on(client)
+            await federation.until_event("storage_failed")
+            await asyncio.sleep(0.3)
+            assert not server.done()
+            for one in silent:
+                one.close()
+            await server
+
+    try:
+        run(scenario)
+    finally:
+        for one in silent:
+            one.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(list((tmp_path / "record").glob("epoch-*.record"))) == 2
+    assert {path.name for path in tmp_path.glob("round-*")} == {"round-1", "round-2"}
+    assert [number for number, _ in federation.learners[0].learnt] == [1, 2]
+
+
+def test_publication_that_cannot_be_kept_is_tried_again() -> None:
+    federation = Federation(3, course=ToyCourse(1, 2))
+    tries: list[int] = []
+
+    def keep(number: int, publication: Any) -> None:
+        tries.append(number)
+        if len(tries) == 1:
+            raise OSError(24, "Too many open files")
+
+    async def scenario() -> None:
+        async with federation.serving(certified=keep) as server:
+            federation.start_all()
+            await server
+
+    run(scenario)
+    assert tries == [1, 1]
+    (failed,) = federation.of("storage_failed")
+    assert failed["what"] == "publication" and "Too many open files" in failed["reason"]

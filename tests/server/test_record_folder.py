@@ -1,0 +1,166 @@
+"""The record on disk: whole files or none, read again as written, and a server that goes on from it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from codream_protocols.record import Kept
+from codream_protocols.record_file import record_bytes
+from codream_protocols.server import ServerProtocol
+from codream_server.record_folder import RecordFolder, RecordFolderRefused
+from tests.server.toy import Federation, ToyCourse, run
+
+
+@pytest.fixture(scope="module")
+def federation() -> Federation:
+    """A federation of three rounds that came to its end."""
+    federation = Federation(3, course=ToyCourse(3, 2))
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            federation.start_all()
+            await server
+            await federation.until(lambda: len(federation.diaries[0].kept) == 3)
+
+    run(scenario)
+    return federation
+
+
+@pytest.fixture
+def epochs(federation: Federation) -> list[Kept]:
+    return federation.diaries[0].kept
+
+
+def make(folder: Path, **options: object) -> RecordFolder:
+    return RecordFolder(folder, **{"roster": b"signed roster", "charter": b"settings", **options})  # type: ignore[arg-type]
+
+
+def test_epochs_are_read_again_as_they_were_written(tmp_path: Path, epochs: list[Kept], federation: Federation) -> None:
+    folder = make(tmp_path / "new" / "record")
+    assert folder.epochs() == []
+    for kept in epochs:
+        folder.certified(kept)
+    assert [folder.recall(place) for place in range(3)] == epochs
+    folder.close()
+    again = make(tmp_path / "new" / "record")
+    assert again.epochs() == epochs and again.recall(1) == epochs[1]
+    names = {path.name for path in again.folder.iterdir()}
+    assert names == {
+        "roster.json",
+        "charter.json",
+        "next.partial",
+        *(f"epoch-0000{number}.record" for number in range(3)),
+    }
+    assert (again.folder / "roster.json").read_bytes() == b"signed roster"
+    assert (again.folder / "epoch-00001.record").read_bytes() == record_bytes(epochs[1])
+    server = ServerProtocol(
+        federation.charter, federation.roster, federation.course, certified=again.epochs(), journal=again
+    )
+    assert server.certified == 3 and server.done and server.head == federation.server.protocol.head
+
+
+def test_numbers_count_the_epochs_of_predecessors(tmp_path: Path, epochs: list[Kept]) -> None:
+    folder = make(tmp_path, first=40)
+    folder.certified(epochs[0])
+    assert (tmp_path / "epoch-00040.record").exists() and folder.recall(0) == epochs[0]
+    folder.close()
+    again = make(tmp_path, first=40)
+    assert again.epochs() == epochs[:1]
+    again.close()
+    with pytest.raises(RecordFolderRefused, match="all from 0 on"):
+        make(tmp_path)
+
+
+@pytest.mark.parametrize("other", [{"roster": b"another roster"}, {"charter": b"other settings"}])
+def test_folder_of_another_federation_is_refused(tmp_path: Path, other: dict[str, bytes]) -> None:
+    make(tmp_path).close()
+    with pytest.raises(RecordFolderRefused, match="needs a record folder of its own"):
+        make(tmp_path, **other)
+    make(tmp_path).close()
+
+
+def test_missing_or_damaged_file_is_named(tmp_path: Path, epochs: list[Kept]) -> None:
+    folder = make(tmp_path)
+    for kept in epochs:
+        folder.certified(kept)
+    folder.close()
+    path = tmp_path / "epoch-00001.record"
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole + b"\0", b"", b"x" + whole[1:]):
+        path.write_bytes(damaged)
+        again = make(tmp_path)
+        with pytest.raises(RecordFolderRefused, match=r"epoch-00001\.record"):
+            again.epochs()
+        again.close()
+    path.unlink()
+    with pytest.raises(RecordFolderRefused, match=r"epochs \[0, 2\]"):
+        make(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "at"), [("ftruncate", 1), ("write", 1), ("fsync", 1), ("rename", 1), ("fsync", 2)], ids=str
+)
+def test_epoch_whose_writing_fails_is_whole_or_not_there_and_is_written_again(
+    tmp_path: Path, epochs: list[Kept], monkeypatch: pytest.MonkeyPatch, name: str, at: int
+) -> None:
+    folder = make(tmp_path / "record")
+    folder.certified(epochs[0])
+    real, calls = getattr(os, name), []
+
+    def fail(*args: object, **options: object) -> object:
+        calls.append(args)
+        if len(calls) == at:
+            raise OSError(28, "No space left on device")
+        return real(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, name, fail)
+        with pytest.raises(OSError, match="No space"):
+            folder.certified(epochs[1])
+    renamed = (name, at) == ("fsync", 2)  # whole, though perhaps not for good: the folder is not synced
+    shutil.copytree(tmp_path / "record", tmp_path / "killed")
+    assert make(tmp_path / "killed").epochs() == epochs[: 2 if renamed else 1]  # what the next process finds
+    folder.certified(epochs[1])
+    folder.certified(epochs[2])
+    assert folder.epochs() == epochs
+    folder.close()
+    assert make(tmp_path / "record").epochs() == epochs
+
+
+def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    with pytest.raises(RecordFolderRefused, match="running already"):
+        make(tmp_path)
+    folder.close()
+    make(tmp_path).close()
+
+
+def test_short_writes_are_continued(tmp_path: Path, epochs: list[Kept], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data[:7])))
+    folder = make(tmp_path)
+    folder.certified(epochs[0])
+    assert folder.epochs() == epochs[:1]
+
+
+def test_next_epoch_is_kept_although_no_descriptor_is_left(
+    tmp_path: Path, epochs: list[Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path)
+    real = os.open
+
+    def none_left(*args: object, **options: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "open", none_left)
+    folder.certified(epochs[0])
+    assert folder.recall(0) == epochs[0]
+    with pytest.raises(OSError, match="Too many"):
+        folder.certified(epochs[1])
+    monkeypatch.setattr(os, "open", real)
+    folder.certified(epochs[1])
+    assert folder.epochs() == epochs[:2]
