@@ -367,7 +367,9 @@ def test_client_that_is_killed_after_its_vote_goes_on_with_what_it_voted_for(net
 
     net.run(scenario)
     net.assert_sums_are_right()
-    assert_all_learnt(net, 2)
+    assert_all_learnt(net, 2, [number for number in range(len(net.keys)) if number != 1])
+    # Where the certificate had reached it, it was killed before its learner was told; here nothing recalls that epoch.
+    assert [count for count, _ in net.learnt(1)] in ([1, 2], [2] if mode == "resilient" else [1, 2])
     assert [event["round"] for event in net.of("epoch_started") if event["round"] == 0] == [0]
     assert not net.of("epoch_given_up")
 
