@@ -32,6 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import overload
 
+from codream_clients.durable import chained, sync_folder, write_all
 from codream_protocols.charter import Charter
 from codream_protocols.client import Begun, Memory
 from codream_protocols.course import Course, Publication
@@ -114,7 +115,7 @@ class FileJournal:
             journal._take_lock()
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             journal._log, journal._anchor = (os.open(folder / name, flags, 0o600) for name in (LOG, ANCHOR))
-            _sync_folder(folder)
+            sync_folder(folder)
             journal._load(f"charter {charter.hex()} {member}")
         except BaseException:
             journal.close()
@@ -223,7 +224,7 @@ class FileJournal:
     def _checked(self, line: str) -> str:
         """A line's words, if its digest goes on from the line before; raises `ValueError`."""
         words, _, digest = line.rpartition(" ")
-        due = _chained(self._digest, words)
+        due = chained(self._digest, words.encode("ascii"))
         if digest != due:
             raise ValueError("its digest does not fit")
         self._digest = due
@@ -288,15 +289,15 @@ class FileJournal:
     def _append(self, words: str) -> None:
         self._check_usable()
         self._usable = False  # what fails half-way leaves a journal that refuses all, until it is opened again
-        digest = _chained(self._digest, words)
-        _write(self._log, f"{words} {digest}\n".encode("ascii"))
+        digest = chained(self._digest, words.encode("ascii"))
+        write_all(self._log, f"{words} {digest}\n".encode("ascii"))
         os.fsync(self._log)
         self._digest = digest
         self._anchor_last()
         self._usable = True
 
     def _anchor_last(self) -> None:
-        _write(self._anchor, f"{self._digest}\n".encode("ascii"))
+        write_all(self._anchor, f"{self._digest}\n".encode("ascii"))
         os.fsync(self._anchor)
 
     def _write_whole(self, name: str, data: bytes) -> None:
@@ -305,12 +306,12 @@ class FileJournal:
         partial = self._folder / f"{name}.new"
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            _write(descriptor, data)
+            write_all(descriptor, data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         partial.replace(self._folder / name)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         self._usable = True
 
     def _check_usable(self) -> None:
@@ -397,24 +398,5 @@ def _whole_lines(descriptor: int, folder: Path) -> list[str]:
         raise JournalDamaged(f"byte {error.start} of a journal in {folder}, no text", "lines of text") from None
 
 
-def _chained(previous: str, words: str) -> str:
-    return hashlib.sha256(bytes.fromhex(previous) + words.encode("ascii")).hexdigest()
-
-
 def _digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    """All of it: a single call may write less."""
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -35,6 +35,7 @@ import msgspec
 import structlog
 
 from codream_clients.accounting import AccountingError, AnyAccountant, SampledGaussian, epsilon_of
+from codream_clients.durable import chained, sync_folder, write_all
 
 MAX_LINE_BYTES = 2048
 MAX_LEDGER_BYTES = 16 << 20
@@ -311,12 +312,12 @@ class Ledger:
 
     def _append(self, entry: _Entry) -> None:
         raw = msgspec.json.encode(entry)
-        digest = _chained(self._digest, raw)
+        digest = chained(self._digest, raw)
         line = msgspec.json.encode(_Line(msgspec.Raw(raw), digest)) + b"\n"
         if os.fstat(self._file).st_size + len(line) > MAX_LEDGER_BYTES:
             raise LedgerDamaged(f"{self._path}: full with {MAX_LEDGER_BYTES} bytes; nothing more can be charged")
         with self._all_or_unusable():
-            _write(self._file, line)
+            write_all(self._file, line)
             os.fsync(self._file)
             self._entries.append(entry)
             self._digest = digest
@@ -335,13 +336,13 @@ class Ledger:
             fresh.unlink()
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
-            _write(descriptor, msgspec.json.encode(_Anchor(len(self._entries), self._digest)))
+            write_all(descriptor, msgspec.json.encode(_Anchor(len(self._entries), self._digest)))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         fresh.replace(self._anchor)
         for folder in {self._anchor.parent, self._path.parent}:
-            _sync_folder(folder)
+            sync_folder(folder)
 
 
 def _parse(line: bytes, previous: str) -> tuple[_Entry, str]:
@@ -349,24 +350,6 @@ def _parse(line: bytes, previous: str) -> tuple[_Entry, str]:
     if len(line) > MAX_LINE_BYTES or not line.endswith(b"\n"):
         raise ValueError(f"found {len(line)} bytes; at most {MAX_LINE_BYTES} and a line's end are needed")
     parsed = msgspec.json.decode(line, type=_Line)
-    if _chained(previous, bytes(parsed.entry)) != parsed.digest:
+    if chained(previous, bytes(parsed.entry)) != parsed.digest:
         raise ValueError("the digest does not fit what stands before it")
     return msgspec.json.decode(parsed.entry, type=_Entry), parsed.digest
-
-
-def _chained(previous: str, raw: bytes) -> str:
-    return hashlib.sha256(bytes.fromhex(previous) + raw).hexdigest()
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    """All of it: a single call may write less."""
-    while content:
-        content = content[os.write(descriptor, content) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

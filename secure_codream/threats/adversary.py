@@ -283,17 +283,6 @@ def rebuild(
     return {whose: combine({member: row[whose] for member, row in rows.items()}, threshold) for whose in members}
 
 
-def is_self_mask(federation: Federation, member: int, step: int, secret: bytes) -> bool:
-    """Whether a rebuilt self-mask seed is the advertised one."""
-    commitment = keyschedule.self_mask_commitment(secret, federation.plan.digest, step)
-    return commitment == advertisements(federation)[member].self_commitment(step)
-
-
-def is_mask_key(federation: Federation, member: int, step: int, secret: bytes) -> bool:
-    """Whether a rebuilt mask key is the advertised one."""
-    return keyschedule.public_key(secret) == advertisements(federation)[member].mask_key(step)
-
-
 def ring_sum(federation: Federation, vectors: Iterable[Words]) -> Words:
     """The sum in the ring."""
     first, *rest = vectors

@@ -34,7 +34,7 @@ from secure_codream.threats.adversary import (
     without_block,
 )
 from secure_codream.threats.attack import Attack, Defences, Evidence
-from secure_codream.threats.dropouts import VICTIM, all_but, lockstep, resilient, signs
+from secure_codream.threats.dropouts import VICTIM, all_but, in_mode, lockstep, resilient, signs
 from secure_codream.threats.enrolment import COLLUDER, noised
 from secure_codream.threats.evidence import Try, Vector, counted, recovered
 from secure_codream.threats.federation import Federation, Packet, Stuck
@@ -174,7 +174,7 @@ class UntrueSums(Attack):
         """Tell each such sum to the victim alone, then to everybody; in both modes."""
 
         def attempt(mode: str, how: str, told: int, standing: Defences) -> bool:
-            federation = (lockstep if mode == "lockstep" else resilient)(laboratory, standing)
+            federation = in_mode(mode, laboratory, standing)
             federation.masked()
             if mode == "resilient":
                 for member, answer in adversary.agree_and_answer(federation, federation.everybody).items():
@@ -346,7 +346,7 @@ class TooFewVotes(Attack):
         """No vote, the victim's own, all but one of those that are needed; in both modes."""
 
         def attempt(mode: str, count: int, standing: Defences) -> bool:
-            federation = (lockstep if mode == "lockstep" else resilient)(laboratory, standing).voted()
+            federation = in_mode(mode, laboratory, standing).voted()
             votes = tuple(vote for _, vote in sorted(votes_of(federation).items()))
             chosen = votes[: count if count >= 0 else federation.charter.quorum + count]
             effects = federation.tell(VICTIM, Certificate(federation.plan.digest, chosen))
@@ -523,7 +523,7 @@ class ForgedRecords(Attack):
         """Each record, to a client that stands where it might believe it."""
 
         def attempt(say: Callable[[Federation], bool], mode: str, standing: Defences) -> bool:
-            return say((lockstep if mode == "lockstep" else resilient)(laboratory, standing))
+            return say(in_mode(mode, laboratory, standing))
 
         tries = {how: Try(partial(attempt, say, mode), rules) for how, (say, rules, mode) in RECORDS.items()}
         return counted(tries, what="forged records", defences=defences)

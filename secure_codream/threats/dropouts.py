@@ -56,6 +56,11 @@ def lockstep(laboratory: Laboratory, defences: Defences, **options: Any) -> Fede
     return laboratory.federation(defences, **{"mode": "lockstep", **options})
 
 
+def in_mode(mode: str, laboratory: Laboratory, defences: Defences) -> Federation:
+    """The laboratory's cohort in this mode. Raises as `resilient` does."""
+    return (lockstep if mode == "lockstep" else resilient)(laboratory, defences)
+
+
 def lost_keys(secrets: dict[int, bytes], survivors: Sequence[int]) -> dict[int, bytes]:
     """The mask keys among rebuilt secrets: those of members outside the survivors."""
     return {member: secret for member, secret in secrets.items() if member not in survivors}

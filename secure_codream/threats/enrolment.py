@@ -48,7 +48,7 @@ from secure_codream.threats.adversary import (
     shown,
 )
 from secure_codream.threats.attack import Attack, Defences, Evidence
-from secure_codream.threats.dropouts import VICTIM, all_but, lockstep, resilient
+from secure_codream.threats.dropouts import VICTIM, all_but, in_mode, lockstep, resilient
 from secure_codream.threats.evidence import Try, Vector, counted, recovered
 from secure_codream.threats.federation import UPDATE_SPEC, Federation, LaboratoryCourse, Stuck
 from secure_codream.threats.laboratory import Laboratory
@@ -921,8 +921,7 @@ class StrangeCohorts(Attack):
         """Offer each to the victim."""
 
         def attempt(mode: str, missing: int, standing: Defences) -> bool:
-            kind = lockstep if mode == "lockstep" else resilient
-            federation = kind(laboratory, standing)
+            federation = in_mode(mode, laboratory, standing)
             everybody = federation.everybody
             return _answers(federation, federation.offer(cohort=everybody[: len(everybody) - missing]))
 
@@ -948,7 +947,7 @@ class PartsShown(Attack):
         """Show the victim some of the advertisements, and see whether it seals for them."""
 
         def attempt(mode: str, missing: int, standing: Defences) -> bool:
-            federation = (lockstep if mode == "lockstep" else resilient)(laboratory, standing)
+            federation = in_mode(mode, laboratory, standing)
             items = advertised(federation)
             chosen = federation.everybody[: len(items) - missing]
             answer = federation.tell(VICTIM, shown(federation, {one: items[one] for one in chosen}))

@@ -290,7 +290,7 @@ def test_control_without_the_chain_an_altered_charge_is_taken(path: Path, monkey
     def unchained(line: bytes, previous: str) -> Any:
         stored = json.loads(line)["digest"]
         with monkeypatch.context() as patch:
-            patch.setattr(ledger_module, "_chained", lambda previous, raw: stored)
+            patch.setattr(ledger_module, "chained", lambda previous, raw: stored)
             return parse(line, previous)
 
     monkeypatch.setattr(ledger_module, "_parse", unchained)
