@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from codream_protocols.charter import Charter, cuts
+from codream_protocols.charter import Charter, blocks_by_key, cuts
 from codream_protocols.errors import PolicyViolation
 from codream_protocols.identity import Roster
 from secure_codream.config import ConfigError
-from secure_codream.exposure import cut_exposure
+from secure_codream.exposure import cut_exposure, predecessors_blocks
 from secure_codream.records import write_whole
 
 
@@ -40,20 +40,33 @@ class BlocksAnswered:
     def check(self, roster: Roster, charter: Charter, *, permitted: bool, noised: bool) -> str | None:
         """Refuse a charter that cuts a block, unless it is permitted.
 
+        It is a cut by what this client's own data answered for, or by what the charter says of its predecessors'
+        blocks, which is all that a new member knows of them. So a client that takes a cut sees to it that the charter
+        says of these blocks what it knows itself.
+
         Returns:
             What a permitted cut exposes, for the client's screen; None where nothing is cut.
 
         Raises:
-            PolicyViolation: a cut that the client's policy does not permit.
+            PolicyViolation: a cut that the client's policy does not permit, or that is kept from new members.
         """
         if noised:
             return None  # a difference of noised sums keeps what the noise promises
-        parts = cuts(self._blocks, _named(roster, charter), charter.aggregation.colluders + 2)
+        said, new = predecessors_blocks(charter), _named(roster, charter)
+        parts = cuts([*self._blocks, *said], new, charter.aggregation.colluders + 2)
         if not parts:
             return None
         text = cut_exposure(roster, charter, parts)
         if not permitted:
             raise PolicyViolation(text, "charters that keep blocks whole", "or permit it with cuts = true in [policy]")
+        told = {frozenset(block) for block in [*said, *new]}
+        members = {key for block in new for key in block}
+        if any(members.intersection(block) and frozenset(block) not in told for block in self._blocks):
+            raise PolicyViolation(
+                f"{text}; and the charter does not say so to new members",
+                "the blocks that this client's data have answered for, under [predecessor]",
+                "`secure-codream verify RECORD --successor` writes that table",
+            )
         return text
 
     def add(self, roster: Roster, charter: Charter) -> None:
@@ -64,4 +77,4 @@ class BlocksAnswered:
 
 
 def _named(roster: Roster, charter: Charter) -> list[list[str]]:
-    return [[roster.members[member].identity_key.hex() for member in block] for block in charter.blocks]
+    return [[key.hex() for key in block] for block in blocks_by_key(charter, roster)]

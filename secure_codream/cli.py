@@ -286,6 +286,9 @@ def verify(
         typer.Option(help="MODULE:NAME=SHA256 of own code of the charter that may be run; repeat for each."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON and nothing else.")] = False,
+    successor: Annotated[
+        bool, typer.Option("--successor", help="Print the [predecessor] table of a charter that follows, nothing else.")
+    ] = False,
 ) -> None:
     """Check what a federation published, as anybody can: every signature, every sum's place, every state, no secret.
 
@@ -293,7 +296,7 @@ def verify(
     """
     from dataclasses import asdict
 
-    from secure_codream.verify import RecordRefused, verify_record
+    from secure_codream.verify import RecordRefused, successor_table, verify_record
 
     key = None if administrator is None else _key(administrator)
     try:
@@ -302,6 +305,9 @@ def verify(
         _fail(str(error), 1)
     if json:
         typer.echo(dumps(asdict(verified), indent=2))
+        return
+    if successor:
+        typer.echo(successor_table(verified))
         return
     console = Console(highlight=False)
     names = ", ".join(verified.members)

@@ -72,10 +72,17 @@ class NoisedSums(Protocol):
 
 
 class ChargedJournal:
-    """A client's journal that charges each noised step to the ledger of noised sums before it is begun."""
+    """A client's journal that, before a step is begun, has its blocks remembered, and a noised one's charge written.
 
-    def __init__(self, journal: FileJournal, ledger: NoisedSums | None) -> None:
-        self._journal, self._ledger = journal, ledger
+    Args:
+        journal: the journal.
+        ledger: of noised sums; None without them.
+        remember: called before the first step of this process is begun.
+    """
+
+    def __init__(self, journal: FileJournal, ledger: NoisedSums | None, remember: Callable[[], None]) -> None:
+        self._journal, self._ledger, self._remember = journal, ledger, remember
+        self._remembered = False
 
     def joined(self, epoch: int, plan: bytes) -> None:
         """See `codream_protocols.client.Journal`."""
@@ -83,6 +90,9 @@ class ChargedJournal:
 
     def began(self, begun: Begun, rho: float) -> None:
         """See `codream_protocols.client.Journal`."""
+        if not self._remembered:
+            self._remember()
+            self._remembered = True
         if rho > 0 and self._ledger is not None:
             self._ledger.reserve(of_rho(rho, "noised sum"))
         self._journal.began(begun, rho)
@@ -159,7 +169,6 @@ def run(
             on_metrics=checkpoint.keep,
         )
         learnt = checkpoint.take(learning.model, earlier + len(journal.memory.certified))
-        answered.add(roster, charter)
         protocol = _client_class(folder, exhibit)(
             charter=charter,
             roster=roster,
@@ -168,7 +177,7 @@ def run(
             signer=Signer(read_private_key(folder / "identity.key")),
             policy=client_policy(client, federation, agreed.course),
             memory=_with_spent(journal.memory, ledgers.spent_rho),
-            journal=ChargedJournal(journal, ledgers.sums),
+            journal=ChargedJournal(journal, ledgers.sums, lambda: answered.add(roster, charter)),
         )
 
         learner = _Counted(

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from codream_clients.learning_settings import DreamLoss, LearningSettings
 from codream_clients.privacy_settings import PrivacySettings
 from codream_protocols.charter import (
+    MAX_BLOCKS,
     MAX_EPOCHS,
     MAX_STEPS,
     Aggregation,
@@ -30,6 +31,8 @@ from codream_protocols.charter import (
     even_blocks,
 )
 from codream_protocols.courses.codream import ClientPrivacy, DreamSettings
+from codream_protocols.courses.generator import ADVERSARIAL_FROM
+from codream_protocols.courses.parameters import CONTRAST, CONTRAST_TEMPERATURE, PROXIMAL
 from codream_protocols.courses.settings import SettingsError
 from codream_protocols.identity import MAX_MEMBERS, Roster
 from codream_protocols.keyschedule import PROTOCOL, digest
@@ -157,13 +160,16 @@ class AveragingTable(_Table):
     statistic_clip: Annotated[float, Field(gt=0, le=1e6)] = 64.0
     server_lr: Annotated[float, Field(gt=0, le=100)] = 1.0
     variate_clip: Annotated[float, Field(gt=0, le=1e6)] = 4.0
-    proximal: Annotated[float, Field(ge=0, le=1e6)] = 0.01
-    contrast: Annotated[float, Field(ge=0, le=1e6)] = 1.0
-    temperature: Annotated[float, Field(gt=0, le=1e6)] = 0.5
+    proximal: Annotated[float, Field(ge=0, le=1e6)] = PROXIMAL
+    contrast: Annotated[float, Field(ge=0, le=1e6)] = CONTRAST
+    temperature: Annotated[float, Field(gt=0, le=1e6)] = CONTRAST_TEMPERATURE
 
 
 class FastTable(_Table):
-    """`[fast]` of CoDream-fast: see `GeneratorSettings`. `layout` is the generator's; see `AveragingTable`."""
+    """`[fast]` of CoDream-fast: see `GeneratorSettings`. `layout` is the generator's; see `AveragingTable`.
+
+    `adversarial_from` is the round, from 0, from which on the adversarial term counts.
+    """
 
     layout: Layout | None = None
     batches: Annotated[int, Field(ge=1, le=1000)] = 5
@@ -172,6 +178,7 @@ class FastTable(_Table):
     noise: Annotated[int, Field(ge=1, le=1024)] = 256
     lr: Annotated[float, Field(gt=0, le=10)] = 5e-3
     noise_lr: Annotated[float, Field(gt=0, le=10)] = 1.5e-3
+    adversarial_from: Annotated[int, Field(ge=0, le=100_000)] = ADVERSARIAL_FROM
 
 
 class NumbersTable(_Table):
@@ -222,11 +229,15 @@ class ClientPrivacyTable(_Table):
 
 
 class PredecessorTable(_Table):
-    """`[predecessor]` of a charter that follows another: its digest, its last head, and its certified epochs."""
+    """`[predecessor]` of a charter that follows another: `secure-codream verify RECORD --successor` writes it."""
 
     charter: Annotated[str, Field(pattern=_DIGEST)]
     head: Annotated[str, Field(pattern=_DIGEST)]
     certified: Annotated[int, Field(ge=0, lt=MAX_EPOCHS)]
+    blocks: Annotated[
+        tuple[Annotated[tuple[Annotated[str, Field(pattern=_DIGEST)], ...], Field(max_length=MAX_MEMBERS)], ...],
+        Field(max_length=MAX_BLOCKS),
+    ] = ()
 
 
 class TimingTable(_Table):
@@ -247,7 +258,7 @@ class FederationConfig(_Table):
 
     federation: FederationTable = FederationTable()
     task: TaskTable
-    dreams: DreamsTable = DreamsTable()
+    dreams: DreamsTable = DreamsTable()  # of no meaning to `sums`, as are `task` and `learning`
     learning: dict[str, Any] = {}
     averaging: AveragingTable | None = None
     fast: FastTable | None = None
@@ -261,6 +272,14 @@ class FederationConfig(_Table):
     ] = {}
     predecessor: PredecessorTable | None = None
     timing: TimingTable = TimingTable()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sums_have_no_images(cls, tables: Any) -> Any:
+        federation = tables.get("federation") if isinstance(tables, dict) else None
+        if isinstance(federation, dict) and federation.get("course") == "sums":
+            return {"task": {"shape": (1, 1, 1), "classes": 2}, **tables}
+        return tables
 
     @model_validator(mode="after")
     def _fits(self) -> FederationConfig:
@@ -286,11 +305,12 @@ class FederationConfig(_Table):
         tables: dict[str, Any] = {
             "protocol": PROTOCOL,
             "federation": self.federation.model_dump(mode="json"),
-            "task": self.task.model_dump(mode="json"),
-            "dreams": self.dreams.model_dump(mode="json"),
-            "learning": _own_learning(asdict(learning_settings(self))),
             "code": dict(sorted(self.code.items())),
         }
+        if course != "sums":
+            tables["task"] = self.task.model_dump(mode="json")
+            tables["dreams"] = self.dreams.model_dump(mode="json")
+            tables["learning"] = _own_learning(asdict(learning_settings(self)))
         if course in PARAMETER_COURSES:
             tables["averaging"] = (self.averaging or AveragingTable()).model_dump(mode="json")
         if course == "codream-fast":
@@ -325,7 +345,12 @@ class FederationConfig(_Table):
             blocks=self._blocks(roster, aggregation.colluders),
             predecessor=None
             if previous is None
-            else Predecessor(bytes.fromhex(previous.charter), bytes.fromhex(previous.head), previous.certified),
+            else Predecessor(
+                bytes.fromhex(previous.charter),
+                bytes.fromhex(previous.head),
+                previous.certified,
+                tuple(tuple(map(bytes.fromhex, block)) for block in previous.blocks),
+            ),
         )
 
     def _blocks(self, roster: Roster, colluders: int) -> tuple[tuple[int, ...], ...]:

@@ -99,7 +99,7 @@ def generator_settings(config: FederationConfig) -> GeneratorSettings:
         batch=config.dreams.batch,
         classes=config.task.classes,
         logit_clip=config.dreams.logit_clip,
-        **table.model_dump(exclude={"layout"}),
+        **table.model_dump(exclude={"layout", "adversarial_from"}),
     )
 
 
@@ -179,4 +179,4 @@ def _sums(config: FederationConfig) -> Sums:
             epsilon=privacy.epsilon, delta=privacy.delta, norm=config.sums.norm, spare_rounds=privacy.spare_rounds
         )
     )
-    return Sums(vectors, noised)
+    return Sums(vectors, noised, earlier=0 if config.predecessor is None else config.predecessor.certified)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codream_protocols.charter import Charter
+from codream_protocols.charter import Charter, blocks_by_key, cuts
 from codream_protocols.identity import Roster
 from secure_codream.config import FederationConfig
 
@@ -38,7 +38,17 @@ def exposures(config: FederationConfig, roster: Roster) -> list[str]:
             "This charter follows another: each client compares its blocks with those that its data has answered for, "
             "and takes a cut block only where its policy has cuts = true."
         )
+        named = [[key.hex() for key in block] for block in blocks_by_key(charter, roster)]
+        parts = cuts(predecessors_blocks(charter), named, aggregation.colluders + 2)
+        if parts and config.client_privacy is None:
+            lines.append(f"It is {cut_exposure(roster, charter, parts)}.")
     return lines
+
+
+def predecessors_blocks(charter: Charter) -> list[list[str]]:
+    """What a charter says of its predecessors' blocks: identity keys, in hexadecimal digits."""
+    blocks = () if charter.predecessor is None else charter.predecessor.blocks
+    return [[key.hex() for key in block] for block in blocks]
 
 
 def cut_exposure(roster: Roster, charter: Charter, parts: Sequence[Sequence[str]]) -> str:

@@ -25,7 +25,14 @@ from codream_protocols.courses.codream import CoDream
 from codream_protocols.courses.generator import CoDreamFast
 from codream_protocols.courses.parameters import FedAvg, Scaffold
 from codream_protocols.courses.sums import Sums
-from secure_codream.config import AveragingTable, ClientConfig, ConfigError, FederationConfig, learning_settings
+from secure_codream.config import (
+    AveragingTable,
+    ClientConfig,
+    ConfigError,
+    FastTable,
+    FederationConfig,
+    learning_settings,
+)
 from secure_codream.learning import build_model, load_client_data, make_participant
 
 
@@ -96,6 +103,7 @@ def make_learner(
             course,
             participant,
             shape=federation.task.shape,
+            **_adversarial(federation, participant),
             tells_accuracy=tells_accuracy,
             on_metrics=on_metrics,
         )
@@ -126,6 +134,20 @@ def _adaptive(federation: FederationConfig, course: CoDream, participant: Partic
         device=participant.device,
     )
     return AdaptiveTerm(student, settings.adaptive_weight, settings.adaptive_from)
+
+
+def _adversarial(federation: FederationConfig, participant: Participant) -> dict[str, Any]:
+    begins = (federation.fast or FastTable()).adversarial_from
+    if begins >= federation.federation.rounds:
+        return {"student": None}
+    student = adaptive_student(
+        federation.task.shape,
+        federation.task.classes,
+        seed=federation.federation.seed,
+        window=federation.dreams.window,
+        device=participant.device,
+    )
+    return {"student": student, "adversarial_from": begins}
 
 
 def _of_parameters(

@@ -119,7 +119,7 @@ class LivePanel:
                 self._clients = list(event.clients)
                 self._rounds, self._steps_per_round = event.rounds, event.steps_per_round
                 self._phase = "waiting for the clients"
-                steps = f"{event.rounds} rounds of {event.steps_per_round} secure steps"
+                steps = f"{_counted(event.rounds, 'round')} of {_counted(event.steps_per_round, 'secure step')}"
                 self._say(f"{len(event.clients)} clients, {steps}")
             case ClientJoined():
                 self._joined.add(event.client)
@@ -159,13 +159,17 @@ class LivePanel:
                 self._say(f"refused: {_printable(event.client)}, {_printable(event.code)}")
             case FederationFinished():
                 self._finished, self._step, self._phase = True, None, "finished"
-                self._say(f"finished {event.rounds} rounds in {_clock_face(self._elapsed())}")
+                self._say(f"finished {_counted(event.rounds, 'round')} in {_clock_face(self._elapsed())}")
 
     def _wait(self, event: Waiting) -> None:
         names = _some(sorted(event.lost or event.clients))
-        self._phase = f"waiting for {names}, {'lost' if event.lost else event.phase}, {_clock_face(event.seconds)}"
-        self._step = None if event.lost else self._step
-        if self._joined:
+        late = event.phase == "finished"
+        why = "who may have missed the end" if late else "lost" if event.lost else event.phase
+        refusing = "".join(f"; {_printable(name)} refuses ({code})" for name, code in sorted(event.refusing.items()))
+        bound = f"; {_some(sorted(event.bound))} voted for sums that are not here" if event.bound else ""
+        self._phase = f"waiting for {names}, {why}, {_clock_face(event.seconds)}{_printable(refusing)}{bound}"
+        self._step = None if event.lost or event.bound else self._step
+        if self._joined or late:
             self._say(self._phase)
 
     def _leave_out(self, names: set[str]) -> None:
@@ -317,7 +321,7 @@ def result_table(summary: Summary) -> Table:
         table.add_row("gap closure", "", "", "", f"{summary.gap_closure:.2f}", "", style="bold")
     traffic, duration = summary.bytes, _clock_face(summary.seconds.total)
     table.caption = (
-        f"{summary.rounds} rounds, {summary.secure_steps} secure steps, {duration}\n"
+        f"{_counted(summary.rounds, 'round')}, {_counted(summary.secure_steps, 'secure step')}, {duration}\n"
         f"{format_bytes(traffic.up_per_client)} up, {format_bytes(traffic.down_per_client)} down a client"
     )
     return table
@@ -351,7 +355,11 @@ def _when(rounds: int | None) -> str:
     """Of which models a round's metrics are."""
     if rounds is None:
         return ""
-    return " alone" if rounds == 0 else f" after {rounds} round{'s' if rounds > 1 else ''}"
+    return " alone" if rounds == 0 else f" after {_counted(rounds, 'round')}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -372,12 +372,17 @@ class EpochGivenUp(_Event, frozen=True, kw_only=True, tag="epoch_given_up"):
 
 
 class Waiting(_Event, frozen=True, kw_only=True, tag="waiting"):
-    """The server waits; of those it waits for, `lost` are silent."""
+    """The server waits; of those it waits for, `lost` are silent, and `refusing` refuse (name -> code).
+
+    `bound` have voted for sums that the server does not have.
+    """
 
     clients: list[str]
     lost: list[str]
     phase: str
     seconds: Amount
+    refusing: dict[str, str] = {}
+    bound: list[str] = []
 
 
 class StepStarted(_Event, frozen=True, kw_only=True, tag="step_started"):

@@ -7,12 +7,15 @@ anywhere is found. What a record cannot show is that nothing was cut off at its 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from codream_protocols.charter import successor_of
 from codream_protocols.course import Course
 from codream_protocols.errors import ProtocolError, RosterRefused
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, SignedRoster, read_roster
@@ -39,6 +42,7 @@ class Verified:
         epochs: how many epochs are certified in it.
         votes: for each of them, how many members have voted for it.
         head: the digest of it all, 64 hexadecimal digits: who has the same head has the same record.
+        successor: what a charter that follows this one has under `[predecessor]`.
     """
 
     federation: str
@@ -48,6 +52,7 @@ class Verified:
     epochs: int
     votes: tuple[int, ...]
     head: str
+    successor: dict[str, Any]
 
 
 def find_record(path: Path) -> Path:
@@ -112,7 +117,23 @@ def verify_record(
         epochs=len(files),
         votes=tuple(votes),
         head=head.hex(),
+        successor=_hexadecimal(msgspec.structs.asdict(successor_of(charter, roster, head, first + len(files)))),
     )
+
+
+def successor_table(verified: Verified) -> str:
+    """`[predecessor]` in TOML, for the `config.toml` of a charter that follows."""
+    table = verified.successor
+    lines = ["[predecessor]", *(f"{name} = {json.dumps(table[name])}" for name in ("charter", "head", "certified"))]
+    return "\n".join([*lines, "blocks = [", *(f"  {json.dumps(block)}," for block in table["blocks"]), "]"])
+
+
+def _hexadecimal(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {name: _hexadecimal(inner) for name, inner in value.items()}
+    return [_hexadecimal(inner) for inner in value] if isinstance(value, tuple) else value
 
 
 def _read_roster(folder: Path, administrator: bytes | None) -> tuple[Roster, bytes]:

@@ -75,7 +75,7 @@ MUTANTS = (
     rule("_rule_signed_seal", "altered-seals"),
     rule("_rule_one_survivor_set", "two-survivor-sets"),
     rule("_rule_erase_answered", "seized-after-the-answer"),
-    rule("_rule_enough_survivors", "survivors-below-minimum"),
+    rule("_rule_enough_survivors", "survivors-below-minimum or below_the_minimum"),
     rule("_rule_signed_survivors", "skipped-consistency-round"),
     rule("_rule_true_sum", "untrue-sums", "F2"),
     rule("_rule_known_epoch", "forged-records"),
@@ -136,7 +136,7 @@ MUTANTS = (
         'labelled("pair mask", number(step))',
         ATTACKS,
         "-k",
-        "different-states",
+        "different-states or forked_state",
         finding="F2",
     ),
     text(

@@ -24,7 +24,7 @@ from codream_clients.participant import Participant
 from codream_clients.student import Student
 from codream_clients.tasks import OnMetrics, metrics_values
 from codream_protocols.course import Array, Arrays, Publication, Task
-from codream_protocols.courses.generator import GENERATOR, CoDreamFast
+from codream_protocols.courses.generator import ADVERSARIAL_FROM, GENERATOR, CoDreamFast
 from codream_protocols.courses.labels import LOGITS
 from codream_protocols.courses.layouts import Layout
 from codream_protocols.courses.metrics import METRICS
@@ -76,7 +76,7 @@ class GeneratorLearner:
         width: int = WIDTH,
         bn_momentum: float = 0.9,
         student: Student | None = None,
-        adversarial_from: int = 15,
+        adversarial_from: int = ADVERSARIAL_FROM,
         tells_accuracy: bool = True,
         on_metrics: OnMetrics = lambda metrics: None,
     ) -> None:

@@ -192,6 +192,8 @@ class FileJournal:
 
     def _load(self, title: str) -> None:
         lines, seen = (_whole_lines(descriptor, self._folder) for descriptor in (self._log, self._anchor))
+        if self._says_nothing(lines, title):
+            lines, seen = [], []
         facts = _Facts()
         for number, line in enumerate(lines, start=1):
             try:
@@ -220,6 +222,19 @@ class FileJournal:
                 raise JournalDamaged(f"records in {self._folder} without {LOG}", "the journal that belongs to them")
             self._append(title)
         self._read_records(facts)
+
+    def _says_nothing(self, lines: list[str], title: str) -> bool:
+        """Whether it is this member's of another charter, and has no fact: begun anew, since nothing rests on it."""
+        if len(lines) != 1 or any(self._folder.glob("*.record")):
+            return False
+        words, _, digest = lines[0].rpartition(" ")
+        same_member = words.split(" ")[0::2] == title.split(" ")[0::2]
+        if not same_member or words == title or digest != chained(_START, words.encode("ascii")):
+            return False
+        for descriptor in (self._anchor, self._log):  # a crash in between leaves a line that nobody acknowledged
+            os.ftruncate(descriptor, 0)
+            os.fsync(descriptor)
+        return True
 
     def _checked(self, line: str) -> str:
         """A line's words, if its digest goes on from the line before; raises `ValueError`."""

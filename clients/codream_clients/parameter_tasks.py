@@ -65,7 +65,16 @@ from codream_clients.training import evaluate
 from codream_protocols.course import Array, Arrays, Publication, Task
 from codream_protocols.courses.layouts import trained
 from codream_protocols.courses.metrics import METRICS
-from codream_protocols.courses.parameters import PARAMETERS, VARIATE, WEIGHTS, FedAvg, Scaffold
+from codream_protocols.courses.parameters import (
+    CONTRAST,
+    CONTRAST_TEMPERATURE,
+    PARAMETERS,
+    PROXIMAL,
+    VARIATE,
+    WEIGHTS,
+    FedAvg,
+    Scaffold,
+)
 from codream_protocols.errors import VectorRefused
 from codream_protocols.specs import VectorSpec
 
@@ -222,7 +231,7 @@ class AveragingLearner:
 class ProximalLearner(AveragingLearner):
     """FedProx's client: a spring of strength `mu` between its model and the global one."""
 
-    def __init__(self, course: FedAvg, *parts: Any, mu: float = 0.1, **options: Any) -> None:
+    def __init__(self, course: FedAvg, *parts: Any, mu: float = PROXIMAL, **options: Any) -> None:
         super().__init__(course, *parts, **options)
         self._mu = mu
 
@@ -251,7 +260,14 @@ def contrastive_loss(
 class ContrastiveLearner(AveragingLearner):
     """MOON's client: near the global model's representations, and away from its own last ones."""
 
-    def __init__(self, course: FedAvg, *parts: Any, mu: float = 0.1, temperature: float = 0.5, **options: Any) -> None:
+    def __init__(
+        self,
+        course: FedAvg,
+        *parts: Any,
+        mu: float = CONTRAST,
+        temperature: float = CONTRAST_TEMPERATURE,
+        **options: Any,
+    ) -> None:
         super().__init__(course, *parts, **options)
         self._mu, self._temperature = mu, temperature
 

@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 
 from codream_protocols.distributed_noise import noise_multiplier, noise_rho
 from codream_protocols.errors import CohortRefused, PolicyViolation, UnsafePlan, WrongContext
-from codream_protocols.identity import MAX_MEMBERS, Key, Name
+from codream_protocols.identity import MAX_MEMBERS, Key, Name, Roster
 from codream_protocols.keyschedule import PROTOCOL, digest
 from codream_protocols.masks import SUITES
 from codream_protocols.specs import MAX_COORDINATES, VectorSpec, check_spec
@@ -34,6 +34,7 @@ from codream_protocols.specs import MAX_COORDINATES, VectorSpec, check_spec
 MAX_STEPS = 4096
 MAX_LOCKSTEP = 64  # set-up grows with the square of the members; about 30 is what it is meant for
 MAX_EPOCHS = 1 << 53
+MAX_BLOCKS = 4096  # of a charter's predecessors
 
 _M = TypeVar("_M", int, str)
 MemberNumber = Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)]
@@ -63,12 +64,24 @@ class Aggregation(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     attempts: Annotated[int, Meta(ge=1, le=1000)] = 20
 
 
+Blocks = Annotated[tuple[Annotated[tuple[Key, ...], Meta(max_length=MAX_MEMBERS)], ...], Meta(max_length=MAX_BLOCKS)]
+
+
 class Predecessor(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The charter that this one follows: its digest, its last head, and how many epochs it had certified."""
+    """The charter that this one follows.
+
+    Attributes:
+        charter: its digest.
+        head: its last head.
+        certified: how many epochs were certified when it ended, those of its own predecessors counted.
+        blocks: its blocks and those of its own predecessors, as identity keys: who is new sees by these, too, what sums
+            before and after it tell apart.
+    """
 
     charter: Key
     head: Key
     certified: Annotated[int, Meta(ge=0, lt=MAX_EPOCHS)]
+    blocks: Blocks = ()
 
 
 class Charter(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
@@ -174,6 +187,25 @@ def cuts(answered: Iterable[Iterable[_M]], blocks: Iterable[Iterable[_M]], least
     for member in sorted({member for block in everything for member in block}):
         parts.setdefault(tuple(member in block for block in everything), []).append(member)
     return [tuple(part) for part in parts.values() if len(part) < least]
+
+
+def blocks_by_key(charter: Charter, roster: Roster) -> tuple[tuple[Key, ...], ...]:
+    """A charter's blocks as identity keys, which outlast a change of the roster."""
+    return tuple(tuple(roster.members[member].identity_key for member in block) for block in charter.blocks)
+
+
+def successor_of(charter: Charter, roster: Roster, head: bytes, certified: int) -> Predecessor:
+    """What a charter that follows this one names.
+
+    Args:
+        charter: the one that ends.
+        roster: its roster.
+        head: its last head.
+        certified: epochs certified in all.
+    """
+    earlier = () if charter.predecessor is None else charter.predecessor.blocks
+    blocks = dict.fromkeys((*earlier, *(tuple(sorted(block)) for block in blocks_by_key(charter, roster))))
+    return Predecessor(charter.digest, head, certified, tuple(blocks))
 
 
 def check_charter(charter: Charter) -> None:

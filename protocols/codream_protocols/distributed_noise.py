@@ -27,8 +27,8 @@ from codream_protocols.ring import Floats, Rounding, Words
 from codream_protocols.rotation import block_size, padded_length, rotate, unrotate
 
 MAX_RADIUS = 1 << 20
-WRAP_AROUND = 2.0**-40  # the most that the probability of a wrap-around anywhere in an epoch may be
-_BIAS = math.exp(-0.5)  # beta of the conditional rounding, as in the paper's experiments
+WRAP_AROUND = 1 << 40  # one over the most that the probability of a wrap-around anywhere in an epoch may be
+_LN_2 = 0.6931471805599453
 _FINENESS = 8  # radius over sqrt(coordinates): rounding then adds 0.4 % to the squared sensitivity
 _LEAST_DEVIATION = 8  # of a share, in ring units: tau is then below 10^-270
 _GRID = 1 << 20  # of noise multipliers
@@ -56,7 +56,7 @@ def largest_square(noise: Noise, length: int) -> int:
     """
     radius, coordinates = noise.radius, padded_length(length)
     root = math.sqrt(coordinates)
-    conditional = radius**2 + coordinates / 4 + math.sqrt(2 * math.log(1 / _BIAS)) * (radius + root / 2)
+    conditional = radius**2 + coordinates / 4 + (radius + root / 2)  # beta = exp(-1/2): sqrt(2 ln(1 / beta)) = 1
     return math.floor(min(conditional, (radius + root) ** 2))
 
 
@@ -102,16 +102,17 @@ def make_noise(norm: float, length: int, multiplier: float, honest: int) -> Nois
 
 
 def noised_modulus_bits(noise: Noise, length: int, clients: int, steps: int) -> int:
-    """The smallest m for which `steps` sums over `clients` wrap nowhere but with probability `WRAP_AROUND`.
+    """An m for which `steps` sums over `clients` wrap nowhere but with probability 1 / `WRAP_AROUND`.
 
     Over the signs, a rotated coordinate of the sum is subgaussian with proxy (clients * radius)^2 / block; the noise
     with clients * sigma^2 (Canonne, Kamath, Steinke 2020, corollary 17); rounding moves it by less than one a client.
-    A union bound covers both tails of all coordinates of all steps.
+    A union bound covers both tails of all coordinates of all steps. All parties must derive the same m, so a logarithm,
+    whose last bits are the business of a machine's library, is taken of the next power of two.
     """
     proxy = (clients * noise.radius) ** 2 / block_size(length) + clients * noise.variance
-    chances = 2 * padded_length(length) * steps / WRAP_AROUND
-    largest = math.sqrt(2 * proxy * math.log(chances)) + clients
-    return math.ceil(math.log2(largest + 1)) + 1
+    chances = 2 * padded_length(length) * steps * WRAP_AROUND
+    largest = math.sqrt(2 * proxy * (chances.bit_length() * _LN_2)) + clients
+    return math.ceil(largest).bit_length() + 1
 
 
 def encode(

@@ -241,6 +241,7 @@ class _Epoch:
     public: Trajectory | None = None
     step: _Step | None = None
     votes: dict[int, SignedBy] = field(default_factory=dict)
+    dissent: set[int] = field(default_factory=set)  # those that have voted for another end of it
 
 
 class ServerProtocol:
@@ -421,6 +422,15 @@ class ServerProtocol:
     def behind(self) -> tuple[int, ...]:
         """Who has been heard of, and does not have the newest certificate."""
         return tuple(sorted(member for member, head in self._at.items() if head != self.head))
+
+    def bound_elsewhere(self) -> tuple[int, ...]:
+        """Who has voted for an epoch, or for an end of the running one, that this server does not have.
+
+        They go on with nothing else. After a loss of this server's record they give it back, and others vote for it;
+        else they, or this server, are not what they seem.
+        """
+        dissent = self._epoch.dissent if self._epoch else set()
+        return tuple(sorted(dissent.union(*(candidate.votes for candidate in self._candidates.values()))))
 
     def cohort(self) -> tuple[int, ...]:
         """Who could make an epoch now: present, at this head, whole blocks, without pairs that are in conflict.
@@ -772,6 +782,8 @@ class ServerProtocol:
             epoch.votes.update(valid_votes(self._roster, public, [vote]))
             self._at[member] = self.head
             return self._count_votes(epoch)
+        if epoch is not None and public is not None and message.plan == epoch.plan.digest:
+            epoch.dissent.add(member)
         candidate = self._candidates.get((message.plan, message.chain))
         if candidate is not None:
             return self._more_votes(candidate, valid_votes(self._roster, candidate.public, [vote]))
@@ -859,9 +871,8 @@ class ServerProtocol:
 
         In lockstep one vote is enough, since nothing goes on without that member; else more than all colluders' votes.
         """
-        bound = {member for candidate in self._candidates.values() for member in candidate.votes}
         lockstep = self.charter.aggregation.mode == "lockstep"
-        return len(bound) > (0 if lockstep else self.charter.aggregation.colluders)
+        return len(self.bound_elsewhere()) > (0 if lockstep else self.charter.aggregation.colluders)
 
     def _accept(self, public: Trajectory) -> None:
         self._heads.append(head_after(public))

@@ -64,7 +64,7 @@ class CoDreamFast:
     alpha_bn: float = GeneratorLoss.alpha_bn
     alpha_adv: float = GeneratorLoss.alpha_adv
     bn_momentum: float = 0.9
-    adversarial_from: int = 15
+    adversarial_from: int = courses.ADVERSARIAL_FROM
     student: str | None = None
 
     def __post_init__(self) -> None:

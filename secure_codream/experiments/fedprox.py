@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from codream_clients.parameter_tasks import ProximalLearner
+from codream_protocols.courses.parameters import PROXIMAL
 from secure_codream.experiments.parameters import (
     averaging_course,
     averaging_learners,
@@ -24,7 +25,7 @@ class FedProx:
     """See the module; the authors choose `mu` from 0.001, 0.01, 0.1 and 1. `clip`: as FedAvg's."""
 
     name: str = "fedprox"
-    mu: float = 0.1
+    mu: float = PROXIMAL
     clip: float = 1.0
 
     def run(self, problem: Problem) -> Iterator[Row]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from codream_clients.parameter_tasks import ContrastiveLearner
+from codream_protocols.courses.parameters import CONTRAST, CONTRAST_TEMPERATURE
 from secure_codream.experiments.parameters import (
     averaging_course,
     averaging_learners,
@@ -23,8 +24,8 @@ class Moon:
     """See the module; the authors choose `mu` from 0.1, 1, 5 and 10, and the temperature 0.5. `clip`: as FedAvg's."""
 
     name: str = "moon"
-    mu: float = 0.1
-    temperature: float = 0.5
+    mu: float = CONTRAST
+    temperature: float = CONTRAST_TEMPERATURE
     clip: float = 1.0
 
     def run(self, problem: Problem) -> Iterator[Row]:

@@ -20,12 +20,14 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from codream_protocols import hybrid, keyschedule
 from codream_protocols.hybrid import KemKey
 from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.masks import add_mask
-from codream_protocols.messages import Advertisement, SealDelivery, UnmaskShares
+from codream_protocols.messages import Advertisement, Seal, SealDelivery, UnmaskShares
 from secure_codream.threats import adversary
 from secure_codream.threats.attack import Attack, Defences, Evidence
 from secure_codream.threats.clients import alone
@@ -195,10 +197,15 @@ def record(federation: Federation, broken: Broken) -> None:
 
 def ciphertext_of(federation: Federation, sender: int, receiver: int) -> bytes:
     """The KEM ciphertext that one member sent another, off the wire."""
+    return seal_of(federation, sender, receiver).kem
+
+
+def seal_of(federation: Federation, sender: int, receiver: int) -> Seal:
+    """What one member sealed for another, off the wire."""
     for item in of_kind(federation.sent, SealDelivery):
         message = item.message
         if item.member == receiver and isinstance(message, SealDelivery):
-            return adversary.parcel(message, sender).kem
+            return adversary.parcel(message, sender)
     raise Stuck(f"no seal of member {sender} for member {receiver} was recorded")
 
 
@@ -295,12 +302,38 @@ def _one_way(weak: Callable[[int], bool], laboratory: Laboratory, standing: Defe
     return _is_open(federation, opened)
 
 
+def _sealed_values(laboratory: Laboratory, standing: Defences) -> bool:
+    """X25519 falls: the value that the victim sealed, of which the group key is made, opens."""
+    with alone(standing, HALVES):
+        federation, broken = lockstep(laboratory, Defences()), Broken()
+        record(federation, broken)
+        shown, plan = adversary.advertisements(federation), federation.plan.digest
+        transcript = adversary.transcript_of(federation, shown)
+        other = next(member for member in federation.everybody if member != VICTIM)
+        seal = seal_of(federation, VICTIM, other)
+        key = hybrid.seal_key(
+            broken.agreed(shown[VICTIM], shown[other]),
+            CONSTANT,
+            transcript=transcript,
+            sender=VICTIM,
+            receiver=other,
+            ciphertext=seal.kem,
+        )
+        additional = keyschedule.labelled("sealed", plan, bytes([VICTIM, other]))
+        try:
+            value = ChaCha20Poly1305(key).decrypt(bytes(12), seal.ciphertext, additional)
+        except InvalidTag:
+            return False
+    return hybrid.commit(plan, VICTIM, value) == shown[VICTIM].commitment
+
+
 def _is_open(federation: Federation, opened: Vector) -> bool:
     return float(np.mean(opened == federation.vectors[0, VICTIM])) > LEAST_RECOVERED
 
 
 WAYS: Mapping[str, tuple[Callable[[Laboratory, Defences], bool], str]] = {
     "X25519 falls": (_after_x25519, "ml-kem-part"),
+    "X25519 falls: what was sealed": (_sealed_values, "ml-kem-part"),
     "ML-KEM-768 falls": (_after_kem, "x25519-part"),
     "X25519 falls, and the victim's own KEM key": (
         partial(_one_way, lambda member: member == VICTIM),

@@ -263,6 +263,8 @@ class ServerRunner:
         self._waiting.start(since)
         asking = Growing(1.0, 10.0)
         asking.start(since)
+        if self.protocol.behind() and not self._peers:  # started again when all was over
+            self._say_late(since)
         while self.protocol.behind() and self._patient.now - since < self._timing.step:
             await self._listen()
             self._watch_silence()
@@ -273,9 +275,11 @@ class ServerRunner:
                     if self._is_present(member):
                         self._ask_hello(member)
             if self._waiting.is_due(self._patient.now):
-                late = self._names(self.protocol.behind())
-                seconds = round(self._patient.now - since, 1)
-                self._events.say("waiting", clients=late, lost=late, refusing={}, phase="finished", seconds=seconds)
+                self._say_late(since)
+
+    def _say_late(self, since: float) -> None:
+        late, seconds = self._names(self.protocol.behind()), round(self._patient.now - since, 1)
+        self._events.say("waiting", clients=late, lost=late, refusing={}, bound=[], phase="finished", seconds=seconds)
 
     async def _listen(self) -> None:
         """Take what has come; then time passes for those that are silent."""
@@ -518,6 +522,7 @@ class ServerRunner:
                 clients=self._names(sorted(awaited)),
                 lost=self._names(sorted(lost)),
                 refusing={self._name(member): self._refusing[member][0] for member in self._held() & awaited},
+                bound=self._names(protocol.bound_elsewhere()),
                 phase=protocol.phase.value,
                 seconds=round(now - self._waiting_since, 1),
             )
@@ -666,6 +671,7 @@ class ServerRunner:
 
     def _epoch_certified(self, done: EpochCertified) -> None:
         record, round_number = done.kept[0], done.number - 1
+        self._refusing.clear()  # what was refused may have rested on the history before
         metrics = metrics_of(self.protocol, done.kept, round_number)
         self._pause = FIRST_PAUSE
         self._events.say(

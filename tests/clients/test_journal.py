@@ -126,9 +126,36 @@ def test_a_client_started_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"charter": bytes(32)}, {"member": "client-2"}])
 def test_a_journal_of_another_charter_or_member_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
-    opened(tmp_path).close()
+    with opened(tmp_path) as journal:
+        journal.joined(0, bytes(32))
     with pytest.raises(JournalMismatch, match="client-1"):
         opened(tmp_path, **options)
+
+
+def test_a_journal_that_says_nothing_follows_a_setting_that_was_put_right(tmp_path: Path) -> None:
+    opened(tmp_path, charter=bytes(32)).close()  # refused at its first word, say
+    with opened(tmp_path) as journal:
+        journal.joined(3, bytes(32))
+    with opened(tmp_path) as journal:
+        assert journal.memory.next_epoch == 4
+    with pytest.raises(JournalMismatch):
+        opened(tmp_path, charter=bytes(32))
+
+
+def test_a_journal_that_says_nothing_of_another_member_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    with pytest.raises(JournalMismatch, match="client-1"):
+        opened(tmp_path, member="client-2")
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_crash_while_an_empty_journal_is_begun_anew_loses_nothing(tmp_path: Path, cut: int) -> None:
+    """The anchor is emptied first: a line that it does not know counts, a line that is gone is damage."""
+    opened(tmp_path, charter=bytes(32)).close()
+    (tmp_path / ANCHOR).write_bytes(b"")
+    if cut:
+        (tmp_path / LOG).write_bytes(b"")
+    opened(tmp_path).close()
 
 
 def test_numbers_count_those_of_predecessors(tmp_path: Path, epochs: tuple[Simulation, list[Kept]]) -> None:

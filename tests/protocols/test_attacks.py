@@ -157,6 +157,13 @@ def test_a_forked_state_one_layer_alone_suffices(layer: str) -> None:
     assert not evidence.worked
 
 
+@pytest.mark.parametrize("layer", ["_rule_enough_survivors", "_rule_whole_blocks"])
+def test_a_sum_below_the_minimum_one_layer_alone_suffices(layer: str) -> None:
+    (other,) = {"_rule_enough_survivors", "_rule_whole_blocks"} - {layer}
+    evidence = BY_NAME["survivors-below-minimum"].attack.run(Defences().without(other), Laboratory())
+    assert not evidence.worked and evidence.refusal.startswith("CohortRefused")
+
+
 @pytest.mark.parametrize("name", ["sybils-in-members-names", "substituted-keys"])
 @pytest.mark.parametrize("other", ["_rule_signed_advertisement", "_rule_signed_seal"])
 def test_strangers_keys_one_signature_alone_suffices(name: str, other: str) -> None:

@@ -247,6 +247,31 @@ def test_a_vote_for_other_sums_is_refused_by_the_server() -> None:
     assert federation.server.phase is Phase.VOTING
 
 
+def test_a_vote_for_another_end_of_the_epoch_names_its_voter_and_waits() -> None:
+    """A member whose library computed another last state, or who was told other sums, is bound; the server says who."""
+    federation = Federation(4, steps=2)
+    halves = split(federation)
+    federation.wire.clear()
+    assert federation.server.bound_elsewhere() == ()
+    other = halves[1][0]
+    chain = federation.clients[other.member]._vote[0].chain
+    federation.server._on_vote(other.member, Vote(federation.plan.digest, chain, other.signature), ())
+    assert federation.server.bound_elsewhere() == (other.member,)
+    assert federation.server.phase is Phase.VOTING and other.member in federation.server.waiting_for()
+
+
+def test_who_gives_back_an_epoch_that_nobody_else_has_is_named() -> None:
+    federation = Federation(4).voted()
+    federation.restart_server(remembers=False)
+    federation.hello([2])
+    federation.drain()
+    assert federation.server.bound_elsewhere() == (2,) and federation.server.cohort() == ()
+    for _ in range(3):
+        federation.hello()
+        federation.drain()
+    assert federation.server.certified == 1 and federation.server.bound_elsewhere() == ()
+
+
 # -- crashes ---------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -247,6 +248,22 @@ def test_sums_do_not_wrap_at_the_modulus_that_is_asked_for(clients: int, multipl
     bits = noised_modulus_bits(make_noise(1.0, 256, multiplier, clients), 256, clients, 13)
     assert wrapped(clients, multiplier, bits) == 0
     assert wrapped(clients, multiplier, bits - 4) > 0  # the control: four bits fewer
+
+
+@pytest.mark.parametrize(("clients", "multiplier"), [(3, 5.0), (100, 0.2), (200, 30.0), (12, 1.0)])
+@pytest.mark.parametrize("length", [1, 20, 256, 50_000])
+def test_modulus_is_the_formulas_or_one_bit_more(clients: int, multiplier: float, length: int) -> None:
+    noise = make_noise(1.0, length, multiplier, clients)
+    proxy = (clients * noise.radius) ** 2 / block_size(length) + clients * noise.variance
+    largest = math.sqrt(2 * proxy * math.log(2 * padded_length(length) * 13 * 2**40)) + clients
+    formula = math.ceil(math.log2(largest + 1)) + 1
+    assert noised_modulus_bits(noise, length, clients, 13) - formula in (0, 1)
+
+
+def test_nothing_that_parties_must_derive_alike_rests_on_a_librarys_logarithm() -> None:
+    """But `multiplier_for`, whose result is rounded up to a coarse grid."""
+    source = Path(module.__file__).read_text()
+    assert "math.log" not in source and "math.exp" not in source
 
 
 def noised_spec(length: int = 20, multiplier: float = 5.0, honest: int = 2, norm: float = 1.0) -> VectorSpec:

@@ -9,7 +9,7 @@ import pytest
 
 from codream_protocols import hybrid
 from codream_protocols.charter import Offer
-from codream_protocols.errors import RemoteProtocolError
+from codream_protocols.errors import RemoteProtocolError, VectorRefused
 from codream_protocols.messages import EpochRecord, MaskedInput, SignedBy, decode_to_client, encode_message
 from codream_protocols.record import Kept, certified_epochs, check_certificate, head_after, replay, valid_votes
 from secure_codream.threats.adversary import told_group_key, transcript_of
@@ -22,6 +22,38 @@ KEPT: list[Kept] = [one.kept for one in FEDERATION.run(3)]
 def verified(records: list[Kept]) -> list[tuple[int, bytes]]:
     epochs = certified_epochs(FEDERATION.charter, FEDERATION.roster, FEDERATION.course, records)
     return [(number, head) for number, head, _ in epochs]
+
+
+def test_start_shares_that_nobody_committed_to_are_refused_before_a_vote_is_looked_at() -> None:
+    """Who has no votes yet, a member that was away say, would else take a start that somebody chose."""
+    record, frames = KEPT[0]
+    forged = msgspec.structs.replace(record, start=bytes(32) + record.start[32:])
+    with pytest.raises(VectorRefused, match="did not commit to"):
+        replay(
+            FEDERATION.charter,
+            FEDERATION.roster,
+            FEDERATION.course,
+            (forged, frames),
+            head=FEDERATION.charter.first_head,
+            certified=0,
+            last=None,
+        )
+
+
+def test_a_first_vector_with_start_shares_that_nobody_committed_to_moves_no_server() -> None:
+    """Else the first liar to answer decides at which start the server stands, and every honest vector is at another."""
+    federation = Federation(4)
+    federation.set_up()
+    federation.compute()
+    place = next(place for place, item in enumerate(federation.wire) if item.kind is MaskedInput)
+    item = federation.wire.pop(place)
+    assert isinstance(item.message, MaskedInput)
+    forged = msgspec.structs.replace(item.message, start=bytes(32) + item.message.start[32:])
+    with pytest.raises(VectorRefused, match="did not commit to"):
+        federation.server.receive(item.member, forged, item.frames)
+    federation.deliver(item)
+    federation.drain()
+    assert federation.server.step == 1 or federation.server.certified or federation.server.phase.value == "voting"
 
 
 def test_records_give_back_every_head_and_what_was_learnt() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from codream_protocols.charter import Charter
+from codream_protocols.charter import Charter, successor_of
 from codream_protocols.errors import PolicyViolation
 from codream_protocols.identity import Roster
 from secure_codream.blocks_answered import BlocksAnswered
@@ -71,10 +71,44 @@ def test_charter_that_cuts_a_block_is_refused_and_says_whom_it_exposes(
         answered.check(found, charter(found), permitted=False, noised=False)
     shown = [member.name for member in found.members]
     assert told_apart in str(caught.value) or told_apart not in shown
-    text = answered.check(found, charter(found), permitted=True, noised=False)
+    text = answered.check(found, following(roster(*range(6)), found), permitted=True, noised=False)
     assert text is not None and "Their numbers that depend on no state show exactly" in text
     # Noise that was calibrated for a client keeps what it promises, whatever is subtracted.
     assert answered.check(found, charter(found), permitted=False, noised=True) is None
+
+
+def following(old: Roster, new: Roster, *, told: bool = True) -> Charter:
+    """The charter of `new` that follows that of `old`, and says of its blocks."""
+    before = successor_of(charter(old), old, bytes(32), 7)
+    blocks = before.blocks if told else ()
+    return msgspec.structs.replace(charter(new), predecessor=msgspec.structs.replace(before, blocks=blocks))
+
+
+def test_new_member_that_a_cut_exposes_is_told_by_the_charter(tmp_path: Path) -> None:
+    """It has answered for nothing, and yet the sums before it came and after differ by it alone."""
+    old, new = roster(*range(6)), roster(*range(7))
+    fresh = BlocksAnswered(tmp_path / "answered.json")
+    with pytest.raises(PolicyViolation, match="tell apart client-6"):
+        fresh.check(new, following(old, new), permitted=False, noised=False)
+    assert "client-6" in str(fresh.check(new, following(old, new), permitted=True, noised=False))
+    assert fresh.check(new, following(old, new, told=False), permitted=False, noised=False) is None  # why the next test
+
+
+def test_member_that_takes_a_cut_sees_to_it_that_new_members_are_told(answered: BlocksAnswered) -> None:
+    old, new = roster(*range(6)), roster(*range(7))
+    assert answered.check(new, following(old, new), permitted=True, noised=False) is not None
+    with pytest.raises(PolicyViolation, match="does not say so to new members"):
+        answered.check(new, following(old, new, told=False), permitted=True, noised=False)
+    # What it answered for with others alone concerns nobody here.
+    others = roster(6, 7, 8)
+    assert answered.check(others, following(old, others, told=False), permitted=False, noised=False) is None
+
+
+def test_predecessors_blocks_add_up_over_charters() -> None:
+    old, new = roster(*range(6)), roster(*range(7))
+    second = following(old, new)
+    third = successor_of(second, new, bytes(32), 9)
+    assert len(third.blocks) == 3 and set(successor_of(charter(old), old, bytes(32), 7).blocks) < set(third.blocks)
 
 
 def test_charter_that_names_the_old_blocks_keeps_them_whatever_the_order(answered: BlocksAnswered) -> None:

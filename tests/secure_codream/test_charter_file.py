@@ -80,6 +80,7 @@ OTHERS: dict[str, Any] = {
     "code.mine:start": "12" * 32,
     "predecessor.charter": "12" * 32,
     "predecessor.head": "12" * 32,
+    "predecessor.blocks": [["12" * 32]],
     "averaging.model": "mlp",
     "averaging.layout": [["weight", [4, 2]], ["bias", [2]]],
     "fast.layout": [["bias", [2]], ["weight", [2, 4]]],

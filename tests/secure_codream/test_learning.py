@@ -7,13 +7,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+
+# ruff: noqa: E402
 
 from codream_protocols.charter import Charter, Offer, Plan, derive_plan
 from codream_protocols.errors import PolicyViolation
 from codream_protocols.identity import Member, Roster, ServerEntry
-from secure_codream.config import ClientConfig, ConfigError, DataTable, FederationConfig, check, learning_settings
+from secure_codream.config import (
+    AveragingTable,
+    ClientConfig,
+    ConfigError,
+    DataTable,
+    FederationConfig,
+    check,
+    learning_settings,
+)
 from secure_codream.courses import make_course
+from secure_codream.experiments.fedprox import FedProx
+from secure_codream.experiments.moon import Moon
+from secure_codream.learners import make_learner
 from secure_codream.learning import client_policy, load_data, make_model, make_participant
 
 
@@ -172,3 +185,40 @@ def test_clients_own_policy_goes_beyond_the_federations() -> None:
     ]:
         with pytest.raises(PolicyViolation, match=what):
             client_policy(client(policy=table), config, make_course(config)).check(plan_of(config))
+
+
+# -- the other courses ---------------------------------------------
+
+
+def test_a_deployments_averaging_has_the_comparisons_constants() -> None:
+    table = AveragingTable()
+    assert (table.proximal, table.contrast, table.temperature) == (FedProx().mu, Moon().mu, Moon().temperature)
+
+
+@pytest.mark.parametrize(("begins", "rounds", "has"), [(0, 2, True), (2, 2, False)])
+def test_codream_fast_has_its_adversarial_term_from_its_round_on(begins: int, rounds: int, has: bool) -> None:
+    """The student follows from the charter's seed, so that all clients begin with the same."""
+    config = federation(
+        federation={"course": "codream-fast", "rounds": rounds, "seed": 3},
+        fast={"adversarial_from": begins, "noise": 8},
+        dreams={"views": 0},
+    )
+    course = make_course(config)
+    students = []
+    for name in ("alice", "bob"):
+        who = client(name=name, data={"source": "digits", "per_client": 20})
+        learner: Any = make_learner(who, config, course, model=None, data=None, releases=lambda plan: None).learner
+        students.append(learner._student)
+    assert [student is not None for student in students] == [has, has]
+    if has:
+        one, other = (student.model.state_dict() for student in students)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_sums_need_no_table_of_images_and_their_charter_has_none() -> None:
+    vectors = {"visits": {"patients": {"bound": 1000, "count": True}}}
+    tables = {"federation": {"course": "sums"}, "sums": {"vectors": vectors}}
+    config: FederationConfig = check("config.toml", FederationConfig, tables)
+    assert not {"task", "dreams", "learning"} & set(config.settings) and make_course(config).epochs == 1
+    with pytest.raises(ConfigError, match="task"):
+        check("config.toml", FederationConfig, {"federation": {"course": "codream"}})

@@ -224,6 +224,27 @@ def test_slow_clients_are_named_and_their_step_stays() -> None:
     assert "step 7 of 12" in drawn(panel, 100) and "waiting" not in drawn(panel, 100)
 
 
+def test_why_one_is_waited_for_is_said() -> None:
+    file = io.StringIO()
+    with LivePanel(Console(file=file, width=80), clock=lambda: 0.0) as panel:
+        panel.feed(started() | {"rounds": 1})
+        panel.feed({"time": 0.0, "event": "client_joined", "client": "alder"})
+        panel.feed(waiting([], "idle") | {"refusing": {"bi\x1brch": "policy"}})
+        panel.feed(waiting([], "idle") | {"bound": ["cedar"]})
+    assert file.getvalue().splitlines() == [
+        "5 clients, 1 round of 12 secure steps",
+        "waiting for alder, birch, idle, 01:15; bi?rch refuses (policy)",
+        "waiting for alder, birch, idle, 01:15; cedar voted for sums that are not here",
+    ]
+
+
+def test_server_that_is_started_again_when_all_is_over_says_for_whom_it_stays() -> None:
+    file = io.StringIO()
+    with LivePanel(Console(file=file, width=80), clock=lambda: 0.0) as panel:
+        panel.feed(waiting(NAMES[:2], "finished", 0.0))
+    assert file.getvalue() == "waiting for alder, birch, who may have missed the end, 00:00\n"
+
+
 def test_who_is_waited_for_is_a_plain_line_once_somebody_is_there() -> None:
     file = io.StringIO()
     with LivePanel(Console(file=file, width=80), clock=lambda: 0.0) as panel:

@@ -269,8 +269,12 @@ def test_successors_records_count_on_in_server_and_client(tmp_path: Path) -> Non
 
 def test_charter_that_cuts_a_block_is_refused_by_the_clients_process_unless_permitted(tmp_path: Path) -> None:
     folder = provisioned(tmp_path / "out", patience=0.2) / "clients" / "alice"
-    keys = [member.identity_key.hex() for member in load_roster(folder).members]
-    (folder / "answered.json").write_text(json.dumps({"blocks": [[*keys, "ab" * 32]]}))
+    block = [*(member.identity_key.hex() for member in load_roster(folder).members), "ab" * 32]
+    (folder / "answered.json").write_text(json.dumps({"blocks": [block]}))
+    with (folder / "config.toml").open("a") as file:
+        previous = {"charter": "ab" * 32, "head": "cd" * 32, "certified": 1}
+        file.write("\n".join(["[predecessor]", *(f"{key} = {json.dumps(value)}" for key, value in previous.items())]))
+        file.write(f"\nblocks = {json.dumps([block])}\n")
     with pytest.raises(PolicyViolation, match="cuts a block"):
         run_client(folder, address=NOWHERE)
     assert not (folder / "journal").exists() and not (folder / "model.pt").exists()
@@ -280,7 +284,8 @@ def test_charter_that_cuts_a_block_is_refused_by_the_clients_process_unless_perm
         run_client(folder, address=NOWHERE)
     told = [line["text"] for line in log_of(folder) if line["event"] == "exposure"]
     assert any("a charter that cuts a block" in text for text in told)
-    assert len(json.loads((folder / "answered.json").read_text())["blocks"]) == 2
+    # Nobody was there, so nothing was answered, and there is nothing to remember.
+    assert len(json.loads((folder / "answered.json").read_text())["blocks"]) == 1
 
 
 def test_own_code_of_a_charter_does_not_run_at_a_client_that_has_not_named_it(

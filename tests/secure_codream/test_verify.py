@@ -44,6 +44,12 @@ def test_whole_record_verifies(finished: tuple[SmallFederation, Path]) -> None:
         epochs=3,
         votes=(3, 3, 3),
         head=federation.server.head.hex(),
+        successor={
+            "charter": federation.charter.digest.hex(),
+            "head": federation.server.head.hex(),
+            "certified": 3,
+            "blocks": [sorted(member.identity_key.hex() for member in federation.roster.members)],
+        },
     )
     assert {client.head.hex() for client in federation.clients} == {verified.head}
 

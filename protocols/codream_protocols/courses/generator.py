@@ -36,6 +36,8 @@ BETAS = (0.5, 0.999)
 ROOM = 2.0
 """Adam moves a coordinate by about its rate in a step; clips leave twice as much."""
 
+ADVERSARIAL_FROM = 15  # the round, from 0, from which on clients have the adversarial term in their loss
+
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSettings:

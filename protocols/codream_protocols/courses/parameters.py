@@ -36,6 +36,8 @@ from codream_protocols.specs import Block, VectorSpec
 
 PARAMETERS = "parameters"
 WEIGHTS, VARIATE = "weights", "variate"
+PROXIMAL = 0.1  # FedProx's mu, of the paper's 0.001, 0.01, 0.1 and 1
+CONTRAST, CONTRAST_TEMPERATURE = 0.1, 0.5  # MOON's mu, of the paper's 0.1, 1, 5 and 10, and its tau
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,13 +63,16 @@ class Sums:
     Args:
         vectors: name -> its blocks; the name is the task that clients are asked.
         privacy: noise for all of them; None for none.
+        earlier: how many epochs the charter's predecessors had certified.
 
     Raises:
         SettingsError: no vector, a vector without blocks, two blocks of one name, one named "members", or counts with
             noise.
     """
 
-    def __init__(self, vectors: Mapping[str, Sequence[Block]], privacy: SumsPrivacy | None = None) -> None:
+    def __init__(
+        self, vectors: Mapping[str, Sequence[Block]], privacy: SumsPrivacy | None = None, *, earlier: int = 0
+    ) -> None:
         if not vectors:
             raise SettingsError("vectors is empty; one or more are allowed")
         for name, blocks in vectors.items():
@@ -79,12 +82,12 @@ class Sums:
             if privacy is not None and any(block.kind == "count" for block in blocks):
                 raise SettingsError(f"vector {name!r} has counts and noise; blocks of reals are allowed with noise")
         self._vectors = {name: tuple(map(_plain, blocks)) for name, blocks in vectors.items()}
-        self._names, self.privacy = tuple(vectors), privacy
+        self._names, self.privacy, self._earlier = tuple(vectors), privacy, earlier
 
     @property
     def epochs(self) -> int:
-        """See `Course`."""
-        return 1
+        """See `Course`: one after those of predecessors."""
+        return self._earlier + 1
 
     @property
     def noise_multiplier(self) -> float:
