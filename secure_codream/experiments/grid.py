@@ -269,7 +269,7 @@ class Cell:
         definition = {
             "schema": SCHEMA,
             "versions": {name: metadata.version(name) for name in ("secure-codream", "torch", "numpy", "opacus")},
-            "algorithm": [self.entry.reference, dict(self.entry.options)],
+            "algorithm": [self.entry.name, dict(self.entry.options)],
             "measure": self.measure,
             "partition": self.partition,
             "seed": self.seed,

@@ -28,12 +28,14 @@ class Entry:
     """How an algorithm is made.
 
     Attributes:
+        name: as it is registered, or the reference itself of one that is not: what results are kept under.
         reference: module:name of a callable that returns it.
         options: keyword arguments of that callable.
         one_architecture: whether all clients must have the same model.
         record_private: whether models are trained record by record, which batch norm does not allow.
     """
 
+    name: str
     reference: str
     options: Mapping[str, Any] = field(default_factory=dict)
     one_architecture: bool = False
@@ -57,28 +59,36 @@ class Entry:
 
 
 def _here(
-    module: str, name: str, *, one_architecture: bool = False, record_private: bool = False, **options: Any
+    name: str,
+    module: str,
+    made: str,
+    /,
+    *,
+    one_architecture: bool = False,
+    record_private: bool = False,
+    **options: Any,
 ) -> Entry:
-    return Entry(f"secure_codream.experiments.{module}:{name}", options, one_architecture, record_private)
+    return Entry(name, f"secure_codream.experiments.{module}:{made}", options, one_architecture, record_private)
 
 
-ALGORITHMS: Mapping[str, Entry] = {
-    ALONE: _here("isolated", "Isolated"),
-    "codream": _here("codream", "CoDream"),
-    "codream-independent": _here("codream", "CoDream", kind="independent"),
-    "codream-noise": _here("codream", "CoDream", kind="noise"),
-    "codream-dp": _here("private", "PrivateCoDream", record_private=True, privacy=USUAL_PRIVACY),
-    "isolated-dp": _here("private", "PrivateIsolated", record_private=True, privacy=USUAL_PRIVACY),
-    "centralised-dp": _here("private", "PrivateCentralised", record_private=True, privacy=USUAL_PRIVACY),
-    "codream-fast": _here("codream_fast", "CoDreamFast"),
-    "avgkd": _here("avgkd", "AvgKD"),
-    "fedavg": _here("fedavg", "FedAvg", one_architecture=True),
-    "fedprox": _here("fedprox", "FedProx", one_architecture=True),
-    "scaffold": _here("scaffold", "Scaffold", one_architecture=True),
-    "moon": _here("moon", "Moon", one_architecture=True),
-    "fedgen": _here("fedgen", "FedGen", one_architecture=True),
-    CENTRAL: _here("centralised", "Centralised"),
-}
+_KNOWN = (
+    _here(ALONE, "isolated", "Isolated"),
+    _here("codream", "codream", "CoDream"),
+    _here("codream-independent", "codream", "CoDream", kind="independent"),
+    _here("codream-noise", "codream", "CoDream", kind="noise"),
+    _here("codream-dp", "private", "PrivateCoDream", record_private=True, privacy=USUAL_PRIVACY),
+    _here("isolated-dp", "private", "PrivateIsolated", record_private=True, privacy=USUAL_PRIVACY),
+    _here("centralised-dp", "private", "PrivateCentralised", record_private=True, privacy=USUAL_PRIVACY),
+    _here("codream-fast", "codream_fast", "CoDreamFast"),
+    _here("avgkd", "avgkd", "AvgKD"),
+    _here("fedavg", "fedavg", "FedAvg", one_architecture=True),
+    _here("fedprox", "fedprox", "FedProx", one_architecture=True),
+    _here("scaffold", "scaffold", "Scaffold", one_architecture=True),
+    _here("moon", "moon", "Moon", one_architecture=True),
+    _here("fedgen", "fedgen", "FedGen", one_architecture=True),
+    _here(CENTRAL, "centralised", "Centralised"),
+)
+ALGORITHMS: Mapping[str, Entry] = {entry.name: entry for entry in _KNOWN}
 
 
 def find(name: str, options: Mapping[str, Any] | None = None) -> Entry:
@@ -90,7 +100,7 @@ def find(name: str, options: Mapping[str, Any] | None = None) -> Entry:
     options = options or {}
     if is_reference(name):
         asked = (bool(getattr(_loaded(name), flag, False)) for flag in ("one_architecture", "record_private"))
-        return Entry(name, dict(options), *asked)
+        return Entry(name, name, dict(options), *asked)
     if name not in ALGORITHMS:
         raise ConfigError(f"found {name!r}; allowed are {', '.join(ALGORITHMS)}, or module:name")
     known = ALGORITHMS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,14 @@ def test_digest_changes_with_all_that_defines_a_cell(tables: dict[str, Any]) -> 
 def test_digest_does_not_depend_on_names_and_neighbours() -> None:
     other = grid(compare={"name": "other", "algorithms": ["isolated", "fedavg"], "seeds": [0, 5]})
     assert other.cells[0].digest == grid().cells[0].digest
+
+
+def test_digest_does_not_depend_on_where_an_algorithms_code_lies() -> None:
+    """Results are kept under the registered name, so that a class may move to another module."""
+    cell = grid().cells[0]
+    assert "secure_codream" not in cell.entry.name
+    assert replace(cell, entry=replace(cell.entry, reference="elsewhere:Isolated")).digest == cell.digest
+    assert replace(cell, entry=replace(cell.entry, name="other")).digest != cell.digest
 
 
 def test_flags_overrule_the_file(tmp_path: Path) -> None:
