@@ -16,11 +16,11 @@ from statistics import median
 import numpy as np
 import torch
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.models import build
-from codream_clients.privacy_plan import PrivacySettings, plan_privacy
-from codream_clients.private_training import private_sgd
-from codream_clients.training import ConvergenceWarning, train_local
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.training import ConvergenceWarning, train_local
+from codream_clients.models.zoo import build
+from codream_clients.privacy.plan import PrivacySettings, plan_privacy
+from codream_clients.privacy.training import private_sgd
 
 MODES = ("hooks", "ghost")
 CPU = torch.device("cpu")

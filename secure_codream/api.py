@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.layouts import layout_of
-from codream_clients.participant import Metrics
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.participant import Metrics
+from codream_clients.models.layouts import layout_of
 from codream_server.feddream import Batch
 from codream_server.privacy_statement import ClientPrivacyStatement, client_privacy_statement
 from secure_codream.config import (

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 import torch
 
-from codream_clients.accounting import SampledGaussian, concentrated_rho, of_rho
 from codream_clients.journal import FileJournal, publications
-from codream_clients.ledger import Ledger
-from codream_clients.participant import Metrics
-from codream_clients.privacy_plan import PrivacyPlan
-from codream_clients.releases import Releases
+from codream_clients.learning.participant import Metrics
+from codream_clients.learning.training import convergence_warnings_to
+from codream_clients.privacy.accounting import (
+    SampledGaussian,
+    concentrated_rho,
+    of_rho,
+)
+from codream_clients.privacy.ledger import Ledger
+from codream_clients.privacy.plan import PrivacyPlan
+from codream_clients.privacy.releases import Releases
 from codream_clients.runner import ClientRunner
-from codream_clients.training import convergence_warnings_to
 from codream_protocols.charter import Charter
 from codream_protocols.client import Begun, ClientProtocol, Memory
 from codream_protocols.course import Course, Learner, Publication
@@ -50,7 +54,7 @@ from secure_codream.statement import write_statement
 if TYPE_CHECKING:
     from torch import nn
 
-    from codream_clients.datasets import LabelledImages
+    from codream_clients.data.datasets import LabelledImages
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from codream_clients.learning_settings import DreamLoss, LearningSettings
-from codream_clients.privacy_settings import PrivacySettings
+from codream_clients.learning.settings import DreamLoss, LearningSettings
+from codream_clients.privacy.settings import PrivacySettings
 from codream_protocols.charter import (
     MAX_BLOCKS,
     MAX_EPOCHS,
@@ -504,7 +504,7 @@ class DataTable(_Table):
     @field_validator("source")
     @classmethod
     def _exists(cls, source: str) -> str:
-        from codream_clients.data_sources import kind_of
+        from codream_clients.data.sources import kind_of
 
         kind_of(source)
         return source
@@ -559,7 +559,7 @@ class BudgetTable(_Table):
 class ClientConfig(_Table):
     """The whole of `client.toml`.
 
-    `model` is a name of the zoo (`codream_clients.model_names`), or `module:function`, WHICH RUNS THAT CODE.
+    `model` is a name of the zoo (`codream_clients.models.names`), or `module:function`, WHICH RUNS THAT CODE.
     `answers` is `module:function`, WHICH RUNS THAT CODE: for the course "sums", (task) -> {block: numbers}.
     `tell_accuracy`: whether the client's accuracies, without noise, go into the masked sum that the server takes the
     mean of; unless given, only where the federation has no `[privacy]`. Its own `metrics.jsonl` has them in any case.
@@ -581,7 +581,7 @@ class ClientConfig(_Table):
     @field_validator("model")
     @classmethod
     def _exists(cls, model: str) -> str:
-        from codream_clients.model_names import split_norm
+        from codream_clients.models.names import split_norm
 
         split_norm(model)
         return model

@@ -121,7 +121,7 @@ def with_layout(config: FederationConfig) -> FederationConfig:
 def model_layout(config: FederationConfig) -> Layout:
     """Names and shapes of the parameters of `[averaging] model`; raises `ConfigError` without torch."""
     try:
-        from codream_clients.parameter_tasks import layout_of
+        from codream_clients.learners.parameters import layout_of
         from secure_codream.learning import build_model
     except ImportError:
         raise ConfigError(
@@ -135,7 +135,7 @@ def model_layout(config: FederationConfig) -> Layout:
 def generator_layout(config: FederationConfig) -> Layout:
     """Names and shapes of the generator's parameters; raises `ConfigError` without torch."""
     try:
-        from codream_clients.generator_tasks import generator_layout as layout_of
+        from codream_clients.learners.generator import generator_layout as layout_of
     except ImportError:
         raise ConfigError(
             "[fast]: found no layout, and no torch to work it out; `provision` writes it where "
@@ -151,7 +151,7 @@ def _start_rule(name: str, permissions: list[Mapping[str, str]]) -> StartRule:
 
 
 def _photographs() -> tuple[np.ndarray[Any, Any], ...]:
-    from codream_clients.photographs import public_photographs
+    from codream_clients.data.photographs import public_photographs
 
     return public_photographs()
 

@@ -8,11 +8,23 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from codream_clients.data_sources import load_source
-from codream_clients.datasets import Augment, DatasetError, LabelledImages
+from codream_clients.data.datasets import (
+    Augment,
+    DatasetError,
+    LabelledImages,
+)
+from codream_clients.data.partitions import (
+    PartitionError,
+    count_table,
+    deal,
+)
+from codream_clients.data.pixels import (
+    HALF,
+    RawImages,
+    Scale,
+)
+from codream_clients.data.sources import load_source
 from codream_clients.own_parts import OwnPartError
-from codream_clients.partitions import PartitionError, count_table, deal
-from codream_clients.pixels import HALF, RawImages, Scale
 from secure_codream.config import ConfigError, DataTable, TaskTable
 
 TEST_SIZE = 600

@@ -353,7 +353,7 @@ def _record_level(
     """What every client's ledger says, also of one that was killed; only on one machine can anybody read them all."""
     if federation.privacy is None:
         return None
-    from codream_clients.privacy_plan import plan_privacy
+    from codream_clients.privacy.plan import plan_privacy
     from secure_codream.learning import open_ledger
 
     members = []

@@ -9,17 +9,22 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from codream_clients.datasets import LabelledImages
+from codream_clients.data.datasets import LabelledImages
 from codream_clients.devices import pick_device
-from codream_clients.function_learner import FunctionLearner
-from codream_clients.generator_tasks import GeneratorLearner
+from codream_clients.learners.dreams import DreamLearner
+from codream_clients.learners.functions import FunctionLearner
+from codream_clients.learners.generator import GeneratorLearner
+from codream_clients.learners.parameters import (
+    AveragingLearner,
+    ContrastiveLearner,
+    ControlledLearner,
+    ProximalLearner,
+)
+from codream_clients.learning.participant import Metrics, Participant
+from codream_clients.learning.student import AdaptiveTerm, adaptive_student
 from codream_clients.own_parts import load_own_part
-from codream_clients.parameter_tasks import AveragingLearner, ContrastiveLearner, ControlledLearner, ProximalLearner
-from codream_clients.participant import Metrics, Participant
-from codream_clients.privacy_plan import PrivacyPlan
-from codream_clients.releases import Releases
-from codream_clients.student import AdaptiveTerm, adaptive_student
-from codream_clients.tasks import DreamLearner
+from codream_clients.privacy.plan import PrivacyPlan
+from codream_clients.privacy.releases import Releases
 from codream_protocols.course import Arrays, Course, Learner, Publication
 from codream_protocols.courses.codream import CoDream
 from codream_protocols.courses.generator import CoDreamFast

@@ -11,18 +11,32 @@ from pathlib import Path
 
 from torch import nn
 
-from codream_clients.accounting import epsilon_of
-from codream_clients.datasets import LabelledImages
+from codream_clients.data.datasets import LabelledImages
 from codream_clients.devices import pick_device
-from codream_clients.ledger import Budget, BudgetExceeded, Ledger
-from codream_clients.models import ModelShapeError, UnknownModelError, build, check_model
+from codream_clients.learning.participant import Participant
+from codream_clients.models.zoo import (
+    ModelShapeError,
+    UnknownModelError,
+    build,
+    check_model,
+)
 from codream_clients.own_parts import OwnPartError
-from codream_clients.participant import Participant
-from codream_clients.privacy_plan import PlannedCharges, PrivacyPlan, plan_privacy, warn_of_weak_delta
-from codream_clients.private_noise import NoiseSource
-from codream_clients.private_participant import private_participant
-from codream_clients.private_training import PrivateModelError
-from codream_clients.releases import Releases
+from codream_clients.privacy.accounting import epsilon_of
+from codream_clients.privacy.ledger import (
+    Budget,
+    BudgetExceeded,
+    Ledger,
+)
+from codream_clients.privacy.noise import NoiseSource
+from codream_clients.privacy.participant import private_participant
+from codream_clients.privacy.plan import (
+    PlannedCharges,
+    PrivacyPlan,
+    plan_privacy,
+    warn_of_weak_delta,
+)
+from codream_clients.privacy.releases import Releases
+from codream_clients.privacy.training import PrivateModelError
 from codream_protocols.charter import Policy
 from codream_protocols.course import Course
 from codream_protocols.zcdp import rho_of

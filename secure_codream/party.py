@@ -47,8 +47,8 @@ from secure_codream.statement import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from codream_clients.datasets import LabelledImages
-    from codream_clients.ledger import Ledger
+    from codream_clients.data.datasets import LabelledImages
+    from codream_clients.privacy.ledger import Ledger
 
 
 def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:

@@ -12,11 +12,11 @@ from typing import TextIO
 
 import torch
 
-from codream_clients.datasets import LabelledImages, pool
-from codream_clients.models import build
-from codream_clients.participant import distil_by_settings
-from codream_clients.references import train_centralised, train_independent
-from codream_clients.training import evaluate
+from codream_clients.data.datasets import LabelledImages, pool
+from codream_clients.learning.participant import distil_by_settings
+from codream_clients.learning.references import train_centralised, train_independent
+from codream_clients.learning.training import evaluate
+from codream_clients.models.zoo import build
 from codream_server.feddream import read_batches
 from secure_codream.config import ClientConfig, FederationConfig, learning_settings, read_client, read_federation
 from secure_codream.data import load_data

@@ -42,7 +42,7 @@ from codream_protocols.server import (
 if TYPE_CHECKING:
     import torch
 
-    from codream_clients.participant import Participant
+    from codream_clients.learning.participant import Participant
 
 T = TypeVar("T")
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -247,8 +247,8 @@ class DreamFederation:
     ) -> None:
         import torch
 
-        from codream_clients.student import AdaptiveTerm, adaptive_student
-        from codream_clients.tasks import DreamLearner
+        from codream_clients.learners.dreams import DreamLearner
+        from codream_clients.learning.student import AdaptiveTerm, adaptive_student
 
         settings, adaptive = course.settings, None
         if settings.adaptive_weight > 0:

@@ -19,8 +19,8 @@ from secure_codream.pages import page_environment
 from secure_codream.records import Amount, Count, MalformedRecord, MissingRecord, Share, write_whole
 
 if TYPE_CHECKING:
-    from codream_clients.accounting import AccountantName, SampledGaussian
-    from codream_clients.ledger import Budget
+    from codream_clients.privacy.accounting import AccountantName, SampledGaussian
+    from codream_clients.privacy.ledger import Budget
     from codream_server.privacy_statement import ClientPrivacyStatement
 
 SCHEMA = 1
@@ -195,7 +195,7 @@ def client_level(stated: ClientPrivacyStatement) -> ClientLevel:
 
 def member_spending(name: str, budget: Budget, charges: Sequence[SampledGaussian]) -> MemberSpending:
     """What a client has spent by its ledger's `budget` and `charges`, and the other accountant's opinion."""
-    from codream_clients.accounting import epsilon_of
+    from codream_clients.privacy.accounting import epsilon_of
 
     second: AccountantName = "rdp" if budget.accountant == "prv" else "prv"
     spent = epsilon_of(charges, budget.delta, budget.accountant)

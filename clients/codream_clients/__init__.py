@@ -1,12 +1,12 @@
-"""A participant of a CoDream federation.
+"""A participant of a CoDream federation, in rooms that import downwards only.
 
-Data: `data_sources` finds them by name, path or function (`image_sets`, `npz_files`, `image_folders`, `own_data`), as
-`pixels` and then `datasets`; `partitions` deals them out, `augmentation` varies them.
-Models: `models` builds them by name (`model_names`, `layers`, `networks`) or by a user's function (`own_parts`).
-Learning: `devices`, `training`, `dreaming`, `acquisition`, `participant`, `references`; each is plain computation,
-without sockets, and deterministic from its seeds.
-Answers: `tasks` (CoDream, with the adaptive `student`), `generator_tasks` (CoDream-fast), `parameter_tasks` (FedAvg,
-FedProx, MOON, SCAFFOLD; `local_work`, `layouts`) and `function_learner` (sums) are the learners of the courses.
-On the network: `runner`, with `journal` (what outlasts a crash) and `words` (text from the network).
+    runner, journal            on the network, and what outlasts a crash
+    learners/                  what answers the tasks of each course, and learns what is certified
+    privacy/                   record-level differential privacy: plan, ledger, mechanisms
+    learning/                  training, dreaming, distillation; plain computation, deterministic from its seeds
+    models/                    networks by name, and the layout of their parameters
+    data/                      images: sources, partitions, variations
+    own_parts, devices, durable, words    a user's functions, devices, files that outlast a crash, text from the network
+
 Nothing is imported here, so that a module without tensors does not pay for torch.
 """

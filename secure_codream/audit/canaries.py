@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codream_clients.datasets import LabelledImages, pool
+from codream_clients.data.datasets import LabelledImages, pool
 from secure_codream.audit.scores import Coins
 
 CONTRAST = 1.5

@@ -19,14 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.models import build
-from codream_clients.participant import LearningSettings, Participant, distil_by_settings
-from codream_clients.privacy_plan import PlannedCharges, PrivacyPlan
-from codream_clients.private_noise import NoiseSource
-from codream_clients.private_participant import private_participant
-from codream_clients.releases import Releases
-from codream_clients.training import predict_logits
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.participant import (
+    LearningSettings,
+    Participant,
+    distil_by_settings,
+)
+from codream_clients.learning.training import predict_logits
+from codream_clients.models.zoo import build
+from codream_clients.privacy.noise import NoiseSource
+from codream_clients.privacy.participant import private_participant
+from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan
+from codream_clients.privacy.releases import Releases
 from codream_protocols.courses.codream import CoDream, DreamSettings
 from codream_protocols.starts import start_rule
 from secure_codream.audit.canaries import Canaries

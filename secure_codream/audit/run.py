@@ -10,9 +10,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from codream_clients.accounting import SampledGaussian, epsilon_of, solve_noise_multiplier
-from codream_clients.participant import LearningSettings
-from codream_clients.privacy_plan import PrivacyPlan, PrivacySettings, plan_privacy
+from codream_clients.learning.participant import LearningSettings
+from codream_clients.privacy.accounting import (
+    SampledGaussian,
+    epsilon_of,
+    solve_noise_multiplier,
+)
+from codream_clients.privacy.plan import (
+    PrivacyPlan,
+    PrivacySettings,
+    plan_privacy,
+)
 from secure_codream.audit.canaries import make_canaries
 from secure_codream.audit.federation import Scene, attack_federation, under_plan
 from secure_codream.audit.results import AuditResult, AuditRow

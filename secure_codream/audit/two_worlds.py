@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from codream_clients.accounting import SampledGaussian
-from codream_clients.datasets import LabelledImages
-from codream_clients.privacy_plan import PrivacyPlan, PrivacySettings
-from codream_clients.private_training import private_sgd
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.privacy.accounting import SampledGaussian
+from codream_clients.privacy.plan import PrivacyPlan, PrivacySettings
+from codream_clients.privacy.training import private_sgd
 from secure_codream.audit.bounds import two_world_bound
 from secure_codream.audit.results import AuditRow
 from secure_codream.audit.scores import separation

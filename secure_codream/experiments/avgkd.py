@@ -27,8 +27,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from codream_clients.local_work import Batch, Objective
-from codream_clients.training import evaluate, predict_logits
+from codream_clients.learning.local_work import Batch, Objective
+from codream_clients.learning.training import evaluate, predict_logits
 from secure_codream.experiments.local_work import Stopwatch, train_round, warm_up
 from secure_codream.experiments.problem import Problem, Row
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from codream_clients.devices import pick_device
-from codream_clients.training import convergence_warnings_to
+from codream_clients.learning.training import convergence_warnings_to
 from secure_codream.data import load_shards
 from secure_codream.experiments.grid import SCHEMA, Cell, Measure
 from secure_codream.experiments.problem import Problem, Row

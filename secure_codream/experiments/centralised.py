@@ -1,8 +1,8 @@
 """All data in one place: the ceiling, and what federated learning is there to avoid.
 
 One model of each architecture, with the initial weights of the first client that has it, trains on all shards pooled,
-for as many passes as a CoDream client makes in all (`codream_clients.references.reference_epochs`). A client is given
-the accuracy of its own architecture. It is no protocol: the bytes of handing over the images are not counted.
+for as many passes as a CoDream client makes in all (`reference_epochs`). A client is given the accuracy of its own
+architecture. It is no protocol: the bytes of handing over the images are not counted.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from codream_clients.datasets import pool
-from codream_clients.training import evaluate
+from codream_clients.data.datasets import pool
+from codream_clients.learning.training import evaluate
 from secure_codream.experiments.local_work import Stopwatch, train_round, warm_up
 from secure_codream.experiments.problem import Problem, Row
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from codream_clients.participant import Participant, distil_by_settings
-from codream_clients.training import evaluate
+from codream_clients.learning.participant import Participant, distil_by_settings
+from codream_clients.learning.training import evaluate
 from codream_protocols.courses import codream as courses
 from secure_codream.courses import make_course
 from secure_codream.experiments.problem import Problem, Row

@@ -1,9 +1,9 @@
 """CoDream-fast: dreams from a generator that all clients bring on together, through secure aggregation.
 
-Singh et al., arXiv 2402.15968; the generator after Fang et al., AAAI 2022 (`codream_clients.generators`). The course
-and the learners are the deployed ones (`codream_protocols.courses.generator`, `codream_clients.generator_tasks`): a
-round takes batches * (global_steps + 1) secure steps and the metrics, and what a client sends depends on the sizes of z
-and of G, not on anybody's model.
+Singh et al., arXiv 2402.15968; the generator after Fang et al., AAAI 2022 (`codream_clients.learning.generators`). The
+course and the learners are the deployed ones (`codream_protocols.courses.generator`,
+`codream_clients.learners.generator`): a round takes batches * (global_steps + 1) secure steps and the metrics, and what
+a client sends depends on the sizes of z and of G, not on anybody's model.
 
 The adversarial term needs a student that all clients know. It is a function of the certified batches, which all have,
 so every client trains its own copy and nothing is sent; here they share one. Left out, as not needed for the method:
@@ -16,12 +16,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from codream_clients.dreaming import StatisticsMemory
-from codream_clients.generator_tasks import GeneratorLearner, generator_layout
-from codream_clients.generators import GeneratorLoss
-from codream_clients.participant import Participant
-from codream_clients.student import Student
-from codream_clients.training import evaluate
+from codream_clients.learners.generator import GeneratorLearner, generator_layout
+from codream_clients.learning.dreaming import StatisticsMemory
+from codream_clients.learning.generators import GeneratorLoss
+from codream_clients.learning.participant import Participant
+from codream_clients.learning.student import Student
+from codream_clients.learning.training import evaluate
 from codream_protocols.courses import generator as courses
 from secure_codream.courses import make_course
 from secure_codream.experiments.local_work import Stopwatch

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from codream_clients.parameter_tasks import AveragingLearner
+from codream_clients.learners.parameters import AveragingLearner
 from secure_codream.experiments.parameters import (
     averaging_course,
     averaging_learners,

@@ -25,9 +25,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from codream_clients.layouts import FloatArray, layout_of, read_vector, write_vector
-from codream_clients.local_work import Batch, head, label_loss, stage_seed
-from codream_clients.parameter_tasks import AveragingLearner, Kept
+from codream_clients.learners.parameters import AveragingLearner, Kept
+from codream_clients.learning.local_work import (
+    Batch,
+    head,
+    label_loss,
+    stage_seed,
+)
+from codream_clients.models.layouts import (
+    FloatArray,
+    layout_of,
+    read_vector,
+    write_vector,
+)
 from codream_protocols.course import Array, Arrays, Publication, State
 from codream_protocols.courses import parameters as courses
 from codream_protocols.courses.layouts import Layout, for_each, initial_weights, is_statistic

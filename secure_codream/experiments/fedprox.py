@@ -1,7 +1,7 @@
 """FedProx: FedAvg with a spring between each client's model and the global one.
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated optimization in heterogeneous networks", MLSys 2020; see
-`codream_clients.parameter_tasks`. mu = 0 is FedAvg.
+`codream_clients.learners.parameters`. mu = 0 is FedAvg.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from codream_clients.parameter_tasks import ProximalLearner
+from codream_clients.learners.parameters import ProximalLearner
 from codream_protocols.courses.parameters import PROXIMAL
 from secure_codream.experiments.parameters import (
     averaging_course,

@@ -34,11 +34,15 @@ import tomli_w
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from codream_clients.data_sources import kind_of
+from codream_clients.data.sources import kind_of
 from codream_clients.devices import DeviceError, pick_device
-from codream_clients.learning_settings import LearningSettings
-from codream_clients.model_names import UnknownModelError, model_mix
-from codream_clients.models import ModelShapeError, OwnPartError, build
+from codream_clients.learning.settings import LearningSettings
+from codream_clients.models.names import UnknownModelError, model_mix
+from codream_clients.models.zoo import (
+    ModelShapeError,
+    OwnPartError,
+    build,
+)
 from secure_codream.config import (
     MAX_CONFIG_BYTES,
     AggregationTable,
@@ -541,10 +545,7 @@ def _try_models(named: Sequence[tuple[str, Sequence[str]]], shape: tuple[int, in
 
 
 def _try_private_models(names: Sequence[str], shape: tuple[int, int, int], classes: int) -> None:
-    from codream_clients.private_training import (  # Opacus, which takes its time
-        PrivateModelError,
-        require_private_model,
-    )
+    from codream_clients.privacy.training import PrivateModelError, require_private_model
 
     for name in dict.fromkeys(names):
         try:

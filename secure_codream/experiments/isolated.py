@@ -1,7 +1,7 @@
 """Every client alone: the floor that any way of learning together must rise above.
 
 Each client trains its own model on its own images, for as many passes as a CoDream client makes in all
-(`codream_clients.references.reference_epochs`). Nothing is sent.
+(`codream_clients.learning.references.reference_epochs`). Nothing is sent.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from codream_clients.training import evaluate
+from codream_clients.learning.training import evaluate
 from secure_codream.experiments.local_work import Stopwatch, train_round, warm_up
 from secure_codream.experiments.problem import Problem, Row
 

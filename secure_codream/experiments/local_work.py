@@ -1,6 +1,6 @@
 """The work that every baseline does on a client's own images, and the rows that it reports.
 
-The loop is that of the deployed learners (`codream_clients.local_work`): what sets an algorithm apart is an
+The loop is that of the deployed learners (`codream_clients.learning.local_work`): what sets an algorithm apart is an
 `Objective`, which turns a batch's plain loss into the loss that is minimised. Mini-batches follow from client and round
 and nothing else, by the rule of `Participant`.
 
@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.local_work import OWN_DATA as OWN_DATA
-from codream_clients.local_work import WARM_UP as WARM_UP
-from codream_clients.local_work import Objective, train_epochs
-from codream_clients.local_work import stage_seed as seed_of
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.local_work import OWN_DATA as OWN_DATA
+from codream_clients.learning.local_work import WARM_UP as WARM_UP
+from codream_clients.learning.local_work import Objective, train_epochs
+from codream_clients.learning.local_work import stage_seed as seed_of
 from secure_codream.experiments.problem import Problem, Row
 
 

@@ -1,6 +1,6 @@
 """MOON: FedAvg whose clients keep their representations near the global model's and away from their own last ones.
 
-Li, He, Song, "Model-contrastive federated learning", CVPR 2021; see `codream_clients.parameter_tasks`.
+Li, He, Song, "Model-contrastive federated learning", CVPR 2021; see `codream_clients.learners.parameters`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from codream_clients.parameter_tasks import ContrastiveLearner
+from codream_clients.learners.parameters import ContrastiveLearner
 from codream_protocols.courses.parameters import CONTRAST, CONTRAST_TEMPERATURE
 from secure_codream.experiments.parameters import (
     averaging_course,

@@ -1,7 +1,7 @@
 """Averaging of parameters: the deployed course and learners, over a problem's shards.
 
 A round is an epoch of `codream_protocols.courses.parameters`: each client trains the global model on its own images,
-and the weighted changes are summed under masks (`codream_clients.parameter_tasks`). The start is a choice of nobody's,
+and the weighted changes are summed under masks (`codream_clients.learners.parameters`). The start is nobody's choice,
 so there is no global model before the first round, and the warm-up belongs to that round's work: row 0 shows the
 clients' own models half-way through it.
 """
@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from codream_clients.parameter_tasks import AveragingLearner
-from codream_clients.participant import Metrics
-from codream_clients.training import ConvergenceWarning
+from codream_clients.learners.parameters import AveragingLearner
+from codream_clients.learning.participant import Metrics
+from codream_clients.learning.training import ConvergenceWarning
 from codream_protocols.courses.parameters import PARAMETERS
 from codream_protocols.courses.parameters import FedAvg as AveragingCourse
 from codream_protocols.server import StepFinished

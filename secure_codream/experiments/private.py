@@ -20,14 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from codream_clients.datasets import LabelledImages, pool
-from codream_clients.participant import LearningSettings, Participant
-from codream_clients.privacy_plan import PlannedCharges, PrivacyPlan, PrivacySettings, plan_privacy
-from codream_clients.private_noise import NoiseSource
-from codream_clients.private_participant import private_participant, private_training
-from codream_clients.private_training import require_private_model
-from codream_clients.releases import Releases
-from codream_clients.training import evaluate
+from codream_clients.data.datasets import LabelledImages, pool
+from codream_clients.learning.participant import LearningSettings, Participant
+from codream_clients.learning.training import evaluate
+from codream_clients.privacy.noise import NoiseSource
+from codream_clients.privacy.participant import private_participant, private_training
+from codream_clients.privacy.plan import (
+    PlannedCharges,
+    PrivacyPlan,
+    PrivacySettings,
+    plan_privacy,
+)
+from codream_clients.privacy.releases import Releases
+from codream_clients.privacy.training import require_private_model
 from secure_codream.config import privacy_settings
 from secure_codream.experiments.codream import CoDream
 from secure_codream.experiments.local_work import OWN_DATA, WARM_UP, Stopwatch, stage_seed

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.learning_settings import LearningSettings
-from codream_clients.models import build
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.settings import LearningSettings
+from codream_clients.models.zoo import build
 from codream_protocols.charter import Aggregation
 from secure_codream.config import AggregationTable, DreamsTable, FederationConfig, FederationTable, TaskTable, check
 from secure_codream.own_code import source_digest

@@ -1,7 +1,7 @@
 """SCAFFOLD: FedAvg whose clients correct the drift towards their own data by control variates.
 
 Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic controlled averaging for federated learning",
-ICML 2020; see `codream_clients.parameter_tasks`. The mean control variate is a vector of the same secure sum as the
+ICML 2020; see `codream_clients.learners.parameters`. The mean control variate is a vector of the same secure sum as the
 model: twice FedAvg's bytes.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from codream_clients.parameter_tasks import ControlledLearner
+from codream_clients.learners.parameters import ControlledLearner
 from secure_codream.experiments.parameters import (
     averaging_course,
     averaging_learners,

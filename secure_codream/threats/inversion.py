@@ -31,10 +31,15 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from codream_clients.datasets import DIGITS_MEAN, DIGITS_STD, LabelledImages, load_digits_data
-from codream_clients.dreaming import total_variation
-from codream_clients.models import build
-from codream_clients.participant import LearningSettings, Participant
+from codream_clients.data.datasets import (
+    DIGITS_MEAN,
+    DIGITS_STD,
+    LabelledImages,
+    load_digits_data,
+)
+from codream_clients.learning.dreaming import total_variation
+from codream_clients.learning.participant import LearningSettings, Participant
+from codream_clients.models.zoo import build
 from secure_codream.threats.attack import Defences, Evidence, Picture
 from secure_codream.threats.laboratory import Laboratory
 from secure_codream.threats.measures import psnr

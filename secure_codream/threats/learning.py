@@ -33,18 +33,22 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from codream_clients import private_training
-from codream_clients.acquisition import distil, soft_label_share
-from codream_clients.datasets import LabelledImages, load_digits_data
-from codream_clients.models import build
-from codream_clients.participant import LearningSettings, Participant
-from codream_clients.partitions import dirichlet
-from codream_clients.privacy_plan import PlannedCharges, PrivacyPlan, plan_privacy
-from codream_clients.privacy_settings import PrivacySettings
-from codream_clients.private_noise import NoiseSource
-from codream_clients.private_participant import private_participant
-from codream_clients.releases import Releases
-from codream_clients.training import predict_logits
+from codream_clients.data.datasets import LabelledImages, load_digits_data
+from codream_clients.data.partitions import dirichlet
+from codream_clients.learning.distillation import distil, soft_label_share
+from codream_clients.learning.participant import LearningSettings, Participant
+from codream_clients.learning.training import predict_logits
+from codream_clients.models.zoo import build
+from codream_clients.privacy import training as private_training
+from codream_clients.privacy.noise import NoiseSource
+from codream_clients.privacy.participant import private_participant
+from codream_clients.privacy.plan import (
+    PlannedCharges,
+    PrivacyPlan,
+    plan_privacy,
+)
+from codream_clients.privacy.releases import Releases
+from codream_clients.privacy.settings import PrivacySettings
 from secure_codream.threats.attack import Defences, Evidence
 from secure_codream.threats.laboratory import Laboratory
 from secure_codream.threats.measures import advantage, bootstrapped, exposure, likelihood_ratios, log_odds

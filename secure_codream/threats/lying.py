@@ -20,10 +20,10 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from codream_clients.datasets import load_digits_data
-from codream_clients.models import build
-from codream_clients.participant import LearningSettings, Participant
-from codream_clients.tasks import DreamLearner
+from codream_clients.data.datasets import load_digits_data
+from codream_clients.learners.dreams import DreamLearner
+from codream_clients.learning.participant import LearningSettings, Participant
+from codream_clients.models.zoo import build
 from codream_protocols import client as client_module
 from codream_protocols.charter import Plan
 from codream_protocols.client import ClientProtocol

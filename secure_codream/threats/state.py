@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from codream_clients.datasets import LabelledImages, load_digits_data
-from codream_clients.models import build
-from codream_clients.participant import LearningSettings, Participant
+from codream_clients.data.datasets import LabelledImages, load_digits_data
+from codream_clients.learners.dreams import DreamLearner, metrics_values
+from codream_clients.learning.participant import LearningSettings, Participant
+from codream_clients.models.zoo import build
 from codream_clients.runner import refusal
-from codream_clients.tasks import DreamLearner, metrics_values
 from codream_protocols import client as client_module
 from codream_protocols import encoding, hybrid
 from codream_protocols import record as record_module

@@ -13,8 +13,14 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from codream_clients import accounting
-from codream_clients.accounting import ORDERS, AccountingError, SampledGaussian, epsilon_of, solve_noise_multiplier
+from codream_clients.privacy import accounting
+from codream_clients.privacy.accounting import (
+    ORDERS,
+    AccountingError,
+    SampledGaussian,
+    epsilon_of,
+    solve_noise_multiplier,
+)
 
 GRID = [  # (noise multiplier, sample rate, steps, delta): epsilons from 0.3 to 10
     (0.8, 0.001, 5000, 1e-5),

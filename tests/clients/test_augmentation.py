@@ -2,10 +2,20 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.augmentation import augment_batch, augmentation_generator, shift_batch, warp_batch, with_views
-from codream_clients.datasets import DatasetError, LabelledImages, pool
-from codream_clients.models import build
-from codream_clients.training import train_local
+from codream_clients.data.augmentation import (
+    augment_batch,
+    augmentation_generator,
+    shift_batch,
+    warp_batch,
+    with_views,
+)
+from codream_clients.data.datasets import (
+    DatasetError,
+    LabelledImages,
+    pool,
+)
+from codream_clients.learning.training import train_local
+from codream_clients.models.zoo import build
 
 IMAGES = torch.arange(64 * 2 * 16 * 16, dtype=torch.float32).view(64, 2, 16, 16)
 

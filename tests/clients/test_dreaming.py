@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from codream_clients.dreaming import (
+from codream_clients.learning.dreaming import (
     DreamError,
     DreamLoss,
     FeatureStatistics,
@@ -18,7 +18,7 @@ from codream_clients.dreaming import (
     target_loss,
     total_variation,
 )
-from codream_clients.models import ZOO, build
+from codream_clients.models.zoo import ZOO, build
 
 ALL_TERMS = DreamLoss(alpha_preds=1.0, alpha_bn=0.7, alpha_tv=0.01, alpha_l2=0.02, alpha_target=0.5)
 ONLY = {"alpha_preds": 0.0, "alpha_bn": 0.0, "alpha_tv": 0.0, "alpha_l2": 0.0, "alpha_target": 0.0}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codream_clients.function_learner import FunctionLearner
+from codream_clients.learners.functions import FunctionLearner
 from codream_protocols.course import Publication, Task
 from codream_protocols.courses.sums import Sums
 from codream_protocols.errors import VectorRefused
@@ -47,5 +47,5 @@ def test_a_task_without_a_function_is_refused() -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, codream_clients.function_learner, codream_clients.runner; sys.exit('torch' in sys.modules)"
+    code = "import sys, codream_clients.learners.functions, codream_clients.runner; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -8,14 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.generator_tasks import GeneratorLearner, generator_layout, make_generator
-from codream_clients.generators import generate
-from codream_clients.layouts import LayoutError, write_vector
-from codream_clients.ledger import BudgetExceeded
-from codream_clients.models import build
-from codream_clients.participant import LearningSettings, LearningSettingsError, Metrics, Participant
-from codream_clients.student import Student
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learners.generator import (
+    GeneratorLearner,
+    generator_layout,
+    make_generator,
+)
+from codream_clients.learning.generators import generate
+from codream_clients.learning.participant import (
+    LearningSettings,
+    LearningSettingsError,
+    Metrics,
+    Participant,
+)
+from codream_clients.learning.student import Student
+from codream_clients.models.layouts import LayoutError, write_vector
+from codream_clients.models.zoo import build
+from codream_clients.privacy.ledger import BudgetExceeded
 from codream_protocols.course import Task
 from codream_protocols.courses.generator import CoDreamFast, GeneratorSettings
 from codream_protocols.courses.layouts import length_of

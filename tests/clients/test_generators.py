@@ -10,8 +10,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from codream_clients.dreaming import DreamError, FeatureStatistics, StatisticsMemory, frozen  # noqa: E402 - needs torch
-from codream_clients.generators import (  # noqa: E402
+# ruff: noqa: E402
+
+from codream_clients.learning.dreaming import (
+    DreamError,
+    FeatureStatistics,
+    StatisticsMemory,
+    frozen,
+)
+from codream_clients.learning.generators import (
     GeneratorLoss,
     ImageGenerator,
     adapt,
@@ -19,7 +26,7 @@ from codream_clients.generators import (  # noqa: E402
     fresh_image_generator,
     generate,
 )
-from codream_clients.models import build  # noqa: E402
+from codream_clients.models.zoo import build
 
 SHAPE, NOISE, BATCH = (1, 8, 8), 6, 12
 RATES: dict[str, Any] = {"steps": 8, "lr": 5e-3, "noise_lr": 1.5e-3}

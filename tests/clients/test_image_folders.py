@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codream_clients.datasets import DatasetError
-from codream_clients.image_folders import load_image_folder
+from codream_clients.data.datasets import DatasetError
+from codream_clients.data.image_folders import load_image_folder
 
 
 def fill(folder, counts, size=(12, 10), mode="RGB"):

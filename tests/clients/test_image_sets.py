@@ -9,8 +9,8 @@ import pytest
 import torchvision.datasets
 from scipy.io import savemat
 
-from codream_clients.datasets import DatasetError
-from codream_clients.image_sets import IMAGE_SETS, load_image_set
+from codream_clients.data.datasets import DatasetError
+from codream_clients.data.image_sets import IMAGE_SETS, load_image_set
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 COUNTS = {"train": 20, "test": 10}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codream_clients.partitions import (
+from codream_clients.data.partitions import (
     PartitionError,
     count_table,
     deal,

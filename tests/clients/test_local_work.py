@@ -9,17 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.layouts import (
-    LayoutError,
-    check_model_layout,
-    layout_of,
-    read_vector,
-    split_vector,
-    write_vector,
-)
-from codream_clients.learning_settings import LearningSettings
-from codream_clients.local_work import (
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.local_work import (
     NoLinearHead,
     displacement,
     head,
@@ -27,8 +18,17 @@ from codream_clients.local_work import (
     train_epochs,
     watched,
 )
-from codream_clients.models import build
-from codream_clients.training import TrainingError, train_local
+from codream_clients.learning.settings import LearningSettings
+from codream_clients.learning.training import TrainingError, train_local
+from codream_clients.models.layouts import (
+    LayoutError,
+    check_model_layout,
+    layout_of,
+    read_vector,
+    split_vector,
+    write_vector,
+)
+from codream_clients.models.zoo import build
 from codream_protocols.courses.layouts import length_of
 
 SHAPE, CLASSES, CPU = (1, 8, 8), 3, torch.device("cpu")

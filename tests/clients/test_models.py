@@ -2,7 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from codream_clients.models import ZOO, ModelShapeError, UnknownModelError, build
+from codream_clients.models.zoo import (
+    ZOO,
+    ModelShapeError,
+    UnknownModelError,
+    build,
+)
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

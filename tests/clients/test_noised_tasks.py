@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.models import build
-from codream_clients.participant import LearningSettings, Metrics, Participant
-from codream_clients.tasks import DreamLearner
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learners.dreams import DreamLearner
+from codream_clients.learning.participant import (
+    LearningSettings,
+    Metrics,
+    Participant,
+)
+from codream_clients.models.zoo import build
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import ClientPrivacy, CoDream, DreamSettings
 from codream_protocols.starts import start_rule

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codream_clients.datasets import DatasetError
-from codream_clients.npz_files import KEYS, load_npz
-from codream_clients.pixels import HALF, Scale
+from codream_clients.data.datasets import DatasetError
+from codream_clients.data.npz_files import KEYS, load_npz
+from codream_clients.data.pixels import HALF, Scale
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10_jpeg.npz"
 

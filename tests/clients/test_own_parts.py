@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.data_sources import load_source
-from codream_clients.datasets import LabelledImages
-from codream_clients.models import build
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.data.pixels import RawImages
+from codream_clients.data.sources import load_source
+from codream_clients.models.zoo import build
 from codream_clients.own_parts import OwnPartError, is_reference, load_own_part
-from codream_clients.pixels import RawImages
 
 NUMBERS = itertools.count()
 

@@ -11,19 +11,28 @@ import pytest
 import torch
 from torch import nn
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.layouts import LayoutError, layout_of, read_vector, write_vector
-from codream_clients.learning_settings import LearningSettings
-from codream_clients.local_work import displacement, stage_seed, train_epochs
-from codream_clients.models import build
-from codream_clients.parameter_tasks import (
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learners.parameters import (
     AveragingLearner,
     ContrastiveLearner,
     ControlledLearner,
     ProximalLearner,
     contrastive_loss,
 )
-from codream_clients.participant import Metrics
+from codream_clients.learning.local_work import (
+    displacement,
+    stage_seed,
+    train_epochs,
+)
+from codream_clients.learning.participant import Metrics
+from codream_clients.learning.settings import LearningSettings
+from codream_clients.models.layouts import (
+    LayoutError,
+    layout_of,
+    read_vector,
+    write_vector,
+)
+from codream_clients.models.zoo import build
 from codream_protocols.course import Task
 from codream_protocols.courses.layouts import trained
 from codream_protocols.courses.parameters import (

@@ -4,18 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.datasets import load_digits_data
-from codream_clients.dreaming import DreamLoss, dream_gradient
-from codream_clients.models import build
-from codream_clients.participant import LearningSettings, LearningSettingsError, Participant
-from codream_clients.partitions import dirichlet
-from codream_clients.references import (
+from codream_clients.data.datasets import load_digits_data
+from codream_clients.data.partitions import dirichlet
+from codream_clients.learning.dreaming import DreamLoss, dream_gradient
+from codream_clients.learning.participant import (
+    LearningSettings,
+    LearningSettingsError,
+    Participant,
+)
+from codream_clients.learning.references import (
     ComparisonError,
     gap_closure,
     reference_epochs,
     train_centralised,
     train_independent,
 )
+from codream_clients.models.zoo import build
 
 CPU = torch.device("cpu")
 QUICK = LearningSettings(local_steps=3, warm_up_epochs=5, distil_epochs=2, local_epochs=1, window=2)

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from codream_clients.photographs import photographs_digest, public_photographs
+from codream_clients.data.photographs import photographs_digest, public_photographs
 from codream_protocols.errors import LocalProtocolError
 from codream_protocols.starts import start_rule
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from codream_clients.private_histogram import NOISE_ALONE, noisy_histogram
+from codream_clients.privacy.histogram import NOISE_ALONE, noisy_histogram
 
 
 def test_noise_has_the_stated_deviation_and_no_bias():

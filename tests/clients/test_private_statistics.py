@@ -2,11 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients import private_statistics as module
-from codream_clients.datasets import LabelledImages, pool
-from codream_clients.dreaming import DreamError, DreamLoss, FeatureStatistics, dream_update
-from codream_clients.models import build
-from codream_clients.private_statistics import StatisticsError, private_statistics
+from codream_clients.data.datasets import LabelledImages, pool
+from codream_clients.learning.dreaming import (
+    DreamError,
+    DreamLoss,
+    FeatureStatistics,
+    dream_update,
+)
+from codream_clients.models.zoo import build
+from codream_clients.privacy import statistics as module
+from codream_clients.privacy.statistics import StatisticsError, private_statistics
 
 CPU = torch.device("cpu")
 

@@ -12,12 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from codream_clients import private_training, releases
-from codream_clients.accounting import SampledGaussian, epsilon_of
-from codream_clients.datasets import LabelledImages, pool
-from codream_clients.ledger import BudgetExceeded
-from codream_clients.models import build
-from codream_clients.privacy_plan import (
+from codream_clients.data.datasets import LabelledImages, pool
+from codream_clients.learning.training import TrainingError
+from codream_clients.models.zoo import build
+from codream_clients.privacy import releases
+from codream_clients.privacy import training as private_training
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from codream_clients.privacy.ledger import BudgetExceeded
+from codream_clients.privacy.noise import NoiseSource, SecureModeUnavailable
+from codream_clients.privacy.plan import (
     WARM_UP,
     PlannedCharges,
     PrivacySettings,
@@ -25,10 +28,13 @@ from codream_clients.privacy_plan import (
     WeakDelta,
     plan_privacy,
 )
-from codream_clients.private_noise import NoiseSource, SecureModeUnavailable
-from codream_clients.private_training import PrivateModelError, PrivateTraining, private_sgd, require_private_model
-from codream_clients.releases import ReleaseError, Releases
-from codream_clients.training import TrainingError
+from codream_clients.privacy.releases import ReleaseError, Releases
+from codream_clients.privacy.training import (
+    PrivateModelError,
+    PrivateTraining,
+    private_sgd,
+    require_private_model,
+)
 
 CPU = torch.device("cpu")
 QUICK = PrivacySettings(epsilon=8.0, batch_size=16, warm_up_epochs=2, accountant="rdp")

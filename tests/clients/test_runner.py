@@ -13,8 +13,8 @@ import pytest
 import zmq
 
 from codream_clients import runner as module
-from codream_clients.function_learner import FunctionLearner
 from codream_clients.journal import FileJournal, JournalError, publications
+from codream_clients.learners.functions import FunctionLearner
 from codream_clients.runner import ALLOWED, ClientRunner, refusal
 from codream_protocols import errors
 from codream_protocols.charter import Offer, Policy

@@ -11,17 +11,24 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from codream_clients.datasets import LabelledImages  # noqa: E402 - needs torch
-from codream_clients.ledger import BudgetExceeded  # noqa: E402
-from codream_clients.models import build  # noqa: E402
-from codream_clients.participant import DreamShare, LearningSettings, Metrics, Participant  # noqa: E402
-from codream_clients.tasks import DreamLearner  # noqa: E402
-from codream_protocols.course import Task  # noqa: E402
-from codream_protocols.courses.codream import CoDream, DreamSettings  # noqa: E402
-from codream_protocols.errors import VectorRefused  # noqa: E402
-from codream_protocols.specs import Block, VectorSpec  # noqa: E402
-from codream_protocols.starts import start_rule  # noqa: E402
-from secure_codream.simulation import Simulation  # noqa: E402
+# ruff: noqa: E402
+
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learners.dreams import DreamLearner
+from codream_clients.learning.participant import (
+    DreamShare,
+    LearningSettings,
+    Metrics,
+    Participant,
+)
+from codream_clients.models.zoo import build
+from codream_clients.privacy.ledger import BudgetExceeded
+from codream_protocols.course import Task
+from codream_protocols.courses.codream import CoDream, DreamSettings
+from codream_protocols.errors import VectorRefused
+from codream_protocols.specs import Block, VectorSpec
+from codream_protocols.starts import start_rule
+from secure_codream.simulation import Simulation
 
 SHAPE, CLASSES, BATCH = (1, 8, 8), 4, 6
 SETTINGS = LearningSettings(local_steps=2, warm_up_epochs=1, distil_epochs=1, local_epochs=1)

@@ -6,9 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.models import build
-from codream_clients.training import (
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.training import (
     ConvergenceWarning,
     TrainingError,
     balanced_cross_entropy,
@@ -20,6 +19,7 @@ from codream_clients.training import (
     shuffled_batches,
     train_local,
 )
+from codream_clients.models.zoo import build
 
 CPU = torch.device("cpu")
 SGD = {"batch_size": 8, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0, "device": CPU}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from codream_clients.accounting import solve_noise_multiplier
+from codream_clients.privacy.accounting import solve_noise_multiplier
 from secure_codream import cli
 from secure_codream.audit.results import AuditResult, AuditRow
 from secure_codream.audit.run import run_audit

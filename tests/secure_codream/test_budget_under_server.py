@@ -22,13 +22,14 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from codream_clients import private_participant, private_training
-from codream_clients.accounting import SampledGaussian, epsilon_of
-from codream_clients.datasets import LabelledImages
-from codream_clients.ledger import Ledger, LedgerError
-from codream_clients.privacy_plan import PrivacyPlan
-from codream_clients.releases import Release, Releases
-from codream_clients.tasks import DreamLearner
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learners.dreams import DreamLearner
+from codream_clients.privacy import participant as private_participant
+from codream_clients.privacy import training as private_training
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from codream_clients.privacy.ledger import Ledger, LedgerError
+from codream_clients.privacy.plan import PrivacyPlan
+from codream_clients.privacy.releases import Release, Releases
 from codream_protocols.client import Certified, Compute, Memory
 from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.messages import EpochRecord, Published

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codream_clients.models import build
+from codream_clients.models.zoo import build
 from secure_codream.checkpoint import CheckpointError, read_weights, write_weights
 
 CHARTER = "ab" * 32

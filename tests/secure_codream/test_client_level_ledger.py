@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codream_clients.accounting import concentrated_rho, of_rho
-from codream_clients.ledger import BudgetExceeded, Ledger, LedgerRolledBack
+from codream_clients.privacy.accounting import concentrated_rho, of_rho
+from codream_clients.privacy.ledger import (
+    BudgetExceeded,
+    Ledger,
+    LedgerRolledBack,
+)
 from codream_protocols.charter import Policy
 from codream_protocols.client import Begun, ClientProtocol, Compute, Memory, State
 from codream_protocols.errors import PolicyViolation

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.datasets import LabelledImages
-from codream_clients.models import build
-from codream_clients.participant import LearningSettings, Participant
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.participant import LearningSettings, Participant
+from codream_clients.models.zoo import build
 from codream_protocols.charter import Offer, Plan, derive_plan
 from codream_protocols.courses.codream import ClientPrivacy, CoDream, DreamSettings
 from codream_protocols.errors import PolicyViolation

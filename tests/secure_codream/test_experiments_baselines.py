@@ -13,20 +13,31 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from codream_clients.datasets import Augment, load_digits_data
-from codream_clients.layouts import layout_of
-from codream_clients.learning_settings import LearningSettings, Schedule
-from codream_clients.local_work import OWN_DATA, Batch, NoLinearHead, displacement, head, watched
-from codream_clients.models import build
-from codream_clients.parameter_tasks import (
+from codream_clients.data.datasets import Augment, load_digits_data
+from codream_clients.learners.parameters import (
     AveragingLearner,
     ContrastiveLearner,
     ControlledLearner,
     ProximalLearner,
     contrastive_loss,
 )
-from codream_clients.references import reference_epochs
-from codream_clients.training import convergence_warnings_to, scheduled, train_local
+from codream_clients.learning.local_work import (
+    OWN_DATA,
+    Batch,
+    NoLinearHead,
+    displacement,
+    head,
+    watched,
+)
+from codream_clients.learning.references import reference_epochs
+from codream_clients.learning.settings import LearningSettings, Schedule
+from codream_clients.learning.training import (
+    convergence_warnings_to,
+    scheduled,
+    train_local,
+)
+from codream_clients.models.layouts import layout_of
+from codream_clients.models.zoo import build
 from codream_protocols.course import Array, Arrays, Publication, Task
 from codream_protocols.courses.layouts import length_of, trained
 from codream_protocols.courses.parameters import PARAMETERS, VARIATE, WEIGHTS

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.datasets import load_digits_data
-from codream_clients.generator_tasks import make_generator
-from codream_clients.generators import adapt, generate
-from codream_clients.layouts import read_vector, write_vector
-from codream_clients.learning_settings import LearningSettings, Teacher
-from codream_clients.student import Student
+from codream_clients.data.datasets import load_digits_data
+from codream_clients.learners.generator import make_generator
+from codream_clients.learning.generators import adapt, generate
+from codream_clients.learning.settings import LearningSettings, Teacher
+from codream_clients.learning.student import Student
+from codream_clients.models.layouts import read_vector, write_vector
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import CoDream as CoDreamCourse
 from codream_protocols.courses.generator import GENERATOR

@@ -16,17 +16,31 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.accounting import SampledGaussian, epsilon_of
-from codream_clients.datasets import LabelledImages, load_digits_data
+from codream_clients.data.datasets import LabelledImages, load_digits_data
 from codream_clients.journal import FileJournal
-from codream_clients.ledger import Budget, BudgetExceeded, Ledger, LedgerError
-from codream_clients.models import build
-from codream_clients.participant import LearningSettings, LearningSettingsError, Participant
-from codream_clients.privacy_plan import PrivacyPlan, PrivacySettings, WeakDelta, plan_privacy
-from codream_clients.private_noise import NoiseSource
-from codream_clients.private_participant import private_participant
-from codream_clients.releases import Releases, Reserve
-from codream_clients.tasks import DreamLearner
+from codream_clients.learners.dreams import DreamLearner
+from codream_clients.learning.participant import (
+    LearningSettings,
+    LearningSettingsError,
+    Participant,
+)
+from codream_clients.models.zoo import build
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from codream_clients.privacy.ledger import (
+    Budget,
+    BudgetExceeded,
+    Ledger,
+    LedgerError,
+)
+from codream_clients.privacy.noise import NoiseSource
+from codream_clients.privacy.participant import private_participant
+from codream_clients.privacy.plan import (
+    PrivacyPlan,
+    PrivacySettings,
+    WeakDelta,
+    plan_privacy,
+)
+from codream_clients.privacy.releases import Releases, Reserve
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import CoDream, DreamSettings
 from codream_protocols.courses.metrics import METRICS, metrics_spec

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.datasets import load_digits_data
-from codream_clients.models import build
+from codream_clients.data.datasets import load_digits_data
+from codream_clients.models.zoo import build
 from codream_protocols.charter import Aggregation
 from codream_protocols.course import Array, Publication, Task
 from codream_protocols.courses.sums import Sums, SumsPrivacy

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from codream_clients.accounting import SampledGaussian, epsilon_of
-from codream_clients.ledger import Budget, Ledger
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from codream_clients.privacy.ledger import Budget, Ledger
 from secure_codream.audit.results import AuditResult, AuditRow
 from secure_codream.records import MalformedRecord, MissingRecord
 from secure_codream.statement import (

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients import private_training
-from codream_clients.datasets import load_digits_data
-from codream_clients.participant import Participant
+from codream_clients.data.datasets import load_digits_data
+from codream_clients.learning.participant import Participant
+from codream_clients.privacy import training as private_training
 from secure_codream.threats import inversion, learning, lying, observation, state
 from secure_codream.threats.attack import ALL, Attack, Verdict, judge
 from secure_codream.threats.laboratory import Laboratory

@@ -69,4 +69,4 @@ def test_server_runs_without_torch(base_install: Path) -> None:
 
 def test_a_client_does_need_it(base_install: Path) -> None:
     """The control: what needs torch fails there, so the test above can fail."""
-    assert "No module named 'torch'" in run(base_install, "import codream_clients.student").stderr
+    assert "No module named 'torch'" in run(base_install, "import codream_clients.learning.student").stderr

@@ -1,0 +1,197 @@
+"""Images as they are stored, bytes from 0 to 255, and the scale that turns them into what a model sees.
+
+A pixel p of channel c becomes (p / 255 - mean_c) / std_c. Everybody in a federation must use the same scale, since
+dreams travel on it. Three kinds of scale, in the order in which they should be preferred:
+  1. public constants: those published for a named set, or agreed on in the federation's configuration;
+  2. `HALF`, mean 1/2 and deviation 1/2 (MedMNIST's convention: Yang et al., Scientific Data 2023): it depends on no
+     data at all, so that clients with data of their own share it without a word;
+  3. `Scale.of` a training part: for experiments, where one set is dealt out to all clients. In a deployment it would
+     put each client on a scale of its own, and tell something about its images.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codream_clients.data.datasets import (
+    Augment,
+    DatasetError,
+    LabelledImages,
+    Labels,
+)
+
+MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 1024, 16, 10_000
+MAX_BYTES = 4 << 30
+"""What one source of images may take in memory, unless its loader is told otherwise."""
+
+_CHUNK = 4096  # images at a time, which bounds the memory that statistics take
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of each channel, for pixels divided by 255; one value serves all channels.
+
+    Raises `DatasetError` unless both have the same length, at least 1, all values are finite and std is above 0.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) > 0:
+            raise DatasetError(
+                f"{len(self.mean)} means and {len(self.std)} deviations; one of each per channel is needed"
+            )
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and min(self.std) > 0):
+            raise DatasetError(f"mean {self.mean}, std {self.std}; finite numbers are needed, std above 0")
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8]) -> "Scale":
+        """The scale of `pixels` (N, H, W, C), exact, by channel; a channel without contrast gets std 1/255."""
+        values = np.arange(256) / 255.0
+        means, deviations = [], []
+        for channel in range(pixels.shape[3]):
+            counts = np.zeros(256, np.int64)
+            for start in range(0, len(pixels), _CHUNK):
+                counts += np.bincount(pixels[start : start + _CHUNK, :, :, channel].ravel(), minlength=256)
+            shares = counts / counts.sum()
+            mean = float(shares @ values)
+            means.append(mean)
+            deviations.append(max(float(np.sqrt(shares @ (values - mean) ** 2)), 1 / 255))
+        return cls(tuple(means), tuple(deviations))
+
+
+HALF = Scale((0.5,), (0.5,))
+
+
+@dataclass(frozen=True, eq=False)
+class RawImages:
+    """Pixels (N, H, W, C) uint8 and labels (N,) int64 in [0, classes).
+
+    Raises `DatasetError` for any other shape or type, N = 0, more than 1024 pixels a side, 16 channels or 10,000
+    classes, fewer than 2 classes, or labels out of range.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: Labels
+    classes: int
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 4 or self.pixels.dtype != np.uint8:
+            raise DatasetError(
+                f"images are {self.pixels.dtype} of shape {self.pixels.shape}; "
+                "uint8 of shape (N, height, width, channels) is needed"
+            )
+        count, height, width, channels = self.pixels.shape
+        if count == 0:
+            raise DatasetError("no images; at least one is needed")
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE and 1 <= channels <= MAX_CHANNELS):
+            raise DatasetError(
+                f"images of {height} x {width} pixels in {channels} channels; at most {MAX_SIDE} x {MAX_SIDE} in "
+                f"{MAX_CHANNELS} are allowed (volumes must be cut into slices first)"
+            )
+        if self.labels.ndim != 1 or self.labels.dtype != np.int64 or len(self.labels) != count:
+            raise DatasetError(
+                f"labels are {self.labels.dtype} of shape {self.labels.shape}; int64 of shape ({count},) is needed"
+            )
+        if not 2 <= self.classes <= MAX_CLASSES:
+            raise DatasetError(f"{self.classes} classes; 2 to {MAX_CLASSES} are allowed")
+        if self.labels.min() < 0 or self.labels.max() >= self.classes:
+            raise DatasetError(
+                f"labels lie in [{self.labels.min()}, {self.labels.max()}]; "
+                f"[0, {self.classes - 1}] is allowed for {self.classes} classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image once it is standardised: (channels, height, width)."""
+        height, width, channels = self.pixels.shape[1:]
+        return channels, height, width
+
+    def subset(self, indices: NDArray[np.integer[Any]]) -> "RawImages":
+        """The images at `indices` (M,), in that order. Raises `DatasetError` if an index is out of range."""
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
+            raise DatasetError(f"indices lie in [{indices.min()}, {indices.max()}]; [0, {len(self) - 1}] is allowed")
+        return RawImages(self.pixels[indices], self.labels[indices], self.classes)
+
+    def standardised(self, scale: Scale, augment: Augment = "none") -> LabelledImages:
+        """The same images as float32 (N, C, H, W) on `scale`. Raises `DatasetError` if it has other channels."""
+        channels = self.pixels.shape[3]
+        if len(scale.mean) not in (1, channels):
+            raise DatasetError(f"a scale of {len(scale.mean)} channels; 1 or {channels} are needed for these images")
+        images = np.empty((len(self), *self.shape), np.float32)
+        values = np.arange(256, dtype=np.float32) / np.float32(255)
+        for channel in range(channels):
+            of_channel = channel if len(scale.mean) > 1 else 0
+            table = (values - np.float32(scale.mean[of_channel])) / np.float32(scale.std[of_channel])
+            images[:, channel] = table[self.pixels[..., channel]]
+        return LabelledImages(images, self.labels, self.classes, augment)
+
+
+def flat_labels(labels: NDArray[Any], what: str) -> Labels:
+    """Labels (N,) int64 from integers of shape (N,) or (N, 1), which is how MedMNIST stores them.
+
+    Raises `DatasetError`, naming `what`, for any other shape or type, or values from 10,000 on.
+    """
+    if labels.dtype.kind not in "iu":
+        raise DatasetError(
+            f"{what} is {labels.dtype} of shape {labels.shape}; integers of shape (N,) or (N, 1) are needed"
+        )
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise DatasetError(
+            f"{what} has shape {labels.shape}; (N,) or (N, 1) is needed: one class for each image, not several"
+        )
+    if len(labels) and (labels.min() < 0 or labels.max() >= MAX_CLASSES):
+        raise DatasetError(f"{what} lies in [{labels.min()}, {labels.max()}]; [0, {MAX_CLASSES - 1}] is allowed")
+    return labels.astype(np.int64)
+
+
+def with_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels (N, H, W, C); (N, H, W) gets its one channel."""
+    return pixels[..., None] if pixels.ndim == 3 else pixels
+
+
+def classes_of(train: Labels, test: Labels) -> int:
+    """One more than the largest label of both, which `flat_labels` has checked; 1 where there is none.
+
+    Raises `DatasetError` if a label below the largest is on no image: 0, 1000 and 2000 are three classes, not 2,001.
+    """
+    found = np.unique(np.concatenate([train, test]))
+    classes = int(found.max(initial=0)) + 1
+    if 0 < len(found) < classes:
+        missing = int(np.argmax(found != np.arange(len(found))))
+        raise DatasetError(
+            f"{len(found)} labels up to {classes - 1}, but none is {missing}; "
+            f"labels 0 to {len(found) - 1}, each on at least one image, are needed"
+        )
+    return classes
+
+
+def train_and_test(
+    train: tuple[NDArray[np.uint8], Labels], test: tuple[NDArray[np.uint8], Labels], classes: int | None
+) -> tuple[RawImages, RawImages]:
+    """Both parts, with `classes` or, where it is None, one more than the largest label of both.
+
+    Raises `DatasetError` if a part is no set of images (see `RawImages`), the parts differ in shape, or `classes` is
+    None and some label below the largest is on no image.
+    """
+    if classes is None:
+        classes = classes_of(train[1], test[1])
+    parts = []
+    for name, (pixels, numbers) in (("training", train), ("test", test)):
+        try:
+            parts.append(RawImages(with_channels(pixels), numbers, classes))
+        except DatasetError as error:
+            raise DatasetError(f"{name} part: {error}") from error
+    if parts[0].shape != parts[1].shape:
+        raise DatasetError(
+            f"training images are of shape {parts[0].shape}, test images of {parts[1].shape}; one shape is needed"
+        )
+    return parts[0], parts[1]

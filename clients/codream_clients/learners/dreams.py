@@ -1,0 +1,115 @@
+"""A participant's answers to the steps of CoDream's course, as the blocks of each step's vector.
+
+    learner = DreamLearner(participant, weight=..., tells_accuracy=..., on_metrics=..., adaptive=...)
+
+The runner and the simulation call `compute` and `learn` (`codream_protocols.course.Learner`); neither knows of models.
+The other courses' learners: `parameter_tasks` (FedAvg, FedProx, MOON, SCAFFOLD), `generator_tasks` (CoDream-fast) and
+`function_learner` (sums, and functions of one's own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from codream_clients.learning.participant import Metrics, Participant
+from codream_clients.learning.student import AdaptiveTerm
+from codream_clients.privacy.ledger import LedgerError
+from codream_protocols.course import Array, Publication, Task
+from codream_protocols.courses.codream import UPDATE
+from codream_protocols.courses.labels import LOGITS
+from codream_protocols.courses.metrics import COUNTS, METRICS
+from codream_protocols.errors import VectorRefused
+from codream_protocols.ring import clipped_fraction
+from codream_protocols.specs import VectorSpec
+
+Values = dict[str, Array]
+OnMetrics = Callable[[Metrics], object]
+
+
+def metrics_values(counts: tuple[int, int, int, int], *, tells: bool) -> Values:
+    """The blocks of a step of metrics: `participant.Participant.counts`, or zeros from who does not tell."""
+    return {name: np.array([count if tells else 0]) for name, count in zip(COUNTS, counts, strict=True)}
+
+
+class DreamLearner:
+    """A `Participant` behind the tasks of CoDream.
+
+    Args:
+        participant: the learning; its views, way and clips are those of the course's settings.
+        weight: this client's secret weight in dream updates, in (0, 1]; without effect where there is noise.
+        tells_accuracy: whether its counts are in the sum of metrics; if not, zeros are, as of who has no images.
+        on_metrics: called with the metrics after each round learnt, for the client's own folder.
+        adaptive: the adaptive term, trained here and added to this client's own dream loss; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        participant: Participant,
+        *,
+        weight: float = 1.0,
+        tells_accuracy: bool = True,
+        on_metrics: OnMetrics = lambda metrics: None,
+        adaptive: AdaptiveTerm | None = None,
+    ) -> None:
+        self._participant, self._weight, self._on_metrics = participant, weight, on_metrics
+        self._tells_accuracy, self._adaptive, self._rounds = tells_accuracy, adaptive, 0
+
+    def compute(self, task: Task, spec: VectorSpec) -> Mapping[str, Array]:
+        """See `Learner`.
+
+        Raises:
+            VectorRefused: an unknown task.
+        """
+        if task.name == METRICS:
+            return metrics_values(self._participant.counts, tells=self._tells_accuracy)
+        if task.name == UPDATE:
+            return self._update(np.array(task.arrays["dreams"]), spec)  # torch wants a writable copy
+        if task.name == LOGITS:
+            labels = self._participant.soft_labels(np.array(task.arrays["dreams"]))
+            return {"numerators": labels.numerators, "denominators": labels.denominators}
+        raise VectorRefused(f"task {task.name!r}", f"{METRICS}, {UPDATE} or {LOGITS}")
+
+    def learn(self, number: int, publication: Publication) -> None:
+        """See `Learner`; nothing is learnt from an epoch of metrics alone.
+
+        Raises:
+            LedgerError: the budget allows no training on own data; the model stays as the dreams have made it.
+        """
+        self._rounds = number
+        if "dreams" not in publication:
+            return
+        dreams, labels = np.array(publication["dreams"]), np.array(publication["soft_labels"])
+        try:
+            metrics = self._participant.acquire(dreams, labels)
+        except LedgerError:
+            self._on_metrics(self._participant.measure())
+            raise
+        self._on_metrics(metrics)
+        if self._adaptive is not None:
+            self._adaptive.student.learn(number, dreams, labels)
+
+    def recall(self, number: int, publication: Publication) -> None:
+        """A round that an earlier process of this client has learnt: for the window and the student, in order."""
+        self._rounds = number
+        if "dreams" not in publication:
+            return
+        dreams, labels = np.array(publication["dreams"]), np.array(publication["soft_labels"])
+        self._participant.recall(dreams, labels)
+        if self._adaptive is not None:
+            self._adaptive.student.learn(number, dreams, labels)
+
+    def _update(self, dreams: Array, spec: VectorSpec) -> Values:
+        extra = None if self._adaptive is None else self._adaptive.term(self._rounds)
+        share = self._participant.dream_update(dreams, extra=extra)
+        clip = spec.blocks[0].clip
+        clipped = np.clip(share.delta, -clip, clip)
+        if spec.noise is not None:  # weights are 1 for everybody, and no figures are told
+            return {"dreams": clipped}
+        return {
+            "dreams": clipped * self._weight,
+            "weight": np.array([self._weight]),
+            "entropy": np.array([share.entropy * self._weight]),
+            "clipped": np.array([clipped_fraction(share.delta, clip) * self._weight]),
+        }

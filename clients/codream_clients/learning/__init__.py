@@ -1,0 +1,1 @@
+"""Training, dreaming and learning from dreams, on one client."""

@@ -1,0 +1,207 @@
+"""Knowledge aggregation and acquisition: soft labels, and distillation from the FedDream dataset.
+
+Stage 2 of CoDream (arXiv 2402.15968): the soft label of a dream is the mean of the clients' logits on it.
+Class-aware labels (not in the paper) weigh client i's logit for class c by w_ic = n_ic + prior, so that a client
+speaks up where it has seen data: label_c = sum_i w_ic z_ic / sum_i w_ic. A small prior lets one image of a rare
+class outweigh the guesses of all who have none, and keeps the division defined. For a class that it has not seen a
+client puts in its lowest logit: its own is held down by nothing, since balanced softmax leaves the class out, and
+where nobody has seen a class, such logits can be the highest, so that all dreams are labelled with it. Numerators
+(B, K) and denominators (K,) are coordinates of one secure sum, so the server sees totals per class and no client's
+histogram.
+A label may stand for more than the dream: with views (`augmentation.with_views`) its variations are labelled too, and
+labels are ((1 + V) * B, K), those of the dreams first.
+Stage 3 (i): each client distils the dreams and their labels by KL at temperature T (Hinton et al., 2015); options
+add noise to the dreams, move them by a few pixels (an image's class stays, and so does a dream's label), and add the
+client's own images to each step.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from codream_clients.data.augmentation import (
+    augment_batch,
+    augmentation_generator,
+    shift_batch,
+    with_views,
+)
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.training import (
+    Schedule,
+    TrainingError,
+    balanced_cross_entropy,
+    batches_in_pass,
+    scheduled,
+    sgd,
+    shuffled_batches,
+    warn_at_chance,
+)
+
+FloatArray = NDArray[np.float32]
+ALIKE = 1e-3
+"""Labels whose mean says this much of them, in nats of KL, leave nothing to learn."""
+
+
+class AcquisitionError(ValueError):
+    """Soft labels or dreams do not fit together."""
+
+
+def calibrated(logits: FloatArray, deviation: float) -> FloatArray:
+    """Logits (B, K), those of each class moved and scaled to mean 0 and the given deviation over the batch.
+
+    A teacher that has seen little but one class has logits for it that are high for every image, and others' knowledge
+    drowns in a weighted mean of such logits. What counts in a mean is then which images a teacher finds more like a
+    class than others. A class whose logits do not vary gets 0. Not in the paper.
+    """
+    spread = logits.std(axis=0)
+    scale = np.where(spread > 1e-6, deviation / np.maximum(spread, 1e-6), 0.0)
+    return np.asarray((logits - logits.mean(axis=0)) * scale, dtype=np.float32)
+
+
+def soft_label_share(
+    logits: FloatArray,
+    counts: NDArray[np.int64] | FloatArray,
+    classes: int,
+    class_aware: bool,
+    max_count: int,
+    prior: float = 0.05,
+) -> tuple[FloatArray, FloatArray]:
+    """One client's share of the soft labels: numerators (B, K) and denominators (K,), both float32.
+
+    `logits` (B, K) are the client's plain logits on the dreams, `counts` (K,) its images of each class, at
+    least 0. Class-aware, the weight of class c is (min(n_c, max_count) + prior) / (max_count + prior), in
+    (0, 1]; otherwise it is 1. Numerators are weights times logits, denominators the weights; for a class without
+    images the logit is the lowest of those with some. `max_count` and `prior` are public and the same for all
+    clients; max_count bounds what a client can weigh, and sets how fine the weights are after encoding.
+    Raises `AcquisitionError` if the shapes do not fit, counts are negative, max_count is below 1 or the prior
+    is not above 0.
+    """
+    if logits.ndim != 2 or logits.shape[1] != classes or counts.shape != (classes,):
+        raise AcquisitionError(
+            f"logits of shape {logits.shape} and counts of shape {counts.shape}; (B, {classes}) and "
+            f"({classes},) are needed"
+        )
+    if max_count < 1 or not prior > 0 or not (counts >= 0).all():
+        raise AcquisitionError(
+            f"max_count={max_count}, prior={prior}, counts={counts.tolist()}; needed are max_count >= 1, "
+            "prior > 0 and counts >= 0"
+        )
+    weights = np.ones(classes, dtype=np.float32)
+    if class_aware:
+        seen: NDArray[np.bool_] = np.greater(counts, 0)
+        if seen.any():
+            logits = np.where(seen, logits, logits[:, seen].min(axis=1, keepdims=True)).astype(np.float32)
+        weights = ((np.minimum(counts, max_count) + prior) / (max_count + prior)).astype(np.float32)
+    return (logits * weights).astype(np.float32), weights
+
+
+@dataclass(frozen=True, eq=False)
+class OwnImages:
+    """A client's own images beside the dreams: each step adds `weight` times the cross-entropy of `batch_size` of them.
+
+    `class_counts` (K,) makes it balanced softmax (see `balanced_cross_entropy`); None leaves plain cross-entropy.
+    They vary as `data.augment` says.
+    """
+
+    data: LabelledImages
+    weight: float
+    batch_size: int
+    class_counts: FloatArray | None
+
+    def loss(self, model: nn.Module, draws: torch.Generator, device: torch.device) -> torch.Tensor:
+        """The weighted loss of one random batch; `draws` picks it, with replacement."""
+        chosen = torch.randint(len(self.data), (self.batch_size,), generator=draws).numpy()
+        images = augment_batch(torch.from_numpy(self.data.images[chosen]), self.data.augment, draws)
+        logits = model(images.to(device))
+        labels = torch.from_numpy(self.data.labels[chosen]).to(device)
+        if self.class_counts is None:
+            return self.weight * functional.cross_entropy(logits, labels)
+        return self.weight * balanced_cross_entropy(logits, labels, torch.from_numpy(self.class_counts).to(device))
+
+
+def distil(
+    model: nn.Module,
+    feddream_batches: Sequence[tuple[FloatArray, FloatArray]],
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    temperature: float,
+    seed: int,
+    device: torch.device,
+    noise: float = 0.0,
+    shift: int = 0,
+    own: OwnImages | None = None,
+    schedule: Schedule = "constant",
+) -> float:
+    """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 without).
+
+    Each batch is (dreams (B, C, H, W), aggregated logits ((1 + V) * B, K)), with V views of each dream. The loss is
+    T^2 * KL(softmax(label / T) || softmax(f(image) / T)), the mean over dreams and views; the optimiser is that of
+    `train_local`. `seed` fixes the order. The model is moved to `device` and left in eval mode. `noise` is the
+    deviation of Gaussian noise that every sight of a dream gets, `shift` by how many pixels at most it is moved; `own`
+    adds a loss on own images to each step; `schedule`: see `training.rate_factor`.
+    Raises `AcquisitionError` if there is no batch, shapes differ or the temperature is not positive, and
+    `TrainingError` if the loss is no longer finite. Warns with `ConvergenceWarning` if the last pass over the dreams
+    ends no better than the mean label would as the answer to all of them.
+    """
+    if not feddream_batches:
+        raise AcquisitionError("the FedDream dataset is empty; finish one dream batch before distilling")
+    if not temperature > 0:
+        raise AcquisitionError(f"temperature is {temperature}; it must be above 0 (1 to 20 is usual)")
+    for dreams, labels in feddream_batches:
+        if labels.ndim != 2 or not len(labels) or len(labels) % len(dreams):
+            raise AcquisitionError(
+                f"dreams of shape {dreams.shape} with soft labels of shape {labels.shape}; ({len(dreams)}, K) is "
+                "needed, or with views a multiple of it"
+            )
+    images = torch.cat(
+        [
+            with_views(torch.from_numpy(dreams).to(device), len(labels) // len(dreams) - 1)
+            for dreams, labels in feddream_batches
+        ]
+    )
+    logits = torch.from_numpy(np.concatenate([labels for _, labels in feddream_batches])).to(device)
+    targets = torch.softmax(logits / temperature, dim=1)
+    model.to(device).train()
+    optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    draws, variation = torch.Generator().manual_seed(seed), augmentation_generator(seed)
+    per_pass = batches_in_pass(len(images), batch_size)
+    rates = scheduled(optimiser, schedule, epochs * per_pass)
+    losses, of_dreams = deque[torch.Tensor](maxlen=per_pass), deque[torch.Tensor](maxlen=per_pass)
+    for batch in shuffled_batches(len(images), epochs, batch_size, seed):
+        chosen = batch.to(device)
+        seen = shift_batch(images[chosen], shift, variation)
+        if noise > 0:
+            seen = seen + noise * torch.randn(seen.shape, generator=draws).to(device)
+        loss = temperature**2 * functional.kl_div(
+            torch.log_softmax(model(seen) / temperature, dim=1),
+            targets[chosen],
+            reduction="batchmean",
+        )
+        of_dreams.append(loss.detach())
+        if own is not None:
+            loss = loss + own.loss(model, draws, device)
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimiser.step()
+        rates.step()
+        losses.append(loss.detach())
+    model.eval()
+    if not losses:
+        return 0.0
+    last_epoch = float(torch.stack(list(losses)).mean())
+    if not np.isfinite(last_epoch):
+        raise TrainingError(f"the distillation loss became {last_epoch} with lr={lr}; choose a smaller rate")
+    spread = functional.kl_div(targets.mean(0).log().expand_as(targets), targets, reduction="batchmean").item()
+    if spread > ALIKE:
+        warn_at_chance("distillation", float(torch.stack(list(of_dreams)).mean()), temperature**2 * spread, lr)
+    return last_epoch

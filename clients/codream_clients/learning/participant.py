@@ -1,0 +1,327 @@
+"""One participant's learning, without any socket: what it computes between two messages.
+
+A round of CoDream (arXiv 2402.15968): `dream_update` for every global step, `soft_labels` once the dreams are
+done, `acquire` when the aggregated labels are back. The runner, the simulator and the tests call the same
+object. The defaults are tuned for small data and label skew: the update way (fewest secure steps), balanced
+softmax in local training, class-aware soft labels and target classes for the dreams. The paper's way is
+`balanced=False, class_aware=False, own_weight=0, distil_noise=0` and a `DreamLoss` with `alpha_target=0`.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from codream_clients.data.augmentation import with_views
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.distillation import (
+    OwnImages,
+    calibrated,
+    distil,
+    soft_label_share,
+)
+from codream_clients.learning.dreaming import (
+    ChannelStatistics,
+    ExtraTerm,
+    dream_gradient,
+    dream_update,
+)
+from codream_clients.learning.settings import LearningSettings as LearningSettings
+from codream_clients.learning.settings import LearningSettingsError as LearningSettingsError
+from codream_clients.learning.training import (
+    TrainingError,
+    evaluate,
+    predict_logits,
+    train_local,
+)
+
+FloatArray = NDArray[np.float32]
+LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
+"""(model, data, epochs, seed): replaces `train_local`, for example by differentially private training."""
+
+
+@dataclass(frozen=True, eq=False)
+class DreamShare:
+    """What a client contributes to one global step.
+
+    `delta` (B, C, H, W) float32, not yet clipped: in the update way, how far the client moved the dreams
+    (add the mean to the state); in the gradient way, B * dL/dx (descend along the mean with Adam, which is
+    blind to the factor B; it brings the coordinates into the fixed-point range).
+    `entropy`: mean entropy of the teacher at the dreams received, in nats, in [0, log K].
+    """
+
+    delta: FloatArray
+    entropy: float
+
+
+@dataclass(frozen=True, eq=False)
+class SoftLabelShare:
+    """Numerators (N, K) within +-logit_clip and denominators (K,) in (0, 1]; label = sum / sum."""
+
+    numerators: FloatArray
+    denominators: FloatArray
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """State of a participant after `rounds` rounds (0: warm-up only).
+
+    `accuracy` on its test images (None without any) and `train_accuracy` on its own (None with a replaced local
+    training, which may be private) lie in [0, 1];
+    `distil_loss` is the last epoch's mean, in nats times T^2 (0 after the warm-up and in rounds without distillation).
+    """
+
+    rounds: int
+    accuracy: float | None
+    train_accuracy: float | None
+    distil_loss: float
+
+
+def distil_by_settings(
+    model: nn.Module,
+    batches: Sequence[tuple[FloatArray, FloatArray]],
+    settings: LearningSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    epochs: int | None = None,
+    noise: float = 0.0,
+    own: OwnImages | None = None,
+) -> float:
+    """`distil` with the hyperparameters of `settings`; `epochs` replaces `distil_epochs`.
+
+    As it stands it trains a student that sees nothing but the dreams; a participant adds noise and its own images.
+    """
+    return distil(
+        model,
+        batches,
+        epochs=settings.distil_epochs if epochs is None else epochs,
+        batch_size=settings.distil_batch_size,
+        lr=settings.distil_lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        temperature=settings.temperature,
+        seed=seed,
+        device=device,
+        noise=noise,
+        shift=settings.distil_shift,
+        own=own,
+        schedule=settings.distil_schedule,
+    )
+
+
+class Participant:
+    """A client's teacher, its data and its sliding window of the FedDream dataset. Deterministic from `seed`.
+
+    `model` is trained in place, on `device`. `test` may be None. `local_training` replaces the training on
+    own data (warm-up included); `class_counts` (K,) replaces the label histogram wherever it is used, for
+    example by one noised for differential privacy: not negative, and, unless local training is replaced too, above
+    0 where there are labels. `feature_statistics` gives R_bn the statistics of a model whose group norms store none; it
+    is asked once, after the warm-up.
+    """
+
+    def __init__(
+        self,
+        settings: LearningSettings,
+        model: nn.Module,
+        train: LabelledImages,
+        test: LabelledImages | None,
+        seed: int,
+        device: torch.device,
+        *,
+        local_training: LocalTraining | None = None,
+        class_counts: FloatArray | None = None,
+        feature_statistics: Callable[[nn.Module], ChannelStatistics] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.model = model.to(device).eval()
+        self._train = train
+        self._test = test
+        self._seed = seed
+        self._device = device
+        if local_training is not None and settings.own_weight > 0:
+            raise LearningSettingsError(
+                f"own_weight is {settings.own_weight} with a replaced local training; 0 is allowed, since distillation "
+                "would use the own data past it"
+            )
+        self._teacher = self.model
+        self._train_accuracy = local_training is None
+        self._local_training = local_training or self._train_by_sgd
+        self._feature_statistics = feature_statistics
+        self._supplied: ChannelStatistics | None = None
+        self._class_counts = train.class_counts.astype(np.float32) if class_counts is None else class_counts
+        self._seen = self._class_counts > 0
+        self._window: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=settings.window)
+        self._rounds = 0
+        self._metrics: Metrics | None = None
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Newest metrics, or None before the warm-up."""
+        return self._metrics
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """The newest metrics as counts of images: test images right, of how many; own images right, of how many.
+
+        0 of 0 where there are none, where they are private, and before the warm-up.
+        """
+        found = self._metrics
+        tested = 0 if found is None or found.accuracy is None or self._test is None else len(self._test)
+        trained = 0 if found is None or found.train_accuracy is None else len(self._train)
+        correct = round(found.accuracy * tested) if found is not None and found.accuracy is not None else 0
+        train_correct = round((found.train_accuracy or 0.0) * trained) if found is not None else 0
+        return correct, tested, train_correct, trained
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._device
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Which classes (K,) it has images of, as far as its histogram says."""
+        return self._seen
+
+    @property
+    def teacher(self) -> nn.Module:
+        """What makes and labels the dreams; see `LearningSettings`."""
+        return self._teacher
+
+    def warm_up(self) -> Metrics:
+        """Train on the own data for `warm_up_epochs`."""
+        self._local_training(self.model, self._train, self.settings.warm_up_epochs, self._stage_seed(0))
+        return self.begin()
+
+    def begin(self) -> Metrics:
+        """Take part with the model as it is: instead of `warm_up`, for one that has been trained before."""
+        if self.settings.teacher != "current":
+            self._teacher = copy.deepcopy(self.model)
+        if self._feature_statistics is not None:
+            self._supplied = self._feature_statistics(self.model)
+        return self.measure(distil_loss=0.0)
+
+    def dream_update(self, dreams: FloatArray, extra: ExtraTerm | None = None) -> DreamShare:
+        """The teacher's contribution to one global step on `dreams` (B, C, H, W); see `DreamShare`."""
+        settings = self.settings
+        if settings.way == "update":
+            delta, entropy = dream_update(
+                self._teacher,
+                dreams,
+                settings.loss,
+                settings.local_steps,
+                settings.dream_lr,
+                seen=self._seen,
+                extra=extra,
+                supplied=self._supplied,
+            )
+        else:
+            gradient, entropy = dream_gradient(
+                self._teacher, dreams, settings.loss, seen=self._seen, extra=extra, supplied=self._supplied
+            )
+            delta = gradient * np.float32(len(dreams))
+        return DreamShare(delta, entropy)
+
+    def soft_labels(self, dreams: FloatArray) -> SoftLabelShare:
+        """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W): N = (1 + views) * B."""
+        settings = self.settings
+        images = with_views(torch.from_numpy(dreams), settings.views).numpy()
+        logits = predict_logits(self._teacher, images, self._device)
+        if settings.label_deviation > 0:
+            logits = calibrated(logits, settings.label_deviation)
+        numerators, denominators = soft_label_share(
+            np.clip(logits, -settings.logit_clip, settings.logit_clip),
+            self._class_counts,
+            self._train.classes,
+            settings.class_aware,
+            settings.max_count,
+            settings.prior,
+        )
+        return SoftLabelShare(numerators, denominators)
+
+    def acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> Metrics:
+        """Stage 3: add `dreams` (B, C, H, W) with aggregated logits (N, K), distil, train on the own data.
+
+        Raises `TrainingError` if a training diverges; the model is then what it was before.
+        """
+        before = copy.deepcopy(self.model.state_dict())
+        try:
+            return self._acquire(dreams, soft_labels)
+        except TrainingError:
+            self.model.load_state_dict(before)
+            raise
+
+    def _acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> Metrics:
+        settings = self.settings
+        self._rounds += 1
+        self._window.append((dreams, soft_labels))
+        distil_loss = self._distil() if settings.distils_in(self._rounds) else 0.0
+        if settings.trains_in(self._rounds):
+            self._local_training(self.model, self._train, settings.local_epochs, self._stage_seed(2))
+            if settings.teacher == "trained":
+                self._teacher = copy.deepcopy(self.model)
+                self._window.clear()  # what it says from now on is better than what it said before
+        return self.measure(distil_loss)
+
+    def recall(self, dreams: FloatArray, soft_labels: FloatArray) -> None:
+        """A batch that an earlier process has learnt from: it joins the window, and nothing is trained.
+
+        Its round counts, for which rounds train and distil. Where local training is replaced, by private training above
+        all, the ledger counts those rounds, and `training_rounds` is what is left of them.
+        """
+        self._window.append((dreams, soft_labels))
+        if self._train_accuracy:
+            self._rounds += 1
+
+    def measure(self, distil_loss: float = 0.0) -> Metrics:
+        """Measure the model as it is."""
+        self._metrics = Metrics(
+            rounds=self._rounds,
+            accuracy=None if self._test is None else evaluate(self.model, self._test, self._device),
+            train_accuracy=evaluate(self.model, self._train, self._device) if self._train_accuracy else None,
+            distil_loss=distil_loss,
+        )
+        return self._metrics
+
+    def _distil(self) -> float:
+        settings = self.settings
+        return distil_by_settings(
+            self.model,
+            list(self._window),
+            settings,
+            seed=self._stage_seed(1),
+            device=self._device,
+            noise=settings.distil_noise,
+            own=self._own_images() if settings.own_weight > 0 else None,
+        )
+
+    def _own_images(self) -> OwnImages:
+        settings = self.settings
+        counts = self._class_counts if settings.balanced else None
+        return OwnImages(self._train, settings.own_weight, settings.batch_size, counts)
+
+    def _train_by_sgd(self, model: nn.Module, data: LabelledImages, epochs: int, seed: int) -> None:
+        settings = self.settings
+        train_local(
+            model,
+            data,
+            epochs=epochs,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            balanced=settings.balanced,
+            seed=seed,
+            device=self._device,
+            class_counts=self._class_counts,
+            schedule=settings.schedule,
+        )
+
+    def _stage_seed(self, stage: int) -> int:
+        sequence = np.random.SeedSequence([self._seed, self._rounds, stage])
+        return int(sequence.generate_state(1)[0])

@@ -1,0 +1,204 @@
+"""Local training on a client's own labelled images, and evaluation.
+
+Balanced softmax (Ren et al., NeurIPS 2020; logit adjustment, Menon et al., ICLR 2021): the loss is the
+cross-entropy of z_c + log(n_c / n), so the plain logits z learn p(x | c) and not the client's own label
+frequencies. Classes that the client has never seen (n_c = 0) are left out of the sum: nothing pushes them
+down, and local training does not unlearn what the dreams taught. Evaluation uses the plain logits.
+"""
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
+
+from codream_clients.data.augmentation import augment_batch, augmentation_generator
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.settings import Schedule as Schedule
+
+AT_CHANCE = 0.95  # of the loss of a guess: one pass's mean is noisy
+
+
+class TrainingError(ValueError):
+    """Training cannot start with such data or settings, or it has diverged."""
+
+
+class ConvergenceWarning(UserWarning):
+    """A training has ended no better than a guess: it took rates that are too high, or too few steps."""
+
+
+def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, class_counts: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of logits (B, K) + log(class_counts / sum), a scalar in nats.
+
+    `class_counts` (K,) are non-negative; a class with count 0 takes no part, so no label may be of it
+    (the loss would be infinite).
+    """
+    return functional.cross_entropy(logits + (class_counts / class_counts.sum()).log(), labels)
+
+
+def train_local(
+    model: nn.Module,
+    data: LabelledImages,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    balanced: bool,
+    seed: int,
+    device: torch.device,
+    class_counts: NDArray[np.float32] | None = None,
+    schedule: Schedule = "constant",
+) -> None:
+    """Train `model` in place for `epochs` passes over `data` by SGD with Nesterov momentum, if it is above 0.
+
+    `balanced` takes the balanced softmax instead of the cross-entropy; its class counts (K,) are the data's
+    own unless `class_counts` is given (a histogram noised for privacy, say, above 0 where there are labels).
+    `schedule`: see `rate_factor`. `seed` fixes the order of the images and how they vary, as `data.augment` says. The
+    model is moved to `device` and left in eval mode.
+    Raises `TrainingError` for fewer than two images (batch norm needs two), a label whose class count is not
+    positive, or a loss that is no longer finite. Warns with `ConvergenceWarning`, see `judge_convergence`.
+    """
+    if len(data) < 2:
+        raise TrainingError(f"{len(data)} images; at least 2 are needed to train")
+    counts = data.class_counts.astype(np.float32) if class_counts is None else class_counts
+    if balanced and (counts.shape != (data.classes,) or (counts[np.unique(data.labels)] <= 0).any()):
+        raise TrainingError(
+            f"class counts {counts.tolist()} for {data.classes} classes; one each is needed, "
+            "above 0 for every class that the data holds"
+        )
+    images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
+    weights = torch.from_numpy(counts.astype(np.float32)).clamp(min=0).to(device)
+    model.to(device).train()
+    optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    per_pass = batches_in_pass(len(data), batch_size)
+    rates = scheduled(optimiser, schedule, epochs * per_pass)
+    variation = augmentation_generator(seed)
+    last_pass: deque[torch.Tensor] = deque(maxlen=per_pass)
+    for batch in shuffled_batches(len(data), epochs, batch_size, seed):
+        chosen = batch.to(device)
+        logits = model(augment_batch(images[chosen], data.augment, variation))
+        loss = (
+            balanced_cross_entropy(logits, labels[chosen], weights)
+            if balanced
+            else functional.cross_entropy(logits, labels[chosen])
+        )
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimiser.step()
+        rates.step()
+        last_pass.append(loss.detach())
+    model.eval()
+    judge_convergence(last_pass, data.class_counts, lr)
+
+
+def judge_convergence(last_pass: Sequence[torch.Tensor], class_counts: NDArray[np.int64], lr: float) -> None:
+    """Look at the losses of a training's last pass over images with `class_counts` (K,), in nats; none: no training.
+
+    A model that knows nothing but how frequent the classes are has the entropy of these frequencies as its loss, with
+    the balanced softmax as with the cross-entropy. Steps that are too long often end there, at a loss that is finite.
+    Raises `TrainingError` for a last loss that is not. Warns with `ConvergenceWarning` where the mean is not 5 % below
+    the guess's; images of a single class need no learning.
+    """
+    if not last_pass:
+        return
+    if not torch.isfinite(last_pass[-1]):
+        raise TrainingError(f"the loss became {last_pass[-1].item()} with lr={lr}; choose a smaller learning rate")
+    shares = class_counts[class_counts > 0] / class_counts.sum()
+    guess = -float((shares * np.log(shares)).sum())
+    if len(shares) > 1:
+        warn_at_chance("training", torch.stack(list(last_pass)).mean().item(), guess, lr)
+
+
+def warn_at_chance(work: str, loss: float, guess: float, lr: float) -> None:
+    """Warn with `ConvergenceWarning` where a loss is not 5 % below that of an answer which ignores the images."""
+    if loss > AT_CHANCE * guess:
+        warnings.warn(
+            f"a {work} with lr={lr} ended no better than a guess; a smaller rate or more steps may help",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+
+
+@contextmanager
+def convergence_warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """While it is open, `tell` gets the text of each `ConvergenceWarning`; other warnings go where they went."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ConvergenceWarning)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, ConvergenceWarning):
+                tell(str(message))
+            else:
+                usual(message, category, *rest, **named)
+
+        warnings.showwarning = show
+        yield
+
+
+def sgd(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """A fresh SGD optimiser over the model's parameters, with Nesterov momentum if `momentum` is above 0."""
+    return torch.optim.SGD(
+        model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
+    )
+
+
+def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """What the rate is multiplied by in a step, from 0, of a training of `steps` steps.
+
+    "constant": 1. "cosine": from 1 down to 0 along half a cosine (Loshchilov and Hutter, ICLR 2017, without restarts).
+    """
+    return 1.0 if schedule == "constant" else (1 + math.cos(math.pi * min(step, steps) / max(steps, 1))) / 2
+
+
+def scheduled(optimiser: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LambdaLR:
+    """A scheduler, to be asked for a `step` after each of the optimiser's, that follows `rate_factor`."""
+    return LambdaLR(optimiser, lambda step: rate_factor(schedule, step, steps))
+
+
+def shuffled_batches(count: int, epochs: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Index batches of `epochs` passes over `count` items, each pass in a new order drawn from `seed`.
+
+    A pass has as few batches of at most `batch_size` as there can be, of sizes that differ by one at most: a small
+    rest would have batch norm follow the statistics of a few images, which can spoil a whole training. No batch holds
+    a single item, on which batch norm cannot train; where it must, one holds `batch_size` + 1.
+    Raises `TrainingError` unless batch_size >= 2 and epochs >= 0.
+    """
+    if batch_size < 2 or epochs < 0:
+        raise TrainingError(f"batch_size={batch_size}, epochs={epochs}; needed are at least 2 and at least 0")
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(count, generator=generator)
+        yield from torch.tensor_split(order, batches_in_pass(count, batch_size))
+
+
+def batches_in_pass(count: int, batch_size: int) -> int:
+    """How many batches a pass of `shuffled_batches` has."""
+    return max(1, min(-(-count // batch_size), count // 2))
+
+
+def predict_logits(
+    model: nn.Module, images: NDArray[np.float32], device: torch.device, batch_size: int = 512
+) -> NDArray[np.float32]:
+    """Plain logits (N, K) of `images` (N, C, H, W), in batches; moves the model to `device`, in eval mode."""
+    model.to(device).eval()
+    with torch.inference_mode():
+        parts = [model(part.to(device)).cpu() for part in torch.split(torch.from_numpy(images), batch_size)]
+    return np.asarray(torch.cat(parts).numpy(), dtype=np.float32)
+
+
+def evaluate(model: nn.Module, data: LabelledImages, device: torch.device) -> float:
+    """Share of `data` that the plain logits get right, in [0, 1]. Raises `TrainingError` if there is none."""
+    if len(data) == 0:
+        raise TrainingError("no images to evaluate on; give at least one")
+    return float((predict_logits(model, data.images, device).argmax(axis=1) == data.labels).mean())

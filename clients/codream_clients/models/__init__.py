@@ -1,0 +1,1 @@
+"""Networks by name, and the layout of their parameters."""

@@ -1,0 +1,1 @@
+"""Record-level differential privacy on one client: its plan, its ledger, and the mechanisms that spend."""

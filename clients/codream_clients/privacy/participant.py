@@ -1,0 +1,135 @@
+"""A participant whose every look at its own records is paid for: `Participant`, privately.
+
+Of the records it uses a noisy histogram, a model trained by DP-SGD and, if wanted, noisy feature statistics. It leaves
+out what would look past them: own images in distillation, and accuracy on the records. Its accuracy on test images is
+measured as ever; those are not covered by the guarantee, and a client to whom they matter leaves them out.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.dreaming import ChannelStatistics
+from codream_clients.learning.participant import LearningSettings, Participant
+from codream_clients.privacy.histogram import noisy_histogram
+from codream_clients.privacy.noise import NoiseSource
+from codream_clients.privacy.plan import PrivacyPlan, rounds_trained
+from codream_clients.privacy.releases import Release, Releases
+from codream_clients.privacy.statistics import group_norms, private_statistics
+from codream_clients.privacy.training import PrivateTraining, require_private_model
+
+HISTOGRAM_NOISE, STATISTICS_NOISE = 1000001, 1000002  # apart from a round's
+
+
+def private_learning(settings: LearningSettings, plan: PrivacyPlan, trained: int = 0) -> LearningSettings:
+    """The settings with the plan's epochs of local training in place of their own.
+
+    `trained`: rounds that earlier processes of this client have trained in, and paid for. Those of `training_rounds`
+    that are left train; a client that has none left goes on learning from dreams, instead of being refused.
+    """
+    privacy = plan.settings
+    left = None if privacy.training_rounds is None else max(0, privacy.training_rounds - trained)
+    return replace(
+        settings, warm_up_epochs=privacy.warm_up_epochs, local_epochs=privacy.round_epochs, training_rounds=left
+    )
+
+
+def private_histogram(
+    data: LabelledImages, plan: PrivacyPlan, releases: Releases, noise: NoiseSource
+) -> NDArray[np.float32]:
+    """The histogram of the labels, (K,), released once; see `noisy_histogram`."""
+
+    def release() -> Release:
+        generator = noise.numpy(HISTOGRAM_NOISE)
+        counts = noisy_histogram(data.class_counts, plan.histogram.noise_multiplier, generator)
+        return {"counts": torch.from_numpy(counts)}
+
+    counts: NDArray[np.float32] = releases.once(plan.histogram, release)["counts"].numpy()
+    return counts
+
+
+def private_training(
+    settings: LearningSettings,
+    plan: PrivacyPlan,
+    data: LabelledImages,
+    releases: Releases,
+    noise: NoiseSource,
+    device: torch.device,
+    *,
+    warmed_up: bool = False,
+) -> tuple[PrivateTraining, NDArray[np.float32]]:
+    """Training under `plan`, and the noisy histogram (K,) that it and everything else goes by."""
+    counts = private_histogram(data, plan, releases, noise)
+    balanced = counts if settings.balanced else None
+    return PrivateTraining(plan, balanced, releases, noise, device, warmed_up=warmed_up), counts
+
+
+def private_participant(
+    settings: LearningSettings,
+    plan: PrivacyPlan,
+    model: nn.Module,
+    train: LabelledImages,
+    test: LabelledImages | None,
+    seed: int,
+    device: torch.device,
+    *,
+    releases: Releases,
+    noise: NoiseSource,
+    name: str = "the model",
+    warmed_up: bool = False,
+) -> Participant:
+    """A participant under `plan`; the histogram is released here, the rest when the participant is asked to learn.
+
+    `warmed_up`: the model is to be that of an earlier process, which goes on with `begin`: all training is a round's.
+
+    Raises `PrivateModelError` for a model that mixes records, `LearningSettingsError` for an own_weight above 0, and
+    whatever `releases` raises where the budget does not allow a mechanism.
+    """
+    require_private_model(model, name)
+    training, counts = private_training(settings, plan, train, releases, noise, device, warmed_up=warmed_up)
+    return Participant(
+        private_learning(settings, plan, rounds_trained(releases.spent)),
+        model,
+        train,
+        test,
+        seed,
+        device,
+        local_training=training,
+        class_counts=counts,
+        feature_statistics=_statistics(plan, train, float(counts.sum()), releases, noise, device),
+    )
+
+
+def _statistics(
+    plan: PrivacyPlan,
+    data: LabelledImages,
+    count: float,
+    releases: Releases,
+    noise: NoiseSource,
+    device: torch.device,
+) -> Callable[[nn.Module], ChannelStatistics] | None:
+    charge = plan.statistics
+    if charge is None:
+        return None
+
+    def measure(model: nn.Module) -> ChannelStatistics:
+        def release() -> Release:
+            statistics = private_statistics(
+                model,
+                data,
+                count=count,
+                noise_multiplier=charge.noise_multiplier,
+                generator=noise.numpy(STATISTICS_NOISE),
+                device=device,
+            )
+            return {f"{n}.{m}": part for n, pair in enumerate(statistics) for m, part in enumerate(pair)}
+
+        kept = releases.once(charge, release)
+        return [(kept[f"{n}.0"].to(device), kept[f"{n}.1"].to(device)) for n in range(len(group_norms(model)))]
+
+    return measure

@@ -1,0 +1,257 @@
+"""Differentially private local training: DP-SGD (Abadi et al., CCS 2016) by Opacus.
+
+In each step every record takes part with probability `sample_rate` (Poisson sampling, which the accountants assume);
+its gradient is clipped to the L2 norm `max_grad_norm`; the sum gets Gaussian noise, and is divided by the expected
+batch size, never the actual one, which would tell how many took part. Large batches go through the model in parts.
+
+The loss is the balanced softmax of `training`, with the noisy histogram: of the records it sees each one's own image
+and label alone, so a record's gradient depends on no other record. A gradient that is not finite counts as zero: no
+clipping bounds it, and the failure that it causes would tell that its record is there. How images vary is drawn afresh
+too, from the source of the noise: who knew those draws, which go to records by their place in a batch, would see one
+record more or less shift those of all behind it. Classes that the histogram calls unseen count as one image, since a
+record may be of one.
+"""
+
+import copy
+import time
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+from opacus.validators import ModuleValidator
+from torch import nn
+from torch.nn import functional
+
+from codream_clients.data.augmentation import augment_batch
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.training import TrainingError, sgd
+from codream_clients.privacy.noise import NoiseSource
+from codream_clients.privacy.plan import (
+    WARM_UP,
+    GradSampleMode,
+    PrivacyPlan,
+    round_purpose,
+    rounds_trained,
+)
+from codream_clients.privacy.releases import Release, Releases
+
+SAMPLING, NOISE, VARIATION = 1, 2, 2000001  # the first two count up with the rounds, by 2; the last by 1
+LEAST_COUNT = 1.0
+LAYOUT = torch.contiguous_format
+"""Opacus cuts images into patches as if channels lay apart: otherwise it clips by the norms of other gradients."""
+
+
+class PrivateModelError(ValueError):
+    """A model that cannot be trained record by record; the text names the layers and what to take instead."""
+
+
+def require_private_model(model: nn.Module, name: str) -> None:
+    """Check, by Opacus's `ModuleValidator`, that no layer mixes records.
+
+    Raises `PrivateModelError`, which names the variant with group norm, for batch norm and anything else that has no
+    gradient for a single record.
+    """
+    training = model.training
+    found = ModuleValidator.validate(model.train())
+    model.train(training)
+    if found:
+        what = ", ".join(sorted({str(error).partition(" ")[0] for error in found}))
+        raise PrivateModelError(
+            f"model {name}: found {what}; under differential privacy no layer may mix records: take {name}_gn, "
+            "or a model of your own with group norm"
+        )
+    buffers = [key for key, _ in model.named_buffers()]
+    if buffers:
+        raise PrivateModelError(
+            f"model {name}: found the buffers {', '.join(buffers)}; a layer that keeps state of the records is not "
+            "trained privately: take one without"
+        )
+
+
+class PrivateTraining:
+    """A `LocalTraining` of a participant: the warm-up first, unless it is done, then a round with each call.
+
+    Rounds go on counting where those that earlier processes have paid for end.
+
+    Args:
+        plan: the noise, and what each call costs.
+        class_counts: the noisy histogram, (K,); None takes plain cross-entropy.
+        releases: where charges are reserved. The warm-up is kept there, so that it is never paid for twice.
+        noise: where noise, sampling and the images' variation come from.
+        device: where to train.
+        warmed_up: whether the model has had its warm-up, in an earlier process.
+    """
+
+    def __init__(
+        self,
+        plan: PrivacyPlan,
+        class_counts: NDArray[np.float32] | None,
+        releases: Releases,
+        noise: NoiseSource,
+        device: torch.device,
+        *,
+        warmed_up: bool = False,
+    ) -> None:
+        self._plan, self._class_counts, self._releases = plan, class_counts, releases
+        self._noise, self._device = noise, device
+        self._warmed_up, self._rounds = warmed_up, rounds_trained(releases.spent)
+
+    def __call__(self, model: nn.Module, data: LabelledImages, epochs: int, seed: int) -> None:
+        """Train in place for n / batch_size steps an epoch; nothing follows from `seed`.
+
+        Raises whatever `Releases` raises when the budget is spent: then the model is as it was. Raises `TrainingError`
+        if weights are no longer finite.
+        """
+        number = 0
+        if self._warmed_up:
+            number = self._rounds = self._rounds + 1
+        self._warmed_up = True
+        charge = self._plan.training(epochs, round_purpose(number) if number else WARM_UP)
+        if charge is None:
+            return
+
+        def train() -> Release:
+            if self._plan.settings.mode == "auto":
+                self._plan = with_mode(self._plan, faster_mode(model, self._plan, data, self._device))
+            private_sgd(
+                model,
+                data,
+                plan=self._plan,
+                steps=charge.steps,
+                class_counts=self._class_counts,
+                sampling=self._noise.torch(SAMPLING + 2 * number, torch.device("cpu")),
+                noise=self._noise.torch(NOISE + 2 * number, self._device),
+                variation=self._noise.torch(VARIATION + number, torch.device("cpu")),
+                device=self._device,
+            )
+            return dict(model.state_dict())
+
+        if number:
+            self._releases.reserve(charge)
+            train()
+        else:
+            model.load_state_dict(self._releases.once(charge, train))
+        model.eval()
+
+
+def with_mode(plan: PrivacyPlan, mode: GradSampleMode) -> PrivacyPlan:
+    """The plan with that way to the same gradients."""
+    return replace(plan, settings=replace(plan.settings, mode=mode))
+
+
+def faster_mode(model: nn.Module, plan: PrivacyPlan, like: LabelledImages, device: torch.device) -> GradSampleMode:
+    """Which of "hooks" and "ghost" takes less time here, tried on noise of the images' form: no record is looked at."""
+    shape = (min(plan.settings.physical_batch, plan.settings.batch_size), *like.shape)
+    noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    trial = LabelledImages(noise, np.zeros(len(noise), dtype=np.int64), like.classes)
+    generators = {
+        name: torch.Generator(device if name == "noise" else "cpu").manual_seed(0)
+        for name in ("sampling", "noise", "variation")
+    }
+
+    def seconds(mode: GradSampleMode) -> float:
+        network, tried = copy.deepcopy(model), replace(with_mode(plan, mode), sample_rate=1.0)
+        started = time.perf_counter()
+        private_sgd(network, trial, plan=tried, steps=1, class_counts=None, device=device, **generators)
+        return time.perf_counter() - started
+
+    modes: tuple[GradSampleMode, ...] = ("hooks", "ghost")
+    return min(modes, key=lambda mode: min(seconds(mode) for _ in range(3)))  # the first time warms up
+
+
+def private_sgd(
+    model: nn.Module,
+    data: LabelledImages,
+    *,
+    plan: PrivacyPlan,
+    steps: int,
+    class_counts: NDArray[np.float32] | None,
+    sampling: torch.Generator,
+    noise: torch.Generator,
+    variation: torch.Generator,
+    device: torch.device,
+) -> None:
+    """`steps` steps of DP-SGD in place; reserves nothing. Raises `TrainingError` for weights that are not finite.
+
+    The plan's mode is "hooks" or "ghost". `sampling` and `variation`, which draws how images vary, live on the CPU,
+    `noise` on `device`.
+    """
+    settings = plan.settings
+    images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
+    log_counts = _log_counts(class_counts, data.classes).to(device)
+    model.to(device).to(memory_format=LAYOUT).train()
+    ghost = settings.mode == "ghost"
+    hooks = (
+        GradSampleHooksFastGradientClipping(model, max_grad_norm=settings.max_grad_norm)
+        if ghost
+        else GradSampleHooks(model)
+    )
+    optimiser = (DPOptimizerFastGradientClipping if ghost else DPOptimizer)(
+        sgd(model, lr=settings.lr, momentum=settings.momentum, weight_decay=0.0),
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=settings.max_grad_norm,
+        expected_batch_size=settings.batch_size,
+        generator=noise,
+        secure_mode=settings.secure_mode,
+    )
+    batches = UniformWithReplacementSampler(
+        num_samples=len(data), sample_rate=plan.sample_rate, generator=sampling, steps=steps
+    )
+
+    def backward(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Each record's gradient, into the optimiser; returns whose are finite, (B,)."""
+        losses = functional.cross_entropy(model(inputs) + log_counts, targets, reduction="none")
+        if ghost:
+            DPTensorFastGradientClipping(hooks, optimiser, losses).backward()
+            norms: torch.Tensor = hooks.per_sample_gradient_norms
+            return norms.isfinite()
+        torch.autograd.backward(losses.mean())
+        return torch.stack([part.flatten(1).sum(1) for part in optimiser.grad_samples]).isfinite().all(0)
+
+    def gradients(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """What `backward` does, without the records whose gradients are not finite."""
+        while len(inputs):
+            finite = backward(inputs, targets)
+            if finite.all():
+                return
+            optimiser.zero_grad(set_to_none=True)
+            inputs, targets = inputs[finite], targets[finite]
+        _no_gradients(optimiser)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Full backward hook is firing")  # images need no gradient
+            for chosen in batches:
+                # A step in which no record takes part still gets its noise: that there was none is not to be seen.
+                parts = torch.split(torch.tensor(chosen, dtype=torch.long, device=device), settings.physical_batch)
+                for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+                    optimiser.signal_skip_step(left > 0)
+                    gradients(augment_batch(images[part], data.augment, variation), labels[part])
+                    optimiser.step()
+                    optimiser.zero_grad(set_to_none=True)
+    finally:
+        hooks.cleanup()
+        model.eval()
+    if not all(torch.isfinite(weight).all() for weight in model.parameters()):
+        raise TrainingError(f"the weights are no longer finite with lr={settings.lr}; choose a smaller learning rate")
+
+
+def _log_counts(class_counts: NDArray[np.float32] | None, classes: int) -> torch.Tensor:
+    """What the balanced softmax adds to the logits, (K,); zeros for plain cross-entropy."""
+    if class_counts is None:
+        return torch.zeros(classes)
+    counts = torch.from_numpy(class_counts).clamp(min=LEAST_COUNT)
+    return (counts / counts.sum()).log()
+
+
+def _no_gradients(optimiser: DPOptimizer) -> None:
+    """What `backward` leaves for a batch of no records."""
+    for weight in optimiser.params:
+        weight.grad = torch.zeros_like(weight)
+        weight.grad_sample = torch.zeros(0, *weight.shape, device=weight.device)
