@@ -19,11 +19,7 @@ import numpy as np
 import torch
 
 from codream_clients.data.datasets import LabelledImages, load_digits_data
-from codream_clients.learning.participant import (
-    LearningSettings,
-    Participant,
-    distil_by_settings,
-)
+from codream_clients.learning.participant import LearningSettings, Participant, distil_by_settings
 from codream_clients.learning.training import evaluate
 from codream_clients.models.zoo import build
 from codream_protocols.distributed_noise import Noise, decode_sum, encode, make_noise, multiplier_for

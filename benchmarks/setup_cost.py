@@ -24,7 +24,7 @@ from codream_protocols.courses.sums import Sums
 from codream_protocols.messages import Hello, decode_to_client, encode_message
 from codream_protocols.server import SendTo
 from codream_protocols.specs import Block
-from secure_codream.simulation import Simulation
+from secure_codream.simulation.in_process import Simulation
 
 
 class Ones:

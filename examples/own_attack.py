@@ -1,15 +1,17 @@
 """An attack of your own: secure-codream threats --attack own_attack:GuessFromTraffic --only own
 
-The class has the attributes of `secure_codream.threats.attack.Attack`; `run` plays it once against the real machines,
-with the defences that it is told stand. The suite runs it twice, with all of them and without its own, and judges.
+The class has the attributes of `secure_codream.threats.laboratory.attack.Attack`; `run` plays it once against the real
+machines, with the defences that it is told stand. The suite runs it twice, with all of them and without its own, and
+judges.
 """
 
 import numpy as np
 
 from codream_protocols.messages import MaskedInput
-from secure_codream.threats import adversary
-from secure_codream.threats.attack import Attack, Defences, Evidence
-from secure_codream.threats.laboratory import Laboratory
+from secure_codream.threats.laboratory import adversary
+from secure_codream.threats.laboratory.attack import Attack, Evidence
+from secure_codream.threats.laboratory.defences import Defences
+from secure_codream.threats.laboratory.laboratory import Laboratory
 
 
 class GuessFromTraffic(Attack):

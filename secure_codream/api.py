@@ -24,18 +24,13 @@ from codream_clients.learning.participant import Metrics
 from codream_clients.models.layouts import layout_of
 from codream_server.feddream import Batch
 from codream_server.privacy_statement import ClientPrivacyStatement, client_privacy_statement
-from secure_codream.config import (
-    PARAMETER_COURSES,
-    AveragingTable,
-    ClientConfig,
-    FederationConfig,
-    check,
-    read_federation,
-)
-from secure_codream.courses import make_course
-from secure_codream.learners import make_learner
-from secure_codream.party import run_client, run_server
-from secure_codream.simulation import Simulation
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig, read_federation
+from secure_codream.configuration.learners import make_learner
+from secure_codream.configuration.reading import check
+from secure_codream.deployment.server import run_server
+from secure_codream.simulation.in_process import Simulation
 
 Images = LabelledImages | tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
@@ -69,8 +64,10 @@ class Client:
             address: where the server listens; None takes the roster's.
 
         Raises:
-            ProtocolError, ConfigError, KeyFileError: see `secure_codream.party.run_client`.
+            ProtocolError, ConfigError, KeyFileError: see `secure_codream.deployment.client.run_client`.
         """
+        from secure_codream.deployment.client import run_client
+
         run_client(self._folder, address=address, model=self._model, data=self._data)
 
 
@@ -81,7 +78,7 @@ class Server:
         self._folder = Path(folder)
 
     def run(self, *, listen: str | None = None) -> None:
-        """Serve until the federation is over; raises as `secure_codream.party.run_server`."""
+        """Serve until the federation is over; raises as `secure_codream.deployment.server.run_server`."""
         run_server(self._folder, listen=listen)
 
 

@@ -19,10 +19,13 @@ from rich.console import Console
 from codream_clients.journal import JournalBusy, JournalMismatch
 from codream_protocols.charter import default_threshold
 from codream_protocols.errors import BadSignature, ProtocolError, RosterRefused, UnknownIdentity
-from secure_codream.config import PARAMETER_COURSES, AveragingTable, ClientConfig, ConfigError, read_federation
-from secure_codream.config import check as check_values
-from secure_codream.provision import KeyFileError
-from secure_codream.records import RecordError, Refused
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.configuration.reading import check as check_values
+from secure_codream.deployment.keys import KeyFileError
+from secure_codream.reports.events import Refused
+from secure_codream.reports.files import RecordError
 
 app = typer.Typer(
     name="secure-codream",
@@ -105,9 +108,9 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run a federation of real processes on this machine: digits data, different models, everything masked."""
-    from secure_codream.demo import DemoOptions, run_demo
-    from secure_codream.panel import LivePanel, result_table
-    from secure_codream.statement import read_statement
+    from secure_codream.demonstration.demo import DemoOptions, run_demo
+    from secure_codream.reports.panel import LivePanel, result_table
+    from secure_codream.reports.statement import read_statement
 
     options = DemoOptions(
         clients=clients,
@@ -169,8 +172,8 @@ def provision(
     serial: Annotated[int, typer.Option(min=1, help="Serial number of the roster; raise it with every change.")] = 1,
 ) -> None:
     """Make keys, the signed roster, and one folder to hand to each party (the administrator's act, offline)."""
-    from secure_codream.exposure import exposures
-    from secure_codream.provision import provision as make
+    from secure_codream.deployment.exposure import exposures
+    from secure_codream.deployment.provision import provision as make
 
     pairs = [text.partition("=") for text in client]
     if any(not (name and model) for name, _, model in pairs):
@@ -202,8 +205,8 @@ def server(
     exhibit: At = None,
 ) -> None:
     """Run the aggregator until its federation is over. It needs no torch."""
-    from secure_codream.panel import LivePanel
-    from secure_codream.party import run_server
+    from secure_codream.deployment.server import run_server
+    from secure_codream.reports.panel import LivePanel
 
     console = Console(highlight=False)
     with LivePanel(console) as panel:
@@ -233,7 +236,7 @@ def client(
 
     A client that is started again goes on with its model and with what it has signed.
     """
-    from secure_codream.party import run_client
+    from secure_codream.deployment.client import run_client
 
     console = Console(highlight=False)
 
@@ -296,7 +299,7 @@ def verify(
     """
     from dataclasses import asdict
 
-    from secure_codream.verify import RecordRefused, successor_table, verify_record
+    from secure_codream.deployment.verify import RecordRefused, successor_table, verify_record
 
     key = None if administrator is None else _key(administrator)
     try:
@@ -511,8 +514,8 @@ def check(
     """Play malicious servers against the real machines: set-up, steps and epochs; then with each defence off."""
     from rich.progress import Progress
 
-    from secure_codream.threats.check import check as check_all
-    from secure_codream.threats.check import tables, work
+    from secure_codream.threats.checker.check import check as check_all
+    from secure_codream.threats.checker.check import tables, work
 
     counts = _members(members, exhaustive)
     console = Console(stderr=json)
@@ -527,7 +530,7 @@ def check(
         for table in tables(findings):
             console.print(table)
     if write_tables is not None:
-        from secure_codream.threats.protocol_tables import write_document
+        from secure_codream.threats.checker.protocol_tables import write_document
 
         write_document(write_tables, findings)
     if not findings.as_promised:
@@ -569,9 +572,9 @@ def threats(
     import torch
 
     from secure_codream.threats.command import run_threats
-    from secure_codream.threats.laboratory import Cohort, cohort_of
-    from secure_codream.threats.panel import attacks_table, findings_table, in_short
+    from secure_codream.threats.laboratory.laboratory import Cohort, cohort_of
     from secure_codream.threats.suite import alarming, all_attacks, chosen
+    from secure_codream.threats.table import attacks_table, findings_table, in_short
 
     if clients is not None and config is None:
         raise typer.BadParameter("found it without --config, whose number of clients it gives", param_hint="--clients")
@@ -635,9 +638,9 @@ def audit(
     """Attack a private federation: lower bounds on epsilon beside the claim. Exit code 1 if the claim is refuted."""
     import torch
 
-    from secure_codream.audit.results import audit_table
     from secure_codream.audit.run import keep_audit, run_audit
     from secure_codream.audit.settings import read_audit
+    from secure_codream.reports.audit_results import audit_table
 
     torch.set_num_threads(1)  # the models are small: threads would only wait for each other
     wanted: dict[str, Any] = {
@@ -674,7 +677,7 @@ def audit(
 @app.command(epilog="Example: secure-codream report runs/20261123-120000-demo")
 def report(run: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A run's folder.")]) -> None:
     """Write report.html of a finished run again."""
-    from secure_codream.report import write_report
+    from secure_codream.reports.report import write_report
 
     if (run / "cells").is_dir():
         raise ConfigError(f"{run}: found a comparison; its report is written by: secure-codream compare --resume {run}")
@@ -684,8 +687,8 @@ def report(run: Annotated[Path, typer.Argument(exists=True, file_okay=False, hel
 @app.command(hidden=True)
 def reference(run: Path, names: list[str]) -> None:
     """Compute the references of a demonstration (started by `demo`)."""
-    from secure_codream.records import RunFolder
-    from secure_codream.references import compute_references
+    from secure_codream.demonstration.references import compute_references
+    from secure_codream.reports.run_folder import RunFolder
 
     compute_references(RunFolder(run), names, sys.stdin)
 

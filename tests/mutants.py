@@ -317,15 +317,15 @@ MUTANTS = (
     ),
     text(
         "own code by its digest",
-        U + "own_code.py",
+        U + "configuration/own_code.py",
         "        if permitted[reference] != found:",
         "        if False:",
         "tests/secure_codream/test_own_code.py",
     ),
     text(
         "settings in the charter",
-        U + "config.py",
-        '            "learning": _own_learning(asdict(learning_settings(self))),\n',
+        U + "configuration/federation.py",
+        '            tables["learning"] = _own_learning(asdict(learning_settings(self)))\n',
         "",
         "tests/secure_codream/test_charter_file.py",
         finding="F1",
@@ -340,7 +340,7 @@ MUTANTS = (
     ),
     text(
         "noise of private training",
-        C + "private_training.py",
+        C + "privacy/training.py",
         "        noise_multiplier=plan.noise_multiplier,",
         "        noise_multiplier=0.0,",
         "tests/clients/test_private_training.py",

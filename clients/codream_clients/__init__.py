@@ -1,7 +1,7 @@
 """A participant of a CoDream federation, in rooms that import downwards only.
 
     runner, journal            on the network, and what outlasts a crash
-    learners/                  what answers the tasks of each course, and learns what is certified
+    *_learner                  what answers the tasks of each course, and learns what is certified
     privacy/                   record-level differential privacy: plan, ledger, mechanisms
     learning/                  training, dreaming, distillation; plain computation, deterministic from its seeds
     models/                    networks by name, and the layout of their parameters

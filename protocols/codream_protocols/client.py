@@ -29,12 +29,7 @@ from typing import Any, Protocol, TypeVar
 
 from codream_protocols import chain as links
 from codream_protocols import hybrid, keyschedule
-from codream_protocols.advertisements import (
-    check_advertisement,
-    check_distinct_keys,
-    check_public_keys,
-    check_shown,
-)
+from codream_protocols.advertisements import check_advertisement, check_distinct_keys, check_public_keys, check_shown
 from codream_protocols.charter import Charter, Offer, Plan, Policy, check_charter, derive_plan
 from codream_protocols.course import Array, Course, Publication, Task
 from codream_protocols.discrete_gaussian import RandomBytes

@@ -11,12 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from codream_protocols import chain as links
-from codream_protocols.advertisements import (
-    check_advertisement,
-    check_distinct_keys,
-    check_shown,
-    check_start_shares,
-)
+from codream_protocols.advertisements import check_advertisement, check_distinct_keys, check_shown, check_start_shares
 from codream_protocols.charter import Charter, Plan, derive_plan
 from codream_protocols.course import Array, Course, Publication, State, canonical
 from codream_protocols.encoding import check_range, decode

@@ -77,14 +77,7 @@ from codream_protocols.messages import (
     survivor_statement,
 )
 from codream_protocols.packing import pack, unpack
-from codream_protocols.record import (
-    Kept,
-    Trajectory,
-    certified_epochs,
-    head_after,
-    replay,
-    valid_votes,
-)
+from codream_protocols.record import Kept, Trajectory, certified_epochs, head_after, replay, valid_votes
 from codream_protocols.tag import tag_bytes, tag_number
 from codream_protocols.unmasking import rebuild, unmask
 
@@ -896,7 +889,7 @@ class ServerProtocol:
     def _remind_voter(self, epoch: _Epoch, member: int, plan: bytes, sums: int) -> list[Effect]:
         if member in epoch.votes or epoch.public is None:
             return []
-        if plan == epoch.plan.digest:
+        if plan == epoch.plan.digest and member in epoch.members:  # not one that advertised, and was left out
             seals = [] if sums else [SendTo(member, self._delivery(epoch, member))]  # perhaps it has not even these
             return [*seals, *self._missing_sums(member, sums)]
         epoch.gone.add(member)  # what it checked itself, it has forgotten

@@ -20,11 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learning.participant import (
-    LearningSettings,
-    Participant,
-    distil_by_settings,
-)
+from codream_clients.learning.participant import LearningSettings, Participant, distil_by_settings
 from codream_clients.learning.training import predict_logits
 from codream_clients.models.zoo import build
 from codream_clients.privacy.noise import NoiseSource
@@ -35,7 +31,7 @@ from codream_protocols.courses.codream import CoDream, DreamSettings
 from codream_protocols.starts import start_rule
 from secure_codream.audit.canaries import Canaries
 from secure_codream.audit.scores import Scores
-from secure_codream.simulation import DreamFederation
+from secure_codream.simulation.in_process import DreamFederation
 
 MakeClient = Callable[[nn.Module, LabelledImages, int], Participant]
 """(fresh model, its images, seed) -> the client under audit, before its warm-up."""

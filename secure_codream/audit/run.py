@@ -11,25 +11,18 @@ import msgspec
 import numpy as np
 
 from codream_clients.learning.participant import LearningSettings
-from codream_clients.privacy.accounting import (
-    SampledGaussian,
-    epsilon_of,
-    solve_noise_multiplier,
-)
-from codream_clients.privacy.plan import (
-    PrivacyPlan,
-    PrivacySettings,
-    plan_privacy,
-)
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of, solve_noise_multiplier
+from codream_clients.privacy.plan import PrivacyPlan, PrivacySettings, plan_privacy
 from secure_codream.audit.canaries import make_canaries
 from secure_codream.audit.federation import Scene, attack_federation, under_plan
-from secure_codream.audit.results import AuditResult, AuditRow
 from secure_codream.audit.scores import Coins, Scores, best_guesses, most_that_can_be_shown, separation
 from secure_codream.audit.settings import AuditConfig, AuditTable
 from secure_codream.audit.two_worlds import audit_two_worlds, one_step
-from secure_codream.config import DataTable
-from secure_codream.data import load_shards
-from secure_codream.records import RunFolder, write_whole
+from secure_codream.configuration.client import DataTable
+from secure_codream.configuration.images import load_shards
+from secure_codream.reports.audit_results import AuditResult, AuditRow
+from secure_codream.reports.files import write_whole
+from secure_codream.reports.run_folder import RunFolder
 
 NO_NOISE = 1e-6
 """A noise multiplier that hides nothing; 0 is none that an accountant takes."""

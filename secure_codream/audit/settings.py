@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from secure_codream.config import MAX_CONFIG_BYTES, ConfigError, check
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from secure_codream.configuration.reading import Table, check, read_toml
 
 
-class SourceTable(_Table):
+class SourceTable(Table):
     """`[data]`: `source` and `root` as in a client's; `per_client` images for each client, canaries apart."""
 
     source: str = "digits"
@@ -24,7 +19,7 @@ class SourceTable(_Table):
     per_client: Annotated[int, Field(ge=10, le=100_000)] = 100
 
 
-class AuditTable(_Table):
+class AuditTable(Table):
     """`[audit]`: the claim, the training under audit, and how hard it is tried.
 
     Attributes:
@@ -64,7 +59,7 @@ class AuditTable(_Table):
         return self
 
 
-class AuditConfig(_Table):
+class AuditConfig(Table):
     """The whole file."""
 
     audit: AuditTable = AuditTable()
@@ -77,14 +72,7 @@ def read_audit(path: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Aud
     Raises:
         ConfigError: with the key, what was found and what is allowed.
     """
-    content: dict[str, Any] = {}
-    if path is not None:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path}: found {path.stat().st_size} bytes; at most {MAX_CONFIG_BYTES} are allowed")
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {error}") from None
+    content = {} if path is None else read_toml(path)
     for table, values in flags.items():
         existing = content.get(table, {})
         if values and isinstance(existing, dict):

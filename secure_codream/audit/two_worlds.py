@@ -18,8 +18,8 @@ from codream_clients.privacy.accounting import SampledGaussian
 from codream_clients.privacy.plan import PrivacyPlan, PrivacySettings
 from codream_clients.privacy.training import private_sgd
 from secure_codream.audit.bounds import two_world_bound
-from secure_codream.audit.results import AuditRow
 from secure_codream.audit.scores import separation
+from secure_codream.reports.audit_results import AuditRow
 
 Train = Callable[[nn.Module, LabelledImages, int], None]
 """(model, records, number of the run): one step of the training under audit, every record taking part, in place."""

@@ -19,10 +19,10 @@ import torch
 
 from codream_clients.devices import pick_device
 from codream_clients.learning.training import convergence_warnings_to
-from secure_codream.data import load_shards
+from secure_codream.configuration.images import load_shards
 from secure_codream.experiments.grid import SCHEMA, Cell, Measure
 from secure_codream.experiments.problem import Problem, Row
-from secure_codream.records import MalformedRecord, write_whole
+from secure_codream.reports.files import MalformedRecord, write_whole
 
 
 class CellRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from secure_codream.config import ConfigError
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.cell import CellRecord, read_record
 from secure_codream.experiments.comparison_report import draw, write_comparison_report
 from secure_codream.experiments.event_files import require_tensorboard, write_events
@@ -38,7 +38,8 @@ from secure_codream.experiments.plots import require_matplotlib
 from secure_codream.experiments.progress import ComparisonView
 from secure_codream.experiments.results import Failure, Results, communication_of, lines_of, rows_csv, warnings_of
 from secure_codream.experiments.workers import Failed, Finished, Workers
-from secure_codream.records import RunFolder, write_whole
+from secure_codream.reports.files import write_whole
+from secure_codream.reports.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from secure_codream.experiments.plots import (
 from secure_codream.experiments.registry import ALONE, CENTRAL
 from secure_codream.experiments.results import Line, Results, curve_of, grouped, in_words
 from secure_codream.experiments.sweep import SweepTable, is_reference, name_of, split_name
-from secure_codream.pages import page_environment
-from secure_codream.records import write_whole
-from secure_codream.report import duration, percent, size
+from secure_codream.reports.files import write_whole
+from secure_codream.reports.pages import page_environment
+from secure_codream.reports.words import duration, percent, size
 
 METHODS = {"isolated": "each client alone", "codream": "CoDream", "centralised": "all data in one place"}
 AXES: tuple[XAxis, ...] = ("round", "bytes", "steps")

@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -32,30 +31,23 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from codream_clients.data.sources import kind_of
 from codream_clients.devices import DeviceError, pick_device
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.names import UnknownModelError, model_mix
-from codream_clients.models.zoo import (
-    ModelShapeError,
-    OwnPartError,
-    build,
-)
-from secure_codream.config import (
-    MAX_CONFIG_BYTES,
+from codream_clients.models.zoo import ModelShapeError, OwnPartError, build
+from secure_codream.configuration.client import DataTable
+from secure_codream.configuration.federation import (
     AggregationTable,
-    ConfigError,
-    DataTable,
     DreamsTable,
     FederationConfig,
-    PartyName,
     TaskTable,
-    check,
     learning_settings,
 )
-from secure_codream.data import load_data, who_holds_what
+from secure_codream.configuration.images import load_data, who_holds_what
+from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
 from secure_codream.experiments.registry import Entry, find
 from secure_codream.experiments.sweep import SweepTable
@@ -119,15 +111,11 @@ def _seeds(value: Any) -> Any:
     return parse_seeds(value) if isinstance(value, str) else value
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 Partition = Annotated[str, AfterValidator(_known_partition)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
-class CompareTable(_Table):
+class CompareTable(Table):
     """`[compare]`.
 
     `models`: one name for all clients, or several, taken in turn. `per_client` and `test_limit`: images of each
@@ -155,7 +143,7 @@ class CompareTable(_Table):
     device: str = "cpu"
 
 
-class SourceTable(_Table):
+class SourceTable(Table):
     """`[data]`: what is dealt out; the keys are those of a client's `[data]`, see `DataTable`."""
 
     source: str = "digits"
@@ -170,7 +158,7 @@ class SourceTable(_Table):
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
 
 
-class VariantTable(_Table):
+class VariantTable(Table):
     """`[variants.NAME]`: an algorithm with other settings; see the module."""
 
     algorithm: str
@@ -179,14 +167,14 @@ class VariantTable(_Table):
     dreams: dict[str, Any] = {}
 
 
-class CommunicationTable(_Table):
+class CommunicationTable(Table):
     """`[communication]`: whose bytes to measure, by models of different sizes. No models: none are measured."""
 
     algorithms: Annotated[Names, AfterValidator(_no_twins)] = ("codream", "fedavg")
     models: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_no_twins)] = ()
 
 
-class CompareConfig(_Table):
+class CompareConfig(Table):
     """The whole of a comparison's file."""
 
     compare: CompareTable = CompareTable()
@@ -348,7 +336,7 @@ def read_grid(
     Raises:
         ConfigError: with the key, what was found and what is allowed.
     """
-    content = _over(usual or {}, {} if path is None else _read_toml(path))
+    content = _over(usual or {}, {} if path is None else read_toml(path))
     for table, values in flags.items():
         existing = content.get(table, {})
         if values and isinstance(existing, dict):
@@ -359,17 +347,6 @@ def read_grid(
         return _grid(config.swept())
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path}: found {path.stat().st_size} bytes; at most {MAX_CONFIG_BYTES} are allowed")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: found no such file; a TOML file is needed") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: found no valid TOML ({error})") from None
 
 
 def _grid(config: CompareConfig) -> Grid:

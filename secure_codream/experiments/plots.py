@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from secure_codream.config import ConfigError
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.registry import ALONE, CENTRAL
 from secure_codream.experiments.results import Communication, CurvePoint, Line
 from secure_codream.experiments.sweep import split_name

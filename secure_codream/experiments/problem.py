@@ -19,8 +19,15 @@ from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.zoo import build
 from codream_protocols.charter import Aggregation
-from secure_codream.config import AggregationTable, DreamsTable, FederationConfig, FederationTable, TaskTable, check
-from secure_codream.own_code import source_digest
+from secure_codream.configuration.federation import (
+    AggregationTable,
+    DreamsTable,
+    FederationConfig,
+    FederationTable,
+    TaskTable,
+)
+from secure_codream.configuration.own_code import source_digest
+from secure_codream.configuration.reading import check
 
 FROM_DREAMS = ("way", "views", "logit_clip", "window")
 """Learning settings that `[dreams]` decides."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from codream_clients.own_parts import OwnPartError, is_reference, load_own_part
-from secure_codream.config import ConfigError
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.problem import Algorithm
 
 ALONE, CENTRAL = "isolated", "centralised"
@@ -68,7 +68,9 @@ def _here(
     record_private: bool = False,
     **options: Any,
 ) -> Entry:
-    return Entry(name, f"secure_codream.experiments.{module}:{made}", options, one_architecture, record_private)
+    return Entry(
+        name, f"secure_codream.experiments.algorithms.{module}:{made}", options, one_architecture, record_private
+    )
 
 
 _KNOWN = (

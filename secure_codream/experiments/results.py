@@ -22,7 +22,7 @@ from secure_codream.experiments.cell import CellRecord
 from secure_codream.experiments.registry import ALONE, CENTRAL
 from secure_codream.experiments.statistics import Estimate, estimate, gap_closure
 from secure_codream.experiments.sweep import is_reference, reference_of, split_name
-from secure_codream.panel import format_bytes
+from secure_codream.reports.words import format_bytes
 
 CSV_COLUMNS = (
     *("algorithm", "method", "epsilon", "partition", "seed", "measure", "round", "accuracy", "server"),

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from secure_codream.records import RunFolder, write_whole
-from secure_codream.threats.laboratory import Cohort, Laboratory
+from secure_codream.reports.files import write_whole
+from secure_codream.reports.run_folder import RunFolder
+from secure_codream.threats.laboratory.laboratory import Cohort, Laboratory
 from secure_codream.threats.page import write_page
-from secure_codream.threats.panel import SuitePanel
 from secure_codream.threats.suite import Entry, Finding, as_json, by_promise, run_suite
+from secure_codream.threats.table import SuitePanel
 
 SCHEMA = 1
 PACKAGES = ("secure-codream", "numpy", "cryptography", "pyzmq", "msgspec", "torch")

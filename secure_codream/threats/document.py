@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from secure_codream.threats.attack import Evidence
+from secure_codream.threats.checker.protocol_tables import markdown, write_sections
+from secure_codream.threats.laboratory.attack import Evidence
 from secure_codream.threats.page import amount
-from secure_codream.threats.panel import in_short
-from secure_codream.threats.protocol_tables import markdown, write_sections
 from secure_codream.threats.suite import FAMILIES, Entry, Finding
+from secure_codream.threats.table import in_short
 
 ATTACK_COLUMNS = ("attack", "adversary", "goal", "speaks of", "off in the control")
 RESULT_COLUMNS = ("attack", "verdict", "measured", "works above", "as deployed", "control")

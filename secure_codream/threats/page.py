@@ -5,7 +5,6 @@ This module turns findings into facts and figures; the words are in `templates/t
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from secure_codream.pages import page_environment
-from secure_codream.records import write_whole
-from secure_codream.report import duration, png
-from secure_codream.threats.attack import Evidence, Picture, Verdict
+from secure_codream.reports.files import write_whole
+from secure_codream.reports.pages import page_environment
+from secure_codream.reports.pictures import data_uri
+from secure_codream.reports.words import duration
+from secure_codream.threats.laboratory.attack import Evidence, Picture, Verdict
 from secure_codream.threats.promises import BY_KEY, Promise
 from secure_codream.threats.suite import FAMILIES, Finding, by_promise
 
@@ -44,7 +44,7 @@ def write_page(path: Path, findings: Sequence[Finding], summary: Mapping[str, An
         for family in dict.fromkeys(finding.entry.family for finding in findings)
     }
     views = [PromiseView(BY_KEY[key], found, _worst(found)) for key, found in by_promise(findings).items()]
-    environment = page_environment(amount=amount, uri=_data_uri, duration=duration, colour=_colour, code=_code)
+    environment = page_environment(amount=amount, uri=_shown, duration=duration, colour=_colour, code=_code)
     html = environment.get_template("threats.html.j2").render(
         s=summary,
         headline=headline(findings),
@@ -96,9 +96,8 @@ def amount(evidence: Evidence) -> str:
     return f"{evidence.value:,.3g} ({evidence.interval[0]:,.3g} to {evidence.interval[1]:,.3g})"
 
 
-def _data_uri(picture: Picture) -> str:
-    pixels = np.asarray(np.clip(255 * picture.pixels + 0.5, 0, 255), dtype=np.uint8)
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+def _shown(picture: Picture) -> str:
+    return data_uri(np.asarray(np.clip(255 * picture.pixels + 0.5, 0, 255), dtype=np.uint8))
 
 
 def _colour(verdict: Verdict | None) -> str:

@@ -14,12 +14,22 @@ from fnmatch import fnmatch
 from typing import Any
 
 from codream_clients.own_parts import OwnPartError, load_own_part
-from secure_codream.config import ConfigError
-from secure_codream.threats.attack import ALL, Attack, Defences, Evidence, Inapplicable, Verdict, judge
-from secure_codream.threats.evidence import said
-from secure_codream.threats.laboratory import Laboratory
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.threats.laboratory.attack import (
+    Attack,
+    Evidence,
+    Verdict,
+    judge,
+)
+from secure_codream.threats.laboratory.defences import (
+    ALL,
+    Defences,
+    Inapplicable,
+)
+from secure_codream.threats.laboratory.evidence import said
+from secure_codream.threats.laboratory.laboratory import Laboratory
+from secure_codream.threats.laboratory.switches import Switch, describe, switched_off
 from secure_codream.threats.promises import BY_KEY
-from secure_codream.threats.switches import Switch, describe, switched_off
 
 FAMILIES: Mapping[str, str] = {
     "dropouts": "Server lies about dropouts",
@@ -92,7 +102,7 @@ def all_attacks(own: Sequence[str] = ()) -> list[Entry]:
     entries = []
     for family in FAMILIES:
         try:
-            module = importlib.import_module(f"secure_codream.threats.{family}")
+            module = importlib.import_module(f"secure_codream.threats.attacks.{family}")
         except ImportError as error:  # reported with the others, so that nobody takes silence for a defence
             entries.append(Entry(_NotThere(family, error), family, {_NotThere.missing: Switch("It can be imported.")}))
             continue
@@ -137,7 +147,7 @@ def own_attack(reference: str) -> Entry:
     ]
     if missing:
         raise ConfigError(
-            f"attack {reference}: found no {', '.join(missing)}; see secure_codream.threats.attack.Attack"
+            f"attack {reference}: found no {', '.join(missing)}; see secure_codream.threats.laboratory.attack.Attack"
         )
     module = importlib.import_module(reference.partition(":")[0])
     return Entry(attack, OWN_FAMILY, getattr(module, "SWITCHES", {}))

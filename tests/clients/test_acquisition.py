@@ -3,17 +3,8 @@ import pytest
 import torch
 
 from codream_clients.data.augmentation import with_views
-from codream_clients.learning.distillation import (
-    AcquisitionError,
-    calibrated,
-    distil,
-    soft_label_share,
-)
-from codream_clients.learning.training import (
-    TrainingError,
-    convergence_warnings_to,
-    predict_logits,
-)
+from codream_clients.learning.distillation import AcquisitionError, calibrated, distil, soft_label_share
+from codream_clients.learning.training import TrainingError, convergence_warnings_to, predict_logits
 from codream_clients.models.zoo import build
 
 CPU = torch.device("cpu")

@@ -2,18 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.data.augmentation import (
-    augment_batch,
-    augmentation_generator,
-    shift_batch,
-    warp_batch,
-    with_views,
-)
-from codream_clients.data.datasets import (
-    DatasetError,
-    LabelledImages,
-    pool,
-)
+from codream_clients.data.augmentation import augment_batch, augmentation_generator, shift_batch, warp_batch, with_views
+from codream_clients.data.datasets import DatasetError, LabelledImages, pool
 from codream_clients.learning.training import train_local
 from codream_clients.models.zoo import build
 

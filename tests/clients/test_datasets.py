@@ -3,12 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codream_clients.data.datasets import (
-    DatasetError,
-    LabelledImages,
-    load_digits_data,
-    pool,
-)
+from codream_clients.data.datasets import DatasetError, LabelledImages, load_digits_data, pool
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codream_clients.learners.functions import FunctionLearner
+from codream_clients.function_learner import FunctionLearner
 from codream_protocols.course import Publication, Task
 from codream_protocols.courses.sums import Sums
 from codream_protocols.errors import VectorRefused
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.simulation import Simulation
+from secure_codream.simulation.in_process import Simulation
 
 BLOCKS = (Block("number", 1, 1000, "count"), Block("ages", 2, 1e4))
 
@@ -47,5 +47,5 @@ def test_a_task_without_a_function_is_refused() -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, codream_clients.learners.functions, codream_clients.runner; sys.exit('torch' in sys.modules)"
+    code = "import sys, codream_clients.function_learner, codream_clients.runner; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -9,18 +9,13 @@ import pytest
 import torch
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learners.generator import (
+from codream_clients.generator_learner import (
     GeneratorLearner,
     generator_layout,
     make_generator,
 )
 from codream_clients.learning.generators import generate
-from codream_clients.learning.participant import (
-    LearningSettings,
-    LearningSettingsError,
-    Metrics,
-    Participant,
-)
+from codream_clients.learning.participant import LearningSettings, LearningSettingsError, Metrics, Participant
 from codream_clients.learning.student import Student
 from codream_clients.models.layouts import LayoutError, write_vector
 from codream_clients.models.zoo import build
@@ -29,7 +24,7 @@ from codream_protocols.course import Task
 from codream_protocols.courses.generator import CoDreamFast, GeneratorSettings
 from codream_protocols.courses.layouts import length_of
 from codream_protocols.errors import VectorRefused
-from secure_codream.simulation import Simulation
+from secure_codream.simulation.in_process import Simulation
 
 SHAPE, CLASSES, BATCH, NOISE, WIDTH, CPU = (1, 8, 8), 3, 6, 5, 4, torch.device("cpu")
 LAYOUT = generator_layout(SHAPE, NOISE, WIDTH)

@@ -12,12 +12,7 @@ torch = pytest.importorskip("torch")
 
 # ruff: noqa: E402
 
-from codream_clients.learning.dreaming import (
-    DreamError,
-    FeatureStatistics,
-    StatisticsMemory,
-    frozen,
-)
+from codream_clients.learning.dreaming import DreamError, FeatureStatistics, StatisticsMemory, frozen
 from codream_clients.learning.generators import (
     GeneratorLoss,
     ImageGenerator,

@@ -28,7 +28,7 @@ from codream_protocols.errors import BoundByVote, MalformedMessage, WrongContext
 from codream_protocols.messages import Invitation
 from codream_protocols.record import Kept
 from codream_protocols.record_file import MAGIC, parse_record, record_bytes
-from secure_codream.simulation import Simulation
+from secure_codream.simulation.in_process import Simulation
 from tests.clients.network import FakeLearner, Federation
 
 CHARTER = bytes(range(32))

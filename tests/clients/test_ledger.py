@@ -25,11 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from codream_clients.privacy import ledger as ledger_module
-from codream_clients.privacy.accounting import (
-    AccountingError,
-    SampledGaussian,
-    epsilon_of,
-)
+from codream_clients.privacy.accounting import AccountingError, SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import (
     Budget,
     BudgetExceeded,

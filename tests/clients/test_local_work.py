@@ -10,14 +10,7 @@ import torch
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learning.local_work import (
-    NoLinearHead,
-    displacement,
-    head,
-    stage_seed,
-    train_epochs,
-    watched,
-)
+from codream_clients.learning.local_work import NoLinearHead, displacement, head, stage_seed, train_epochs, watched
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import TrainingError, train_local
 from codream_clients.models.layouts import (

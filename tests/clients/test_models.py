@@ -2,12 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from codream_clients.models.zoo import (
-    ZOO,
-    ModelShapeError,
-    UnknownModelError,
-    build,
-)
+from codream_clients.models.zoo import ZOO, ModelShapeError, UnknownModelError, build
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

@@ -5,19 +5,8 @@ import torch
 from torch import nn
 
 from codream_clients.learning.dreaming import FeatureStatistics
-from codream_clients.models.names import (
-    LITERATURE_MODELS,
-    SMALL_MODELS,
-    UnknownModelError,
-    model_mix,
-    split_norm,
-)
-from codream_clients.models.zoo import (
-    NETWORKS,
-    ZOO,
-    ModelShapeError,
-    build,
-)
+from codream_clients.models.names import LITERATURE_MODELS, SMALL_MODELS, UnknownModelError, model_mix, split_norm
+from codream_clients.models.zoo import NETWORKS, ZOO, ModelShapeError, build
 
 BATCH_NORM = nn.BatchNorm1d | nn.BatchNorm2d
 

@@ -9,17 +9,13 @@ import pytest
 import torch
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learners.dreams import DreamLearner
-from codream_clients.learning.participant import (
-    LearningSettings,
-    Metrics,
-    Participant,
-)
+from codream_clients.dream_learner import DreamLearner
+from codream_clients.learning.participant import LearningSettings, Metrics, Participant
 from codream_clients.models.zoo import build
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import ClientPrivacy, CoDream, DreamSettings
 from codream_protocols.starts import start_rule
-from secure_codream.simulation import Simulation
+from secure_codream.simulation.in_process import Simulation
 
 SHAPE, CLASSES, BATCH = (1, 8, 8), 4, 6
 DREAMS = np.random.default_rng(1).standard_normal((BATCH, *SHAPE), dtype=np.float32)

@@ -175,7 +175,7 @@ def test_own_floats_and_labelled_images_are_taken_as_they_are(module):
     assert returned(module, f"{tensors}, {tensors}").train.shape == (1, 9, 9)
     labelled = "LabelledImages(np.zeros((4, 1, 9, 9), np.float32), np.arange(4), 4)"
     name = module(f"""
-        from codream_clients.datasets import LabelledImages
+        from codream_clients.data.datasets import LabelledImages
         def load(): return {labelled}, {labelled}
     """)
     assert np.array_equal(load_source(f"{name}:load").train.labels, np.arange(4))

@@ -12,40 +12,24 @@ import torch
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learners.parameters import (
+from codream_clients.learning.local_work import displacement, stage_seed, train_epochs
+from codream_clients.learning.participant import Metrics
+from codream_clients.learning.settings import LearningSettings
+from codream_clients.models.layouts import LayoutError, layout_of, read_vector, write_vector
+from codream_clients.models.zoo import build
+from codream_clients.parameter_learner import (
     AveragingLearner,
     ContrastiveLearner,
     ControlledLearner,
     ProximalLearner,
     contrastive_loss,
 )
-from codream_clients.learning.local_work import (
-    displacement,
-    stage_seed,
-    train_epochs,
-)
-from codream_clients.learning.participant import Metrics
-from codream_clients.learning.settings import LearningSettings
-from codream_clients.models.layouts import (
-    LayoutError,
-    layout_of,
-    read_vector,
-    write_vector,
-)
-from codream_clients.models.zoo import build
 from codream_protocols.course import Task
 from codream_protocols.courses.layouts import trained
-from codream_protocols.courses.parameters import (
-    AveragingSettings,
-    FedAvg,
-    FedProx,
-    Moon,
-    Scaffold,
-    ScaffoldSettings,
-)
+from codream_protocols.courses.parameters import AveragingSettings, FedAvg, FedProx, Moon, Scaffold, ScaffoldSettings
 from codream_protocols.errors import VectorRefused
 from codream_protocols.specs import VectorSpec
-from secure_codream.simulation import Simulation
+from secure_codream.simulation.in_process import Simulation
 
 SHAPE, CLASSES, CPU = (1, 8, 8), 3, torch.device("cpu")
 SETTINGS = LearningSettings(

@@ -7,11 +7,7 @@ import torch
 from codream_clients.data.datasets import load_digits_data
 from codream_clients.data.partitions import dirichlet
 from codream_clients.learning.dreaming import DreamLoss, dream_gradient
-from codream_clients.learning.participant import (
-    LearningSettings,
-    LearningSettingsError,
-    Participant,
-)
+from codream_clients.learning.participant import LearningSettings, LearningSettingsError, Participant
 from codream_clients.learning.references import (
     ComparisonError,
     gap_closure,

@@ -3,11 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codream_clients.data.partitions import (
-    PartitionError,
-    dirichlet,
-    iid,
-)
+from codream_clients.data.partitions import PartitionError, dirichlet, iid
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 60)).astype(np.int64)
 

@@ -3,12 +3,7 @@ import pytest
 import torch
 
 from codream_clients.data.datasets import LabelledImages, pool
-from codream_clients.learning.dreaming import (
-    DreamError,
-    DreamLoss,
-    FeatureStatistics,
-    dream_update,
-)
+from codream_clients.learning.dreaming import DreamError, DreamLoss, FeatureStatistics, dream_update
 from codream_clients.models.zoo import build
 from codream_clients.privacy import statistics as module
 from codream_clients.privacy.statistics import StatisticsError, private_statistics

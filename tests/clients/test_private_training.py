@@ -29,12 +29,7 @@ from codream_clients.privacy.plan import (
     plan_privacy,
 )
 from codream_clients.privacy.releases import ReleaseError, Releases
-from codream_clients.privacy.training import (
-    PrivateModelError,
-    PrivateTraining,
-    private_sgd,
-    require_private_model,
-)
+from codream_clients.privacy.training import PrivateModelError, PrivateTraining, private_sgd, require_private_model
 
 CPU = torch.device("cpu")
 QUICK = PrivacySettings(epsilon=8.0, batch_size=16, warm_up_epochs=2, accountant="rdp")

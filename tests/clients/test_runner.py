@@ -13,8 +13,8 @@ import pytest
 import zmq
 
 from codream_clients import runner as module
+from codream_clients.function_learner import FunctionLearner
 from codream_clients.journal import FileJournal, JournalError, publications
-from codream_clients.learners.functions import FunctionLearner
 from codream_clients.runner import ALLOWED, ClientRunner, refusal
 from codream_protocols import errors
 from codream_protocols.charter import Offer, Policy
@@ -22,16 +22,7 @@ from codream_protocols.client import Ended
 from codream_protocols.course import Array, Publication, Task
 from codream_protocols.courses.sums import Sums
 from codream_protocols.errors import AddressRefused, AggregationFailed, CharterRefused, UnsupportedVersion
-from codream_protocols.messages import (
-    Beat,
-    Farewell,
-    GivenUp,
-    Hello,
-    Invitation,
-    MaskedInput,
-    Refusal,
-    Welcome,
-)
+from codream_protocols.messages import Beat, Farewell, GivenUp, Hello, Invitation, MaskedInput, Refusal, Welcome
 from codream_protocols.specs import Block, VectorSpec
 from tests.clients.network import FakeLearner, Federation, Log, over_network
 

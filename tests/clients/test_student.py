@@ -8,14 +8,10 @@ import numpy as np
 import torch
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learners.dreams import DreamLearner
+from codream_clients.dream_learner import DreamLearner
 from codream_clients.learning.dreaming import entropy
 from codream_clients.learning.participant import LearningSettings, Participant
-from codream_clients.learning.student import (
-    AdaptiveTerm,
-    Student,
-    adaptive_student,
-)
+from codream_clients.learning.student import AdaptiveTerm, Student, adaptive_student
 from codream_clients.models.zoo import build
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import CoDream, DreamSettings

@@ -14,13 +14,8 @@ torch = pytest.importorskip("torch")
 # ruff: noqa: E402
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learners.dreams import DreamLearner
-from codream_clients.learning.participant import (
-    DreamShare,
-    LearningSettings,
-    Metrics,
-    Participant,
-)
+from codream_clients.dream_learner import DreamLearner
+from codream_clients.learning.participant import DreamShare, LearningSettings, Metrics, Participant
 from codream_clients.models.zoo import build
 from codream_clients.privacy.ledger import BudgetExceeded
 from codream_protocols.course import Task
@@ -28,7 +23,7 @@ from codream_protocols.courses.codream import CoDream, DreamSettings
 from codream_protocols.errors import VectorRefused
 from codream_protocols.specs import Block, VectorSpec
 from codream_protocols.starts import start_rule
-from secure_codream.simulation import Simulation
+from secure_codream.simulation.in_process import Simulation
 
 SHAPE, CLASSES, BATCH = (1, 8, 8), 4, 6
 SETTINGS = LearningSettings(local_steps=2, warm_up_epochs=1, distil_epochs=1, local_epochs=1)

@@ -30,7 +30,7 @@ from codream_protocols.messages import (
 from codream_protocols.packing import packed_size
 from codream_protocols.server import Phase, StepFinished
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.threats.federation import Federation, LaboratoryCourse, of_kind
+from secure_codream.simulation.wire import Federation, LaboratoryCourse, of_kind
 
 SPECS = (
     VectorSpec("update", (Block("dream", 11, 0.5), Block("weight", 1, 4.0))),

@@ -53,7 +53,9 @@ from codream_protocols.resilient import ResilientKeys
 from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.server import Phase
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.threats.adversary import (
+from secure_codream.simulation.wire import Federation, LaboratoryCourse, snapshot
+from secure_codream.threats.attacks.enrolment import LOW_ORDER, reseal, set_up_with_liar
+from secure_codream.threats.laboratory.adversary import (
     advertised,
     agree_and_answer,
     announce,
@@ -66,13 +68,17 @@ from secure_codream.threats.adversary import (
     vector_sent,
     without_block,
 )
-from secure_codream.threats.attack import Attack, Defences, Evidence, Verdict, judge
-from secure_codream.threats.enrolment import LOW_ORDER, reseal, set_up_with_liar
-from secure_codream.threats.evidence import Try, counted
-from secure_codream.threats.federation import Federation, LaboratoryCourse, snapshot
-from secure_codream.threats.laboratory import Laboratory
+from secure_codream.threats.laboratory.attack import (
+    Attack,
+    Evidence,
+    Verdict,
+    judge,
+)
+from secure_codream.threats.laboratory.defences import Defences
+from secure_codream.threats.laboratory.evidence import Try, counted
+from secure_codream.threats.laboratory.laboratory import Laboratory
+from secure_codream.threats.laboratory.switches import RULES, SWITCHES
 from secure_codream.threats.suite import Entry, prove
-from secure_codream.threats.switches import RULES, SWITCHES
 
 IN_MEMORY = ("dropouts", "enrolment", "broadcasts", "clients", "implementation", "peers")
 MODULES = {family: importlib.import_module(f"secure_codream.threats.{family}") for family in IN_MEMORY}

@@ -7,10 +7,10 @@ from random import Random
 import pytest
 
 from codream_protocols.charter import cuts, even_blocks
-from secure_codream.threats.blocks import Federation, random_blocks, successions
-from secure_codream.threats.enumerator import cancelling, constant_on, isolated, readable, reduced
-from secure_codream.threats.model_checker import Setting, World, without
-from secure_codream.threats.wild_server import WildServer
+from secure_codream.threats.checker.blocks import Federation, random_blocks, successions
+from secure_codream.threats.checker.enumerator import cancelling, constant_on, isolated, readable, reduced
+from secure_codream.threats.checker.model_checker import Setting, World, without
+from secure_codream.threats.checker.wild_server import WildServer
 
 
 def attacks(count: int, seed: int, proposals: int = 40, each: int = 50) -> tuple[int, int]:

@@ -28,10 +28,10 @@ from codream_protocols.messages import (
     Vote,
 )
 from codream_protocols.server import Phase
-from secure_codream.threats.adversary import agree_and_answer, altered, said, told_group_key
-from secure_codream.threats.broadcasts import votes_of
-from secure_codream.threats.federation import Federation, LaboratoryCourse, snapshot
-from secure_codream.threats.switches import SWITCHES, without
+from secure_codream.simulation.wire import Federation, LaboratoryCourse, snapshot
+from secure_codream.threats.attacks.broadcasts import votes_of
+from secure_codream.threats.laboratory.adversary import agree_and_answer, altered, said, told_group_key
+from secure_codream.threats.laboratory.switches import SWITCHES, without
 
 
 def certificate(federation: Federation) -> Certificate:

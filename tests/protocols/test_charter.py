@@ -24,9 +24,9 @@ from codream_protocols.charter import (
 from codream_protocols.errors import CharterRefused, CohortRefused, UnsafePlan, WrongContext
 from codream_protocols.messages import MaskedInput
 from codream_protocols.server import ServerProtocol
-from secure_codream.threats.enrolment import CHANGES, changed_world
-from secure_codream.threats.federation import Federation, LaboratoryCourse, make_charter
-from secure_codream.threats.switches import SWITCHES
+from secure_codream.simulation.wire import Federation, LaboratoryCourse, make_charter
+from secure_codream.threats.attacks.enrolment import CHANGES, changed_world
+from secure_codream.threats.laboratory.switches import SWITCHES
 
 CHARTER = make_charter(9, mode="resilient", colluders=1)
 COURSE = LaboratoryCourse()

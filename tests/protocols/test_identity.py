@@ -20,7 +20,7 @@ from codream_protocols.errors import (
 )
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, Signer, read_roster, sign_roster, verify
 from codream_protocols.server import ServerProtocol
-from secure_codream.threats.federation import Federation
+from secure_codream.simulation.wire import Federation
 
 ADMINISTRATOR = Signer(b"\x0a" * 32)
 FEDERATION = Federation(3)

@@ -17,7 +17,7 @@ from codream_protocols.messages import Certificate, EpochRecord, Refusal, Signed
 from codream_protocols.packing import pack
 from codream_protocols.server import Phase
 from codream_protocols.tag import TAG_BYTES
-from secure_codream.threats.federation import Federation
+from secure_codream.simulation.wire import Federation
 
 LIAR = 2
 

@@ -47,7 +47,7 @@ from codream_protocols.messages import (
     encode_message,
     largest_message,
 )
-from secure_codream.threats.federation import Federation
+from secure_codream.simulation.wire import Federation
 
 KEY = st.binary(min_size=32, max_size=32)
 MAYBE_KEY = st.just(b"") | KEY

@@ -11,12 +11,12 @@ import pytest
 from codream_protocols import hybrid, keyschedule
 from codream_protocols.charter import default_threshold
 from codream_protocols.client import ClientProtocol
-from secure_codream.threats import check, enumerator, histories
-from secure_codream.threats.check import COURSES, GAMES, check_row, rows_of
-from secure_codream.threats.enumerator import Set, Step, View, breaks, opened, search
-from secure_codream.threats.histories import Histories
-from secure_codream.threats.model_checker import RULES, Explorer, Node, Setting, World, _renamed, without
-from secure_codream.threats.wild_server import WildServer
+from secure_codream.threats.checker import check, enumerator, histories
+from secure_codream.threats.checker.check import COURSES, GAMES, check_row, rows_of
+from secure_codream.threats.checker.enumerator import Set, Step, View, breaks, opened, search
+from secure_codream.threats.checker.histories import Histories
+from secure_codream.threats.checker.model_checker import RULES, Explorer, Node, Setting, World, _renamed, without
+from secure_codream.threats.checker.wild_server import WildServer
 
 
 def rows(*members: int) -> list[check.Row]:

@@ -43,9 +43,9 @@ from codream_protocols.packing import unpack
 from codream_protocols.record import Kept
 from codream_protocols.server import Phase
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.threats.adversary import transcript_of
-from secure_codream.threats.federation import Federation, LaboratoryCourse, Packet, packet, snapshot
-from secure_codream.threats.switches import without
+from secure_codream.simulation.wire import Federation, LaboratoryCourse, Packet, packet, snapshot
+from secure_codream.threats.laboratory.adversary import transcript_of
+from secure_codream.threats.laboratory.switches import without
 
 SPECS = (
     VectorSpec("update", (Block("dream", 3, 1.0),)),
@@ -344,6 +344,11 @@ def test_every_sum_taken_is_true_or_the_epoch_has_a_stated_end(part: int) -> Non
     outcomes = play(range(part * size, (part + 1) * size))
     assert outcomes["certified"] > size // 4
     assert min(outcomes["given up"], outcomes["wrong sums"], outcomes["refused"]) > 0
+
+
+def test_a_member_that_was_left_out_says_hello_while_others_vote() -> None:
+    """It holds keys of the epoch, but nobody sealed anything for it: once a KeyError that ended the server."""
+    assert sum(play([6470, 17161, 17974]).values()) > 0
 
 
 def test_the_play_finds_a_rule_that_is_missing() -> None:

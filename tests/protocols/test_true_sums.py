@@ -19,10 +19,16 @@ from codream_protocols.errors import (
 from codream_protocols.messages import Invitation, MaskedInput, Published, Refusal, SealDelivery, Survivors, Vote
 from codream_protocols.packing import pack, unpack
 from codream_protocols.server import Phase
-from secure_codream.threats.adversary import agree_and_answer, altered, masked_input, told_group_key, without_block
-from secure_codream.threats.broadcasts import SUMS, takes
-from secure_codream.threats.federation import Federation, LaboratoryCourse, packet, snapshot
-from secure_codream.threats.switches import without
+from secure_codream.simulation.wire import Federation, LaboratoryCourse, packet, snapshot
+from secure_codream.threats.attacks.broadcasts import SUMS, takes
+from secure_codream.threats.laboratory.adversary import (
+    agree_and_answer,
+    altered,
+    masked_input,
+    told_group_key,
+    without_block,
+)
+from secure_codream.threats.laboratory.switches import without
 
 
 def told(federation: Federation, step: int = 0) -> tuple[Published, tuple[bytes, ...]]:

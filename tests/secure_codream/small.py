@@ -15,10 +15,11 @@ from codream_protocols.identity import Member, Roster, ServerEntry, Signer, sign
 from codream_protocols.server import ServerProtocol
 from codream_protocols.specs import VectorSpec
 from codream_server.record_folder import RecordFolder
-from secure_codream.charter_file import charter_bytes
-from secure_codream.config import FederationConfig, check
-from secure_codream.courses import make_course
-from secure_codream.simulation import PERMISSIVE, Simulation
+from secure_codream.configuration.charter_file import charter_bytes
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.reading import check
+from secure_codream.simulation.in_process import PERMISSIVE, Simulation
 
 ADMINISTRATOR = Signer(b"a" * 32)
 SUMS = {"vectors": {"patients": {"number": {"count": True, "bound": 1000}, "ages": {"length": 3, "bound": 100.0}}}}

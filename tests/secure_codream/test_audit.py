@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from codream_clients.privacy.accounting import solve_noise_multiplier
 from secure_codream import cli
-from secure_codream.audit.results import AuditResult, AuditRow
 from secure_codream.audit.run import run_audit
 from secure_codream.audit.settings import read_audit
 from secure_codream.audit.two_worlds import audit_two_worlds, one_step
-from secure_codream.config import ConfigError
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.reports.audit_results import AuditResult, AuditRow
 
 SMALL = {"canaries": 200, "runs": 100, "epochs": 40, "steps": 2, "batch": 32, "epsilon": 1.0}
 DATA = {"per_client": 50}

@@ -10,9 +10,9 @@ import pytest
 from codream_protocols.charter import Charter, successor_of
 from codream_protocols.errors import PolicyViolation
 from codream_protocols.identity import Roster
-from secure_codream.blocks_answered import BlocksAnswered
-from secure_codream.config import ConfigError
-from secure_codream.exposure import exposures
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.deployment.blocks_answered import BlocksAnswered
+from secure_codream.deployment.exposure import exposures
 from tests.secure_codream.small import codream, roster_of
 
 RESILIENT = {"aggregation": {"mode": "resilient"}}

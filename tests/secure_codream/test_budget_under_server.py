@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learners.dreams import DreamLearner
+from codream_clients.dream_learner import DreamLearner
 from codream_clients.privacy import participant as private_participant
 from codream_clients.privacy import training as private_training
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
@@ -34,11 +34,13 @@ from codream_protocols.client import Certified, Compute, Memory
 from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.messages import EpochRecord, Published
 from codream_protocols.server import Phase
-from secure_codream import learning
-from secure_codream.config import ClientConfig, FederationConfig
-from secure_codream.courses import make_course
-from secure_codream.learning import client_policy, make_participant, open_ledger
-from secure_codream.threats.federation import Diary, Federation
+from secure_codream.configuration import assembly as learning
+from secure_codream.configuration.assembly import make_participant
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.limits import client_policy, open_ledger
+from secure_codream.simulation.wire import Diary, Federation
 from tests.clients.test_ledger import WithoutAnchor, WithoutCheck, settings_for
 from tests.secure_codream.small import roster_of
 

@@ -16,10 +16,11 @@ from codream_protocols.client import ClientProtocol, Send, State
 from codream_protocols.errors import CharterRefused, MalformedMessage, RemoteProtocolError
 from codream_protocols.messages import Advertisement, Hello, Invitation
 from codream_protocols.server import SendTo, ServerProtocol
-from secure_codream.charter_file import MAX_CHARTER_BYTES, charter_bytes, read_charter
-from secure_codream.config import FederationConfig, check, learning_settings, privacy_settings
-from secure_codream.courses import make_course
-from secure_codream.simulation import PERMISSIVE
+from secure_codream.configuration.charter_file import MAX_CHARTER_BYTES, charter_bytes, read_charter
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
+from secure_codream.configuration.reading import check
+from secure_codream.simulation.in_process import PERMISSIVE
 from tests.secure_codream.small import SUMS, roster_of
 
 MEMBERS = 6

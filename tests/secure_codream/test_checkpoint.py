@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from codream_clients.models.zoo import build
-from secure_codream.checkpoint import CheckpointError, read_weights, write_weights
+from secure_codream.deployment.checkpoint import CheckpointError, read_weights, write_weights
 
 CHARTER = "ab" * 32
 

@@ -10,21 +10,18 @@ import numpy as np
 import pytest
 
 from codream_clients.privacy.accounting import concentrated_rho, of_rho
-from codream_clients.privacy.ledger import (
-    BudgetExceeded,
-    Ledger,
-    LedgerRolledBack,
-)
+from codream_clients.privacy.ledger import BudgetExceeded, Ledger, LedgerRolledBack
 from codream_protocols.charter import Policy
 from codream_protocols.client import Begun, ClientProtocol, Compute, Memory, State
 from codream_protocols.errors import PolicyViolation
 from codream_protocols.messages import Invitation
 from codream_protocols.zcdp import epsilon_of, rho_of
-from secure_codream.client_process import ChargedJournal, _with_spent
-from secure_codream.config import ClientConfig, FederationConfig
-from secure_codream.courses import make_course
-from secure_codream.learning import client_policy, open_client_ledger
-from secure_codream.threats.federation import Diary, Federation
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.limits import client_policy, open_client_ledger
+from secure_codream.deployment.client import ChargedJournal, _with_spent
+from secure_codream.simulation.wire import Diary, Federation
 from tests.secure_codream.small import roster_of
 
 CONFIG = FederationConfig.model_validate(

@@ -17,10 +17,12 @@ from codream_protocols.errors import PolicyViolation
 from codream_protocols.identity import Member, Roster, ServerEntry
 from codream_protocols.zcdp import rho_of
 from secure_codream import run_local
-from secure_codream.config import ClientConfig, ConfigError, FederationConfig, check
-from secure_codream.courses import make_course
-from secure_codream.learning import client_policy
-from secure_codream.simulation import DreamFederation
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.limits import client_policy
+from secure_codream.configuration.reading import ConfigError, check
+from secure_codream.simulation.in_process import DreamFederation
 
 TABLE = {"epsilon": 3.0, "delta": 1e-6, "update_norm": 20.0, "logit_norm": 1.0}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from secure_codream.config import ConfigError
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.grid import CompareConfig, Grid, parse_seeds, partition_fields, read_grid
 from secure_codream.experiments.registry import ALGORITHMS
 

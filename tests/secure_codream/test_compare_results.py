@@ -13,7 +13,7 @@ import pytest
 from msgspec import structs
 from rich.console import Console
 
-from secure_codream.config import ConfigError
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments import event_files
 from secure_codream.experiments.cell import CellRecord, read_record, until_patience, write_record
 from secure_codream.experiments.compare import Outputs, results_of
@@ -31,7 +31,7 @@ from secure_codream.experiments.results import (
     rows_csv,
 )
 from secure_codream.experiments.workers import Advanced, Failed, Finished, Started
-from secure_codream.records import MalformedRecord
+from secure_codream.reports.files import MalformedRecord
 
 FINAL = {"isolated": (0.5, 0.6), "codream": (0.7, 0.9), "centralised": (0.9, 1.0)}
 """Accuracy by algorithm and seed: gap closures 0.5 and 0.75."""

@@ -16,18 +16,10 @@ from codream_protocols.courses.labels import LOGITS
 from codream_protocols.courses.metrics import METRICS
 from codream_protocols.errors import UnsafePlan
 from codream_protocols.starts import START_NAMES
-from secure_codream.config import (
-    COURSES,
-    MAX_CONFIG_BYTES,
-    ClientConfig,
-    ConfigError,
-    FederationConfig,
-    PolicyTable,
-    check,
-    read_client,
-    read_federation,
-)
-from secure_codream.courses import make_course
+from secure_codream.configuration.client import ClientConfig, PolicyTable, read_client
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import COURSES, FederationConfig, read_federation
+from secure_codream.configuration.reading import MAX_CONFIG_BYTES, ConfigError, check
 from tests.secure_codream.small import roster_of
 
 TASK = {"shape": [1, 8, 8], "classes": 10}

@@ -11,9 +11,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from secure_codream.config import ClientConfig, ConfigError, DataTable, FederationConfig, TaskTable, check
-from secure_codream.data import load_data, load_shards, who_holds_what
-from secure_codream.learning import make_model, make_participant
+from secure_codream.configuration.assembly import make_model, make_participant
+from secure_codream.configuration.client import ClientConfig, DataTable
+from secure_codream.configuration.federation import FederationConfig, TaskTable
+from secure_codream.configuration.images import load_data, load_shards, who_holds_what
+from secure_codream.configuration.reading import ConfigError, check
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -14,41 +14,31 @@ from torch import nn
 from torch.nn import functional
 
 from codream_clients.data.datasets import Augment, load_digits_data
-from codream_clients.learners.parameters import (
+from codream_clients.learning.local_work import OWN_DATA, Batch, NoLinearHead, displacement, head, watched
+from codream_clients.learning.references import reference_epochs
+from codream_clients.learning.settings import LearningSettings, Schedule
+from codream_clients.learning.training import convergence_warnings_to, scheduled, train_local
+from codream_clients.models.layouts import layout_of
+from codream_clients.models.zoo import build
+from codream_clients.parameter_learner import (
     AveragingLearner,
     ContrastiveLearner,
     ControlledLearner,
     ProximalLearner,
     contrastive_loss,
 )
-from codream_clients.learning.local_work import (
-    OWN_DATA,
-    Batch,
-    NoLinearHead,
-    displacement,
-    head,
-    watched,
-)
-from codream_clients.learning.references import reference_epochs
-from codream_clients.learning.settings import LearningSettings, Schedule
-from codream_clients.learning.training import (
-    convergence_warnings_to,
-    scheduled,
-    train_local,
-)
-from codream_clients.models.layouts import layout_of
-from codream_clients.models.zoo import build
 from codream_protocols.course import Array, Arrays, Publication, Task
 from codream_protocols.courses.layouts import length_of, trained
 from codream_protocols.courses.parameters import PARAMETERS, VARIATE, WEIGHTS
 from codream_protocols.courses.parameters import FedAvg as AveragingCourse
 from codream_protocols.specs import VectorSpec
-from secure_codream.config import AggregationTable, ConfigError, DreamsTable
-from secure_codream.experiments import isolated
-from secure_codream.experiments.avgkd import AvgKD, averaged_targets, model_bytes
-from secure_codream.experiments.centralised import Centralised
-from secure_codream.experiments.fedavg import FedAvg
-from secure_codream.experiments.fedgen import (
+from secure_codream.configuration.federation import AggregationTable, DreamsTable
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.experiments.algorithms import isolated
+from secure_codream.experiments.algorithms.avgkd import AvgKD, averaged_targets, model_bytes
+from secure_codream.experiments.algorithms.centralised import Centralised
+from secure_codream.experiments.algorithms.fedavg import FedAvg
+from secure_codream.experiments.algorithms.fedgen import (
     Draw,
     FedGen,
     GeneratingLearner,
@@ -58,14 +48,14 @@ from secure_codream.experiments.fedgen import (
     train_generator,
     without_rounding,
 )
-from secure_codream.experiments.fedprox import FedProx
-from secure_codream.experiments.isolated import Isolated
-from secure_codream.experiments.local_work import stage_seed, train_round, warm_up
-from secure_codream.experiments.moon import Moon
-from secure_codream.experiments.parameters import MixedArchitectures, averaging_course, averaging_learners
+from secure_codream.experiments.algorithms.fedprox import FedProx
+from secure_codream.experiments.algorithms.isolated import Isolated
+from secure_codream.experiments.algorithms.moon import Moon
+from secure_codream.experiments.algorithms.own_images import stage_seed, train_round, warm_up
+from secure_codream.experiments.algorithms.scaffold import Scaffold
+from secure_codream.experiments.algorithms.secure_mean import MixedArchitectures, averaging_course, averaging_learners
 from secure_codream.experiments.problem import Algorithm, Problem, Row
-from secure_codream.experiments.scaffold import Scaffold
-from secure_codream.simulation import Simulation
+from secure_codream.simulation.in_process import Simulation
 
 torch.set_num_threads(1)
 SIZES = (40, 30, 20)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from codream_clients.data.datasets import load_digits_data
-from codream_clients.learners.generator import make_generator
+from codream_clients.generator_learner import make_generator
 from codream_clients.learning.generators import adapt, generate
 from codream_clients.learning.settings import LearningSettings, Teacher
 from codream_clients.learning.student import Student
@@ -21,13 +21,14 @@ from codream_protocols.courses.codream import CoDream as CoDreamCourse
 from codream_protocols.courses.generator import GENERATOR
 from codream_protocols.courses.numbers import adam, fresh_moments
 from codream_protocols.server import StepFinished
-from secure_codream.config import AggregationTable, ConfigError, DreamsTable
-from secure_codream.courses import make_course
-from secure_codream.experiments.codream import CoDream, Kind
-from secure_codream.experiments.codream_fast import CoDreamFast
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import AggregationTable, DreamsTable
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.experiments.algorithms.codream import CoDream, Kind
+from secure_codream.experiments.algorithms.codream_fast import CoDreamFast
 from secure_codream.experiments.problem import Problem, Row
 from secure_codream.experiments.registry import ALGORITHMS, find
-from secure_codream.simulation import DreamFederation, Simulation
+from secure_codream.simulation.in_process import DreamFederation, Simulation
 
 torch.set_num_threads(1)
 BATCH, FAST = 12, CoDreamFast(batches=2, local_steps=2, noise=8, width=4)

@@ -14,20 +14,15 @@ torch = pytest.importorskip("torch")
 from codream_protocols.charter import Charter, Offer, Plan, derive_plan
 from codream_protocols.errors import PolicyViolation
 from codream_protocols.identity import Member, Roster, ServerEntry
-from secure_codream.config import (
-    AveragingTable,
-    ClientConfig,
-    ConfigError,
-    DataTable,
-    FederationConfig,
-    check,
-    learning_settings,
-)
-from secure_codream.courses import make_course
-from secure_codream.experiments.fedprox import FedProx
-from secure_codream.experiments.moon import Moon
-from secure_codream.learners import make_learner
-from secure_codream.learning import client_policy, load_data, make_model, make_participant
+from secure_codream.configuration.assembly import load_data, make_model, make_participant
+from secure_codream.configuration.client import ClientConfig, DataTable
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import AveragingTable, FederationConfig, learning_settings
+from secure_codream.configuration.learners import make_learner
+from secure_codream.configuration.limits import client_policy
+from secure_codream.configuration.reading import ConfigError, check
+from secure_codream.experiments.algorithms.fedprox import FedProx
+from secure_codream.experiments.algorithms.moon import Moon
 
 
 def federation(**tables: Any) -> FederationConfig:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from codream_protocols.course import Course
-from secure_codream.config import ConfigError, FederationConfig
-from secure_codream.courses import make_course
-from secure_codream.own_code import load_named, source_digest, source_of
-from secure_codream.verify import RecordRefused, verify_record
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.own_code import load_named, source_digest, source_of
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.deployment.verify import RecordRefused, verify_record
 from tests.secure_codream.small import codream, config_of, record_of
 
 COURSE = """

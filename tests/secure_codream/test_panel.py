@@ -10,15 +10,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from secure_codream.panel import LivePanel, format_bytes, result_table, sparkline
-from secure_codream.records import (
-    Accuracy,
-    CoDreamAccuracy,
-    IndependentAccuracy,
-    Summary,
-    Timing,
-    Traffic,
-)
+from secure_codream.reports.panel import LivePanel, result_table, sparkline
+from secure_codream.reports.summary import Accuracy, CoDreamAccuracy, IndependentAccuracy, Summary, Timing, Traffic
+from secure_codream.reports.words import format_bytes
 
 NAMES = ["alder", "birch", "cedar", "damson", "elder"]
 

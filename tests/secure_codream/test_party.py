@@ -26,15 +26,20 @@ torch = pytest.importorskip("torch")
 # ruff: noqa: E402
 from codream_clients.journal import FileJournal, JournalBusy
 from codream_protocols.errors import AggregationFailed, PolicyViolation
-from secure_codream.checkpoint import CheckpointError, read_weights, write_weights
-from secure_codream.client_process import read_agreed
-from secure_codream.config import ClientConfig, ConfigError, DataTable, FederationConfig, TaskTable, TimingTable
-from secure_codream.learning import make_model
-from secure_codream.own_code import source_digest
-from secure_codream.party import EventLog, load_roster, read_metrics, run_client, run_server, until_signal
-from secure_codream.provision import KeyFileError, provision
-from secure_codream.records import parse_event, read_events
-from secure_codream.verify import verify_record
+from secure_codream.configuration.assembly import make_model
+from secure_codream.configuration.client import ClientConfig, DataTable
+from secure_codream.configuration.federation import FederationConfig, TaskTable, TimingTable
+from secure_codream.configuration.own_code import source_digest
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.deployment.checkpoint import CheckpointError, read_weights, write_weights
+from secure_codream.deployment.client import read_agreed, run_client
+from secure_codream.deployment.files import EventLog, load_roster, read_metrics
+from secure_codream.deployment.keys import KeyFileError
+from secure_codream.deployment.provision import provision
+from secure_codream.deployment.server import run_server
+from secure_codream.deployment.signals import until_signal
+from secure_codream.deployment.verify import verify_record
+from secure_codream.reports.events import parse_event, read_events
 
 NAMES = ("alice", "bob", "carol")
 NOWHERE = "tcp://127.0.0.1:9"  # where nobody listens
@@ -79,7 +84,8 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 WRAPPED = """
 import sys
 from pathlib import Path
-from secure_codream.party import run_client, run_server
+from secure_codream.deployment.client import run_client
+from secure_codream.deployment.server import run_server
 kind, folder, *rest = sys.argv[1:]
 if kind == "server":
     run_server(Path(folder), listen="tcp://127.0.0.1:*")
@@ -347,17 +353,17 @@ def _is_module(name: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("party", ["secure_codream.party", "secure_codream.client_process"])
+@pytest.mark.parametrize("party", ["secure_codream.deployment.server", "secure_codream.deployment.client"])
 def test_no_deployed_party_can_seed_its_masks(party: str) -> None:
     """Randomness enters by one source, which simulations alone replace."""
     found = reachable(party)
     assert {"codream_protocols.server", "codream_protocols.charter", "codream_protocols.encoding"} <= found
     assert "codream_protocols.seeded" not in found
-    assert "secure_codream.simulation" not in found
+    assert "secure_codream.simulation.in_process" not in found
 
 
 def test_control_simulations_can() -> None:
-    assert "codream_protocols.seeded" in reachable("secure_codream.simulation")
+    assert "codream_protocols.seeded" in reachable("secure_codream.simulation.in_process")
 
 
 # -- files and signals ---------------------------------------------
@@ -395,7 +401,7 @@ def test_clients_log_tells_of_a_training_that_came_to_nothing(
         async def run(self) -> None:
             self._prepare()
 
-    monkeypatch.setattr("secure_codream.client_process.ClientRunner", OnlyPrepares)
+    monkeypatch.setattr("secure_codream.deployment.client.ClientRunner", OnlyPrepares)
     learning = {**SMALL["learning"], "lr": 1e-30, "warm_up_epochs": epochs}  # type: ignore[dict-item]
     folder = provisioned(tmp_path / "out", learning=learning) / "clients" / "alice"
     run_client(folder, address=NOWHERE)
@@ -457,7 +463,7 @@ def test_signal_cancels_the_work_so_that_it_can_clean_up(number: int) -> None:
 
 
 def test_exhibit_is_of_its_epoch_and_step_alone_and_stays_in_the_clients_folder(tmp_path: Path) -> None:
-    from secure_codream.exhibit import ExhibitingClient
+    from secure_codream.deployment.exhibit import ExhibitingClient
     from tests.secure_codream.small import SmallFederation, codream
 
     federation = SmallFederation(codream())

@@ -17,40 +17,29 @@ import pytest
 import torch
 
 from codream_clients.data.datasets import LabelledImages, load_digits_data
+from codream_clients.dream_learner import DreamLearner
 from codream_clients.journal import FileJournal
-from codream_clients.learners.dreams import DreamLearner
-from codream_clients.learning.participant import (
-    LearningSettings,
-    LearningSettingsError,
-    Participant,
-)
+from codream_clients.learning.participant import LearningSettings, LearningSettingsError, Participant
 from codream_clients.models.zoo import build
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
-from codream_clients.privacy.ledger import (
-    Budget,
-    BudgetExceeded,
-    Ledger,
-    LedgerError,
-)
+from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerError
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.participant import private_participant
-from codream_clients.privacy.plan import (
-    PrivacyPlan,
-    PrivacySettings,
-    WeakDelta,
-    plan_privacy,
-)
+from codream_clients.privacy.plan import PrivacyPlan, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.privacy.releases import Releases, Reserve
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import CoDream, DreamSettings
 from codream_protocols.courses.metrics import METRICS, metrics_spec
 from codream_protocols.starts import start_rule
 from secure_codream.api import run_local
-from secure_codream.config import ClientConfig, ConfigError, FederationConfig, check
-from secure_codream.learning import make_participant, open_ledger
-from secure_codream.party import load_roster, read_metrics
-from secure_codream.provision import provision
-from secure_codream.simulation import DreamFederation
+from secure_codream.configuration.assembly import make_participant
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.limits import open_ledger
+from secure_codream.configuration.reading import ConfigError, check
+from secure_codream.deployment.files import load_roster, read_metrics
+from secure_codream.deployment.provision import provision
+from secure_codream.simulation.in_process import DreamFederation
 
 CPU = torch.device("cpu")
 PRIVACY: dict[str, Any] = {"epsilon": 8.0, "batch_size": 16, "warm_up_epochs": 2, "accountant": "rdp"}

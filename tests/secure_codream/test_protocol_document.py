@@ -25,8 +25,8 @@ from codream_protocols.packing import packed_size
 from codream_protocols.server import Phase
 from codream_protocols.tag import COLUMNS
 from secure_codream.cli import app
-from secure_codream.threats import check, protocol_tables
-from secure_codream.threats.histories import Tried
+from secure_codream.threats.checker import check, protocol_tables
+from secure_codream.threats.checker.histories import Tried
 from secure_codream.threats.promises import PROMISES, Promise
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"

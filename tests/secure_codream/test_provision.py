@@ -18,23 +18,14 @@ from codream_protocols.charter import Policy
 from codream_protocols.errors import BadSignature, RosterRefused
 from codream_protocols.identity import Roster, Signer, read_roster
 from secure_codream import cli
-from secure_codream.config import (
-    ClientConfig,
-    ConfigError,
-    FederationConfig,
-    PolicyTable,
-    TaskTable,
-    read_client,
-    read_federation,
-)
-from secure_codream.party import load_roster, run_client, run_server
-from secure_codream.provision import (
-    KeyFileError,
-    provision,
-    public_transport_key,
-    read_private_key,
-    read_public_key,
-)
+from secure_codream.configuration.client import ClientConfig, PolicyTable, read_client
+from secure_codream.configuration.federation import FederationConfig, TaskTable, read_federation
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.deployment.client import run_client
+from secure_codream.deployment.files import load_roster
+from secure_codream.deployment.keys import KeyFileError, public_transport_key, read_private_key, read_public_key
+from secure_codream.deployment.provision import provision
+from secure_codream.deployment.server import run_server
 
 NAMES = ["alice", "bob", "carol"]
 TASK = TaskTable(shape=(1, 8, 8), classes=10)

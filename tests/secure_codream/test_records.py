@@ -13,26 +13,24 @@ import msgspec
 import numpy as np
 import pytest
 
-from secure_codream.records import (
-    ClientResult,
+from secure_codream.reports.events import (
     EpochGivenUp,
     FederationStarted,
-    MalformedRecord,
-    MissingRecord,
     RoundFinished,
-    RunFolder,
     StepFinished,
-    Summary,
     Waiting,
     parse_event,
-    read_client_result,
-    read_dreams,
     read_events,
-    read_exhibit,
+)
+from secure_codream.reports.files import MalformedRecord, MissingRecord, write_whole
+from secure_codream.reports.run_folder import RunFolder, read_dreams, read_exhibit
+from secure_codream.reports.summary import (
+    ClientResult,
+    Summary,
+    read_client_result,
     read_summary,
     write_client_result,
     write_summary,
-    write_whole,
 )
 
 SUMMARY: dict[str, Any] = {

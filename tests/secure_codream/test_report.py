@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from secure_codream.records import (
+from secure_codream.reports.files import MalformedRecord, MissingRecord
+from secure_codream.reports.pictures import png
+from secure_codream.reports.report import headline, write_report
+from secure_codream.reports.run_folder import RunFolder
+from secure_codream.reports.summary import (
     Accuracy,
     CoDreamAccuracy,
     IndependentAccuracy,
-    MalformedRecord,
-    MissingRecord,
-    RunFolder,
     Summary,
     Timing,
     Traffic,
     write_summary,
 )
-from secure_codream.report import headline, png, write_report
 
 NAMES = ["alder", "birch", "cedar", "damson", "elder"]
 MODELS = ["cnn-small", "cnn-deep", "resnet", "mlp", "cnn-wide"]
@@ -516,7 +516,7 @@ def test_headline_does_not_praise_a_loss(run: RunFolder) -> None:
 
 
 def test_headline_names_the_closed_gap(run: RunFolder) -> None:
-    from secure_codream.records import read_summary
+    from secure_codream.reports.summary import read_summary
 
     words = headline(read_summary(run.summary))
     assert words.startswith("Each learning alone, the 4 clients that finished recognise 55.2\u00a0% ")

@@ -18,8 +18,8 @@ from codream_protocols.courses.sums import Sums, SumsPrivacy
 from codream_protocols.errors import AggregationFailed, UnsafePlan
 from codream_protocols.specs import Block, VectorSpec
 from secure_codream.api import LocalRun, run_local
-from secure_codream.config import ConfigError
-from secure_codream.simulation import Simulation
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.simulation.in_process import Simulation
 
 COURSE = Sums({"x": (Block("reals", 50, 8.0),), "n": (Block("counts", 3, 1000, "count"),)})
 
@@ -123,14 +123,15 @@ def test_nothing_that_is_deployed_can_seed_its_keys() -> None:
     root = Path(__file__).parents[2]
     rooms = [root / "protocols", root / "clients", root / "server", root / "secure_codream"]
     importing = {
-        path.name
+        str(path.relative_to(root))
         for room in rooms
         for path in room.rglob("*.py")
         if "seeded import" in path.read_text() or "import seeded" in path.read_text()
     }
-    assert "simulation.py" in importing
-    assert not importing & {"client.py", "server.py", "runner.py", "party.py", "client_process.py", "cli.py"}
-    assert importing <= {"simulation.py"} | {path.name for path in (root / "secure_codream" / "threats").glob("*.py")}
+    assert "secure_codream/simulation/in_process.py" in importing
+    assert all(path.startswith(("secure_codream/simulation/", "secure_codream/threats/")) for path in importing), (
+        importing
+    )
 
 
 # -- run_local ---------------------------------------------

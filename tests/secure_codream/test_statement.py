@@ -9,9 +9,9 @@ import pytest
 
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import Budget, Ledger
-from secure_codream.audit.results import AuditResult, AuditRow
-from secure_codream.records import MalformedRecord, MissingRecord
-from secure_codream.statement import (
+from secure_codream.reports.audit_results import AuditResult, AuditRow
+from secure_codream.reports.files import MalformedRecord, MissingRecord
+from secure_codream.reports.statement import (
     METRICS_REPORTED,
     ClientLevel,
     PrivacyStatement,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from secure_codream.config import ConfigError
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
 from secure_codream.experiments.sweep import SweepTable, is_reference, reference_of, split_name
 

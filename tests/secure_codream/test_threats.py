@@ -16,20 +16,33 @@ import torch
 
 from codream_protocols.client import ClientProtocol
 from secure_codream import cli
-from secure_codream.config import ClientConfig, ConfigError, FederationConfig, read_federation
-from secure_codream.party import load_roster
-from secure_codream.provision import provision
-from secure_codream.threats import seizure
-from secure_codream.threats.adversary import advertisements
-from secure_codream.threats.attack import ALL, Attack, Defences, Evidence, Inapplicable, Picture, Verdict, judge
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import FederationConfig, read_federation
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.deployment.files import load_roster
+from secure_codream.deployment.provision import provision
+from secure_codream.threats.attacks.implementation import text
 from secure_codream.threats.document import attacks_section, results_section, write_document
-from secure_codream.threats.implementation import text
-from secure_codream.threats.laboratory import Cohort, Laboratory, cohort_of
+from secure_codream.threats.laboratory import seizure
+from secure_codream.threats.laboratory.adversary import advertisements
+from secure_codream.threats.laboratory.attack import (
+    Attack,
+    Evidence,
+    Picture,
+    Verdict,
+    judge,
+)
+from secure_codream.threats.laboratory.defences import (
+    ALL,
+    Defences,
+    Inapplicable,
+)
+from secure_codream.threats.laboratory.laboratory import Cohort, Laboratory, cohort_of
+from secure_codream.threats.laboratory.run_folder import contents
+from secure_codream.threats.laboratory.switches import RULES, SWITCHES, describe, switched_off, without
 from secure_codream.threats.page import write_page
 from secure_codream.threats.promises import BY_KEY
-from secure_codream.threats.run_folder import contents
 from secure_codream.threats.suite import FAMILIES, Entry, all_attacks, by_promise, chosen, own_attack, prove
-from secure_codream.threats.switches import RULES, SWITCHES, describe, switched_off, without
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "threats.md"
@@ -103,7 +116,7 @@ def test_every_family_can_be_imported_and_has_attacks() -> None:
 
 
 def test_a_family_that_cannot_be_imported_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "secure_codream.threats.clients", None)
+    monkeypatch.setitem(sys.modules, "secure_codream.threats.attacks.clients", None)
     (entry,) = (entry for entry in all_attacks() if entry.family == "clients")
     finding = prove(entry, Laboratory)
     assert finding.verdict is Verdict.CRASHED and "ModuleNotFoundError" in finding.reason
@@ -174,8 +187,8 @@ def test_a_defence_that_is_off_is_reported_as_broken() -> None:
 
 
 OWN = """
-from secure_codream.threats.attack import Attack, Evidence
-from secure_codream.threats.switches import Switch
+from secure_codream.threats.laboratory.attack import Attack, Evidence
+from secure_codream.threats.laboratory.switches import Switch
 
 SWITCHES = {"luck": Switch("Nothing.")}
 

@@ -14,10 +14,16 @@ import torch
 from codream_clients.data.datasets import load_digits_data
 from codream_clients.learning.participant import Participant
 from codream_clients.privacy import training as private_training
-from secure_codream.threats import inversion, learning, lying, observation, state
-from secure_codream.threats.attack import ALL, Attack, Verdict, judge
-from secure_codream.threats.laboratory import Laboratory
-from secure_codream.threats.measures import (
+from secure_codream.threats.attacks import inference as learning
+from secure_codream.threats.attacks import inversion, lying, observation, state
+from secure_codream.threats.laboratory.attack import (
+    Attack,
+    Verdict,
+    judge,
+)
+from secure_codream.threats.laboratory.defences import ALL
+from secure_codream.threats.laboratory.laboratory import Laboratory
+from secure_codream.threats.laboratory.measures import (
     advantage,
     bootstrapped,
     correlation,
@@ -27,9 +33,9 @@ from secure_codream.threats.measures import (
     proportion,
     psnr,
 )
+from secure_codream.threats.laboratory.server_view import Watched
+from secure_codream.threats.laboratory.switches import describe, switched_off
 from secure_codream.threats.promises import BY_KEY
-from secure_codream.threats.server_view import Watched
-from secure_codream.threats.switches import describe, switched_off
 
 MODULES = (inversion, learning, lying, observation, state)
 EVERY = [(module, attack) for module in MODULES for attack in module.ATTACKS]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from codream_protocols.identity import Signer, sign_roster
 from secure_codream import cli
-from secure_codream.verify import RecordRefused, Verified, find_record, verify_record
+from secure_codream.deployment.verify import RecordRefused, Verified, find_record, verify_record
 from tests.secure_codream.small import ADMINISTRATOR, SUMS, SmallFederation, codream, config_of, record_of
 
 MOST_POSITIONS = 300  # of a large file

@@ -61,7 +61,8 @@ def test_server_runs_without_torch(base_install: Path) -> None:
         base_install,
         "import codream_server.runner, codream_server.record_folder, codream_server.privacy_statement\n"
         "import codream_server.feddream\n"
-        "import secure_codream.party, secure_codream.cli, secure_codream.provision, secure_codream.report\n"
+        "import secure_codream.deployment.server, secure_codream.deployment.provision, secure_codream.cli\n"
+        "import secure_codream.reports.report\n"
         "assert 'torch' not in sys.modules\nprint('runs')",
     )
     assert done.stdout.strip() == "runs", done.stderr

@@ -10,9 +10,9 @@ import pytest
 
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import Hello
-from secure_codream.threats import loopback
-from secure_codream.threats.federation import snapshot
-from secure_codream.threats.loopback import honest, transport_keys
+from secure_codream.simulation import sockets as loopback
+from secure_codream.simulation.sockets import honest, transport_keys
+from secure_codream.simulation.wire import snapshot
 
 
 class Network(loopback.Network):

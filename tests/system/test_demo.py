@@ -18,20 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secure_codream.records import (
-    ClientLost,
-    EpochGivenUp,
-    EpochStarted,
-    RunFolder,
-    StepFinished,
-    Summary,
-    read_client_result,
-    read_dreams,
-    read_events,
-    read_exhibit,
-    read_summary,
-)
-from secure_codream.statement import read_statement
+from secure_codream.reports.events import ClientLost, EpochGivenUp, EpochStarted, StepFinished, read_events
+from secure_codream.reports.run_folder import RunFolder, read_dreams, read_exhibit
+from secure_codream.reports.statement import read_statement
+from secure_codream.reports.summary import Summary, read_client_result, read_summary
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 

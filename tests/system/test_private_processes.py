@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from secure_codream.config import ClientConfig, FederationConfig
-from secure_codream.party import read_metrics
-from secure_codream.provision import provision
-from secure_codream.statement import read_statement
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.deployment.files import read_metrics
+from secure_codream.deployment.provision import provision
+from secure_codream.reports.statement import read_statement
 from tests.system.processes import ENVIRONMENT, client_command, run_federation
 
 NAMES = ("a", "b", "c", "d")

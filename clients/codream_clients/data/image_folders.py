@@ -14,12 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codream_clients.data.datasets import DatasetError, Labels
-from codream_clients.data.pixels import (
-    MAX_BYTES,
-    MAX_SIDE,
-    RawImages,
-    train_and_test,
-)
+from codream_clients.data.pixels import MAX_BYTES, MAX_SIDE, RawImages, train_and_test
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_FILE_SIDE = 8192

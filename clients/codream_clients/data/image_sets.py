@@ -20,11 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codream_clients.data.datasets import DatasetError, Labels
-from codream_clients.data.pixels import (
-    RawImages,
-    Scale,
-    train_and_test,
-)
+from codream_clients.data.pixels import RawImages, Scale, train_and_test
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from codream_clients.data.datasets import DatasetError
-from codream_clients.data.pixels import (
-    MAX_BYTES,
-    RawImages,
-    flat_labels,
-    train_and_test,
-)
+from codream_clients.data.pixels import MAX_BYTES, RawImages, flat_labels, train_and_test
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 

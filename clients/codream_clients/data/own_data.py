@@ -11,17 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codream_clients.data.datasets import (
-    DatasetError,
-    LabelledImages,
-    Labels,
-)
-from codream_clients.data.pixels import (
-    RawImages,
-    classes_of,
-    flat_labels,
-    train_and_test,
-)
+from codream_clients.data.datasets import DatasetError, LabelledImages, Labels
+from codream_clients.data.pixels import RawImages, classes_of, flat_labels, train_and_test
 from codream_clients.own_parts import OwnPartError, call_own_part
 
 MAX_STANDARDISED = 100.0

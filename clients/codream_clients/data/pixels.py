@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codream_clients.data.datasets import (
-    Augment,
-    DatasetError,
-    LabelledImages,
-    Labels,
-)
+from codream_clients.data.datasets import Augment, DatasetError, LabelledImages, Labels
 
 MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 1024, 16, 10_000
 MAX_BYTES = 4 << 30

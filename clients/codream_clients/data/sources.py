@@ -13,11 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from codream_clients.data.datasets import (
-    DatasetError,
-    LabelledImages,
-    load_digits_data,
-)
+from codream_clients.data.datasets import DatasetError, LabelledImages, load_digits_data
 from codream_clients.data.image_folders import load_image_folder
 from codream_clients.data.image_sets import IMAGE_SETS, load_image_set
 from codream_clients.data.npz_files import load_npz

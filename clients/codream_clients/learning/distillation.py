@@ -25,12 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from codream_clients.data.augmentation import (
-    augment_batch,
-    augmentation_generator,
-    shift_batch,
-    with_views,
-)
+from codream_clients.data.augmentation import augment_batch, augmentation_generator, shift_batch, with_views
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.training import (
     Schedule,

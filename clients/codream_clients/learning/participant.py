@@ -19,26 +19,11 @@ from torch import nn
 
 from codream_clients.data.augmentation import with_views
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learning.distillation import (
-    OwnImages,
-    calibrated,
-    distil,
-    soft_label_share,
-)
-from codream_clients.learning.dreaming import (
-    ChannelStatistics,
-    ExtraTerm,
-    dream_gradient,
-    dream_update,
-)
+from codream_clients.learning.distillation import OwnImages, calibrated, distil, soft_label_share
+from codream_clients.learning.dreaming import ChannelStatistics, ExtraTerm, dream_gradient, dream_update
 from codream_clients.learning.settings import LearningSettings as LearningSettings
 from codream_clients.learning.settings import LearningSettingsError as LearningSettingsError
-from codream_clients.learning.training import (
-    TrainingError,
-    evaluate,
-    predict_logits,
-    train_local,
-)
+from codream_clients.learning.training import TrainingError, evaluate, predict_logits, train_local
 
 FloatArray = NDArray[np.float32]
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]

@@ -15,12 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from codream_clients.models.layers import (
-    conv,
-    he_initialise,
-    norm1d,
-    norm2d,
-)
+from codream_clients.models.layers import conv, he_initialise, norm1d, norm2d
 from codream_clients.models.names import Norm
 
 _VGG11 = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)  # None: pooling

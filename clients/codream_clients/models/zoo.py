@@ -16,12 +16,7 @@ from torch import nn
 
 from codream_clients.models import networks
 from codream_clients.models.layers import conv, norm1d
-from codream_clients.models.names import (
-    LITERATURE_MODELS,
-    Norm,
-    UnknownModelError,
-    split_norm,
-)
+from codream_clients.models.names import LITERATURE_MODELS, Norm, UnknownModelError, split_norm
 from codream_clients.own_parts import OwnPartError, call_own_part, is_reference
 
 __all__ = ["NETWORKS", "ZOO", "ModelShapeError", "Norm", "OwnPartError", "UnknownModelError", "build", "check_model"]

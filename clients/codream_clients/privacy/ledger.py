@@ -35,12 +35,7 @@ import msgspec
 import structlog
 
 from codream_clients.durable import chained, sync_folder, write_all
-from codream_clients.privacy.accounting import (
-    AccountingError,
-    AnyAccountant,
-    SampledGaussian,
-    epsilon_of,
-)
+from codream_clients.privacy.accounting import AccountingError, AnyAccountant, SampledGaussian, epsilon_of
 
 MAX_LINE_BYTES = 2048
 MAX_LEDGER_BYTES = 16 << 20

@@ -32,13 +32,7 @@ from codream_clients.data.augmentation import augment_batch
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.training import TrainingError, sgd
 from codream_clients.privacy.noise import NoiseSource
-from codream_clients.privacy.plan import (
-    WARM_UP,
-    GradSampleMode,
-    PrivacyPlan,
-    round_purpose,
-    rounds_trained,
-)
+from codream_clients.privacy.plan import WARM_UP, GradSampleMode, PrivacyPlan, round_purpose, rounds_trained
 from codream_clients.privacy.releases import Release, Releases
 
 SAMPLING, NOISE, VARIATION = 1, 2, 2000001  # the first two count up with the rounds, by 2; the last by 1

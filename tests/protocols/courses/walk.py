@@ -11,14 +11,7 @@ import numpy as np
 from codream_protocols.course import Course, State, fingerprint
 from codream_protocols.courses.codream import ClientPrivacy, CoDream, DreamSettings
 from codream_protocols.courses.generator import CoDreamFast, GeneratorSettings
-from codream_protocols.courses.parameters import (
-    AveragingSettings,
-    FedAvg,
-    FedProx,
-    Moon,
-    Scaffold,
-    ScaffoldSettings,
-)
+from codream_protocols.courses.parameters import AveragingSettings, FedAvg, FedProx, Moon, Scaffold, ScaffoldSettings
 from codream_protocols.courses.sums import Sums, SumsPrivacy
 from codream_protocols.specs import Block, VectorSpec
 

@@ -1,1 +1,0 @@
-"""What answers the tasks of each course on a client, and learns what is certified."""

@@ -1,0 +1,179 @@
+"""From configuration to learning: a client's data, model, settings and policy.
+
+Imports torch; `party` loads it on demand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import nn
+
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.devices import pick_device
+from codream_clients.learning.participant import Participant
+from codream_clients.models.zoo import ModelShapeError, UnknownModelError, build, check_model
+from codream_clients.own_parts import OwnPartError
+from codream_clients.privacy.noise import NoiseSource
+from codream_clients.privacy.participant import private_participant
+from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, plan_privacy, warn_of_weak_delta
+from codream_clients.privacy.releases import Releases
+from codream_clients.privacy.training import PrivateModelError
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
+from secure_codream.configuration.images import load_data as load_data
+from secure_codream.configuration.reading import ConfigError
+
+
+def build_model(name: str, federation: FederationConfig, *, seed: int) -> nn.Module:
+    """A model for the federation's task, initialised from a seed.
+
+    Raises:
+        ConfigError: images that are not square, a model that cannot take them, or a user's own that fails.
+    """
+    channels, size, width = federation.task.shape
+    if size != width:
+        raise ConfigError(f"[task]: images of {size} x {width} pixels; square ones are needed")
+    try:
+        return build(name, channels=channels, size=size, classes=federation.task.classes, seed=seed)
+    except (UnknownModelError, ModelShapeError, OwnPartError) as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def make_model(client: ClientConfig, federation: FederationConfig) -> nn.Module:
+    """The client's model, initialised from its seed; raises as `build_model`."""
+    return build_model(client.model, federation, seed=client.seed)
+
+
+def make_participant(
+    client: ClientConfig,
+    federation: FederationConfig,
+    *,
+    model: nn.Module | None = None,
+    data: tuple[LabelledImages, LabelledImages | None] | None = None,
+    releases: Callable[[PrivacyPlan], Releases] | None = None,
+    warmed_up: bool = False,
+) -> Participant:
+    """Everything a client learns with. Warns `WeakDelta` if the delta of its own budget is 1/n or more.
+
+    Args:
+        client: the client's configuration.
+        federation: the federation's.
+        model: replaces the configured model; (N, C, H, W) float32 to logits (N, K).
+        data: replaces the configured data: (train, test or None).
+        releases: where a private client's charges are reserved; only the plan's, in memory, unless given.
+        warmed_up: whether the model is to be that of an earlier process, which goes on with `begin`.
+
+    Raises:
+        ConfigError: a model or data of another form than the federation's task, a client with a budget in a federation
+            without privacy, or a private one whose images would be standardised by their own statistics or are a
+            random part of more.
+        LedgerError: the budget does not allow the label histogram.
+    """
+    train, test = load_client_data(client, federation, data)
+    if model is None:
+        model = make_model(client, federation)
+    else:
+        channels, size, _ = federation.task.shape
+        try:
+            check_model(model, channels=channels, size=size, classes=federation.task.classes, name="the model given")
+        except (ModelShapeError, OwnPartError) as error:
+            raise ConfigError(f"model: {error}") from error
+    if client.budget is not None and federation.privacy is None:
+        raise ConfigError("[budget]: this client trains privately or not at all; the federation has no [privacy]")
+    if client.budget is not None:
+        warn_of_weak_delta(client.budget.delta, client.budget.records or len(train))
+    return assemble(
+        federation,
+        model,
+        (train, test),
+        seed=client.seed,
+        device=client.device,
+        name=client.model,
+        records=client.budget.records if client.budget is not None else None,
+        releases=releases,
+        warmed_up=warmed_up,
+    )
+
+
+def load_client_data(
+    client: ClientConfig,
+    federation: FederationConfig,
+    data: tuple[LabelledImages, LabelledImages | None] | None = None,
+) -> tuple[LabelledImages, LabelledImages | None]:
+    """The client's images, checked against the federation's task; `data` replaces the configured ones.
+
+    Raises:
+        ConfigError: images of another form, or a choice of them that a private federation does not allow.
+    """
+    if federation.privacy is not None and client.data.standardise == "train" and federation.task.mean is None:
+        raise ConfigError(
+            "[data]: standardise 'train' in a federation with [privacy]; 'public' is allowed, or mean and std in "
+            "[task], since statistics of the images without noise would go into everything that is learnt"
+        )
+    if federation.privacy is not None and client.data.train_limit is not None:
+        raise ConfigError(
+            f"[data]: train_limit {client.data.train_limit} in a federation with [privacy]; a file of the images that "
+            "take part is needed, since with one more or less, others would be taken, and the budget is for one record"
+        )
+    train, test = data or load_data(client.data, federation.task)
+    if train.shape != federation.task.shape or train.classes != federation.task.classes:
+        raise ConfigError(
+            f"[data]: images of shape {train.shape} in {train.classes} classes; the federation's [task] has "
+            f"{federation.task.shape} in {federation.task.classes}"
+        )
+    return train, test
+
+
+def assemble(
+    federation: FederationConfig,
+    model: nn.Module,
+    data: tuple[LabelledImages, LabelledImages | None],
+    *,
+    seed: int,
+    device: str,
+    name: str = "the model given",
+    records: int | None = None,
+    releases: Callable[[PrivacyPlan], Releases] | None = None,
+    warmed_up: bool = False,
+) -> Participant:
+    """A participant from its parts: a private one in a federation with `[privacy]`.
+
+    Args:
+        federation: the federation's configuration.
+        model: what is trained.
+        data: (train, test or None).
+        seed: the client's.
+        device: as `pick_device` takes it.
+        name: the model's, for errors.
+        records: how many images the client is known to have; `[privacy]` says it, or their number, unless given.
+        releases: see `make_participant`.
+        warmed_up: see `make_participant`.
+
+    Raises:
+        ConfigError: settings that do not fit, or a model that cannot be trained privately.
+        LedgerError: the budget does not allow the label histogram.
+    """
+    settings, chosen = learning_settings(federation), pick_device(device)
+    if federation.privacy is None:
+        return Participant(settings, model, *data, seed, chosen)
+    privacy = privacy_settings(federation.privacy)
+    if records is not None:
+        privacy = replace(privacy, records=records)
+    plan = plan_privacy(privacy, records=len(data[0]), rounds=federation.federation.rounds)
+    try:
+        return private_participant(
+            settings,
+            plan,
+            model,
+            *data,
+            seed,
+            chosen,
+            releases=releases(plan) if releases is not None else Releases(PlannedCharges(plan).reserve),
+            noise=NoiseSource(secure=privacy.secure_mode),
+            name=name,
+            warmed_up=warmed_up,
+        )
+    except PrivateModelError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,177 @@
+"""The course that a configuration names, made alike by server, clients, simulations and whoever verifies a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from codream_protocols.course import Course
+from codream_protocols.courses.codream import CoDream
+from codream_protocols.courses.generator import CoDreamFast, GeneratorSettings
+from codream_protocols.courses.layouts import Layout
+from codream_protocols.courses.parameters import AveragingSettings, ScaffoldSettings
+from codream_protocols.courses.registry import course_class
+from codream_protocols.courses.settings import SettingsError
+from codream_protocols.courses.sums import Sums, SumsPrivacy
+from codream_protocols.specs import Block
+from codream_protocols.starts import StartRule, start_rule
+from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FastTable, FederationConfig
+from secure_codream.configuration.own_code import load_named
+from secure_codream.configuration.reading import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_COURSE_METHODS = ("epochs", "specs", "schedule", "start", "task", "absorb", "publication")
+
+
+def make_course(config: FederationConfig, permitted: Mapping[str, str] | None = None) -> Course:
+    """The course of a federation.
+
+    Args:
+        config: the federation's configuration.
+        permitted: what a client is willing to run of the charter's own code, reference -> digest of its source; None
+            goes by the charter alone, as a server and a simulation of one person do.
+
+    Raises:
+        ConfigError: settings that do not fit each other, or own code that is not permitted.
+    """
+    permissions: list[Mapping[str, str]] = [config.code]
+    if permitted is not None:
+        permissions.append(permitted)
+    name = config.federation.course
+    try:
+        if ":" in name:
+            return _own_course(name, load_named(name, *permissions), config)
+        if name == "codream":
+            return CoDream(
+                config.dream_settings(), _start_rule(config.dreams.start, permissions), config.client_privacy_settings()
+            )
+        if config.client_privacy is not None and name != "sums":
+            raise ConfigError(f"[client_privacy] with course {name!r}; 'codream' and 'sums' are allowed with it")
+        if name == "sums":
+            return _sums(config)
+        if name == "codream-fast":
+            return CoDreamFast(generator_settings(config))
+        return course_class(name)(averaging_settings(config))  # type: ignore[no-any-return]
+    except SettingsError as error:
+        raise ConfigError(f"course {name!r}: {error}") from None
+
+
+def _own_course(name: str, make: Any, config: FederationConfig) -> Course:
+    try:
+        course = make(config.settings)
+        lacking = [method for method in _COURSE_METHODS if not hasattr(course, method)]
+    except Exception as error:
+        raise ConfigError(f"course {name!r}: {name}(settings) failed: {type(error).__name__}: {error}") from error
+    if lacking:
+        raise ConfigError(f"course {name!r}: found no {', '.join(lacking)}; an own course needs all of `Course`")
+    return course  # type: ignore[no-any-return]
+
+
+def averaging_settings(config: FederationConfig) -> AveragingSettings:
+    """Of a course that averages parameters; raises `ConfigError` where the layout is missing and torch is too."""
+    table = config.averaging or AveragingTable()
+    shared: dict[str, Any] = {
+        "layout": table.layout or model_layout(config),
+        "rounds": config.federation.rounds,
+        "steps": table.steps,
+        "clip": table.clip,
+        "statistic_clip": table.statistic_clip,
+        "server_lr": table.server_lr,
+    }
+    if config.federation.course == "scaffold":
+        return ScaffoldSettings(**shared, variate_clip=table.variate_clip)
+    return AveragingSettings(**shared)
+
+
+def generator_settings(config: FederationConfig) -> GeneratorSettings:
+    """Of CoDream-fast; raises as `averaging_settings`."""
+    table = config.fast or FastTable()
+    return GeneratorSettings(
+        layout=table.layout or generator_layout(config),
+        rounds=config.federation.rounds,
+        batch=config.dreams.batch,
+        classes=config.task.classes,
+        logit_clip=config.dreams.logit_clip,
+        **table.model_dump(exclude={"layout", "adversarial_from"}),
+    )
+
+
+def with_layout(config: FederationConfig) -> FederationConfig:
+    """The same configuration, with the parameters' names and shapes written out where the course needs them."""
+    if config.federation.course in PARAMETER_COURSES:
+        averaging = config.averaging or AveragingTable()
+        if averaging.layout is None:
+            averaging = averaging.model_copy(update={"layout": model_layout(config)})
+        return config.model_copy(update={"averaging": averaging})
+    if config.federation.course == "codream-fast":
+        fast = config.fast or FastTable()
+        if fast.layout is None:
+            fast = fast.model_copy(update={"layout": generator_layout(config)})
+        return config.model_copy(update={"fast": fast})
+    return config
+
+
+def model_layout(config: FederationConfig) -> Layout:
+    """Names and shapes of the parameters of `[averaging] model`; raises `ConfigError` without torch."""
+    try:
+        from codream_clients.parameter_learner import layout_of
+        from secure_codream.configuration.assembly import build_model
+    except ImportError:
+        raise ConfigError(
+            "[averaging]: found no layout, and no torch to work it out; `provision` writes it where "
+            "secure-codream[client] is installed"
+        ) from None
+    model = (config.averaging or AveragingTable()).model
+    return layout_of(build_model(model, config, seed=0))
+
+
+def generator_layout(config: FederationConfig) -> Layout:
+    """Names and shapes of the generator's parameters; raises `ConfigError` without torch."""
+    try:
+        from codream_clients.generator_learner import generator_layout as layout_of
+    except ImportError:
+        raise ConfigError(
+            "[fast]: found no layout, and no torch to work it out; `provision` writes it where "
+            "secure-codream[client] is installed"
+        ) from None
+    return layout_of(config.task.shape, (config.fast or FastTable()).noise)
+
+
+def _start_rule(name: str, permissions: list[Mapping[str, str]]) -> StartRule:
+    if ":" in name:
+        return load_named(name, *permissions)  # type: ignore[no-any-return]
+    return start_rule(name, _photographs() if name == "photos" else ())
+
+
+def _photographs() -> tuple[np.ndarray[Any, Any], ...]:
+    from codream_clients.data.photographs import public_photographs
+
+    return public_photographs()
+
+
+def _sums(config: FederationConfig) -> Sums:
+    assert config.sums is not None  # noqa: S101 - the configuration checks it
+    vectors = {
+        task: tuple(
+            Block(
+                name, block.length, int(block.bound) if block.count else block.bound, "count" if block.count else "real"
+            )
+            for name, block in sorted(blocks.items())
+        )
+        for task, blocks in sorted(config.sums.vectors.items())  # the charter's digest does not tell orders apart
+    }
+    privacy = config.client_privacy
+    if config.privacy is not None:
+        raise ConfigError(
+            "[privacy] with course 'sums'; [client_privacy] is allowed, since sums are of clients, not records"
+        )
+    noised = (
+        None
+        if privacy is None
+        else SumsPrivacy(
+            epsilon=privacy.epsilon, delta=privacy.delta, norm=config.sums.norm, spare_rounds=privacy.spare_rounds
+        )
+    )
+    return Sums(vectors, noised, earlier=0 if config.predecessor is None else config.predecessor.certified)

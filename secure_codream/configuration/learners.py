@@ -1,0 +1,200 @@
+"""What a client learns with, by its federation's course."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.devices import pick_device
+from codream_clients.dream_learner import DreamLearner
+from codream_clients.function_learner import FunctionLearner
+from codream_clients.generator_learner import GeneratorLearner
+from codream_clients.learning.participant import Metrics, Participant
+from codream_clients.learning.student import AdaptiveTerm, adaptive_student
+from codream_clients.own_parts import load_own_part
+from codream_clients.parameter_learner import (
+    AveragingLearner,
+    ContrastiveLearner,
+    ControlledLearner,
+    ProximalLearner,
+)
+from codream_clients.privacy.plan import PrivacyPlan
+from codream_clients.privacy.releases import Releases
+from codream_protocols.course import Arrays, Course, Learner, Publication
+from codream_protocols.courses.codream import CoDream
+from codream_protocols.courses.generator import CoDreamFast
+from codream_protocols.courses.parameters import FedAvg, Scaffold
+from codream_protocols.courses.sums import Sums
+from secure_codream.configuration.assembly import build_model, load_client_data, make_participant
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import AveragingTable, FastTable, FederationConfig, learning_settings
+from secure_codream.configuration.reading import ConfigError
+
+
+@dataclass(frozen=True)
+class Learning:
+    """A client's learner, its model, and what it does before the first round.
+
+    Attributes:
+        learner: computes and learns.
+        model: what is trained, and kept; None where nothing is.
+        warm_up: trains before the first round.
+        begin: takes part with the model as it is, instead.
+        recall: restores what an earlier process had learnt from an epoch, without learning it again.
+    """
+
+    learner: Learner
+    model: nn.Module | None
+    warm_up: Callable[[], object]
+    begin: Callable[[], object]
+    recall: Callable[[int, Publication], None]
+
+
+def make_learner(
+    client: ClientConfig,
+    federation: FederationConfig,
+    course: Course,
+    *,
+    model: nn.Module | None = None,
+    data: tuple[LabelledImages, LabelledImages | None] | None = None,
+    releases: Callable[[PrivacyPlan], Releases] | None = None,
+    goes_on: bool = False,
+    tells_accuracy: bool = True,
+    on_metrics: Callable[[Metrics], object] = lambda metrics: None,
+) -> Learning:
+    """The learner of a client.
+
+    Args:
+        client: its configuration.
+        federation: the federation's.
+        course: the federation's course.
+        model: replaces the configured model.
+        data: replaces the configured data: (train, test or None).
+        releases: where a private client's charges are reserved.
+        goes_on: whether the model is that of an earlier process.
+        tells_accuracy: whether its counts are in the sum of metrics.
+        on_metrics: called with the figures after each training.
+
+    Raises:
+        ConfigError: settings, a model or data that do not fit the course.
+    """
+    if isinstance(course, Sums):
+        return _of_functions(client, federation)
+    if isinstance(course, FedAvg):
+        if federation.privacy is not None:
+            raise ConfigError("[privacy] with a course that averages parameters; 'codream' is allowed with it")
+        return _of_parameters(client, federation, course, model, data, tells_accuracy, on_metrics)
+    participant = make_participant(client, federation, model=model, data=data, releases=releases, warmed_up=goes_on)
+    if isinstance(course, CoDream):
+        learner: Any = DreamLearner(
+            participant,
+            weight=client.weight,
+            tells_accuracy=tells_accuracy,
+            on_metrics=on_metrics,
+            adaptive=_adaptive(federation, course, participant),
+        )
+    elif isinstance(course, CoDreamFast):
+        learner = GeneratorLearner(
+            course,
+            participant,
+            shape=federation.task.shape,
+            **_adversarial(federation, participant),
+            tells_accuracy=tells_accuracy,
+            on_metrics=on_metrics,
+        )
+    elif hasattr(course, "learner"):
+        learner = course.learner(participant)  # an own course brings what answers it
+    else:
+        raise ConfigError(
+            f"course {federation.federation.course!r}: found no method learner(participant), which an own course needs"
+        )
+    return Learning(
+        learner,
+        participant.model,
+        lambda: on_metrics(participant.warm_up()),
+        lambda: on_metrics(participant.begin()),
+        getattr(learner, "recall", lambda number, publication: None),
+    )
+
+
+def _adaptive(federation: FederationConfig, course: CoDream, participant: Participant) -> AdaptiveTerm | None:
+    settings = course.settings
+    if settings.adaptive_weight == 0:
+        return None
+    student = adaptive_student(
+        settings.shape,
+        settings.classes,
+        seed=federation.federation.seed,
+        window=settings.window,
+        device=participant.device,
+    )
+    return AdaptiveTerm(student, settings.adaptive_weight, settings.adaptive_from)
+
+
+def _adversarial(federation: FederationConfig, participant: Participant) -> dict[str, Any]:
+    begins = (federation.fast or FastTable()).adversarial_from
+    if begins >= federation.federation.rounds:
+        return {"student": None}
+    student = adaptive_student(
+        federation.task.shape,
+        federation.task.classes,
+        seed=federation.federation.seed,
+        window=federation.dreams.window,
+        device=participant.device,
+    )
+    return {"student": student, "adversarial_from": begins}
+
+
+def _of_parameters(
+    client: ClientConfig,
+    federation: FederationConfig,
+    course: FedAvg,
+    model: nn.Module | None,
+    data: tuple[LabelledImages, LabelledImages | None] | None,
+    tells_accuracy: bool,
+    on_metrics: Callable[[Metrics], object],
+) -> Learning:
+    table = federation.averaging or AveragingTable()
+    train, test = load_client_data(client, federation, data)
+    if model is None:
+        model = build_model(table.model, federation, seed=client.seed)
+    options: dict[str, Any] = {
+        "seed": client.seed,
+        "device": pick_device(client.device),
+        "weight": client.weight,
+        "test": test,
+        "tells_accuracy": tells_accuracy,
+        "on_metrics": on_metrics,
+    }
+    parts = (model, train, learning_settings(federation))
+    name = federation.federation.course
+    learner: AveragingLearner
+    if name == "fedprox":
+        learner = ProximalLearner(course, *parts, mu=table.proximal, **options)
+    elif name == "moon":
+        learner = ContrastiveLearner(course, *parts, mu=table.contrast, temperature=table.temperature, **options)
+    elif isinstance(course, Scaffold):
+        learner = ControlledLearner(course, *parts, **options)
+    else:
+        learner = AveragingLearner(course, *parts, **options)
+    return Learning(learner, model, lambda: None, lambda: None, learner.recall)
+
+
+def _of_functions(client: ClientConfig, federation: FederationConfig) -> Learning:
+    if client.answers is None:
+        raise ConfigError("answers: found none in client.toml; module:function, (task) -> {block: numbers}, is needed")
+    if client.budget is not None:
+        raise ConfigError("[budget] with course 'sums', which spends none; [client_privacy] is what bounds it")
+    answer = load_own_part(client.answers)
+    assert federation.sums is not None  # noqa: S101 - the configuration checks it
+
+    def answered(task: str) -> Callable[[Arrays], dict[str, Any]]:
+        return lambda arrays: {name: np.asarray(numbers) for name, numbers in answer(task).items()}
+
+    learner = FunctionLearner({task: answered(task) for task in federation.sums.vectors})
+    return Learning(learner, None, lambda: None, lambda: None, lambda number, publication: None)

@@ -1,0 +1,60 @@
+"""What bounds a client, from its configuration: its policy, and its ledgers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codream_clients.privacy.accounting import epsilon_of
+from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger
+from codream_clients.privacy.plan import PrivacyPlan
+from codream_protocols.charter import Policy
+from codream_protocols.course import Course
+from codream_protocols.zcdp import rho_of
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.images import load_data as load_data
+
+
+def open_ledger(path: Path, client: ClientConfig, federation: FederationConfig, plan: PrivacyPlan) -> Ledger:
+    """The client's ledger: its own `[budget]`, or the plan's where it has none.
+
+    Raises:
+        BudgetExceeded: nothing is spent yet, and the whole plan would not fit: better not to begin.
+        LedgerError: it is another client's, damaged, rolled back, or open elsewhere.
+    """
+    own = client.budget
+    budget = (
+        Budget(epsilon=plan.epsilon, delta=plan.delta, accountant=plan.settings.accountant)
+        if own is None
+        else Budget(epsilon=own.epsilon, delta=own.delta, accountant=own.accountant)
+    )
+    ledger = Ledger.open(path, federation=federation.federation.name, member=client.name, budget=budget)
+    planned = epsilon_of(plan.charges, budget.delta, budget.accountant)
+    if not ledger.charges and planned > budget.epsilon:
+        ledger.close()
+        raise BudgetExceeded(
+            f"the federation plans epsilon {planned:.4g} at delta {budget.delta:g}; this client's own budget is "
+            f"{budget.epsilon:g}"
+        )
+    return ledger
+
+
+def open_client_ledger(path: Path, client: ClientConfig, federation: FederationConfig) -> Ledger:
+    """What the client has spent of its client-level budget, in this process and earlier ones; raises `LedgerError`.
+
+    Its budget lies above the federation's by what the rounding of many sums takes: `Policy.most_rho` decides first.
+    """
+    privacy = federation.client_privacy
+    assert privacy is not None  # noqa: S101 - only a federation with client-level noise has one
+    budget = Budget(epsilon=privacy.epsilon * (1 + 1e-8), delta=privacy.delta, accountant="zcdp")
+    return Ledger.open(path, federation=federation.federation.name, member=client.name, budget=budget)
+
+
+def client_policy(client: ClientConfig, federation: FederationConfig, course: Course) -> Policy:
+    """The client's policy: its own table, and the noise and the budget that the federation's configuration implies."""
+    privacy = federation.client_privacy_settings()
+    if privacy is None:
+        return client.policy.policy()
+    # The noise that everybody calibrates alike, but for rounding.
+    least_noise = getattr(course, "noise_multiplier", 0.0) * (1 - 1e-9)
+    return client.policy.policy(most_rho=rho_of(privacy.epsilon, privacy.delta), least_noise=least_noise)

@@ -1,0 +1,1 @@
+"""`secure-codream demo`: real processes on one machine, beside their references."""

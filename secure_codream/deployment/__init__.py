@@ -1,0 +1,1 @@
+"""A party's folder and process: keys, provision, server, client, verification."""

@@ -1,0 +1,385 @@
+"""A client's process, in straight lines: what it read, what it remembers, what it learns with, how it takes part."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, MutableMapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+import torch
+
+from codream_clients.journal import FileJournal, publications
+from codream_clients.learning.participant import Metrics
+from codream_clients.learning.training import convergence_warnings_to
+from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, of_rho
+from codream_clients.privacy.ledger import Ledger
+from codream_clients.privacy.plan import PrivacyPlan
+from codream_clients.privacy.releases import Releases
+from codream_clients.runner import ClientRunner
+from codream_protocols.charter import Charter
+from codream_protocols.client import Begun, ClientProtocol, Memory
+from codream_protocols.course import Course, Learner, Publication
+from codream_protocols.courses.sums import Sums
+from codream_protocols.identity import Roster, Signer
+from codream_protocols.record import Kept
+from secure_codream.configuration.charter_file import charter_bytes
+from secure_codream.configuration.client import ClientConfig, read_client
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig, read_federation
+from secure_codream.configuration.learners import make_learner
+from secure_codream.configuration.limits import client_policy, open_client_ledger, open_ledger
+from secure_codream.deployment.blocks_answered import BlocksAnswered
+from secure_codream.deployment.checkpoint import CheckpointError, read_weights, write_weights
+from secure_codream.deployment.exhibit import ExhibitingClient
+from secure_codream.deployment.exposure import exposures
+from secure_codream.deployment.files import EventLog, load_roster, never_fails, write_sums
+from secure_codream.deployment.keys import public_transport_key, read_private_key
+from secure_codream.deployment.signals import until_signal
+from secure_codream.deployment.statements import own_statement
+from secure_codream.reports.files import write_whole
+from secure_codream.reports.statement import write_statement
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from codream_clients.data.datasets import LabelledImages
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What a client's own files say."""
+
+    client: ClientConfig
+    federation: FederationConfig
+    roster: Roster
+    charter: Charter
+    course: Course
+
+
+class NoisedSums(Protocol):
+    """Where noised sums are charged."""
+
+    def reserve(self, charge: SampledGaussian) -> None:
+        """Write a charge down for good."""
+
+
+class ChargedJournal:
+    """A client's journal that, before a step is begun, has its blocks remembered, and a noised one's charge written.
+
+    Args:
+        journal: the journal.
+        ledger: of noised sums; None without them.
+        remember: called before the first step of this process is begun.
+    """
+
+    def __init__(self, journal: FileJournal, ledger: NoisedSums | None, remember: Callable[[], None]) -> None:
+        self._journal, self._ledger, self._remember = journal, ledger, remember
+        self._remembered = False
+
+    def joined(self, epoch: int, plan: bytes) -> None:
+        """See `codream_protocols.client.Journal`."""
+        self._journal.joined(epoch, plan)
+
+    def began(self, begun: Begun, rho: float) -> None:
+        """See `codream_protocols.client.Journal`."""
+        if not self._remembered:
+            self._remember()
+            self._remembered = True
+        if rho > 0 and self._ledger is not None:
+            self._ledger.reserve(of_rho(rho, "noised sum"))
+        self._journal.began(begun, rho)
+
+    def voted(self, kept: Kept) -> None:
+        """See `codream_protocols.client.Journal`."""
+        self._journal.voted(kept)
+
+    def certified(self, kept: Kept) -> None:
+        """See `codream_protocols.client.Journal`."""
+        self._journal.certified(kept)
+
+    def saw_wrong_sum(self, plan: bytes) -> None:
+        """See `codream_protocols.client.Journal`."""
+        self._journal.saw_wrong_sum(plan)
+
+    def recall(self, place: int) -> Kept:
+        """See `codream_protocols.client.Journal`."""
+        return self._journal.recall(place)
+
+
+def read_agreed(folder: Path) -> Agreed:
+    """Read a client's folder; raises as `run_client` does."""
+    client, federation = read_client(folder / "client.toml"), read_federation(folder / "config.toml")
+    roster = load_roster(folder, least_serial=client.least_roster_serial)
+    course = make_course(federation, client.policy.code)
+    return Agreed(client, federation, roster, federation.charter(roster), course)
+
+
+def run_client(
+    folder: Path,
+    *,
+    address: str | None = None,
+    exhibit: tuple[int, int] | None = None,
+    threads: int | None = None,
+    model: nn.Module | None = None,
+    data: tuple[LabelledImages, LabelledImages | None] | None = None,
+    watch: Callable[[dict[str, Any]], object] | None = None,
+) -> None:
+    """Take part with the client of `folder` until the federation is over.
+
+    Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.pt` (a `state_dict` under
+    `weights`); `journal/`, what it has joined, voted for and seen certified, which anybody can verify; at the end
+    `privacy.json` and `privacy.html`, what the run may say about privacy. In a federation with `[privacy]` also its
+    ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`; in one with `[client_privacy]` the
+    ledger of noised sums, `client_privacy.jsonl`. Nothing of it leaves the machine.
+
+    A client that starts again goes on with its model, learns what was certified meanwhile, and takes part in no epoch
+    twice. A model of another federation or other settings is not overwritten: it is refused.
+
+    Args:
+        folder: the client's folder.
+        address: where the server listens; None takes the roster's.
+        exhibit: (epoch, step) of which the plain encoded vector is written to `exhibit.npz` IN THIS FOLDER; for
+            demonstrations on one machine, where the report shows it beside what the server saw.
+        threads: threads for torch; None leaves torch's own choice.
+        model: replaces the configured model.
+        data: replaces the configured data: (train, test or None).
+        watch: called with what each line of `log.jsonl` has.
+
+    Raises:
+        AggregationFailed: the server has fallen silent.
+        LedgerError: the privacy budget does not allow what is planned, or the ledger cannot be used.
+        JournalError: this client is running already, or its journal is damaged or another charter's.
+        CheckpointError: a model of another federation, or with other settings.
+        ConfigError, KeyFileError, RosterRefused, BadSignature, CharterRefused: as their names say.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    agreed = read_agreed(folder)
+    client, federation, roster, charter = agreed.client, agreed.federation, agreed.roster, agreed.charter
+    transport_secret = read_private_key(folder / "transport.key")
+    member = roster.number_of(client.name)
+    answered = BlocksAnswered(folder / "answered.json")
+    cut = answered.check(
+        roster, charter, permitted=bool(client.policy.cuts), noised=federation.client_privacy is not None
+    )
+    with ExitStack() as opened:
+        earlier = 0 if charter.predecessor is None else charter.predecessor.certified
+        journal = opened.enter_context(
+            FileJournal.open(folder / "journal", charter=charter.digest, member=client.name, first=earlier)
+        )
+        _keep_record(folder, agreed)
+        log = _log_of(opened.enter_context((folder / "log.jsonl").open("a", encoding="utf-8")), watch)
+        for line in [*exposures(federation, roster), *([cut] if cut else [])]:
+            log.info("exposure", text=line)
+        opened.enter_context(convergence_warnings_to(lambda text: log.warning("training", found=text)))
+        figures = EventLog(opened.enter_context((folder / "metrics.jsonl").open("a", encoding="utf-8")))
+        ledgers = _Ledgers(folder, agreed, opened, log)
+        tells_accuracy = federation.privacy is None if client.tell_accuracy is None else client.tell_accuracy
+        checkpoint = _Checkpoint(folder / "model.pt", charter.digest.hex(), figures)
+        learning = make_learner(
+            client,
+            federation,
+            agreed.course,
+            model=model,
+            data=data,
+            releases=ledgers.releases,
+            goes_on=checkpoint.exists,
+            tells_accuracy=tells_accuracy,
+            on_metrics=checkpoint.keep,
+        )
+        learnt = checkpoint.take(learning.model, earlier + len(journal.memory.certified))
+        protocol = _client_class(folder, exhibit)(
+            charter=charter,
+            roster=roster,
+            course=agreed.course,
+            member=member,
+            signer=Signer(read_private_key(folder / "identity.key")),
+            policy=client_policy(client, federation, agreed.course),
+            memory=_with_spent(journal.memory, ledgers.spent_rho),
+            journal=ChargedJournal(journal, ledgers.sums, lambda: answered.add(roster, charter)),
+        )
+
+        learner = _Counted(
+            learning.learner, checkpoint, folder / "sums.json" if isinstance(agreed.course, Sums) else None
+        )
+
+        def prepare() -> None:
+            """Train before the first round, or go on with the model that is there and learn what it missed."""
+            if checkpoint.exists:
+                log.info("resume", model=_model_of(agreed), certified=learnt)
+                learning.begin()
+            else:
+                log.info("warm-up", model=_model_of(agreed))
+                learning.warm_up()
+            for number, publication in publications(charter, roster, agreed.course, journal.memory.certified):
+                (learning.recall if number <= learnt else learner.learn)(number, publication)
+
+        runner = ClientRunner(
+            protocol=protocol,
+            learner=learner,
+            roster=roster,
+            transport_secret=transport_secret,
+            transport_public=public_transport_key(transport_secret),
+            address=address,
+            prepare=prepare,
+            patience=client.patience,
+            most_steps=max(len(agreed.course.schedule(at)) for at in range(agreed.course.epochs)),
+            most_frame_bytes=max(4 * spec.words for spec in agreed.course.specs(charter.least_honest)),
+            log=log,
+        )
+        try:
+            if protocol.certified >= agreed.course.epochs:
+                prepare()  # all that there was to do is certified; what was missed is learnt now
+                log.info("over", epochs=protocol.certified)
+            else:
+                asyncio.run(until_signal(runner.run()))
+        finally:  # whatever has been spent is stated, also of a run that was cut short
+            write_statement(
+                folder,
+                own_statement(
+                    federation,
+                    client.name,
+                    ledgers.own,
+                    charter,
+                    agreed.course,
+                    protocol.spent_rho,
+                    metrics_reported=tells_accuracy and federation.client_privacy is None,
+                ),
+            )
+        log.info("finished", compute_seconds=round(runner.compute_seconds, 3), head=protocol.head.hex())
+
+
+class _Ledgers:
+    """What a client's privacy costs: of its records, and of its noised sums; opened where the federation has them."""
+
+    def __init__(self, folder: Path, agreed: Agreed, opened: ExitStack, log: Any) -> None:
+        self.own: Ledger | None = None
+        self.sums: Ledger | None = None
+        self.spent_rho = 0.0
+        self._folder, self._agreed, self._opened, self._log = folder, agreed, opened, log
+        if agreed.federation.client_privacy is not None:
+            path = folder / "client_privacy.jsonl"
+            self.sums = opened.enter_context(open_client_ledger(path, agreed.client, agreed.federation))
+            self.spent_rho = concentrated_rho(self.sums.charges)
+
+    def releases(self, plan: PrivacyPlan) -> Releases:
+        """Where the mechanisms of a private client are charged, and what they have released before."""
+        client, federation = self._agreed.client, self._agreed.federation
+        ledger = open_ledger(self._folder / "privacy.jsonl", client, federation, plan)
+        self.own = own = self._opened.enter_context(ledger)
+
+        def reserve(charge: SampledGaussian) -> None:
+            own.reserve(charge)
+            self._log.info("privacy", **vars(charge))
+
+        key = f"{federation.recipe.hex()}|{client.model}|{client.seed}"
+        return Releases(reserve, self._folder / "releases", key, spent=own.charges)
+
+
+class _Checkpoint:
+    """The model on disk after each round, and how many epochs it has learnt."""
+
+    def __init__(self, path: Path, charter: str, figures: EventLog) -> None:
+        self.exists = path.is_file()
+        self.learnt = 0
+        self._path, self._charter, self._figures = path, charter, figures
+        self._model: nn.Module | None = None
+
+    def take(self, model: nn.Module | None, certified: int) -> int:
+        """Go on with the weights that are there, if any; returns how many certified epochs they have learnt.
+
+        Raises:
+            CheckpointError: they are not of this model under this charter, or have learnt more than `certified` epochs.
+        """
+        self._model = model
+        if self.exists and model is not None:
+            self.learnt = read_weights(self._path, model, self._charter)
+            if self.learnt > certified:
+                raise CheckpointError(
+                    f"{self._path}: weights that have learnt {self.learnt} epochs, {certified} are in the journal; "
+                    "restore the journal that belongs to them, or move the weights away to train anew"
+                )
+        return self.learnt
+
+    def keep(self, metrics: Metrics) -> None:
+        """Write figures and weights; the weights say up to which epoch they have learnt."""
+        # A participant counts the rounds of its process; what a person reads are those of the federation.
+        self._figures({"event": "metrics", **vars(metrics), "rounds": self.learnt})
+        self.write()
+
+    def write(self) -> None:
+        """Write the weights again."""
+        if self._model is not None:
+            write_weights(self._path, self._model, self._charter, certified=self.learnt)
+
+
+class _Counted:
+    """A learner whose checkpoint says which epochs it has learnt; what a course of sums published is kept as a file."""
+
+    def __init__(self, learner: Learner, checkpoint: _Checkpoint, sums: Path | None) -> None:
+        self._learner, self._checkpoint, self._sums = learner, checkpoint, sums
+
+    def compute(self, task: Any, spec: Any) -> Any:
+        """See `Learner`."""
+        return self._learner.compute(task, spec)
+
+    def learn(self, number: int, publication: Publication) -> None:
+        """See `Learner`."""
+        self._checkpoint.learnt = number  # what the learner writes on its way already is of this epoch
+        self._learner.learn(number, publication)
+        self._checkpoint.write()
+        if self._sums is not None:
+            write_sums(self._sums, publication)
+
+
+def _model_of(agreed: Agreed) -> str | None:
+    """The name of the model that is trained: a course that averages parameters has one for all, and sums have none."""
+    course = agreed.federation.federation.course
+    if course in PARAMETER_COURSES:
+        return (agreed.federation.averaging or AveragingTable()).model
+    return None if course == "sums" else agreed.client.model
+
+
+def _with_spent(memory: Memory, spent_rho: float) -> Memory:
+    """What the ledger of noised sums says counts, if it says more than the journal."""
+    from dataclasses import replace
+
+    return replace(memory, rho=max(memory.rho, spent_rho))
+
+
+def _keep_record(folder: Path, agreed: Agreed) -> None:
+    """Beside the epochs in the journal, what is needed to verify them."""
+    write_whole(folder / "journal" / "roster.json", (folder / "roster.json").read_bytes())
+    write_whole(folder / "journal" / "charter.json", charter_bytes(agreed.federation, agreed.roster))
+
+
+def _client_class(folder: Path, exhibit: tuple[int, int] | None) -> Any:
+    if exhibit is None:
+        return ClientProtocol
+
+    def made(**arguments: Any) -> ClientProtocol:
+        return ExhibitingClient(folder / "exhibit.npz", exhibit, **arguments)
+
+    return made
+
+
+def _log_of(file: Any, watch: Callable[[dict[str, Any]], object] | None) -> Any:
+    show = never_fails(watch)
+
+    def watched(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        show(dict(event))
+        return event
+
+    return structlog.wrap_logger(
+        structlog.WriteLogger(file),
+        processors=[
+            structlog.processors.add_log_level,
+            watched,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+    )

@@ -1,0 +1,66 @@
+"""What a charter's way to sum exposes, in words for whoever decides: said when keys are made, and to each client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from codream_protocols.charter import Charter, blocks_by_key, cuts
+from codream_protocols.identity import Roster
+from secure_codream.configuration.federation import FederationConfig
+
+
+def exposures(config: FederationConfig, roster: Roster) -> list[str]:
+    """One line a fact: the mode, the blocks, and what losses would show."""
+    charter = config.charter(roster)
+    aggregation = charter.aggregation
+    lines = []
+    if aggregation.mode == "lockstep":
+        lines.append(
+            f"Lockstep: every sum is over all {charter.members} clients; while one is away, the others wait. Up to "
+            f"{charter.members - 2} of them colluding with the server learn nothing but sums."
+        )
+    else:
+        blocks = "; ".join(_names(roster, block) for block in charter.blocks)
+        lines.append(f"Resilient: sums are over whole blocks, and who drops out takes its block along: {blocks}.")
+        if len(charter.blocks) == 1:
+            lines.append(
+                "There is one block, so this federation bears no loss: twice (colluders + 2) clients, "
+                f"{2 * (aggregation.colluders + 2)}, or more make two."
+            )
+    if aggregation.losses == "allow":
+        lines.append(
+            "losses = 'allow': two sums that differ by one client show that client's numbers. What depends on no state "
+            "(class weights, counts, statistics) shows exactly, soft labels and updates nearly so. Each client must "
+            "permit it under [policy] with losses = true."
+        )
+    if config.predecessor is not None:
+        lines.append(
+            "This charter follows another: each client compares its blocks with those that its data has answered for, "
+            "and takes a cut block only where its policy has cuts = true."
+        )
+        named = [[key.hex() for key in block] for block in blocks_by_key(charter, roster)]
+        parts = cuts(predecessors_blocks(charter), named, aggregation.colluders + 2)
+        if parts and config.client_privacy is None:
+            lines.append(f"It is {cut_exposure(roster, charter, parts)}.")
+    return lines
+
+
+def predecessors_blocks(charter: Charter) -> list[list[str]]:
+    """What a charter says of its predecessors' blocks: identity keys, in hexadecimal digits."""
+    blocks = () if charter.predecessor is None else charter.predecessor.blocks
+    return [[key.hex() for key in block] for block in blocks]
+
+
+def cut_exposure(roster: Roster, charter: Charter, parts: Sequence[Sequence[str]]) -> str:
+    """What a client is shown before it takes a charter that cuts a block."""
+    names = {member.identity_key.hex(): member.name for member in roster.members}
+    shown = "; ".join(sorted(", ".join(sorted(names.get(one, f"{one[:16]}…") for one in part)) for part in parts))
+    return (
+        f"a charter that cuts a block: sums before it and after it together tell apart {shown}, fewer than the "
+        f"{charter.aggregation.colluders + 2} that every part needs. Their numbers that depend on no state show "
+        "exactly, their soft labels in part, even after training anew"
+    )
+
+
+def _names(roster: Roster, block: Sequence[int]) -> str:
+    return ", ".join(roster.members[member].name for member in block)

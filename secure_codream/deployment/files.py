@@ -1,0 +1,78 @@
+"""The files of a party's folder that both sides have."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import msgspec
+
+from codream_protocols.course import Publication
+from codream_protocols.identity import Roster, read_roster
+from secure_codream.deployment.keys import read_public_key
+from secure_codream.reports.files import write_whole
+
+if TYPE_CHECKING:
+    pass
+
+
+def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
+    """Read and verify a party's roster under the administrator's key that the party pins.
+
+    Raises:
+        KeyFileError, RosterRefused, BadSignature: as their names say.
+    """
+    data = (folder / "roster.json").read_bytes()
+    return read_roster(data, read_public_key(folder / "administrator.pub"), least_serial=least_serial)
+
+
+class EventLog:
+    """Appends events as JSON lines, each flushed, so that whoever watches sees it at once."""
+
+    def __init__(self, file: TextIO, watch: Callable[[dict[str, Any]], object] | None = None) -> None:
+        self._file, self._watch = file, never_fails(watch)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Write one event with its time; a number that is not finite becomes null, since JSON has none."""
+        written = _finite({"time": time.time(), **event})
+        self._file.write(json.dumps(written, allow_nan=False) + "\n")
+        self._file.flush()
+        self._watch(written)
+
+
+def never_fails(watch: Callable[[dict[str, Any]], object] | None) -> Callable[[dict[str, Any]], None]:
+    """The same, but that a screen or a pipe that is gone takes nothing down with it."""
+
+    def safe(event: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError, ValueError, SystemExit):  # rich leaves by SystemExit where a pipe is broken
+            if watch is not None:
+                watch(event)
+
+    return safe
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_sums(path: Path, publication: Publication) -> None:
+    """Write what the course `sums` published: task -> block -> numbers, `members` among them."""
+    tables: dict[str, dict[str, Any]] = {}
+    for name, numbers in publication.items():
+        task, _, block = name.rpartition(".")
+        tables.setdefault(task, {})[block] = numbers.tolist()
+    write_whole(path, json.dumps(tables, indent=2).encode() + b"\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a client's `metrics.jsonl`; the first is the warm-up's."""
+    if not path.exists():
+        return []
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines() if line.endswith(b"}")]

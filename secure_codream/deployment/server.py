@@ -1,0 +1,122 @@
+"""The aggregator's process: from its folder (see `provision`) to a finished federation. It needs no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codream_protocols.course import Publication
+from codream_protocols.courses.sums import Sums
+from codream_protocols.server import ServerProtocol
+from codream_server.feddream import FedDreamDataset
+from codream_server.record_folder import RecordFolder
+from codream_server.runner import ServerRunner
+from secure_codream.configuration.charter_file import charter_bytes
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import read_federation
+from secure_codream.deployment.exposure import exposures
+from secure_codream.deployment.keys import KeyFileError, public_transport_key, read_private_key
+from secure_codream.reports.files import write_whole
+from secure_codream.reports.statement import write_statement
+
+if TYPE_CHECKING:
+    pass
+from secure_codream.deployment.files import EventLog, load_roster, write_sums
+from secure_codream.deployment.signals import until_signal
+from secure_codream.deployment.statements import own_statement
+
+
+def run_server(
+    folder: Path,
+    *,
+    listen: str | None = None,
+    exhibit: tuple[int, int] | None = None,
+    watch: Callable[[dict[str, Any]], object] | None = None,
+) -> None:
+    """Run the aggregator of `folder` until its federation is over.
+
+    Writes `events.jsonl`, `record/` (what anybody can verify), `rounds/`, `endpoint` (where it listens) and at the end
+    `server.json` into the folder; with course `sums` also `sums.json`; with `[client_privacy]` also `privacy.json` and
+    `privacy.html`. A server that starts again goes on from its record.
+
+    Args:
+        folder: the server's folder.
+        listen: endpoint; None takes the roster's address.
+        exhibit: (epoch, step) of which the first masked vector is kept as `exhibit.npz`, for a report.
+        watch: called with each event that is written.
+
+    Raises:
+        AggregationFailed: too few clients, or none that takes part.
+        ConfigError, KeyFileError, RosterRefused, BadSignature, RecordFolderRefused: as their names say.
+    """
+    config, roster = read_federation(folder / "config.toml"), load_roster(folder)
+    transport_secret = read_private_key(folder / "transport.key")
+    if public_transport_key(transport_secret) != roster.server.transport_key:
+        path = folder / "transport.key"
+        raise KeyFileError(f"{path}: found another key than the roster has for the server; the server's is needed")
+    charter, course = config.charter(roster), make_course(config)
+    timing = config.timing_settings()
+    dataset = FedDreamDataset(config.dreams.window, folder / "rounds")
+
+    def certified(number: int, publication: Publication) -> None:
+        if isinstance(course, Sums):
+            write_sums(folder / "sums.json", publication)
+        if "dreams" in publication:
+            dataset.add(number - 1, np.array(publication["dreams"]), np.array(publication["soft_labels"]))
+
+    with ExitStack() as opened:
+        record = RecordFolder(
+            folder / "record",
+            roster=(folder / "roster.json").read_bytes(),
+            charter=charter_bytes(config, roster),
+            first=0 if charter.predecessor is None else charter.predecessor.certified,
+        )
+        opened.callback(record.close)
+        events = opened.enter_context((folder / "events.jsonl").open("a", encoding="utf-8"))
+        log = EventLog(events, watch)
+        for line in exposures(config, roster):
+            log({"event": "exposure", "text": line})
+        protocol = ServerProtocol(
+            charter, roster, course, beat_seconds=timing.beat, certified=record.epochs(), journal=record
+        )
+        runner = ServerRunner(
+            protocol,
+            roster=roster,
+            transport_secret=transport_secret,
+            endpoint=listen or roster.server.address,
+            timing=timing,
+            emit=log,
+            certified=certified,
+            exhibit=exhibit,
+        )
+        asyncio.run(until_signal(runner.run(lambda endpoint: _announce(folder, endpoint))))
+    if runner.exhibit is not None:
+        seen = runner.exhibit
+        np.savez_compressed(
+            folder / "exhibit.npz",
+            client=roster.members[seen.member].name,
+            round=seen.round,
+            step=seen.step,
+            masked=seen.masked,
+            recovered_sum=seen.total,
+            survivors=[roster.members[member].name for member in seen.survivors],
+        )
+    report = {
+        "head": protocol.head.hex(),
+        "secure_steps": runner.secure_steps,
+        "seconds": runner.seconds,
+        "traffic": {member.name: vars(traffic) for member, traffic in zip(roster.members, runner.traffic, strict=True)},
+    }
+    write_whole(folder / "server.json", json.dumps(report, indent=2).encode())
+    if config.client_privacy is not None:
+        write_statement(folder, own_statement(config, "the federation", None, charter, course, runner.spent_rho))
+
+
+def _announce(folder: Path, endpoint: str) -> None:
+    write_whole(folder / "endpoint", endpoint.encode())

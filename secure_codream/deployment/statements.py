@@ -1,0 +1,38 @@
+"""What a party may say of its own records and of all that it has sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from codream_protocols.charter import Charter
+from codream_protocols.course import Course
+from codream_protocols.courses.codream import CoDream
+from codream_server.privacy_statement import client_privacy_statement
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.reports.statement import PrivacyStatement, client_level, privacy_statement, record_level
+
+if TYPE_CHECKING:
+    from codream_clients.privacy.ledger import Ledger
+
+
+def own_statement(
+    federation: FederationConfig,
+    name: str,
+    ledger: Ledger | None,
+    charter: Charter,
+    course: Course,
+    spent_rho: float,
+    *,
+    metrics_reported: bool = False,
+) -> PrivacyStatement:
+    """What a party may say of its own records and of all that it has sent."""
+    privacy, noised = federation.client_privacy_settings(), None
+    if privacy is not None and isinstance(course, CoDream):
+        noised = client_level(client_privacy_statement(privacy, course.settings, charter, spent_rho=spent_rho))
+    return privacy_statement(
+        federation.federation.name,
+        record=None if ledger is None else record_level([(name, ledger.budget, ledger.charges)], federation.privacy),
+        client=noised,
+        colluders=federation.aggregation.colluders,
+        metrics_reported=metrics_reported,
+    )

@@ -1,0 +1,109 @@
+"""CoDream (Singh et al., arXiv 2402.15968) and its ablations, through secure aggregation.
+
+The very course, `Participant`s and protocol machines of a deployment, in one process. The student, a model that has
+seen nothing but the FedDream dataset, measures what the dreams carry.
+
+Ablations, each a `kind`: `dreams` are made together, step by step; `independent` dreams are made by each client
+alone, from the same noise and with as many local steps in all, and averaged once; `noise` images are labelled as
+they are. The ablations have no half-way dreams.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from codream_clients.learning.participant import Participant, distil_by_settings
+from codream_clients.learning.training import evaluate
+from codream_protocols.courses import codream as courses
+from secure_codream.configuration.courses import make_course
+from secure_codream.experiments.problem import Problem, Row
+from secure_codream.simulation.in_process import DreamFederation
+
+Kind = Literal["dreams", "independent", "noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoDream:
+    """CoDream with the problem's dream and learning settings.
+
+    Attributes:
+        name: its name in tables.
+        kind: how the images that are labelled come about; see the module.
+        student: architecture of the student on dreams alone; None trains none.
+    """
+
+    name: str = "codream"
+    kind: Kind = "dreams"
+    student: str | None = None
+
+    def run(self, problem: Problem) -> Iterator[Row]:
+        """See `Algorithm`."""
+        started = time.perf_counter()
+        problem = self._ablated(problem)
+        course = make_course(problem.federation("codream"))
+        assert isinstance(course, courses.CoDream)  # noqa: S101 - by that name
+        federation = DreamFederation(
+            self._participants(problem),
+            course,
+            aggregation=problem.sums,
+            seed=problem.seed,
+            device=problem.device,
+        )
+        student = problem.fresh_model(0, self.student or problem.models[0])
+        yield self._row(0, federation.warm_up(), None, federation, started)
+        for number in range(1, problem.rounds + 1):
+            accuracies = federation.round()
+            distil_by_settings(
+                student,
+                list(federation.batches),
+                problem.learning,
+                seed=problem.seed * 1000 + number,
+                device=problem.device,
+            )
+            known = evaluate(student, problem.test, problem.device)
+            yield self._row(number, accuracies, known, federation, started)
+
+    def _participants(self, problem: Problem) -> list[Participant]:
+        return [
+            Participant(
+                problem.learning,
+                problem.fresh_model(client),
+                shard,
+                problem.test,
+                problem.client_seed(client),
+                problem.device,
+            )
+            for client, shard in enumerate(problem.shards)
+        ]
+
+    def _ablated(self, problem: Problem) -> Problem:
+        """The problem, or what the ablation makes of it: the same number of local steps in all."""
+        learning, dreams = problem.learning, problem.dreams
+        if self.kind == "independent":
+            learning = replace(learning, local_steps=learning.local_steps * dreams.steps)
+            dreams = dreams.model_copy(update={"steps": 1, "half_way": False})
+        elif self.kind == "noise":
+            dreams = dreams.model_copy(update={"steps": 0, "half_way": False})
+        return replace(problem, learning=learning, dreams=dreams)
+
+    @staticmethod
+    def _row(
+        number: int,
+        accuracies: tuple[float, ...],
+        server: float | None,
+        federation: DreamFederation,
+        started: float,
+    ) -> Row:
+        clients, traffic = len(accuracies), federation.simulation.traffic
+        return Row(
+            round=number,
+            accuracies=accuracies,
+            server=server,
+            bytes_up=traffic.up / clients,
+            bytes_down=traffic.down / clients,
+            secure_steps=federation.simulation.secure_steps,
+            seconds=time.perf_counter() - started,
+        )

@@ -1,0 +1,286 @@
+"""The privacy statement of a run: what is promised to whom, what it has cost, and what is not covered.
+
+`privacy.json` (`PrivacyStatement`) and `privacy.html`, one self-contained page, lie in the run's folder. A run may be
+private for each record, for each client, for both or for neither; the last is said as plainly as the others.
+Nothing here needs a tensor library, except to count a record-level epsilon (`member_spending`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from secure_codream.reports.audit_results import AuditResult
+from secure_codream.reports.events import Amount, Count
+from secure_codream.reports.files import MalformedRecord, MissingRecord, write_whole
+from secure_codream.reports.pages import page_environment
+from secure_codream.reports.summary import Share
+
+if TYPE_CHECKING:
+    from codream_clients.privacy.accounting import AccountantName, SampledGaussian
+    from codream_clients.privacy.ledger import Budget
+    from codream_server.privacy_statement import ClientPrivacyStatement
+
+SCHEMA = 1
+MAX_STATEMENT_BYTES = 16 << 20
+PACKAGES = ("secure-codream", "opacus", "torch", "numpy")
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+NOT_COVERED_RECORD = (
+    "hyperparameters, and which run was kept, if they were chosen by looking at the records",
+    "how long a client computes, when it is connected, and whether it takes part at all",
+    "the number of its records, unless it was given a public number to go by",
+)
+NOT_COVERED_CLIENT = (
+    "who takes part and when, and how long a client computes",
+    "clients that leave their noise out, beyond the stated number of colluders",
+    "hyperparameters, if they were chosen by looking at the clients' data",
+)
+METRICS_REPORTED = "accuracies that clients report to the server; they are computed from images without noise"
+ANOTHER_RUN = "a second run on the same data, which has a cost of its own; a client's ledger covers its own runs alone"
+
+
+class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
+    """One Gaussian mechanism: its noise over its sensitivity, its Poisson rate, and how often it ran."""
+
+    purpose: str
+    noise_multiplier: Positive
+    sample_rate: Share
+    steps: Count
+
+
+class MemberSpending(msgspec.Struct, frozen=True, kw_only=True):
+    """One client's ledger: its budget, and what is spent and left of it; `second` is the other accountant's bound."""
+
+    name: str
+    epsilon: Positive
+    delta: Share
+    accountant: str
+    spent: Amount
+    left: Amount
+    second_accountant: str
+    second: Amount
+    mechanisms: list[Mechanism]
+
+
+class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
+    """Privacy of each record of each client.
+
+    Attributes:
+        members: every client that spent, in the roster's order.
+        clip: L2 bound of a record's gradient.
+        secure_mode: whether noise came from a cryptographic generator.
+        unit, neighbours, mechanism, sampling: in words.
+    """
+
+    members: list[MemberSpending]
+    clip: Positive
+    secure_mode: bool
+    unit: str = "one record of a client's training data"
+    neighbours: str = "one record added or removed"
+    mechanism: str = "DP-SGD (Abadi et al., CCS 2016), and Gaussian noise on the histogram of labels and on statistics"
+    sampling: str = "Poisson: in each step every record takes part on its own, with the same probability"
+
+
+class ClientLevel(msgspec.Struct, frozen=True, kw_only=True):
+    """Privacy of everything that one client contributes; fields are None where a mechanism has no such thing.
+
+    Attributes:
+        epsilon, delta: of the whole plan; `spent` and `left` of epsilon so far.
+        noise_multiplier: of the fewest honest survivors' noise together, over the sensitivity.
+        steps: sums that carry the noise.
+        clips: L2 bounds, by what they bound.
+        honest_shares: how many shares make up that noise.
+        excess_noise: variance with the whole roster, over what the promise needs.
+    """
+
+    epsilon: Positive
+    delta: Share
+    spent: Amount
+    left: Amount
+    noise_multiplier: Positive
+    accountant: str
+    mechanism: str
+    steps: Count | None = None
+    clips: dict[str, float] = {}
+    honest_shares: Count | None = None
+    excess_noise: Amount | None = None
+    unit: str = "one client: all that it sends of its data in the whole run"
+    neighbours: str = "one client's vectors replaced by zeros"
+    sampling: str = "none: every client takes part in every sum"
+
+
+class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a run says about privacy.
+
+    Attributes:
+        run: its name.
+        record: privacy of records, or None.
+        client: privacy of clients, or None.
+        colluders: c, clients that may reveal all they hold to the server.
+        versions: of the packages that train and count.
+        not_covered: what the epsilons say nothing about.
+        audit: the empirical lower bounds, or None without an audit.
+    """
+
+    schema: int = SCHEMA
+    run: str
+    record: RecordLevel | None
+    client: ClientLevel | None
+    colluders: Count
+    versions: dict[str, str]
+    not_covered: list[str]
+    audit: AuditResult | None
+
+    @property
+    def headline(self) -> str:
+        """The whole of it in two sentences, for a person who reads nothing else."""
+        if self.record is None and self.client is None:
+            return (
+                "This run has no differential privacy. Secure aggregation hides who said what, but the sums, the "
+                "dreams and the models may tell something about single records, without any bound."
+            )
+        parts = []
+        if self.record is not None:
+            worst = max((member.spent for member in self.record.members), default=0.0)
+            delta = max((member.delta for member in self.record.members), default=0.0)
+            parts.append(
+                f"Each training record is protected with epsilon {worst:.3g} at delta {delta:.2g}, or better, against "
+                "everybody but its own client"
+            )
+        if self.client is not None:
+            parts.append(
+                f"Each client as a whole is protected with epsilon {self.client.spent:.3g} at delta "
+                f"{self.client.delta:.2g}, also against the server"
+                + (f" and {self.colluders} colluding with it" if self.colluders else "")
+            )
+        refuted = self.audit is not None and bool(self.audit.refuted)
+        return ". ".join(parts) + (". THE AUDIT REFUTES THE CLAIM." if refuted else ".")
+
+
+def record_level(
+    members: Sequence[tuple[str, Budget, Sequence[SampledGaussian]]], table: Mapping[str, Any] | None
+) -> RecordLevel:
+    """Clients' ledgers, (name, budget, charges) each, under a federation's `[privacy]` table."""
+    from secure_codream.configuration.federation import privacy_settings
+
+    settings = privacy_settings(table or {})
+    return RecordLevel(
+        members=[member_spending(*member) for member in members],
+        clip=settings.max_grad_norm,
+        secure_mode=settings.secure_mode,
+    )
+
+
+def client_level(stated: ClientPrivacyStatement) -> ClientLevel:
+    """The server room's statement of client-level privacy, as a part of the run's."""
+    return ClientLevel(
+        epsilon=stated.epsilon,
+        delta=stated.delta,
+        spent=stated.epsilon_spent,
+        left=max(stated.epsilon - stated.epsilon_spent, 0.0),
+        noise_multiplier=stated.noise_multiplier,
+        accountant=stated.accountant,
+        mechanism=stated.mechanism,
+        clips={"dream updates, in clips": stated.update_norm, "soft labels, in clips": stated.logit_norm},
+        honest_shares=stated.honest_shares,
+        excess_noise=stated.excess_noise,
+        unit=stated.unit,
+        neighbours=stated.neighbours,
+    )
+
+
+def member_spending(name: str, budget: Budget, charges: Sequence[SampledGaussian]) -> MemberSpending:
+    """What a client has spent by its ledger's `budget` and `charges`, and the other accountant's opinion."""
+    from codream_clients.privacy.accounting import epsilon_of
+
+    second: AccountantName = "rdp" if budget.accountant == "prv" else "prv"
+    spent = epsilon_of(charges, budget.delta, budget.accountant)
+    return MemberSpending(
+        name=name,
+        epsilon=budget.epsilon,
+        delta=budget.delta,
+        accountant=budget.accountant,
+        spent=spent,
+        left=max(budget.epsilon - spent, 0.0),
+        second_accountant=second,
+        second=epsilon_of(charges, budget.delta, second),
+        mechanisms=[
+            Mechanism(
+                purpose=charge.purpose,
+                noise_multiplier=charge.noise_multiplier,
+                sample_rate=charge.sample_rate,
+                steps=charge.steps,
+            )
+            for charge in charges
+        ],
+    )
+
+
+def privacy_statement(
+    run: str,
+    *,
+    record: RecordLevel | None = None,
+    client: ClientLevel | None = None,
+    colluders: int = 0,
+    metrics_reported: bool = True,
+    audit: AuditResult | None = None,
+) -> PrivacyStatement:
+    """The statement of `run`; without `record` and `client` it says that there is no differential privacy.
+
+    `metrics_reported`: whether clients told the server accuracies, which no epsilon covers.
+    """
+    not_covered = [*(NOT_COVERED_RECORD if record else ()), *(NOT_COVERED_CLIENT if client else ())]
+    if record or client:
+        not_covered += [*([METRICS_REPORTED] if metrics_reported else []), ANOTHER_RUN]
+        if record is not None:
+            of_what = "of the histogram and of statistics " if record.secure_mode else ""
+            not_covered.append(
+                f"attacks on floating-point noise {of_what}and on a generator that is fast, not cryptographic"
+            )
+    return PrivacyStatement(
+        run=run,
+        record=record,
+        client=client,
+        colluders=colluders,
+        versions={package: version for package in PACKAGES if (version := _version(package))},
+        not_covered=not_covered,
+        audit=audit,
+    )
+
+
+def write_statement(folder: Path, statement: PrivacyStatement) -> tuple[Path, Path]:
+    """Write `privacy.json` and `privacy.html` into a run's folder; returns both paths."""
+    encoded = msgspec.json.format(msgspec.json.encode(statement), indent=2) + b"\n"
+    page = page_environment().get_template("statement.html.j2").render(s=statement)
+    return write_whole(folder / "privacy.json", encoded), write_whole(folder / "privacy.html", page.encode())
+
+
+def read_statement(folder: Path) -> PrivacyStatement:
+    """The statement in a run's folder.
+
+    Raises:
+        MissingRecord: there is none.
+        MalformedRecord: it is too large, or no statement.
+    """
+    path = folder / "privacy.json"
+    if not path.exists():
+        raise MissingRecord(path, "a privacy statement")
+    if path.stat().st_size > MAX_STATEMENT_BYTES:
+        raise MalformedRecord(path, f"{path.stat().st_size} bytes", f"at most {MAX_STATEMENT_BYTES}")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=PrivacyStatement)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedRecord(path, str(error), "a privacy statement") from None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

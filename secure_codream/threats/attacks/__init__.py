@@ -1,0 +1,1 @@
+"""The attacks by family; each module has `ATTACKS`, and `SWITCHES` for its own defences."""

@@ -1,0 +1,1 @@
+"""What attacks are made with: cohort, defences that can be switched off, what an adversary computes, evidence."""
