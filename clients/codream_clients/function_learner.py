@@ -29,24 +29,53 @@ class FunctionLearner:
     Args:
         functions: the task's name -> public arrays -> block name -> numbers.
         learn: called with the epoch's number and what it published, once that is certified.
+        tell: called with what is wrong with an answer that is sent all the same, cut to its bounds.
+
+    Attributes:
+        failed: the tasks whose function failed, or gave other blocks than are asked for; zeros were sent for them.
     """
 
     def __init__(
         self,
         functions: Mapping[str, Function],
         learn: Callable[[int, Publication], object] = lambda number, publication: None,
+        tell: Callable[[str], object] = lambda text: None,
     ) -> None:
-        self._functions, self._learn = dict(functions), learn
+        self.failed: list[str] = []
+        self._functions, self._learn, self._tell = dict(functions), learn, tell
 
     def compute(self, task: Task, spec: VectorSpec) -> Mapping[str, Array]:
         """See `Learner`.
 
         Raises:
-            VectorRefused: there is no function for the task.
+            VectorRefused: there is no function for the task, or it gave other blocks than are asked for.
         """
+        try:
+            return self._answer(task, spec)
+        except Exception:
+            self.failed.append(task.name)
+            raise
+
+    def _answer(self, task: Task, spec: VectorSpec) -> Mapping[str, Array]:
         if task.name not in self._functions:
             raise VectorRefused(f"task {task.name!r}", ", ".join(self._functions) or "none: there are no functions")
-        return {name: np.atleast_1d(values) for name, values in self._functions[task.name](task.arrays).items()}
+        given = self._functions[task.name](task.arrays)
+        answer = {name: np.atleast_1d(np.asarray(values)) for name, values in given.items()}
+        found = {name: values.size for name, values in answer.items()}
+        asked = {block.name: block.length for block in spec.blocks}
+        if found != asked:
+            raise VectorRefused(f"numbers {found} for {task.name!r}", f"{asked}")
+        for block in spec.blocks:
+            values = answer[block.name].astype(np.float64)
+            least = 0.0 if block.kind == "count" else -block.clip
+            beyond = int(np.count_nonzero((values < least) | (values > block.clip)))
+            if beyond:
+                bounds = f"{least:g} to {block.clip:g}"
+                self._tell(
+                    f"{task.name}.{block.name}: {beyond} of {values.size} numbers are beyond {bounds}; the bound is "
+                    "sent in their place, and the sum is not the true one"
+                )
+        return answer
 
     def learn(self, number: int, publication: Publication) -> None:
         """See `Learner`."""

@@ -192,7 +192,7 @@ class FileJournal:
 
     def _load(self, title: str) -> None:
         lines, seen = (_whole_lines(descriptor, self._folder) for descriptor in (self._log, self._anchor))
-        if self._says_nothing(lines, title):
+        if self._says_nothing(lines, seen, title):
             lines, seen = [], []
         facts = _Facts()
         for number, line in enumerate(lines, start=1):
@@ -202,7 +202,10 @@ class FileJournal:
                     _note(facts, words)
                 elif words != title:
                     raise JournalMismatch(
-                        f"{self._folder}, a journal of {words[:96]!r}", f"{title[:96]!r}", "give each client its folder"
+                        f"{self._folder}, a journal of {words[:96]!r}",
+                        f"{title[:96]!r}",
+                        "config.toml or roster.json was changed since, or is another client's: put it back; to take "
+                        "part under a new charter, move journal/ and model.pt away",
                     )
                 if number <= len(seen) and seen[number - 1] != self._digest:
                     raise ValueError("not the line that the anchor has seen")
@@ -223,11 +226,13 @@ class FileJournal:
             self._append(title)
         self._read_records(facts)
 
-    def _says_nothing(self, lines: list[str], title: str) -> bool:
-        """Whether it is this member's of another charter, and has no fact: begun anew, since nothing rests on it."""
+    def _says_nothing(self, lines: list[str], seen: list[str], title: str) -> bool:
+        """Whether it is this member's of another charter, and never had a fact: then nothing rests on it."""
         if len(lines) != 1 or any(self._folder.glob("*.record")):
             return False
         words, _, digest = lines[0].rpartition(" ")
+        if seen not in ([], [digest]):
+            return False  # lines were lost
         same_member = words.split(" ")[0::2] == title.split(" ")[0::2]
         if not same_member or words == title or digest != chained(_START, words.encode("ascii")):
             return False

@@ -34,7 +34,7 @@ from codream_protocols.specs import MAX_COORDINATES, VectorSpec, check_spec
 MAX_STEPS = 4096
 MAX_LOCKSTEP = 64  # set-up grows with the square of the members; about 30 is what it is meant for
 MAX_EPOCHS = 1 << 53
-MAX_BLOCKS = 4096  # of a charter's predecessors
+MAX_BLOCKS = 512  # of a charter's predecessors
 
 _M = TypeVar("_M", int, str)
 MemberNumber = Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)]
@@ -76,12 +76,14 @@ class Predecessor(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
         certified: how many epochs were certified when it ended, those of its own predecessors counted.
         blocks: its blocks and those of its own predecessors, as identity keys: who is new sees by these, too, what sums
             before and after it tell apart.
+        colluders: the most that it or a predecessor of its own was to bear.
     """
 
     charter: Key
     head: Key
     certified: Annotated[int, Meta(ge=0, lt=MAX_EPOCHS)]
     blocks: Blocks = ()
+    colluders: Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)] = 0
 
 
 class Charter(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
@@ -177,16 +179,19 @@ def cuts(answered: Iterable[Iterable[_M]], blocks: Iterable[Iterable[_M]], least
     Args:
         answered: the blocks that were ever answered for, as sets of whatever names a member for good.
         blocks: the new ones, in the same names.
-        least: c + 2.
+        least: c + 2, of the largest c that any of these charters was to bear.
 
     Returns:
-        The parts of the common refinement with fewer than `least` members, each sorted; empty when nothing is cut.
+        The parts of the common refinement with fewer than `least` members, each sorted; empty when nothing is cut. A
+        whole old block, and a whole new one of new members alone, are no cuts, however small: one charter had them.
     """
+    old = [set(block) for block in answered]
+    new = [set(block) for block in blocks]
     parts: dict[tuple[bool, ...], list[_M]] = {}
-    everything = [set(block) for block in answered] + [set(block) for block in blocks]
-    for member in sorted({member for block in everything for member in block}):
-        parts.setdefault(tuple(member in block for block in everything), []).append(member)
-    return [tuple(part) for part in parts.values() if len(part) < least]
+    for member in sorted({member for block in old + new for member in block}):
+        parts.setdefault(tuple(member in block for block in old + new), []).append(member)
+    whole = old + [block for block in new if all(block.isdisjoint(one) for one in old)]
+    return [tuple(part) for part in parts.values() if len(part) < least and set(part) not in whole]
 
 
 def blocks_by_key(charter: Charter, roster: Roster) -> tuple[tuple[Key, ...], ...]:
@@ -203,9 +208,11 @@ def successor_of(charter: Charter, roster: Roster, head: bytes, certified: int) 
         head: its last head.
         certified: epochs certified in all.
     """
-    earlier = () if charter.predecessor is None else charter.predecessor.blocks
-    blocks = dict.fromkeys((*earlier, *(tuple(sorted(block)) for block in blocks_by_key(charter, roster))))
-    return Predecessor(charter.digest, head, certified, tuple(blocks))
+    earlier = charter.predecessor
+    known = () if earlier is None else earlier.blocks
+    blocks = dict.fromkeys((*known, *(tuple(sorted(block)) for block in blocks_by_key(charter, roster))))
+    colluders = max(charter.aggregation.colluders, 0 if earlier is None else earlier.colluders)
+    return Predecessor(charter.digest, head, certified, tuple(blocks), colluders)
 
 
 def check_charter(charter: Charter) -> None:

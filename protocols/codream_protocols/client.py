@@ -11,7 +11,7 @@ which the client checks; it never says what to compute. A refused message change
                 ANSWERED); who is not in a sum follows all the same: COMPUTING --survivors--> ..., --published--> ...
     from every state but VOTED an invitation to a LATER epoch is taken: everything kept is erased first
     from every state the record of an epoch after this client's head is taken: with enough votes it is certified; with
-    a cohort member's vote it is voted for, as far as it does not contradict what this client has seen of that epoch
+    more than all colluders' it is voted for, as far as it does not contradict what this client has seen of that epoch
     a message that repeats what was answered gets the very same bytes again; one that contradicts it is refused
 
 What must outlast a crash is handed to a `Journal` before anything is sent: a plan as joined, a step as begun, a vote, a
@@ -329,7 +329,6 @@ class ClientProtocol:
         self.state = State.IDLE
         self.charter, self.steps_begun, self.spent_rho = charter, memory.steps, memory.rho
         self._wrong_sums, self._begun = list(memory.wrong_sums), memory.begun
-        self._given_up: set[bytes] = set()  # plans of which the server said so
         self._roster, self._course, self._member, self._signer, self._policy = roster, course, member, signer, policy
         self._journal, self._random = journal or InMemory(), random_bytes
         self._next_epoch, self._attempts = memory.next_epoch, memory.attempts
@@ -707,7 +706,7 @@ class ClientProtocol:
         self._next_epoch = max(self._next_epoch, public.plan.offer.epoch + 1)
 
     def _on_record(self, message: EpochRecord, frames: tuple[bytes, ...]) -> list[Effect]:
-        """What this client missed: certified if enough have voted, else voted for on a cohort member's vote."""
+        """What this client missed: certified if enough have voted, else voted for on more votes than colluders have."""
         if message.offer.head in self._heads[:-1]:
             return [Send(self.hello())]  # certified long ago; the server does not know where this client stands
         public = self._replay((message, frames))
@@ -737,7 +736,6 @@ class ClientProtocol:
     def _on_given_up(self, message: GivenUp, frames: tuple[bytes, ...]) -> list[Effect]:
         if self._epoch is None or message.plan != self._epoch.plan.digest:
             return []
-        self._given_up.add(message.plan)
         self.abandon()
         return [Ended(message.reason)]
 
@@ -904,19 +902,12 @@ class ClientProtocol:
             raise CertificateRefused("a record of an epoch whose last step this client did not begin", "one it did")
 
     def _rule_others_vote(self, public: Trajectory, valid: Mapping[int, SignedBy]) -> None:
-        """One cohort member's vote is followed by who checked the sums itself, or began the last step; else, and where
-        a sum failed or the server gave the epoch up, only more votes than all colluders have.
+        """Others' votes are followed only if they are more than all colluders have: one of them is an honest member's.
 
-        A server gives up no epoch whose sums are out as long as a member is left that checked them.
+        A colluder knows the group key, so that tags which fit show nothing of sums that only a record tells. Who is in
+        the epoch and has missed sums gets them from the server, and votes by its own checks.
         """
-        begun, plan = self._begun, public.plan
-        doubtful = plan.digest in self._wrong_sums or plan.digest in self._given_up
-        if plan.aggregation.mode == "lockstep" and plan.digest in self._given_up:
-            raise CertificateRefused("a record of an epoch that was given up", "one that was not")
-        live = self._epoch is not None and self._epoch.plan.digest == plan.digest and self._epoch.public is not None
-        last = begun is not None and begun.plan == plan.digest and begun.step == plan.steps - 1
-        votes = len(set(valid) & set(public.members))
-        least = 1 if (live or last) and not doubtful else self.charter.aggregation.colluders + 1
+        votes, least = len(set(valid) & set(public.members)), self.charter.aggregation.colluders + 1
         if votes < least:
             raise CertificateRefused(f"a record that {votes} members of its epoch have voted for", f"{least} or more")
 

@@ -81,6 +81,7 @@ from codream_protocols.record import Kept, Trajectory, certified_epochs, head_af
 from codream_protocols.tag import tag_bytes, tag_number
 from codream_protocols.unmasking import rebuild, unmask
 
+MOST_EPOCHS_AWAY = 64  # of a member that leaves set-ups: none the first time, then ever more
 MOST_JUMPED_EPOCHS = 1024  # at once; more than attempts, and far less than what clients take
 
 
@@ -173,6 +174,9 @@ Effect = SendTo | EpochBegan | StepBegan | StepFinished | EpochCertified | Epoch
 class ServerJournal(Protocol):
     """What a server writes down before it says so."""
 
+    def ended(self, kept: Kept) -> None:
+        """All sums of this epoch are there, and nobody was told the last. If it cannot be kept, it must not raise."""
+
     def certified(self, kept: Kept) -> None:
         """This epoch is certified."""
 
@@ -185,6 +189,9 @@ class InMemory:
 
     def __init__(self) -> None:
         self._certified: list[Kept] = []
+
+    def ended(self, kept: Kept) -> None:
+        """See `ServerJournal`."""
 
     def certified(self, kept: Kept) -> None:
         """See `ServerJournal`."""
@@ -246,6 +253,7 @@ class ServerProtocol:
         course: the course that the charter names.
         beat_seconds: how often clients are to say that they are there.
         certified: the records of epochs certified in earlier processes, oldest first; checked again.
+        ended: the newest epoch whose sums were all there in an earlier process; gone on with unless it is certified.
         journal: where certified epochs are written; it must recall those given as `certified`.
 
     Raises:
@@ -261,6 +269,7 @@ class ServerProtocol:
         *,
         beat_seconds: float = 1.0,
         certified: Sequence[Kept] = (),
+        ended: Kept | None = None,
         journal: ServerJournal | None = None,
     ) -> None:
         check_charter(charter)
@@ -269,6 +278,7 @@ class ServerProtocol:
         self.charter, self.course, self.phase = charter, course, Phase.IDLE
         self.absent: set[int] = set(charter.everybody)
         self.conflicts: set[tuple[int, int]] = set()  # pairs of which one could not open what the other sealed
+        self._left: dict[int, tuple[int, int]] = {}  # who left set-ups: how often, and until which epoch it stays away
         self._roster, self._beat_seconds, self._journal = roster, beat_seconds, journal or InMemory()
         self._earlier = 0 if charter.predecessor is None else charter.predecessor.certified
         self._heads: list[bytes] = [charter.first_head]
@@ -285,6 +295,8 @@ class ServerProtocol:
             self._accept(public)
         if certified:  # until they say so, nobody is known to have heard of the last one
             self._at = dict.fromkeys(charter.everybody, b"")
+        if ended is not None and ended[0].offer.head == self.head:
+            self._go_on_voting(self._replay(ended))
 
     @property
     def head(self) -> bytes:
@@ -538,11 +550,13 @@ class ServerProtocol:
         return self._give_up(f"{names[0]} could not open what {names[1]} sealed for it")
 
     def _barred(self, present: set[int]) -> set[int]:
-        """Who has to stay away so that no pair in conflict meets: who is in most conflicts, else each side in turn."""
+        """Who stays away: for a while, who left a set-up; and so that no pair in conflict meets, who is in most
+        conflicts, else each side in turn.
+        """
         if self.charter.aggregation.mode == "lockstep":
             return set()  # everybody or nobody: the epoch will fail again, and say who
-        pairs = {pair for pair in self.conflicts if set(pair) <= present}
-        barred: set[int] = set()
+        barred = {member for member, (_, until) in self._left.items() if self._next_epoch < until} & present
+        pairs = {pair for pair in self.conflicts if set(pair) <= present - barred}
         while pairs:
             counts = {member: sum(member in pair for pair in pairs) for pair in pairs for member in pair}
             turn = 1 if self._next_epoch % 2 else -1  # a liar must not choose which of the two stays away for good
@@ -681,7 +695,12 @@ class ServerProtocol:
         chosen = tuple(item.member for item in epoch.shown)
         if set(chosen) - set(epoch.sealed):
             # Who is in the epoch is fixed before anybody opens a value, or it would choose the start.
-            return self._give_up(f"{len(epoch.sealed)} of {len(chosen)} members sealed")
+            missing = sorted(set(chosen) - set(epoch.sealed))
+            for member in missing:
+                count = self._left.get(member, (0, 0))[0] + 1
+                self._left[member] = count, self._next_epoch + min(1 << (count - 1), MOST_EPOCHS_AWAY) - 1
+            names = ", ".join(self._roster.members[member].name for member in missing)
+            return self._give_up(f"{len(epoch.sealed)} of {len(chosen)} members sealed: nothing from {names}")
         epoch.members = chosen
         epoch.step = _Step(0)
         self.phase = Phase.COLLECTING
@@ -757,6 +776,8 @@ class ServerProtocol:
         agreed = step.survivors != epoch.members
         effects.append(StepFinished(step.number, task, sums, step.survivors, epoch.members, agreed, total))
         if public.over:
+            # On disk before anybody hears of it: else one member that votes would be bound to what nobody else has.
+            self._journal.ended(public.record())
             epoch.step, self.phase = None, Phase.VOTING
             return effects
         epoch.step, self.phase = _Step(public.step), Phase.COLLECTING
@@ -764,6 +785,14 @@ class ServerProtocol:
         return effects
 
     # -- an epoch's end ---------------------------------------------
+
+    def _go_on_voting(self, public: Trajectory) -> None:
+        """In a new process: members that still hold their keys get the sums they lack, and vote by their own checks."""
+        advertised = {item.member: item for item in public.advertised}
+        self._epoch = _Epoch(
+            public.plan, advertised, public.advertised, public.transcript, members=public.members, public=public
+        )
+        self.phase, self._next_epoch = Phase.VOTING, public.plan.offer.epoch + 1
 
     def _on_vote(self, member: int, message: Vote, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch = self._epoch
@@ -798,6 +827,8 @@ class ServerProtocol:
         if running is not None and running.public is not public:
             ended = self._give_up("an epoch that enough have voted for comes first")
         self._accept(public)
+        for member in public.members:
+            self._left.pop(member, None)
         self._epoch, self.phase, self._candidates = None, Phase.IDLE, {}
         effects: list[Effect] = []
         for member in self.charter.everybody:
@@ -843,9 +874,11 @@ class ServerProtocol:
             return self._count_votes(epoch)
         key = _ended(public)
         if key not in self._candidates:
-            given_before = [known for known, one in self._candidates.items() if one.giver == member]
-            for known in given_before:  # one of each giver, or a member could fill the memory
-                del self._candidates[known]
+            colluders = self.charter.aggregation.colluders
+            # One of each giver, or a member could fill the memory; but for those that an honest member is bound to.
+            for known in [known for known, one in self._candidates.items() if one.giver == member]:
+                if len(self._candidates[known].votes) <= colluders:
+                    del self._candidates[known]
         return self._more_votes(self._candidates.setdefault(key, _Candidate(public, member, {})), votes)
 
     def _more_votes(self, candidate: _Candidate, votes: Mapping[int, SignedBy]) -> list[Effect]:
@@ -890,7 +923,8 @@ class ServerProtocol:
         if member in epoch.votes or epoch.public is None:
             return []
         if plan == epoch.plan.digest and member in epoch.members:  # not one that advertised, and was left out
-            seals = [] if sums else [SendTo(member, self._delivery(epoch, member))]  # perhaps it has not even these
+            # Perhaps it has not even the seals; a server that was started again has them no more.
+            seals = [] if sums or not epoch.sealed else [SendTo(member, self._delivery(epoch, member))]
             return [*seals, *self._missing_sums(member, sums)]
         epoch.gone.add(member)  # what it checked itself, it has forgotten
         if not epoch.votes:

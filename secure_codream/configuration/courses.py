@@ -36,6 +36,17 @@ def make_course(config: FederationConfig, permitted: Mapping[str, str] | None = 
     Raises:
         ConfigError: settings that do not fit each other, or own code that is not permitted.
     """
+    course = _made(config, permitted)
+    before = 0 if config.predecessor is None else config.predecessor.certified
+    if course.epochs <= before:
+        raise ConfigError(
+            f"[federation] rounds: found {config.federation.rounds}, which are {course.epochs} epochs, after {before} "
+            "that the predecessor has certified; more are needed"
+        )
+    return course
+
+
+def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Course:
     permissions: list[Mapping[str, str]] = [config.code]
     if permitted is not None:
         permissions.append(permitted)

@@ -222,6 +222,7 @@ class PredecessorTable(Table):
         tuple[Annotated[tuple[Annotated[str, Field(pattern=DIGEST)], ...], Field(max_length=MAX_MEMBERS)], ...],
         Field(max_length=MAX_BLOCKS),
     ] = ()
+    colluders: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)] = 0
 
 
 class TimingTable(Table):
@@ -334,6 +335,7 @@ class FederationConfig(Table):
                 bytes.fromhex(previous.head),
                 previous.certified,
                 tuple(tuple(map(bytes.fromhex, block)) for block in previous.blocks),
+                previous.colluders,
             ),
         )
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
@@ -66,6 +65,7 @@ def make_learner(
     goes_on: bool = False,
     tells_accuracy: bool = True,
     on_metrics: Callable[[Metrics], object] = lambda metrics: None,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> Learning:
     """The learner of a client.
 
@@ -79,12 +79,13 @@ def make_learner(
         goes_on: whether the model is that of an earlier process.
         tells_accuracy: whether its counts are in the sum of metrics.
         on_metrics: called with the figures after each training.
+        tell: called with what is wrong with an answer that is sent all the same.
 
     Raises:
         ConfigError: settings, a model or data that do not fit the course.
     """
     if isinstance(course, Sums):
-        return _of_functions(client, federation)
+        return _of_functions(client, federation, tell)
     if isinstance(course, FedAvg):
         if federation.privacy is not None:
             raise ConfigError("[privacy] with a course that averages parameters; 'codream' is allowed with it")
@@ -185,7 +186,7 @@ def _of_parameters(
     return Learning(learner, model, lambda: None, lambda: None, learner.recall)
 
 
-def _of_functions(client: ClientConfig, federation: FederationConfig) -> Learning:
+def _of_functions(client: ClientConfig, federation: FederationConfig, tell: Callable[[str], object]) -> Learning:
     if client.answers is None:
         raise ConfigError("answers: found none in client.toml; module:function, (task) -> {block: numbers}, is needed")
     if client.budget is not None:
@@ -194,7 +195,7 @@ def _of_functions(client: ClientConfig, federation: FederationConfig) -> Learnin
     assert federation.sums is not None  # noqa: S101 - the configuration checks it
 
     def answered(task: str) -> Callable[[Arrays], dict[str, Any]]:
-        return lambda arrays: {name: np.asarray(numbers) for name, numbers in answer(task).items()}
+        return lambda arrays: answer(task)
 
-    learner = FunctionLearner({task: answered(task) for task in federation.sums.vectors})
+    learner = FunctionLearner({task: answered(task) for task in federation.sums.vectors}, tell=tell)
     return Learning(learner, None, lambda: None, lambda: None, lambda number, publication: None)

@@ -16,6 +16,11 @@ from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.exposure import cut_exposure, predecessors_blocks
 from secure_codream.reports.files import write_whole
 
+RENEWED = (
+    "a charter of which nobody can tell what it cuts: this client's identity key is another than the one under which "
+    "its data have answered, so that old blocks cannot be compared with new ones"
+)
+
 
 class BlocksAnswered:
     """The file that remembers them.
@@ -30,15 +35,17 @@ class BlocksAnswered:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._blocks: list[list[str]] = []
+        self._colluders = 0
         if path.exists():
             try:
                 content = json.loads(path.read_bytes())
                 self._blocks = [[str(key) for key in block] for block in content["blocks"]]
+                self._colluders = int(content["colluders"])
             except (ValueError, KeyError, TypeError):
                 raise ConfigError(f"{path}: found no list of blocks; restore it from a copy") from None
 
-    def check(self, roster: Roster, charter: Charter, *, permitted: bool, noised: bool) -> str | None:
-        """Refuse a charter that cuts a block, unless it is permitted.
+    def check(self, roster: Roster, charter: Charter, own: bytes, *, permitted: bool, noised: bool) -> str | None:
+        """Refuse a charter that cuts a block, unless it is permitted; `own` is this client's identity key.
 
         It is a cut by what this client's own data answered for, or by what the charter says of its predecessors'
         blocks, which is all that a new member knows of them. So a client that takes a cut sees to it that the charter
@@ -53,10 +60,13 @@ class BlocksAnswered:
         if noised:
             return None  # a difference of noised sums keeps what the noise promises
         said, new = predecessors_blocks(charter), _named(roster, charter)
-        parts = cuts([*self._blocks, *said], new, charter.aggregation.colluders + 2)
-        if not parts:
+        before = 0 if charter.predecessor is None else charter.predecessor.colluders
+        least = max(charter.aggregation.colluders, before, self._colluders) + 2
+        parts = cuts([*self._blocks, *said], new, least)
+        renewed = bool(self._blocks) and not any(own.hex() in block for block in self._blocks)
+        if not parts and not renewed:
             return None
-        text = cut_exposure(roster, charter, parts)
+        text = cut_exposure(roster, least, parts) if parts else RENEWED
         if not permitted:
             raise PolicyViolation(text, "charters that keep blocks whole", "or permit it with cuts = true in [policy]")
         told = {frozenset(block) for block in [*said, *new]}
@@ -70,10 +80,12 @@ class BlocksAnswered:
         return text
 
     def add(self, roster: Roster, charter: Charter) -> None:
-        """Remember a charter's blocks, before anything is answered for it."""
+        """Remember a charter's blocks, and what it was to bear, before anything is answered for it."""
         known = {frozenset(block) for block in self._blocks}
         self._blocks += [block for block in _named(roster, charter) if frozenset(block) not in known]
-        write_whole(self._path, json.dumps({"blocks": self._blocks}, indent=2).encode())
+        self._colluders = max(self._colluders, charter.aggregation.colluders)
+        content = {"colluders": self._colluders, "blocks": self._blocks}
+        write_whole(self._path, json.dumps(content, indent=2).encode())
 
 
 def _named(roster: Roster, charter: Charter) -> list[list[str]]:

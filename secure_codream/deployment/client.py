@@ -164,7 +164,11 @@ def run_client(
     member = roster.number_of(client.name)
     answered = BlocksAnswered(folder / "answered.json")
     cut = answered.check(
-        roster, charter, permitted=bool(client.policy.cuts), noised=federation.client_privacy is not None
+        roster,
+        charter,
+        roster.members[member].identity_key,
+        permitted=bool(client.policy.cuts),
+        noised=federation.client_privacy is not None,
     )
     with ExitStack() as opened:
         earlier = 0 if charter.predecessor is None else charter.predecessor.certified
@@ -227,7 +231,7 @@ def run_client(
             address=address,
             prepare=prepare,
             patience=client.patience,
-            most_steps=max(len(agreed.course.schedule(at)) for at in range(agreed.course.epochs)),
+            most_steps=max(len(agreed.course.schedule(at)) for at in range(earlier, agreed.course.epochs)),
             most_frame_bytes=max(4 * spec.words for spec in agreed.course.specs(charter.least_honest)),
             log=log,
         )

@@ -39,9 +39,11 @@ def exposures(config: FederationConfig, roster: Roster) -> list[str]:
             "and takes a cut block only where its policy has cuts = true."
         )
         named = [[key.hex() for key in block] for block in blocks_by_key(charter, roster)]
-        parts = cuts(predecessors_blocks(charter), named, aggregation.colluders + 2)
+        before = 0 if charter.predecessor is None else charter.predecessor.colluders
+        least = max(aggregation.colluders, before) + 2
+        parts = cuts(predecessors_blocks(charter), named, least)
         if parts and config.client_privacy is None:
-            lines.append(f"It is {cut_exposure(roster, charter, parts)}.")
+            lines.append(f"It is {cut_exposure(roster, least, parts)}.")
     return lines
 
 
@@ -51,13 +53,13 @@ def predecessors_blocks(charter: Charter) -> list[list[str]]:
     return [[key.hex() for key in block] for block in blocks]
 
 
-def cut_exposure(roster: Roster, charter: Charter, parts: Sequence[Sequence[str]]) -> str:
-    """What a client is shown before it takes a charter that cuts a block."""
+def cut_exposure(roster: Roster, least: int, parts: Sequence[Sequence[str]]) -> str:
+    """What a client is shown before it takes a charter that cuts a block; every part would need `least` members."""
     names = {member.identity_key.hex(): member.name for member in roster.members}
     shown = "; ".join(sorted(", ".join(sorted(names.get(one, f"{one[:16]}…") for one in part)) for part in parts))
     return (
         f"a charter that cuts a block: sums before it and after it together tell apart {shown}, fewer than the "
-        f"{charter.aggregation.colluders + 2} that every part needs. Their numbers that depend on no state show "
+        f"{least} that every part needs. Their numbers that depend on no state show "
         "exactly, their soft labels in part, even after training anew"
     )
 

@@ -83,7 +83,13 @@ def run_server(
         for line in exposures(config, roster):
             log({"event": "exposure", "text": line})
         protocol = ServerProtocol(
-            charter, roster, course, beat_seconds=timing.beat, certified=record.epochs(), journal=record
+            charter,
+            roster,
+            course,
+            beat_seconds=timing.beat,
+            certified=record.epochs(),
+            ended=record.unfinished(),
+            journal=record,
         )
         runner = ServerRunner(
             protocol,

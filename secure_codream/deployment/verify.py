@@ -124,7 +124,8 @@ def verify_record(
 def successor_table(verified: Verified) -> str:
     """`[predecessor]` in TOML, for the `config.toml` of a charter that follows."""
     table = verified.successor
-    lines = ["[predecessor]", *(f"{name} = {json.dumps(table[name])}" for name in ("charter", "head", "certified"))]
+    simple = ("charter", "head", "certified", "colluders")
+    lines = ["[predecessor]", *(f"{name} = {json.dumps(table[name])}" for name in simple)]
     return "\n".join([*lines, "blocks = [", *(f"  {json.dumps(block)}," for block in table["blocks"]), "]"])
 
 

@@ -3,6 +3,7 @@
     roster.json           the signed roster, byte for byte
     charter.json          the charter's settings, byte for byte
     epoch-00000.record    the certified epochs, in order; numbers count those of predecessors
+    ended                 the newest epoch whose sums were all there, without votes: no part of what is verified
 
 An epoch's file is complete, or not there: it is written apart, synced and renamed, and the folder is synced, before its
 certificate is sent to anybody. A server that starts again reads all of them and goes on from the last.
@@ -14,6 +15,7 @@ written again.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -23,7 +25,7 @@ from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
 from codream_protocols.record_file import parse_record, record_bytes
 
-ROSTER, CHARTER, NEXT = "roster.json", "charter.json", "next.partial"
+ROSTER, CHARTER, NEXT, ENDED = "roster.json", "charter.json", "next.partial", "ended"
 _RECORD_NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
 
 
@@ -104,6 +106,31 @@ class RecordFolder:
             return parse_record(path.read_bytes())
         except MalformedMessage as error:
             raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "put back the whole file") from error
+
+    def ended(self, kept: Kept) -> None:
+        """See `ServerJournal`: kept if the disk takes it; without it only a double failure costs more."""
+        partial = self.folder / f"{ENDED}.partial"
+        with contextlib.suppress(OSError):
+            with partial.open("wb") as file:
+                file.write(record_bytes(kept))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.folder / ENDED)
+            os.fsync(self._directory)
+
+    def unfinished(self) -> Kept | None:
+        """The epoch that was kept by `ended`; whether it was certified since, its reader sees by its head.
+
+        Raises:
+            RecordFolderRefused: a file that is no record.
+        """
+        path = self.folder / ENDED
+        if not path.exists():
+            return None
+        try:
+            return parse_record(path.read_bytes())
+        except MalformedMessage as error:
+            raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "take that file away") from error
 
     def certified(self, kept: Kept) -> None:
         """See `ServerJournal`: returns once the epoch is on disk.

@@ -684,7 +684,9 @@ class ServerRunner:
             votes=self._names(vote.member for vote in record.votes),
             learnt=round_number < rounds_of(self.protocol),
             metrics=metrics,
-            metrics_round=round_number if metrics else None,
+            metrics_round=round_number - first_of(self.protocol)
+            if metrics
+            else None,  # a successor's models begin anew
         )
         if self._certified is not None:
             self._hand_on(done.number, done.publication)

@@ -49,3 +49,23 @@ def test_a_task_without_a_function_is_refused() -> None:
 def test_it_needs_no_torch() -> None:
     code = "import sys, codream_clients.function_learner, codream_clients.runner; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_numbers_beyond_their_bound_are_told_of() -> None:
+    told: list[str] = []
+    spec = VectorSpec("visits", (Block("patients", 1, 1000, "count"), Block("dose", 2, 1.5)))
+    learner = FunctionLearner({"visits": lambda arrays: {"patients": [5000], "dose": [1.5, -2.0]}}, tell=told.append)
+    learner.compute(Task("visits", {}), spec)
+    assert [text.partition(";")[0] for text in told] == [
+        "visits.patients: 1 of 1 numbers are beyond 0 to 1000",
+        "visits.dose: 1 of 2 numbers are beyond -1.5 to 1.5",
+    ]
+    assert learner.failed == []
+
+
+@pytest.mark.parametrize("answer", [{"patient": [1]}, {"patients": [1, 2]}, {}])
+def test_another_answer_than_asked_for_is_refused_and_remembered(answer: dict[str, list[int]]) -> None:
+    learner = FunctionLearner({"visits": lambda arrays: answer})
+    with pytest.raises(VectorRefused, match="numbers"):
+        learner.compute(Task("visits", {}), VectorSpec("visits", (Block("patients", 1, 1000, "count"),)))
+    assert learner.failed == ["visits"]

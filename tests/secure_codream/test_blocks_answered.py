@@ -15,6 +15,7 @@ from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.exposure import exposures
 from tests.secure_codream.small import codream, roster_of
 
+OWN = roster_of(9)[1].members[0].identity_key
 RESILIENT = {"aggregation": {"mode": "resilient"}}
 
 
@@ -34,7 +35,7 @@ def answered(tmp_path: Path) -> BlocksAnswered:
     remembered = BlocksAnswered(tmp_path / "answered.json")
     members = roster(*range(6))
     assert charter(members).blocks == ((0, 1, 2), (3, 4, 5))
-    assert remembered.check(members, charter(members), permitted=False, noised=False) is None
+    assert remembered.check(members, charter(members), OWN, permitted=False, noised=False) is None
     remembered.add(members, charter(members))
     return BlocksAnswered(tmp_path / "answered.json")  # as the next process finds it
 
@@ -51,7 +52,7 @@ def answered(tmp_path: Path) -> BlocksAnswered:
 )
 def test_blocks_that_stay_whole_are_no_cut(answered: BlocksAnswered, members: tuple[int, ...]) -> None:
     found = roster(*members)
-    assert answered.check(found, charter(found), permitted=False, noised=False) is None
+    assert answered.check(found, charter(found), OWN, permitted=False, noised=False) is None
 
 
 @pytest.mark.parametrize(
@@ -68,13 +69,13 @@ def test_charter_that_cuts_a_block_is_refused_and_says_whom_it_exposes(
 ) -> None:
     found = roster(*members)
     with pytest.raises(PolicyViolation, match=r"cuts a block.*cuts = true in \[policy\]") as caught:
-        answered.check(found, charter(found), permitted=False, noised=False)
+        answered.check(found, charter(found), OWN, permitted=False, noised=False)
     shown = [member.name for member in found.members]
     assert told_apart in str(caught.value) or told_apart not in shown
-    text = answered.check(found, following(roster(*range(6)), found), permitted=True, noised=False)
+    text = answered.check(found, following(roster(*range(6)), found), OWN, permitted=True, noised=False)
     assert text is not None and "Their numbers that depend on no state show exactly" in text
     # Noise that was calibrated for a client keeps what it promises, whatever is subtracted.
-    assert answered.check(found, charter(found), permitted=False, noised=True) is None
+    assert answered.check(found, charter(found), OWN, permitted=False, noised=True) is None
 
 
 def following(old: Roster, new: Roster, *, told: bool = True) -> Charter:
@@ -89,19 +90,48 @@ def test_new_member_that_a_cut_exposes_is_told_by_the_charter(tmp_path: Path) ->
     old, new = roster(*range(6)), roster(*range(7))
     fresh = BlocksAnswered(tmp_path / "answered.json")
     with pytest.raises(PolicyViolation, match="tell apart client-6"):
-        fresh.check(new, following(old, new), permitted=False, noised=False)
-    assert "client-6" in str(fresh.check(new, following(old, new), permitted=True, noised=False))
-    assert fresh.check(new, following(old, new, told=False), permitted=False, noised=False) is None  # why the next test
+        fresh.check(new, following(old, new), OWN, permitted=False, noised=False)
+    assert "client-6" in str(fresh.check(new, following(old, new), OWN, permitted=True, noised=False))
+    # Why the next test: what it is not told it cannot know.
+    assert fresh.check(new, following(old, new, told=False), OWN, permitted=False, noised=False) is None
 
 
 def test_member_that_takes_a_cut_sees_to_it_that_new_members_are_told(answered: BlocksAnswered) -> None:
     old, new = roster(*range(6)), roster(*range(7))
-    assert answered.check(new, following(old, new), permitted=True, noised=False) is not None
+    assert answered.check(new, following(old, new), OWN, permitted=True, noised=False) is not None
     with pytest.raises(PolicyViolation, match="does not say so to new members"):
-        answered.check(new, following(old, new, told=False), permitted=True, noised=False)
+        answered.check(new, following(old, new, told=False), OWN, permitted=True, noised=False)
     # What it answered for with others alone concerns nobody here.
     others = roster(6, 7, 8)
-    assert answered.check(others, following(old, others, told=False), permitted=False, noised=False) is None
+    assert answered.check(others, following(old, others, told=False), OWN, permitted=False, noised=False) is None
+
+
+def test_successor_that_is_to_bear_fewer_colluders_is_judged_by_the_more(tmp_path: Path) -> None:
+    """Old sums over six, which three colluders may know, and new ones over three of them: the rest is three more."""
+    members = roster(*range(6))
+    strict = codream(aggregation={"mode": "resilient", "colluders": 3}).charter(members)
+    assert strict.blocks == ((0, 1, 2, 3, 4, 5),)
+    remembered = BlocksAnswered(tmp_path / "answered.json")
+    remembered.add(members, strict)
+    after = successor_of(strict, members, bytes(32), 7)
+    lax = msgspec.structs.replace(charter(members), predecessor=after)
+    assert lax.blocks == ((0, 1, 2), (3, 4, 5)) and after.colluders == 3
+    for known in (remembered, BlocksAnswered(tmp_path / "answered.json"), BlocksAnswered(tmp_path / "none.json")):
+        with pytest.raises(PolicyViolation, match="fewer than the 5 that every part needs"):
+            known.check(members, lax, OWN, permitted=False, noised=False)
+    alike = codream(aggregation={"mode": "resilient", "colluders": 1}).charter(members)
+    other = BlocksAnswered(tmp_path / "other.json")  # control: what was to bear one all along
+    other.add(members, alike)
+    assert other.check(members, charter(members), OWN, permitted=False, noised=False) is None
+
+
+def test_client_whose_key_was_renewed_takes_no_charter_unless_it_is_permitted(answered: BlocksAnswered) -> None:
+    """Old and new blocks share no key then, and a cut would not be seen."""
+    found = roster(*range(6))
+    renewed = b"n" * 32
+    with pytest.raises(PolicyViolation, match="identity key is another"):
+        answered.check(found, charter(found), renewed, permitted=False, noised=False)
+    assert "identity key" in str(answered.check(found, following(found, found), renewed, permitted=True, noised=False))
 
 
 def test_predecessors_blocks_add_up_over_charters() -> None:
@@ -114,21 +144,21 @@ def test_predecessors_blocks_add_up_over_charters() -> None:
 def test_charter_that_names_the_old_blocks_keeps_them_whatever_the_order(answered: BlocksAnswered) -> None:
     mixed = roster(0, 3, 1, 4, 2, 5)
     with pytest.raises(PolicyViolation):
-        answered.check(mixed, charter(mixed), permitted=False, noised=False)
+        answered.check(mixed, charter(mixed), OWN, permitted=False, noised=False)
     blocks = [["client-0", "client-1", "client-2"], ["client-3", "client-4", "client-5"]]
     kept = codream(aggregation={"mode": "resilient", "blocks": blocks}).charter(mixed)
     assert kept.blocks == ((0, 2, 4), (1, 3, 5))
-    assert answered.check(mixed, kept, permitted=False, noised=False) is None
+    assert answered.check(mixed, kept, OWN, permitted=False, noised=False) is None
 
 
 def test_cut_over_several_charters_is_found(answered: BlocksAnswered) -> None:
     """Blocks of two charters before it, mixed: each part of the refinement would be one or two clients."""
     later = roster(0, 1, 2, 6, 7, 8)
-    answered.check(later, charter(later), permitted=False, noised=False)
+    answered.check(later, charter(later), OWN, permitted=False, noised=False)
     answered.add(later, charter(later))
     mixed = roster(3, 4, 6, 5, 7, 8)
     with pytest.raises(PolicyViolation):
-        answered.check(mixed, charter(mixed), permitted=False, noised=False)
+        answered.check(mixed, charter(mixed), OWN, permitted=False, noised=False)
 
 
 def test_each_block_is_remembered_once(answered: BlocksAnswered, tmp_path: Path) -> None:
@@ -138,7 +168,18 @@ def test_each_block_is_remembered_once(answered: BlocksAnswered, tmp_path: Path)
     assert (tmp_path / "answered.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"blocks": 3}', b"\xff", b'{"blocks": [3]}'])
+NO_LISTS = [
+    b"",
+    b"{}",
+    b"[]",
+    b"\xff",
+    b'{"blocks": 3, "colluders": 1}',
+    b'{"blocks": [3], "colluders": 1}',
+    b'{"blocks": []}',
+]
+
+
+@pytest.mark.parametrize("content", NO_LISTS)
 def test_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     """Read as no blocks at all, it would permit every cut."""
     (tmp_path / "answered.json").write_bytes(content)

@@ -34,7 +34,7 @@ from codream_protocols.client import Certified, Compute, Memory
 from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.messages import EpochRecord, Published
 from codream_protocols.server import Phase
-from secure_codream.configuration import assembly as learning
+from secure_codream.configuration import limits
 from secure_codream.configuration.assembly import make_participant
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
@@ -115,7 +115,7 @@ class Client(RuleBasedStateMachine):
     def begin(self) -> None:
         torch.set_num_threads(1)
         self.folder, self.patch = Path(tempfile.mkdtemp()), pytest.MonkeyPatch()
-        self.patch.setattr(learning, "Ledger", self.ledger_class)
+        self.patch.setattr(limits, "Ledger", self.ledger_class)
         self.mechanisms = Mechanisms(self.patch)
         self.ledger: Ledger | None = None
         self.copies: list[bytes] = []

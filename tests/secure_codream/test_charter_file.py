@@ -82,6 +82,7 @@ OTHERS: dict[str, Any] = {
     "predecessor.charter": "12" * 32,
     "predecessor.head": "12" * 32,
     "predecessor.blocks": [["12" * 32]],
+    "predecessor.colluders": 2,
     "averaging.model": "mlp",
     "averaging.layout": [["weight", [4, 2]], ["bias", [2]]],
     "fast.layout": [["bias", [2]], ["weight", [2, 4]]],

@@ -276,7 +276,7 @@ def test_successors_records_count_on_in_server_and_client(tmp_path: Path) -> Non
 def test_charter_that_cuts_a_block_is_refused_by_the_clients_process_unless_permitted(tmp_path: Path) -> None:
     folder = provisioned(tmp_path / "out", patience=0.2) / "clients" / "alice"
     block = [*(member.identity_key.hex() for member in load_roster(folder).members), "ab" * 32]
-    (folder / "answered.json").write_text(json.dumps({"blocks": [block]}))
+    (folder / "answered.json").write_text(json.dumps({"colluders": 1, "blocks": [block]}))
     with (folder / "config.toml").open("a") as file:
         previous = {"charter": "ab" * 32, "head": "cd" * 32, "certified": 1}
         file.write("\n".join(["[predecessor]", *(f"{key} = {json.dumps(value)}" for key, value in previous.items())]))
@@ -357,7 +357,8 @@ def _is_module(name: str) -> bool:
 def test_no_deployed_party_can_seed_its_masks(party: str) -> None:
     """Randomness enters by one source, which simulations alone replace."""
     found = reachable(party)
-    assert {"codream_protocols.server", "codream_protocols.charter", "codream_protocols.encoding"} <= found
+    machine = f"codream_protocols.{party.rpartition('.')[2]}"
+    assert {machine, "codream_protocols.charter", "codream_protocols.encoding"} <= found
     assert "codream_protocols.seeded" not in found
     assert "secure_codream.simulation.in_process" not in found
 

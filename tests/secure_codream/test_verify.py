@@ -48,6 +48,7 @@ def test_whole_record_verifies(finished: tuple[SmallFederation, Path]) -> None:
             "charter": federation.charter.digest.hex(),
             "head": federation.server.head.hex(),
             "certified": 3,
+            "colluders": 1,
             "blocks": [sorted(member.identity_key.hex() for member in federation.roster.members)],
         },
     )

@@ -384,6 +384,7 @@ def _epochs(epochs: int) -> Callable[[type[ClientProtocol]], Tried]:
 
 ONE_SET, ERASED, AGREED = "_rule_one_survivor_set", "_rule_erase_answered", "_rule_signed_survivors"
 BLOCKS, ENOUGH, MEMBERS = "_rule_whole_blocks", "_rule_enough_survivors", "_rule_members"
+KNOWN, OTHERS = "_rule_known_epoch", "_rule_others_vote"
 SIGNED_KEYS, SIGNED_SEAL = "_rule_signed_advertisement", "_rule_signed_seal"
 _MANY_WRONG = 1000
 _PAIR = Setting("lockstep", 3, playing=0)
@@ -412,8 +413,9 @@ GAMES: tuple[Game, ...] = (
         behind="the pair's names in each mask key",
     ),
     Game(("_rule_true_sum",), "lies without a colluder", _on(histories.lies, _PAIR)),
-    Game(("_rule_others_vote",), "false records", _on(histories.false_records, _allow(4, playing=0))),
-    Game(("_rule_known_epoch",), "false records", _on(histories.false_records, Setting("lockstep", 3, steps=2))),
+    Game((OTHERS,), "false records", _on(histories.false_records, _allow(4, playing=0))),
+    Game((KNOWN, OTHERS), "false records", _on(histories.false_records, Setting("lockstep", 3, steps=2))),
+    Game((KNOWN,), "false records", _on(histories.false_records, Setting("lockstep", 3, steps=2)), behind=OTHERS),
     Game(("_rule_certificate",), "scenes of one epoch", _epochs(1)),
     Game(("_rule_bound_by_vote",), "scenes of two epochs", _epochs(2)),
     Game(("_rule_same_head",), "an offer at an old head", _on(histories.asked_at_old_heads, Setting("lockstep", 3))),
