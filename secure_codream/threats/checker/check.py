@@ -414,6 +414,7 @@ GAMES: tuple[Game, ...] = (
     ),
     Game(("_rule_true_sum",), "lies without a colluder", _on(histories.lies, _PAIR)),
     Game((OTHERS,), "false records", _on(histories.false_records, _allow(4, playing=0))),
+    Game((KNOWN,), "rewritten records", _on(histories.rewritten_records, Setting("lockstep", 3, steps=2))),
     Game((KNOWN, OTHERS), "false records", _on(histories.false_records, Setting("lockstep", 3, steps=2))),
     Game((KNOWN,), "false records", _on(histories.false_records, Setting("lockstep", 3, steps=2)), behind=OTHERS),
     Game(("_rule_certificate",), "scenes of one epoch", _epochs(1)),

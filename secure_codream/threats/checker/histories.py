@@ -259,6 +259,37 @@ def false_records(world: World, cohort: Set = ()) -> Tried:
     return Tried(count)
 
 
+def rewritten_records(world: World) -> Tried:
+    """Show each client that has taken a sum a record in which that sum was another, with more votes than colluders.
+
+    One honest member was told the other sum, by the server with the colluder, and has rightly voted for it.
+    """
+    count = 0
+    explorer = Explorer(world, uniform=True)
+    for set_up in islice(explorer.set_ups(world.roots(), cohorts=[world.everybody]), 1):
+        masked = [node for _, stage in explorer.tellings(set_up.nodes) for node in stage.values() if node.chain]
+        for node in masked:
+            assert node.public is not None  # noqa: S101 - in a step
+            after_first = node.tell(*world.published(node, node.public.members, 0))
+            if after_first is None or after_first.public is None or after_first.public.step == 0:
+                continue
+            node, seen = after_first, after_first.public
+            other = next(one for one in world.everybody if one not in (*world.played, node.member))
+            public = Trajectory(seen.plan, seen.course, seen.last, seen.advertised, seen.start)
+            while not public.over:
+                words = world.plain(public.plan, public.members, 1)
+                frame = pack(words, public.plan.modulus_bits)
+                public.absorb(public.members, frame, world.tag(node, words, public.members))
+            statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
+            told = SignedBy(other, world.signers[other].sign("vote", *statement))
+            for there in (node, node.restart()):
+                count += 1
+                after = there.tell(*public.record([*_played_votes(world, public), told]))
+                if after is not None and _votes(after):
+                    return Tried(count, Leak("True", "votes for a record whose sums it has seen otherwise", (after,)))
+    return Tried(count)
+
+
 def _played_votes(world: World, public: Trajectory) -> tuple[SignedBy, ...]:
     statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
     return tuple(SignedBy(member, world.signers[member].sign("vote", *statement)) for member in world.played)
