@@ -13,11 +13,25 @@ import pytest
 
 from codream_protocols import chain as links
 from codream_protocols.client import ClientProtocol, State
-from codream_protocols.messages import Certificate, EpochRecord, Refusal, SignedBy, Vote
+from codream_protocols.encoding import integers
+from codream_protocols.hybrid import tag_secret
+from codream_protocols.messages import (
+    Certificate,
+    EpochRecord,
+    GivenUp,
+    Published,
+    Refusal,
+    Seals,
+    SignedBy,
+    Survivors,
+    Vote,
+)
 from codream_protocols.packing import pack
-from codream_protocols.server import Phase
-from codream_protocols.tag import TAG_BYTES
+from codream_protocols.record import Kept
+from codream_protocols.server import Phase, ServerProtocol
+from codream_protocols.tag import TAG_BYTES, TagKey, tag_bytes
 from secure_codream.simulation.wire import Federation
+from secure_codream.threats.laboratory.adversary import agree_and_answer
 
 LIAR = 2
 
@@ -71,6 +85,150 @@ def test_a_liar_that_votes_for_a_sum_that_all_others_saw_fail_holds_nothing_up(m
         assert server.phase is Phase.VOTING
         server.receive(saw, Refusal("wrong-sum", "", "", epoch.plan.digest))
     assert server.phase is Phase.IDLE and server.plan is None
+
+
+def forged(federation: Federation, step: int) -> tuple[EpochRecord, tuple[bytes, ...]]:
+    """A record whose sums from `step` on are the liar's, under tags that fit, since it has the group key; its vote."""
+    epoch = federation.clients[LIAR]._epoch
+    assert epoch is not None and epoch.public is not None and epoch.group_key is not None
+    public, plan = copy.deepcopy(epoch.public), epoch.plan
+    assert public.step == step
+    while not public.over:
+        words = np.full(plan.spec(public.step).words, 7, dtype=np.uint32)
+        key = TagKey(tag_secret(epoch.group_key.reveal(), public.step, public.chain), len(words))
+        total = key.of(integers(plan, public.step, words)) + sum(map(key.pad, public.members))
+        public.absorb(public.members, pack(words, plan.modulus_bits), tag_bytes(total % (1 << 128)))
+    statement = links.vote_statement(plan.offer.head, plan.digest, public.chain)
+    return public.record([SignedBy(LIAR, federation.signers[LIAR].sign("vote", *statement))])
+
+
+def voted_for(federation: Federation) -> set[int]:
+    """Who has voted, and whom a certificate has reached, but for the liar."""
+    everybody = enumerate(federation.clients)
+    return {member for member, one in everybody if member != LIAR and (one.state is State.VOTED or one.certified)}
+
+
+@pytest.mark.parametrize("kind", [ClientProtocol, TrustsOneVote])
+@pytest.mark.parametrize(("mode", "step"), [("resilient", 0), ("resilient", 2), ("lockstep", 2)])
+def test_a_member_cannot_decree_what_a_server_that_was_started_again_has_forgotten(
+    mode: Any, step: int, kind: type[ClientProtocol]
+) -> None:
+    """The clients still hold their keys, and the liar's tags fit: only the number of votes tells."""
+    federation = Federation(6, mode=mode, steps=3, client_class=kind)
+    assert federation.set_up()
+    for _ in range(step):
+        federation.step()
+    honest = [member for member in federation.everybody if member != LIAR]
+    federation.compute(honest)
+    federation.drain(hold=(Survivors,))
+    record, frames = forged(federation, step)
+    federation.restart_server()
+    federation.hello()
+    federation.drain()
+    federation.emit(federation.server.receive(LIAR, record, frames))
+    federation.drain()
+    assert bool(voted_for(federation)) is bool(federation.certified) is (kind is TrustsOneVote)
+
+
+@pytest.mark.parametrize("how", ["restarted", "did not hear of it"])
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+def test_who_does_not_know_that_an_epoch_was_given_up_follows_no_lone_vote_for_it(mode: Any, how: str) -> None:
+    federation = Federation(6, mode=mode, steps=1).masked()
+    record, frames = forged(federation, 0)
+    federation.wire.clear()
+    federation.emit(federation.server._give_up("numbers out of range"))
+    federation.drain(lost={(0, GivenUp)} if how != "restarted" else ())
+    if how == "restarted":
+        federation.restart(0)
+    federation.hello()
+    federation.drain()
+    federation.emit(federation.server.receive(LIAR, record, frames))
+    federation.drain()
+    assert not voted_for(federation) and not federation.certified
+
+
+def to_the_last_sum(federation: Federation, heard: int) -> None:
+    """Run an epoch until the first so many members have heard its last sum, and no vote has arrived."""
+    assert federation.set_up() and federation.step() is not None
+    federation.compute()
+    federation.drain(lost={(member, Published) for member in range(heard, 6)}, hold=(Vote,))
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+@pytest.mark.parametrize("heard", [1, 5])
+def test_a_server_that_stops_after_the_last_sum_goes_on_with_the_votes(mode: Any, heard: int) -> None:
+    """All sums were on its disk before the first member heard the last; who lacks it gets it, and checks it itself."""
+    kept: list[Kept] = []
+    federation = Federation(6, mode=mode, steps=2)
+    federation.server._journal.ended = kept.append  # type: ignore[method-assign]
+    to_the_last_sum(federation, heard)
+    assert len(kept) == 1 and federation.server.phase is Phase.VOTING
+    federation.wire.clear()  # no vote reaches it
+    server = ServerProtocol(federation.charter, federation.roster, federation.course, ended=kept[0])
+    federation.server = server
+    for _ in range(2):
+        federation.hello()
+        federation.drain()
+    assert server.certified == 1 and {client.certified for client in federation.clients} == {1}
+    assert server.open_epoch(federation.everybody)  # and its number was not used up
+
+
+def test_control_a_server_that_has_forgotten_leaves_who_has_voted_alone() -> None:
+    federation = Federation(6, steps=2)
+    to_the_last_sum(federation, heard=1)
+    federation.restart_server()
+    for _ in range(3):
+        federation.hello()
+        federation.drain()
+    assert federation.server.certified == 0 and federation.server.bound_elsewhere() == (0,)
+
+
+def test_a_member_that_leaves_set_ups_is_named_and_stays_away_for_ever_more_epochs() -> None:
+    """Else one member uses up everybody's attempts, and nobody knows which."""
+    federation = Federation(9, mode="resilient", steps=1, epochs=9)
+    leaver, together = 8, []
+    federation.hello()
+    federation.drain()
+    for _ in range(9):
+        federation.emit(federation.server.open_epoch(federation.server.cohort()))
+        federation.drain(hold=(Seals,))
+        plan = federation.server.plan
+        assert plan is not None
+        together.append(leaver in plan.cohort)
+        if leaver in plan.cohort:
+            gone = msgspec.structs.replace(federation.clients[leaver].hello(), plan=b"", sums=0)
+            federation.emit(federation.server.hello(leaver, gone))
+        federation.compute()
+        federation.drain()
+        federation.compute()
+        federation.drain()
+        if federation.server.plan is not None:
+            federation.emit(federation.server.expire())
+            federation.drain()
+        federation.hello()
+        federation.drain()
+    assert together[:2] == [True, True] and together.count(True) <= 4 and federation.server.certified >= 4
+    assert all("nothing from client-8" in reason for reason in federation.failures)
+
+
+def test_a_giver_cannot_take_away_an_epoch_that_others_are_bound_to() -> None:
+    federation = Federation(6, mode="resilient", steps=1).masked()
+    record, frames = forged(federation, 0)
+    for member, answer in agree_and_answer(federation, federation.everybody).items():
+        if federation.server.step == 0:
+            federation.emit(federation.server.receive(member, answer))
+    federation.drain(lost={(member, Published) for member in (3, 4, 5)}, hold=(Vote,))
+    assert {member for member, one in enumerate(federation.clients) if one.state is State.VOTED} == {0, 1, 2}
+    federation.restart_server(remembers=False)
+    for member in (3, 4, 5):
+        federation.server.hello(member, federation.clients[member].hello())
+    for member in (LIAR, 0, 1):
+        federation.server.hello(member, federation.clients[member].hello())
+        public, votes = federation.clients[member]._vote  # type: ignore[misc]
+        federation.server.receive(member, *public.record([votes[member]]))
+    assert federation.server.bound_elsewhere() == (0, 1, LIAR) and federation.server.cohort() == ()
+    federation.server.receive(LIAR, record, frames)
+    assert federation.server.bound_elsewhere() == (0, 1, LIAR) and federation.server.cohort() == ()
 
 
 def test_a_member_that_claims_a_huge_epoch_uses_up_no_numbers() -> None:

@@ -6,11 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from codream_protocols.record import Kept
 from codream_protocols.record_file import record_bytes
-from codream_protocols.server import ServerProtocol
+from codream_protocols.server import Phase, ServerProtocol
 from codream_server.record_folder import RecordFolder, RecordFolderRefused
 from tests.server.toy import Federation, ToyCourse, run
 
@@ -164,3 +165,33 @@ def test_next_epoch_is_kept_although_no_descriptor_is_left(
     monkeypatch.setattr(os, "open", real)
     folder.certified(epochs[1])
     assert folder.epochs() == epochs[:2]
+
+
+def test_an_epoch_whose_sums_are_all_there_is_kept_apart_until_it_is_certified(
+    tmp_path: Path, epochs: list[Kept], federation: Federation
+) -> None:
+    folder = make(tmp_path)
+    assert folder.unfinished() is None
+    folder.certified(epochs[0])
+    record, frames = epochs[1]
+    unvoted = msgspec.structs.replace(record, votes=()), frames
+    folder.ended(unvoted)
+    folder.close()
+    again = make(tmp_path)
+    assert again.epochs() == epochs[:1] and again.unfinished() == unvoted
+    arguments = federation.charter, federation.roster, federation.course
+    server = ServerProtocol(*arguments, certified=again.epochs(), ended=again.unfinished(), journal=again)
+    assert server.phase is Phase.VOTING and server.certified == 1
+    later = ServerProtocol(*arguments, certified=epochs[:2], ended=again.unfinished())
+    assert later.phase is Phase.IDLE  # it was certified meanwhile
+    (tmp_path / "ended").write_bytes(b"x")
+    with pytest.raises(RecordFolderRefused, match="ended"):
+        again.unfinished()
+
+
+def test_a_disk_that_does_not_take_it_holds_nothing_up(tmp_path: Path, epochs: list[Kept]) -> None:
+    folder = make(tmp_path)
+    (tmp_path / "ended.partial").mkdir()
+    folder.ended(epochs[0])
+    assert folder.unfinished() is None
+    folder.certified(epochs[0])
