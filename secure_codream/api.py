@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def run_local(
     averages = federation.federation.course in PARAMETER_COURSES
     if averages:
         table = federation.averaging or AveragingTable()
-        layout = table.model_copy(update={"layout": layout_of(models[0])})
+        layout = replace(table, layout=layout_of(models[0]))
         federation = federation.model_copy(update={"averaging": layout})
     course, owned = make_course(federation), [_labelled(shard, classes) for shard in shards]
     largest = max(len(shard) for shard in owned)
@@ -171,7 +171,7 @@ def run_local(
             dreams.append((np.array(published["dreams"]), np.array(published["soft_labels"])))
     if averages:
         accuracies[0] = [_accuracy(getattr(client.learner, "warm_up_metrics", None)) for client in clients]
-    privacy, statement = federation.client_privacy_settings(), None
+    privacy, statement = federation.client_privacy, None
     if privacy is not None:
         spent = max(client.spent_rho for client in simulation.clients)
         statement = client_privacy_statement(privacy, federation.dream_settings(), simulation.charter, spent_rho=spent)

@@ -19,7 +19,6 @@ from codream_clients.dream_learner import OnMetrics, metrics_values
 from codream_clients.learning.dreaming import Dreams, StatisticsMemory
 from codream_clients.learning.generators import GeneratorLoss, ImageGenerator, adapt, fresh_image_generator, generate
 from codream_clients.learning.participant import Participant
-from codream_clients.learning.settings import LearningSettingsError
 from codream_clients.learning.student import Student
 from codream_clients.models.layouts import check_model_layout, layout_of, read_vector, write_vector
 from codream_clients.privacy.ledger import LedgerError
@@ -29,6 +28,7 @@ from codream_protocols.courses.labels import LOGITS
 from codream_protocols.courses.layouts import Layout
 from codream_protocols.courses.metrics import METRICS
 from codream_protocols.errors import VectorRefused
+from codream_protocols.settings import SettingsError
 from codream_protocols.specs import VectorSpec
 
 WIDTH = 64
@@ -63,7 +63,7 @@ class GeneratorLearner:
 
     Raises:
         LayoutError: a generator of another layout than the course's.
-        LearningSettingsError: a participant that labels views.
+        SettingsError: a participant that labels views.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class GeneratorLearner:
         on_metrics: OnMetrics = lambda metrics: None,
     ) -> None:
         if participant.settings.views:
-            raise LearningSettingsError(f"views is {participant.settings.views}; 0 is allowed in CoDream-fast")
+            raise SettingsError(f"views is {participant.settings.views}; 0 is allowed in CoDream-fast")
         self._settings, self._participant, self._loss = course.settings, participant, loss or GeneratorLoss()
         self._generator = make_generator(shape, course.settings.noise, width).to(participant.device)
         check_model_layout(self._generator, course.settings.layout)

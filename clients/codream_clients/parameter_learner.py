@@ -301,7 +301,7 @@ class ControlledLearner(AveragingLearner):
 
     def __init__(self, course: Scaffold, *parts: Any, **options: Any) -> None:
         super().__init__(course, *parts, **options)
-        self._trained, self._clip = trained(self._layout), float(course.settings.variate_clip)  # type: ignore[attr-defined]
+        self._trained, self._clip = trained(self._layout), float(course.settings.variate_clip)
 
     def _work(self, arrays: Arrays, kept: Kept) -> tuple[dict[str, Array], Kept]:
         received, common = arrays[WEIGHTS], arrays[VARIATE]

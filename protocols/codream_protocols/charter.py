@@ -26,9 +26,8 @@ from msgspec import Meta, Struct
 
 from codream_protocols.distributed_noise import noise_multiplier, noise_rho
 from codream_protocols.errors import CohortRefused, PolicyViolation, UnsafePlan, WrongContext
-from codream_protocols.identity import MAX_MEMBERS, Key, Name, Roster
+from codream_protocols.identity import MAX_MEMBERS, Key, Roster
 from codream_protocols.keyschedule import PROTOCOL, digest
-from codream_protocols.masks import SUITES
 from codream_protocols.specs import MAX_COORDINATES, VectorSpec, check_spec
 
 MAX_STEPS = 4096
@@ -379,8 +378,8 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     least_cohort: Annotated[int, Meta(ge=3, le=MAX_MEMBERS)] = 3
     least_survivors: Annotated[int, Meta(ge=3, le=MAX_MEMBERS)] = 3
     colluders: Annotated[int, Meta(ge=1, lt=MAX_MEMBERS)] = 1
-    modes: tuple[Name, ...] = ("lockstep", "resilient")
-    suites: tuple[Name, ...] = SUITES
+    modes: tuple[Literal["lockstep", "resilient"], ...] = ("lockstep", "resilient")
+    suites: tuple[Literal["aes-256-ctr", "chacha20"], ...] = ("aes-256-ctr", "chacha20")
     most_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = MAX_STEPS
     most_total_steps: Annotated[int, Meta(ge=1)] = 1_000_000
     most_coordinates: Annotated[int, Meta(ge=1, le=MAX_COORDINATES)] = MAX_COORDINATES

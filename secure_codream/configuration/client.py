@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from codream_protocols.charter import MAX_STEPS, Policy
-from codream_protocols.identity import MAX_MEMBERS
-from codream_protocols.specs import MAX_COORDINATES
-from secure_codream.configuration.reading import DIGEST, REFERENCE, PartyName, Table, check, read_toml
+from codream_protocols.charter import Policy
+from secure_codream.configuration.reading import DIGEST, REFERENCE, PartyName, Table, as_struct, check, read_toml
 
 
 class DataTable(Table):
@@ -61,29 +59,38 @@ class PolicyTable(Table):
     `[client_privacy]`, which may demand more.
     """
 
-    least_cohort: Annotated[int, Field(ge=3, le=MAX_MEMBERS)] | None = None
-    least_survivors: Annotated[int, Field(ge=3, le=MAX_MEMBERS)] | None = None
-    colluders: Annotated[int, Field(ge=1, lt=MAX_MEMBERS)] | None = None
-    modes: tuple[Literal["lockstep", "resilient"], ...] | None = None
-    suites: tuple[Literal["aes-256-ctr", "chacha20"], ...] | None = None
-    most_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
-    most_total_steps: Annotated[int, Field(ge=1)] | None = None
-    most_coordinates: Annotated[int, Field(ge=1, le=MAX_COORDINATES)] | None = None
-    most_value_bits: Annotated[int, Field(ge=1, le=31)] | None = None
+    least_cohort: int | None = None
+    least_survivors: int | None = None
+    colluders: int | None = None
+    modes: tuple[str, ...] | None = None
+    suites: tuple[str, ...] | None = None
+    most_steps: int | None = None
+    most_total_steps: int | None = None
+    most_coordinates: int | None = None
+    most_value_bits: int | None = None
     losses: bool | None = None
     cuts: bool | None = None
-    least_noise: Annotated[float, Field(ge=0, le=1e6)] | None = None
-    most_wrong_sums: Annotated[int, Field(ge=0)] | None = None
+    least_noise: float | None = None
+    most_wrong_sums: int | None = None
     code: dict[
         Annotated[str, Field(pattern=REFERENCE)],
         Annotated[str, Field(pattern=DIGEST)],
     ] = {}
 
+    @model_validator(mode="after")
+    def _within(self) -> PolicyTable:
+        self.policy()
+        return self
+
     def policy(self, *, most_rho: float | None = None, least_noise: float = 0.0) -> Policy:
-        """The policy; what the federation's privacy asks for can only make it stricter."""
-        given = {name: value for name, value in self.model_dump(exclude={"code"}).items() if value is not None}
+        """The policy; what the federation's privacy asks for can only make it stricter.
+
+        Raises:
+            ValueError: a limit out of its range.
+        """
+        given = self.model_dump(exclude={"code"}, exclude_none=True)
         given["least_noise"] = max(given.get("least_noise", 0.0), least_noise)
-        return Policy(**given, most_rho=most_rho)
+        return as_struct(Policy, {**given, "most_rho": most_rho})
 
 
 class BudgetTable(Table):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from codream_protocols.course import Course
 from codream_protocols.courses.codream import CoDream
-from codream_protocols.courses.generator import CoDreamFast, GeneratorSettings
+from codream_protocols.courses.generator import CoDreamFast, Fast, GeneratorSettings
 from codream_protocols.courses.layouts import Layout
-from codream_protocols.courses.parameters import AveragingSettings, ScaffoldSettings
+from codream_protocols.courses.parameters import Averaging, AveragingSettings
 from codream_protocols.courses.registry import course_class
-from codream_protocols.courses.settings import SettingsError
 from codream_protocols.courses.sums import Sums, SumsPrivacy
+from codream_protocols.settings import Settings, SettingsError, declared
 from codream_protocols.specs import Block
 from codream_protocols.starts import StartRule, start_rule
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FastTable, FederationConfig
@@ -56,7 +57,7 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
             return _own_course(name, load_named(name, *permissions), config)
         if name == "codream":
             return CoDream(
-                config.dream_settings(), _start_rule(config.dreams.start, permissions), config.client_privacy_settings()
+                config.dream_settings(), _start_rule(config.dreams.start, permissions), config.client_privacy
             )
         if config.client_privacy is not None and name != "sums":
             raise ConfigError(f"[client_privacy] with course {name!r}; 'codream' and 'sums' are allowed with it")
@@ -83,17 +84,9 @@ def _own_course(name: str, make: Any, config: FederationConfig) -> Course:
 def averaging_settings(config: FederationConfig) -> AveragingSettings:
     """Of a course that averages parameters; raises `ConfigError` where the layout is missing and torch is too."""
     table = config.averaging or AveragingTable()
-    shared: dict[str, Any] = {
-        "layout": table.layout or model_layout(config),
-        "rounds": config.federation.rounds,
-        "steps": table.steps,
-        "clip": table.clip,
-        "statistic_clip": table.statistic_clip,
-        "server_lr": table.server_lr,
-    }
-    if config.federation.course == "scaffold":
-        return ScaffoldSettings(**shared, variate_clip=table.variate_clip)
-    return AveragingSettings(**shared)
+    return AveragingSettings(
+        layout=table.layout or model_layout(config), rounds=config.federation.rounds, **_shared(Averaging, table)
+    )
 
 
 def generator_settings(config: FederationConfig) -> GeneratorSettings:
@@ -105,8 +98,13 @@ def generator_settings(config: FederationConfig) -> GeneratorSettings:
         batch=config.dreams.batch,
         classes=config.task.classes,
         logit_clip=config.dreams.logit_clip,
-        **table.model_dump(exclude={"layout", "adversarial_from"}),
+        **_shared(Fast, table),
     )
+
+
+def _shared(kind: type[Settings], table: Settings) -> dict[str, Any]:
+    """What a table has of a course's settings."""
+    return {setting.name: getattr(table, setting.name) for setting in declared(kind)}
 
 
 def with_layout(config: FederationConfig) -> FederationConfig:
@@ -114,12 +112,12 @@ def with_layout(config: FederationConfig) -> FederationConfig:
     if config.federation.course in PARAMETER_COURSES:
         averaging = config.averaging or AveragingTable()
         if averaging.layout is None:
-            averaging = averaging.model_copy(update={"layout": model_layout(config)})
+            averaging = replace(averaging, layout=model_layout(config))
         return config.model_copy(update={"averaging": averaging})
     if config.federation.course == "codream-fast":
         fast = config.fast or FastTable()
         if fast.layout is None:
-            fast = fast.model_copy(update={"layout": generator_layout(config)})
+            fast = replace(fast, layout=generator_layout(config))
         return config.model_copy(update={"fast": fast})
     return config
 

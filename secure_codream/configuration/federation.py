@@ -9,23 +9,23 @@ not fit are reported with the key, what was found and what is allowed. Nothing h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt, Le, doc
 from pydantic import Field, field_validator, model_validator
 
-from codream_clients.learning.settings import DreamLoss, LearningSettings
+from codream_clients.learning.settings import Learning, LearningSettings
 from codream_clients.privacy.settings import PrivacySettings
-from codream_protocols.charter import MAX_BLOCKS, MAX_EPOCHS, MAX_STEPS, Aggregation, Charter, Predecessor, even_blocks
-from codream_protocols.courses.codream import ClientPrivacy, DreamSettings
-from codream_protocols.courses.generator import ADVERSARIAL_FROM
-from codream_protocols.courses.parameters import CONTRAST, CONTRAST_TEMPERATURE, PROXIMAL
-from codream_protocols.courses.settings import SettingsError
+from codream_protocols.charter import MAX_BLOCKS, MAX_EPOCHS, Aggregation, Charter, Predecessor, even_blocks
+from codream_protocols.courses.codream import ClientPrivacy, Dreams, DreamSettings
+from codream_protocols.courses.generator import ADVERSARIAL_FROM, Fast
+from codream_protocols.courses.parameters import CONTRAST, CONTRAST_TEMPERATURE, PROXIMAL, Averaging
 from codream_protocols.identity import MAX_MEMBERS, Roster
 from codream_protocols.keyschedule import PROTOCOL, digest
+from codream_protocols.settings import MOST, declared, out_of_range
 from codream_protocols.specs import MAX_COORDINATES, MAX_COUNT
-from codream_protocols.starts import START_NAMES
 from codream_server.settings import Timing
 from secure_codream.configuration.reading import (
     DIGEST,
@@ -33,6 +33,7 @@ from secure_codream.configuration.reading import (
     ConfigError,
     PartyName,
     Table,
+    as_struct,
     canonical_json,
     check,
     read_toml,
@@ -58,7 +59,9 @@ class FederationTable(Table):
     @field_validator("course")
     @classmethod
     def _exists(cls, course: str) -> str:
-        return _named(course, COURSES)
+        if ":" not in course and course not in COURSES:
+            raise ValueError(f"found {course!r}; {', '.join(COURSES)} or module:name is allowed")
+        return course
 
 
 class TaskTable(Table):
@@ -89,80 +92,26 @@ class TaskTable(Table):
         return self
 
 
-def _named(name: str, known: tuple[str, ...]) -> str:
-    if name not in known and ":" not in name:
-        raise ValueError(f"found {name!r}; {', '.join(known)} or module:name is allowed")
-    return name
+Layout = tuple[tuple[str, tuple[Annotated[int, Ge(1), Le(MAX_COORDINATES)], ...]], ...]
 
 
-class DreamsTable(Table):
-    """`[dreams]`: see `DreamSettings`. `start` is a rule's name, or `module:function`, treated as an own course is."""
+class AveragingTable(Averaging):
+    """`[averaging]` of a course that averages parameters."""
 
-    start: str = "noise"
-    steps: Annotated[int, Field(ge=0, le=MAX_STEPS - 3)] = 10
-    half_way: bool = False
-    batch: Annotated[int, Field(ge=2, le=65_536)] = 128
-    views: Annotated[int, Field(ge=0, le=64)] = 0
-    way: Literal["update", "gradient"] = "update"
-    optimiser: Literal["average", "fedadam", "adam", "distadam"] = "average"
-    server_lr: Annotated[float, Field(gt=0, le=100)] = 1.0
-    update_clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    logit_clip: Annotated[float, Field(gt=0, le=1e6)] = 30.0
-    pixel_bound: Annotated[float, Field(gt=0, le=1e6)] = 10.0
-    window: Annotated[int, Field(ge=1, le=1000)] = 10
-    adaptive_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
-    adaptive_from: Annotated[int, Field(ge=0)] = 0
-
-    @field_validator("start")
-    @classmethod
-    def _exists(cls, start: str) -> str:
-        return _named(start, START_NAMES)
-
-    @model_validator(mode="after")
-    def _has_a_middle(self) -> DreamsTable:
-        if self.half_way and self.steps < 2:
-            raise ValueError(f"steps {self.steps} with half_way; 2 or more are allowed")
-        if self.half_way and self.views:
-            raise ValueError(f"views {self.views} with half_way; choose one of them")
-        return self
+    model: Annotated[str, doc("everybody's architecture")] = "cnn2"
+    layout: Annotated[Layout | None, doc("its parameters' names and shapes; `provision` works it out")] = None
+    proximal: Annotated[float, Ge(0), Le(MOST), doc("FedProx's mu")] = PROXIMAL
+    contrast: Annotated[float, Ge(0), Le(MOST), doc("MOON's mu")] = CONTRAST
+    temperature: Annotated[float, Gt(0), Le(MOST), doc("MOON's tau")] = CONTRAST_TEMPERATURE
 
 
-Layout = tuple[tuple[str, tuple[Annotated[int, Field(ge=1, le=MAX_COORDINATES)], ...]], ...]
+class FastTable(Fast):
+    """`[fast]` of CoDream-fast."""
 
-
-class AveragingTable(Table):
-    """`[averaging]` of a course that averages parameters: see `AveragingSettings` and `ScaffoldSettings`.
-
-    `model` is everybody's architecture. `layout`, its parameters' names and shapes, is worked out by `provision`, so
-    that a server needs no torch. `proximal` is FedProx's mu; `contrast` and `temperature` are MOON's mu and tau.
-    """
-
-    model: str = "cnn2"
-    layout: Layout | None = None
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS - 2)] = 1
-    clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    statistic_clip: Annotated[float, Field(gt=0, le=1e6)] = 64.0
-    server_lr: Annotated[float, Field(gt=0, le=100)] = 1.0
-    variate_clip: Annotated[float, Field(gt=0, le=1e6)] = 4.0
-    proximal: Annotated[float, Field(ge=0, le=1e6)] = PROXIMAL
-    contrast: Annotated[float, Field(ge=0, le=1e6)] = CONTRAST
-    temperature: Annotated[float, Field(gt=0, le=1e6)] = CONTRAST_TEMPERATURE
-
-
-class FastTable(Table):
-    """`[fast]` of CoDream-fast: see `GeneratorSettings`. `layout` is the generator's; see `AveragingTable`.
-
-    `adversarial_from` is the round, from 0, from which on the adversarial term counts.
-    """
-
-    layout: Layout | None = None
-    batches: Annotated[int, Field(ge=1, le=1000)] = 5
-    global_steps: Annotated[int, Field(ge=1, le=1000)] = 1
-    local_steps: Annotated[int, Field(ge=1, le=1000)] = 5
-    noise: Annotated[int, Field(ge=1, le=1024)] = 256
-    lr: Annotated[float, Field(gt=0, le=10)] = 5e-3
-    noise_lr: Annotated[float, Field(gt=0, le=10)] = 1.5e-3
-    adversarial_from: Annotated[int, Field(ge=0, le=100_000)] = ADVERSARIAL_FROM
+    layout: Annotated[Layout | None, doc("the generator's parameters; `provision` works it out")] = None
+    adversarial_from: Annotated[
+        int, Ge(0), Le(100_000), doc("round, from 0, from which on the adversarial term counts")
+    ] = ADVERSARIAL_FROM
 
 
 class NumbersTable(Table):
@@ -181,35 +130,29 @@ class SumsTable(Table):
 
 
 class AggregationTable(Table):
-    """`[aggregation]`: see `Aggregation`. What is left out follows from the number of members when the charter is made:
-    lockstep up to 30 of them, and at least c + 2 survivors. `blocks` are lists of the clients' names, as a charter that
-    follows another needs them to keep the old ones; unless given, they are as many and as even as they can be.
+    """`[aggregation]`: the keys, ranges and defaults of `Aggregation`.
+
+    What is left out follows from the number of members when the charter is made: lockstep up to 30 of them, and at
+    least c + 2 survivors. `blocks` are lists of the clients' names, as a charter that follows another needs them to
+    keep the old ones; unless given, they are as many and as even as they can be.
     """
 
-    mode: Literal["lockstep", "resilient"] | None = None
-    colluders: Annotated[int, Field(ge=1, lt=MAX_MEMBERS)] = 1
-    least_survivors: Annotated[int, Field(ge=3, le=MAX_MEMBERS)] | None = None
-    value_bits: Annotated[int, Field(ge=2, le=24)] = 16
-    suite: Literal["aes-256-ctr", "chacha20"] = "aes-256-ctr"
-    losses: Literal["blocks", "allow"] = "blocks"
-    attempts: Annotated[int, Field(ge=1, le=1000)] = 20
+    mode: str | None = None
+    colluders: int = Aggregation().colluders
+    least_survivors: int | None = None
+    value_bits: int = Aggregation().value_bits
+    suite: str = Aggregation().suite
+    losses: str = Aggregation().losses
+    attempts: int = Aggregation().attempts
     blocks: tuple[tuple[PartyName, ...], ...] | None = None
 
     @model_validator(mode="after")
     def _safe(self) -> AggregationTable:
         if self.least_survivors is not None and self.least_survivors < self.colluders + 2:
-            raise ValueError(f"least_survivors {self.least_survivors}; {self.colluders + 2} (colluders + 2) or more")
+            raise out_of_range("least_survivors", self.least_survivors, f"{self.colluders + 2} (colluders + 2) or more")
+        given = self.model_dump(exclude={"blocks"}, exclude_none=True)
+        as_struct(Aggregation, given)
         return self
-
-
-class ClientPrivacyTable(Table):
-    """`[client_privacy]`: noise that hides whether a client took part; see `ClientPrivacy`."""
-
-    epsilon: Annotated[float, Field(gt=0, le=1000)]
-    delta: Annotated[float, Field(gt=0, le=0.01)]
-    update_norm: Annotated[float, Field(ge=1e-6, le=1e6)]
-    logit_norm: Annotated[float, Field(ge=1e-6, le=1e6)]
-    spare_rounds: Annotated[int, Field(ge=0, le=100_000)] = 0
 
 
 class PredecessorTable(Table):
@@ -225,15 +168,6 @@ class PredecessorTable(Table):
     colluders: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)] = 0
 
 
-class TimingTable(Table):
-    """`[timing]`, in seconds, the server's patience: see `Timing`. No part of the charter."""
-
-    join: Annotated[float, Field(gt=0, le=604_800)] | None = None
-    step: Annotated[float, Field(gt=0, le=604_800)] = 600.0
-    beat: Annotated[float, Field(ge=0.1, le=3_600)] = 1.0
-    lost_after: Annotated[float, Field(gt=0, le=86_400)] = 30.0
-
-
 class FederationConfig(Table):
     """The whole of `config.toml`.
 
@@ -243,20 +177,20 @@ class FederationConfig(Table):
 
     federation: FederationTable = FederationTable()
     task: TaskTable
-    dreams: DreamsTable = DreamsTable()  # of no meaning to `sums`, as are `task` and `learning`
+    dreams: Dreams = Dreams()  # of no meaning to `sums`, as are `task` and `learning`
     learning: dict[str, Any] = {}
     averaging: AveragingTable | None = None
     fast: FastTable | None = None
     sums: SumsTable | None = None
     aggregation: AggregationTable = AggregationTable()
     privacy: dict[str, Any] | None = None
-    client_privacy: ClientPrivacyTable | None = None
+    client_privacy: ClientPrivacy | None = None
     code: dict[
         Annotated[str, Field(pattern=REFERENCE)],
         Annotated[str, Field(pattern=DIGEST)],
     ] = {}
     predecessor: PredecessorTable | None = None
-    timing: TimingTable = TimingTable()
+    timing: Timing = Timing()
 
     @model_validator(mode="before")
     @classmethod
@@ -294,18 +228,18 @@ class FederationConfig(Table):
         }
         if course != "sums":
             tables["task"] = self.task.model_dump(mode="json")
-            tables["dreams"] = self.dreams.model_dump(mode="json")
+            tables["dreams"] = asdict(self.dreams)
             tables["learning"] = _own_learning(asdict(learning_settings(self)))
         if course in PARAMETER_COURSES:
-            tables["averaging"] = (self.averaging or AveragingTable()).model_dump(mode="json")
+            tables["averaging"] = asdict(self.averaging or AveragingTable())
         if course == "codream-fast":
-            tables["fast"] = (self.fast or FastTable()).model_dump(mode="json")
+            tables["fast"] = asdict(self.fast or FastTable())
         if self.sums is not None:
             tables["sums"] = self.sums.model_dump(mode="json")
         if self.privacy is not None:
             tables["privacy"] = asdict(privacy_settings(self.privacy))
         if self.client_privacy is not None:
-            tables["client_privacy"] = self.client_privacy.model_dump(mode="json")
+            tables["client_privacy"] = asdict(self.client_privacy)
         return tables
 
     @property
@@ -364,44 +298,20 @@ class FederationConfig(Table):
                 f"another with {table.colluders} that may collude with the server"
             )
         mode = table.mode or ("lockstep" if members <= MOST_IN_LOCKSTEP else "resilient")
-        return Aggregation(
-            mode=mode,
-            colluders=table.colluders,
-            least_survivors=least,
-            value_bits=table.value_bits,
-            suite=table.suite,
-            losses=table.losses,
-            attempts=table.attempts,
-        )
+        given = table.model_dump(exclude={"blocks"}, exclude_none=True)
+        return as_struct(Aggregation, {**given, "mode": mode, "least_survivors": least})
 
     # -- its parts ---------------------------------------------
 
     def dream_settings(self) -> DreamSettings:
-        """The settings of the dreams.
-
-        Raises:
-            ConfigError: the way and the optimiser do not fit each other.
-        """
-        try:
-            return DreamSettings(
-                rounds=self.federation.rounds,
-                shape=self.task.shape,
-                classes=self.task.classes,
-                **self.dreams.model_dump(),
-            )
-        except SettingsError as error:
-            raise ConfigError(f"[dreams]: {error}") from None
-
-    def client_privacy_settings(self) -> ClientPrivacy | None:
-        """Client-level privacy; None without that table."""
-        return None if self.client_privacy is None else ClientPrivacy(**self.client_privacy.model_dump())
-
-    def timing_settings(self) -> Timing:
-        """The server's patience."""
-        return Timing(**self.timing.model_dump())
+        """The settings of the dreams, with the federation's rounds and the form of its images."""
+        task = self.task
+        return DreamSettings(**vars(self.dreams), rounds=self.federation.rounds, shape=task.shape, classes=task.classes)
 
 
-_FROM_DREAMS = ("way", "views", "logit_clip", "window")  # one setting, told once: `[dreams]` has it
+_FROM_DREAMS = {setting.name for setting in declared(LearningSettings)} - {
+    setting.name for setting in declared(Learning)
+}
 
 
 def learning_settings(federation: FederationConfig) -> LearningSettings:
@@ -410,45 +320,23 @@ def learning_settings(federation: FederationConfig) -> LearningSettings:
     Raises:
         ConfigError: a key or value that does not fit.
     """
-    shared = {name: getattr(federation.dreams, name) for name in _FROM_DREAMS}
-    loss = federation.learning.get("loss")
     own: dict[str, Any] = {} if federation.privacy is None else {"own_weight": 0.0}  # would be refused
-    _check_keys("learning", federation.learning, {field.name for field in fields(LearningSettings)} - set(shared))
-    if isinstance(loss, Mapping):
-        _check_keys("learning.loss", loss, {field.name for field in fields(DreamLoss)})
-    settings = {**own, **federation.learning, **shared}
-    try:
-        return check("[learning]", LearningSettings, settings)  # type: ignore[no-any-return]
-    except ConfigError:
-        raise
-    except ValueError as error:  # the settings' own check of a combination
-        raise ConfigError(f"[learning]: {error}") from None
-
-
-def _own_learning(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in _FROM_DREAMS}
+    learning: Learning = check("[learning]", Learning, {**own, **federation.learning})
+    return LearningSettings(**vars(learning), **{name: getattr(federation.dreams, name) for name in _FROM_DREAMS})
 
 
 def privacy_settings(table: Mapping[str, Any]) -> PrivacySettings:
-    """A `[privacy]` table as settings: differential privacy for each record of a client.
+    """The `[privacy]` table as settings.
 
     Raises:
         ConfigError: a key or value that does not fit.
     """
-    _check_keys("privacy", table, {field.name for field in fields(PrivacySettings)})
-    try:
-        return check("[privacy]", PrivacySettings, dict(table))  # type: ignore[no-any-return]
-    except ConfigError:
-        raise
-    except ValueError as error:  # the settings' own check
-        raise ConfigError(f"[privacy]: {error}") from None
+    found: PrivacySettings = check("[privacy]", PrivacySettings, table)
+    return found
 
 
-def _check_keys(table: str, found: Mapping[str, Any], allowed: set[str]) -> None:
-    """Pydantic passes over a dataclass's unknown keys; a misspelt setting must not be passed over."""
-    for key in found:
-        if key not in allowed:
-            raise ConfigError(f"[{table}]: found the key {key!r}; allowed are {', '.join(sorted(allowed))}")
+def _own_learning(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _FROM_DREAMS}
 
 
 def read_federation(path: Path) -> FederationConfig:

@@ -52,7 +52,7 @@ def open_client_ledger(path: Path, client: ClientConfig, federation: FederationC
 
 def client_policy(client: ClientConfig, federation: FederationConfig, course: Course) -> Policy:
     """The client's policy: its own table, and the noise and the budget that the federation's configuration implies."""
-    privacy = federation.client_privacy_settings()
+    privacy = federation.client_privacy
     if privacy is None:
         return client.policy.policy()
     # The noise that everybody calibrates alike, but for rounding.

@@ -61,7 +61,7 @@ def run_server(
         path = folder / "transport.key"
         raise KeyFileError(f"{path}: found another key than the roster has for the server; the server's is needed")
     charter, course = config.charter(roster), make_course(config)
-    timing = config.timing_settings()
+    timing = config.timing
     dataset = FedDreamDataset(config.dreams.window, folder / "rounds")
 
     def certified(number: int, publication: Publication) -> None:

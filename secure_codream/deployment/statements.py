@@ -26,7 +26,7 @@ def own_statement(
     metrics_reported: bool = False,
 ) -> PrivacyStatement:
     """What a party may say of its own records and of all that it has sent."""
-    privacy, noised = federation.client_privacy_settings(), None
+    privacy, noised = federation.client_privacy, None
     if privacy is not None and isinstance(course, CoDream):
         noised = client_level(client_privacy_statement(privacy, course.settings, charter, spent_rho=spent_rho))
     return privacy_statement(

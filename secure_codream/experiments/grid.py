@@ -38,14 +38,9 @@ from codream_clients.devices import DeviceError, pick_device
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.names import UnknownModelError, model_mix
 from codream_clients.models.zoo import ModelShapeError, OwnPartError, build
+from codream_protocols.courses.codream import Dreams
 from secure_codream.configuration.client import DataTable
-from secure_codream.configuration.federation import (
-    AggregationTable,
-    DreamsTable,
-    FederationConfig,
-    TaskTable,
-    learning_settings,
-)
+from secure_codream.configuration.federation import AggregationTable, FederationConfig, TaskTable, learning_settings
 from secure_codream.configuration.images import load_data, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
@@ -179,7 +174,7 @@ class CompareConfig(Table):
 
     compare: CompareTable = CompareTable()
     data: SourceTable = SourceTable()
-    dreams: DreamsTable = DreamsTable()
+    dreams: Dreams = Dreams()
     learning: dict[str, Any] = {}
     aggregation: AggregationTable = AggregationTable()
     variants: dict[VariantName, VariantTable] = {}
@@ -250,7 +245,7 @@ class Cell:
     models: tuple[str, ...]
     data: DataTable
     learning: Mapping[str, Any]
-    dreams: DreamsTable
+    dreams: Dreams
     aggregation: AggregationTable
     patience: int | None
     device: str
@@ -269,7 +264,7 @@ class Cell:
             "models": self.models,
             "data": self.data.model_dump(mode="json", exclude={"root", "download", "part"}),
             "learning": dict(self.learning),
-            "dreams": self.dreams.model_dump(mode="json"),
+            "dreams": asdict(self.dreams),
             "aggregation": self.aggregation.model_dump(mode="json"),
             "patience": self.patience,
             "device": self.device,
@@ -397,7 +392,7 @@ class _Recipe:
 
     entry: Entry
     learning: Mapping[str, Any]
-    dreams: DreamsTable
+    dreams: Dreams
 
     @classmethod
     def of(cls, config: CompareConfig, name: str, shape: tuple[int, int, int], classes: int) -> _Recipe:
@@ -411,9 +406,7 @@ class _Recipe:
             raise ConfigError(f"{key}: {error}{more}") from error
         if variant is None:
             return cls(entry, config.learning, config.dreams)
-        dreams: DreamsTable = check(
-            f"variants.{name}.dreams", DreamsTable, {**config.dreams.model_dump(), **variant.dreams}
-        )
+        dreams: Dreams = check(f"variants.{name}.dreams", Dreams, {**vars(config.dreams), **variant.dreams})
         try:
             learning = _whole_learning(_over(config.learning, variant.learning), dreams, shape, classes)
         except ConfigError as error:
@@ -532,14 +525,14 @@ def _try_private_models(names: Sequence[str], shape: tuple[int, int, int], class
 
 
 def _settings(
-    learning: Mapping[str, Any], dreams: DreamsTable, shape: tuple[int, int, int], classes: int
+    learning: Mapping[str, Any], dreams: Dreams, shape: tuple[int, int, int], classes: int
 ) -> LearningSettings:
     task = TaskTable(shape=shape, classes=classes)  # not checked as a whole: `learning_settings` says what is wrong
     return learning_settings(FederationConfig.model_construct(task=task, dreams=dreams, learning=dict(learning)))
 
 
 def _whole_learning(
-    learning: Mapping[str, Any], dreams: DreamsTable, shape: tuple[int, int, int], classes: int
+    learning: Mapping[str, Any], dreams: Dreams, shape: tuple[int, int, int], classes: int
 ) -> dict[str, Any]:
     """`[learning]` with every default spelt out, but for None, which TOML cannot say."""
     whole = asdict(_settings(learning, dreams, shape, classes))

@@ -19,13 +19,8 @@ from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.zoo import build
 from codream_protocols.charter import Aggregation
-from secure_codream.configuration.federation import (
-    AggregationTable,
-    DreamsTable,
-    FederationConfig,
-    FederationTable,
-    TaskTable,
-)
+from codream_protocols.courses.codream import Dreams
+from secure_codream.configuration.federation import AggregationTable, FederationConfig, FederationTable, TaskTable
 from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import check
 
@@ -54,7 +49,7 @@ class Problem:
     test: LabelledImages
     models: tuple[str, ...]
     learning: LearningSettings
-    dreams: DreamsTable
+    dreams: Dreams
     aggregation: AggregationTable
     rounds: int
     seed: int

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Annotated
 
-from codream_protocols.courses.settings import SettingsError
+from annotated_types import Ge, Gt, Le, doc
+
+from codream_protocols.settings import Settings, SettingsError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Patience, in seconds. While the server's own loop is held up, none of it passes; see `patience`.
+class Timing(Settings):
+    """`[timing]`, in seconds, the server's patience; no part of the charter.
 
-    Attributes:
-        join: how long to wait for the whole roster before the first epoch: resilient goes on with who is there then,
-            and a server that cannot go on gives up. None waits without limit.
-        step: how long lockstep waits for a lost member of a running epoch, before the epoch is given up.
-        beat: how often a client must be heard.
-        lost_after: silence after which a member counts as lost.
-
-    Raises:
-        SettingsError: a number out of its range.
+    While the server's own loop is held up, none of it passes; see `patience`.
     """
 
-    join: float | None = None
-    step: float = 600.0
-    beat: float = 1.0
-    lost_after: float = 30.0
+    join: Annotated[
+        Annotated[float, Gt(0), Le(604_800)] | None,
+        doc("how long to wait for the whole roster before the first epoch; without it, for ever"),
+    ] = None
+    step: Annotated[
+        float, Gt(0), Le(604_800), doc("how long lockstep waits for a lost member before it gives the epoch up")
+    ] = 600.0
+    beat: Annotated[float, Ge(0.1), Le(3600), doc("how often a client must be heard")] = 1.0
+    lost_after: Annotated[float, Gt(0), Le(86_400), doc("silence after which a member counts as lost")] = 30.0
 
-    def __post_init__(self) -> None:
-        for name in ("join", "step", "beat", "lost_after"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise SettingsError(f"{name} is {value}; a number of seconds above 0 is allowed")
-        if not 0.1 <= self.beat <= 3600:
-            raise SettingsError(f"beat is {self.beat}; 0.1 to 3600 s is allowed")
+    def _check(self) -> None:
         if self.lost_after < 2 * self.beat:
             raise SettingsError(f"lost_after is {self.lost_after}; twice beat ({self.beat}) or more is allowed")

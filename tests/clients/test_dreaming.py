@@ -19,6 +19,7 @@ from codream_clients.learning.dreaming import (
     total_variation,
 )
 from codream_clients.models.zoo import ZOO, build
+from codream_protocols.settings import SettingsError
 
 ALL_TERMS = DreamLoss(alpha_preds=1.0, alpha_bn=0.7, alpha_tv=0.01, alpha_l2=0.02, alpha_target=0.5)
 ONLY = {"alpha_preds": 0.0, "alpha_bn": 0.0, "alpha_tv": 0.0, "alpha_l2": 0.0, "alpha_target": 0.0}
@@ -256,5 +257,5 @@ def test_errors_say_what_is_wrong():
     with pytest.raises(DreamError, match="local_steps=0"):
         dream_update(model, noise(), ALL_TERMS, 0, 0.1)
     for value in (-1.0, float("nan")):
-        with pytest.raises(DreamError, match="alpha_bn"):
+        with pytest.raises(SettingsError, match="alpha_bn"):
             DreamLoss(alpha_bn=value)

@@ -9,13 +9,9 @@ import pytest
 import torch
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.generator_learner import (
-    GeneratorLearner,
-    generator_layout,
-    make_generator,
-)
+from codream_clients.generator_learner import GeneratorLearner, generator_layout, make_generator
 from codream_clients.learning.generators import generate
-from codream_clients.learning.participant import LearningSettings, LearningSettingsError, Metrics, Participant
+from codream_clients.learning.participant import LearningSettings, Metrics, Participant
 from codream_clients.learning.student import Student
 from codream_clients.models.layouts import LayoutError, write_vector
 from codream_clients.models.zoo import build
@@ -24,6 +20,7 @@ from codream_protocols.course import Task
 from codream_protocols.courses.generator import CoDreamFast, GeneratorSettings
 from codream_protocols.courses.layouts import length_of
 from codream_protocols.errors import VectorRefused
+from codream_protocols.settings import SettingsError
 from secure_codream.simulation.in_process import Simulation
 
 SHAPE, CLASSES, BATCH, NOISE, WIDTH, CPU = (1, 8, 8), 3, 6, 5, 4, torch.device("cpu")
@@ -165,7 +162,7 @@ def test_a_spent_budget_leaves_a_client_that_goes_on() -> None:
 def test_other_generators_views_and_tasks_are_refused() -> None:
     with pytest.raises(LayoutError):
         learner(width=WIDTH + 1)
-    with pytest.raises(LearningSettingsError, match="views is 1"):
+    with pytest.raises(SettingsError, match="views is 1"):
         learner(participant(views=1))
     with pytest.raises(VectorRefused, match="task 'update'"):
         learner().compute(Task("update", {}), SPECS["logits"])

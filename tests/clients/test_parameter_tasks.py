@@ -26,7 +26,7 @@ from codream_clients.parameter_learner import (
 )
 from codream_protocols.course import Task
 from codream_protocols.courses.layouts import trained
-from codream_protocols.courses.parameters import AveragingSettings, FedAvg, FedProx, Moon, Scaffold, ScaffoldSettings
+from codream_protocols.courses.parameters import AveragingSettings, FedAvg, FedProx, Moon, Scaffold
 from codream_protocols.errors import VectorRefused
 from codream_protocols.specs import VectorSpec
 from secure_codream.simulation.in_process import Simulation
@@ -55,7 +55,7 @@ COURSES: dict[str, tuple[type[Any], type[Any], type[Any], dict[str, Any]]] = {
     "fedavg": (FedAvg, AveragingSettings, AveragingLearner, {}),
     "fedprox": (FedProx, AveragingSettings, ProximalLearner, {"mu": 0.1}),
     "moon": (Moon, AveragingSettings, ContrastiveLearner, {"mu": 1.0}),
-    "scaffold": (Scaffold, ScaffoldSettings, ControlledLearner, {}),
+    "scaffold": (Scaffold, AveragingSettings, ControlledLearner, {}),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from codream_clients.data.datasets import load_digits_data
 from codream_clients.data.partitions import dirichlet
 from codream_clients.learning.dreaming import DreamLoss, dream_gradient
-from codream_clients.learning.participant import LearningSettings, LearningSettingsError, Participant
+from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.learning.references import (
     ComparisonError,
     gap_closure,
@@ -16,6 +16,7 @@ from codream_clients.learning.references import (
     train_independent,
 )
 from codream_clients.models.zoo import build
+from codream_protocols.settings import SettingsError
 
 CPU = torch.device("cpu")
 QUICK = LearningSettings(local_steps=3, warm_up_epochs=5, distil_epochs=2, local_epochs=1, window=2)
@@ -154,7 +155,7 @@ def test_without_test_images_there_is_no_accuracy(digits):
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):
-    with pytest.raises(LearningSettingsError, match=next(iter(wrong))):
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
         LearningSettings(**wrong)
 
 
@@ -265,5 +266,5 @@ def test_own_images_and_noise_change_what_is_distilled_and_repeat_from_the_seed(
 def test_replaced_local_training_is_not_bypassed_by_own_images(digits):
     """Differential privacy would be worth nothing if distillation saw the own images beside it."""
     settings = dataclasses.replace(QUICK, own_weight=1.0)
-    with pytest.raises(LearningSettingsError, match="own_weight"):
+    with pytest.raises(SettingsError, match="own_weight"):
         participant(digits, settings=settings, local_training=lambda *given: None)

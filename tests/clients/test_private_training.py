@@ -20,16 +20,10 @@ from codream_clients.privacy import training as private_training
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import BudgetExceeded
 from codream_clients.privacy.noise import NoiseSource, SecureModeUnavailable
-from codream_clients.privacy.plan import (
-    WARM_UP,
-    PlannedCharges,
-    PrivacySettings,
-    PrivacySettingsError,
-    WeakDelta,
-    plan_privacy,
-)
+from codream_clients.privacy.plan import WARM_UP, PlannedCharges, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.privacy.releases import ReleaseError, Releases
 from codream_clients.privacy.training import PrivateModelError, PrivateTraining, private_sgd, require_private_model
+from codream_protocols.settings import SettingsError
 
 CPU = torch.device("cpu")
 QUICK = PrivacySettings(epsilon=8.0, batch_size=16, warm_up_epochs=2, accountant="rdp")
@@ -271,7 +265,7 @@ def test_the_rate_follows_from_the_declared_number_of_records():
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):
-    with pytest.raises(PrivacySettingsError, match=next(iter(wrong))):
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
         replace(QUICK, **wrong)
 
 
@@ -366,7 +360,7 @@ def test_rounds_that_do_not_train_cost_nothing_and_leave_more_to_those_that_do()
     assert plan_privacy(replace(QUICK, round_epochs=1, training_rounds=9), records=200, rounds=4) == replace(
         every, settings=replace(every.settings, training_rounds=9)
     )
-    with pytest.raises(PrivacySettingsError, match="training_rounds is 0"):
+    with pytest.raises(SettingsError, match="training_rounds is 0"):
         replace(QUICK, training_rounds=0)
 
 

@@ -16,6 +16,7 @@ from codream_protocols.client import ClientProtocol, Send, State
 from codream_protocols.errors import CharterRefused, MalformedMessage, RemoteProtocolError
 from codream_protocols.messages import Advertisement, Hello, Invitation
 from codream_protocols.server import SendTo, ServerProtocol
+from codream_protocols.settings import Settings
 from secure_codream.configuration.charter_file import MAX_CHARTER_BYTES, charter_bytes, read_charter
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
@@ -106,6 +107,8 @@ def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Every key below, with the value that it has, defaults included."""
     if isinstance(value, BaseModel):
         value = {name: getattr(value, name) for name in type(value).model_fields}
+    if isinstance(value, Settings):
+        value = vars(value)
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from leaves(f"{path}.{name}" if path else name, inner)
@@ -146,6 +149,8 @@ def with_value(base: str, path: str, value: Any) -> FederationConfig:
     for name in tables:
         table = table.setdefault(name, {})
     table[key] = value
+    if path == "dreams.way" and value == "gradient":
+        table["optimiser"] = "adam"  # each way has its own
     return made(content)
 
 
@@ -221,7 +226,7 @@ def test_default_that_is_written_out_is_the_same_charter(base: str, path: str, v
 
 @pytest.mark.parametrize(("key", "value"), [("join", 3.0), ("step", 5.0), ("beat", 0.5), ("lost_after", 7.0)])
 def test_servers_patience_is_its_own(key: str, value: float) -> None:
-    assert set(made(SMALL).timing.model_dump()) == {"join", "step", "beat", "lost_after"}
+    assert set(vars(made(SMALL).timing)) == {"join", "step", "beat", "lost_after"}
     config = made({**SMALL, "timing": {key: value}})
     assert config.charter(ROSTER).digest == made(SMALL).charter(ROSTER).digest
     assert charter_bytes(config, ROSTER) == charter_bytes(made(SMALL), ROSTER)

@@ -41,13 +41,13 @@ def test_smallest_file_has_every_default(tmp_path: Path) -> None:
     assert config.task.shape == (1, 8, 8)
     assert config.dream_settings().coordinates == 128 * 64
     assert config.aggregation_settings(5).colluders == 1
-    assert config.timing_settings().join is None
+    assert config.timing.join is None
 
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_half_way_needs_a_middle(tmp_path: Path, steps: int) -> None:
     path = write(tmp_path, "config.toml", {"task": TASK, "dreams": {"half_way": True, "steps": steps}})
-    with pytest.raises(ConfigError, match=f"steps {steps} with half_way; 2 or more are allowed"):
+    with pytest.raises(ConfigError, match=f"steps is {steps} with half_way; 2 or more is allowed"):
         read_federation(path)
 
 
@@ -82,7 +82,7 @@ def test_starts_by_name_make_a_course_that_starts_alike_everywhere(start: str) -
 
 
 def test_start_that_nobody_knows_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"dreams\.start: found 'smoke'; noise, .* or module:name is allowed"):
+    with pytest.raises(ConfigError, match=r"dreams\.start: found 'smoke'; noise, .* or module:function is allowed"):
         federation(dreams={"start": "smoke"})
 
 
@@ -108,7 +108,7 @@ def test_views_and_half_way_dreams_exclude_each_other(tmp_path: Path) -> None:
         if fine:
             assert read_federation(path).dream_settings().labels == 4 * 128
         else:
-            with pytest.raises(ConfigError, match="views 3 with half_way; choose one of them"):
+            with pytest.raises(ConfigError, match="views is 3 with half_way; choose one of them"):
                 read_federation(path)
 
 
@@ -134,13 +134,13 @@ def test_half_way_is_part_of_the_recipe_and_reaches_the_server(tmp_path: Path) -
         ("dreams", "optimiser", "sgd", "'average', 'fedadam', 'adam' or 'distadam'"),
         ("dreams", "server_lr", 0.0, "greater than 0"),
         ("dreams", "update_clip", -1.0, "greater than 0"),
-        ("aggregation", "value_bits", 32, "less than or equal to 24"),
+        ("aggregation", "value_bits", 32, "at least 2, at most 24"),
         ("aggregation", "suite", "xor", "'aes-256-ctr' or 'chacha20'"),
-        ("aggregation", "least_survivors", 2, "greater than or equal to 3"),
-        ("aggregation", "colluders", 0, "greater than or equal to 1"),
+        ("aggregation", "least_survivors", 2, "3 (colluders + 2) or more"),
+        ("aggregation", "colluders", 0, "at least 1, below 200"),
         ("aggregation", "mode", "quick", "'lockstep' or 'resilient'"),
         ("aggregation", "losses", "all", "'blocks' or 'allow'"),
-        ("aggregation", "attempts", 0, "greater than or equal to 1"),
+        ("aggregation", "attempts", 0, "at least 1, at most 1000"),
         ("timing", "join", 0, "greater than 0"),
         ("timing", "beat", 1e-9, "greater than or equal to 0.1"),
         ("timing", "beat", "often", "valid number"),
@@ -159,7 +159,7 @@ def test_value_out_of_range_is_named(tmp_path: Path, table: str, key: str, found
 def test_unknown_keys_are_refused(tmp_path: Path, table: str) -> None:
     content: dict[str, Any] = {"task": dict(TASK)}
     content.setdefault(table, {})["stepz"] = 3
-    with pytest.raises(ConfigError, match=rf"{table}\.stepz: found 3; extra inputs are not permitted"):
+    with pytest.raises(ConfigError, match=rf"{table}\.stepz: found 3; there is no such key"):
         read_federation(write(tmp_path, "config.toml", content))
 
 
@@ -176,15 +176,14 @@ def test_every_problem_has_its_line() -> None:
 
 
 def test_survivors_must_hide_each_honest_client_behind_another() -> None:
-    with pytest.raises(ConfigError, match=r"aggregation: .*least_survivors 3; 4 \(colluders \+ 2\) or more"):
+    with pytest.raises(ConfigError, match=r"aggregation.least_survivors: found 3; 4 \(colluders \+ 2\) or more"):
         federation(aggregation={"colluders": 2, "least_survivors": 3})
     assert federation(aggregation={"colluders": 2, "least_survivors": 4})
 
 
 def test_way_and_optimiser_that_do_not_fit_are_named() -> None:
-    config = federation(dreams={"way": "gradient"})
-    with pytest.raises(ConfigError, match=r"\[dreams\]: way 'gradient' with optimiser 'average'; allowed: "):
-        config.dream_settings()
+    with pytest.raises(ConfigError, match=r"dreams: way 'gradient' with optimiser 'average'; allowed: "):
+        federation(dreams={"way": "gradient"})
 
 
 @pytest.mark.parametrize(
@@ -212,10 +211,10 @@ def test_clients_file_is_checked_too(tmp_path: Path) -> None:
     assert read_client(write(tmp_path, "client.toml", {"name": "alice", "model": "cnn2"})).policy.colluders is None
     for content, message in [
         ({"name": "alice"}, "model: field required"),
-        ({"name": "alice", "model": "cnn2", "policy": {"colludes": 1}}, r"policy\.colludes: found 1; extra inputs"),
+        ({"name": "alice", "model": "cnn2", "policy": {"colludes": 1}}, r"policy\.colludes: found 1; there is no"),
         (
             {"name": "alice", "model": "cnn2", "policy": {"colluders": 0}},
-            r"policy\.colluders: found 0; input should be",
+            r"policy\.colluders: found 0; at least 1",
         ),
         ({"name": "alice", "model": "cnn2", "policy": {"code": {"a:B": "12"}}}, r"policy\.code\.a:B: found '12'"),
         ({"name": "alice", "model": "cnn2", "weight": 1.5}, r"weight: found 1\.5; input should be less than or equal"),

@@ -28,11 +28,12 @@ from codream_clients.parameter_learner import (
     contrastive_loss,
 )
 from codream_protocols.course import Array, Arrays, Publication, Task
+from codream_protocols.courses.codream import Dreams
 from codream_protocols.courses.layouts import length_of, trained
 from codream_protocols.courses.parameters import PARAMETERS, VARIATE, WEIGHTS
 from codream_protocols.courses.parameters import FedAvg as AveragingCourse
 from codream_protocols.specs import VectorSpec
-from secure_codream.configuration.federation import AggregationTable, DreamsTable
+from secure_codream.configuration.federation import AggregationTable
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.algorithms import isolated
 from secure_codream.experiments.algorithms.avgkd import AvgKD, averaged_targets, model_bytes
@@ -86,7 +87,7 @@ def digits(
         learning=LearningSettings(
             warm_up_epochs=4, distil_epochs=2, local_epochs=2, batch_size=16, balanced=balanced, schedule=schedule
         ),
-        dreams=DreamsTable(),
+        dreams=Dreams(),
         aggregation=AggregationTable(value_bits=value_bits),
         rounds=rounds,
         seed=3,

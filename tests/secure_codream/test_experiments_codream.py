@@ -18,11 +18,12 @@ from codream_clients.learning.student import Student
 from codream_clients.models.layouts import read_vector, write_vector
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import CoDream as CoDreamCourse
+from codream_protocols.courses.codream import Dreams
 from codream_protocols.courses.generator import GENERATOR
 from codream_protocols.courses.numbers import adam, fresh_moments
 from codream_protocols.server import StepFinished
 from secure_codream.configuration.courses import make_course
-from secure_codream.configuration.federation import AggregationTable, DreamsTable
+from secure_codream.configuration.federation import AggregationTable
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.algorithms.codream import CoDream, Kind
 from secure_codream.experiments.algorithms.codream_fast import CoDreamFast
@@ -57,7 +58,7 @@ def digits(
             views=dreams.get("views", 0),
             teacher=teacher,
         ),
-        dreams=DreamsTable(**{"steps": 2, "batch": BATCH, **dreams}),
+        dreams=Dreams(**{"steps": 2, "batch": BATCH, **dreams}),
         aggregation=AggregationTable(value_bits=value_bits),
         rounds=2,
         seed=3,

@@ -114,9 +114,12 @@ def test_settings_follow_the_dreams_tables() -> None:
 @pytest.mark.parametrize(
     ("learning", "message"),
     [
-        ({"local_stepz": 3}, "found the key 'local_stepz'; allowed are balanced, "),
-        ({"loss": {"alpha_tvv": 1.0}}, r"\[learning.loss\]: found the key 'alpha_tvv'; allowed are "),
-        ({"logit_clip": 3.0}, "found the key 'logit_clip'"),  # it follows [dreams]
+        ({"local_stepz": 3}, "local_stepz: found 3; there is no such key; did you mean local_steps"),
+        (
+            {"loss": {"alpha_tvv": 1.0}},
+            r"\[learning\]: loss.alpha_tvv: found 1.0; there is no such key; did you mean alpha_tv",
+        ),
+        ({"logit_clip": 3.0}, "logit_clip: found 3.0; there is no such key"),  # it follows [dreams]
         ({"local_steps": "many"}, "local_steps: found 'many'"),
         ({"momentum": 1.5}, "momentum"),
         ({"local_steps": 0}, "local_steps"),

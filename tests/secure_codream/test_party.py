@@ -26,9 +26,10 @@ torch = pytest.importorskip("torch")
 # ruff: noqa: E402
 from codream_clients.journal import FileJournal, JournalBusy
 from codream_protocols.errors import AggregationFailed, PolicyViolation
+from codream_server.settings import Timing
 from secure_codream.configuration.assembly import make_model
 from secure_codream.configuration.client import ClientConfig, DataTable
-from secure_codream.configuration.federation import FederationConfig, TaskTable, TimingTable
+from secure_codream.configuration.federation import FederationConfig, TaskTable
 from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.checkpoint import CheckpointError, read_weights, write_weights
@@ -68,7 +69,7 @@ def provisioned(out: Path, *, patience: float = 60.0, **tables: Any) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    config = FederationConfig(task=TaskTable(shape=(1, 8, 8), classes=10), timing=TimingTable(join=0.2))
+    config = FederationConfig(task=TaskTable(shape=(1, 8, 8), classes=10), timing=Timing(join=0.2))
     clients = [ClientConfig(name=name, model="cnn2") for name in NAMES]
     provision(tmp_path / "out", config=config, clients=clients, address="tcp://127.0.0.1:7447")
     return tmp_path / "out" / "server"

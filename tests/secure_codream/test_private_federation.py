@@ -19,7 +19,7 @@ import torch
 from codream_clients.data.datasets import LabelledImages, load_digits_data
 from codream_clients.dream_learner import DreamLearner
 from codream_clients.journal import FileJournal
-from codream_clients.learning.participant import LearningSettings, LearningSettingsError, Participant
+from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.models.zoo import build
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerError
@@ -30,6 +30,7 @@ from codream_clients.privacy.releases import Releases, Reserve
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import CoDream, DreamSettings
 from codream_protocols.courses.metrics import METRICS, metrics_spec
+from codream_protocols.settings import SettingsError
 from codream_protocols.starts import start_rule
 from secure_codream.api import run_local
 from secure_codream.configuration.assembly import make_participant
@@ -175,7 +176,7 @@ def test_training_beyond_the_budget_is_refused_and_all_go_on_dreaming(
 
 def test_own_images_in_distillation_are_refused(digits: Any) -> None:
     shards, test = digits
-    with pytest.raises(LearningSettingsError, match="own_weight"):
+    with pytest.raises(SettingsError, match="own_weight"):
         make_participant(client(), federation(learning={"own_weight": 1.0}), data=(shards[0], test), model=model())
 
 

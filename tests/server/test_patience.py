@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from codream_protocols.courses.settings import SettingsError
+from codream_protocols.settings import SettingsError
 from codream_server.patience import Growing, PatientClock, RateLimit, is_power_of_two
 from codream_server.settings import Timing
 

@@ -22,8 +22,8 @@ from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.distillation import OwnImages, calibrated, distil, soft_label_share
 from codream_clients.learning.dreaming import ChannelStatistics, ExtraTerm, dream_gradient, dream_update
 from codream_clients.learning.settings import LearningSettings as LearningSettings
-from codream_clients.learning.settings import LearningSettingsError as LearningSettingsError
 from codream_clients.learning.training import TrainingError, evaluate, predict_logits, train_local
+from codream_protocols.settings import SettingsError
 
 FloatArray = NDArray[np.float32]
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
@@ -130,7 +130,7 @@ class Participant:
         self._seed = seed
         self._device = device
         if local_training is not None and settings.own_weight > 0:
-            raise LearningSettingsError(
+            raise SettingsError(
                 f"own_weight is {settings.own_weight} with a replaced local training; 0 is allowed, since distillation "
                 "would use the own data past it"
             )

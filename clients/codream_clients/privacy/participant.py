@@ -87,7 +87,7 @@ def private_participant(
 
     `warmed_up`: the model is to be that of an earlier process, which goes on with `begin`: all training is a round's.
 
-    Raises `PrivateModelError` for a model that mixes records, `LearningSettingsError` for an own_weight above 0, and
+    Raises `PrivateModelError` for a model that mixes records, `SettingsError` for an own_weight above 0, and
     whatever `releases` raises where the budget does not allow a mechanism.
     """
     require_private_model(model, name)

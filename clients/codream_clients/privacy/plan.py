@@ -18,7 +18,7 @@ from codream_clients.privacy.accounting import SampledGaussian, solve_noise_mult
 from codream_clients.privacy.ledger import BudgetExceeded
 from codream_clients.privacy.settings import GradSampleMode as GradSampleMode
 from codream_clients.privacy.settings import PrivacySettings as PrivacySettings
-from codream_clients.privacy.settings import PrivacySettingsError as PrivacySettingsError
+from codream_protocols.settings import SettingsError
 
 DELTA_TIMES_RECORDS = 0.1
 HISTOGRAM, STATISTICS, WARM_UP, ROUND = "label histogram", "feature statistics", "warm-up", "round"
@@ -91,11 +91,11 @@ def plan_privacy(settings: PrivacySettings, *, records: int, rounds: int) -> Pri
     """Solve the budget of a client of `records` images for a federation of `rounds` rounds.
 
     Warns `WeakDelta`. Raises `AccountingError` for a budget that no amount of noise keeps, and
-    `PrivacySettingsError` for fewer than one record or round.
+    `SettingsError` for fewer than one record or round.
     """
     count = settings.records if settings.records is not None else records
     if count < 1 or rounds < 0:
-        raise PrivacySettingsError(f"{count} records, {rounds} rounds; at least 1 and at least 0 are needed")
+        raise SettingsError(f"{count} records, {rounds} rounds; at least 1 and at least 0 are needed")
     if settings.delta is not None:
         warn_of_weak_delta(settings.delta, count)
     if settings.training_rounds is not None:

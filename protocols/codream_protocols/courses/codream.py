@@ -20,18 +20,20 @@ Pixels stay within a public bound, so that no model overflows at any state that 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, doc
 
+from codream_protocols.charter import MAX_STEPS
 from codream_protocols.course import Array, Arrays, Publication, State, Sums
 from codream_protocols.courses.labels import LOGITS, logits_spec, soft_labels
 from codream_protocols.courses.numbers import LEAST_WEIGHT, adam, bounded, fresh_moments, weighted_mean
 from codream_protocols.courses.rounds import Figures, Rounds
-from codream_protocols.courses.settings import SettingsError, require_least, require_positive
 from codream_protocols.distributed_noise import multiplier_for
+from codream_protocols.settings import MOST, Settings, SettingsError, out_of_range
 from codream_protocols.specs import Block, VectorSpec
-from codream_protocols.starts import StartRule, check_start
+from codream_protocols.starts import START_NAMES, StartRule, check_start
 
 UPDATE = "update"
 BETAS = (0.9, 0.999)
@@ -39,78 +41,60 @@ OPTIMISERS = {"update": ("average", "fedadam"), "gradient": ("adam", "distadam")
 _LOG_2 = 0.6931471805599453
 
 
-@dataclass(frozen=True, kw_only=True)
-class DreamSettings:
-    """The dreams and their optimisation.
+Clip = Annotated[float, Gt(0), Le(MOST)]
 
-    Attributes:
-        rounds: dream batches to make, one epoch of secure aggregation each.
-        steps: secure steps of dream updates a batch; 0 labels the start images as they are.
-        batch: B, images of a batch.
-        shape: (C, H, W) of an image.
-        classes: K.
-        start: name of the rule that makes the start images, or module:function; see `codream_protocols.starts`.
-        way: "update" (clients send a difference) or "gradient" (clients send dL/dx).
-        optimiser: "average" or "fedadam" for updates, "adam" or "distadam" for gradients.
-        server_lr: step size of the optimiser.
-        half_way: whether the dreams are labelled after half of the updates too.
-        views: V, variations of each dream that the clients label beside it.
-        update_clip: bound of one coordinate of an update or gradient.
-        logit_clip: bound of one logit.
-        pixel_bound: bound of a pixel, in units of the standardised data.
-        window: how many rounds' batches clients learn from.
-        adaptive_weight: lambda of the adaptive term; 0 leaves it out. Read by clients.
-        adaptive_from: the round, from 0, from which on it counts. Read by clients.
 
-    Raises:
-        SettingsError: a setting out of its range.
-    """
+class Dreams(Settings):
+    """`[dreams]`: the dreams and their optimisation."""
 
-    rounds: int
-    steps: int
-    batch: int
-    shape: tuple[int, int, int]
-    classes: int
-    start: str = "noise"
-    way: str = "update"
-    optimiser: str = "average"
-    server_lr: float = 1.0
-    half_way: bool = False
-    views: int = 0
-    update_clip: float = 1.0
-    logit_clip: float = 30.0
-    pixel_bound: float = 10.0
-    window: int = 10
-    adaptive_weight: float = 0.0
-    adaptive_from: int = 0
+    start: Annotated[str, doc("rule that makes the start images, or module:function, WHICH RUNS THAT CODE")] = "noise"
+    steps: Annotated[
+        int,
+        Ge(0),
+        Le(MAX_STEPS - 3),
+        doc("secure steps of dream updates a batch; 0 labels the start images as they are"),
+    ] = 10
+    half_way: Annotated[bool, doc("whether the dreams are labelled after half of the updates too")] = False
+    batch: Annotated[int, Ge(2), Le(65_536), doc("B, images of a batch")] = 128
+    views: Annotated[int, Ge(0), Le(64), doc("V, variations of each dream that clients label beside it")] = 0
+    way: Annotated[Literal["update", "gradient"], doc("what clients send: a difference, or dL/dx")] = "update"
+    optimiser: Annotated[
+        Literal["average", "fedadam", "adam", "distadam"],
+        doc("of updates average or fedadam, of gradients adam or distadam"),
+    ] = "average"
+    server_lr: Annotated[float, Gt(0), Le(100), doc("step size of the optimiser")] = 1.0
+    update_clip: Annotated[Clip, doc("bound of one coordinate of an update or gradient")] = 1.0
+    logit_clip: Annotated[Clip, doc("bound of one logit")] = 30.0
+    pixel_bound: Annotated[Clip, doc("bound of a pixel, in units of the standardised data")] = 10.0
+    window: Annotated[int, Ge(1), Le(1000), doc("how many rounds' batches clients learn from")] = 10
+    adaptive_weight: Annotated[
+        float, Ge(0), Le(100), doc("weight of the adaptive term in each client's loss; 0 leaves it out")
+    ] = 0.0
+    adaptive_from: Annotated[int, Ge(0), doc("round, from 0, from which on the adaptive term counts")] = 0
 
-    def __post_init__(self) -> None:
-        require_least(
-            rounds=(self.rounds, 1),
-            steps=(self.steps, 0),
-            batch=(self.batch, 1),
-            classes=(self.classes, 2),
-            views=(self.views, 0),
-            window=(self.window, 1),
-            adaptive_from=(self.adaptive_from, 0),
-        )
-        require_positive(
-            server_lr=self.server_lr,
-            update_clip=self.update_clip,
-            logit_clip=self.logit_clip,
-            pixel_bound=self.pixel_bound,
-        )
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise SettingsError(f"shape is {self.shape}; three numbers (C, H, W) of 1 or more are allowed")
-        if not (math.isfinite(self.adaptive_weight) and self.adaptive_weight >= 0):
-            raise SettingsError(f"adaptive_weight is {self.adaptive_weight}; a finite number of at least 0 is allowed")
+    def _check(self) -> None:
+        if ":" not in self.start and self.start not in START_NAMES:
+            raise out_of_range("start", self.start, f"{', '.join(START_NAMES)} or module:function")
         if self.half_way and self.steps < 2:
             raise SettingsError(f"steps is {self.steps} with half_way; 2 or more is allowed")
         if self.half_way and self.views:
             raise SettingsError(f"views is {self.views} with half_way; choose one of them")
-        if self.optimiser not in OPTIMISERS.get(self.way, ()):
+        if self.optimiser not in OPTIMISERS[self.way]:
             allowed = "; ".join(f"{way} with {' or '.join(names)}" for way, names in OPTIMISERS.items())
             raise SettingsError(f"way {self.way!r} with optimiser {self.optimiser!r}; allowed: {allowed}")
+
+
+class DreamSettings(Dreams):
+    """The same, of a federation: its rounds, and the form of its images."""
+
+    rounds: Annotated[int, Ge(1), doc("dream batches to make, one epoch of secure aggregation each")]
+    shape: Annotated[tuple[int, int, int], doc("(C, H, W) of an image")]
+    classes: Annotated[int, Ge(2), doc("K")]
+
+    def _check(self) -> None:
+        super()._check()
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise SettingsError(f"shape is {self.shape}; three numbers (C, H, W) of 1 or more are allowed")
 
     @property
     def revealing_steps(self) -> int:
@@ -136,32 +120,23 @@ class DreamSettings:
         return max(1.0, _LOG_2 * (self.classes - 1).bit_length())
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClientPrivacy:
-    """Client-level differential privacy of the whole federation (docs/client-level-privacy.md).
+class ClientPrivacy(Settings):
+    """`[client_privacy]`: client-level differential privacy of the whole federation (docs/client-level-privacy.md)."""
 
-    Attributes:
-        epsilon: what all noised sums together may cost a client, at `delta`.
-        delta: in (0, 1).
-        update_norm: Euclidean bound of a client's update of the dreams, in units of `update_clip`.
-        logit_norm: the same of its soft labels, in units of `logit_clip` (and of 1 for the classes' weights).
-        spare_rounds: rounds that may fail and be made again within the budget.
-
-    Raises:
-        SettingsError: a setting out of its range.
-    """
-
-    epsilon: float
-    delta: float
-    update_norm: float
-    logit_norm: float
-    spare_rounds: int = 0
-
-    def __post_init__(self) -> None:
-        require_positive(epsilon=self.epsilon, update_norm=self.update_norm, logit_norm=self.logit_norm)
-        require_least(spare_rounds=(self.spare_rounds, 0))
-        if not 0 < self.delta < 1:
-            raise SettingsError(f"delta is {self.delta}; a number between 0 and 1 is allowed")
+    epsilon: Annotated[float, Gt(0), Le(1000), doc("what all noised sums together may cost a client, at `delta`")]
+    delta: Annotated[float, Gt(0), Le(0.01), doc("chance that the bound fails")]
+    update_norm: Annotated[
+        float, Ge(1e-6), Le(MOST), doc("Euclidean bound of a client's update of the dreams, in units of `update_clip`")
+    ]
+    logit_norm: Annotated[
+        float,
+        Ge(1e-6),
+        Le(MOST),
+        doc("the same of its soft labels, in units of `logit_clip` (and of 1 for the classes' weights)"),
+    ]
+    spare_rounds: Annotated[
+        int, Ge(0), Le(100_000), doc("rounds that may fail and be made again within the budget")
+    ] = 0
 
 
 class CoDream(Rounds):

@@ -16,17 +16,18 @@ All clients weigh the same: Adam moves each by about its rate, whatever its data
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, doc
 
 from codream_protocols.course import Array, Arrays, Publication, State, Sums
 from codream_protocols.courses.labels import LOGITS, logits_spec, soft_labels
 from codream_protocols.courses.layouts import Layout, check_layout, initial_weights, length_of
 from codream_protocols.courses.numbers import MOMENTS, adam, bounded, fresh_moments, weighted_mean
 from codream_protocols.courses.rounds import Rounds
-from codream_protocols.courses.settings import SettingsError, require_least, require_positive
 from codream_protocols.keyschedule import digest, number
+from codream_protocols.settings import MOST, Settings
 from codream_protocols.specs import Block, VectorSpec
 from codream_protocols.starts import MAX_SIDE, noise
 
@@ -39,63 +40,35 @@ ROOM = 2.0
 ADVERSARIAL_FROM = 15  # the round, from 0, from which on clients have the adversarial term in their loss
 
 
-@dataclass(frozen=True, kw_only=True)
-class GeneratorSettings:
-    """The generator, and what is asked of it.
+class Fast(Settings):
+    """What `[fast]` and CoDream-fast share: what is asked of the generator."""
 
-    Attributes:
-        layout: the generator's parameters; it has no buffers.
-        rounds: epochs of secure aggregation.
-        batch: B, images of a batch; 2 or more, since the generator's norms are over the batch.
-        classes: K.
-        batches: batches of a round.
-        global_steps: secure steps on z and G for each.
-        local_steps: a client's steps of Adam in each of these.
-        noise: Z, numbers of z for an image.
-        lr: rate of the clients' steps on G; the meta-generator's is `local_steps` times as much.
-        noise_lr: rate of the clients' steps on z.
-        logit_clip: bound of one logit.
-        bound: bound of one parameter of the generator.
-        noise_bound: bound of one number of z.
+    batches: Annotated[int, Ge(1), Le(1000), doc("batches of a round")] = 5
+    global_steps: Annotated[int, Ge(1), Le(1000), doc("secure steps on z and the generator for each")] = 1
+    local_steps: Annotated[int, Ge(1), Le(1000), doc("a client's steps of Adam in each of these")] = 5
+    noise: Annotated[int, Ge(1), Le(MAX_SIDE), doc("numbers of z for an image")] = 256
+    lr: Annotated[
+        float,
+        Gt(0),
+        Le(10),
+        doc("rate of the clients' steps on the generator; the server's is `local_steps` times as much"),
+    ] = 5e-3
+    noise_lr: Annotated[float, Gt(0), Le(10), doc("rate of the clients' steps on z")] = 1.5e-3
 
-    Raises:
-        SettingsError: a setting out of its range.
-    """
 
-    layout: Layout
-    rounds: int
-    batch: int
-    classes: int
-    batches: int = 5
-    global_steps: int = 1
-    local_steps: int = 5
-    noise: int = 256
-    lr: float = 5e-3
-    noise_lr: float = 1.5e-3
-    logit_clip: float = 30.0
-    bound: float = 100.0
-    noise_bound: float = 10.0
+class GeneratorSettings(Fast):
+    """The same, of a federation: the generator's form, and the images'."""
 
-    def __post_init__(self) -> None:
+    layout: Annotated[Layout, doc("the generator's parameters; it has no buffers")]
+    rounds: Annotated[int, Ge(1), doc("epochs of secure aggregation")]
+    batch: Annotated[int, Ge(2), doc("B, images of a batch; the generator's norms are over it")]
+    classes: Annotated[int, Ge(2), doc("K")]
+    logit_clip: Annotated[float, Gt(0), Le(MOST), doc("bound of one logit")] = 30.0
+    bound: Annotated[float, Gt(0), Le(MOST), doc("bound of one parameter of the generator")] = 100.0
+    noise_bound: Annotated[float, Gt(0), Le(MOST), doc("bound of one number of z")] = 10.0
+
+    def _check(self) -> None:
         check_layout(self.layout)
-        require_least(
-            rounds=(self.rounds, 1),
-            batch=(self.batch, 2),
-            classes=(self.classes, 2),
-            batches=(self.batches, 1),
-            global_steps=(self.global_steps, 1),
-            local_steps=(self.local_steps, 1),
-            noise=(self.noise, 1),
-        )
-        require_positive(
-            lr=self.lr,
-            noise_lr=self.noise_lr,
-            logit_clip=self.logit_clip,
-            bound=self.bound,
-            noise_bound=self.noise_bound,
-        )
-        if self.noise > MAX_SIDE:
-            raise SettingsError(f"noise is {self.noise}; {MAX_SIDE} or less is allowed")
 
     @property
     def clip(self) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from codream_protocols.course import Array
-from codream_protocols.courses.settings import SettingsError
+from codream_protocols.settings import SettingsError
 from codream_protocols.starts import draw
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]

@@ -15,10 +15,12 @@ kink at every client's value. How much was clipped is a figure of each sum, so t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, doc
 
+from codream_protocols.charter import MAX_STEPS
 from codream_protocols.course import Array, Arrays, Publication, State, Sums
 from codream_protocols.courses.layouts import (
     Layout,
@@ -31,7 +33,7 @@ from codream_protocols.courses.layouts import (
 )
 from codream_protocols.courses.numbers import LEAST_WEIGHT, bounded, weighted_mean
 from codream_protocols.courses.rounds import Figures, Rounds
-from codream_protocols.courses.settings import SettingsError, require_least, require_positive
+from codream_protocols.settings import MOST, Settings, SettingsError
 from codream_protocols.specs import Block, VectorSpec
 
 PARAMETERS = "parameters"
@@ -40,62 +42,34 @@ PROXIMAL = 0.1  # FedProx's mu, of the paper's 0.001, 0.01, 0.1 and 1
 CONTRAST, CONTRAST_TEMPERATURE = 0.1, 0.5  # MOON's mu, of the paper's 0.1, 1, 5 and 10, and its tau
 
 
-@dataclass(frozen=True, kw_only=True)
-class AveragingSettings:
-    """What is averaged, and how.
+Bound = Annotated[float, Gt(0), Le(MOST)]
 
-    Attributes:
-        layout: the model's parameters and floating-point buffers, in the order of its `state_dict`.
-        rounds: epochs of secure aggregation.
-        steps: rounds of averaging in one of them: clients train, and are averaged, `steps` times before they learn.
-        clip: bound of the change of one parameter in a step.
-        statistic_clip: the same of a running statistic of batch norm.
-        server_lr: what the mean change is multiplied by.
-        bound: bound of a parameter.
-        statistic_bound: bound of a running statistic; a variance is 0 or more.
 
-    Raises:
-        SettingsError: a setting out of its range.
-    """
+class Averaging(Settings):
+    """What `[averaging]` and its courses share."""
 
-    layout: Layout
-    rounds: int
-    steps: int = 1
-    clip: float = 1.0
-    statistic_clip: float = 64.0
-    server_lr: float = 1.0
-    bound: float = 100.0
-    statistic_bound: float = 1e6
+    steps: Annotated[
+        int, Ge(1), Le(MAX_STEPS - 2), doc("rounds of averaging in one epoch: clients train and are averaged so often")
+    ] = 1
+    clip: Annotated[Bound, doc("bound of the change of one parameter in a step")] = 1.0
+    statistic_clip: Annotated[Bound, doc("the same of a running statistic of batch norm")] = 64.0
+    server_lr: Annotated[float, Gt(0), Le(100), doc("what the mean change is multiplied by")] = 1.0
+    variate_clip: Annotated[
+        Bound, doc("SCAFFOLD: bound of the change of one number of a client's control variate in a round")
+    ] = 4.0
 
-    def __post_init__(self) -> None:
+
+class AveragingSettings(Averaging):
+    """The same, of a federation: what is averaged, and for how long."""
+
+    layout: Annotated[Layout, doc("the model's parameters and floating-point buffers, in its `state_dict`'s order")]
+    rounds: Annotated[int, Ge(1), doc("epochs of secure aggregation")]
+    bound: Annotated[Bound, doc("bound of a parameter")] = 100.0
+    statistic_bound: Annotated[Bound, doc("bound of a running statistic; a variance is 0 or more")] = MOST
+    variate_bound: Annotated[Bound, doc("SCAFFOLD: bound of one number of the mean control variate")] = 100.0
+
+    def _check(self) -> None:
         check_layout(self.layout)
-        require_least(rounds=(self.rounds, 1), steps=(self.steps, 1))
-        require_positive(
-            clip=self.clip,
-            statistic_clip=self.statistic_clip,
-            server_lr=self.server_lr,
-            bound=self.bound,
-            statistic_bound=self.statistic_bound,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScaffoldSettings(AveragingSettings):
-    """The same, and of the control variates.
-
-    Attributes:
-        variate_clip: bound of the change of one number of a client's control variate in a round.
-        variate_bound: bound of one number of the mean control variate.
-    """
-
-    variate_clip: float = 4.0
-    variate_bound: float = 100.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(variate_clip=self.variate_clip, variate_bound=self.variate_bound)
-        if not trained(self.layout):
-            raise SettingsError("layout has running statistics alone; a parameter is needed")
 
 
 class FedAvg(Rounds):
@@ -190,11 +164,13 @@ class Scaffold(FedAvg):
     variate, 0 at first. A client's own one never leaves it but by its change.
 
     Args:
-        settings: see `ScaffoldSettings`.
+        settings: see `AveragingSettings`.
     """
 
-    def __init__(self, settings: ScaffoldSettings) -> None:
+    def __init__(self, settings: AveragingSettings) -> None:
         super().__init__(settings)
+        if not trained(settings.layout):
+            raise SettingsError("layout has running statistics alone; a parameter is needed")
         count = length_of(trained(settings.layout))
         high = np.full(count, float(settings.variate_bound))
         self._bounds[VARIATE] = (-high, high)

@@ -8,8 +8,8 @@ from typing import Any
 from codream_protocols.courses.codream import CoDream
 from codream_protocols.courses.generator import CoDreamFast
 from codream_protocols.courses.parameters import FedAvg, FedProx, Moon, Scaffold
-from codream_protocols.courses.settings import SettingsError
 from codream_protocols.courses.sums import Sums
+from codream_protocols.settings import SettingsError
 
 COURSES: Mapping[str, type[Any]] = {
     "codream": CoDream,

@@ -14,44 +14,30 @@ bias, and may so lie beyond what clients can add up to.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt, doc
 
 from codream_protocols.course import Array, Publication, State, Task
 from codream_protocols.course import Sums as BlockSums
 from codream_protocols.courses.rounds import Figures
-from codream_protocols.courses.settings import SettingsError, require_least, require_positive
 from codream_protocols.distributed_noise import multiplier_for
+from codream_protocols.settings import MOST, Settings, SettingsError
 from codream_protocols.specs import Block, VectorSpec
 
 MEMBERS = "members"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SumsPrivacy:
-    """Client-level differential privacy of the sums (docs/client-level-privacy.md).
+class SumsPrivacy(Settings):
+    """Client-level differential privacy of the sums (docs/client-level-privacy.md)."""
 
-    Attributes:
-        epsilon: what all sums together may cost a client, at `delta`.
-        delta: in (0, 1).
-        norm: Euclidean bound of a client's vector, each block in units of its clip.
-        spare_rounds: epochs that may fail and be made again within the budget.
-
-    Raises:
-        SettingsError: a setting out of its range.
-    """
-
-    epsilon: float
-    delta: float
-    norm: float
-    spare_rounds: int = 0
-
-    def __post_init__(self) -> None:
-        require_positive(epsilon=self.epsilon, norm=self.norm)
-        require_least(spare_rounds=(self.spare_rounds, 0))
-        if not 0 < self.delta < 1:
-            raise SettingsError(f"delta is {self.delta}; a number between 0 and 1 is allowed")
+    epsilon: Annotated[float, Gt(0), Le(MOST), doc("what all sums together may cost a client, at `delta`")]
+    delta: Annotated[float, Gt(0), Lt(1), doc("chance that the bound fails")]
+    norm: Annotated[
+        float, Gt(0), Le(MOST), doc("Euclidean bound of a client's vector, each block in units of its clip")
+    ]
+    spare_rounds: Annotated[int, Ge(0), doc("epochs that may fail and be made again within the budget")] = 0
 
 
 class Sums:

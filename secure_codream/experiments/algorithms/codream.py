@@ -84,9 +84,9 @@ class CoDream:
         learning, dreams = problem.learning, problem.dreams
         if self.kind == "independent":
             learning = replace(learning, local_steps=learning.local_steps * dreams.steps)
-            dreams = dreams.model_copy(update={"steps": 1, "half_way": False})
+            dreams = replace(dreams, steps=1, half_way=False)
         elif self.kind == "noise":
-            dreams = dreams.model_copy(update={"steps": 0, "half_way": False})
+            dreams = replace(dreams, steps=0, half_way=False)
         return replace(problem, learning=learning, dreams=dreams)
 
     @staticmethod

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from codream_protocols.courses.codream import ClientPrivacy
-from codream_protocols.courses.settings import SettingsError
 from codream_protocols.errors import LocalProtocolError
+from codream_protocols.settings import SettingsError
 from tests.protocols.courses.walk import HONEST, PRIVACY, codream, dream_settings, fake_start, legal_sums, uniform
 
 SEED = bytes(range(32))

@@ -9,7 +9,7 @@ import pytest
 
 from codream_protocols.course import State
 from codream_protocols.courses.generator import CoDreamFast, GeneratorSettings
-from codream_protocols.courses.settings import SettingsError
+from codream_protocols.settings import SettingsError
 
 SEED = bytes(range(32))
 LAYOUT = (("first.weight", (3, 4)), ("first.bias", (3,)))

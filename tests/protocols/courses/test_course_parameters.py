@@ -9,9 +9,9 @@ import pytest
 
 from codream_protocols.course import fingerprint
 from codream_protocols.courses.layouts import check_layout, initial_weights, length_of, trained
-from codream_protocols.courses.parameters import AveragingSettings, FedAvg, Moon, Scaffold, ScaffoldSettings
-from codream_protocols.courses.settings import SettingsError
+from codream_protocols.courses.parameters import AveragingSettings, FedAvg, Moon, Scaffold
 from codream_protocols.errors import LocalProtocolError
+from codream_protocols.settings import SettingsError
 from tests.protocols.courses.walk import LAYOUT
 
 SEED = bytes(range(32))
@@ -110,7 +110,7 @@ def test_relatives_sum_the_same() -> None:
 
 
 def test_scaffold_sums_variates_of_the_parameters_beside_the_weights() -> None:
-    course = Scaffold(ScaffoldSettings(layout=LAYOUT, rounds=1, server_lr=0.5))
+    course = Scaffold(AveragingSettings(layout=LAYOUT, rounds=1, server_lr=0.5))
     state = course.start(SEED, 0, None)
     assert length_of(trained(LAYOUT)) == LENGTH - 6 == len(state["variate"])
     assert not state["variate"].any()
@@ -147,6 +147,6 @@ def test_settings_of_averaging_out_of_range_are_refused(changed: dict[str, Any])
 
 def test_settings_of_scaffold_out_of_range_are_refused() -> None:
     with pytest.raises(SettingsError, match="variate_clip"):
-        ScaffoldSettings(layout=LAYOUT, rounds=1, variate_clip=0.0)
+        AveragingSettings(layout=LAYOUT, rounds=1, variate_clip=0.0)
     with pytest.raises(SettingsError, match="parameter"):
-        ScaffoldSettings(layout=LAYOUT[4:5], rounds=1)
+        Scaffold(AveragingSettings(layout=LAYOUT[4:5], rounds=1))

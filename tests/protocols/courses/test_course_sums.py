@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codream_protocols.courses.settings import SettingsError
 from codream_protocols.courses.sums import Sums, SumsPrivacy
+from codream_protocols.settings import SettingsError
 from codream_protocols.specs import Block
 
 NOISE = SumsPrivacy(epsilon=4.0, delta=1e-5, norm=1.0, spare_rounds=1)

@@ -18,8 +18,8 @@ from codream_protocols.course import canonical, fingerprint
 from codream_protocols.courses.metrics import METRICS
 from codream_protocols.courses.registry import COURSES as REGISTRY
 from codream_protocols.courses.registry import course_class
-from codream_protocols.courses.settings import SettingsError
 from codream_protocols.encoding import decode, encode
+from codream_protocols.settings import SettingsError
 from tests.protocols.courses.walk import COURSES, HONEST, MEMBERS, constant, legal_sums, trail, uniform, walk
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,7 +11,7 @@ import numpy as np
 from codream_protocols.course import Course, State, fingerprint
 from codream_protocols.courses.codream import ClientPrivacy, CoDream, DreamSettings
 from codream_protocols.courses.generator import CoDreamFast, GeneratorSettings
-from codream_protocols.courses.parameters import AveragingSettings, FedAvg, FedProx, Moon, Scaffold, ScaffoldSettings
+from codream_protocols.courses.parameters import AveragingSettings, FedAvg, FedProx, Moon, Scaffold
 from codream_protocols.courses.sums import Sums, SumsPrivacy
 from codream_protocols.specs import Block, VectorSpec
 
@@ -58,7 +58,7 @@ COURSES: dict[str, Course] = {
     "fedavg": FedAvg(AVERAGING),
     "fedprox": FedProx(AVERAGING),
     "moon": Moon(AveragingSettings(layout=LAYOUT, rounds=1)),
-    "scaffold": Scaffold(ScaffoldSettings(layout=LAYOUT, rounds=2)),
+    "scaffold": Scaffold(AveragingSettings(layout=LAYOUT, rounds=2)),
     "sums": Sums(
         {"visits": (Block("number", 3, 1000, "count"), Block("ages", 1, 1e5)), "weights": (Block("kg", 2, 9.0),)}
     ),
