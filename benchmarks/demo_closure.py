@@ -6,22 +6,19 @@ python benchmarks/demo_closure.py --seeds 0 1 --alpha iid
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
-from statistics import fmean, stdev
+from statistics import fmean
 
-# Two-sided 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom.
-STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+from secure_codream.experiments.statistics import estimate
 
 
 def interval(values: list[float]) -> str:
     """Mean and half-width of the 95 % interval."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    half = STUDENT_T[len(values) - 2] * stdev(values) / math.sqrt(len(values))
-    return f"{fmean(values):.3f} ± {half:.3f}"
+    found = estimate(values)
+    assert found is not None
+    return f"{found.mean:.3f}" if found.half is None else f"{found.mean:.3f} ± {found.half:.3f}"
 
 
 def main() -> None:

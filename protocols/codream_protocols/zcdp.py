@@ -14,11 +14,6 @@ import numpy as np
 from codream_protocols.errors import LocalProtocolError
 
 
-def gaussian_rho(sensitivity_squared: float, variance: float) -> float:
-    """rho of the (continuous or discrete) Gaussian mechanism: sensitivity^2 / (2 variance)."""
-    return sensitivity_squared / (2 * variance)
-
-
 def sum_inflation(variance: float, shares: int) -> float:
     """tau: how far a sum of discrete Gaussians is from one (Kairouz, Liu, Steinke, ICML 2021, theorem 1).
 

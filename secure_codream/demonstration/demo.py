@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -46,6 +45,7 @@ from secure_codream.reports.summary import (
     write_client_result,
     write_summary,
 )
+from secure_codream.reports.versions import versions_of
 
 MODELS = ("cnn2", "cnn3", "resnet8", "mlp", "cnn2_wide")
 START_SECONDS = 120.0
@@ -458,4 +458,4 @@ def _threshold(charter: Charter) -> int:
 
 def _versions() -> dict[str, str]:
     names = ("secure-codream", "torch", "numpy", "cryptography", "pyzmq", "msgpack", "msgspec")
-    return {"python": sys.version.split()[0], **{name: metadata.version(name) for name in names}}
+    return versions_of(*names)

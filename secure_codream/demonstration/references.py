@@ -13,8 +13,9 @@ from typing import TextIO
 import torch
 
 from codream_clients.data.datasets import LabelledImages, pool
+from codream_clients.learning.local_work import train_epochs
 from codream_clients.learning.participant import distil_by_settings
-from codream_clients.learning.references import train_centralised, train_independent
+from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import evaluate
 from codream_clients.models.zoo import build
 from codream_server.feddream import read_batches
@@ -48,8 +49,11 @@ def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -
         return [make_model(client, federation) for client in clients]
 
     if federation.privacy is None:
-        independent = train_independent(fresh(), shards, test, settings, rounds=rounds, seeds=seeds, device=device)
-        centralised = train_centralised(fresh(), shards, test, settings, rounds=rounds, seeds=seeds, device=device)
+        pooled = [pool(shards)] * len(shards)
+        independent, centralised = (
+            [_trained(*one, settings, rounds, test) for one in zip(fresh(), data, seeds, strict=True)]
+            for data in (shards, pooled)
+        )
     else:
         independent = _privately(federation, clients, shards, test)
         centralised = _privately(federation, clients, [pool(shards)] * len(clients), test)
@@ -73,6 +77,20 @@ def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -
         "label_counts": [train.class_counts.tolist() for train in shards],
     }
     write_whole(run.path / "references.json", json.dumps(found).encode())
+
+
+def _trained(
+    model: torch.nn.Module,
+    data: LabelledImages,
+    seed: int,
+    settings: LearningSettings,
+    rounds: int,
+    test: LabelledImages,
+) -> float:
+    """Accuracy after as many epochs on `data` alone as a client of the federation has in all, and the same loss."""
+    device = torch.device("cpu")
+    train_epochs(model, data, settings, epochs=settings.epochs_in_all(rounds), seed=seed, device=device)
+    return evaluate(model, test, device)
 
 
 def _privately(

@@ -18,11 +18,9 @@ in the grid's order, so it does not matter when each was made.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ from secure_codream.experiments.results import Failure, Results, communication_o
 from secure_codream.experiments.workers import Failed, Finished, Workers
 from secure_codream.reports.files import write_whole
 from secure_codream.reports.run_folder import RunFolder
+from secure_codream.reports.versions import versions_of
 
 
 @dataclass(frozen=True)
@@ -200,4 +199,4 @@ def results_of(grid: Grid, records: Sequence[CellRecord], failures: Sequence[Fai
 
 def _versions() -> dict[str, str]:
     names = ("secure-codream", "torch", "numpy", "cryptography")
-    return {"python": sys.version.split()[0], **{name: metadata.version(name) for name in names}}
+    return versions_of(*names)

@@ -23,7 +23,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +45,7 @@ from secure_codream.configuration.reading import ConfigError, PartyName, Table, 
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
 from secure_codream.experiments.registry import Entry, find
 from secure_codream.experiments.sweep import SweepTable
+from secure_codream.reports.versions import versions_of
 
 SCHEMA = 2
 MOST_CELLS = 100_000
@@ -255,7 +255,7 @@ class Cell:
         """SHA-256 of everything that defines the rows, hexadecimal."""
         definition = {
             "schema": SCHEMA,
-            "versions": {name: metadata.version(name) for name in ("secure-codream", "torch", "numpy", "opacus")},
+            "versions": versions_of("secure-codream", "torch", "numpy", "opacus", python=False),
             "algorithm": [self.entry.name, dict(self.entry.options)],
             "measure": self.measure,
             "partition": self.partition,

@@ -1,10 +1,9 @@
 """Means with 95 % intervals over seeds, and gap closure.
 
 Few seeds and an unknown deviation: the mean of n values lies within mean +- t s / sqrt(n), where s is the sample's
-deviation and t the two-sided quantile of Student's t with n - 1 degrees of freedom ("Student", Biometrika 1908). For
-whole degrees of freedom its distribution is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4), which is inverted
-here by bisection. The interval takes the seeds' values as independent and roughly normal; two intervals that do not
-overlap are a stricter test than a difference by seed.
+deviation and t the two-sided quantile of Student's t with n - 1 degrees of freedom ("Student", Biometrika 1908). The
+interval takes the seeds' values as independent and roughly normal; two intervals that do not overlap are a stricter
+test than a difference by seed.
 
 Gap closure = (accuracy - alone) / (all data in one place - alone), of the same partition and seed, then averaged.
 """
@@ -13,10 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache
 from statistics import fmean, stdev
 
 import msgspec
+from scipy.stats import t as student
 
 CONFIDENCE = 0.95
 
@@ -40,7 +39,6 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
     return Estimate(fmean(present), half, len(present))
 
 
-@lru_cache
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     """The t with P(|T| <= t) = `confidence` for Student's T with `degrees` >= 1 degrees of freedom.
 
@@ -49,26 +47,7 @@ def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     """
     if degrees < 1 or not 0 < confidence < 1:
         raise ValueError(f"found {degrees} degrees and confidence {confidence}; at least 1 and (0, 1) are allowed")
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):  # halved until the floats meet
-        middle = (low + high) / 2
-        if _within(middle, degrees) < confidence:
-            low = middle
-        else:
-            high = middle
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _within(theta: float, degrees: int) -> float:
-    """P(|T| <= t) with theta = arctan(t / sqrt(degrees))."""
-    cosine, sine = math.cos(theta), math.sin(theta)
-    odd = degrees % 2
-    term = cosine if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(2 if odd else 1, degrees - 1, 2):  # the term of cos^(k+1) over that of cos^(k-1)
-        term *= k / (k + 1) * cosine * cosine
-        total += term
-    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+    return float(student.ppf((1 + confidence) / 2, degrees))
 
 
 def gap_closure(accuracy: float, alone: float, central: float) -> float | None:

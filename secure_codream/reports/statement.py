@@ -8,7 +8,6 @@ Nothing here needs a tensor library, except to count a record-level epsilon (`me
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,7 @@ from secure_codream.reports.events import Amount, Count
 from secure_codream.reports.files import MalformedRecord, MissingRecord, write_whole
 from secure_codream.reports.pages import page_environment
 from secure_codream.reports.summary import Share
+from secure_codream.reports.versions import versions_of
 
 if TYPE_CHECKING:
     from codream_clients.privacy.accounting import AccountantName, SampledGaussian
@@ -248,7 +248,7 @@ def privacy_statement(
         record=record,
         client=client,
         colluders=colluders,
-        versions={package: version for package in PACKAGES if (version := _version(package))},
+        versions=versions_of(*PACKAGES, python=False),
         not_covered=not_covered,
         audit=audit,
     )
@@ -277,10 +277,3 @@ def read_statement(folder: Path) -> PrivacyStatement:
         return msgspec.json.decode(path.read_bytes(), type=PrivacyStatement)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedRecord(path, str(error), "a privacy statement") from None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -141,11 +141,6 @@ def write_summary(folder: RunFolder | Path, summary: Summary) -> Path:
     return write_struct(path, summary, Summary)
 
 
-def read_client_result(path: Path) -> ClientResult:
-    """Read a client's `result.json`. Raises MissingRecord or MalformedRecord."""
-    return decode_record(bytes_of(path, "the figures of a client that finished"), path, ClientResult)
-
-
 def write_client_result(path: Path, result: ClientResult) -> Path:
     """Check `result` against its schema, then write it in one piece; returns the file's path."""
     return write_struct(path, result, ClientResult)

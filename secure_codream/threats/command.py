@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
 from secure_codream.reports.files import write_whole
 from secure_codream.reports.run_folder import RunFolder
+from secure_codream.reports.versions import versions_of
 from secure_codream.threats.laboratory.laboratory import Cohort, Laboratory
 from secure_codream.threats.page import write_page
 from secure_codream.threats.suite import Entry, Finding, as_json, by_promise, run_suite
@@ -52,7 +51,7 @@ def run_threats(
             for key, found in by_promise(findings).items()
         },
         "attacks": as_json(findings),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions_of(*PACKAGES),
     }
     write_whole(folder.summary, json.dumps(summary, indent=2).encode() + b"\n")
     write_page(folder.report, findings, summary)

@@ -7,14 +7,9 @@ import torch
 from codream_clients.data.datasets import load_digits_data
 from codream_clients.data.partitions import dirichlet
 from codream_clients.learning.dreaming import DreamLoss, dream_gradient
+from codream_clients.learning.local_work import train_epochs
 from codream_clients.learning.participant import LearningSettings, Participant
-from codream_clients.learning.references import (
-    ComparisonError,
-    gap_closure,
-    reference_epochs,
-    train_centralised,
-    train_independent,
-)
+from codream_clients.learning.training import evaluate
 from codream_clients.models.zoo import build
 from codream_protocols.settings import SettingsError
 
@@ -159,38 +154,19 @@ def test_settings_out_of_range_are_refused_by_name(wrong):
         LearningSettings(**wrong)
 
 
+def trained(model, data, seed, settings, test, rounds=2):
+    """Accuracy after as many epochs on `data` alone as a client of a federation has in all."""
+    train_epochs(model, data, settings, epochs=settings.epochs_in_all(rounds), seed=seed, device=CPU)
+    return evaluate(model, test, CPU)
+
+
 def test_dreams_beat_training_alone_on_skewed_digits(digits):
     shards, test = digits
     settings = LearningSettings(warm_up_epochs=40, distil_epochs=15, local_epochs=5)
     together = np.mean(federate([participant(digits, i, settings) for i in range(3)], 2, 6, 96))
     models = [build(name, channels=1, size=8, classes=10, seed=i) for i, name in enumerate(NAMES)]
-    alone = np.mean(train_independent(models, shards, test, settings, rounds=2, seeds=range(3), device=CPU))
+    alone = np.mean([trained(*one, settings, test) for one in zip(models, shards, range(3), strict=True)])
     assert together > alone + 0.1
-
-
-def test_references_train_as_many_epochs_and_pooled_data_win(digits):
-    shards, test = digits
-    settings = dataclasses.replace(QUICK, warm_up_epochs=20)
-    assert reference_epochs(settings, rounds=4) == 20 + 4 * (2 + 1)
-
-    def fresh():
-        return [build("mlp", channels=1, size=8, classes=10, seed=i) for i in range(3)]
-
-    arguments = {"rounds": 4, "seeds": range(3), "device": CPU}
-    alone = train_independent(fresh(), shards, test, settings, **arguments)
-    assert alone == train_independent(fresh(), shards, test, settings, **arguments)
-    pooled = train_centralised(fresh(), shards, test, settings, **arguments)
-    assert len(alone) == len(pooled) == 3
-    assert np.mean(pooled) > np.mean(alone) + 0.1
-    with pytest.raises(ComparisonError, match="2 models, 3 shards"):
-        train_independent(fresh()[:2], shards, test, settings, **arguments)
-
-
-def test_gap_closure():
-    assert gap_closure(0.8, 0.5, 0.9) == pytest.approx(0.75)
-    assert gap_closure(0.4, 0.5, 0.9) == pytest.approx(-0.25)
-    with pytest.raises(ComparisonError, match="no gap"):
-        gap_closure(0.8, 0.9, 0.9)
 
 
 def test_the_papers_way_can_be_asked_for(digits):
@@ -239,7 +215,7 @@ def test_rounds_that_distil_or_train_are_those_that_the_settings_name_and_refere
         warm_up_epochs=3, distil_epochs=2, local_epochs=1, distil_every=2, training_rounds=3, own_weight=0.0
     )
     assert [settings.epochs_in(round) for round in (1, 2, 3, 4, 5)] == [1, 3, 1, 2, 0]
-    assert reference_epochs(settings, rounds=5) == 3 + 7
+    assert settings.epochs_in_all(5) == 3 + 7
     assert LearningSettings(local_epochs=0, distil_epochs=4).epochs_in(1) == 4
     trained = []
     client = participant(

@@ -35,11 +35,16 @@ from codream_protocols.errors import LocalProtocolError, PolicyViolation, Unsafe
 from codream_protocols.messages import Invitation, MaskedInput
 from codream_protocols.rotation import block_size, padded_length, rotate, step_signs, unrotate
 from codream_protocols.specs import Block, VectorSpec
-from codream_protocols.zcdp import epsilon_of, gaussian_rho, rho_of
+from codream_protocols.zcdp import epsilon_of, rho_of
 from secure_codream.simulation.wire import PERMISSIVE, Federation, LaboratoryCourse
 
 SEEDS = st.integers(0, 2**32 - 1)
 LENGTHS = st.sampled_from([1, 2, 3, 60, 256, 257, 1290])
+
+
+def gaussian_rho(sensitivity_squared: float, variance: float) -> float:
+    """rho of the Gaussian mechanism, continuous or discrete."""
+    return sensitivity_squared / (2 * variance)
 
 
 class Silent:

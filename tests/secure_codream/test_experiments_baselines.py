@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from codream_clients.data.datasets import Augment, load_digits_data
 from codream_clients.learning.local_work import OWN_DATA, Batch, NoLinearHead, displacement, head, watched
-from codream_clients.learning.references import reference_epochs
 from codream_clients.learning.settings import LearningSettings, Schedule
 from codream_clients.learning.training import convergence_warnings_to, scheduled, train_local
 from codream_clients.models.layouts import layout_of
@@ -183,7 +182,7 @@ def test_passes_over_local_data_are_a_codream_clients(monkeypatch: pytest.Monkey
     monkeypatch.setattr(isolated, "train_round", counting(train_round))
     list(Isolated().run(problem))
     batches = sum(math.ceil(size / problem.learning.batch_size) for size in SIZES)
-    assert steps == reference_epochs(problem.learning, problem.rounds) * batches
+    assert steps == problem.learning.epochs_in_all(problem.rounds) * batches
 
 
 # -- the secure mean ---------------------------------------------

@@ -75,15 +75,6 @@ class Learning(Settings):
         ),
     ] = "current"
 
-
-class LearningSettings(Learning):
-    """The same, with what `[dreams]` says of it."""
-
-    way: Annotated[Way, doc("of sharing")] = "update"
-    views: Annotated[int, Ge(0), doc("variations of each dream that are labelled beside it")] = 0
-    logit_clip: Annotated[Clip, doc("bound of one logit")] = 30.0
-    window: Annotated[int, Ge(1), doc("how many rounds' batches are learnt from")] = 10
-
     def distils_in(self, round: int) -> bool:
         """Whether a round, from 1, has its distillation."""
         return round % self.distil_every == 0
@@ -95,3 +86,16 @@ class LearningSettings(Learning):
     def epochs_in(self, round: int) -> int:
         """Epochs of a round, from 1, distillation and training on own data together."""
         return self.distil_epochs * self.distils_in(round) + self.local_epochs * self.trains_in(round)
+
+    def epochs_in_all(self, rounds: int) -> int:
+        """Epochs of a client in all: the warm-up, and those of every round."""
+        return self.warm_up_epochs + sum(self.epochs_in(round) for round in range(1, rounds + 1))
+
+
+class LearningSettings(Learning):
+    """The same, with what `[dreams]` says of it."""
+
+    way: Annotated[Way, doc("of sharing")] = "update"
+    views: Annotated[int, Ge(0), doc("variations of each dream that are labelled beside it")] = 0
+    logit_clip: Annotated[Clip, doc("bound of one logit")] = 30.0
+    window: Annotated[int, Ge(1), doc("how many rounds' batches are learnt from")] = 10

@@ -1,7 +1,7 @@
 """Every client alone: the floor that any way of learning together must rise above.
 
 Each client trains its own model on its own images, for as many passes as a CoDream client makes in all
-(`codream_clients.learning.references.reference_epochs`). Nothing is sent.
+(`Learning.epochs_in_all`). Nothing is sent.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ The loop is that of the deployed learners (`codream_clients.learning.local_work`
 and nothing else, by the rule of `Participant`.
 
 Passes over local data: `warm_up_epochs` before the first round, and `LearningSettings.epochs_in` in each. A CoDream
-client distils while its rivals go on with their own images, so all have `reference_epochs` in the end.
+client distils while its rivals go on with their own images, so all have `epochs_in_all` in the end.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from secure_codream.configuration.federation import privacy_settings
 from secure_codream.experiments.algorithms.codream import CoDream
 from secure_codream.experiments.algorithms.own_images import OWN_DATA, WARM_UP, Stopwatch, stage_seed
 from secure_codream.experiments.problem import Problem, Row
+from secure_codream.reports.versions import versions_of
 
 NOISE = 3  # a stage that no training has: what noise is drawn from
 
@@ -59,7 +59,7 @@ class _Client:
         problem, content = self.problem, hashlib.sha256()
         content.update(self.data.images.tobytes())
         content.update(self.data.labels.tobytes())
-        versions = [metadata.version(package) for package in ("secure-codream", "torch", "opacus", "numpy")]
+        versions = versions_of("secure-codream", "torch", "opacus", "numpy", python=False)
         model, seed = problem.models[self.client], problem.client_seed(self.client)
         definition = (self.plan.settings, problem.learning.balanced, model, seed, self.data.augment, versions)
         key = f"{content.hexdigest()}|{definition!r}|{problem.device}"
