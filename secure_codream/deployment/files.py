@@ -8,17 +8,13 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import msgspec
 
 from codream_protocols.course import Publication
 from codream_protocols.identity import Roster, read_roster
 from secure_codream.deployment.keys import read_public_key
-from secure_codream.reports.files import write_whole
-
-if TYPE_CHECKING:
-    pass
 
 
 def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
@@ -62,13 +58,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_sums(path: Path, publication: Publication) -> None:
-    """Write what the course `sums` published: task -> block -> numbers, `members` among them."""
+def sums_bytes(publication: Publication) -> bytes:
+    """`sums.json`, what the course `sums` published: task -> block -> numbers, `members` among them."""
     tables: dict[str, dict[str, Any]] = {}
     for name, numbers in publication.items():
         task, _, block = name.rpartition(".")
         tables.setdefault(task, {})[block] = numbers.tolist()
-    write_whole(path, json.dumps(tables, indent=2).encode() + b"\n")
+    return json.dumps(tables, indent=2).encode() + b"\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,15 +21,12 @@ from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import read_federation
 from secure_codream.deployment.exposure import exposures
-from secure_codream.deployment.keys import KeyFileError, public_transport_key, read_private_key
-from secure_codream.reports.files import write_whole
-from secure_codream.reports.statement import write_statement
-
-if TYPE_CHECKING:
-    pass
-from secure_codream.deployment.files import EventLog, load_roster, write_sums
+from secure_codream.deployment.files import EventLog, load_roster, sums_bytes
+from secure_codream.deployment.keys import check_key, public_transport_key, read_private_key
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.statements import own_statement
+from secure_codream.reports.files import write_whole
+from secure_codream.reports.statement import write_statement
 
 
 def run_server(
@@ -57,16 +54,15 @@ def run_server(
     """
     config, roster = read_federation(folder / "config.toml"), load_roster(folder)
     transport_secret = read_private_key(folder / "transport.key")
-    if public_transport_key(transport_secret) != roster.server.transport_key:
-        path = folder / "transport.key"
-        raise KeyFileError(f"{path}: found another key than the roster has for the server; the server's is needed")
+    public = public_transport_key(transport_secret)
+    check_key(folder / "transport.key", public, roster.server.transport_key, "the server")
     charter, course = config.charter(roster), make_course(config)
     timing = config.timing_settings()
     dataset = FedDreamDataset(config.dreams.window, folder / "rounds")
 
     def certified(number: int, publication: Publication) -> None:
         if isinstance(course, Sums):
-            write_sums(folder / "sums.json", publication)
+            write_whole(folder / "sums.json", sums_bytes(publication))
         if "dreams" in publication:
             dataset.add(number - 1, np.array(publication["dreams"]), np.array(publication["soft_labels"]))
 

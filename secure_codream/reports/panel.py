@@ -65,7 +65,7 @@ class LivePanel:
     """
 
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console or Console()
+        self._console = console or Console(emoji=False)
         self._clock = clock
         self._began = clock()
         self._live: Live | None = None

@@ -28,9 +28,13 @@ _RECORD_NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
 
 
 class RecordFolderRefused(LocalProtocolError):
-    """A folder that holds another federation's record, whose files are not whole, or that another server uses."""
+    """A folder that holds another federation's record, or whose files are not whole."""
 
     code = "record-folder"
+
+
+class RecordFolderBusy(RecordFolderRefused):
+    """A folder that another process serves from."""
 
 
 class RecordFolder:
@@ -44,6 +48,7 @@ class RecordFolder:
 
     Raises:
         RecordFolderRefused: the folder holds the record of another roster or charter, or a file is missing.
+        RecordFolderBusy: another server holds it.
         OSError: it cannot be written.
     """
 
@@ -131,7 +136,7 @@ class RecordFolder:
         try:
             fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RecordFolderRefused(
+            raise RecordFolderBusy(
                 f"{self.folder} in use", "one server for a record folder", "this server is running already"
             ) from None
 

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,11 +36,13 @@ from secure_codream.deployment.checkpoint import CheckpointError, read_weights, 
 from secure_codream.deployment.client import read_agreed, run_client
 from secure_codream.deployment.files import EventLog, load_roster, read_metrics
 from secure_codream.deployment.keys import KeyFileError
+from secure_codream.deployment.outputs import OutputsUnwritten
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.verify import verify_record
 from secure_codream.reports.events import parse_event, read_events
+from secure_codream.reports.files import write_whole
 
 NAMES = ("alice", "bob", "carol")
 NOWHERE = "tcp://127.0.0.1:9"  # where nobody listens
@@ -319,6 +322,132 @@ def test_own_code_of_a_charter_does_not_run_at_a_client_that_has_not_named_it(
     assert Path("ran").exists()
 
 
+@pytest.mark.parametrize("name", ["transport.key", "identity.key"])
+def test_keys_of_another_party_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    """They are swapped between two starts: the server would never answer, or refuse every word."""
+    clients = provisioned(tmp_path / "out", patience=0.2) / "clients"
+    own = (clients / "alice" / name).read_bytes()
+    (clients / "alice" / name).write_bytes((clients / "bob" / name).read_bytes())
+    with pytest.raises(KeyFileError, match=rf"{name}: found another key than the roster has for alice"):
+        run_client(clients / "alice", address=NOWHERE)
+    (clients / "alice" / name).write_bytes(own)
+    with pytest.raises(AggregationFailed, match="no word"):  # the control
+        run_client(clients / "alice", address=NOWHERE)
+
+
+# -- what is learnt, on disk ---------------------------------------------
+
+
+class Replaced:
+    """A `ClientRunner` whose `run` a test writes."""
+
+    compute_seconds = 0.0
+
+    def __init__(self, *, learner: Any, prepare: Callable[[], object], **rest: Any) -> None:
+        self.learner, self.prepare = learner, prepare
+
+
+def with_runner(monkeypatch: pytest.MonkeyPatch, run: Callable[[Replaced], None]) -> None:
+    class Made(Replaced):
+        async def run(self) -> None:
+            run(self)
+
+    monkeypatch.setattr("secure_codream.deployment.client.ClientRunner", Made)
+
+
+class Learns:
+    """Whose weights change in some way."""
+
+    def learn(self, number: int, publication: Any) -> None: ...
+
+
+def test_thread_that_outlives_its_client_writes_nothing_into_its_successors_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, go_on, threads = provisioned(tmp_path / "out") / "clients" / "alice", threading.Event(), []
+
+    def interrupted(runner: Replaced) -> None:
+        runner.prepare()
+        runner.learner._learner = Learns()
+
+        def late() -> None:
+            go_on.wait(30)
+            runner.learner.learn(1, {})
+
+        threads.append(threading.Thread(target=late))
+        threads[0].start()
+        raise asyncio.CancelledError
+
+    with_runner(monkeypatch, interrupted)
+    with pytest.raises(asyncio.CancelledError):
+        run_client(folder, address=NOWHERE)
+    assert (folder / "model.pt").exists()  # the control: before, it was written
+    (folder / "model.pt").write_bytes(b"of the next process")
+    go_on.set()
+    threads[0].join()
+    assert (folder / "model.pt").read_bytes() == b"of the next process"
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_weights_that_a_full_disk_refused_are_written_at_the_end_or_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
+) -> None:
+    folder, full = provisioned(tmp_path / "out") / "clients" / "alice", [False]
+
+    def write(path: Path, content: bytes) -> Path:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        return write_whole(path, content)
+
+    def learns(runner: Replaced) -> None:
+        runner.prepare()
+        runner.learner._learner = Learns()
+        full[0] = True
+        runner.learner.learn(1, {})
+        full[0] = for_good
+
+    monkeypatch.setattr("secure_codream.deployment.outputs.write_whole", write)
+    with_runner(monkeypatch, learns)
+    if for_good:
+        with pytest.raises(OutputsUnwritten, match=r"model\.pt cannot be written.*start this client again"):
+            run_client(folder, address=NOWHERE)
+    else:
+        run_client(folder, address=NOWHERE)
+    agreed = read_agreed(folder)
+    model = make_model(agreed.client, agreed.federation)
+    assert read_weights(folder / "model.pt", model, agreed.charter.digest.hex()) == (0 if for_good else 1)
+    said = [line["found"] for line in log_of(folder) if line["event"] == "storage-failed"]
+    assert said == ["model.pt: No space left on device"] * (2 if for_good else 1)
+    assert (log_of(folder)[-1]["event"] == "finished") is not for_good
+
+
+SLOW = """
+import dataclasses, sys, time
+import secure_codream.deployment.client as client
+from secure_codream import cli
+real = client.make_learner
+client.make_learner = lambda *a, **o: dataclasses.replace(real(*a, **o), warm_up=lambda: time.sleep(60))
+sys.argv = ["secure-codream", "client", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_interrupted_client_ends_at_once_although_it_computes(tmp_path: Path) -> None:
+    folder = provisioned(tmp_path / "out") / "clients" / "alice"
+    command = [sys.executable, "-c", SLOW, str(folder), "--address", NOWHERE, "--threads", "1"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: (folder / "log.jsonl").exists() and "warm-up" in (folder / "log.jsonl").read_text(), {})
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=20)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 130
+    assert told.splitlines() == ["secure-codream: interrupted"]
+    assert (folder / "privacy.json").exists()  # what was spent is stated all the same
+
+
 # -- randomness ---------------------------------------------
 
 ROOMS = ("secure_codream", "codream_clients", "codream_server", "codream_protocols")
@@ -357,7 +486,8 @@ def _is_module(name: str) -> bool:
 def test_no_deployed_party_can_seed_its_masks(party: str) -> None:
     """Randomness enters by one source, which simulations alone replace."""
     found = reachable(party)
-    assert {"codream_protocols.server", "codream_protocols.charter", "codream_protocols.encoding"} <= found
+    machine = f"codream_protocols.{party.rpartition('.')[2]}"
+    assert {machine, "codream_protocols.charter", "codream_protocols.encoding"} <= found
     assert "codream_protocols.seeded" not in found
     assert "secure_codream.simulation.in_process" not in found
 
