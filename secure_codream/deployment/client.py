@@ -34,7 +34,7 @@ from secure_codream.configuration.limits import client_policy, open_client_ledge
 from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import exposures
-from secure_codream.deployment.files import EventLog, load_roster, never_fails
+from secure_codream.deployment.files import Appended, EventLog, load_roster, never_fails
 from secure_codream.deployment.keys import check_key, public_transport_key, read_private_key
 from secure_codream.deployment.outputs import Counted, Outputs
 from secure_codream.deployment.signals import until_signal
@@ -172,11 +172,11 @@ def run_client(
             FileJournal.open(folder / "journal", charter=charter.digest, member=client.name, first=earlier)
         )
         _keep_record(folder, agreed)
-        log = _log_of(opened.enter_context((folder / "log.jsonl").open("a", encoding="utf-8")), watch)
+        log = _log_of(opened.enter_context(Appended(folder / "log.jsonl")), watch)
         for line in [*exposures(federation, roster), *([cut] if cut else [])]:
             log.info("exposure", text=line)
         opened.enter_context(convergence_warnings_to(lambda text: log.warning("training", found=text)))
-        figures = EventLog(opened.enter_context((folder / "metrics.jsonl").open("a", encoding="utf-8")))
+        figures = EventLog(opened.enter_context(Appended(folder / "metrics.jsonl")))
         ledgers = _Ledgers(folder, agreed, opened, log)
         tells_accuracy = federation.privacy is None if client.tell_accuracy is None else client.tell_accuracy
         outputs = Outputs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +28,50 @@ def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
     return read_roster(data, read_public_key(folder / "administrator.pub"), least_serial=least_serial)
 
 
+class Appended:
+    """A file that lines are appended to, unbuffered: each is there at once, and nothing is left to fail at the end.
+
+    It is opened when it is first written to, so that a disk that fails stops nobody before. What is written begins on a
+    line of its own, also after a process that was killed, or a disk that was full, in the middle of one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._descriptor, self._torn = path, -1, False
+
+    def write(self, text: str) -> None:
+        """Append whole lines. Raises `OSError`."""
+        self._open()
+        content = memoryview(b"\n" * self._torn + text.encode())
+        while content:
+            content = content[os.write(self._descriptor, content) :]
+            self._torn = bool(content)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Appended:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        if self._descriptor < 0:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            end = os.lseek(self._descriptor, 0, os.SEEK_END)
+            self._torn = end > 0 and os.pread(self._descriptor, 1, end - 1) != b"\n"
+
+
 class EventLog:
     """Appends events as JSON lines, each flushed, so that whoever watches sees it at once."""
 
-    def __init__(self, file: TextIO, watch: Callable[[dict[str, Any]], object] | None = None) -> None:
+    def __init__(self, file: TextIO | Appended, watch: Callable[[dict[str, Any]], object] | None = None) -> None:
         self._file, self._watch = file, never_fails(watch)
 
     def __call__(self, event: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ written again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -97,11 +98,15 @@ class RecordFolder:
         """See `ServerJournal`.
 
         Raises:
-            OSError: the file cannot be read now.
-            RecordFolderRefused: it is no record any more.
+            OSError: the file cannot be read now, or is no record any more; a person may put it back meanwhile.
         """
         number = self._first + place
-        return self._newest if self._newest is not None and number == self._number - 1 else self._read(number)
+        if self._newest is not None and number == self._number - 1:
+            return self._newest
+        try:
+            return self._read(number)
+        except RecordFolderRefused as error:
+            raise OSError(errno.EIO, str(error)) from error
 
     def _read(self, number: int) -> Kept:
         path = self.folder / record_name(number)
@@ -121,7 +126,12 @@ class RecordFolder:
         os.lseek(descriptor, 0, os.SEEK_SET)
         _write_whole(descriptor, record_bytes(kept))
         os.fsync(descriptor)
-        os.rename(NEXT, record_name(self._number), src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        try:
+            os.rename(NEXT, record_name(self._number), src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except FileNotFoundError:  # somebody tidied it away: what the descriptor holds has no name any more
+            os.close(descriptor)
+            self._next = None
+            raise
         os.close(descriptor)
         self._next = None
         os.fsync(self._directory)

@@ -16,6 +16,7 @@ epoch waits, and the server stays.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -34,6 +35,7 @@ from codream_protocols.errors import (
     BoundByVote,
     CohortRefused,
     HelloNeeded,
+    LocalProtocolError,
     RemoteProtocolError,
     WrongHead,
     WrongSum,
@@ -91,6 +93,12 @@ FAREWELL_SECONDS, LAST_WRITE_SECONDS = 10.0, 60.0
 _HELLO_PLEASE = HelloNeeded("a client that may have missed messages", "Hello first")
 
 
+class ResultsUnwritten(LocalProtocolError):
+    """The federation came to its end, and the disk does not take its results; the record has them."""
+
+    code = "results-unwritten"
+
+
 @dataclass(frozen=True)
 class Exhibit:
     """For the report's "what the server saw": one member's masked vector of one step, and that step's sum."""
@@ -118,6 +126,7 @@ class ServerRunner:
         emit: called with each event (a dict with `event` and its fields); see docs/events.md.
         certified: called with (number, publication) of each epoch certified in this process; an OSError that it
             raises is said, and it is called again later.
+        missed: (number, publication) of epochs that earlier processes did not live to hand on, handed on first.
         exhibit: (epoch, step) whose first masked input is kept for the report; None keeps nothing.
         clock: seconds, for tests.
 
@@ -140,6 +149,7 @@ class ServerRunner:
         timing: Timing,
         emit: Callable[[Event], None],
         certified: Callable[[int, Publication], None] | None = None,
+        missed: Iterable[tuple[int, Publication]] = (),
         exhibit: tuple[int, int] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -152,7 +162,7 @@ class ServerRunner:
         self.refusals, self.dropped = [0] * size, [0] * size
         self.exhibit: Exhibit | None = None
         self._roster, self._secret, self._endpoint, self._timing = roster, transport_secret, endpoint, timing
-        self._events, self._certified, self._exhibit_at = Events(emit), certified, exhibit
+        self._events, self._certified, self._missed, self._exhibit_at = Events(emit), certified, missed, exhibit
         self._bounds, self._rates = Bounds(protocol), [Rates(timing.beat, clock) for _ in range(size)]
         self._tick = min(0.2, timing.beat / 2)
         self._clock, self._patient = clock, PatientClock(2 * self._tick, clock)
@@ -170,7 +180,7 @@ class ServerRunner:
         self._waiting = Growing(timing.lost_after, LONGEST_SILENCE_OF_SERVER)
         self._waiting_for: tuple[object, ...] = ()
         self._waiting_since = 0.0
-        self._unwritten: list[tuple[str, Callable[[], None]]] = []
+        self._unwritten: dict[tuple[str, int, str], Callable[[], None]] = {}  # what, of which epoch or member, why
         self._rewrite, self._write_failures = Growing(1.0, 30.0), 0
         self._phase, self._phase_since, self._step_since = Phase.IDLE, clock(), clock()
         self._masked: tuple[int, Array] | None = None
@@ -187,6 +197,7 @@ class ServerRunner:
         Raises:
             AddressRefused: the endpoint is taken, or none of this machine's.
             AggregationFailed: nobody takes part any more, or too few came.
+            ResultsUnwritten: all is certified, and the disk does not take what is to be handed on.
         """
         context = zmq.asyncio.Context()
         authenticator = AsyncioAuthenticator(context)
@@ -204,6 +215,7 @@ class ServerRunner:
                 await self._say_farewell(str(error)[:512], completed=False)
                 raise
             await self._say_farewell("all epochs are certified", completed=True)
+            self._check_all_is_written()
         finally:
             authenticator.stop()
             self._socket.close(linger=2000)
@@ -242,6 +254,8 @@ class ServerRunner:
             charter=protocol.charter.digest.hex(),
             head=protocol.head.hex(),
         )
+        for number, publication in self._missed:
+            self._hand_on(number, publication)
         self._patient.look()
         while not protocol.done:
             self._open_if_ready()
@@ -353,8 +367,10 @@ class ServerRunner:
         earlier = self._peers.get(member)
         try:
             effects = self.protocol.hello(member, message)
-        except OSError as error:  # a record that cannot be read; it will be asked to say Hello again
+        except OSError as error:  # a record that cannot be read now
             self._storage_failed("record", error)
+            if earlier is not None:
+                earlier.needs_hello = True  # it is asked at its next beat, as one that is not known yet
             return
         self._peers[member] = Peer(route, self._patient.now)
         self._rates[member].caught_up(message, effects)
@@ -391,7 +407,8 @@ class ServerRunner:
         try:
             effects = self.protocol.receive(member, message, frames)
         except OSError as error:  # the journal: nothing has been said yet, and nothing is lost
-            self._keep_trying("record", error, lambda: self._dispatch_again(member, message, frames))
+            again = functools.partial(self._dispatch_again, member, message, frames)
+            self._keep_trying("record", member, error, again, type(message).__name__)
             return
         if isinstance(message, Advertisement):
             self._asked.discard(member)
@@ -503,7 +520,7 @@ class ServerRunner:
         try:
             self._perform(self.protocol.lost(member))
         except OSError as error:
-            self._keep_trying("record", error, lambda: self._lost(member))
+            self._keep_trying("record", member, error, lambda: self._lost(member))
 
     def _watch_progress(self) -> None:
         """Say who is waited for, ask those that are there again, and give up what lockstep has waited for too long."""
@@ -686,15 +703,15 @@ class ServerRunner:
             metrics=metrics,
             metrics_round=round_number if metrics else None,
         )
-        if self._certified is not None:
-            self._hand_on(done.number, done.publication)
+        self._hand_on(done.number, done.publication)
 
     def _hand_on(self, number: int, publication: Publication) -> None:
-        assert self._certified is not None  # noqa: S101 - asked before
+        if self._certified is None:
+            return
         try:
             self._certified(number, publication)
         except OSError as error:
-            self._keep_trying("publication", error, lambda: self._hand_on(number, publication))
+            self._keep_trying("publication", number, error, lambda: self._hand_on(number, publication))
 
     def _epoch_given_up(self, given_up: EpochGivenUp) -> None:
         self._events.say(
@@ -747,10 +764,11 @@ class ServerRunner:
 
     # -- the disk ---------------------------------------------
 
-    def _keep_trying(self, what: str, error: OSError, again: Callable[[], None]) -> None:
+    def _keep_trying(self, what: str, number: int, error: OSError, again: Callable[[], None], kind: str = "") -> None:
+        """Once for each kind and member, however often it comes: a flood must not wait here."""
         if not self._unwritten:
             self._rewrite.start(self._patient.now)
-        self._unwritten.append((what, again))
+        self._unwritten[what, number, kind] = again
         self._storage_failed(what, error)
 
     def _storage_failed(self, what: str, error: OSError) -> None:
@@ -758,11 +776,20 @@ class ServerRunner:
         if worth_a_line(self._write_failures):
             self._events.say("storage_failed", what=what, reason=str(error), count=self._write_failures)
 
+    def _check_all_is_written(self) -> None:
+        numbers = [str(number) for what, number, _ in sorted(self._unwritten) if what == "publication"]
+        if numbers:
+            raise ResultsUnwritten(
+                f"a disk that does not take what was published of epoch {', '.join(numbers)}",
+                "one with room for it",
+                "all epochs are certified; start the server again, and it writes from its record what is missing",
+            )
+
     def _write_again(self, *, at_once: bool = False) -> None:
         if not self._unwritten or not (at_once or self._rewrite.is_due(self._patient.now)):
             return
-        waiting, self._unwritten = self._unwritten, []
-        for _, again in waiting:
+        waiting, self._unwritten = self._unwritten, {}
+        for again in waiting.values():
             with contextlib.suppress(RemoteProtocolError):  # a vote that has been counted meanwhile
                 again()
 

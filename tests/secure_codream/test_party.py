@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.checkpoint import CheckpointError, read_weights, write_weights
 from secure_codream.deployment.client import read_agreed, run_client
-from secure_codream.deployment.files import EventLog, load_roster, read_metrics
+from secure_codream.deployment.files import Appended, EventLog, load_roster, read_metrics
 from secure_codream.deployment.keys import KeyFileError
 from secure_codream.deployment.outputs import OutputsUnwritten
 from secure_codream.deployment.provision import provision
@@ -508,6 +509,72 @@ def test_server_that_nobody_joins_says_so_and_leaves_its_events(folder: Path) ->
     first = json.loads((folder / "events.jsonl").read_text().splitlines()[0])
     assert first["event"] == "exposure" and first["text"].startswith("Lockstep")
     assert verify_record(folder).epochs == 0
+
+
+@pytest.mark.parametrize("place", ["from the start", "at the end"])
+def test_events_that_cannot_be_written_go_to_standard_error_and_end_nothing(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "from the start":
+        (folder / "events.jsonl").mkdir()  # also for who may write everything
+    else:
+        (folder / "events.jsonl").symlink_to("/dev/full")
+    with pytest.raises(AggregationFailed, match=r"0 of 3 clients"):  # as in any other federation that nobody joins
+        run_server(folder, listen="tcp://127.0.0.1:*")
+    told = capfd.readouterr().err
+    assert "the event log cannot be written" in told and "Lockstep" in told and "federation_started" in told
+
+
+def test_lines_begin_anew_after_one_that_a_killed_process_left(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"time": 1.0, "event": "federation_fin')
+    for rounds in (1, 2):
+        with Appended(path) as file:
+            EventLog(file)({"event": "federation_finished", "rounds": rounds})
+    assert [event.rounds for event in read_events(path)] == [1, 2]
+    assert path.read_text().count("\n") == 3
+
+
+def test_line_that_a_full_disk_tore_is_ended_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, room = os.write, [20, 0]
+
+    def write(descriptor: int, data: Any) -> int:
+        if room and not (left := room.pop(0)):
+            raise OSError(28, "No space left on device")
+        return real(descriptor, bytes(data)[:left] if room else data)
+
+    with Appended(tmp_path / "events.jsonl") as file:
+        log = EventLog(file)
+        monkeypatch.setattr(os, "write", write)
+        with pytest.raises(OSError, match="No space"):
+            log({"event": "federation_finished", "rounds": 1})
+        log({"event": "federation_finished", "rounds": 2})
+    assert [event.rounds for event in read_events(tmp_path / "events.jsonl")] == [2]
+
+
+def test_server_writes_at_its_start_what_an_earlier_process_recorded_and_did_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the record and the publication. Dreams that are there are not written again."""
+    from secure_codream.deployment.server import _missed
+    from tests.secure_codream.small import SUMS, SmallFederation, codream, config_of
+
+    federation = SmallFederation(codream())
+    federation.run(2)
+    kept = [federation.server._journal.recall(place) for place in range(2)]
+    record = SimpleNamespace(epochs=lambda: kept)
+    found = dict(_missed(federation.server, federation.roster, record, tmp_path))  # type: ignore[arg-type]
+    assert sorted(found) == [1, 2]
+    assert (found[2]["dreams"] == federation.server.publication["dreams"]).all()  # type: ignore[index]
+    (tmp_path / "round-000.npz").touch()
+    assert list(dict(_missed(federation.server, federation.roster, record, tmp_path))) == [2]  # type: ignore[arg-type]
+    (tmp_path / "round-001.npz").touch()
+    assert not list(_missed(federation.server, federation.roster, record, tmp_path))  # type: ignore[arg-type]
+    sums = SmallFederation(config_of(federation={"course": "sums"}, sums=SUMS))
+    sums.run(1)
+    record = SimpleNamespace(epochs=lambda: [sums.server._journal.recall(0)])
+    ((number, publication),) = _missed(sums.server, sums.roster, record, tmp_path)  # type: ignore[arg-type]
+    assert number == 1 and publication["patients.number"].tolist() == [1 + 2 + 3]
 
 
 def test_roster_without_the_administrators_key_is_refused(folder: Path) -> None:

@@ -295,6 +295,18 @@ def test_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
     assert len(read_events(path)) == 1
 
 
+def test_line_that_a_killed_server_left_is_passed_over_and_the_next_ones_are_read(tmp_path: Path) -> None:
+    path, line = tmp_path / "events.jsonl", json.dumps(STEP | {"entropy": -1.5e-7})
+    for cut in range(1, len(line)):
+        path.write_text("\n".join([json.dumps(STEP), line[:cut], line, ""]))
+        assert len(read_events(path)) == 2, line[:cut]
+    path.write_text(
+        "\n".join([json.dumps(STEP), line[:40] + "x" + line[40:60], line, ""])
+    )  # the control: spoilt, not cut
+    with pytest.raises(MalformedRecord, match="in line 2"):
+        read_events(path)
+
+
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"time": 1}', '{"time": 1, "event": 5}', json.dumps(STEP | {"path": "slow"}), "\xff"]
 )

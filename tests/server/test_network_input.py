@@ -18,6 +18,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from codream_protocols.client import ClientProtocol, Send
 from codream_protocols.errors import HelloNeeded, MalformedMessage, VectorRefused
 from codream_protocols.messages import (
     Beat,
@@ -32,6 +33,8 @@ from codream_protocols.messages import (
 from codream_protocols.server import ServerProtocol
 from codream_server import inbound, peers
 from codream_server.inbound import Bounds
+from codream_server.record_folder import RecordFolder
+from codream_server.runner import ResultsUnwritten
 from codream_server.settings import Timing
 from tests.server.toy import RESILIENT, Federation, ToyClient, ToyCourse, run
 
@@ -445,3 +448,104 @@ def test_publication_that_cannot_be_kept_is_tried_again() -> None:
     assert tries == [1, 1]
     (failed,) = federation.of("storage_failed")
     assert failed["what"] == "publication" and "Too many open files" in failed["reason"]
+
+
+def test_publication_that_the_disk_never_takes_ends_the_server_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is certified, and whoever looks at the exit code alone must not believe that all is written."""
+    monkeypatch.setattr("codream_server.runner.LAST_WRITE_SECONDS", 0.5)
+    federation = Federation(3, course=ToyCourse(2, 1))
+
+    def keep(number: int, publication: Any) -> None:
+        if number == 2:
+            raise OSError(28, "No space left on device")
+
+    async def scenario() -> None:
+        async with federation.serving(certified=keep) as server:
+            clients = federation.start_all()
+            with pytest.raises(ResultsUnwritten, match=r"published of epoch 2;.*start the server again"):
+                await server
+            assert all(client.farewell and client.farewell.completed for client in clients)
+
+    run(scenario)
+    assert federation.of("federation_finished")
+
+
+def test_what_earlier_processes_missed_is_handed_on_first_and_tried_again() -> None:
+    federation = Federation(3, course=ToyCourse(1, 1))
+    handed: list[int] = []
+
+    def keep(number: int, publication: Any) -> None:
+        handed.append(number)
+        if len(handed) == 1:
+            raise OSError(28, "No space left on device")
+
+    async def scenario() -> None:
+        async with federation.serving(certified=keep, missed=[(7, {}), (8, {})]) as server:
+            await federation.until_event("storage_failed", what="publication")
+            federation.start_all()
+            await server
+
+    run(scenario)
+    assert handed[:2] == [7, 8] and sorted(handed) == [1, 7, 7, 8]
+
+
+def test_flood_of_votes_while_the_disk_fails_leaves_one_retry_a_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(3, course=ToyCourse(1, 1))
+    votes: list[Vote] = []
+
+    class Repeats(ClientProtocol):
+        def _cast_vote(self, public: Any) -> Any:
+            effects = super()._cast_vote(public)
+            votes.extend(one.message for one in effects if isinstance(one, Send) and isinstance(one.message, Vote))
+            return effects
+
+    async def scenario() -> None:
+        async with federation.serving(tmp_path) as server:
+            real, full = RecordFolder.certified, [True]
+
+            def certified(self: RecordFolder, kept: Any) -> None:
+                if full[0]:
+                    raise OSError(28, "No space left on device")
+                real(self, kept)
+
+            monkeypatch.setattr(RecordFolder, "certified", certified)
+            federation.start(0)
+            federation.start(1)
+            client = federation.start(2, machine=Repeats)
+            await federation.until(lambda: votes)
+            for _ in range(300):
+                client.send(votes[0])
+            await federation.until(lambda: federation.server._write_failures > 100)
+            assert 1 <= len(federation.server._unwritten) <= 3
+            full[0] = False
+            await server
+
+    run(scenario)
+    assert len(federation.published) == 1
+
+
+def test_member_at_an_old_head_whose_record_is_damaged_ends_nothing(tmp_path: Path) -> None:
+    """It is told what it lacks as soon as somebody has put the file back."""
+    federation = Federation(3, course=ToyCourse(3, 1))
+    path = tmp_path / "epoch-00000.record"
+
+    async def scenario() -> None:
+        async with federation.serving(tmp_path) as server:
+            federation.start_all()
+            for client in federation.clients.values():
+                client.hold = lambda compute: len(federation.published) == 2 and not path.exists()
+            await federation.until(lambda: len(federation.published) == 2)
+            await federation.clients[2].kill()
+            federation.diaries[2].kept.clear()  # it knows nothing any more
+            whole = path.read_bytes()
+            path.write_bytes(b"half")
+            federation.start(2)
+            failed = await federation.until_event("storage_failed", what="record")
+            assert "put back the whole file" in failed["reason"] and not server.done()
+            path.write_bytes(whole)
+            await server
+
+    run(scenario)
+    assert {number for number, _ in federation.learners[2].learnt} == {1, 2, 3}
