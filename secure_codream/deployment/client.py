@@ -229,6 +229,7 @@ def run_client(
             roster=roster,
             transport_secret=transport_secret,
             transport_public=public_transport_key(transport_secret),
+            epochs=agreed.course.epochs,
             address=address,
             prepare=prepare,
             patience=client.patience,

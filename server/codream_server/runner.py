@@ -36,6 +36,7 @@ from codream_protocols.errors import (
     CohortRefused,
     HelloNeeded,
     LocalProtocolError,
+    MalformedMessage,
     RemoteProtocolError,
     WrongHead,
     WrongSum,
@@ -79,7 +80,7 @@ from codream_server.events import (
     step_figures,
     worth_a_line,
 )
-from codream_server.inbound import Bounds, Rates
+from codream_server.inbound import MOST_PARTS, Bounds, Rates, next_message
 from codream_server.patience import Clock, Growing, PatientClock, is_power_of_two
 from codream_server.peers import Peer, Traffic
 from codream_server.settings import Timing
@@ -136,6 +137,7 @@ class ServerRunner:
         secure_steps: sums made.
         spent_rho: what all steps begun cost a client, in zCDP.
         refusals: of each member, how many of its messages were refused.
+        refused_by: of each member, how many messages it refused.
         dropped: of each member, how many of its messages were over a rate.
     """
 
@@ -159,7 +161,7 @@ class ServerRunner:
         self.seconds = {"compute": 0.0, "aggregation": 0.0}
         self.secure_steps = 0
         self.spent_rho = rho_of_records(protocol)
-        self.refusals, self.dropped = [0] * size, [0] * size
+        self.refusals, self.refused_by, self.dropped = [0] * size, [0] * size, [0] * size
         self.exhibit: Exhibit | None = None
         self._roster, self._secret, self._endpoint, self._timing = roster, transport_secret, endpoint, timing
         self._events, self._certified, self._missed, self._exhibit_at = Events(emit), certified, missed, exhibit
@@ -299,9 +301,10 @@ class ServerRunner:
         """Take what has come; then time passes for those that are silent."""
         sending = any(peer.queue for peer in self._peers.values())
         if await self._socket.poll(20 if sending else int(self._tick * 1000)):
+            socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
             with contextlib.suppress(zmq.Again):
                 for _ in range(256):
-                    self._take(await self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
+                    self._take(next_message(socket))
                     await self._flush()
         self._patient.look()
 
@@ -339,6 +342,8 @@ class ServerRunner:
         route = parts[0].bytes
         member = self._roster.by_transport_key(z85.decode(str(parts[1].get("User-Id"))))
         try:
+            if len(parts) > MOST_PARTS:
+                raise MalformedMessage(f"a message of {MOST_PARTS} parts or more", f"1 to {MOST_PARTS - 1}")
             message = self._bounds.parse(parts[1].bytes)
             if isinstance(message, EpochRecord) and message.offer.head != self.protocol.head:
                 return  # known, or not yet of use
@@ -442,15 +447,18 @@ class ServerRunner:
             in_a_row = count + 1 if code == message.code else 1
             self._refusing[member] = message.code, in_a_row
             self._refused_for = printable(message.found)
-        self._events.say(
-            "refused",
-            client=self._name(member),
-            code=message.code,
-            by="client",
-            found=printable(message.found),
-            allowed=printable(message.allowed),
-            invitations=in_a_row,
-        )
+        self.refused_by[member] += 1
+        if worth_a_line(self.refused_by[member]):
+            self._events.say(
+                "refused",
+                client=self._name(member),
+                code=message.code,
+                by="client",
+                found=printable(message.found),
+                allowed=printable(message.allowed),
+                invitations=in_a_row,
+                count=self.refused_by[member],
+            )
         if in_a_row and message.code in (WrongHead.code, BoundByVote.code):
             self._want_hello(member)  # it stands elsewhere than was thought when it was invited
         codes = {self._refusing[one][0] if one in self._held() else "" for one in self._invited}
@@ -804,8 +812,13 @@ class ServerRunner:
         if isinstance(effect.message, Published):
             peer.told_sum(self._patient.now)
         parts = [peer.route, self._encoded[1], *effect.frames]
-        if not peer.put(parts, shared=isinstance(effect.message, EpochRecord)):
+        if not peer.put(parts, shared=self._is_certified(effect.message)):
             self._overflowed.append(effect.member)
+
+    def _is_certified(self, message: ToClient) -> bool:
+        """Whether its frames are there once for all members. Those of candidates, of which each member may bring one,
+        are not."""
+        return isinstance(message, EpochRecord) and len(message.votes) >= self.protocol.charter.quorum
 
     async def _flush(self) -> None:
         """Send what has been decided. Never waits: a client that does not read must not hold up the others."""

@@ -9,6 +9,7 @@ import resource
 import socket
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from codream_protocols.messages import (
     encode_message,
     largest_message,
 )
-from codream_protocols.server import ServerProtocol
+from codream_protocols.server import SendTo, ServerProtocol
 from codream_server import inbound, peers
 from codream_server.inbound import Bounds
 from codream_server.record_folder import RecordFolder
@@ -166,6 +167,38 @@ def test_record_with_other_frames_than_its_plan_has_is_refused_before_it_is_repl
     assert len(data) <= largest_message(3, 2, resilient=aggregation is not None)
 
 
+def test_message_of_very_many_parts_is_refused_and_not_kept() -> None:
+    federation, parts = Federation(3, course=ToyCourse(1, 2)), 100_000
+
+    async def scenario() -> int:
+        async with federation.serving() as server:
+            client = await computing(federation)
+            tracemalloc.start()
+            try:
+                client.send_raw(encode_message(Beat(*client.protocol.progress)), *[b"xx"] * parts)
+                await asyncio.sleep(0)
+                before = tracemalloc.get_traced_memory()[0]
+                tracemalloc.reset_peak()
+                await federation.until(lambda: federation.server.refusals[2])
+                peak = tracemalloc.get_traced_memory()[1] - before
+            finally:
+                tracemalloc.stop()
+            go_on(client)
+            await server
+            return peak
+
+    peaks: list[int] = []
+
+    async def measured() -> None:
+        peaks.append(await scenario())
+
+    run(measured)
+    (refused,) = federation.of("refused")
+    assert refused["code"] == MalformedMessage.code and "parts or more" in refused["found"]
+    assert peaks[0] < 40 * parts  # a frame each takes more than ten times as much
+    assert len(federation.published) == 1
+
+
 # -- rates ---------------------------------------------
 
 
@@ -203,6 +236,19 @@ def test_flood_is_dropped_counted_and_written_down_in_a_few_lines(kind: str) -> 
     shown = [event for event in federation.of("refused") if event["code"] == "made-up"]
     assert len(shown) <= 40 and all("\x1b" not in event["found"] for event in shown)
     assert kind != "Refusal" or shown[0]["found"] == "\\x1b[2J\\u202e"
+
+
+def test_refusals_of_a_member_that_refuses_without_end_are_written_down_in_a_few_short_lines() -> None:
+    """Within its rate it filled the operator's disk, with ten characters for each of its own."""
+    federation = Federation(3)
+    server = federation.make_server()
+    for _ in range(3000):
+        server._on_refusal(2, Refusal("made-up", "\U0010ffff" * 512, "\x1b" * 512, bytes(32)))
+    server._on_refusal(1, Refusal("made-up", "found", "allowed", bytes(32)))
+    of_two = [event for event in federation.of("refused") if event["client"] == "site-2"]
+    assert len(of_two) == 100 + 5 and of_two[-1]["count"] == 2048
+    assert all(len(event["found"]) == len(event["allowed"]) == 512 for event in of_two)
+    assert federation.events[-1]["client"] == "site-1"  # another's are said all the same
 
 
 def test_flood_of_nonsense_is_not_answered_by_a_flood() -> None:
@@ -266,6 +312,27 @@ def test_certified_sums_that_are_kept_anyway_do_not_count_as_waiting() -> None:
     assert all(peer.put([b"route", b"record", frame], shared=True) for _ in range(8))
     peer.clear()
     assert [peer.put([b"route", b"sum", frame], shared=False) for _ in range(2)] == [True, False]
+
+
+def test_sums_of_candidates_count_as_waiting_and_certified_ones_do_not() -> None:
+    """Each member may bring a candidate of its own, and its frames are kept for nobody else."""
+    federation = Federation(3, course=ToyCourse(1, 1, length=20_000))
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            federation.start_all()
+            await server
+
+    run(scenario)
+    (kept,) = federation.server.protocol._journal._certified  # type: ignore[attr-defined]
+    server = federation.make_server()
+    queued = []
+    for votes in (kept[0].votes, kept[0].votes[:1]):
+        server._peers[2] = peers.Peer(b"route", 0.0)
+        server._send(SendTo(2, msgspec.structs.replace(kept[0], votes=votes), kept[1]))
+        queued.append(server._peers[2]._queued)
+    size = sum(map(len, kept[1]))
+    assert queued[0] < size < queued[1]
 
 
 # -- who may speak ---------------------------------------------
