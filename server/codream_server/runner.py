@@ -6,7 +6,9 @@ counted, answered with a typed refusal, and changes nothing (`inbound`).
 
 Patience follows the slowest live member, not a clock. A member that beats is waited for, however long it computes. One
 that is silent for `lost_after` seconds, of which those do not count in which this server was held up itself, is lost:
-the resilient mode goes on without its block, lockstep waits for its return, and says so. Whoever is there and waited
+the resilient mode goes on without its block, lockstep waits for its return, and says so. In the resilient mode beats
+alone do not hold up everybody for good: as few as may collude, that have not answered long after all others have, count
+as lost, until they say Hello. Whoever is there and waited
 for long is asked to say Hello, upon which it is told everything again that it may have missed.
 
 What must be on disk before it is said (`record_folder`) is tried again at growing intervals if the disk fails; the
@@ -90,6 +92,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds after an epoch that was given u
 SETTLE = 0.1  # seconds after a Hello: who has voted gives its vote first, and no start is wasted
 LONGEST_SILENCE_OF_SERVER = 600.0  # between two `waiting` events
 REFUSALS_IN_A_ROW = 3
+TIMES_THE_SLOWEST = 10  # as long as all others took: so much slower an honest member may be, in the resilient mode
 FAREWELL_SECONDS, LAST_WRITE_SECONDS = 10.0, 60.0
 _HELLO_PLEASE = HelloNeeded("a client that may have missed messages", "Hello first")
 
@@ -181,7 +184,9 @@ class ServerRunner:
         self._refused_for = ""
         self._waiting = Growing(timing.lost_after, LONGEST_SILENCE_OF_SERVER)
         self._waiting_for: tuple[object, ...] = ()
-        self._waiting_since = 0.0
+        self._waiting_since = self._answered_at = 0.0
+        self._awaited: set[int] = set()
+        self._passed_over: set[int] = set()  # who did not answer in an epoch that is not certified
         self._unwritten: dict[tuple[str, int, str], Callable[[], None]] = {}  # what, of which epoch or member, why
         self._rewrite, self._write_failures = Growing(1.0, 30.0), 0
         self._phase, self._phase_since, self._step_since = Phase.IDLE, clock(), clock()
@@ -383,6 +388,7 @@ class ServerRunner:
             self._events.say("client_joined", client=self._name(member))
         if earlier is None or earlier.route != route:
             self._refusing.pop(member, None)  # started again, perhaps with what was wrong put right
+            self._passed_over.discard(member)
         self._open_at = max(self._open_at, self._patient.now + SETTLE)
         self._perform(effects)
 
@@ -517,10 +523,10 @@ class ServerRunner:
             if peer.present:
                 self._lose(member, peer, "it does not take what it is sent")
 
-    def _lose(self, member: int, peer: Peer, reason: str) -> None:
+    def _lose(self, member: int, peer: Peer, reason: str, *, since: float | None = None) -> None:
         peer.present = False
         peer.leave()
-        seconds = round(self._patient.now - peer.heard, 3)
+        seconds = round(self._patient.now - (peer.heard if since is None else since), 3)
         self._events.say("client_lost", client=self._name(member), reason=reason, seconds=seconds)
         self._lost(member)
 
@@ -540,6 +546,8 @@ class ServerRunner:
             self._waiting_for, self._waiting_since = key, now
             self._waiting.start(now)
         awaited = set(self._missing() if plan is None else protocol.waiting_for())
+        if awaited != self._awaited:
+            self._awaited, self._answered_at = awaited, now
         lost = {member for member in awaited if not self._is_present(member)}
         if awaited and self._waiting.is_due(now):
             self._events.say(
@@ -555,6 +563,18 @@ class ServerRunner:
                 self._ask_hello(member)
         if plan is not None and protocol.phase is not Phase.VOTING and self._absent_too_long(lost):
             self._expire()
+        elif plan is not None and protocol.charter.aggregation.mode == "resilient":
+            self._pass_over(awaited - lost)
+
+    def _pass_over(self, awaited: set[int]) -> None:
+        """Go on without members that are there and do not answer; so many alone as the charter takes for colluders."""
+        slowest, now = self._answered_at - self._waiting_since, self._patient.now
+        patience = max(self._timing.step, TIMES_THE_SLOWEST * slowest)
+        if len(awaited) > self.protocol.charter.aggregation.colluders or now - self._waiting_since <= patience:
+            return
+        for member in sorted(awaited & set(self.protocol.waiting_for())):
+            self._passed_over.add(member)
+            self._lose(member, self._peers[member], "it is there and does not answer", since=self._waiting_since)
 
     def _is_present(self, member: int) -> bool:
         peer = self._peers.get(member)
@@ -593,16 +613,15 @@ class ServerRunner:
         return {member for member, (_, count) in self._refusing.items() if count >= REFUSALS_IN_A_ROW}
 
     def _cohort(self) -> tuple[int, ...]:
-        cohort, held = self.protocol.cohort(), self._held()
-        if not held & set(cohort):
-            return cohort
-        charter = self.protocol.charter
-        chosen = charter.whole_blocks(set(cohort) - held)
-        try:
-            charter.check_summed(chosen)
-        except CohortRefused:
-            return ()
-        return chosen
+        cohort, held, charter = self.protocol.cohort(), self._held(), self.protocol.charter
+        for away in (held | self._passed_over, held):  # if nobody can go on without who did not answer, with it
+            if not away & set(cohort):
+                return cohort
+            chosen = charter.whole_blocks(set(cohort) - away)
+            with contextlib.suppress(CohortRefused):
+                charter.check_summed(chosen)
+                return chosen
+        return ()
 
     def _open_if_ready(self) -> None:
         protocol, now = self.protocol, self._patient.now
@@ -697,6 +716,7 @@ class ServerRunner:
     def _epoch_certified(self, done: EpochCertified) -> None:
         record, round_number = done.kept[0], done.number - 1
         self._refusing.clear()  # what was refused may have rested on the history before
+        self._passed_over.clear()
         metrics = metrics_of(self.protocol, done.kept, round_number)
         self._pause = FIRST_PAUSE
         self._events.say(

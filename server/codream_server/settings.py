@@ -15,7 +15,9 @@ class Timing:
     Attributes:
         join: how long to wait for the whole roster before the first epoch: resilient goes on with who is there then,
             and a server that cannot go on gives up. None waits without limit.
-        step: how long lockstep waits for a lost member of a running epoch, before the epoch is given up.
+        step: how long lockstep waits for a lost member of a running epoch, before the epoch is given up. In resilient
+            mode, how long at least a member is waited for that is there and does not answer although all others have;
+            ten times as long as the slowest of them took, if that is longer.
         beat: how often a client must be heard.
         lost_after: silence after which a member counts as lost.
 
