@@ -264,7 +264,7 @@ def client(
 
     try:
         run_client(folder, address=address, threads=threads, exhibit=_at(exhibit), watch=show)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         # All files are closed. The thread that computes cannot be stopped, and Python would wait for it.
         _say_failure("interrupted")
         sys.stdout.flush()

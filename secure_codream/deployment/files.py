@@ -50,9 +50,10 @@ class Appended:
         """Nothing waits."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; never fails."""
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
             self._descriptor = -1
 
     def __enter__(self) -> Appended:
