@@ -7,6 +7,7 @@ that is running already included; 3 a key, roster or signature was refused; 130 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from enum import StrEnum
 from json import dumps
@@ -17,8 +18,10 @@ import typer
 from rich.console import Console
 
 from codream_clients.journal import JournalBusy, JournalMismatch
+from codream_clients.words import visible
 from codream_protocols.charter import default_threshold
 from codream_protocols.errors import BadSignature, ProtocolError, RosterRefused, UnknownIdentity
+from codream_server.record_folder import RecordFolderBusy
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
 from secure_codream.configuration.reading import ConfigError
@@ -73,7 +76,7 @@ def main() -> None:
         _fail(str(error), 3 if isinstance(error, KeyFileError) else 2)
     except (RosterRefused, BadSignature, UnknownIdentity) as error:
         _fail(str(error), 3)
-    except (JournalBusy, JournalMismatch) as error:
+    except (JournalBusy, JournalMismatch, RecordFolderBusy) as error:
         _fail(str(error), 2)
     except (ProtocolError, RuntimeError) as error:
         _fail(str(error), 1)
@@ -85,8 +88,22 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    Console(stderr=True, highlight=False).print(f"secure-codream: {text}", markup=False, style="red", soft_wrap=True)
+    _say_failure(text)
     sys.exit(code)
+
+
+def _say_failure(text: str) -> None:
+    _print(_console(stderr=True), f"secure-codream: {text}", style="red")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False, emoji=False)
+
+
+def _print(console: Console, text: str, style: str | None = None) -> None:
+    """Lines whose words may be a stranger's: they are text, and nothing in them moves a cursor or picks a colour."""
+    shown = "\n".join(visible(line, most=None) for line in text.split("\n"))
+    console.print(shown, markup=False, highlight=False, style=style, soft_wrap=True)
 
 
 @app.command(epilog="Example: secure-codream demo --clients 5 --alpha 0.5 --drop 1")
@@ -122,7 +139,7 @@ def demo(
         epsilon=epsilon,
         out=out,
     )
-    console = Console(stderr=json)
+    console = Console(stderr=json, emoji=False)
     with LivePanel(console) as panel:
         summary, run = run_demo(options, panel)
     if json:
@@ -185,11 +202,11 @@ def provision(
         for number, (name, _, model) in enumerate(pairs)
     ]
     roster = make(out, config=read_federation(config), clients=configs, address=address, serial=serial)
-    console = Console(highlight=False)
+    console = _console()
     console.print(f"Roster {roster.hash.hex()[:16]}… of {len(roster.members)} clients, serial {serial}.")
     federation = read_federation(config)
     for line in exposures(federation, roster):
-        console.print(line, soft_wrap=True)
+        _print(console, line)
     course = federation.federation.course
     if course in PARAMETER_COURSES:
         model = (federation.averaging or AveragingTable()).model
@@ -208,12 +225,12 @@ def server(
     from secure_codream.deployment.server import run_server
     from secure_codream.reports.panel import LivePanel
 
-    console = Console(highlight=False)
+    console = _console()
     with LivePanel(console) as panel:
 
         def show(event: dict[str, Any]) -> None:
             if event["event"] == "exposure":
-                console.print(event["text"], markup=False, soft_wrap=True)
+                _print(console, event["text"])
             elif event["event"] == "federation_started" and event["certified"]:
                 panel.feed(event)
                 console.print(f"going on after {event['certified']} of {event['epochs']} certified epochs")
@@ -238,14 +255,21 @@ def client(
     """
     from secure_codream.deployment.client import run_client
 
-    console = Console(highlight=False)
+    console = _console()
 
     def show(event: dict[str, Any]) -> None:
         line = _client_line(event)
         if line is not None:
-            console.print(line, markup=False, soft_wrap=True)
+            _print(console, line)
 
-    run_client(folder, address=address, threads=threads, exhibit=_at(exhibit), watch=show)
+    try:
+        run_client(folder, address=address, threads=threads, exhibit=_at(exhibit), watch=show)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        # All files are closed. The thread that computes cannot be stopped, and Python would wait for it.
+        _say_failure("interrupted")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
 
 
 def _client_line(event: dict[str, Any]) -> str | None:
@@ -312,10 +336,10 @@ def verify(
     if successor:
         typer.echo(successor_table(verified))
         return
-    console = Console(highlight=False)
+    console = _console()
     names = ", ".join(verified.members)
-    console.print(f"Federation {verified.federation}, charter {verified.charter}", soft_wrap=True)
-    console.print(f"Members: {names}", soft_wrap=True)
+    _print(console, f"Federation {verified.federation}, charter {verified.charter}")
+    _print(console, f"Members: {names}")
     console.print(f"Roster signed by {verified.administrator}; compare it with the administrator's.", soft_wrap=True)
     votes = ", ".join(map(str, verified.votes)) or "none"
     console.print(f"{verified.epochs} epochs verified; votes of {votes} members.", soft_wrap=True)
@@ -463,14 +487,14 @@ def _run_cells(
             "found settings beside it; a run goes on with its own config.toml", param_hint="--resume"
         )
     outputs = Outputs(plots=plots, tensorboard=tensorboard)
-    console = Console(stderr=json)
+    console = Console(stderr=json, emoji=False)
     comparison = resume_run(resume) if resume is not None else prepare(config, flags, out, usual)
     command = comparison.grid.config.command
     jobs = jobs or usual_jobs(comparison.grid.config.compare.device)
     try:
         results = run_comparison(comparison, jobs=jobs, console=console, outputs=outputs)
     except KeyboardInterrupt:
-        Console(stderr=True, highlight=False).print(
+        _console(stderr=True).print(
             f"Finished cells are kept. To go on: secure-codream {command} --resume {comparison.run.path}",
             soft_wrap=True,
         )
@@ -481,9 +505,9 @@ def _run_cells(
         for table in result_tables(results):
             console.print(table, width=None if console.is_terminal else 120)
         for algorithm, reason in results.not_applicable.items():
-            console.print(f"{algorithm} is not applicable: {reason}", markup=False, highlight=False, soft_wrap=True)
+            _print(console, f"{algorithm} is not applicable: {reason}")
         for warned in results.warnings:
-            console.print(f"warning: {warned}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            _print(console, f"warning: {warned}", style="yellow")
         console.print(f"The report: {comparison.run.report}", soft_wrap=True)
     if results.failures:
         _fail(
@@ -518,7 +542,7 @@ def check(
     from secure_codream.threats.checker.check import tables, work
 
     counts = _members(members, exhaustive)
-    console = Console(stderr=json)
+    console = Console(stderr=json, emoji=False)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("Trying strategies", total=work(counts))
         findings = check_all(counts, lambda: progress.advance(task))
@@ -584,7 +608,7 @@ def threats(
             param_hint="--write-tables",
         )
     torch.set_num_threads(1)  # the models are small: threads would only wait for each other
-    console = Console(stderr=json, highlight=False)
+    console = _console(stderr=json)
     if not console.is_terminal:
         console.width = 200
     entries = chosen(all_attacks(attack or []), _listed(only) if only else [], quick=quick)
@@ -654,7 +678,7 @@ def audit(
         "without_noise": without_noise or None,
     }
     source = {"source": data, "root": None if root is None else str(root)}
-    console = Console(stderr=json)
+    console = Console(stderr=json, emoji=False)
     with console.status("Training and attacking"):
         result = run_audit(read_audit(config, {"audit": _given(wanted), "data": _given(source)}))
     summary = keep_audit(out, result)
@@ -681,7 +705,7 @@ def report(run: Annotated[Path, typer.Argument(exists=True, file_okay=False, hel
 
     if (run / "cells").is_dir():
         raise ConfigError(f"{run}: found a comparison; its report is written by: secure-codream compare --resume {run}")
-    Console(highlight=False).print(f"The report: {write_report(run)}", soft_wrap=True)
+    _console().print(f"The report: {write_report(run)}", soft_wrap=True)
 
 
 @app.command(hidden=True)

@@ -28,6 +28,7 @@ from zmq.utils import z85
 
 from codream_clients.journal import JournalError
 from codream_clients.words import visible
+from codream_protocols import errors
 from codream_protocols.charter import MAX_STEPS
 from codream_protocols.client import Certified, ClientProtocol, Compute, Effect, Ended, Notice, Send
 from codream_protocols.course import Array, Learner
@@ -67,6 +68,8 @@ HELLOS = 16.0, 4.0  # as many at once, and as many a second in the long run
 REFUSALS = 16.0, 2.0
 FOR_A_PERSON = (WrongSum, AttemptsUsed, PolicyViolation)
 
+CODES = frozenset(kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code"))
+
 Job = Compute | Certified
 Result = TypeVar("Result")
 
@@ -105,6 +108,7 @@ class ClientRunner:
         roster: the verified roster.
         transport_secret: the client's CurveZMQ secret key, 32 bytes.
         transport_public: its public key, 32 bytes.
+        epochs: of the course; with fewer certified here, no server can say that all is over.
         address: where the server listens; None takes the roster's.
         prepare: called in the working thread before anything is computed, while the client is there already.
         patience: seconds without a word from the server before the client gives up.
@@ -121,6 +125,7 @@ class ClientRunner:
         roster: Roster,
         transport_secret: bytes,
         transport_public: bytes,
+        epochs: int,
         address: str | None = None,
         prepare: Callable[[], object] = lambda: None,
         patience: float = 600.0,
@@ -138,7 +143,7 @@ class ClientRunner:
         self._most_bytes = largest_message(len(roster.members), most_steps, resilient=resilient)
         self._most_socket = max(self._most_bytes, most_frame_bytes)
         self._beat_seconds = 1.0
-        self._progress = protocol.progress
+        self._epochs, self._progress = epochs, protocol.progress
         self._jobs: deque[Job] = deque()
         self._job: Job | None = None  # at work
         self._farewell: Farewell | None = None
@@ -151,7 +156,8 @@ class ClientRunner:
 
         Raises:
             AddressRefused: the address is none that can be connected to.
-            AggregationFailed: the server gave up, or there was no word from it for longer than `patience`.
+            AggregationFailed: the server gave up, says that it is over before all is certified here, or there was no
+                word from it for longer than `patience`.
             UnsupportedVersion: the server speaks another version.
             CharterRefused: the server holds another charter, so another roster or other settings.
             Exception: whatever `prepare` raises, or the journal.
@@ -213,42 +219,45 @@ class ClientRunner:
     async def _listen(self, context: zmq.asyncio.Context) -> None:
         """Take what comes, one message after the other, until a farewell."""
         while self._farewell is None:
-            receiving = asyncio.ensure_future(self._socket.recv_multipart())
-            try:
-                done: set[asyncio.Task[Any]] = set()
-                while not done:
-                    done, _ = await asyncio.wait([receiving], timeout=1.0)
-                    if not done and await self._after_silence(context):
-                        break
-            finally:
-                if not receiving.done():
-                    receiving.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, zmq.ZMQError):
-                        await receiving
-            if done:
-                await self._take([bytes(part) for part in receiving.result()])
+            if await self._socket.poll(1000):
+                await self._take(await self._next_message())
                 self._heard = self._asked = time.monotonic()
+            else:
+                await self._after_silence(context)
         await self._learnt_all()
 
-    async def _after_silence(self, context: zmq.asyncio.Context) -> bool:
-        """Ask whether the server is there; if it does not say so, connect anew (returns True), or give up."""
+    async def _next_message(self) -> list[bytes]:
+        """The parts of a message, of which no more are kept than show that it has too many: each takes far more memory
+        here than on its way."""
+        socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
+        parts = [socket.recv(zmq.NOBLOCK)]
+        dropped = 0
+        while socket.rcvmore:
+            part = socket.recv(zmq.NOBLOCK)
+            if len(parts) < 2 + self._most_frames:
+                parts.append(part)
+            elif (dropped := dropped + 1) % 1024 == 0:
+                await asyncio.sleep(0)  # beats go on
+        return parts
+
+    async def _after_silence(self, context: zmq.asyncio.Context) -> None:
+        """Ask whether the server is there; if it does not say so, connect anew, or give up."""
         now = time.monotonic()
         if now - self._heard > self._patience:
             raise AggregationFailed(
                 f"no word from the server for {self._patience:g} s", "a word now and then", "is it running?"
             )
         if now - self._asked < ASK_SECONDS:
-            return False
+            return
         self._asked = now
         if now - self._heard < 2 * ASK_SECONDS:
             await self._hello()
-            return False
+            return
         self._log.warning("silence", seconds=round(now - self._heard), address=self._address)
         # Whatever answered at the address first may have ended ZeroMQ's own attempts for good.
         self._socket.close(linger=0)
         self._socket = self._connected(context)
         await self._hello()
-        return True
 
     async def _keep_beating(self) -> None:
         while True:
@@ -273,8 +282,8 @@ class ClientRunner:
     async def _take(self, parts: list[bytes]) -> None:
         name, plan = "a message", b""
         try:
-            if not 1 <= len(parts) <= 1 + self._most_frames:
-                raise MalformedMessage(f"{len(parts)} frames", f"1 to {1 + self._most_frames}")
+            if len(parts) > 1 + self._most_frames:
+                raise MalformedMessage(f"a message of {len(parts)} parts or more", f"1 to {1 + self._most_frames}")
             message = await self._ask(lambda: decode_to_client(parts[0], self._most_bytes))
             name, plan = type(message).__name__, plan_of(message)
             if await self._is_for_the_machine(message):
@@ -346,9 +355,10 @@ class ClientRunner:
             self._say("warning", "epoch-given-up", found=effect.reason)
 
     def _say(self, level: str, event: str, code: str = "", **words: str | int) -> None:
-        """Write a line, whose text may come from the network; of a flood, ever fewer."""
-        self._seen[f"{event} {code}"] += 1
-        count = self._seen[f"{event} {code}"]
+        """Write a line, whose text may come from the network; of a flood, ever fewer, also of codes that nobody has."""
+        alike = f"{event} {code if code in CODES else ''}"
+        self._seen[alike] += 1
+        count = self._seen[alike]
         if count > 100 and count & (count - 1):
             return
         shown = {name: visible(value) if isinstance(value, str) else value for name, value in words.items() if value}
@@ -444,6 +454,13 @@ class ClientRunner:
         if not self._farewell.completed:
             raise AggregationFailed(
                 f"a federation given up ({visible(self._farewell.reason)})", "one that comes to its end"
+            )
+        if self._protocol.certified < self._epochs:
+            raise AggregationFailed(
+                f"a farewell after {self._protocol.certified} of {self._epochs} certified epochs "
+                f"({visible(self._farewell.reason)})",
+                "one after the last certificate",
+                "start this client again; if the server says so again, ask who runs it",
             )
 
     async def _learn_what_is_left(self, work: asyncio.Task[None]) -> None:

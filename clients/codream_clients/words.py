@@ -5,11 +5,11 @@ from __future__ import annotations
 MOST_SHOWN = 512
 
 
-def visible(text: str, most: int = MOST_SHOWN) -> str:
-    """The text on one line, cut to `most` characters, with all that moves a cursor or turns a line's order escaped.
+def visible(text: str, most: int | None = MOST_SHOWN) -> str:
+    """The text on one line, with all that moves a cursor or turns a line's order escaped; cut to `most` characters.
 
     Control characters, line ends, escape sequences and the marks that write text from right to left become such as
     `\\x1b`, so that a terminal shows what was sent and does nothing of it.
     """
-    cut = text if len(text) <= most else text[: most - 1] + "…"
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"

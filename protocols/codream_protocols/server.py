@@ -37,6 +37,7 @@ from codream_protocols.errors import (
     CharterRefused,
     CohortRefused,
     CourseDiverged,
+    HelloNeeded,
     LocalProtocolError,
     ShareRefused,
     UnexpectedMessage,
@@ -837,7 +838,11 @@ class ServerProtocol:
                     self._at[member] = self.head  # of the last one, it will say so itself
                 effects.append(SendTo(member, Certificate(public.plan.digest, signed)))
             elif member not in self.absent:
-                effects += self._catch_up(member)
+                try:
+                    effects += self._catch_up(member)
+                except OSError:  # of an earlier record; this epoch is certified all the same
+                    error = HelloNeeded("a record that could not be read for this member", "Hello, to be told it")
+                    effects.append(SendTo(member, Refusal(error.code, error.found, error.allowed)))
         return [*ended, EpochCertified(self.certified, public.publication(), kept), *effects]
 
     def _show_record(self, epoch: _Epoch) -> list[Effect]:

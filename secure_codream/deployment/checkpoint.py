@@ -17,11 +17,10 @@ class CheckpointError(ValueError):
     """No weights to go on with, or another model's."""
 
 
-def write_weights(path: Path, model: nn.Module, charter: str, *, certified: int = 0) -> None:
-    """Write the model's `state_dict`, on the CPU, in one piece.
+def weights_bytes(model: nn.Module, charter: str, *, certified: int = 0) -> bytes:
+    """What a file of the model's `state_dict`, on the CPU, holds.
 
     Args:
-        path: the file.
         model: whose weights.
         charter: digest of the charter that it was trained under.
         certified: how many certified epochs it has learnt.
@@ -29,7 +28,12 @@ def write_weights(path: Path, model: nn.Module, charter: str, *, certified: int 
     buffer = io.BytesIO()
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     torch.save({"charter": charter, "certified": certified, "weights": weights}, buffer)
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_weights(path: Path, model: nn.Module, charter: str, *, certified: int = 0) -> None:
+    """Write `weights_bytes` in one piece."""
+    write_whole(path, weights_bytes(model, charter, certified=certified))
 
 
 def read_weights(path: Path, model: nn.Module, charter: str) -> int:

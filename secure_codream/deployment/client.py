@@ -13,7 +13,6 @@ import structlog
 import torch
 
 from codream_clients.journal import FileJournal, publications
-from codream_clients.learning.participant import Metrics
 from codream_clients.learning.training import convergence_warnings_to
 from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, of_rho
 from codream_clients.privacy.ledger import Ledger
@@ -22,9 +21,9 @@ from codream_clients.privacy.releases import Releases
 from codream_clients.runner import ClientRunner
 from codream_protocols.charter import Charter
 from codream_protocols.client import Begun, ClientProtocol, Memory
-from codream_protocols.course import Course, Learner, Publication
+from codream_protocols.course import Course
 from codream_protocols.courses.sums import Sums
-from codream_protocols.identity import Roster, Signer
+from codream_protocols.identity import Member, Roster, Signer
 from codream_protocols.record import Kept
 from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.client import ClientConfig, read_client
@@ -33,11 +32,11 @@ from secure_codream.configuration.federation import PARAMETER_COURSES, Averaging
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import client_policy, open_client_ledger, open_ledger
 from secure_codream.deployment.blocks_answered import BlocksAnswered
-from secure_codream.deployment.checkpoint import CheckpointError, read_weights, write_weights
 from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import exposures
-from secure_codream.deployment.files import EventLog, load_roster, never_fails, write_sums
-from secure_codream.deployment.keys import public_transport_key, read_private_key
+from secure_codream.deployment.files import Appended, EventLog, load_roster, never_fails
+from secure_codream.deployment.keys import check_key, public_transport_key, read_private_key
+from secure_codream.deployment.outputs import Counted, Outputs
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.statements import own_statement
 from secure_codream.reports.files import write_whole
@@ -151,6 +150,7 @@ def run_client(
 
     Raises:
         AggregationFailed: the server has fallen silent.
+        OutputsUnwritten: the federation is over, and the disk does not take what was learnt.
         LedgerError: the privacy budget does not allow what is planned, or the ledger cannot be used.
         JournalError: this client is running already, or its journal is damaged or another charter's.
         CheckpointError: a model of another federation, or with other settings.
@@ -160,8 +160,8 @@ def run_client(
         torch.set_num_threads(threads)
     agreed = read_agreed(folder)
     client, federation, roster, charter = agreed.client, agreed.federation, agreed.roster, agreed.charter
-    transport_secret = read_private_key(folder / "transport.key")
     member = roster.number_of(client.name)
+    transport_secret, signer = _own_keys(folder, roster.members[member])
     answered = BlocksAnswered(folder / "answered.json")
     cut = answered.check(
         roster,
@@ -176,14 +176,21 @@ def run_client(
             FileJournal.open(folder / "journal", charter=charter.digest, member=client.name, first=earlier)
         )
         _keep_record(folder, agreed)
-        log = _log_of(opened.enter_context((folder / "log.jsonl").open("a", encoding="utf-8")), watch)
+        log = _log_of(opened.enter_context(Appended(folder / "log.jsonl")), watch)
         for line in [*exposures(federation, roster), *([cut] if cut else [])]:
             log.info("exposure", text=line)
         opened.enter_context(convergence_warnings_to(lambda text: log.warning("training", found=text)))
-        figures = EventLog(opened.enter_context((folder / "metrics.jsonl").open("a", encoding="utf-8")))
+        figures = EventLog(opened.enter_context(Appended(folder / "metrics.jsonl")))
         ledgers = _Ledgers(folder, agreed, opened, log)
         tells_accuracy = federation.privacy is None if client.tell_accuracy is None else client.tell_accuracy
-        checkpoint = _Checkpoint(folder / "model.pt", charter.digest.hex(), figures)
+        outputs = Outputs(
+            folder,
+            charter.digest.hex(),
+            figures,
+            sums=isinstance(agreed.course, Sums),
+            failed=lambda name, error: log.error("storage-failed", found=f"{name}: {error.strerror or error}"),
+        )
+        opened.callback(outputs.close)  # before the journal is let go of
         learning = make_learner(
             client,
             federation,
@@ -191,29 +198,27 @@ def run_client(
             model=model,
             data=data,
             releases=ledgers.releases,
-            goes_on=checkpoint.exists,
+            goes_on=outputs.exists,
             tells_accuracy=tells_accuracy,
-            on_metrics=checkpoint.keep,
+            on_metrics=outputs.keep,
         )
-        learnt = checkpoint.take(learning.model, earlier + len(journal.memory.certified))
+        learnt = outputs.take(learning.model, earlier + len(journal.memory.certified))
         protocol = _client_class(folder, exhibit)(
             charter=charter,
             roster=roster,
             course=agreed.course,
             member=member,
-            signer=Signer(read_private_key(folder / "identity.key")),
+            signer=signer,
             policy=client_policy(client, federation, agreed.course),
             memory=_with_spent(journal.memory, ledgers.spent_rho),
             journal=ChargedJournal(journal, ledgers.sums, lambda: answered.add(roster, charter)),
         )
 
-        learner = _Counted(
-            learning.learner, checkpoint, folder / "sums.json" if isinstance(agreed.course, Sums) else None
-        )
+        learner = Counted(learning.learner, outputs)
 
         def prepare() -> None:
             """Train before the first round, or go on with the model that is there and learn what it missed."""
-            if checkpoint.exists:
+            if outputs.exists:
                 log.info("resume", model=_model_of(agreed), certified=learnt)
                 learning.begin()
             else:
@@ -228,6 +233,7 @@ def run_client(
             roster=roster,
             transport_secret=transport_secret,
             transport_public=public_transport_key(transport_secret),
+            epochs=agreed.course.epochs,
             address=address,
             prepare=prepare,
             patience=client.patience,
@@ -254,7 +260,16 @@ def run_client(
                     metrics_reported=tells_accuracy and federation.client_privacy is None,
                 ),
             )
+        outputs.settle()
         log.info("finished", compute_seconds=round(runner.compute_seconds, 3), head=protocol.head.hex())
+
+
+def _own_keys(folder: Path, member: Member) -> tuple[bytes, Signer]:
+    """The transport key and the identity; with others' the server would never answer, or refuse every word."""
+    secret, signer = read_private_key(folder / "transport.key"), Signer(read_private_key(folder / "identity.key"))
+    check_key(folder / "transport.key", public_transport_key(secret), member.transport_key, member.name)
+    check_key(folder / "identity.key", signer.public, member.identity_key, member.name)
+    return secret, signer
 
 
 class _Ledgers:
@@ -282,62 +297,6 @@ class _Ledgers:
 
         key = f"{federation.recipe.hex()}|{client.model}|{client.seed}"
         return Releases(reserve, self._folder / "releases", key, spent=own.charges)
-
-
-class _Checkpoint:
-    """The model on disk after each round, and how many epochs it has learnt."""
-
-    def __init__(self, path: Path, charter: str, figures: EventLog) -> None:
-        self.exists = path.is_file()
-        self.learnt = 0
-        self._path, self._charter, self._figures = path, charter, figures
-        self._model: nn.Module | None = None
-
-    def take(self, model: nn.Module | None, certified: int) -> int:
-        """Go on with the weights that are there, if any; returns how many certified epochs they have learnt.
-
-        Raises:
-            CheckpointError: they are not of this model under this charter, or have learnt more than `certified` epochs.
-        """
-        self._model = model
-        if self.exists and model is not None:
-            self.learnt = read_weights(self._path, model, self._charter)
-            if self.learnt > certified:
-                raise CheckpointError(
-                    f"{self._path}: weights that have learnt {self.learnt} epochs, {certified} are in the journal; "
-                    "restore the journal that belongs to them, or move the weights away to train anew"
-                )
-        return self.learnt
-
-    def keep(self, metrics: Metrics) -> None:
-        """Write figures and weights; the weights say up to which epoch they have learnt."""
-        # A participant counts the rounds of its process; what a person reads are those of the federation.
-        self._figures({"event": "metrics", **vars(metrics), "rounds": self.learnt})
-        self.write()
-
-    def write(self) -> None:
-        """Write the weights again."""
-        if self._model is not None:
-            write_weights(self._path, self._model, self._charter, certified=self.learnt)
-
-
-class _Counted:
-    """A learner whose checkpoint says which epochs it has learnt; what a course of sums published is kept as a file."""
-
-    def __init__(self, learner: Learner, checkpoint: _Checkpoint, sums: Path | None) -> None:
-        self._learner, self._checkpoint, self._sums = learner, checkpoint, sums
-
-    def compute(self, task: Any, spec: Any) -> Any:
-        """See `Learner`."""
-        return self._learner.compute(task, spec)
-
-    def learn(self, number: int, publication: Publication) -> None:
-        """See `Learner`."""
-        self._checkpoint.learnt = number  # what the learner writes on its way already is of this epoch
-        self._learner.learn(number, publication)
-        self._checkpoint.write()
-        if self._sums is not None:
-            write_sums(self._sums, publication)
 
 
 def _model_of(agreed: Agreed) -> str | None:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import msgspec
 
 from codream_protocols.course import Publication
 from codream_protocols.identity import Roster, read_roster
 from secure_codream.deployment.keys import read_public_key
-from secure_codream.reports.files import write_whole
-
-if TYPE_CHECKING:
-    pass
 
 
 def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
@@ -31,10 +28,51 @@ def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
     return read_roster(data, read_public_key(folder / "administrator.pub"), least_serial=least_serial)
 
 
+class Appended:
+    """A file that lines are appended to, unbuffered: each is there at once, and nothing is left to fail at the end.
+
+    It is opened when it is first written to, so that a disk that fails stops nobody before. What is written begins on a
+    line of its own, also after a process that was killed, or a disk that was full, in the middle of one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._descriptor, self._torn = path, -1, False
+
+    def write(self, text: str) -> None:
+        """Append whole lines. Raises `OSError`."""
+        self._open()
+        content = memoryview(b"\n" * self._torn + text.encode())
+        while content:
+            content = content[os.write(self._descriptor, content) :]
+            self._torn = bool(content)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Let go of the file; never fails."""
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Appended:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        if self._descriptor < 0:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            end = os.lseek(self._descriptor, 0, os.SEEK_END)
+            self._torn = end > 0 and os.pread(self._descriptor, 1, end - 1) != b"\n"
+
+
 class EventLog:
     """Appends events as JSON lines, each flushed, so that whoever watches sees it at once."""
 
-    def __init__(self, file: TextIO, watch: Callable[[dict[str, Any]], object] | None = None) -> None:
+    def __init__(self, file: TextIO | Appended, watch: Callable[[dict[str, Any]], object] | None = None) -> None:
         self._file, self._watch = file, never_fails(watch)
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -62,13 +100,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_sums(path: Path, publication: Publication) -> None:
-    """Write what the course `sums` published: task -> block -> numbers, `members` among them."""
+def sums_bytes(publication: Publication) -> bytes:
+    """`sums.json`, what the course `sums` published: task -> block -> numbers, `members` among them."""
     tables: dict[str, dict[str, Any]] = {}
     for name, numbers in publication.items():
         task, _, block = name.rpartition(".")
         tables.setdefault(task, {})[block] = numbers.tolist()
-    write_whole(path, json.dumps(tables, indent=2).encode() + b"\n")
+    return json.dumps(tables, indent=2).encode() + b"\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -44,6 +44,15 @@ def public_transport_key(secret: bytes) -> bytes:
     return z85.decode(zmq.curve_public(z85.encode(secret)))
 
 
+def check_key(path: Path, public: bytes, expected: bytes, whose: str) -> None:
+    """Refuse a private key whose public half is not the roster's; raises `KeyFileError`."""
+    if public != expected:
+        raise KeyFileError(
+            f"{path}: found another key than the roster has for {whose}; {whose}'s own is needed; put it back, or ask "
+            "the administrator for a roster with the new one"
+        )
+
+
 def _parse(path: Path) -> bytes:
     try:
         key = bytes.fromhex(path.read_text(encoding="ascii").strip())

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from codream_protocols.course import Publication
 from codream_protocols.courses.sums import Sums
+from codream_protocols.identity import Roster
+from codream_protocols.record import certified_epochs
 from codream_protocols.server import ServerProtocol
-from codream_server.feddream import FedDreamDataset
+from codream_server.events import Events, rounds_of
+from codream_server.feddream import FedDreamDataset, batch_name
 from codream_server.record_folder import RecordFolder
 from codream_server.runner import ServerRunner
 from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import read_federation
 from secure_codream.deployment.exposure import exposures
-from secure_codream.deployment.keys import KeyFileError, public_transport_key, read_private_key
-from secure_codream.reports.files import write_whole
-from secure_codream.reports.statement import write_statement
-
-if TYPE_CHECKING:
-    pass
-from secure_codream.deployment.files import EventLog, load_roster, write_sums
+from secure_codream.deployment.files import Appended, EventLog, load_roster, sums_bytes
+from secure_codream.deployment.keys import check_key, public_transport_key, read_private_key
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.statements import own_statement
+from secure_codream.reports.files import write_whole
+from secure_codream.reports.statement import write_statement
 
 
 def run_server(
@@ -43,7 +43,8 @@ def run_server(
 
     Writes `events.jsonl`, `record/` (what anybody can verify), `rounds/`, `endpoint` (where it listens) and at the end
     `server.json` into the folder; with course `sums` also `sums.json`; with `[client_privacy]` also `privacy.json` and
-    `privacy.html`. A server that starts again goes on from its record.
+    `privacy.html`. A server that starts again goes on from its record, and writes what an earlier process had recorded
+    and not written. An `events.jsonl` that cannot be written ends nothing: events go to standard error then.
 
     Args:
         folder: the server's folder.
@@ -53,20 +54,23 @@ def run_server(
 
     Raises:
         AggregationFailed: too few clients, or none that takes part.
+        ResultsUnwritten: all is certified, and the disk does not take the results.
         ConfigError, KeyFileError, RosterRefused, BadSignature, RecordFolderRefused: as their names say.
+        RecordFolderBusy: another process serves from this folder.
     """
     config, roster = read_federation(folder / "config.toml"), load_roster(folder)
     transport_secret = read_private_key(folder / "transport.key")
-    if public_transport_key(transport_secret) != roster.server.transport_key:
-        path = folder / "transport.key"
-        raise KeyFileError(f"{path}: found another key than the roster has for the server; the server's is needed")
+    public = public_transport_key(transport_secret)
+    check_key(folder / "transport.key", public, roster.server.transport_key, "the server")
     charter, course = config.charter(roster), make_course(config)
     timing = config.timing
-    dataset = FedDreamDataset(config.dreams.window, folder / "rounds")
+    rounds = folder / "rounds"
+    rounds.mkdir(exist_ok=True)
+    dataset = FedDreamDataset(config.dreams.window, lambda name, content: write_whole(rounds / name, content))
 
     def certified(number: int, publication: Publication) -> None:
         if isinstance(course, Sums):
-            write_sums(folder / "sums.json", publication)
+            write_whole(folder / "sums.json", sums_bytes(publication))
         if "dreams" in publication:
             dataset.add(number - 1, np.array(publication["dreams"]), np.array(publication["soft_labels"]))
 
@@ -78,10 +82,10 @@ def run_server(
             first=0 if charter.predecessor is None else charter.predecessor.certified,
         )
         opened.callback(record.close)
-        events = opened.enter_context((folder / "events.jsonl").open("a", encoding="utf-8"))
-        log = EventLog(events, watch)
+        log = EventLog(opened.enter_context(Appended(folder / "events.jsonl")), watch)
+        events = Events(log)
         for line in exposures(config, roster):
-            log({"event": "exposure", "text": line})
+            events.say("exposure", text=line)
         protocol = ServerProtocol(
             charter,
             roster,
@@ -99,6 +103,7 @@ def run_server(
             timing=timing,
             emit=log,
             certified=certified,
+            missed=_missed(protocol, roster, record, rounds),
             exhibit=exhibit,
         )
         asyncio.run(until_signal(runner.run(lambda endpoint: _announce(folder, endpoint))))
@@ -122,6 +127,28 @@ def run_server(
     write_whole(folder / "server.json", json.dumps(report, indent=2).encode())
     if config.client_privacy is not None:
         write_statement(folder, own_statement(config, "the federation", None, charter, course, runner.spent_rho))
+
+
+def _missed(
+    protocol: ServerProtocol, roster: Roster, record: RecordFolder, rounds: Path
+) -> Iterator[tuple[int, Publication]]:
+    """What earlier processes recorded, and did not live to write, or had no room for: their last sums, and dreams."""
+    charter, course, kept = protocol.charter, protocol.course, record.epochs()
+    if not kept:
+        return
+    if isinstance(course, Sums):
+        assert protocol.publication is not None  # noqa: S101 - of the newest epoch
+        yield protocol.certified, protocol.publication  # an older file may be there: it is written in any case
+        return
+    numbers = range(protocol.certified - len(kept), min(protocol.certified, rounds_of(protocol)))
+    if all((rounds / batch_name(number)).exists() for number in numbers):
+        return
+    for number, _, public in certified_epochs(charter, roster, course, kept):
+        publication = public.publication()
+        if number - 1 in numbers and "dreams" not in publication:
+            return  # a course of other things: none of its epochs has a file
+        if number - 1 in numbers and not (rounds / batch_name(number - 1)).exists():
+            yield number, publication
 
 
 def _announce(folder: Path, endpoint: str) -> None:

@@ -128,6 +128,14 @@ class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
         return self.code in ("hello-needed", "unexpected", "wrong-context", "head")
 
 
+class StorageFailed(_Event, frozen=True, kw_only=True, tag="storage_failed"):
+    """Something could not be written, for the `count`-th time; it is tried again."""
+
+    what: str
+    reason: str
+    count: Count = 1
+
+
 class FederationFinished(_Event, frozen=True, kw_only=True, tag="federation_finished"):
     """The rounds are done."""
 
@@ -145,6 +153,7 @@ Event = (
     | StepFinished
     | RoundFinished
     | Refused
+    | StorageFailed
     | FederationFinished
 )
 
@@ -161,6 +170,7 @@ _KNOWN_EVENTS = frozenset(
         "step_finished",
         "round_finished",
         "refused",
+        "storage_failed",
         "federation_finished",
     }
 )
@@ -183,12 +193,13 @@ def parse_event(event: Mapping[str, Any]) -> Event | None:
 def read_events(path: Path) -> list[Event]:
     """Read `events.jsonl`. Raises MissingRecord, or MalformedRecord with the line's number.
 
-    A last line without its end was being written when the server was stopped: it is left out.
+    A line that breaks off was being written when the server was killed, or its disk was full: it is left out, whether
+    it is the last or the next process went on after it on a line of its own.
     """
     lines = bytes_of(path, "the events of the server").split(b"\n")[:-1]
     events = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip() or (number < len(lines) and _breaks_off(line)):
             continue
         try:
             event = parse_event(msgspec.json.decode(line, type=dict[str, Any]))
@@ -197,3 +208,16 @@ def read_events(path: Path) -> list[Event]:
         if event is not None:
             events.append(event)
     return events
+
+
+def _breaks_off(line: bytes) -> bool:
+    """Whether a line is the beginning of an event, and no more."""
+    return line.startswith(b"{") and (_is_cut(line) or _is_cut(line + b"0"))  # a number may be cut, too
+
+
+def _is_cut(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return "truncated" in str(error)
+    return False

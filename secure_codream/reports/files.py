@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import zipfile
 import zlib
@@ -36,9 +37,10 @@ class MalformedRecord(RecordError):
 
 
 def write_whole(path: Path, content: bytes) -> Path:
-    """Write `content` so that a reader finds the old file or the new one, never a part."""
+    """Write `content` so that a reader finds the old file or the new one, never a part, also after a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove_stale(path)
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -47,7 +49,34 @@ def write_whole(path: Path, content: bytes) -> Path:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    _sync_folder(path.parent)
     return path
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what processes that were killed have left of this file; one that runs may still be at it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        number = left.name.removesuffix(".partial").rpartition(".")[2]
+        if number.isdecimal() and not _runs(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_struct(path: Path, record: msgspec.Struct, kind: type[msgspec.Struct]) -> Path:

@@ -32,6 +32,7 @@ from secure_codream.reports.events import (
     RoundFinished,
     StepFinished,
     StepStarted,
+    StorageFailed,
     Waiting,
     parse_event,
 )
@@ -65,7 +66,7 @@ class LivePanel:
     """
 
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console or Console()
+        self._console = console or Console(emoji=False)
         self._clock = clock
         self._began = clock()
         self._live: Live | None = None
@@ -84,6 +85,7 @@ class LivePanel:
         self._entropies: list[float] = []
         self._accuracies: list[float] = []
         self._refusals = 0
+        self._disk_failures = 0
         self._finished = False
 
     def __enter__(self) -> LivePanel:
@@ -158,6 +160,9 @@ class LivePanel:
             case Refused():
                 self._refusals += not event.ordinary
                 self._say(f"refused: {_printable(event.client)}, {_printable(event.code)}")
+            case StorageFailed():
+                self._disk_failures = event.count
+                self._say(f"cannot write the {_printable(event.what)}, trying again: {_printable(event.reason)}")
             case FederationFinished():
                 self._finished, self._step, self._phase = True, None, "finished"
                 self._say(f"finished {counted(event.rounds, 'round')} in {clock_face(self._elapsed())}")
@@ -259,6 +264,8 @@ class LivePanel:
             text.append(f"   lost: {_some(sorted(self._lost))}", "yellow")
         if self._refusals:
             text.append(f"   refusals: {self._refusals}", "red")
+        if self._disk_failures:
+            text.append(f"   disk failures: {self._disk_failures}", "red")
         if self._last is not None and self._last.path == "dropout":
             text.append("   dropout path", "yellow")
         return text

@@ -504,6 +504,7 @@ class Network:
             roster=roster,
             transport_secret=self.keys[number][1],
             transport_public=self.keys[number][0],
+            epochs=self.course.epochs,
             address=endpoint or self.endpoint,
             prepare=prepare,
             patience=patience,

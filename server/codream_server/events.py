@@ -23,6 +23,7 @@ from codream_server.patience import is_power_of_two
 Event = dict[str, Any]
 Figures = dict[str, Any]
 _FIRST_LINES = 100
+_MOST_SHOWN = 512
 
 
 class Events:
@@ -58,8 +59,9 @@ def worth_a_line(count: int) -> bool:
 
 
 def printable(text: str) -> str:
-    """Text from the network as a terminal may show it."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    """Text from the network as a terminal may show it, cut to what a line of the log takes."""
+    shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return shown if len(shown) <= _MOST_SHOWN else shown[: _MOST_SHOWN - 1] + "…"
 
 
 def step_figures(course: Any, task: str, sums: Sums, count: int) -> Figures:

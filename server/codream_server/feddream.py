@@ -7,7 +7,9 @@ dreams first.
 
 from __future__ import annotations
 
+import io
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +24,30 @@ class FedDreamDataset:
 
     Args:
         window: how many batches are kept in memory.
-        folder: where batches are written as `round-NNN.npz`; None keeps them in memory only.
+        write: keeps a file whole, or raises OSError: called with `batch_name` and the content; None keeps no files.
     """
 
-    def __init__(self, window: int, folder: Path | None = None) -> None:
+    def __init__(self, window: int, write: Callable[[str, bytes], object] | None = None) -> None:
         self._batches: deque[Batch] = deque(maxlen=window)
-        self._folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        self._write = write
 
     def add(self, round_number: int, dreams: Floats, soft_labels: Floats) -> None:
-        """Append a finished batch; the oldest leaves when the window is full."""
+        """Append a finished batch; the oldest leaves when the window is full. May be called again after an OSError."""
+        if self._write is not None:
+            content = io.BytesIO()
+            np.savez_compressed(content, dreams=dreams, soft_labels=soft_labels)
+            self._write(batch_name(round_number), content.getvalue())
         self._batches.append((dreams, soft_labels))
-        if self._folder is not None:
-            path = self._folder / f"round-{round_number:03d}.npz"
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                np.savez_compressed(file, dreams=dreams, soft_labels=soft_labels)
-            partial.replace(path)  # a reader never sees half a file
 
     @property
     def batches(self) -> tuple[Batch, ...]:
         """The window, oldest first."""
         return tuple(self._batches)
+
+
+def batch_name(round_number: int) -> str:
+    """The file of a round's batch."""
+    return f"round-{round_number:03d}.npz"
 
 
 def read_batches(folder: Path) -> list[Batch]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import zmq
+
 from codream_protocols.charter import MAX_STEPS, Plan, derive_plan
 from codream_protocols.errors import VectorRefused
 from codream_protocols.messages import (
@@ -27,6 +29,25 @@ from codream_protocols.server import Effect, SendTo, ServerProtocol
 from codream_server.patience import Clock, RateLimit
 
 _RECORD = b"\xacepoch-record"  # an EpochRecord's tag, the first of its elements
+
+
+MOST_PARTS = 2 + MAX_STEPS
+"""Of a message: the connection, the message, and a frame a step."""
+
+
+def next_message(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    """The parts of a message, of which no more are kept than show that it has too many: each takes far more memory here
+    than on its way.
+
+    Raises:
+        zmq.Again: there is none.
+    """
+    parts = [socket.recv(zmq.NOBLOCK, copy=False)]
+    while socket.rcvmore:
+        part = socket.recv(zmq.NOBLOCK, copy=False)
+        if len(parts) <= MOST_PARTS:
+            parts.append(part)
+    return parts
 
 
 class Sized(Protocol):

@@ -16,6 +16,7 @@ written again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -30,9 +31,13 @@ _RECORD_NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
 
 
 class RecordFolderRefused(LocalProtocolError):
-    """A folder that holds another federation's record, whose files are not whole, or that another server uses."""
+    """A folder that holds another federation's record, or whose files are not whole."""
 
     code = "record-folder"
+
+
+class RecordFolderBusy(RecordFolderRefused):
+    """A folder that another process serves from."""
 
 
 class RecordFolder:
@@ -46,6 +51,7 @@ class RecordFolder:
 
     Raises:
         RecordFolderRefused: the folder holds the record of another roster or charter, or a file is missing.
+        RecordFolderBusy: another server holds it.
         OSError: it cannot be written.
     """
 
@@ -94,11 +100,15 @@ class RecordFolder:
         """See `ServerJournal`.
 
         Raises:
-            OSError: the file cannot be read now.
-            RecordFolderRefused: it is no record any more.
+            OSError: the file cannot be read now, or is no record any more; a person may put it back meanwhile.
         """
         number = self._first + place
-        return self._newest if self._newest is not None and number == self._number - 1 else self._read(number)
+        if self._newest is not None and number == self._number - 1:
+            return self._newest
+        try:
+            return self._read(number)
+        except RecordFolderRefused as error:
+            raise OSError(errno.EIO, str(error)) from error
 
     def _read(self, number: int) -> Kept:
         path = self.folder / record_name(number)
@@ -143,7 +153,12 @@ class RecordFolder:
         os.lseek(descriptor, 0, os.SEEK_SET)
         _write_whole(descriptor, record_bytes(kept))
         os.fsync(descriptor)
-        os.rename(NEXT, record_name(self._number), src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        try:
+            os.rename(NEXT, record_name(self._number), src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except FileNotFoundError:  # somebody tidied it away: what the descriptor holds has no name any more
+            os.close(descriptor)
+            self._next = None
+            raise
         os.close(descriptor)
         self._next = None
         os.fsync(self._directory)
@@ -158,7 +173,7 @@ class RecordFolder:
         try:
             fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RecordFolderRefused(
+            raise RecordFolderBusy(
                 f"{self.folder} in use", "one server for a record folder", "this server is running already"
             ) from None
 

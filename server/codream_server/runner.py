@@ -6,7 +6,9 @@ counted, answered with a typed refusal, and changes nothing (`inbound`).
 
 Patience follows the slowest live member, not a clock. A member that beats is waited for, however long it computes. One
 that is silent for `lost_after` seconds, of which those do not count in which this server was held up itself, is lost:
-the resilient mode goes on without its block, lockstep waits for its return, and says so. Whoever is there and waited
+the resilient mode goes on without its block, lockstep waits for its return, and says so. In the resilient mode beats
+alone do not hold up everybody for good: as few as may collude, that have not answered long after all others have, count
+as lost, until they say Hello. Whoever is there and waited
 for long is asked to say Hello, upon which it is told everything again that it may have missed.
 
 What must be on disk before it is said (`record_folder`) is tried again at growing intervals if the disk fails; the
@@ -16,6 +18,7 @@ epoch waits, and the server stays.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -34,6 +37,8 @@ from codream_protocols.errors import (
     BoundByVote,
     CohortRefused,
     HelloNeeded,
+    LocalProtocolError,
+    MalformedMessage,
     RemoteProtocolError,
     WrongHead,
     WrongSum,
@@ -77,7 +82,7 @@ from codream_server.events import (
     step_figures,
     worth_a_line,
 )
-from codream_server.inbound import Bounds, Rates
+from codream_server.inbound import MOST_PARTS, Bounds, Rates, next_message
 from codream_server.patience import Clock, Growing, PatientClock, is_power_of_two
 from codream_server.peers import Peer, Traffic
 from codream_server.settings import Timing
@@ -87,8 +92,15 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds after an epoch that was given u
 SETTLE = 0.1  # seconds after a Hello: who has voted gives its vote first, and no start is wasted
 LONGEST_SILENCE_OF_SERVER = 600.0  # between two `waiting` events
 REFUSALS_IN_A_ROW = 3
+TIMES_THE_SLOWEST = 10  # as long as all others took: so much slower an honest member may be, in the resilient mode
 FAREWELL_SECONDS, LAST_WRITE_SECONDS = 10.0, 60.0
 _HELLO_PLEASE = HelloNeeded("a client that may have missed messages", "Hello first")
+
+
+class ResultsUnwritten(LocalProtocolError):
+    """The federation came to its end, and the disk does not take its results; the record has them."""
+
+    code = "results-unwritten"
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,7 @@ class ServerRunner:
         emit: called with each event (a dict with `event` and its fields); see docs/events.md.
         certified: called with (number, publication) of each epoch certified in this process; an OSError that it
             raises is said, and it is called again later.
+        missed: (number, publication) of epochs that earlier processes did not live to hand on, handed on first.
         exhibit: (epoch, step) whose first masked input is kept for the report; None keeps nothing.
         clock: seconds, for tests.
 
@@ -127,6 +140,7 @@ class ServerRunner:
         secure_steps: sums made.
         spent_rho: what all steps begun cost a client, in zCDP.
         refusals: of each member, how many of its messages were refused.
+        refused_by: of each member, how many messages it refused.
         dropped: of each member, how many of its messages were over a rate.
     """
 
@@ -140,6 +154,7 @@ class ServerRunner:
         timing: Timing,
         emit: Callable[[Event], None],
         certified: Callable[[int, Publication], None] | None = None,
+        missed: Iterable[tuple[int, Publication]] = (),
         exhibit: tuple[int, int] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -149,10 +164,10 @@ class ServerRunner:
         self.seconds = {"compute": 0.0, "aggregation": 0.0}
         self.secure_steps = 0
         self.spent_rho = rho_of_records(protocol)
-        self.refusals, self.dropped = [0] * size, [0] * size
+        self.refusals, self.refused_by, self.dropped = [0] * size, [0] * size, [0] * size
         self.exhibit: Exhibit | None = None
         self._roster, self._secret, self._endpoint, self._timing = roster, transport_secret, endpoint, timing
-        self._events, self._certified, self._exhibit_at = Events(emit), certified, exhibit
+        self._events, self._certified, self._missed, self._exhibit_at = Events(emit), certified, missed, exhibit
         self._bounds, self._rates = Bounds(protocol), [Rates(timing.beat, clock) for _ in range(size)]
         self._tick = min(0.2, timing.beat / 2)
         self._clock, self._patient = clock, PatientClock(2 * self._tick, clock)
@@ -169,8 +184,10 @@ class ServerRunner:
         self._refused_for = ""
         self._waiting = Growing(timing.lost_after, LONGEST_SILENCE_OF_SERVER)
         self._waiting_for: tuple[object, ...] = ()
-        self._waiting_since = 0.0
-        self._unwritten: list[tuple[str, Callable[[], None]]] = []
+        self._waiting_since = self._answered_at = 0.0
+        self._awaited: set[int] = set()
+        self._passed_over: set[int] = set()  # who did not answer in an epoch that is not certified
+        self._unwritten: dict[tuple[str, int, str], Callable[[], None]] = {}  # what, of which epoch or member, why
         self._rewrite, self._write_failures = Growing(1.0, 30.0), 0
         self._phase, self._phase_since, self._step_since = Phase.IDLE, clock(), clock()
         self._masked: tuple[int, Array] | None = None
@@ -187,6 +204,7 @@ class ServerRunner:
         Raises:
             AddressRefused: the endpoint is taken, or none of this machine's.
             AggregationFailed: nobody takes part any more, or too few came.
+            ResultsUnwritten: all is certified, and the disk does not take what is to be handed on.
         """
         context = zmq.asyncio.Context()
         authenticator = AsyncioAuthenticator(context)
@@ -204,6 +222,7 @@ class ServerRunner:
                 await self._say_farewell(str(error)[:512], completed=False)
                 raise
             await self._say_farewell("all epochs are certified", completed=True)
+            self._check_all_is_written()
         finally:
             authenticator.stop()
             self._socket.close(linger=2000)
@@ -242,6 +261,8 @@ class ServerRunner:
             charter=protocol.charter.digest.hex(),
             head=protocol.head.hex(),
         )
+        for number, publication in self._missed:
+            self._hand_on(number, publication)
         self._patient.look()
         while not protocol.done:
             self._open_if_ready()
@@ -285,9 +306,10 @@ class ServerRunner:
         """Take what has come; then time passes for those that are silent."""
         sending = any(peer.queue for peer in self._peers.values())
         if await self._socket.poll(20 if sending else int(self._tick * 1000)):
+            socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
             with contextlib.suppress(zmq.Again):
                 for _ in range(256):
-                    self._take(await self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
+                    self._take(next_message(socket))
                     await self._flush()
         self._patient.look()
 
@@ -325,6 +347,8 @@ class ServerRunner:
         route = parts[0].bytes
         member = self._roster.by_transport_key(z85.decode(str(parts[1].get("User-Id"))))
         try:
+            if len(parts) > MOST_PARTS:
+                raise MalformedMessage(f"a message of {MOST_PARTS} parts or more", f"1 to {MOST_PARTS - 1}")
             message = self._bounds.parse(parts[1].bytes)
             if isinstance(message, EpochRecord) and message.offer.head != self.protocol.head:
                 return  # known, or not yet of use
@@ -353,8 +377,10 @@ class ServerRunner:
         earlier = self._peers.get(member)
         try:
             effects = self.protocol.hello(member, message)
-        except OSError as error:  # a record that cannot be read; it will be asked to say Hello again
+        except OSError as error:  # a record that cannot be read now
             self._storage_failed("record", error)
+            if earlier is not None:
+                earlier.needs_hello = True  # it is asked at its next beat, as one that is not known yet
             return
         self._peers[member] = Peer(route, self._patient.now)
         self._rates[member].caught_up(message, effects)
@@ -362,6 +388,7 @@ class ServerRunner:
             self._events.say("client_joined", client=self._name(member))
         if earlier is None or earlier.route != route:
             self._refusing.pop(member, None)  # started again, perhaps with what was wrong put right
+            self._passed_over.discard(member)
         self._open_at = max(self._open_at, self._patient.now + SETTLE)
         self._perform(effects)
 
@@ -391,7 +418,8 @@ class ServerRunner:
         try:
             effects = self.protocol.receive(member, message, frames)
         except OSError as error:  # the journal: nothing has been said yet, and nothing is lost
-            self._keep_trying("record", error, lambda: self._dispatch_again(member, message, frames))
+            again = functools.partial(self._dispatch_again, member, message, frames)
+            self._keep_trying("record", member, error, again, type(message).__name__)
             return
         if isinstance(message, Advertisement):
             self._asked.discard(member)
@@ -425,15 +453,18 @@ class ServerRunner:
             in_a_row = count + 1 if code == message.code else 1
             self._refusing[member] = message.code, in_a_row
             self._refused_for = printable(message.found)
-        self._events.say(
-            "refused",
-            client=self._name(member),
-            code=message.code,
-            by="client",
-            found=printable(message.found),
-            allowed=printable(message.allowed),
-            invitations=in_a_row,
-        )
+        self.refused_by[member] += 1
+        if worth_a_line(self.refused_by[member]):
+            self._events.say(
+                "refused",
+                client=self._name(member),
+                code=message.code,
+                by="client",
+                found=printable(message.found),
+                allowed=printable(message.allowed),
+                invitations=in_a_row,
+                count=self.refused_by[member],
+            )
         if in_a_row and message.code in (WrongHead.code, BoundByVote.code):
             self._want_hello(member)  # it stands elsewhere than was thought when it was invited
         codes = {self._refusing[one][0] if one in self._held() else "" for one in self._invited}
@@ -492,10 +523,10 @@ class ServerRunner:
             if peer.present:
                 self._lose(member, peer, "it does not take what it is sent")
 
-    def _lose(self, member: int, peer: Peer, reason: str) -> None:
+    def _lose(self, member: int, peer: Peer, reason: str, *, since: float | None = None) -> None:
         peer.present = False
         peer.leave()
-        seconds = round(self._patient.now - peer.heard, 3)
+        seconds = round(self._patient.now - (peer.heard if since is None else since), 3)
         self._events.say("client_lost", client=self._name(member), reason=reason, seconds=seconds)
         self._lost(member)
 
@@ -503,7 +534,7 @@ class ServerRunner:
         try:
             self._perform(self.protocol.lost(member))
         except OSError as error:
-            self._keep_trying("record", error, lambda: self._lost(member))
+            self._keep_trying("record", member, error, lambda: self._lost(member))
 
     def _watch_progress(self) -> None:
         """Say who is waited for, ask those that are there again, and give up what lockstep has waited for too long."""
@@ -515,6 +546,8 @@ class ServerRunner:
             self._waiting_for, self._waiting_since = key, now
             self._waiting.start(now)
         awaited = set(self._missing() if plan is None else protocol.waiting_for())
+        if awaited != self._awaited:
+            self._awaited, self._answered_at = awaited, now
         lost = {member for member in awaited if not self._is_present(member)}
         if awaited and self._waiting.is_due(now):
             self._events.say(
@@ -530,6 +563,18 @@ class ServerRunner:
                 self._ask_hello(member)
         if plan is not None and protocol.phase is not Phase.VOTING and self._absent_too_long(lost):
             self._expire()
+        elif plan is not None and protocol.charter.aggregation.mode == "resilient":
+            self._pass_over(awaited - lost)
+
+    def _pass_over(self, awaited: set[int]) -> None:
+        """Go on without members that are there and do not answer; so many alone as the charter takes for colluders."""
+        slowest, now = self._answered_at - self._waiting_since, self._patient.now
+        patience = max(self._timing.step, TIMES_THE_SLOWEST * slowest)
+        if len(awaited) > self.protocol.charter.aggregation.colluders or now - self._waiting_since <= patience:
+            return
+        for member in sorted(awaited & set(self.protocol.waiting_for())):
+            self._passed_over.add(member)
+            self._lose(member, self._peers[member], "it is there and does not answer", since=self._waiting_since)
 
     def _is_present(self, member: int) -> bool:
         peer = self._peers.get(member)
@@ -568,16 +613,15 @@ class ServerRunner:
         return {member for member, (_, count) in self._refusing.items() if count >= REFUSALS_IN_A_ROW}
 
     def _cohort(self) -> tuple[int, ...]:
-        cohort, held = self.protocol.cohort(), self._held()
-        if not held & set(cohort):
-            return cohort
-        charter = self.protocol.charter
-        chosen = charter.whole_blocks(set(cohort) - held)
-        try:
-            charter.check_summed(chosen)
-        except CohortRefused:
-            return ()
-        return chosen
+        cohort, held, charter = self.protocol.cohort(), self._held(), self.protocol.charter
+        for away in (held | self._passed_over, held):  # if nobody can go on without who did not answer, with it
+            if not away & set(cohort):
+                return cohort
+            chosen = charter.whole_blocks(set(cohort) - away)
+            with contextlib.suppress(CohortRefused):
+                charter.check_summed(chosen)
+                return chosen
+        return ()
 
     def _open_if_ready(self) -> None:
         protocol, now = self.protocol, self._patient.now
@@ -672,6 +716,7 @@ class ServerRunner:
     def _epoch_certified(self, done: EpochCertified) -> None:
         record, round_number = done.kept[0], done.number - 1
         self._refusing.clear()  # what was refused may have rested on the history before
+        self._passed_over.clear()
         metrics = metrics_of(self.protocol, done.kept, round_number)
         self._pause = FIRST_PAUSE
         self._events.say(
@@ -688,15 +733,15 @@ class ServerRunner:
             if metrics
             else None,  # a successor's models begin anew
         )
-        if self._certified is not None:
-            self._hand_on(done.number, done.publication)
+        self._hand_on(done.number, done.publication)
 
     def _hand_on(self, number: int, publication: Publication) -> None:
-        assert self._certified is not None  # noqa: S101 - asked before
+        if self._certified is None:
+            return
         try:
             self._certified(number, publication)
         except OSError as error:
-            self._keep_trying("publication", error, lambda: self._hand_on(number, publication))
+            self._keep_trying("publication", number, error, lambda: self._hand_on(number, publication))
 
     def _epoch_given_up(self, given_up: EpochGivenUp) -> None:
         self._events.say(
@@ -749,10 +794,11 @@ class ServerRunner:
 
     # -- the disk ---------------------------------------------
 
-    def _keep_trying(self, what: str, error: OSError, again: Callable[[], None]) -> None:
+    def _keep_trying(self, what: str, number: int, error: OSError, again: Callable[[], None], kind: str = "") -> None:
+        """Once for each kind and member, however often it comes: a flood must not wait here."""
         if not self._unwritten:
             self._rewrite.start(self._patient.now)
-        self._unwritten.append((what, again))
+        self._unwritten[what, number, kind] = again
         self._storage_failed(what, error)
 
     def _storage_failed(self, what: str, error: OSError) -> None:
@@ -760,11 +806,20 @@ class ServerRunner:
         if worth_a_line(self._write_failures):
             self._events.say("storage_failed", what=what, reason=str(error), count=self._write_failures)
 
+    def _check_all_is_written(self) -> None:
+        numbers = [str(number) for what, number, _ in sorted(self._unwritten) if what == "publication"]
+        if numbers:
+            raise ResultsUnwritten(
+                f"a disk that does not take what was published of epoch {', '.join(numbers)}",
+                "one with room for it",
+                "all epochs are certified; start the server again, and it writes from its record what is missing",
+            )
+
     def _write_again(self, *, at_once: bool = False) -> None:
         if not self._unwritten or not (at_once or self._rewrite.is_due(self._patient.now)):
             return
-        waiting, self._unwritten = self._unwritten, []
-        for _, again in waiting:
+        waiting, self._unwritten = self._unwritten, {}
+        for again in waiting.values():
             with contextlib.suppress(RemoteProtocolError):  # a vote that has been counted meanwhile
                 again()
 
@@ -779,8 +834,13 @@ class ServerRunner:
         if isinstance(effect.message, Published):
             peer.told_sum(self._patient.now)
         parts = [peer.route, self._encoded[1], *effect.frames]
-        if not peer.put(parts, shared=isinstance(effect.message, EpochRecord)):
+        if not peer.put(parts, shared=self._is_certified(effect.message)):
             self._overflowed.append(effect.member)
+
+    def _is_certified(self, message: ToClient) -> bool:
+        """Whether its frames are there once for all members. Those of candidates, of which each member may bring one,
+        are not."""
+        return isinstance(message, EpochRecord) and len(message.votes) >= self.protocol.charter.quorum
 
     async def _flush(self) -> None:
         """Send what has been decided. Never waits: a client that does not read must not hold up the others."""

@@ -20,7 +20,13 @@ class Timing(Settings):
         doc("how long to wait for the whole roster before the first epoch; without it, for ever"),
     ] = None
     step: Annotated[
-        float, Gt(0), Le(604_800), doc("how long lockstep waits for a lost member before it gives the epoch up")
+        float,
+        Gt(0),
+        Le(604_800),
+        doc(
+            "how long lockstep waits for a lost member before it gives the epoch up, and resilient at least for one "
+            "that is there and does not answer, or ten times as long as the slowest of the others took"
+        ),
     ] = 600.0
     beat: Annotated[float, Ge(0.1), Le(3600), doc("how often a client must be heard")] = 1.0
     lost_after: Annotated[float, Gt(0), Le(86_400), doc("silence after which a member counts as lost")] = 30.0

@@ -110,6 +110,7 @@ class Federation:
             roster=self.roster,
             transport_secret=secret,
             transport_public=public,
+            epochs=self.course.epochs,
             address=options.pop("address", None) or self.address(member),
             patience=options.pop("patience", 20.0),
             log=options.pop("log", None) or Log(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -199,6 +200,18 @@ def test_a_federation_given_up_is_said_without_the_escapes_of_its_reason() -> No
         scripted(script)
 
 
+def test_a_farewell_before_all_is_certified_here_is_no_end() -> None:
+    """A malicious server said that all was over, and clients that had learnt nothing ended as if it were."""
+
+    async def script(whole: Federation, running: Any) -> None:
+        await hello(whole)
+        await whole.send(0, Farewell("all epochs are certified\x1b[2J", True))
+        await asyncio.wait_for(running, 10)
+
+    with pytest.raises(AggregationFailed, match=r"after 0 of 3 certified epochs \(all epochs are certified\\x1b"):
+        scripted(script)
+
+
 def test_silence_ends_the_client_after_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     async def script(whole: Federation, running: Any) -> None:
         await asyncio.wait_for(running, 10)
@@ -281,6 +294,40 @@ def test_floods_are_cut_short_in_the_log_and_in_what_is_sent() -> None:
     assert kinds.count(Beat) <= 20 * 10
     for event in ("refused", "refused-by-server"):
         assert 100 <= len(log.of(event)) <= 220
+
+
+def test_flood_of_refusals_with_ever_new_codes_is_cut_short_in_the_log() -> None:
+    async def script(whole: Federation, running: Any) -> Any:
+        await hello(whole)
+        for number in range(1500):
+            await whole.send(0, Refusal(f"made-up-{number}", "nothing", "nothing"))
+        return await collect(whole, 2.0)
+
+    _, log = scripted(script)
+    assert 100 <= len(log.of("refused-by-server")) <= 110
+
+
+def test_message_of_very_many_parts_is_refused_and_not_kept() -> None:
+    """Each part took 40 times its size here; what is dropped is never there at once."""
+    parts = 100_000
+
+    async def script(whole: Federation, running: Any) -> Any:
+        await hello(whole)
+        socket, route = whole._sockets[0], whole._routes[0]
+        tracemalloc.start()
+        try:
+            await socket.send_multipart([route, *[b"xx"] * parts])
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            refusals = [message for message in await collect(whole, 4.0) if isinstance(message, Refusal)]
+            return refusals, tracemalloc.get_traced_memory()[1] - before
+        finally:
+            tracemalloc.stop()
+
+    (refusals, peak), log = scripted(script, most_steps=4)
+    assert refusals == [Refusal("malformed", "a message", ALLOWED["malformed"])]
+    assert "parts or more" in log.of("refused")[0]["found"]
+    assert peak < 8 * parts  # a list of them alone would take as much
 
 
 def test_too_many_frames_and_nested_messages_are_refused_at_once() -> None:

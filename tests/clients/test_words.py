@@ -28,3 +28,5 @@ def test_nothing_of_it_moves_a_cursor(sent: str, shown: str) -> None:
 def test_it_is_cut_to_what_a_screen_takes() -> None:
     assert len(visible("a" * 10_000)) == 512
     assert visible("a" * 10_000, 3) == "aa…"
+    assert len(visible("\U0010ffff" * 512)) == 512  # of what is shown, not of what came
+    assert visible("a" * 10_000, None) == "a" * 10_000

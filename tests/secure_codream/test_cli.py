@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -175,6 +176,34 @@ def test_exit_codes(
         cli.main()
     assert caught.value.code == code
     assert capsys.readouterr().err.startswith("secure-codream: ")
+
+
+def test_words_of_strangers_on_the_screen_move_no_cursor_and_become_no_picture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails_with(monkeypatch, AggregationFailed("\x1b[2J :skull: [red]all good[/red]\u202e", "y"))
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == (
+        r"secure-codream: found \x1b[2J :skull: [red]all good[/red]\u202e; allowed: y" + "\n"
+    )
+    line = cli._client_line({"event": "silence", "address": "tcp://\x1b[31m:skull:", "seconds": 3})
+    assert line is not None
+    cli._print(cli._console(), line)
+    assert capsys.readouterr().out == "no word from tcp://\\x1b[31m:skull: for 3 s; asking again\n"
+
+
+def test_second_server_of_a_folder_ends_with_2(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "federation"
+    assert call(*provisioned(config, out)).returncode == 0
+    (out / "server" / "record").mkdir()
+    holder = os.open(out / "server" / "record", os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        second = call("server", str(out / "server"), "--listen", "tcp://127.0.0.1:*")
+    finally:
+        os.close(holder)
+    assert second.returncode == 2 and "running already" in second.stderr and "Traceback" not in second.stderr
 
 
 def test_report_of_a_folder_without_a_run_is_a_clear_error(tmp_path: Path) -> None:

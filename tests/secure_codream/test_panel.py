@@ -256,6 +256,15 @@ def test_who_is_waited_for_is_a_plain_line_once_somebody_is_there() -> None:
     ]
 
 
+def test_disk_that_fails_is_said_in_a_line_and_on_the_panel() -> None:
+    event = {"time": 1.0, "event": "storage_failed", "what": "publication", "reason": "No space\x1b[2J", "count": 3}
+    assert "disk failures: 3" in drawn(fed([started(), event]), 80)
+    file = io.StringIO()
+    with LivePanel(Console(file=file, width=80), clock=lambda: 0.0) as panel:
+        panel.feed(event)
+    assert file.getvalue() == "cannot write the publication, trying again: No space?[2J\n"
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_result_table(width: int) -> None:
     summary = Summary(

@@ -12,10 +12,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,13 +36,15 @@ from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.checkpoint import CheckpointError, read_weights, write_weights
 from secure_codream.deployment.client import read_agreed, run_client
-from secure_codream.deployment.files import EventLog, load_roster, read_metrics
+from secure_codream.deployment.files import Appended, EventLog, load_roster, read_metrics
 from secure_codream.deployment.keys import KeyFileError
+from secure_codream.deployment.outputs import OutputsUnwritten
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.verify import verify_record
 from secure_codream.reports.events import parse_event, read_events
+from secure_codream.reports.files import write_whole
 
 NAMES = ("alice", "bob", "carol")
 NOWHERE = "tcp://127.0.0.1:9"  # where nobody listens
@@ -320,6 +324,132 @@ def test_own_code_of_a_charter_does_not_run_at_a_client_that_has_not_named_it(
     assert Path("ran").exists()
 
 
+@pytest.mark.parametrize("name", ["transport.key", "identity.key"])
+def test_keys_of_another_party_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    """They are swapped between two starts: the server would never answer, or refuse every word."""
+    clients = provisioned(tmp_path / "out", patience=0.2) / "clients"
+    own = (clients / "alice" / name).read_bytes()
+    (clients / "alice" / name).write_bytes((clients / "bob" / name).read_bytes())
+    with pytest.raises(KeyFileError, match=rf"{name}: found another key than the roster has for alice"):
+        run_client(clients / "alice", address=NOWHERE)
+    (clients / "alice" / name).write_bytes(own)
+    with pytest.raises(AggregationFailed, match="no word"):  # the control
+        run_client(clients / "alice", address=NOWHERE)
+
+
+# -- what is learnt, on disk ---------------------------------------------
+
+
+class Replaced:
+    """A `ClientRunner` whose `run` a test writes."""
+
+    compute_seconds = 0.0
+
+    def __init__(self, *, learner: Any, prepare: Callable[[], object], **rest: Any) -> None:
+        self.learner, self.prepare = learner, prepare
+
+
+def with_runner(monkeypatch: pytest.MonkeyPatch, run: Callable[[Replaced], None]) -> None:
+    class Made(Replaced):
+        async def run(self) -> None:
+            run(self)
+
+    monkeypatch.setattr("secure_codream.deployment.client.ClientRunner", Made)
+
+
+class Learns:
+    """Whose weights change in some way."""
+
+    def learn(self, number: int, publication: Any) -> None: ...
+
+
+def test_thread_that_outlives_its_client_writes_nothing_into_its_successors_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, go_on, threads = provisioned(tmp_path / "out") / "clients" / "alice", threading.Event(), []
+
+    def interrupted(runner: Replaced) -> None:
+        runner.prepare()
+        runner.learner._learner = Learns()
+
+        def late() -> None:
+            go_on.wait(30)
+            runner.learner.learn(1, {})
+
+        threads.append(threading.Thread(target=late))
+        threads[0].start()
+        raise asyncio.CancelledError
+
+    with_runner(monkeypatch, interrupted)
+    with pytest.raises(asyncio.CancelledError):
+        run_client(folder, address=NOWHERE)
+    assert (folder / "model.pt").exists()  # the control: before, it was written
+    (folder / "model.pt").write_bytes(b"of the next process")
+    go_on.set()
+    threads[0].join()
+    assert (folder / "model.pt").read_bytes() == b"of the next process"
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_weights_that_a_full_disk_refused_are_written_at_the_end_or_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
+) -> None:
+    folder, full = provisioned(tmp_path / "out") / "clients" / "alice", [False]
+
+    def write(path: Path, content: bytes) -> Path:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        return write_whole(path, content)
+
+    def learns(runner: Replaced) -> None:
+        runner.prepare()
+        runner.learner._learner = Learns()
+        full[0] = True
+        runner.learner.learn(1, {})
+        full[0] = for_good
+
+    monkeypatch.setattr("secure_codream.deployment.outputs.write_whole", write)
+    with_runner(monkeypatch, learns)
+    if for_good:
+        with pytest.raises(OutputsUnwritten, match=r"model\.pt cannot be written.*start this client again"):
+            run_client(folder, address=NOWHERE)
+    else:
+        run_client(folder, address=NOWHERE)
+    agreed = read_agreed(folder)
+    model = make_model(agreed.client, agreed.federation)
+    assert read_weights(folder / "model.pt", model, agreed.charter.digest.hex()) == (0 if for_good else 1)
+    said = [line["found"] for line in log_of(folder) if line["event"] == "storage-failed"]
+    assert said == ["model.pt: No space left on device"] * (2 if for_good else 1)
+    assert (log_of(folder)[-1]["event"] == "finished") is not for_good
+
+
+SLOW = """
+import dataclasses, sys, time
+import secure_codream.deployment.client as client
+from secure_codream import cli
+real = client.make_learner
+client.make_learner = lambda *a, **o: dataclasses.replace(real(*a, **o), warm_up=lambda: time.sleep(60))
+sys.argv = ["secure-codream", "client", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_interrupted_client_ends_at_once_although_it_computes(tmp_path: Path) -> None:
+    folder = provisioned(tmp_path / "out") / "clients" / "alice"
+    command = [sys.executable, "-c", SLOW, str(folder), "--address", NOWHERE, "--threads", "1"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: (folder / "log.jsonl").exists() and "warm-up" in (folder / "log.jsonl").read_text(), {})
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=20)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 130
+    assert told.splitlines() == ["secure-codream: interrupted"]
+    assert (folder / "privacy.json").exists()  # what was spent is stated all the same
+
+
 # -- randomness ---------------------------------------------
 
 ROOMS = ("secure_codream", "codream_clients", "codream_server", "codream_protocols")
@@ -380,6 +510,72 @@ def test_server_that_nobody_joins_says_so_and_leaves_its_events(folder: Path) ->
     first = json.loads((folder / "events.jsonl").read_text().splitlines()[0])
     assert first["event"] == "exposure" and first["text"].startswith("Lockstep")
     assert verify_record(folder).epochs == 0
+
+
+@pytest.mark.parametrize("place", ["from the start", "at the end"])
+def test_events_that_cannot_be_written_go_to_standard_error_and_end_nothing(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "from the start":
+        (folder / "events.jsonl").mkdir()  # also for who may write everything
+    else:
+        (folder / "events.jsonl").symlink_to("/dev/full")
+    with pytest.raises(AggregationFailed, match=r"0 of 3 clients"):  # as in any other federation that nobody joins
+        run_server(folder, listen="tcp://127.0.0.1:*")
+    told = capfd.readouterr().err
+    assert "the event log cannot be written" in told and "Lockstep" in told and "federation_started" in told
+
+
+def test_lines_begin_anew_after_one_that_a_killed_process_left(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"time": 1.0, "event": "federation_fin')
+    for rounds in (1, 2):
+        with Appended(path) as file:
+            EventLog(file)({"event": "federation_finished", "rounds": rounds})
+    assert [event.rounds for event in read_events(path)] == [1, 2]
+    assert path.read_text().count("\n") == 3
+
+
+def test_line_that_a_full_disk_tore_is_ended_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, room = os.write, [20, 0]
+
+    def write(descriptor: int, data: Any) -> int:
+        if room and not (left := room.pop(0)):
+            raise OSError(28, "No space left on device")
+        return real(descriptor, bytes(data)[:left] if room else data)
+
+    with Appended(tmp_path / "events.jsonl") as file:
+        log = EventLog(file)
+        monkeypatch.setattr(os, "write", write)
+        with pytest.raises(OSError, match="No space"):
+            log({"event": "federation_finished", "rounds": 1})
+        log({"event": "federation_finished", "rounds": 2})
+    assert [event.rounds for event in read_events(tmp_path / "events.jsonl")] == [2]
+
+
+def test_server_writes_at_its_start_what_an_earlier_process_recorded_and_did_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the record and the publication. Dreams that are there are not written again."""
+    from secure_codream.deployment.server import _missed
+    from tests.secure_codream.small import SUMS, SmallFederation, codream, config_of
+
+    federation = SmallFederation(codream())
+    federation.run(2)
+    kept = [federation.server._journal.recall(place) for place in range(2)]
+    record = SimpleNamespace(epochs=lambda: kept)
+    found = dict(_missed(federation.server, federation.roster, record, tmp_path))  # type: ignore[arg-type]
+    assert sorted(found) == [1, 2]
+    assert (found[2]["dreams"] == federation.server.publication["dreams"]).all()  # type: ignore[index]
+    (tmp_path / "round-000.npz").touch()
+    assert list(dict(_missed(federation.server, federation.roster, record, tmp_path))) == [2]  # type: ignore[arg-type]
+    (tmp_path / "round-001.npz").touch()
+    assert not list(_missed(federation.server, federation.roster, record, tmp_path))  # type: ignore[arg-type]
+    sums = SmallFederation(config_of(federation={"course": "sums"}, sums=SUMS))
+    sums.run(1)
+    record = SimpleNamespace(epochs=lambda: [sums.server._journal.recall(0)])
+    ((number, publication),) = _missed(sums.server, sums.roster, record, tmp_path)  # type: ignore[arg-type]
+    assert number == 1 and publication["patients.number"].tolist() == [1 + 2 + 3]
 
 
 def test_roster_without_the_administrators_key_is_refused(folder: Path) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -216,6 +220,32 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".file.{dead.pid}.partial", f".file.{os.getppid()}.partial", f".other.{dead.pid}.partial"):
+        (tmp_path / name).write_bytes(b"half")
+    write_whole(tmp_path / "file", b"new")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "file",
+        f".file.{os.getppid()}.partial",  # its process may still be writing
+        f".other.{dead.pid}.partial",  # not this file's
+    }
+
+
+def test_rename_is_on_the_disk_before_the_writer_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bool] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode) and (tmp_path / "file").exists())
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    write_whole(tmp_path / "file", b"new")
+    assert synced == [False, True]
+
+
 def test_client_result_survives_the_file(tmp_path: Path) -> None:
     result = ClientResult(
         name="a", model="cnn", independent=0.5, accuracy_by_round=[0.6, 0.7], samples=3, label_counts=[1, 2]
@@ -260,6 +290,18 @@ def test_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(json.dumps(STEP) + "\n" + json.dumps(STEP)[:40])
     assert len(read_events(path)) == 1
+
+
+def test_line_that_a_killed_server_left_is_passed_over_and_the_next_ones_are_read(tmp_path: Path) -> None:
+    path, line = tmp_path / "events.jsonl", json.dumps(STEP | {"entropy": -1.5e-7})
+    for cut in range(1, len(line)):
+        path.write_text("\n".join([json.dumps(STEP), line[:cut], line, ""]))
+        assert len(read_events(path)) == 2, line[:cut]
+    path.write_text(
+        "\n".join([json.dumps(STEP), line[:40] + "x" + line[40:60], line, ""])
+    )  # the control: spoilt, not cut
+    with pytest.raises(MalformedRecord, match="in line 2"):
+        read_events(path)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import resource
 import socket
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from codream_protocols.client import ClientProtocol, Send
 from codream_protocols.errors import HelloNeeded, MalformedMessage, VectorRefused
 from codream_protocols.messages import (
     Beat,
@@ -29,9 +31,11 @@ from codream_protocols.messages import (
     encode_message,
     largest_message,
 )
-from codream_protocols.server import ServerProtocol
+from codream_protocols.server import SendTo, ServerProtocol
 from codream_server import inbound, peers
 from codream_server.inbound import Bounds
+from codream_server.record_folder import RecordFolder
+from codream_server.runner import ResultsUnwritten
 from codream_server.settings import Timing
 from tests.server.toy import RESILIENT, Federation, ToyClient, ToyCourse, run
 
@@ -163,6 +167,38 @@ def test_record_with_other_frames_than_its_plan_has_is_refused_before_it_is_repl
     assert len(data) <= largest_message(3, 2, resilient=aggregation is not None)
 
 
+def test_message_of_very_many_parts_is_refused_and_not_kept() -> None:
+    federation, parts = Federation(3, course=ToyCourse(1, 2)), 100_000
+
+    async def scenario() -> int:
+        async with federation.serving() as server:
+            client = await computing(federation)
+            tracemalloc.start()
+            try:
+                client.send_raw(encode_message(Beat(*client.protocol.progress)), *[b"xx"] * parts)
+                await asyncio.sleep(0)
+                before = tracemalloc.get_traced_memory()[0]
+                tracemalloc.reset_peak()
+                await federation.until(lambda: federation.server.refusals[2])
+                peak = tracemalloc.get_traced_memory()[1] - before
+            finally:
+                tracemalloc.stop()
+            go_on(client)
+            await server
+            return peak
+
+    peaks: list[int] = []
+
+    async def measured() -> None:
+        peaks.append(await scenario())
+
+    run(measured)
+    (refused,) = federation.of("refused")
+    assert refused["code"] == MalformedMessage.code and "parts or more" in refused["found"]
+    assert peaks[0] < 40 * parts  # a frame each takes more than ten times as much
+    assert len(federation.published) == 1
+
+
 # -- rates ---------------------------------------------
 
 
@@ -200,6 +236,19 @@ def test_flood_is_dropped_counted_and_written_down_in_a_few_lines(kind: str) -> 
     shown = [event for event in federation.of("refused") if event["code"] == "made-up"]
     assert len(shown) <= 40 and all("\x1b" not in event["found"] for event in shown)
     assert kind != "Refusal" or shown[0]["found"] == "\\x1b[2J\\u202e"
+
+
+def test_refusals_of_a_member_that_refuses_without_end_are_written_down_in_a_few_short_lines() -> None:
+    """Within its rate it filled the operator's disk, with ten characters for each of its own."""
+    federation = Federation(3)
+    server = federation.make_server()
+    for _ in range(3000):
+        server._on_refusal(2, Refusal("made-up", "\U0010ffff" * 512, "\x1b" * 512, bytes(32)))
+    server._on_refusal(1, Refusal("made-up", "found", "allowed", bytes(32)))
+    of_two = [event for event in federation.of("refused") if event["client"] == "site-2"]
+    assert len(of_two) == 100 + 5 and of_two[-1]["count"] == 2048
+    assert all(len(event["found"]) == len(event["allowed"]) == 512 for event in of_two)
+    assert federation.events[-1]["client"] == "site-1"  # another's are said all the same
 
 
 def test_flood_of_nonsense_is_not_answered_by_a_flood() -> None:
@@ -263,6 +312,27 @@ def test_certified_sums_that_are_kept_anyway_do_not_count_as_waiting() -> None:
     assert all(peer.put([b"route", b"record", frame], shared=True) for _ in range(8))
     peer.clear()
     assert [peer.put([b"route", b"sum", frame], shared=False) for _ in range(2)] == [True, False]
+
+
+def test_sums_of_candidates_count_as_waiting_and_certified_ones_do_not() -> None:
+    """Each member may bring a candidate of its own, and its frames are kept for nobody else."""
+    federation = Federation(3, course=ToyCourse(1, 1, length=20_000))
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            federation.start_all()
+            await server
+
+    run(scenario)
+    (kept,) = federation.server.protocol._journal._certified  # type: ignore[attr-defined]
+    server = federation.make_server()
+    queued = []
+    for votes in (kept[0].votes, kept[0].votes[:1]):
+        server._peers[2] = peers.Peer(b"route", 0.0)
+        server._send(SendTo(2, msgspec.structs.replace(kept[0], votes=votes), kept[1]))
+        queued.append(server._peers[2]._queued)
+    size = sum(map(len, kept[1]))
+    assert queued[0] < size < queued[1]
 
 
 # -- who may speak ---------------------------------------------
@@ -445,3 +515,104 @@ def test_publication_that_cannot_be_kept_is_tried_again() -> None:
     assert tries == [1, 1]
     (failed,) = federation.of("storage_failed")
     assert failed["what"] == "publication" and "Too many open files" in failed["reason"]
+
+
+def test_publication_that_the_disk_never_takes_ends_the_server_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is certified, and whoever looks at the exit code alone must not believe that all is written."""
+    monkeypatch.setattr("codream_server.runner.LAST_WRITE_SECONDS", 0.5)
+    federation = Federation(3, course=ToyCourse(2, 1))
+
+    def keep(number: int, publication: Any) -> None:
+        if number == 2:
+            raise OSError(28, "No space left on device")
+
+    async def scenario() -> None:
+        async with federation.serving(certified=keep) as server:
+            clients = federation.start_all()
+            with pytest.raises(ResultsUnwritten, match=r"published of epoch 2;.*start the server again"):
+                await server
+            assert all(client.farewell and client.farewell.completed for client in clients)
+
+    run(scenario)
+    assert federation.of("federation_finished")
+
+
+def test_what_earlier_processes_missed_is_handed_on_first_and_tried_again() -> None:
+    federation = Federation(3, course=ToyCourse(1, 1))
+    handed: list[int] = []
+
+    def keep(number: int, publication: Any) -> None:
+        handed.append(number)
+        if len(handed) == 1:
+            raise OSError(28, "No space left on device")
+
+    async def scenario() -> None:
+        async with federation.serving(certified=keep, missed=[(7, {}), (8, {})]) as server:
+            await federation.until_event("storage_failed", what="publication")
+            federation.start_all()
+            await server
+
+    run(scenario)
+    assert handed[:2] == [7, 8] and sorted(handed) == [1, 7, 7, 8]
+
+
+def test_flood_of_votes_while_the_disk_fails_leaves_one_retry_a_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation(3, course=ToyCourse(1, 1))
+    votes: list[Vote] = []
+
+    class Repeats(ClientProtocol):
+        def _cast_vote(self, public: Any) -> Any:
+            effects = super()._cast_vote(public)
+            votes.extend(one.message for one in effects if isinstance(one, Send) and isinstance(one.message, Vote))
+            return effects
+
+    async def scenario() -> None:
+        async with federation.serving(tmp_path) as server:
+            real, full = RecordFolder.certified, [True]
+
+            def certified(self: RecordFolder, kept: Any) -> None:
+                if full[0]:
+                    raise OSError(28, "No space left on device")
+                real(self, kept)
+
+            monkeypatch.setattr(RecordFolder, "certified", certified)
+            federation.start(0)
+            federation.start(1)
+            client = federation.start(2, machine=Repeats)
+            await federation.until(lambda: votes)
+            for _ in range(300):
+                client.send(votes[0])
+            await federation.until(lambda: federation.server._write_failures > 100)
+            assert 1 <= len(federation.server._unwritten) <= 3
+            full[0] = False
+            await server
+
+    run(scenario)
+    assert len(federation.published) == 1
+
+
+def test_member_at_an_old_head_whose_record_is_damaged_ends_nothing(tmp_path: Path) -> None:
+    """It is told what it lacks as soon as somebody has put the file back."""
+    federation = Federation(3, course=ToyCourse(3, 1))
+    path = tmp_path / "epoch-00000.record"
+
+    async def scenario() -> None:
+        async with federation.serving(tmp_path) as server:
+            federation.start_all()
+            for client in federation.clients.values():
+                client.hold = lambda compute: len(federation.published) == 2 and not path.exists()
+            await federation.until(lambda: len(federation.published) == 2)
+            await federation.clients[2].kill()
+            federation.diaries[2].kept.clear()  # it knows nothing any more
+            whole = path.read_bytes()
+            path.write_bytes(b"half")
+            federation.start(2)
+            failed = await federation.until_event("storage_failed", what="record")
+            assert "put back the whole file" in failed["reason"] and not server.done()
+            path.write_bytes(whole)
+            await server
+
+    run(scenario)
+    assert {number for number, _ in federation.learners[2].learnt} == {1, 2, 3}

@@ -9,10 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from codream_protocols.errors import HelloNeeded
+from codream_protocols.keyschedule import PROTOCOL
+from codream_protocols.messages import Hello, Refusal
 from codream_protocols.record import Kept
 from codream_protocols.record_file import record_bytes
-from codream_protocols.server import Phase, ServerProtocol
-from codream_server.record_folder import RecordFolder, RecordFolderRefused
+from codream_protocols.server import EpochCertified, Phase, SendTo, ServerProtocol
+from codream_server.record_folder import RecordFolder, RecordFolderBusy, RecordFolderRefused
 from tests.server.toy import Federation, ToyCourse, run
 
 
@@ -132,9 +135,50 @@ def test_epoch_whose_writing_fails_is_whole_or_not_there_and_is_written_again(
     assert make(tmp_path / "record").epochs() == epochs
 
 
+def test_file_for_the_next_epoch_that_somebody_removed_is_made_again(tmp_path: Path, epochs: list[Kept]) -> None:
+    folder = make(tmp_path)
+    (tmp_path / "next.partial").unlink()
+    with pytest.raises(FileNotFoundError):
+        folder.certified(epochs[0])
+    folder.certified(epochs[0])  # as its caller does
+    folder.close()
+    assert make(tmp_path).epochs() == epochs[:1]
+
+
+def test_record_that_is_damaged_while_the_server_runs_is_a_failure_of_the_disk(
+    tmp_path: Path, epochs: list[Kept]
+) -> None:
+    folder = make(tmp_path)
+    for kept in epochs:
+        folder.certified(kept)
+    (tmp_path / "epoch-00000.record").write_bytes(b"half")
+    with pytest.raises(OSError, match=r"epoch-00000\.record.*put back the whole file"):
+        folder.recall(0)
+    assert folder.recall(1) == epochs[1]
+
+
+def test_epoch_is_certified_although_an_earlier_one_cannot_be_read_for_a_member_that_lacks_it(
+    tmp_path: Path, epochs: list[Kept], federation: Federation
+) -> None:
+    folder = make(tmp_path)
+    folder.certified(epochs[0])
+    folder.certified(epochs[1])
+    server = ServerProtocol(
+        federation.charter, federation.roster, federation.course, certified=epochs[:2], journal=folder
+    )
+    (tmp_path / "epoch-00000.record").write_bytes(b"half")
+    charter = federation.charter
+    with pytest.raises(OSError, match="put back"):
+        server.hello(0, Hello((PROTOCOL,), charter.digest, charter.first_head, 0, b"", 0))
+    effects = server.receive(1, *epochs[2])
+    assert [effect.number for effect in effects if isinstance(effect, EpochCertified)] == [3]
+    asked = [effect.message for effect in effects if isinstance(effect, SendTo) and effect.member == 0]
+    assert isinstance(asked[0], Refusal) and asked[0].code == HelloNeeded.code
+
+
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
     folder = make(tmp_path)
-    with pytest.raises(RecordFolderRefused, match="running already"):
+    with pytest.raises(RecordFolderBusy, match="running already"):
         make(tmp_path)
     folder.close()
     make(tmp_path).close()

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from codream_protocols.charter import Aggregation, Policy
-from codream_protocols.client import ClientProtocol, Compute
+from codream_protocols.client import ClientProtocol, Compute, Send
 from codream_protocols.errors import AddressRefused, AggregationFailed, AttemptsUsed, PolicyViolation, WrongSum
-from codream_protocols.messages import Published
+from codream_protocols.messages import Published, Seals
 from codream_protocols.server import Phase
 from codream_server.settings import Timing
 from tests.server.toy import FAST, RESILIENT, Federation, ToyCourse, run
@@ -230,6 +230,65 @@ def test_resilient_goes_on_without_the_lost_members_block_and_has_it_back_in_the
     cohorts = [event["cohort"] for event in federation.of("epoch_started")]
     assert cohorts[0] == NAMES and cohorts[1] in (NAMES, NAMES[:3])
     assert {number for number, _ in federation.learners[4].learnt} >= {1}  # by the record, when it was back
+
+
+def test_resilient_goes_on_without_one_that_beats_and_never_answers() -> None:
+    """It stopped all others for good: who beats is there, and who is there was waited for."""
+    timing = Timing(step=0.8, beat=0.1, lost_after=0.6)
+    federation = Federation(6, course=ToyCourse(2, 2), aggregation=RESILIENT, timing=timing)
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            federation.start_all()
+            federation.clients[4].hold = lambda compute: True
+            await server
+
+    run(scenario)
+    lost = federation.of("client_lost")
+    assert {(event["client"], event["reason"]) for event in lost} == {("site-4", "it is there and does not answer")}
+    assert all(event["seconds"] > 0.8 for event in lost)
+    assert [event["survivors"] for event in federation.of("step_finished")] == [NAMES[:3]] * 4
+    assert published(federation) == pytest.approx(federation.total([0, 1, 2]), abs=1e-3)
+
+
+def test_resilient_leaves_out_who_does_not_seal_until_an_epoch_is_certified() -> None:
+    timing = Timing(step=0.8, beat=0.1, lost_after=0.6)
+    federation = Federation(6, course=ToyCourse(2, 1), aggregation=RESILIENT, timing=timing)
+
+    class NeverSeals(ClientProtocol):
+        def receive(self, message: Any, frames: tuple[bytes, ...] = ()) -> Any:
+            effects = super().receive(message, frames)
+            return [one for one in effects if not (isinstance(one, Send) and isinstance(one.message, Seals))]
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            for member in range(6):
+                federation.start(member, machine=NeverSeals if member == 4 else ClientProtocol)
+            await server
+
+    run(scenario)
+    cohorts = [event["cohort"] for event in federation.of("epoch_started")]
+    assert cohorts[:2] == [NAMES, NAMES[:3]]
+    assert len(federation.published) == 2 and not federation.server._passed_over
+
+
+def test_resilient_waits_for_a_slow_one_ten_times_as_long_as_for_the_others() -> None:
+    timing = Timing(step=0.4, beat=0.1, lost_after=0.3)
+    federation = Federation(6, course=ToyCourse(1, 1), aggregation=RESILIENT, timing=timing)
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            clients = federation.start_all()
+            await federation.until_event("step_started")
+            begun = time.monotonic()
+            for member, client in enumerate(clients):
+                until = begun + (1.5 if member == 4 else 0.4)
+                client.hold = lambda compute, until=until: time.monotonic() < until
+            await server
+
+    run(scenario)
+    assert federation.of("client_lost") == []
+    assert published(federation) == pytest.approx(federation.total(range(6)), abs=1e-3)
 
 
 def test_resilient_is_given_up_when_too_few_are_left_and_starts_anew_with_all() -> None:
