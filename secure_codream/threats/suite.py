@@ -43,7 +43,7 @@ FAMILIES: Mapping[str, str] = {
     "state": "State across steps and epochs",
     "observation": "Observation across steps",
     "inversion": "Inversion",
-    "learning": "Learning",
+    "inference": "Learning",
 }
 OWN_FAMILY = "own"
 

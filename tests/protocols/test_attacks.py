@@ -81,7 +81,7 @@ from secure_codream.threats.laboratory.switches import RULES, SWITCHES
 from secure_codream.threats.suite import Entry, prove
 
 IN_MEMORY = ("dropouts", "enrolment", "broadcasts", "clients", "implementation", "peers")
-MODULES = {family: importlib.import_module(f"secure_codream.threats.{family}") for family in IN_MEMORY}
+MODULES = {family: importlib.import_module(f"secure_codream.threats.attacks.{family}") for family in IN_MEMORY}
 BY_NAME = {
     attack.name: Entry(attack, family, getattr(module, "SWITCHES", {}))
     for family, module in MODULES.items()
