@@ -36,6 +36,7 @@ FAMILIES: Mapping[str, str] = {
     "enrolment": "Server in the set-up",
     "broadcasts": "Server in the broadcast",
     "network": "Network",
+    "floods": "Floods and sizes",
     "clients": "Clients",
     "lying": "A lying member",
     "implementation": "Implementation",

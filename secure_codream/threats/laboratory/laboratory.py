@@ -197,7 +197,7 @@ class Laboratory:
     def _as_agreed(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The cohort's own arguments of a federation, where `options` do not give others."""
         cohort, charter = self.cohort, self.cohort.charter
-        policy = cohort.policy and _of_the_toy(cohort.policy)
+        policy = cohort.policy and of_the_toy(cohort.policy)
         agreed: dict[str, Any] = {"members": cohort.clients, "policy": policy}
         if charter is None:
             return {**agreed, **cohort.settings}
@@ -219,7 +219,7 @@ class Laboratory:
             raise Inapplicable(f"{reason}; the settings leave no room for this attack")
 
 
-def _of_the_toy(policy: Policy) -> Policy:
+def of_the_toy(policy: Policy) -> Policy:
     """A client's policy, without what concerns the course: a toy takes that course's place."""
     limits = ("most_steps", "most_total_steps", "most_coordinates", "least_noise", "most_rho")
     return msgspec.structs.replace(policy, **{name: getattr(PERMISSIVE, name) for name in limits})
