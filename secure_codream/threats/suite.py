@@ -40,6 +40,7 @@ FAMILIES: Mapping[str, str] = {
     "clients": "Clients",
     "lying": "A lying member",
     "implementation": "Implementation",
+    "leaks": "Secrets in output, files and time",
     "peers": "Peers",
     "state": "State across steps and epochs",
     "observation": "Observation across steps",
