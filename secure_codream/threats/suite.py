@@ -43,6 +43,7 @@ FAMILIES: Mapping[str, str] = {
     "leaks": "Secrets in output, files and time",
     "peers": "Peers",
     "state": "State across steps and epochs",
+    "oracles": "Questions as oracles",
     "observation": "Observation across steps",
     "inversion": "Inversion",
     "inference": "Learning",
