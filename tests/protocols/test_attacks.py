@@ -53,7 +53,9 @@ from codream_protocols.resilient import ResilientKeys
 from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.server import Phase
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.simulation.wire import Federation, LaboratoryCourse, snapshot
+from secure_codream.simulation.snapshots import snapshot
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Federation
 from secure_codream.threats.attacks.enrolment import LOW_ORDER, reseal, set_up_with_liar
 from secure_codream.threats.laboratory.adversary import (
     advertised,
@@ -68,12 +70,7 @@ from secure_codream.threats.laboratory.adversary import (
     vector_sent,
     without_block,
 )
-from secure_codream.threats.laboratory.attack import (
-    Attack,
-    Evidence,
-    Verdict,
-    judge,
-)
+from secure_codream.threats.laboratory.attack import Attack, Evidence, Verdict, judge
 from secure_codream.threats.laboratory.defences import Defences
 from secure_codream.threats.laboratory.evidence import Try, counted
 from secure_codream.threats.laboratory.laboratory import Laboratory

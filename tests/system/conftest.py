@@ -11,8 +11,8 @@ import pytest
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import Hello
 from secure_codream.simulation import sockets as loopback
+from secure_codream.simulation.snapshots import snapshot
 from secure_codream.simulation.sockets import honest, transport_keys
-from secure_codream.simulation.wire import snapshot
 
 
 class Network(loopback.Network):

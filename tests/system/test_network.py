@@ -57,8 +57,9 @@ from codream_server import inbound
 from codream_server import runner as server_runner
 from codream_server.record_folder import RecordFolder
 from codream_server.settings import Timing
-from secure_codream.simulation.sockets import PERMISSIVE, Tap
-from secure_codream.simulation.wire import LaboratoryCourse
+from secure_codream.simulation.sockets import PERMISSIVE
+from secure_codream.simulation.taps import Tap
+from secure_codream.simulation.toy_course import LaboratoryCourse
 
 MODES = {"lockstep": 4, "resilient": 6}  # members: resilient, two blocks of three
 NAMES = [f"client-{number}" for number in range(6)]

@@ -43,7 +43,8 @@ from codream_server import inbound
 from codream_server import runner as server_runner
 from codream_server.patience import RateLimit
 from codream_server.runner import ServerRunner
-from secure_codream.simulation.sockets import Network, Peer, honest
+from secure_codream.simulation.sockets import Network, honest
+from secure_codream.simulation.steered import Peer
 from secure_codream.threats.attacks.clients import alone
 from secure_codream.threats.attacks.network import (
     MOST_SECONDS,

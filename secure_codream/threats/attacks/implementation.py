@@ -149,7 +149,7 @@ class RepeatedRandomness(Attack):
                 for _ in range(2):
                     if not defences.stands("fresh-randomness"):
                         for member, tape in enumerate(federation.tapes):
-                            tape._draw = random.Random(member).randbytes  # noqa: S311 - a broken generator
+                            tape.draw = random.Random(member).randbytes  # noqa: S311 - a broken generator
                     _whole_epoch(federation, gone)
         looked_at = (
             f"{len(trace.streams)} mask streams, {len(trace.sealed)} seals, {len(trace.public)} public keys and "

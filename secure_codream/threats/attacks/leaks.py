@@ -66,7 +66,7 @@ class SecretsInOutput(Attack):
             federation = laboratory.federation(defences, mode=mode)
             drawn: list[bytes] = []
             for tape in federation.tapes:
-                tape._draw = _noting(drawn)
+                tape.draw = _noting(drawn)
             federation.masked()
             needles.update(drawn, *(_held(client) for client in federation.clients))
             words += _refusals(federation, laboratory.random(self.name))

@@ -26,7 +26,8 @@ from codream_protocols.messages import Hello, Refusal, Welcome
 from codream_protocols.server import ServerProtocol
 from codream_server import runner as server_runner
 from codream_server.runner import ServerRunner
-from secure_codream.simulation.sockets import PERMISSIVE, Network, Tap, honest, transport_keys
+from secure_codream.simulation.sockets import PERMISSIVE, Network, honest, transport_keys
+from secure_codream.simulation.taps import Tap
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
 from secure_codream.threats.laboratory.laboratory import Laboratory, of_the_toy

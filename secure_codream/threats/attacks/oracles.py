@@ -29,7 +29,8 @@ from codream_protocols.errors import LocalProtocolError, ProtocolError, RemotePr
 from codream_protocols.messages import Published, Survivors, Vote, encode_message
 from codream_protocols.specs import Block, VectorSpec
 from codream_protocols.starts import start_rule
-from secure_codream.simulation.wire import Federation, LaboratoryCourse, Stuck
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Federation, Stuck
 from secure_codream.threats.attacks.dropouts import VICTIM
 from secure_codream.threats.attacks.state import (
     BATCH,

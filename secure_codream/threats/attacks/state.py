@@ -34,7 +34,9 @@ from codream_protocols.messages import Certificate, Published, Seals, SignedBy, 
 from codream_protocols.packing import unpack
 from codream_protocols.record import Kept, certified_epochs
 from codream_protocols.starts import start_rule
-from secure_codream.simulation.wire import Federation, LaboratoryCourse, Stuck, packet
+from secure_codream.simulation.packets import packet
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Federation, Stuck
 from secure_codream.threats.attacks.clients import Contexts, alone
 from secure_codream.threats.attacks.dropouts import VICTIM, all_but
 from secure_codream.threats.attacks.lying import lying

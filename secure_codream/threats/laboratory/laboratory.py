@@ -32,7 +32,7 @@ from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import read_federation
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.keys import KeyFileError, read_public_key
-from secure_codream.simulation.wire import PERMISSIVE, Federation, LaboratoryCourse
+from secure_codream.simulation.wire import PERMISSIVE, Federation
 from secure_codream.threats.laboratory.defences import Defences, Inapplicable
 from secure_codream.threats.laboratory.switches import weakened
 
@@ -223,6 +223,3 @@ def of_the_toy(policy: Policy) -> Policy:
     """A client's policy, without what concerns the course: a toy takes that course's place."""
     limits = ("most_steps", "most_total_steps", "most_coordinates", "least_noise", "most_rho")
     return msgspec.structs.replace(policy, **{name: getattr(PERMISSIVE, name) for name in limits})
-
-
-__all__ = ["Cohort", "Laboratory", "LaboratoryCourse", "cohort_of"]
