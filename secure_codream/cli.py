@@ -12,21 +12,22 @@ import sys
 from enum import StrEnum
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from codream_clients.journal import JournalBusy, JournalMismatch
-from codream_clients.words import visible
 from codream_protocols.charter import default_threshold
 from codream_protocols.errors import BadSignature, ProtocolError, RosterRefused, UnknownIdentity
 from codream_server.record_folder import RecordFolderBusy
+from secure_codream.check_commands import check, threats
+from secure_codream.command_parts import Json, Out, console, fail, say, say_failure
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.configuration.reading import check as check_values
 from secure_codream.deployment.keys import KeyFileError
+from secure_codream.experiment_commands import audit, compare, report, sweep
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
 
@@ -49,23 +50,6 @@ class Mode(StrEnum):
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="This party's folder, made by `provision`.")]
 At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="EPOCH:STEP")]
-Resume = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Go on with this run's folder.")]
-Partitions = Annotated[
-    str | None, typer.Option(help="iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:N; commas between.")
-]
-Seeds = Annotated[str | None, typer.Option(help="0-4, or 0,2,5.")]
-Data = Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")]
-Root = Annotated[Path | None, typer.Option(help="Where torchvision's files lie.")]
-Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of communication.")]
-Clients = Annotated[int | None, typer.Option(min=2, help="Clients.")]
-PerClient = Annotated[int | None, typer.Option(min=2, help="Images of each client.")]
-TestLimit = Annotated[int | None, typer.Option(min=1, help="At most so many test images.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto.")]
-Name = Annotated[str | None, typer.Option(help="Part of the folder's name.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Cells at a time; one for each core unless given.")]
-Plots = Annotated[bool, typer.Option(help="Draw plots, which needs matplotlib.")]
-Out = Annotated[Path, typer.Option(help="Where the run's folder is made.")]
-Json = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
 
 
 def main() -> None:
@@ -73,37 +57,18 @@ def main() -> None:
     try:
         app()
     except (ConfigError, RecordError, ValueError) as error:
-        _fail(str(error), 3 if isinstance(error, KeyFileError) else 2)
+        fail(str(error), 3 if isinstance(error, KeyFileError) else 2)
     except (RosterRefused, BadSignature, UnknownIdentity) as error:
-        _fail(str(error), 3)
+        fail(str(error), 3)
     except (JournalBusy, JournalMismatch, RecordFolderBusy) as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except (ProtocolError, RuntimeError) as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     except OSError as error:  # a folder that cannot be written, a full disk, an address that is taken
         place = f"{error.filename}: " if error.filename is not None else ""
-        _fail(f"{place}{error.strerror or error}", 1)
+        fail(f"{place}{error.strerror or error}", 1)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        _fail("interrupted", 130)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    _say_failure(text)
-    sys.exit(code)
-
-
-def _say_failure(text: str) -> None:
-    _print(_console(stderr=True), f"secure-codream: {text}", style="red")
-
-
-def _console(*, stderr: bool = False) -> Console:
-    return Console(stderr=stderr, highlight=False, emoji=False)
-
-
-def _print(console: Console, text: str, style: str | None = None) -> None:
-    """Lines whose words may be a stranger's: they are text, and nothing in them moves a cursor or picks a colour."""
-    shown = "\n".join(visible(line, most=None) for line in text.split("\n"))
-    console.print(shown, markup=False, highlight=False, style=style, soft_wrap=True)
+        fail("interrupted", 130)
 
 
 @app.command(epilog="Example: secure-codream demo --clients 5 --alpha 0.5 --drop 1")
@@ -139,18 +104,18 @@ def demo(
         epsilon=epsilon,
         out=out,
     )
-    console = Console(stderr=json, emoji=False)
-    with LivePanel(console) as panel:
+    screen = console(stderr=json, highlight=None)
+    with LivePanel(screen) as panel:
         summary, run = run_demo(options, panel)
     if json:
         typer.echo(run.summary.read_text(encoding="utf-8"), nl=False)
         return
-    console.print(result_table(summary))
+    screen.print(result_table(summary))
     if summary.dropped:
-        console.print(f"Killed in the middle of a step, and started again: {', '.join(summary.dropped)}")
+        screen.print(f"Killed in the middle of a step, and started again: {', '.join(summary.dropped)}")
     if epsilon is not None:
-        console.print(read_statement(run.path).headline)
-    console.print(f"The report: {run.report}", soft_wrap=True)
+        screen.print(read_statement(run.path).headline)
+    screen.print(f"The report: {run.report}", soft_wrap=True)
 
 
 def _alpha(text: str) -> float | None:
@@ -202,17 +167,17 @@ def provision(
         for number, (name, _, model) in enumerate(pairs)
     ]
     roster = make(out, config=read_federation(config), clients=configs, address=address, serial=serial)
-    console = _console()
-    console.print(f"Roster {roster.hash.hex()[:16]}… of {len(roster.members)} clients, serial {serial}.")
+    screen = console()
+    screen.print(f"Roster {roster.hash.hex()[:16]}… of {len(roster.members)} clients, serial {serial}.")
     federation = read_federation(config)
     for line in exposures(federation, roster):
-        _print(console, line)
+        say(screen, line)
     course = federation.federation.course
     if course in PARAMETER_COURSES:
         model = (federation.averaging or AveragingTable()).model
-        console.print(f"Course {course}: everybody trains {model}, the model of [averaging], and no client its own.")
-    console.print(f"Hand out: {out}/server to the aggregator, {out}/clients/NAME to each client.", soft_wrap=True)
-    console.print(f"Keep offline: {out}/administrator/administrator.key", soft_wrap=True)
+        screen.print(f"Course {course}: everybody trains {model}, the model of [averaging], and no client its own.")
+    screen.print(f"Hand out: {out}/server to the aggregator, {out}/clients/NAME to each client.", soft_wrap=True)
+    screen.print(f"Keep offline: {out}/administrator/administrator.key", soft_wrap=True)
 
 
 @app.command(epilog="Example: secure-codream server federation/server --listen tcp://0.0.0.0:7447")
@@ -225,15 +190,15 @@ def server(
     from secure_codream.deployment.server import run_server
     from secure_codream.reports.panel import LivePanel
 
-    console = _console()
-    with LivePanel(console) as panel:
+    screen = console()
+    with LivePanel(screen) as panel:
 
         def show(event: dict[str, Any]) -> None:
             if event["event"] == "exposure":
-                _print(console, event["text"])
+                say(screen, event["text"])
             elif event["event"] == "federation_started" and event["certified"]:
                 panel.feed(event)
-                console.print(f"going on after {event['certified']} of {event['epochs']} certified epochs")
+                screen.print(f"going on after {event['certified']} of {event['epochs']} certified epochs")
             else:
                 panel.feed(event)
 
@@ -255,18 +220,18 @@ def client(
     """
     from secure_codream.deployment.client import run_client
 
-    console = _console()
+    screen = console()
 
     def show(event: dict[str, Any]) -> None:
         line = _client_line(event)
         if line is not None:
-            _print(console, line)
+            say(screen, line)
 
     try:
         run_client(folder, address=address, threads=threads, exhibit=_at(exhibit), watch=show)
     except (asyncio.CancelledError, KeyboardInterrupt):
         # All files are closed. The thread that computes cannot be stopped, and Python would wait for it.
-        _say_failure("interrupted")
+        say_failure("interrupted")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130)
@@ -314,7 +279,8 @@ def verify(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON and nothing else.")] = False,
     successor: Annotated[
-        bool, typer.Option("--successor", help="Print the [predecessor] table of a charter that follows, nothing else.")
+        bool,
+        typer.Option("--successor", help="Print the \\[predecessor] table of a charter that follows, nothing else."),
     ] = False,
 ) -> None:
     """Check what a federation published, as anybody can: every signature, every sum's place, every state, no secret.
@@ -329,22 +295,22 @@ def verify(
     try:
         verified = verify_record(record, administrator=key, permitted=_permitted(code or []))
     except RecordRefused as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     if json:
         typer.echo(dumps(asdict(verified), indent=2))
         return
     if successor:
         typer.echo(successor_table(verified))
         return
-    console = _console()
+    screen = console()
     names = ", ".join(verified.members)
-    _print(console, f"Federation {verified.federation}, charter {verified.charter}")
-    _print(console, f"Members: {names}")
-    console.print(f"Roster signed by {verified.administrator}; compare it with the administrator's.", soft_wrap=True)
+    say(screen, f"Federation {verified.federation}, charter {verified.charter}")
+    say(screen, f"Members: {names}")
+    screen.print(f"Roster signed by {verified.administrator}; compare it with the administrator's.", soft_wrap=True)
     votes = ", ".join(map(str, verified.votes)) or "none"
-    console.print(f"{verified.epochs} epochs verified; votes of {votes} members.", soft_wrap=True)
-    console.print(f"Head: {verified.head}", soft_wrap=True)
-    console.print("Compare the head with a member's: whoever has the same one has the same history.", soft_wrap=True)
+    screen.print(f"{verified.epochs} epochs verified; votes of {votes} members.", soft_wrap=True)
+    screen.print(f"Head: {verified.head}", soft_wrap=True)
+    screen.print("Compare the head with a member's: whoever has the same one has the same history.", soft_wrap=True)
 
 
 def _permitted(code: list[str]) -> dict[str, str]:
@@ -364,348 +330,18 @@ def _key(text: str) -> bytes:
     return key
 
 
-@app.command(
+# in the order of the help
+app.command(
     epilog="Example: secure-codream compare --algorithms isolated,codream,fedavg,centralised "
     "--partitions iid,dirichlet:0.5 --seeds 0-4 --data digits --per-client 30"
-)
-def compare(
-    config: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help="The comparison's TOML file; see examples/.")
-    ] = None,
-    resume: Resume = None,
-    algorithms: Annotated[str | None, typer.Option(help="Names with commas between.")] = None,
-    partitions: Partitions = None,
-    seeds: Seeds = None,
-    data: Data = None,
-    root: Root = None,
-    models: Annotated[str | None, typer.Option(help="One for all clients, or several, taken in turn.")] = None,
-    rounds: Rounds = None,
-    clients: Clients = None,
-    per_client: PerClient = None,
-    test_limit: TestLimit = None,
-    patience: Annotated[
-        int | None, typer.Option(min=1, help="End a cell after so many rounds without a rise in accuracy.")
-    ] = None,
-    device: Device = None,
-    name: Name = None,
-    jobs: Jobs = None,
-    plots: Plots = True,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.")] = False,
-    out: Out = Path("runs"),
-    json: Json = False,
-) -> None:
-    """Compare algorithms on the same data: table, plots and report. Flags overrule the file."""
-    wanted: dict[str, Any] = {
-        "name": name,
-        "algorithms": algorithms and _listed(algorithms),
-        "partitions": partitions and _listed(partitions),
-        "seeds": seeds,
-        "models": models and _listed(models),
-        "rounds": rounds,
-        "clients": clients,
-        "per_client": per_client,
-        "test_limit": test_limit,
-        "patience": patience,
-        "device": device,
-    }
-    source = {"source": data, "root": None if root is None else str(root)}
-    flags = {"compare": _given(wanted), "data": _given(source)}
-    _run_cells(config, resume, flags, jobs=jobs, plots=plots, tensorboard=tensorboard, out=out, json=json)
-
-
-@app.command(
+)(compare)
+app.command(
     epilog="Example: secure-codream sweep --epsilons 2,8,none --partitions iid,dirichlet:0.5 --seeds 0-4 --data digits"
-)
-def sweep(
-    config: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help="The sweep's TOML file; see examples/.")
-    ] = None,
-    resume: Resume = None,
-    epsilons: Annotated[str | None, typer.Option(help="Budgets with commas between; 'none' is no privacy.")] = None,
-    delta: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of every budget; a tenth of 1/n unless given.")
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help="isolated, codream, centralised; commas between.")] = None,
-    partitions: Partitions = None,
-    seeds: Seeds = None,
-    data: Data = None,
-    root: Root = None,
-    models: Annotated[str | None, typer.Option(help="With group norm, such as cnn2_gn; one, or several.")] = None,
-    rounds: Rounds = None,
-    clients: Clients = None,
-    per_client: PerClient = None,
-    test_limit: TestLimit = None,
-    device: Device = None,
-    name: Name = None,
-    jobs: Jobs = None,
-    plots: Plots = True,
-    out: Out = Path("runs"),
-    json: Json = False,
-) -> None:
-    """Accuracy against epsilon: CoDream, clients alone and all data in one place under the same privacy budget."""
-    wanted: dict[str, Any] = {
-        "name": name,
-        "partitions": partitions and _listed(partitions),
-        "seeds": seeds,
-        "models": models and _listed(models),
-        "rounds": rounds,
-        "clients": clients,
-        "per_client": per_client,
-        "test_limit": test_limit,
-        "device": device,
-    }
-    budgets = {"epsilons": epsilons and _listed(epsilons), "methods": methods and _listed(methods)}
-    flags = {
-        "compare": _given(wanted),
-        "data": _given({"source": data, "root": None if root is None else str(root)}),
-        "privacy": _given({"delta": delta}),
-        "sweep": _given(budgets),
-    }
-    usual = {"compare": {"name": "sweep", "models": ["cnn2_gn"]}, "sweep": {}}
-    _run_cells(config, resume, flags, jobs=jobs, plots=plots, tensorboard=False, out=out, json=json, usual=usual)
-
-
-def _run_cells(
-    config: Path | None,
-    resume: Path | None,
-    flags: dict[str, dict[str, Any]],
-    *,
-    jobs: int | None,
-    plots: bool,
-    tensorboard: bool,
-    out: Path,
-    json: bool,
-    usual: dict[str, dict[str, Any]] | None = None,
-) -> None:
-    """Run a comparison or a sweep; `usual` holds the values without a file that differ from a comparison's."""
-    from secure_codream.experiments.compare import Outputs, prepare, run_comparison, usual_jobs
-    from secure_codream.experiments.compare import resume as resume_run
-    from secure_codream.experiments.results import result_tables
-
-    if resume is not None and (config is not None or any(flags.values())):
-        raise typer.BadParameter(
-            "found settings beside it; a run goes on with its own config.toml", param_hint="--resume"
-        )
-    outputs = Outputs(plots=plots, tensorboard=tensorboard)
-    console = Console(stderr=json, emoji=False)
-    comparison = resume_run(resume) if resume is not None else prepare(config, flags, out, usual)
-    command = comparison.grid.config.command
-    jobs = jobs or usual_jobs(comparison.grid.config.compare.device)
-    try:
-        results = run_comparison(comparison, jobs=jobs, console=console, outputs=outputs)
-    except KeyboardInterrupt:
-        _console(stderr=True).print(
-            f"Finished cells are kept. To go on: secure-codream {command} --resume {comparison.run.path}",
-            soft_wrap=True,
-        )
-        raise
-    if json:
-        typer.echo(comparison.run.summary.read_text(encoding="utf-8"), nl=False)
-    else:
-        for table in result_tables(results):
-            console.print(table, width=None if console.is_terminal else 120)
-        for algorithm, reason in results.not_applicable.items():
-            _print(console, f"{algorithm} is not applicable: {reason}")
-        for warned in results.warnings:
-            _print(console, f"warning: {warned}", style="yellow")
-        console.print(f"The report: {comparison.run.report}", soft_wrap=True)
-    if results.failures:
-        _fail(
-            f"{len(results.failures)} of {results.cells} cells failed; read {comparison.logs}, "
-            f"then try them again with {command} --resume {comparison.run.path}",
-            1,
-        )
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-@app.command(epilog="Example: secure-codream check --members 3-4")
-def check(
-    members: Annotated[str, typer.Option(help="Members of an epoch, such as 3-5 or 4.")] = "3-5",
-    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Six members too, which takes minutes.")] = False,
-    write_tables: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Write the generated parts of this document anew."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON and nothing else.")] = False,
-) -> None:
-    """Play malicious servers against the real machines: set-up, steps and epochs; then with each defence off."""
-    from rich.progress import Progress
-
-    from secure_codream.threats.checker.check import check as check_all
-    from secure_codream.threats.checker.check import tables, work
-
-    counts = _members(members, exhaustive)
-    console = Console(stderr=json, emoji=False)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("Trying strategies", total=work(counts))
-        findings = check_all(counts, lambda: progress.advance(task))
-    if json:
-        typer.echo(dumps(findings.as_json(), indent=2))
-    else:
-        if not console.is_terminal:
-            console.width = 120
-        for table in tables(findings):
-            console.print(table)
-    if write_tables is not None:
-        from secure_codream.threats.checker.protocol_tables import write_document
-
-        write_document(write_tables, findings)
-    if not findings.as_promised:
-        _fail("what was found is not what the protocol promises; see the marked rows", 1)
-
-
-def _members(text: str, exhaustive: bool) -> list[int]:
-    first, _, last = text.partition("-")
-    if not (first.isdecimal() and (last or first).isdecimal() and 3 <= int(first) <= int(last or first) <= 6):
-        raise typer.BadParameter(f"found {text!r}; 3-5, or one number from 3 to 6, is allowed", param_hint="--members")
-    return sorted({*range(int(first), int(last or first) + 1), *([6] if exhaustive else [])})
-
-
-@app.command(epilog="Example: secure-codream threats --quick --config federation/clients/alice/config.toml")
-def threats(
-    only: Annotated[
-        str | None, typer.Option(help="Names, families or promises (P1, L2), with * and ?; commas between.")
-    ] = None,
-    attack: Annotated[
-        list[str] | None, typer.Option(help="module:name of an attack of your own; repeat. This runs its code.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A config.toml whose settings to attack.")
-    ] = None,
-    clients: Annotated[
-        int | None, typer.Option(min=2, max=200, help="Clients, where no roster.json beside it says how many.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="What fits into a minute and a half.")] = False,
-    listed: Annotated[bool, typer.Option("--list", help="Name the attacks and run none.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the laboratory.")] = 0,
-    write_tables: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Write this document's tables anew, from a run of everything."),
-    ] = None,
-    out: Out = Path("runs"),
-    json: Json = False,
-) -> None:
-    """Attack the code as it is deployed, each attack with a control that works without its defence."""
-    import torch
-
-    from secure_codream.threats.command import run_threats
-    from secure_codream.threats.laboratory.laboratory import Cohort, cohort_of
-    from secure_codream.threats.suite import alarming, all_attacks, chosen
-    from secure_codream.threats.table import attacks_table, findings_table, in_short
-
-    if clients is not None and config is None:
-        raise typer.BadParameter("found it without --config, whose number of clients it gives", param_hint="--clients")
-    if write_tables is not None and (only or attack or config or quick or listed):
-        raise typer.BadParameter(
-            "found it with a choice of attacks or settings; the document's tables are of all attacks as they come",
-            param_hint="--write-tables",
-        )
-    torch.set_num_threads(1)  # the models are small: threads would only wait for each other
-    console = _console(stderr=json)
-    if not console.is_terminal:
-        console.width = 200
-    entries = chosen(all_attacks(attack or []), _listed(only) if only else [], quick=quick)
-    if listed:
-        if json:
-            typer.echo(dumps([entry.attack.name for entry in entries]))
-        else:
-            console.print(attacks_table(entries))
-        return
-    cohort = cohort_of(config, clients) if config else Cohort()
-    run = run_threats(entries, seed=seed, quick=quick, cohort=cohort, out=out, console=console)
-    if json:
-        typer.echo(run.folder.summary.read_text(encoding="utf-8"), nl=False)
-    else:
-        console.print(findings_table(run.findings))
-        console.print(in_short(run.findings))
-        console.print(f"The report: {run.folder.report}", soft_wrap=True)
-    if write_tables is not None:
-        from datetime import date
-
-        from secure_codream.threats.document import write_document
-
-        made = f"`secure-codream threats --seed {seed}`, {date.today().isoformat()}:"
-        write_document(write_tables, run.findings, made=made)
-    if found := alarming(run.findings):
-        _fail("; ".join(f"{finding.entry.attack.name}: {finding.verdict.value}" for finding in found), 1)
-
-
-@app.command(epilog="Example: secure-codream audit --epsilon 2 --canaries 400 --seed 1")
-def audit(
-    config: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help="TOML with [audit] and [data]; flags win.")
-    ] = None,
-    epsilon: Annotated[float | None, typer.Option(min=0, help="The claim for the client's whole run.")] = None,
-    delta: Annotated[float | None, typer.Option(min=0, max=1, help="Of the claim.")] = None,
-    noise_multiplier: Annotated[
-        float | None, typer.Option(min=0, help="Of training, instead of epsilon, which then follows.")
-    ] = None,
-    canaries: Annotated[int | None, typer.Option(min=20, help="Records included by coins; an even number.")] = None,
-    runs: Annotated[int | None, typer.Option(min=20, help="Of one step, in each of two worlds; even.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")] = None,
-    root: Root = None,
-    model: Annotated[str | None, typer.Option(help="Every client's, with group norm, such as mlp_gn.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything.")] = None,
-    without_noise: Annotated[
-        bool, typer.Option("--without-noise", help="Break the mechanism on purpose: the audit must find it.")
-    ] = False,
-    out: Out = Path("runs"),
-    json: Json = False,
-) -> None:
-    """Attack a private federation: lower bounds on epsilon beside the claim. Exit code 1 if the claim is refuted."""
-    import torch
-
-    from secure_codream.audit.run import keep_audit, run_audit
-    from secure_codream.audit.settings import read_audit
-    from secure_codream.reports.audit_results import audit_table
-
-    torch.set_num_threads(1)  # the models are small: threads would only wait for each other
-    wanted: dict[str, Any] = {
-        "epsilon": epsilon,
-        "delta": delta,
-        "noise_multiplier": noise_multiplier,
-        "canaries": canaries,
-        "runs": runs,
-        "model": model,
-        "seed": seed,
-        "without_noise": without_noise or None,
-    }
-    source = {"source": data, "root": None if root is None else str(root)}
-    console = Console(stderr=json, emoji=False)
-    with console.status("Training and attacking"):
-        result = run_audit(read_audit(config, {"audit": _given(wanted), "data": _given(source)}))
-    summary = keep_audit(out, result)
-    if json:
-        typer.echo(summary.read_text(encoding="utf-8"), nl=False)
-    else:
-        console.print(audit_table(result), width=None if console.is_terminal else 120)
-        console.print(f"The figures: {summary}", highlight=False, soft_wrap=True)
-    if refuted := result.refuted:
-        _fail(
-            "the claim does not hold: "
-            + "; ".join(
-                f"{row.adversary}: epsilon is at least {row.epsilon_lower:.3f}, claimed {row.epsilon_claimed:.3f}"
-                for row in refuted
-            ),
-            1,
-        )
-
-
-@app.command(epilog="Example: secure-codream report runs/20261123-120000-demo")
-def report(run: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A run's folder.")]) -> None:
-    """Write report.html of a finished run again."""
-    from secure_codream.reports.report import write_report
-
-    if (run / "cells").is_dir():
-        raise ConfigError(f"{run}: found a comparison; its report is written by: secure-codream compare --resume {run}")
-    _console().print(f"The report: {write_report(run)}", soft_wrap=True)
+)(sweep)
+app.command(epilog="Example: secure-codream check --members 3-4")(check)
+app.command(epilog="Example: secure-codream threats --quick --config federation/clients/alice/config.toml")(threats)
+app.command(epilog="Example: secure-codream audit --epsilon 2 --canaries 400 --seed 1")(audit)
+app.command(epilog="Example: secure-codream report runs/20261123-120000-demo")(report)
 
 
 @app.command(hidden=True)

@@ -23,6 +23,9 @@ ROOT = Path(__file__).parents[1]
 COPIED = ("protocols", "clients", "server", "secure_codream", "tests", "docs", "examples")
 P, C, S, U = "protocols/codream_protocols/", "clients/codream_clients/", "server/codream_server/", "secure_codream/"
 ATTACKS = "tests/protocols/test_attacks.py"
+STEPS = "tests/protocols/test_steps.py"
+OFFERS = "tests/protocols/test_offers.py"
+KEPT_SECRETS = "tests/protocols/test_kept_secrets.py"
 SECONDS = 300
 
 
@@ -94,11 +97,32 @@ MUTANTS = (
     text(
         "cuts of blocks",
         P + "charter.py",
-        "if len(part) < least]",
+        "if len(part) < least and set(part) not in whole]",
         "if False]",
         "tests/protocols/test_charter.py",
         "-k",
         "cuts",
+    ),
+    text(
+        "the most colluders of all charters",
+        U + "deployment/blocks_answered.py",
+        "least = max(charter.aggregation.colluders, before, self._colluders) + 2",
+        "least = charter.aggregation.colluders + 2",
+        "tests/secure_codream/test_blocks_answered.py",
+    ),
+    text(
+        "new members are told of cuts",
+        U + "deployment/blocks_answered.py",
+        "if any(members.intersection(block) and frozenset(block) not in told for block in self._blocks):",
+        "if False:",
+        "tests/secure_codream/test_blocks_answered.py",
+    ),
+    text(
+        "an ended epoch is written before it is told",
+        P + "server.py",
+        "            self._journal.ended(public.record())\n",
+        "",
+        "tests/protocols/test_lone_members.py",
     ),
     # keys, masks, commitments
     text(
@@ -110,7 +134,9 @@ MUTANTS = (
         "-k",
         "chosen-start",
     ),
-    rule("check_start_shares", "tests/protocols/test_record.py " + ATTACKS + " -k start", file=P + "advertisements.py"),
+    rule(
+        "check_start_shares", f"tests/protocols/test_record.py {ATTACKS} {STEPS} -k start", file=P + "advertisements.py"
+    ),
     text(
         "KEM secret in a pair's root",
         P + "hybrid.py",
@@ -145,6 +171,7 @@ MUTANTS = (
         'return expand(root, labelled("next pair root"))',
         "return root",
         ATTACKS,
+        KEPT_SECRETS,
         "-k",
         "seized-before-masking or rebuilt or roots_of_a_step",
     ),
@@ -153,7 +180,7 @@ MUTANTS = (
         P + "client.py",
         '        """Leave the epoch: everything secret that is kept of it is erased. A vote stays binding."""\n',
         "        self._epoch = None\n",
-        ATTACKS,
+        KEPT_SECRETS,
         "-k",
         "everything_is_gone",
     ),
@@ -245,6 +272,7 @@ MUTANTS = (
         "        self._journal.joined(offer.epoch, plan.digest)\n",
         "",
         ATTACKS,
+        OFFERS,
         "-k",
         "joined_before or restarted",
         finding="F7",
@@ -275,6 +303,7 @@ MUTANTS = (
         "return found if all(fits(member, secret) for member, secret in found.items()) else None",
         "return found",
         ATTACKS,
+        STEPS,
         "-k",
         "wrong_answers or wrong-answers or just_enough",
         finding="F14",
@@ -300,8 +329,8 @@ MUTANTS = (
     text(
         "control characters are shown",
         C + "words.py",
-        'return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)',
-        "return cut",
+        'shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)',
+        "shown = text",
         "tests/clients/test_words.py",
         finding="F13",
     ),

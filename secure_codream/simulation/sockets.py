@@ -2,9 +2,8 @@
 
 What an attack or a test does with a `Network` is an `async` function that the network runs, after which nothing may be
 left: no task, no socket, no context. A `Network` may lie: `lie` turns what its server would send into whatever it
-likes. `Scripted` plays a server that holds the roster's key and says what it is told; `Tampering` is a client runner
-whose messages may be replaced; `Peer` is a bare connection; `Tap` sits on the wire in between. Transport keys come from
-ZeroMQ's own generator, ML-KEM draws its own; all other randomness comes from the network's seed.
+likes. `Tampering` is a client runner whose messages may be replaced. Transport keys come from ZeroMQ's own generator,
+ML-KEM draws its own; all other randomness comes from the network's seed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from unittest.mock import patch
 
 import msgspec
@@ -31,20 +30,22 @@ from codream_protocols.client import ClientProtocol, Send
 from codream_protocols.course import Array, Course, Publication, Task
 from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer
-from codream_protocols.messages import Beat, Hello, decode_to_client, decode_to_server, encode_message
+from codream_protocols.messages import Hello, encode_message
 from codream_protocols.record import Kept
 from codream_protocols.server import InMemory, SendTo, ServerJournal, ServerProtocol, StepFinished
 from codream_protocols.specs import Block, VectorSpec
 from codream_server.runner import ServerRunner
 from codream_server.settings import Timing
-from secure_codream.simulation.wire import Diary, LaboratoryCourse, Stuck, make_charter, snapshot
+from secure_codream.simulation.diary import Diary
+from secure_codream.simulation.snapshots import snapshot
+from secure_codream.simulation.steered import LOOPBACK, PATIENCE_SECONDS, Peer, Scripted
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Stuck, make_charter
 
 TIMING = Timing(step=60.0, beat=0.2, lost_after=30.0)
 """Nobody is lost because the machine is busy."""
-LOOPBACK = "tcp://127.0.0.1:*"
 LINGER_MILLISECONDS = 50
 PERMISSIVE = Policy(losses=True, cuts=True)
-PATIENCE_SECONDS = 60.0
 
 
 class _Brief(zmq.asyncio.Socket):
@@ -119,197 +120,6 @@ class Lying(ServerRunner):
     def _send(self, effect: SendTo) -> None:
         for said in self.lie(effect):
             super()._send(said)
-
-
-class Peer:
-    """A bare DEALER that speaks CURVE with the keys given, or not at all, and claims a routing id if it has one."""
-
-    def __init__(
-        self, context: Any, endpoint: str, keys: tuple[bytes, bytes] | None, server_key: bytes, claimed: bytes = b""
-    ) -> None:
-        self._socket = context.socket(zmq.DEALER)
-        if claimed:
-            self._socket.setsockopt(zmq.ROUTING_ID, claimed)
-        if keys is not None:
-            self._socket.curve_publickey, self._socket.curve_secretkey = map(z85.encode, keys)
-            self._socket.curve_serverkey = z85.encode(server_key)
-        self._socket.connect(endpoint)
-
-    async def say(self, *parts: Any) -> None:
-        """Send messages or bytes, as one multipart message."""
-        await self._socket.send_multipart([part if isinstance(part, bytes) else encode_message(part) for part in parts])
-
-    async def hear(self, seconds: float = 20.0) -> Any:
-        """The next message; None when none comes in time."""
-        if not await self._socket.poll(int(seconds * 1000)):
-            return None
-        return decode_to_client((await self._socket.recv_multipart())[0])
-
-    def close(self) -> None:
-        """Close the socket; what was not sent is lost."""
-        self._socket.close(linger=0)
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A message that a scripted server took."""
-
-    member: int
-    message: Any
-    frames: tuple[bytes, ...] = ()
-
-
-class Scripted:
-    """A server with any key, for somebody to steer: it admits every transport key and obeys no rule.
-
-    Members are numbered in the order in which their connections are first heard of.
-    """
-
-    def __init__(self, context: Any, secret: bytes) -> None:
-        self._socket = context.socket(zmq.ROUTER)
-        self._socket.curve_server, self._socket.curve_secretkey = True, z85.encode(secret)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # a flood is not cut short on this side
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.bind(LOOPBACK)
-        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self.routes: list[bytes] = []
-        self._kept: list[Heard] = []  # what nobody has asked for yet
-
-    async def greet(self) -> Hello:
-        """Wait for the Hello of the next member."""
-        known = len(self.routes)
-        while True:
-            heard = await self._take()
-            if heard.member == known and isinstance(heard.message, Hello):
-                return heard.message
-            self._kept.append(heard)
-
-    async def receive(self, seconds: float = PATIENCE_SECONDS) -> Heard:
-        """The next message that is no Beat, in the order in which they came."""
-        return self._kept.pop(0) if self._kept else await self._take(seconds)
-
-    async def answer(self, member: int, kind: type, seconds: float = PATIENCE_SECONDS) -> Any:
-        """This member's next message of a kind; see `heard`."""
-        return (await self.heard(member, kind, seconds)).message
-
-    async def heard(self, member: int, kind: type, seconds: float = PATIENCE_SECONDS) -> Heard:
-        """This member's next message of a kind, with its frames; what is said besides is kept for later."""
-        others: list[Heard] = []
-        while True:
-            heard = await self.receive(seconds)
-            if heard.member == member and isinstance(heard.message, kind):
-                self._kept = others + self._kept
-                return heard
-            others.append(heard)
-
-    async def hears_anything(self, seconds: float) -> bool:
-        """Whether a word comes in time."""
-        return bool(await self._socket.poll(int(seconds * 1000)))
-
-    async def everything(self, seconds: float) -> list[Any]:
-        """All that comes within so many seconds, Beats too, and what had come before."""
-        heard = [item.message for item in self._kept]
-        self._kept.clear()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        while (left := until - loop.time()) > 0:
-            if await self._socket.poll(int(left * 1000) + 1):
-                heard.append(decode_to_server((await self._socket.recv_multipart())[1]))
-        return heard
-
-    async def say(self, member: int, message: Any, frames: tuple[bytes, ...] = ()) -> None:
-        """Send a member a message, or bytes that are none."""
-        data = message if isinstance(message, bytes) else encode_message(message)
-        await self._socket.send_multipart([self.routes[member], data, *frames])
-
-    async def perform(self, protocol: ServerProtocol, effects: Iterable[Any], until: Callable[[], bool]) -> list[Any]:
-        """Drive an honest machine until a condition holds; returns its news (what is no `SendTo`)."""
-        news: list[Any] = []
-        while True:
-            for effect in effects:
-                if isinstance(effect, SendTo):
-                    await self.say(effect.member, effect.message, effect.frames)
-                else:
-                    news.append(effect)
-            if until():
-                return news
-            heard = await self.receive()
-            effects = (
-                protocol.hello(heard.member, heard.message)
-                if isinstance(heard.message, Hello)
-                else protocol.receive(heard.member, heard.message, heard.frames)
-            )
-
-    async def _take(self, seconds: float = PATIENCE_SECONDS) -> Heard:
-        while True:
-            if not await self._socket.poll(int(seconds * 1000)):
-                raise Stuck("no client said anything")
-            route, data, *frames = await self._socket.recv_multipart()
-            if route not in self.routes:
-                self.routes.append(route)
-            message = decode_to_server(data)
-            if not isinstance(message, Beat):
-                return Heard(self.routes.index(route), message, tuple(frames))
-
-    def close(self) -> None:
-        """Close the socket; what was not sent is lost."""
-        self._socket.close(linger=0)
-
-
-class Tap:
-    """A relay on the wire: it keeps all that passes, and may alter what clients send, segment by segment."""
-
-    def __init__(self, alter: Callable[[bytes], bytes] = lambda data: data) -> None:
-        self.up: list[list[bytes]] = []  # of each connection, what the client sent, as it came
-        self.down: list[list[bytes]] = []
-        self._alter, self._pumps, self._near = alter, set[asyncio.Task[None]](), list[asyncio.StreamWriter]()
-
-    def cut(self) -> None:
-        """Break every connection; who connects again is relayed again."""
-        for writer in self._near:
-            writer.transport.abort()
-        self._near.clear()
-
-    @contextlib.asynccontextmanager
-    async def listening(self, endpoint: str) -> AsyncIterator[str]:
-        """Relay to this endpoint; yields the one to connect to."""
-        self._target = endpoint.removeprefix("tcp://").split(":")
-        server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        try:
-            yield f"tcp://127.0.0.1:{port}"
-        finally:
-            server.close()
-            for pump in self._pumps:
-                pump.cancel()
-            await asyncio.gather(*self._pumps, return_exceptions=True)
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._pumps.add(cast("asyncio.Task[None]", asyncio.current_task()))
-        up, down = list[bytes](), list[bytes]()
-        self.up.append(up)
-        self.down.append(down)
-        self._near.append(writer)
-        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-            far_reader, far_writer = await asyncio.open_connection(self._target[0], int(self._target[1]))
-            try:
-                await asyncio.gather(
-                    self._pump(reader, far_writer, up, self._alter),
-                    self._pump(far_reader, writer, down, lambda data: data),
-                )
-            finally:
-                far_writer.close()
-        writer.close()
-
-    @staticmethod
-    async def _pump(
-        source: asyncio.StreamReader, sink: asyncio.StreamWriter, kept: list[bytes], alter: Callable[[bytes], bytes]
-    ) -> None:
-        while data := await source.read(1 << 16):
-            kept.append(data)
-            sink.write(alter(data))
-            await sink.drain()
-        sink.close()
 
 
 @dataclass(frozen=True)

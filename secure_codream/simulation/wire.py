@@ -1,24 +1,16 @@
 """A whole federation in memory: roster, keys, real client machines, a real server machine, and a wire between them.
 
-Every message is encoded to bytes, carried as a `Packet`, and decoded again. Whoever drives the federation decides what
-becomes of a packet: `deliver` it, now or later or twice, or leave it out. `set_up`, `step` and `finish` drive whole
-phases in order, with chosen losses. What clients are asked to compute waits in `computing` until the step is driven.
-All randomness comes from one seed, so that a failing example can be repeated; only the KEM draws its own, which changes
-masks and never a sum.
-
-    federation = Federation(6, mode="resilient", steps=2)
-    federation.set_up()
-    reveal = federation.step(lost={(2, MaskedInput)})       # member 2's masked input never arrives
-    assert (reveal.total == federation.plain_sum(0, reveal.survivors)).all()
-    federation.step()
-    certified = federation.finish()                         # votes and certificate
+Whoever drives the federation decides what becomes of a packet: `deliver` it, now or later or twice, or leave it out.
+`set_up`, `step` and `finish` drive whole phases in order, with chosen losses. What clients are asked to compute waits
+in `computing` until the step is driven. All randomness comes from one seed, so that a failing example can be repeated;
+only the KEM draws its own, which changes masks and never a sum.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -26,25 +18,12 @@ import numpy as np
 
 from codream_clients.runner import plan_of
 from codream_protocols.charter import Aggregation, Charter, Offer, Plan, Policy, derive_plan, even_blocks
-from codream_protocols.client import (
-    Begun,
-    Certified,
-    ClientProtocol,
-    Compute,
-    Ended,
-    Journal,
-    Memory,
-    Notice,
-    Send,
-    State,
-)
-from codream_protocols.course import Array, Course, Publication, Sums, Task
-from codream_protocols.course import State as CourseState
+from codream_protocols.client import Certified, ClientProtocol, Compute, Ended, Memory, Notice, Send
+from codream_protocols.course import Array, Course
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.encoding import encode
 from codream_protocols.errors import LocalProtocolError, RemoteProtocolError
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer
-from codream_protocols.lockstep import LockstepKeys
 from codream_protocols.messages import (
     Beat,
     Hello,
@@ -58,8 +37,6 @@ from codream_protocols.messages import (
     decode_to_server,
     encode_message,
 )
-from codream_protocols.record import Kept
-from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.server import Effect as ServerEffect
 from codream_protocols.server import (
     EpochBegan,
@@ -71,12 +48,11 @@ from codream_protocols.server import (
     ServerProtocol,
     StepFinished,
 )
-from codream_protocols.specs import Block, VectorSpec
-from codream_protocols.tag import TagKey
+from codream_protocols.specs import VectorSpec
+from secure_codream.simulation.diary import Diary
+from secure_codream.simulation.packets import Packet, packet
+from secure_codream.simulation.toy_course import UPDATE_SPEC, LaboratoryCourse
 
-STATE_NUMBERS = 4
-STATE_BOUND = 8.0
-UPDATE_SPEC = VectorSpec("update", (Block("dream", 20, 1.0),))
 PERMISSIVE = Policy(losses=True, cuts=True, most_wrong_sums=1000)
 """Leaves the limits to the charter."""
 
@@ -87,81 +63,6 @@ class Stuck(RuntimeError):
     """The honest part of a scenario did not come to its end."""
 
 
-class LaboratoryCourse:
-    """A toy: the state is a few float32 numbers, moved in each step by the mean of what the clients sent.
-
-    Args:
-        specs: the kinds of vector; steps take them in turn.
-        steps: T.
-        epochs: how many epochs there are.
-        gain: how far a mean moves the state; with 0 the state stays what it was, whatever is sent.
-        bias: what each step adds besides; a party with another bias stands at another state.
-    """
-
-    def __init__(
-        self,
-        specs: tuple[VectorSpec, ...] = (UPDATE_SPEC,),
-        steps: int = 3,
-        epochs: int = 1000,
-        *,
-        gain: float = 1.0,
-        bias: float = 0.0,
-    ) -> None:
-        self.vectors, self.steps, self.epochs, self.gain, self.bias = specs, steps, epochs, gain, bias
-
-    def specs(self, honest: int) -> tuple[VectorSpec, ...]:
-        """See `Course`."""
-        return self.vectors
-
-    def schedule(self, certified: int) -> tuple[int, ...]:
-        """See `Course`."""
-        return tuple(step % len(self.vectors) for step in range(self.steps))
-
-    def start(self, seed: bytes, certified: int, last: Publication | None) -> CourseState:
-        """Numbers in [-1, 1) from the seed; half-way to what was published last."""
-        numbers = np.frombuffer(seed[: 4 * STATE_NUMBERS], dtype="<u4") / np.float64(1 << 31) - 1.0
-        if last is not None:
-            numbers = 0.5 * (numbers + last["result"].astype(np.float64))
-        return {"state": numbers.astype(np.float32)}
-
-    def task(self, state: CourseState, step: int) -> Task:
-        """See `Course`."""
-        return Task(self.vectors[step % len(self.vectors)].task, {"state": state["state"]})
-
-    def absorb(self, state: CourseState, step: int, sums: Sums, count: int) -> CourseState:
-        """The state, moved by the mean of the first block's first numbers, within bounds."""
-        name = self.vectors[step % len(self.vectors)].blocks[0].name
-        mean = sums[name][:STATE_NUMBERS].astype(np.float64) / np.float64(count)
-        moved = state["state"].astype(np.float64)
-        moved[: len(mean)] += self.gain * mean
-        return {"state": np.clip(moved + self.bias, -STATE_BOUND, STATE_BOUND).astype(np.float32)}
-
-    def publication(self, state: CourseState) -> Publication:
-        """See `Course`."""
-        return {"result": state["state"]}
-
-
-@dataclass(frozen=True)
-class Packet:
-    """A message in flight: bytes and frames, from or to one member."""
-
-    member: int
-    to_server: bool
-    kind: type
-    data: bytes
-    frames: tuple[bytes, ...] = ()
-
-    @property
-    def message(self) -> ToClient | ToServer:
-        """The message, decoded."""
-        return decode_to_server(self.data) if self.to_server else decode_to_client(self.data)
-
-
-def packet(member: int, message: ToClient | ToServer, frames: tuple[bytes, ...] = (), *, to_server: bool) -> Packet:
-    """Encode a message for the wire."""
-    return Packet(member, to_server, type(message), encode_message(message), frames)
-
-
 class Tape:
     """A source of bytes that can keep what is drawn for a while, so that an encoding can be made once more.
 
@@ -170,13 +71,13 @@ class Tape:
     """
 
     def __init__(self, draw: RandomBytes) -> None:
-        self._draw = draw
+        self.draw = draw
         self._keeps = False
         self.drawn: list[bytes] = []
 
     def __call__(self, count: int) -> bytes:
         """The next `count` bytes."""
-        piece = self._draw(count)
+        piece = self.draw(count)
         if self._keeps:
             self.drawn.append(piece)
         return piece
@@ -191,43 +92,6 @@ class Tape:
         return drawn
 
 
-class Diary(Journal):
-    """A client's journal, in memory; `memory` is what the next process of the client is given."""
-
-    def __init__(self) -> None:
-        self.memory = Memory()
-        self.plans: dict[int, bytes] = {}  # epoch -> the plan joined
-
-    def joined(self, epoch: int, plan: bytes) -> None:
-        """See `Journal`."""
-        self.plans[epoch] = plan
-        self._change(next_epoch=epoch + 1, attempts=self.memory.attempts + 1)
-
-    def began(self, begun: Begun, rho: float) -> None:
-        """See `Journal`."""
-        self._change(begun=begun, steps=self.memory.steps + 1, rho=self.memory.rho + rho)
-
-    def voted(self, kept: Kept) -> None:
-        """See `Journal`."""
-        self._change(vote=kept)
-
-    def certified(self, kept: Kept) -> None:
-        """See `Journal`."""
-        self._change(certified=(*self.memory.certified, kept), vote=None, attempts=0)
-
-    def saw_wrong_sum(self, plan: bytes) -> None:
-        """See `Journal`."""
-        self._change(wrong_sums=(*self.memory.wrong_sums, plan))
-
-    def recall(self, place: int) -> Kept:
-        """See `Journal`."""
-        return self.memory.certified[place]
-
-    def _change(self, **changes: Any) -> None:
-        held = {item.name: getattr(self.memory, item.name) for item in fields(Memory)}
-        self.memory = Memory(**{**held, **changes})
-
-
 @dataclass
 class News:
     """What became of one client's epochs."""
@@ -239,6 +103,13 @@ class News:
 
 class Federation:
     """n clients and a server, for as many epochs as are driven.
+
+        federation = Federation(6, mode="resilient", steps=2)
+        federation.set_up()
+        reveal = federation.step(lost={(2, MaskedInput)})       # member 2's masked input never arrives
+        assert (reveal.total == federation.plain_sum(0, reveal.survivors)).all()
+        federation.step()
+        certified = federation.finish()                         # votes and certificate
 
     Args:
         members: N.
@@ -618,65 +489,3 @@ def make_charter(
         ),
         blocks=even_blocks(members, colluders) if blocks is None else blocks,
     )
-
-
-_LEFT_OUT = ("_course", "course", "_journal", "_random")
-
-
-def of_kind(packets: Iterable[Packet], kind: type) -> Iterator[Packet]:
-    """The packets of one kind, in order."""
-    return (item for item in packets if item.kind is kind)
-
-
-def snapshot(machine: ClientProtocol | ServerProtocol) -> Any:
-    """Everything that a machine holds, as a value that can be compared later."""
-    return {name: _frozen(held) for name, held in vars(machine).items() if name not in _LEFT_OUT}
-
-
-def _frozen(held: Any) -> Any:
-    if isinstance(held, Mapping):
-        return {key: _frozen(value) for key, value in held.items()}
-    if isinstance(held, list | tuple):
-        return [_frozen(value) for value in held]
-    if isinstance(held, set):
-        return frozenset(held)
-    if isinstance(held, np.ndarray):
-        return held.dtype.str, held.shape, held.tobytes()
-    if isinstance(held, Secret):
-        return bytes(held._bytes)
-    if isinstance(held, SecretArray):
-        return held._rows.tobytes()
-    if isinstance(held, LockstepKeys | TagKey):
-        return {name: _frozen(value) for name, value in _attributes(held).items()}
-    if is_dataclass(held) and not isinstance(held, type):
-        return {item.name: _frozen(getattr(held, item.name)) for item in fields(held) if item.name != "course"}
-    return held
-
-
-def _attributes(held: Any) -> dict[str, Any]:
-    names = [*getattr(held, "__dict__", ()), *(name for kind in type(held).__mro__ for name in _slots(kind))]
-    return {name: getattr(held, name) for name in names if hasattr(held, name)}
-
-
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-__all__ = [
-    "PERMISSIVE",
-    "UPDATE_SPEC",
-    "Diary",
-    "Federation",
-    "LaboratoryCourse",
-    "Losses",
-    "News",
-    "Packet",
-    "State",
-    "Stuck",
-    "Tape",
-    "make_charter",
-    "of_kind",
-    "packet",
-    "snapshot",
-]

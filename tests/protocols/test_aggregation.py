@@ -30,7 +30,9 @@ from codream_protocols.messages import (
 from codream_protocols.packing import packed_size
 from codream_protocols.server import Phase, StepFinished
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.simulation.wire import Federation, LaboratoryCourse, of_kind
+from secure_codream.simulation.packets import of_kind
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Federation
 
 SPECS = (
     VectorSpec("update", (Block("dream", 11, 0.5), Block("weight", 1, 4.0))),

@@ -9,8 +9,8 @@ import pytest
 from codream_protocols.charter import cuts, even_blocks
 from secure_codream.threats.checker.blocks import Federation, random_blocks, successions
 from secure_codream.threats.checker.enumerator import cancelling, constant_on, isolated, readable, reduced
-from secure_codream.threats.checker.model_checker import Setting, World, without
 from secure_codream.threats.checker.wild_server import WildServer
+from secure_codream.threats.checker.world import Setting, World, without
 
 
 def attacks(count: int, seed: int, proposals: int = 40, each: int = 50) -> tuple[int, int]:

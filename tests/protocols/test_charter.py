@@ -24,7 +24,8 @@ from codream_protocols.charter import (
 from codream_protocols.errors import CharterRefused, CohortRefused, UnsafePlan, WrongContext
 from codream_protocols.messages import MaskedInput
 from codream_protocols.server import ServerProtocol
-from secure_codream.simulation.wire import Federation, LaboratoryCourse, make_charter
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Federation, make_charter
 from secure_codream.threats.attacks.enrolment import CHANGES, changed_world
 from secure_codream.threats.laboratory.switches import SWITCHES
 

@@ -36,7 +36,8 @@ from codream_protocols.messages import Invitation, MaskedInput
 from codream_protocols.rotation import block_size, padded_length, rotate, step_signs, unrotate
 from codream_protocols.specs import Block, VectorSpec
 from codream_protocols.zcdp import epsilon_of, rho_of
-from secure_codream.simulation.wire import PERMISSIVE, Federation, LaboratoryCourse
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import PERMISSIVE, Federation
 
 SEEDS = st.integers(0, 2**32 - 1)
 LENGTHS = st.sampled_from([1, 2, 3, 60, 256, 257, 1290])

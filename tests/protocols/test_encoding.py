@@ -15,7 +15,8 @@ from codream_protocols.errors import LocalProtocolError, WrongSum
 from codream_protocols.masks import word_type
 from codream_protocols.seeded import SeededBytes
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.simulation.wire import LaboratoryCourse, make_charter
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import make_charter
 
 MIXED = VectorSpec("mixed", (Block("dream", 5, 0.5), Block("seen", 3, 70_000, "count"), Block("loss", 1, 4.0)))
 

@@ -15,8 +15,10 @@ from secure_codream.threats.checker import check, enumerator, histories
 from secure_codream.threats.checker.check import COURSES, GAMES, check_row, rows_of
 from secure_codream.threats.checker.enumerator import Set, Step, View, breaks, opened, search
 from secure_codream.threats.checker.histories import Histories
-from secure_codream.threats.checker.model_checker import RULES, Explorer, Node, Setting, World, _renamed, without
+from secure_codream.threats.checker.model_checker import Explorer, renamed
+from secure_codream.threats.checker.node import Node, roots
 from secure_codream.threats.checker.wild_server import WildServer
+from secure_codream.threats.checker.world import RULES, Setting, World, without
 
 
 def rows(*members: int) -> list[check.Row]:
@@ -71,7 +73,7 @@ def test_an_unknown_rule_is_no_rule() -> None:
 def outcomes(explorer: Explorer) -> set[tuple[tuple[int, ...], ...]]:
     """What strategies open, without names: the sizes of the sums in each."""
     found = set()
-    for set_up in explorer.set_ups(explorer.world.roots()):
+    for set_up in explorer.set_ups(roots(explorer.world)):
         for _, after in explorer.tellings(set_up.nodes):
             everything = explorer.reader.read(after.values())
             found.add(tuple(sorted(tuple(sorted(map(len, one.sums))) for one in everything)))
@@ -100,23 +102,22 @@ def test_of_set_ups_that_differ_in_names_one_is_tried(setting: Setting, versions
     some, every = (Explorer(World(setting), versions=versions) for _ in range(2))
     names, every._names = every._names, []
     orbits = set()
-    for set_up in every.set_ups(every.world.roots()):
+    for set_up in every.set_ups(roots(every.world)):
         described = [
             sorted(
-                (named[member], tuple(_renamed(part, named) for part in label))
-                for member, label in set_up.shown.items()
+                (named[member], tuple(renamed(part, named) for part in label)) for member, label in set_up.shown.items()
             )
             for named in names
         ]
         orbits.add(repr(min(described)))
-    assert sum(1 for _ in some.set_ups(some.world.roots())) == len(orbits) > 1
+    assert sum(1 for _ in some.set_ups(roots(some.world))) == len(orbits) > 1
 
 
 def main_tellings(setting: Setting) -> Iterator[tuple[dict[int, Set], Explorer, dict[int, Node]]]:
     """Every telling after the set-up with everybody."""
     world = World(setting)
     explorer = Explorer(world)
-    for set_up in explorer.set_ups(world.roots(), cohorts=[world.everybody]):
+    for set_up in explorer.set_ups(roots(world), cohorts=[world.everybody]):
         if all(node.public and node.public.members == world.everybody for node in set_up.nodes.values()):
             for label, after in explorer.tellings(set_up.nodes):
                 yield {member: sets[0] for member, sets in label}, explorer, after
@@ -148,7 +149,7 @@ def test_histories_part_and_masks_with_them() -> None:
     """Told two different sums, clients share no masks in the next step: nothing opens."""
     world = World(Setting("lockstep", 4, steps=2))
     explorer = Explorer(world)
-    (set_up,) = explorer.set_ups(world.roots())
+    (set_up,) = explorer.set_ups(roots(world))
     last = [clients for clients in explorer.sequences(set_up.nodes, 2) if clients[0].machine.progress[1] == 1]
     apart = [len({node.chain for node in clients}) for clients in last]
     assert sorted(set(apart)) == [1, 2, 3]
@@ -163,7 +164,7 @@ def test_confirming_fails_for_what_is_no_leak() -> None:
     explorer = Explorer(world)
     leak = next(
         found
-        for set_up in explorer.set_ups(world.roots())
+        for set_up in explorer.set_ups(roots(world))
         for _, after in explorer.tellings(set_up.nodes)
         if (found := explorer.reader.leak(list(after.values()))) is not None
     )

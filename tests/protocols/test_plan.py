@@ -11,7 +11,8 @@ import pytest
 from codream_protocols.charter import Offer, Plan, Policy, derive_plan, even_blocks
 from codream_protocols.errors import PolicyViolation, UnsafePlan
 from codream_protocols.specs import MAX_COORDINATES, MAX_COUNT, Block, VectorSpec
-from secure_codream.simulation.wire import LaboratoryCourse, make_charter
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import make_charter
 
 CHARTER = make_charter(9, mode="resilient", colluders=2, least_survivors=5, blocks=even_blocks(9, 2))
 

@@ -43,7 +43,10 @@ from codream_protocols.packing import unpack
 from codream_protocols.record import Kept
 from codream_protocols.server import Phase
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.simulation.wire import Federation, LaboratoryCourse, Packet, packet, snapshot
+from secure_codream.simulation.packets import Packet, packet
+from secure_codream.simulation.snapshots import snapshot
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Federation
 from secure_codream.threats.laboratory.adversary import transcript_of
 from secure_codream.threats.laboratory.switches import without
 

@@ -12,7 +12,8 @@ from codream_protocols.charter import Offer
 from codream_protocols.errors import RemoteProtocolError, VectorRefused
 from codream_protocols.messages import EpochRecord, MaskedInput, SignedBy, decode_to_client, encode_message
 from codream_protocols.record import Kept, certified_epochs, check_certificate, head_after, replay, valid_votes
-from secure_codream.simulation.wire import Federation, LaboratoryCourse
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Federation
 from secure_codream.threats.laboratory.adversary import told_group_key, transcript_of
 
 FEDERATION = Federation(6, mode="resilient", steps=2, seed=3)

@@ -18,7 +18,9 @@ from codream_protocols.errors import LocalProtocolError, RemoteProtocolError
 from codream_protocols.messages import Beat, MaskedInput, Published, Survivors, UnmaskShares
 from codream_protocols.packing import pack
 from codream_protocols.server import Phase
-from secure_codream.simulation.wire import Federation, packet, snapshot
+from secure_codream.simulation.packets import packet
+from secure_codream.simulation.snapshots import snapshot
+from secure_codream.simulation.wire import Federation
 from tests.protocols.test_messages import TO_CLIENT, TO_SERVER
 
 RUNNING = (Phase.ADVERTISING, Phase.SEALING, Phase.COLLECTING, Phase.AGREEING, Phase.UNMASKING)

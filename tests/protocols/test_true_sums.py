@@ -19,7 +19,10 @@ from codream_protocols.errors import (
 from codream_protocols.messages import Invitation, MaskedInput, Published, Refusal, SealDelivery, Survivors, Vote
 from codream_protocols.packing import pack, unpack
 from codream_protocols.server import Phase
-from secure_codream.simulation.wire import Federation, LaboratoryCourse, packet, snapshot
+from secure_codream.simulation.packets import packet
+from secure_codream.simulation.snapshots import snapshot
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Federation
 from secure_codream.threats.attacks.broadcasts import SUMS, takes
 from secure_codream.threats.laboratory.adversary import (
     agree_and_answer,

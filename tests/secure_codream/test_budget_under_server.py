@@ -40,7 +40,8 @@ from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.limits import client_policy, open_ledger
-from secure_codream.simulation.wire import Diary, Federation
+from secure_codream.simulation.diary import Diary
+from secure_codream.simulation.wire import Federation
 from tests.clients.test_ledger import WithoutAnchor, WithoutCheck, settings_for
 from tests.secure_codream.small import roster_of
 

@@ -21,7 +21,8 @@ from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.limits import client_policy, open_client_ledger
 from secure_codream.deployment.client import ChargedJournal, _with_spent
-from secure_codream.simulation.wire import Diary, Federation
+from secure_codream.simulation.diary import Diary
+from secure_codream.simulation.wire import Federation
 from tests.secure_codream.small import roster_of
 
 CONFIG = FederationConfig.model_validate(

@@ -15,7 +15,7 @@ from codream_clients.data.datasets import load_digits_data
 from codream_clients.learning.participant import Participant
 from codream_clients.privacy import training as private_training
 from secure_codream.threats.attacks import inference as learning
-from secure_codream.threats.attacks import inversion, lying, observation, state
+from secure_codream.threats.attacks import inversion, lying, observation, oracles, state
 from secure_codream.threats.laboratory.attack import (
     Attack,
     Verdict,
@@ -37,7 +37,7 @@ from secure_codream.threats.laboratory.server_view import Watched
 from secure_codream.threats.laboratory.switches import describe, switched_off
 from secure_codream.threats.promises import BY_KEY
 
-MODULES = (inversion, learning, lying, observation, state)
+MODULES = (inversion, learning, lying, observation, oracles, state)
 EVERY = [(module, attack) for module in MODULES for attack in module.ATTACKS]
 QUICK = [(module, attack) for module, attack in EVERY if attack.quick]
 
@@ -191,7 +191,7 @@ def test_odds_without_bounds_are_those_of_the_softmax_and_never_tie() -> None:
 @pytest.mark.parametrize("counts", [[0, 0, 3, 5], [1, 2, 2, 7], [0, 0, 0, 1]])
 def test_counts_are_read_off_a_ladder_of_clips(counts: list[int]) -> None:
     rungs = np.arange(max(counts) + 1) + 0.5
-    assert state._counts(np.minimum(np.array(counts)[:, None], rungs).sum(axis=0), len(counts)) == counts
+    assert oracles.sorted_counts(np.minimum(np.array(counts)[:, None], rungs).sum(axis=0), len(counts)) == counts
 
 
 def test_a_lie_is_masked_and_tagged_as_it_is_and_only_where_it_is_told() -> None:

@@ -11,8 +11,9 @@ import pytest
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import Hello
 from secure_codream.simulation import sockets as loopback
+from secure_codream.simulation.snapshots import snapshot
 from secure_codream.simulation.sockets import honest, transport_keys
-from secure_codream.simulation.wire import snapshot
+from tests.system.scenarios import MODES
 
 
 class Network(loopback.Network):
@@ -21,6 +22,11 @@ class Network(loopback.Network):
     def assert_sums_are_right(self) -> None:
         """Every sum is the plain sum over its survivors, bit for bit."""
         assert self.sums and not self.wrong_sums()
+
+
+@pytest.fixture(params=list(MODES))
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from codream_protocols.messages import Certificate, EpochRecord, Published, Seal
 from codream_protocols.packing import pack, unpack
 from codream_protocols.record import Kept, replay
 from codream_protocols.server import InMemory, ServerProtocol
-from secure_codream.simulation.wire import Federation, Packet, Stuck
+from secure_codream.simulation.packets import Packet
+from secure_codream.simulation.wire import Federation, Stuck
 from secure_codream.threats.attacks.dropouts import VICTIM, all_but, in_mode, lockstep, resilient, signs
 from secure_codream.threats.attacks.enrolment import COLLUDER, noised
 from secure_codream.threats.laboratory import adversary

@@ -33,7 +33,9 @@ from codream_protocols.packing import packed_size
 from codream_protocols.resilient import ResilientKeys
 from codream_protocols.secret import Secret
 from codream_protocols.server import ServerProtocol
-from secure_codream.simulation.wire import Federation, Packet, Stuck, snapshot
+from secure_codream.simulation.packets import Packet
+from secure_codream.simulation.snapshots import snapshot
+from secure_codream.simulation.wire import Federation, Stuck
 from secure_codream.threats.attacks.dropouts import VICTIM, all_but, lockstep, resilient
 from secure_codream.threats.laboratory import adversary
 from secure_codream.threats.laboratory.attack import Attack, Evidence

@@ -15,7 +15,8 @@ from codream_protocols.messages import (
     UnmaskShares,
     survivor_statement,
 )
-from secure_codream.simulation.wire import Federation, LaboratoryCourse, Stuck
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Federation, Stuck
 from secure_codream.threats.laboratory import adversary
 from secure_codream.threats.laboratory.adversary import (
     agree_and_answer,

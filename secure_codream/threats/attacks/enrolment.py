@@ -23,7 +23,8 @@ from codream_protocols.resilient import make_keys
 from codream_protocols.secret import Secret
 from codream_protocols.server import ServerProtocol
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.simulation.wire import UPDATE_SPEC, Federation, LaboratoryCourse, Stuck
+from secure_codream.simulation.toy_course import UPDATE_SPEC, LaboratoryCourse
+from secure_codream.simulation.wire import Federation, Stuck
 from secure_codream.threats.attacks.dropouts import VICTIM, all_but, in_mode, lockstep, resilient
 from secure_codream.threats.laboratory import adversary
 from secure_codream.threats.laboratory.adversary import (

@@ -1,12 +1,14 @@
-"""What an implementation may give away of a sound protocol: randomness, statistics, memory, output, time."""
+"""What an implementation may give away of a sound protocol: randomness, statistics, memory; and what it may cost.
+
+Nothing is drawn twice, masked bytes look uniform, a step's secrets are gone from memory after it, and whoever sends a
+message pays about as much for it as its receiver.
+"""
 
 from __future__ import annotations
 
-import base64
 import gc
 import math
 import random
-import secrets
 import time
 import tracemalloc
 import types
@@ -14,8 +16,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -24,12 +24,11 @@ import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from codream_clients.runner import ClientRunner
 from codream_protocols import client as client_module
 from codream_protocols import hybrid, messages, shamir
 from codream_protocols import lockstep as lockstep_module
-from codream_protocols.charter import MAX_STEPS, Offer
-from codream_protocols.client import ClientProtocol, Send
+from codream_protocols.charter import MAX_STEPS
+from codream_protocols.client import ClientProtocol
 from codream_protocols.errors import ProtocolError
 from codream_protocols.identity import MAX_MEMBERS
 from codream_protocols.keyschedule import StepKeys
@@ -38,28 +37,22 @@ from codream_protocols.masks import add_mask
 from codream_protocols.messages import (
     MAX_MESSAGE_BYTES,
     Advertisement,
-    Invitation,
     MaskedInput,
-    Published,
-    SealDelivery,
     StepRecord,
-    Survivors,
     decode_to_client,
     decode_to_server,
     encode_message,
 )
 from codream_protocols.resilient import ResilientKeys
-from codream_protocols.secret import Secret
 from codream_protocols.specs import Block, VectorSpec
 from secure_codream.simulation.wire import Federation, Stuck
-from secure_codream.threats.attacks.clients import alone, hostile_messages
-from secure_codream.threats.attacks.dropouts import VICTIM, all_but, lockstep
-from secure_codream.threats.laboratory.adversary import announce, masked_input, reduce
+from secure_codream.threats.attacks.clients import alone
+from secure_codream.threats.attacks.dropouts import VICTIM, lockstep
+from secure_codream.threats.laboratory.adversary import masked_input, reduce
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
 from secure_codream.threats.laboratory.evidence import Try, Vector, counted, recovered
 from secure_codream.threats.laboratory.laboratory import Laboratory
-from secure_codream.threats.laboratory.run_folder import contents, write_run
 from secure_codream.threats.laboratory.seizure import in_its_own_process, memory_of
 from secure_codream.threats.laboratory.switches import Switch
 
@@ -149,14 +142,14 @@ class RepeatedRandomness(Attack):
         """
         trace = Trace()
         with trace.recording():
-            for number, mode in enumerate(_modes(laboratory)):
+            for number, mode in enumerate(ways_to_sum(laboratory)):
                 federation = laboratory.federation(defences, mode=mode, seed=laboratory.seed + number)
                 droppable = mode == "resilient" and len(laboratory.cohort.blocks) > 1
                 gone: set[tuple[int, type]] = {(VICTIM, MaskedInput)} if droppable else set()
                 for _ in range(2):
                     if not defences.stands("fresh-randomness"):
                         for member, tape in enumerate(federation.tapes):
-                            tape._draw = random.Random(member).randbytes  # noqa: S311 - a broken generator
+                            tape.draw = random.Random(member).randbytes  # noqa: S311 - a broken generator
                     _whole_epoch(federation, gone)
         looked_at = (
             f"{len(trace.streams)} mask streams, {len(trace.sealed)} seals, {len(trace.public)} public keys and "
@@ -170,7 +163,7 @@ class RepeatedRandomness(Attack):
         )
 
 
-def _modes(laboratory: Laboratory) -> tuple[str, ...]:
+def ways_to_sum(laboratory: Laboratory) -> tuple[str, ...]:
     """Both ways to sum; of a user's own charter, its way."""
     return ("lockstep", "resilient") if laboratory.cohort.charter is None else (laboratory.cohort.mode,)
 
@@ -284,7 +277,7 @@ def step_secrets(federation: Federation, member: int) -> dict[str, bytes]:
     return {**own, **shares}
 
 
-def _leave_the_laboratory(client: ClientProtocol) -> None:
+def leave_the_laboratory(client: ClientProtocol) -> None:
     """The laboratory's own generator, which keeps what it drew, is no part of a client."""
     client._random = bytes
     if client._epoch is not None:
@@ -305,14 +298,14 @@ class MemoryAfterStep(Attack):
         """Note the secrets before the step, and look for them in everything that the client can reach after it."""
         found: list[str] = []
         looked_for = runs = 0
-        for mode in _modes(laboratory):
+        for mode in ways_to_sum(laboratory):
             federation = laboratory.federation(defences, mode=mode)
             federation.set_up()
             held = step_secrets(federation, VICTIM)
             if federation.step() is None:
                 raise Stuck(f"the step failed: {federation.failures}")
             client = federation.clients[VICTIM]
-            _leave_the_laboratory(client)
+            leave_the_laboratory(client)
             memory = list(buffers(client))
             found += [name for name, secret in held.items() if any(secret in piece for piece in memory)]
             looked_for, runs = looked_for + len(held), runs + len(memory)
@@ -389,222 +382,6 @@ class SeizedMidStep(Attack):
             return reduce(federation, opened), federation.vectors[0, VICTIM]
 
         return recovered(attempt, whose="the current step's input")
-
-
-# -- output ---------------------------------------------
-
-
-class SecretsInOutput(Attack):
-    """Everything that a party says: logs, events, answers, errors, and what its objects say of themselves."""
-
-    name = "secrets-in-output"
-    adversary = "whoever reads logs, errors and reports"
-    goal = "Find a key, a seed or a share in refusals, errors, notices, or in what objects say of themselves."
-    promises = ("P13",)
-    defences = ("hidden-reprs",)
-
-    def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
-        """In either mode, put contradictions and garbage to every party in the middle of a step; search their words."""
-        words: list[str] = []
-        needles: set[bytes] = set()
-        for mode in _modes(laboratory):
-            federation = laboratory.federation(defences, mode=mode)
-            drawn: list[bytes] = []
-            for tape in federation.tapes:
-                tape._draw = _noting(drawn)
-            federation.masked()
-            needles.update(drawn, *(_held(client) for client in federation.clients))
-            words += _refusals(federation, laboratory.random(self.name))
-            if mode == "resilient":
-                for member in all_but(federation):
-                    answer = announce(federation, member, all_but(federation))
-                    words.append(repr(answer))
-                    federation.emit(federation.server.receive(member, answer))
-            words += [repr(item.message) for item in federation.sent]
-            for client in federation.clients:
-                _leave_the_laboratory(client)
-            words += [word for party in (*federation.clients, federation.server) for word in _words(party)]
-        needles = {secret for secret in needles if len(secret) >= 16}
-        text = "\n".join(dict.fromkeys(words))
-        found = sum(any(form in text for form in _forms(secret)) for secret in needles)
-        return Evidence(
-            measure=f"secrets found in what was said or logged, of {len(needles)}",
-            value=float(found),
-            success=0.0,
-            learned=f"{found} of {len(needles)} secrets"
-            if found
-            else f"nothing: {len(text):,} characters hold none of {len(needles)} secrets",
-        )
-
-
-def _noting(drawn: list[bytes]) -> Callable[[int], bytes]:
-    """The operating system's generator, whose every draw is noted."""
-
-    def random_bytes(count: int) -> bytes:
-        drawn.append(secrets.token_bytes(count))
-        return drawn[-1]
-
-    return random_bytes
-
-
-def _held(client: ClientProtocol) -> Iterator[bytes]:
-    """The secrets that a client holds in an epoch."""
-    epoch = client._epoch
-    if epoch is None:
-        return
-    if epoch.group_key is not None:
-        yield epoch.group_key.reveal()
-    yield from (root.reveal() for root in epoch.keys._roots.values())
-    if isinstance(epoch.keys, ResilientKeys):
-        yield epoch.keys._seed.reveal()
-        yield from (held.row(row) for held in epoch.keys._held.values() for row in range(len(held)))
-
-
-class SecretsInFiles(Attack):
-    """Everything that a run leaves on disk."""
-
-    name = "secrets-in-files"
-    adversary = "whoever gets a run's folder, but for the key files"
-    goal = "Find a key, a seed or a share in a run's logs, events, models, statements, summary, exhibit or report."
-    promises = ("P13",)
-    defences = ("hidden-reprs",)
-
-    def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
-        """Run a federation into a scratch folder, whose clients log all that they hold, as debugging might; search."""
-        drawn: list[bytes] = []
-        needles: set[bytes] = set()
-        send = ClientRunner._send
-
-        async def talkative(self: ClientRunner, effect: Send) -> None:
-            if isinstance(effect.message, MaskedInput) and effect.message.step == 0:
-                needles.update(_held(self._protocol))
-                self._log.debug("holding", sends=repr(effect), client=list(_words(self._protocol)))
-            await send(self, effect)
-
-        with TemporaryDirectory() as scratch, patch.object(ClientRunner, "_send", talkative):
-            run = write_run(Path(scratch), seed=laboratory.seed, random_bytes=_noting(drawn))
-            needles |= {*drawn, *(bytes.fromhex(path.read_text()) for path in run.path.rglob("*.key"))}
-            written = {path.relative_to(run.path): text(data) for path, data in contents(run.path)}
-        long = {secret for secret in needles if len(secret) >= 16}
-        found = {
-            secret: path
-            for secret in long
-            for path, words in written.items()
-            if any(f in words for f in _forms(secret))
-        }
-        return Evidence(
-            measure=f"secrets found in a run's files, of {len(long)}",
-            value=float(len(found)),
-            success=0.0,
-            learned=f"{len(found)} of {len(long)} secrets, in {some(sorted({path.name for path in found.values()}))}"
-            if found
-            else f"nothing: {len(written)} files, {sum(map(len, written.values())):,} characters, hold none of "
-            f"{len(long)} secrets",
-        )
-
-
-def text(data: bytes) -> str:
-    """A file's bytes as characters, one each, and where backslashes were doubled, as in JSON, also without that."""
-    words = data.decode("latin-1")
-    return words + words.replace("\\\\", "\\") if "\\\\" in words else words
-
-
-def _forms(secret: bytes) -> Iterator[str]:
-    """How a secret may be written: as it is, in hexadecimal, base64, as Python shows bytes, as numbers; each end."""
-    for piece in (secret[:16], secret[-16:]):
-        yield from (piece.decode("latin-1"), piece.hex(), base64.b64encode(piece).decode()[:20])
-        yield from (repr(piece)[2:-1], str(list(piece))[1:-1])
-
-
-def _words(item: Any, depth: int = 0) -> Iterator[str]:
-    """What an object and its parts say of themselves."""
-    yield from (repr(item), str(item))
-    if depth < 5:
-        parts = list(vars(item).values()) if hasattr(item, "__dict__") and not isinstance(item, type) else []
-        if isinstance(item, dict):
-            parts += [*item.keys(), *item.values()]
-        elif isinstance(item, list | tuple):
-            parts += list(item)
-        for part in parts:
-            yield from _words(part, depth + 1)
-
-
-def _refusals(federation: Federation, chance: random.Random) -> Iterator[str]:
-    """What parties answer to garbage, and to messages that contradict what they were told, errors' causes included."""
-    plan = federation.plan
-    good = encode_message(Invitation(federation.offer()))
-    later = Offer(0, federation.everybody, bytes(32))
-    told: list[Any] = [
-        Survivors(plan.digest, 0, (0, 1)),
-        Survivors(bytes(32), 0, all_but(federation)),
-        Invitation(later),
-        SealDelivery(plan.digest, ()),
-        Published(plan.digest, 0, federation.everybody, bytes(16)),
-    ]
-    attempts: list[Callable[[], Any]] = []
-    for member, client in enumerate(federation.clients):
-        attempts += [partial(federation.tell, member, message) for message in told]
-        attempts += [partial(client.receive, told[-1], (bytes(3),))]
-        attempts += [partial(client.provide, plan.digest, 0, {"dream": np.zeros(1)})]
-    for data in hostile_messages(good, chance).values():
-        attempts += [partial(decode_to_client, data), partial(decode_to_server, data)]
-    for attempt in attempts:
-        try:
-            said = attempt()
-        except ProtocolError as error:
-            cause: BaseException | None = error
-            while cause is not None:
-                yield f"{cause!r} {cause} {vars(cause)}"
-                cause = cause.__cause__ or cause.__context__
-        else:
-            yield repr(said)
-
-
-# -- time ---------------------------------------------
-
-
-class TimedComparison(Attack):
-    """How long a comparison takes."""
-
-    name = "timed-comparison"
-    adversary = "whoever can measure times"
-    goal = "Learn from the time of a comparison of secrets where they differ."
-    paper = "Kocher, CRYPTO 1996"
-    promises = ("P13",)
-    defences = ("constant-time",)
-
-    def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
-        """Compare long secrets that differ in the first or in the last byte, in turn; medians of paired ratios."""
-        length, pairs = 1 << 16, 301
-        content = laboratory.random(self.name).randbytes(length)
-        secret = Secret(content)
-        early = Secret(bytes([content[0] ^ 1]) + content[1:])
-        late = Secret(content[:-1] + bytes([content[-1] ^ 1]))
-        ratios = []
-        for number in range(pairs):
-            order = (early, late) if number % 2 else (late, early)
-            times = {id(other): _nanoseconds(secret, other) for other in order}
-            ratios.append(times[id(late)] / times[id(early)] - 1)
-        ratios.sort()
-        half = round(1.3 * math.sqrt(pairs))  # ranks of a 99 % interval of the median, free of the distribution
-        interval = (ratios[pairs // 2 - half], ratios[pairs // 2 + half])
-        median = ratios[pairs // 2]
-        return Evidence(
-            measure=f"how much longer a comparison of {length} bytes takes if they differ late, share",
-            value=median,
-            interval=interval,
-            success=0.5,
-            learned=f"a comparison takes {median:.1%} longer where the last byte differs than where the first does",
-        )
-
-
-def _nanoseconds(first: Secret, second: Secret) -> int:
-    started = time.perf_counter_ns()
-    equal = first == second
-    taken = time.perf_counter_ns() - started
-    if equal:
-        raise Stuck("two different secrets compare as equal")
-    return max(1, taken)
 
 
 # -- cost ---------------------------------------------
@@ -717,8 +494,5 @@ ATTACKS: tuple[Attack, ...] = (
     MemoryAfterStep(),
     ProcessMemoryAfterStep(),
     SeizedMidStep(),
-    SecretsInOutput(),
-    SecretsInFiles(),
-    TimedComparison(),
     ExpensiveMessages(),
 )

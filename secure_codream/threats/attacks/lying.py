@@ -37,7 +37,8 @@ from codream_protocols.masks import word_type
 from codream_protocols.specs import VectorSpec
 from codream_protocols.starts import start_rule
 from secure_codream.simulation.in_process import Simulation
-from secure_codream.simulation.wire import UPDATE_SPEC, LaboratoryCourse, Stuck
+from secure_codream.simulation.toy_course import UPDATE_SPEC, LaboratoryCourse
+from secure_codream.simulation.wire import Stuck
 from secure_codream.threats.attacks.dropouts import VICTIM, lockstep
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences

@@ -28,7 +28,8 @@ from codream_protocols.hybrid import KemKey
 from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.masks import add_mask
 from codream_protocols.messages import Advertisement, Seal, SealDelivery, UnmaskShares
-from secure_codream.simulation.wire import Federation, Stuck, of_kind
+from secure_codream.simulation.packets import of_kind
+from secure_codream.simulation.wire import Federation, Stuck
 from secure_codream.threats.attacks.clients import alone
 from secure_codream.threats.attacks.dropouts import lockstep
 from secure_codream.threats.laboratory import adversary

@@ -16,7 +16,7 @@ from codream_protocols.charter import Offer, cuts, derive_plan
 from codream_protocols.client import ClientProtocol
 from codream_protocols.errors import RemoteProtocolError
 from secure_codream.threats.checker.enumerator import Set, constant_on, isolated, readable
-from secure_codream.threats.checker.model_checker import Setting, World
+from secure_codream.threats.checker.world import Setting, World
 
 
 @dataclass(frozen=True)

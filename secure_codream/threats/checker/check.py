@@ -23,8 +23,11 @@ from secure_codream.threats.checker import enumerator, histories
 from secure_codream.threats.checker.blocks import Federation, successions
 from secure_codream.threats.checker.enumerator import Set
 from secure_codream.threats.checker.histories import Histories, Tried
-from secure_codream.threats.checker.model_checker import Explorer, Leak, Setting, World, without
+from secure_codream.threats.checker.model_checker import Explorer
+from secure_codream.threats.checker.node import roots
+from secure_codream.threats.checker.reader import Leak
 from secure_codream.threats.checker.wild_server import WildServer
+from secure_codream.threats.checker.world import Setting, World, without
 
 EXHAUSTIVE_MEMBERS = 5  # with more, only sets of whole blocks are tried on machines, and any sets without cryptography
 
@@ -89,7 +92,7 @@ def check_row(row: Row, client_class: type[ClientProtocol] = ClientProtocol) -> 
     cohorts = [world.everybody] if row.steps > 1 else ()
     set_ups = strategies = 0
     found = ""
-    for set_up in explorer.set_ups(world.roots(), cohorts=cohorts):
+    for set_up in explorer.set_ups(roots(world), cohorts=cohorts):
         set_ups += 1
         for clients in explorer.sequences(set_up.nodes, row.steps):
             strategies += 1
@@ -324,7 +327,7 @@ def _steps(
         world = World(setting, client_class)
         explorer = Explorer(world, uniform=uniform, versions=versions)
         count = 0
-        for set_up in explorer.set_ups(world.roots()):
+        for set_up in explorer.set_ups(roots(world)):
             for _, after in explorer.tellings(set_up.nodes, claims=claims):
                 count += 1
                 leak = explorer.reader.leak(list(after.values()))
@@ -351,7 +354,7 @@ def scattered(claims: int) -> Callable[[type[ClientProtocol]], Tried]:
     def play(client_class: type[ClientProtocol]) -> Tried:
         world = World(_allow(7), client_class)
         explorer = Explorer(world, uniform=True)
-        set_up = next(explorer.set_ups(world.roots(), cohorts=[world.everybody]))
+        set_up = next(explorer.set_ups(roots(world), cohorts=[world.everybody]))
         own: dict[int, Set] = {member: tuple(sorted((0, 6, member or 1))) for member in world.honest}
         nodes = dict(set_up.nodes)
         if claims > 1:  # each first signs what the others are told

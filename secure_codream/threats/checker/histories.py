@@ -39,7 +39,10 @@ from codream_protocols.messages import (
 from codream_protocols.packing import pack
 from codream_protocols.record import Trajectory, head_after
 from secure_codream.threats.checker.enumerator import Set
-from secure_codream.threats.checker.model_checker import Explorer, Leak, Node, Setting, World
+from secure_codream.threats.checker.model_checker import Explorer
+from secure_codream.threats.checker.node import Node, roots
+from secure_codream.threats.checker.reader import Leak
+from secure_codream.threats.checker.world import Setting, World
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Histories:
 
     def search(self) -> Tried:
         """Go through scenes until two clients have learnt different things, or all have been seen."""
-        first = Scene(self.world.roots())
+        first = Scene(roots(self.world))
         seen, pending, learnt = {self._summary(first)}, [first], 0
         while pending:
             scene = pending.pop()
@@ -179,7 +182,10 @@ class Histories:
             return
         some = next(iter(masked.values()))
         assert some.public is not None  # noqa: S101 - in its step
-        told = [self.world.published(some, some.public.members, lie) for lie in ((0, 1) if self.world.played else (0,))]
+        told = [
+            self.world.published(some.machine, some.public.members, lie)
+            for lie in ((0, 1) if self.world.played else (0,))
+        ]
         shelf = list(scene.shelf)
         for message, frames in told:
             public = copy.copy(some.public)
@@ -210,7 +216,7 @@ def lies(world: World, cohort: Set = ()) -> Tried:
     """
     count = 0
     explorer = Explorer(world, uniform=True)
-    for set_up in islice(explorer.set_ups(world.roots(), cohorts=[cohort or world.everybody]), 1):
+    for set_up in islice(explorer.set_ups(roots(world), cohorts=[cohort or world.everybody]), 1):
         stages = [set_up.nodes, *(after for _, after in explorer.tellings(set_up.nodes))]
         some = world.honest[0]  # the others differ in their names alone
         for node in {id(stage[some]): stage[some] for stage in stages if stage[some].chain}.values():
@@ -218,7 +224,9 @@ def lies(world: World, cohort: Set = ()) -> Tried:
             plan, inside = node.public.plan, set(node.public.members)
             sums = [world.plain(plan, one) for one in world.sets]
             sums += [world.plain(plan, inside, 1), world.plain(plan, inside) * 2, world.plain(plan, ())]
-            tags = [world.tag(node, world.plain(plan, one), one) for one in world.summable if set(one) <= inside]
+            tags = [
+                world.tag(node.machine, world.plain(plan, one), one) for one in world.summable if set(one) <= inside
+            ]
             tags += [bytes(16), secrets.token_bytes(16)]
             for members, words, tag in product(world.sets, sums, tags):
                 message = Published(plan.digest, node.public.step, members, tag)
@@ -229,7 +237,7 @@ def lies(world: World, cohort: Set = ()) -> Tried:
                     if took.words != tuple(map(int, world.plain(plan, took.members))):
                         told = f"takes a sum over {took.members} that is not theirs"
                         return Tried(count, Leak("True", told, (after,)))
-                node._after.clear()
+                node.forget()
     return Tried(count)
 
 
@@ -240,7 +248,7 @@ def false_records(world: World, cohort: Set = ()) -> Tried:
     """
     count = 0
     explorer = Explorer(world, uniform=True)
-    for set_up in explorer.set_ups(world.roots(), cohorts=[cohort or world.everybody]):
+    for set_up in explorer.set_ups(roots(world), cohorts=[cohort or world.everybody]):
         for node in set_up.nodes.values():
             if node.public is None:
                 continue
@@ -248,7 +256,7 @@ def false_records(world: World, cohort: Set = ()) -> Tried:
                 public = copy.deepcopy(node.public)
                 while not public.over:
                     words = world.plain(public.plan, public.members, lie)
-                    tag = world.tag(node, words, public.members)
+                    tag = world.tag(node.machine, words, public.members)
                     public.absorb(public.members, pack(words, public.plan.modulus_bits), tag)
                 count += 1
                 votes = _played_votes(world, public)
@@ -266,11 +274,11 @@ def rewritten_records(world: World) -> Tried:
     """
     count = 0
     explorer = Explorer(world, uniform=True)
-    for set_up in islice(explorer.set_ups(world.roots(), cohorts=[world.everybody]), 1):
+    for set_up in islice(explorer.set_ups(roots(world), cohorts=[world.everybody]), 1):
         masked = [node for _, stage in explorer.tellings(set_up.nodes) for node in stage.values() if node.chain]
         for node in masked:
             assert node.public is not None  # noqa: S101 - in a step
-            after_first = node.tell(*world.published(node, node.public.members, 0))
+            after_first = node.tell(*world.published(node.machine, node.public.members, 0))
             if after_first is None or after_first.public is None or after_first.public.step == 0:
                 continue
             node, seen = after_first, after_first.public
@@ -279,7 +287,7 @@ def rewritten_records(world: World) -> Tried:
             while not public.over:
                 words = world.plain(public.plan, public.members, 1)
                 frame = pack(words, public.plan.modulus_bits)
-                public.absorb(public.members, frame, world.tag(node, words, public.members))
+                public.absorb(public.members, frame, world.tag(node.machine, words, public.members))
             statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
             told = SignedBy(other, world.signers[other].sign("vote", *statement))
             for there in (node, node.restart()):
@@ -300,9 +308,9 @@ def framed(world: World) -> Tried:
     count = 0
     nodes: dict[int, Node] = {}
     explorer = Explorer(world, uniform=True)
-    for member, node in world.roots().items():
-        nodes[member] = explorer._invitations(node, 0, [world.everybody])[0][1]
-    sealed = {member: explorer._advertisements(node, nodes)[0][1] for member, node in nodes.items()}
+    for member, node in roots(world).items():
+        nodes[member] = explorer.invitations(node, 0, [world.everybody])[0][1]
+    sealed = {member: explorer.advertisements(node, nodes)[0][1] for member, node in nodes.items()}
     for member, node in sealed.items():
         for other, theirs in sealed.items():
             if other == member:
@@ -331,8 +339,8 @@ def framed(world: World) -> Tried:
 def impersonated(world: World) -> Tried:
     """Play everybody else towards one client, with keys of the server's own making."""
     explorer = Explorer(world)
-    root = world.roots()[0]
-    node = explorer._invitations(root, 0, [world.everybody])[0][1]
+    root = roots(world)[0]
+    node = explorer.invitations(root, 0, [world.everybody])[0][1]
     plan = node.machine.plan
     assert plan is not None  # noqa: S101 - invited
     seats = {member: world.seat(plan, member, 0) for member in world.everybody if member != 0}
@@ -340,16 +348,14 @@ def impersonated(world: World) -> Tried:
     after = node.tell(Advertisements(plan.digest, tuple(items)))
     if after is None:
         return Tried(1)
-    shown = after.tell(SealDelivery(plan.digest, tuple(seat.seal(after) for seat in seats.values())))
+    shown = after.tell(SealDelivery(plan.digest, tuple(seat.seal(after.machine) for seat in seats.values())))
     return Tried(1, None if shown is None else explorer.reader.leak([shown]))
 
 
 def two_values(world: World) -> Tried:
     """Let a colluder seal another value for one client than it committed to: the start would be its choice."""
     explorer = Explorer(world, uniform=True)
-    invited = {
-        member: explorer._invitations(node, 0, [world.everybody])[0][1] for member, node in world.roots().items()
-    }
+    invited = {member: explorer.invitations(node, 0, [world.everybody])[0][1] for member, node in roots(world).items()}
     sealed, _ = _through(explorer, invited)
     count = 0
     for node in sealed.values():
@@ -363,7 +369,7 @@ def two_values(world: World) -> Tried:
                 seal = next(item for item in message.items if item.member == node.member)
                 items.append(Seal(sender, seal.kem, seal.ciphertext, seal.signature))
             elif sender in world.played:
-                items.append(world.seat(epoch.plan, sender, 0).seal(node, value=secrets.token_bytes(32)))
+                items.append(world.seat(epoch.plan, sender, 0).seal(node.machine, value=secrets.token_bytes(32)))
         count += 1
         after = node.tell(SealDelivery(epoch.plan.digest, tuple(items)))
         if after is not None and after.chain:
@@ -374,9 +380,7 @@ def two_values(world: World) -> Tried:
 def copied_keys(world: World) -> Tried:
     """Let a colluder advertise an honest member's mask keys as its own, and tell all clients every set."""
     explorer = Explorer(world, uniform=True)
-    invited = {
-        member: explorer._invitations(node, 0, [world.everybody])[0][1] for member, node in world.roots().items()
-    }
+    invited = {member: explorer.invitations(node, 0, [world.everybody])[0][1] for member, node in roots(world).items()}
     plan, copied, last = invited[0].machine.plan, invited[0].advertisement, world.played[-1]
     assert plan is not None  # noqa: S101 - invited
     seat = world.seat(plan, last, 0)
@@ -398,17 +402,15 @@ def replays(world: World) -> Tried:
     Nothing that was not sent before may come out, but for greetings: what is told to all of them comes once.
     """
     explorer = Explorer(world, uniform=True)
-    count, nodes = 0, world.roots()
+    count, nodes = 0, roots(world)
     for epoch in (0, 1):
-        invited = {
-            member: explorer._invitations(node, epoch, [world.everybody])[0][1] for member, node in nodes.items()
-        }
+        invited = {member: explorer.invitations(node, epoch, [world.everybody])[0][1] for member, node in nodes.items()}
         sealed, masked = _through(explorer, invited)
         answered = next(iter(explorer.tellings(masked)))[1]
         ended = {}
         for member, node in answered.items():
             assert node.public is not None  # noqa: S101 - in its step
-            after = node.tell(*world.published(node, node.public.members))
+            after = node.tell(*world.published(node.machine, node.public.members))
             assert after is not None  # noqa: S101 - a sum that fits
             ended[member] = node.restart() if epoch == 0 else after
         for stage in (invited, sealed, masked, answered, ended):
@@ -434,12 +436,12 @@ def asked_too_often(setting: Setting, client_class: type[ClientProtocol], *, rou
     """
     world = World(setting, client_class)
     explorer = Explorer(world, uniform=True)
-    nodes = world.roots()
+    nodes = roots(world)
     policy, count, epoch, joined, since = setting.policy, 0, 0, 0, 0
     for number in range(rounds):
         invited = {}
         for member, node in nodes.items():
-            menu = explorer._invitations(node, epoch, [world.everybody])
+            menu = explorer.invitations(node, epoch, [world.everybody])
             invited[member] = menu[0][1] if menu else node
         count += 1
         one = invited[0]
@@ -462,7 +464,7 @@ def asked_too_often(setting: Setting, client_class: type[ClientProtocol], *, rou
             if plan is None:
                 continue
             if kind == 0 and node.public is not None:
-                message, frames = world.published(node, node.public.members, 0)
+                message, frames = world.published(node.machine, node.public.members, 0)
                 told = node.tell(msgspec.structs.replace(message, tag=bytes(16)), frames)
                 nodes[member] = told or node
             elif kind == 1:
@@ -484,12 +486,10 @@ def asked_too_often(setting: Setting, client_class: type[ClientProtocol], *, rou
 def asked_at_old_heads(world: World) -> Tried:
     """After a certificate, offer an epoch at the head before it: who joins goes on at another history than its own."""
     explorer = Explorer(world, uniform=True)
-    invited = {
-        member: explorer._invitations(node, 0, [world.everybody])[0][1] for member, node in world.roots().items()
-    }
+    invited = {member: explorer.invitations(node, 0, [world.everybody])[0][1] for member, node in roots(world).items()}
     _, masked = _through(explorer, invited)
     voted = {
-        member: node.tell(*world.published(node, node.public.members)) or node
+        member: node.tell(*world.published(node.machine, node.public.members)) or node
         for member, node in masked.items()
         if node.public is not None
     }
@@ -524,7 +524,7 @@ def refused_by_policy(client_class: type[ClientProtocol]) -> Tried:
     }
     for count, (name, policy) in enumerate(forbidden.items(), 1):
         world = World(Setting("lockstep", 3, steps=2, policy=policy), client_class)
-        node = world.roots()[0]
+        node = roots(world)[0]
         after = node.tell(Invitation(Offer(0, world.everybody, node.machine.head)))
         if after is not None and after.machine.plan is not None:
             return Tried(count, Leak("Budget", f"joins an epoch beyond its policy's {name}", (after,)))
@@ -534,7 +534,7 @@ def refused_by_policy(client_class: type[ClientProtocol]) -> Tried:
 def _through(explorer: Explorer, invited: Mapping[int, Node]) -> tuple[dict[int, Node], dict[int, Node]]:
     """A set-up as an honest server runs it: clients that have sealed, and those that have masked."""
     sealed = {
-        member: menu[0][1] for member, node in invited.items() if (menu := explorer._advertisements(node, invited))
+        member: menu[0][1] for member, node in invited.items() if (menu := explorer.advertisements(node, invited))
     }
-    masked = {member: menu[0][1] for member, node in sealed.items() if (menu := explorer._deliveries(node, sealed))}
+    masked = {member: menu[0][1] for member, node in sealed.items() if (menu := explorer.deliveries(node, sealed))}
     return sealed, masked

@@ -59,7 +59,8 @@ from codream_protocols.packing import packed_size
 from codream_protocols.ring import modulus_bits_for
 from codream_protocols.server import Phase, ServerProtocol
 from codream_protocols.specs import DIGIT_BITS
-from secure_codream.simulation.wire import Federation, Packet
+from secure_codream.simulation.packets import Packet
+from secure_codream.simulation.wire import Federation
 
 if TYPE_CHECKING:
     from secure_codream.threats.checker.check import Findings

@@ -2,7 +2,7 @@
 
 It favours messages that a client can take, so that epochs come to their end, and mixes in replays of everything it ever
 said to anybody, other sets, other heads, forged sums, records, certificates, crashes, epochs begun anew. At the end
-all that came out of the clients is judged as a whole, as in `model_checker`.
+all that came out of the clients is judged as a whole by the `reader`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from codream_protocols.packing import pack
 from codream_protocols.record import Trajectory
 from secure_codream.threats.checker.enumerator import Set
 from secure_codream.threats.checker.histories import Tried
-from secure_codream.threats.checker.model_checker import Explorer, Leak, Node, World
+from secure_codream.threats.checker.model_checker import Explorer
+from secure_codream.threats.checker.node import Node, roots
+from secure_codream.threats.checker.reader import Leak
+from secure_codream.threats.checker.world import World
 
 Said = tuple[ToClient, tuple[bytes, ...]]
 
@@ -48,7 +51,7 @@ class WildServer:
 
     def __init__(self, world: World, seed: int) -> None:
         self.world, self._random = world, Random(seed)  # noqa: S311 - an attacker's choices
-        self.nodes: dict[int, Node] = world.roots()
+        self.nodes: dict[int, Node] = roots(world)
         self._explorer = Explorer(world, uniform=True)
         self._said: list[Said] = []
         self._shelf: dict[bytes, Trajectory] = {}
@@ -116,9 +119,9 @@ class WildServer:
         elif state is State.ADVERTISED:
             sets = self.world.summable
             chosen = node.machine.plan.cohort if node.machine.plan and self._random.random() < 0.9 else None
-            self._explore(node, self._explorer._advertisements(node, self.nodes, [chosen or self._random.choice(sets)]))
+            self._explore(node, self._explorer.advertisements(node, self.nodes, [chosen or self._random.choice(sets)]))
         elif state is State.SEALED:
-            self._explore(node, self._explorer._deliveries(node, self.nodes))
+            self._explore(node, self._explorer.deliveries(node, self.nodes))
         elif state is State.VOTED:
             vote = node.machine._vote
             if vote is not None:
@@ -207,11 +210,11 @@ class WildServer:
             self._lies[place] = self._random.choice((0, 0, 0, 0, 0, 0, 0, 1))
         lie = self._lies[place]
         if self.world.played or not lie:
-            self._tell(node, *self.world.published(node, members, lie))
+            self._tell(node, *self.world.published(node.machine, members, lie))
             return
         others = self._random.choice(sets)
         words = self.world.plain(public.plan, members, lie)
-        tag = self.world.tag(node, self.world.plain(public.plan, others), others)
+        tag = self.world.tag(node.machine, self.world.plain(public.plan, others), others)
         message = Published(public.plan.digest, public.step, members, tag)
         self._tell(node, message, (pack(words, public.plan.modulus_bits),))
 
@@ -233,7 +236,7 @@ class WildServer:
         if after is not None:
             self.taken += 1
             self._set(after)
-        node._after.clear()
+        node.forget()
         return after is not None
 
     def _set(self, node: Node) -> None:

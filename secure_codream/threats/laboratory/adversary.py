@@ -37,7 +37,8 @@ from codream_protocols.messages import (
 from codream_protocols.packing import pack, unpack
 from codream_protocols.resilient import ResilientKeys
 from codream_protocols.tag import TagKey, tag_bytes, tag_number
-from secure_codream.simulation.wire import Federation, Packet, Stuck
+from secure_codream.simulation.packets import Packet
+from secure_codream.simulation.wire import Federation, Stuck
 
 Words = np.ndarray[Any, Any]
 

@@ -32,7 +32,7 @@ from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import read_federation
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.keys import KeyFileError, read_public_key
-from secure_codream.simulation.wire import PERMISSIVE, Federation, LaboratoryCourse
+from secure_codream.simulation.wire import PERMISSIVE, Federation
 from secure_codream.threats.laboratory.defences import Defences, Inapplicable
 from secure_codream.threats.laboratory.switches import weakened
 
@@ -197,7 +197,7 @@ class Laboratory:
     def _as_agreed(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The cohort's own arguments of a federation, where `options` do not give others."""
         cohort, charter = self.cohort, self.cohort.charter
-        policy = cohort.policy and _of_the_toy(cohort.policy)
+        policy = cohort.policy and of_the_toy(cohort.policy)
         agreed: dict[str, Any] = {"members": cohort.clients, "policy": policy}
         if charter is None:
             return {**agreed, **cohort.settings}
@@ -219,10 +219,7 @@ class Laboratory:
             raise Inapplicable(f"{reason}; the settings leave no room for this attack")
 
 
-def _of_the_toy(policy: Policy) -> Policy:
+def of_the_toy(policy: Policy) -> Policy:
     """A client's policy, without what concerns the course: a toy takes that course's place."""
     limits = ("most_steps", "most_total_steps", "most_coordinates", "least_noise", "most_rho")
     return msgspec.structs.replace(policy, **{name: getattr(PERMISSIVE, name) for name in limits})
-
-
-__all__ = ["Cohort", "Laboratory", "LaboratoryCourse", "cohort_of"]

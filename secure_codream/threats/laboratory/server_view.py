@@ -17,7 +17,8 @@ from codream_protocols.charter import even_blocks
 from codream_protocols.encoding import decode
 from codream_protocols.messages import MaskedInput
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.simulation.wire import LaboratoryCourse, Stuck
+from secure_codream.simulation.toy_course import LaboratoryCourse
+from secure_codream.simulation.wire import Stuck
 from secure_codream.threats.laboratory.adversary import masked_input
 from secure_codream.threats.laboratory.defences import Defences
 from secure_codream.threats.laboratory.laboratory import Laboratory
