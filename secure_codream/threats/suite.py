@@ -34,7 +34,9 @@ from secure_codream.threats.promises import BY_KEY
 FAMILIES: Mapping[str, str] = {
     "dropouts": "Server lies about dropouts",
     "enrolment": "Server in the set-up",
+    "charters": "Charters, offers and cohorts",
     "broadcasts": "Server in the broadcast",
+    "certificates": "Votes, certificates and records",
     "network": "Network",
     "floods": "Floods and sizes",
     "clients": "Clients",

@@ -17,7 +17,17 @@ from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.switches import RULES, SWITCHES
 from secure_codream.threats.suite import Entry, prove
 
-IN_MEMORY = ("dropouts", "enrolment", "broadcasts", "clients", "implementation", "leaks", "peers")
+IN_MEMORY = (
+    "dropouts",
+    "enrolment",
+    "charters",
+    "broadcasts",
+    "certificates",
+    "clients",
+    "implementation",
+    "leaks",
+    "peers",
+)
 MODULES = {family: importlib.import_module(f"secure_codream.threats.attacks.{family}") for family in IN_MEMORY}
 BY_NAME = {
     attack.name: Entry(attack, family, getattr(module, "SWITCHES", {}))

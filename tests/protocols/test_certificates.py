@@ -31,7 +31,7 @@ from codream_protocols.server import Phase
 from secure_codream.simulation.snapshots import snapshot
 from secure_codream.simulation.toy_course import LaboratoryCourse
 from secure_codream.simulation.wire import Federation
-from secure_codream.threats.attacks.broadcasts import votes_of
+from secure_codream.threats.attacks.certificates import votes_of
 from secure_codream.threats.laboratory.adversary import agree_and_answer, altered, said, told_group_key
 from secure_codream.threats.laboratory.switches import SWITCHES, without
 

@@ -26,7 +26,7 @@ from codream_protocols.messages import MaskedInput
 from codream_protocols.server import ServerProtocol
 from secure_codream.simulation.toy_course import LaboratoryCourse
 from secure_codream.simulation.wire import Federation, make_charter
-from secure_codream.threats.attacks.enrolment import CHANGES, changed_world
+from secure_codream.threats.attacks.charters import CHANGES, changed_world
 from secure_codream.threats.laboratory.switches import SWITCHES
 
 CHARTER = make_charter(9, mode="resilient", colluders=1)
