@@ -300,8 +300,8 @@ MUTANTS = (
     text(
         "control characters are shown",
         C + "words.py",
-        'return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)',
-        "return cut",
+        '"".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)',
+        "text",
         "tests/clients/test_words.py",
         finding="F13",
     ),

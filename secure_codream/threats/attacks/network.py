@@ -488,7 +488,7 @@ def _of_beats(net: Network) -> tuple[Sequence[tuple[Any, ...]], Callable[[], int
 
 def _of_refusals(net: Network) -> tuple[Sequence[tuple[Any, ...]], Callable[[], int]]:
     refusal = Refusal("policy", "x" * 500, "y" * 500)
-    return [(refusal,)] * FLOOD, lambda: len([event for event in net.of("refused") if event["by"] == "client"])
+    return [(refusal,)] * FLOOD, _calls(net.server, "_on_refusal")
 
 
 def _of_records(net: Network) -> tuple[Sequence[tuple[Any, ...]], Callable[[], int]]:
