@@ -42,9 +42,12 @@ class Appended:
         """Append whole lines. Raises `OSError`."""
         self._open()
         content = memoryview(b"\n" * self._torn + text.encode())
-        while content:
-            content = content[os.write(self._descriptor, content) :]
-            self._torn = bool(content)
+        try:
+            while content:
+                content = content[os.write(self._descriptor, content) :]
+                self._torn = bool(content)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None  # it is said which file
 
     def flush(self) -> None:
         """Nothing waits."""
@@ -78,9 +81,11 @@ class EventLog:
     def __call__(self, event: dict[str, Any]) -> None:
         """Write one event with its time; a number that is not finite becomes null, since JSON has none."""
         written = _finite({"time": time.time(), **event})
-        self._file.write(json.dumps(written, allow_nan=False) + "\n")
-        self._file.flush()
-        self._watch(written)
+        try:
+            self._file.write(json.dumps(written, allow_nan=False) + "\n")
+            self._file.flush()
+        finally:
+            self._watch(written)  # a screen is not a disk
 
 
 def never_fails(watch: Callable[[dict[str, Any]], object] | None) -> Callable[[dict[str, Any]], None]:

@@ -520,8 +520,10 @@ def test_events_that_cannot_be_written_go_to_standard_error_and_end_nothing(
         (folder / "events.jsonl").mkdir()  # also for who may write everything
     else:
         (folder / "events.jsonl").symlink_to("/dev/full")
+    shown: list[dict[str, Any]] = []
     with pytest.raises(AggregationFailed, match=r"0 of 3 clients"):  # as in any other federation that nobody joins
-        run_server(folder, listen="tcp://127.0.0.1:*")
+        run_server(folder, listen="tcp://127.0.0.1:*", watch=shown.append)
+    assert [event["event"] for event in shown][:2] == ["exposure", "federation_started"]  # the screen goes on, too
     told = capfd.readouterr().err
     assert "the event log cannot be written" in told and "Lockstep" in told and "federation_started" in told
 
