@@ -30,6 +30,7 @@ from secure_codream.deployment.keys import KeyFileError
 from secure_codream.experiment_commands import audit, compare, report, sweep
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
+from secure_codream.reports.words import counted
 
 app = typer.Typer(
     name="secure-codream",
@@ -245,9 +246,9 @@ def _client_line(event: dict[str, Any]) -> str | None:
         case "warm-up":
             return f"beginning with {event['model']}" if event["model"] else None
         case "resume":
-            return f"going on with {event['model']}, which has learnt {event['certified']} epochs"
+            return f"going on with {event['model']}, which has learnt {counted(event['certified'], 'epoch')}"
         case "prepared":
-            return "ready for the rounds"
+            return "ready for the rounds; waiting for the server and the others"
         case "silence":
             return f"no word from {event['address'] or 'the server'} for {event['seconds']} s; asking again"
         case "certified":
@@ -306,9 +307,15 @@ def verify(
     names = ", ".join(verified.members)
     say(screen, f"Federation {verified.federation}, charter {verified.charter}")
     say(screen, f"Members: {names}")
-    screen.print(f"Roster signed by {verified.administrator}; compare it with the administrator's.", soft_wrap=True)
+    known = "which is the key given" if administrator else "compare it with the administrator's"
+    screen.print(f"Roster signed by {verified.administrator}; {known}.", soft_wrap=True)
+    if verified.earlier:
+        say(screen, f"It follows charter {verified.follows}, which had certified {counted(verified.earlier, 'epoch')}.")
     votes = ", ".join(map(str, verified.votes)) or "none"
-    screen.print(f"{verified.epochs} epochs verified; votes of {votes} members.", soft_wrap=True)
+    planned = verified.planned - verified.earlier
+    screen.print(
+        f"{verified.epochs} of {counted(planned, 'epoch')} verified; votes of {votes} members.", soft_wrap=True
+    )
     screen.print(f"Head: {verified.head}", soft_wrap=True)
     screen.print("Compare the head with a member's: whoever has the same one has the same history.", soft_wrap=True)
 

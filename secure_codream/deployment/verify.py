@@ -42,6 +42,9 @@ class Verified:
         epochs: how many epochs are certified in it.
         votes: for each of them, how many members have voted for it.
         head: the digest of it all, 64 hexadecimal digits: who has the same head has the same record.
+        planned: how many epochs the charter's course has, those of predecessors counted.
+        earlier: how many epochs its predecessors had certified.
+        follows: the digest of the charter that it follows, 64 hexadecimal digits; empty for a first one.
         successor: what a charter that follows this one has under `[predecessor]`.
     """
 
@@ -52,6 +55,9 @@ class Verified:
     epochs: int
     votes: tuple[int, ...]
     head: str
+    planned: int
+    earlier: int
+    follows: str
     successor: dict[str, Any]
 
 
@@ -108,7 +114,7 @@ def verify_record(
             head = after
     except (ProtocolError, OSError) as error:
         hint = "; or charter.json was changed" if len(begun) == 1 else ""
-        raise RecordRefused(f"{begun[-1]}: {error}{hint}") from error
+        raise RecordRefused(f"{begun[-1]}: damaged or altered: {error}{hint}") from error
     return Verified(
         federation=roster.federation,
         administrator=signer.hex(),
@@ -117,6 +123,9 @@ def verify_record(
         epochs=len(files),
         votes=tuple(votes),
         head=head.hex(),
+        planned=course.epochs,
+        earlier=first,
+        follows="" if charter.predecessor is None else charter.predecessor.charter.hex(),
         successor=_hexadecimal(msgspec.structs.asdict(successor_of(charter, roster, head, first + len(files)))),
     )
 

@@ -44,6 +44,9 @@ def test_whole_record_verifies(finished: tuple[SmallFederation, Path]) -> None:
         epochs=3,
         votes=(3, 3, 3),
         head=federation.server.head.hex(),
+        planned=3,
+        earlier=0,
+        follows="",
         successor={
             "charter": federation.charter.digest.hex(),
             "head": federation.server.head.hex(),
@@ -196,7 +199,7 @@ def test_command_ends_with_0_and_shows_what_to_compare(finished: tuple[SmallFede
     federation, folder = finished
     code, out, _ = command(folder.parent.parent)
     assert code == 0
-    for found in (federation.server.head.hex(), ADMINISTRATOR.public.hex(), "client-2", "3 epochs verified"):
+    for found in (federation.server.head.hex(), ADMINISTRATOR.public.hex(), "client-2", "3 of 3 epochs verified"):
         assert found in out
 
 
