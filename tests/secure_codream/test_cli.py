@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from codream_clients.journal import JournalDamaged
 from codream_protocols.errors import AggregationFailed, PolicyViolation
-from secure_codream import cli
+from secure_codream import cli, command_parts
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if not command.hidden]
 
@@ -189,7 +189,7 @@ def test_words_of_strangers_on_the_screen_move_no_cursor_and_become_no_picture(
     )
     line = cli._client_line({"event": "silence", "address": "tcp://\x1b[31m:skull:", "seconds": 3})
     assert line is not None
-    cli._print(cli._console(), line)
+    command_parts.say(command_parts.console(), line)
     assert capsys.readouterr().out == "no word from tcp://\\x1b[31m:skull: for 3 s; asking again\n"
 
 
