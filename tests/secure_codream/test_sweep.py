@@ -55,8 +55,8 @@ def test_names_say_method_and_budget() -> None:
     ("tables", "message"),
     [
         ({"privacy": {"epsilon": 3}}, r"privacy\.epsilon: found it beside \[sweep\]"),
-        ({"privacy": {"epsilom": 3}}, r"found the key 'epsilom'"),
-        ({"privacy": {"lr": -1}}, r"lr is -1"),
+        ({"privacy": {"epsilom": 3}}, r"epsilom: found 3; there is no such key"),
+        ({"privacy": {"lr": -1}}, r"lr: found -1"),
         (
             {"sweep": {"epsilons": [0]}},
             r"^flags: sweep\.epsilons\.0: 0 is no budget; allowed are numbers",
