@@ -60,7 +60,7 @@ class AuditTable(Table):
 
 
 class AuditConfig(Table):
-    """The whole file."""
+    """The whole of an audit's file."""
 
     audit: AuditTable = AuditTable()
     data: SourceTable = SourceTable()

@@ -14,7 +14,7 @@ from secure_codream.configuration.reading import DIGEST, REFERENCE, PartyName, T
 
 
 class DataTable(Table):
-    """`[data]` of a client: where its images are, and which of them it takes.
+    """`[data]`: where a client's images are, and which of them it takes.
 
     The source is split among `clients`, and this client takes one part; with one client, the default, it takes all.
     Relative paths start at the folder where the process was started.
@@ -72,7 +72,7 @@ class DataTable(Table):
 
 
 class PolicyTable(Table):
-    """`[policy]` of a client: what it permits, whatever the charter says.
+    """`[policy]`: what a client permits, whatever the charter says.
 
     What is not given is as strict as the default, or as the charter.
     """
@@ -112,7 +112,7 @@ class PolicyTable(Table):
 
 
 class BudgetTable(Table):
-    """`[budget]` of a client: the most that all its training may cost its records, whatever a federation plans.
+    """`[budget]`: the most that all a client's training may cost its records, whatever a federation plans.
 
     With it, the client takes part in federations with `[privacy]` alone.
     """

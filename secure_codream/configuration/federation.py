@@ -58,7 +58,7 @@ class FederationTable(Table):
     rounds: Annotated[
         int, Field(ge=1, le=100_000), doc("rounds, in each of which something is learnt; the course sums has one")
     ] = 4
-    seed: Annotated[int, Field(ge=0, lt=1 << 32), doc("of the model that all parties train alike")] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32), doc("of the adaptive student, which all parties train alike")] = 0
 
     @field_validator("course")
     @classmethod
@@ -111,7 +111,7 @@ Layout = tuple[tuple[str, tuple[Annotated[int, Ge(1), Le(MAX_COORDINATES)], ...]
 
 
 class AveragingTable(Averaging):
-    """`[averaging]` of a course that averages parameters."""
+    """`[averaging]`: what a course that averages parameters needs."""
 
     model: Annotated[str, doc("everybody's architecture")] = "cnn2"
     layout: Annotated[Layout | None, doc("its parameters' names and shapes; `provision` works it out")] = None
@@ -121,7 +121,7 @@ class AveragingTable(Averaging):
 
 
 class FastTable(Fast):
-    """`[fast]` of CoDream-fast."""
+    """`[fast]`: what CoDream-fast asks of its generator."""
 
     layout: Annotated[Layout | None, doc("the generator's parameters; `provision` works it out")] = None
     adversarial_from: Annotated[
@@ -140,7 +140,7 @@ class NumbersTable(Table):
 
 
 class SumsTable(Table):
-    """`[sums]` of the course of that name."""
+    """`[sums]`: what the course of that name adds up."""
 
     vectors: Annotated[dict[str, dict[str, NumbersTable]], doc("the vectors to sum: name, block, what it holds")]
     norm: Annotated[
@@ -182,7 +182,7 @@ class AggregationTable(Table):
 
 
 class PredecessorTable(Table):
-    """`[predecessor]` of a charter that follows another: `secure-codream verify RECORD --successor` writes it."""
+    """`[predecessor]`: the charter that this one follows; `secure-codream verify RECORD --successor` writes it."""
 
     charter: Annotated[str, Field(pattern=DIGEST), doc("the digest of the charter that ended")]
     head: Annotated[str, Field(pattern=DIGEST), doc("its last head")]

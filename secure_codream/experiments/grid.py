@@ -152,7 +152,7 @@ class CompareTable(Table):
 
 
 class SourceTable(Table):
-    """`[data]`: what is dealt out. The keys are a client's, but for those that `[compare]` stands for."""
+    """`[data]`: what is dealt out; `[compare]` and its partitions stand for the other keys of a client's."""
 
     source: Annotated[str, doc("as in a client's `[data]`")] = "digits"
     root: Annotated[Path | None, doc("the folder where torchvision's sets lie; no part of a cell's digest")] = None
@@ -193,7 +193,7 @@ class CommunicationTable(Table):
 
 
 class CompareConfig(Table):
-    """The whole of a comparison's, or a sweep's, file."""
+    """The whole of a comparison's file, or of a sweep's."""
 
     compare: CompareTable = CompareTable()
     data: SourceTable = SourceTable()

@@ -52,7 +52,7 @@ class SweepTable(BaseModel):
         tuple[Annotated[float | Literal["none"], PlainValidator(_budget)], ...],
         BeforeValidator(_listed),
         Field(min_length=1),
-        doc('budgets of a record; "none" takes the method without privacy'),
+        doc('budgets of a record, each above 0; "none" takes the method without privacy'),
     ] = (1.0, 2.0, 4.0, 8.0, 16.0, "none")
     methods: Annotated[
         tuple[Method, ...], BeforeValidator(_listed), Field(min_length=1), doc("what is run under each budget")
