@@ -1,8 +1,4 @@
-"""The command line.
-
-Exit codes: 0 done; 1 the federation failed, or what was checked does not hold; 2 wrong usage or configuration, a client
-that is running already included; 3 a key, roster or signature was refused; 130 interrupted.
-"""
+"""The command line; `EXIT_CODES` says what its commands return."""
 
 from __future__ import annotations
 
@@ -65,23 +61,38 @@ Out = Annotated[Path, typer.Option(help="Where the run's folder is made.")]
 Json = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
 
 
+EXIT_CODES = {
+    0: "done",
+    1: "the federation failed or was refused, or what was checked does not hold",
+    2: "wrong usage or configuration, or a client that is running already",
+    3: "a key, a roster or a signature was refused",
+    130: "interrupted",
+}
+
+
 def main() -> None:
     """Run the command line; errors a person can mend are one line on standard error, without a traceback."""
     try:
         app()
-    except (ConfigError, RecordError, ValueError) as error:
-        _fail(str(error), 3 if isinstance(error, KeyFileError) else 2)
-    except (RosterRefused, BadSignature, UnknownIdentity) as error:
-        _fail(str(error), 3)
-    except (JournalBusy, JournalMismatch) as error:
-        _fail(str(error), 2)
-    except (ProtocolError, RuntimeError) as error:
-        _fail(str(error), 1)
     except OSError as error:  # a folder that cannot be written, a full disk, an address that is taken
         place = f"{error.filename}: " if error.filename is not None else ""
-        _fail(f"{place}{error.strerror or error}", 1)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        _fail("interrupted", 130)
+        _fail(f"{place}{error.strerror or error}", exit_code(error))
+    except (RecordError, ValueError, ProtocolError, RuntimeError) as error:
+        _fail(str(error), exit_code(error))
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        _fail("interrupted", exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """What a command returns that ends with this error, which `main` takes."""
+    match error:
+        case KeyFileError() | RosterRefused() | BadSignature() | UnknownIdentity():
+            return 3
+        case RecordError() | ValueError() | JournalBusy() | JournalMismatch():
+            return 2
+        case KeyboardInterrupt() | asyncio.CancelledError():
+            return 130
+    return 1
 
 
 def _fail(text: str, code: int) -> NoReturn:

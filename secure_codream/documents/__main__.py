@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from secure_codream.documents import configuration
+from secure_codream.documents import configuration, errors
 
-PAGES = {"configuration.md": configuration.page}
+PAGES = {"configuration.md": configuration.page, "errors.md": errors.page}
 
 
 def write(folder: Path) -> None:

@@ -1,0 +1,144 @@
+"""Pages for people: links lead somewhere, every error and word is there, and exit codes are what commands return."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import codream_clients
+import codream_protocols
+import codream_server
+import secure_codream
+from codream_clients.journal import JournalBusy, JournalDamaged, JournalError, JournalMismatch
+from codream_protocols.errors import (
+    AggregationFailed,
+    BadSignature,
+    CharterRefused,
+    ProtocolError,
+    RosterRefused,
+    UnknownIdentity,
+)
+from codream_server.record_folder import RecordFolderRefused
+from secure_codream import cli
+from secure_codream.cli import EXIT_CODES, exit_code
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.deployment.keys import KeyFileError
+from secure_codream.documents.errors import OUTSIDE, all_errors
+from secure_codream.reports.files import RecordError
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")])
+NARROW = ("configuration", "errors", "glossary", "releasing", "SECURITY", "CONTRIBUTING", "pull_request_template")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if not target.startswith(("http://", "https://", "mailto:", "#")):
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem in NARROW], ids=lambda page: page.stem)
+def test_lines_are_of_120_characters_at_most(page: Path) -> None:
+    assert [line for line in text_of(page).splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
+# -- errors ---------------------------------------------
+
+
+def test_every_typed_error_is_on_the_page() -> None:
+    for package in (codream_protocols, codream_clients, codream_server, secure_codream):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    page = text_of(ROOT / "docs" / "errors.md")
+    for kind in all_errors():
+        if kind is not ProtocolError:
+            assert f"| `{kind.code}` | `{kind.__name__}` |" in page
+            assert kind.__doc__, kind
+
+
+def test_a_code_is_of_one_error_and_those_derived_from_it() -> None:
+    codes = [kind.code for kind in all_errors() if "code" in vars(kind)]
+    assert len(set(codes)) == len(codes)
+    shared = {kind.__name__: kind.code for kind in all_errors() if "code" not in vars(kind)}
+    assert shared == {
+        "SealDoesNotOpen": "share",
+        "JournalBusy": "journal",
+        "JournalDamaged": "journal",
+        "JournalMismatch": "journal",
+    }
+    assert set(OUTSIDE) == {JournalError, RecordFolderRefused}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (RecordError("x"), 2),
+        (ValueError("x"), 2),
+        (JournalBusy("x", "y"), 2),
+        (JournalMismatch("x", "y"), 2),
+        (JournalDamaged("x", "y"), 1),
+        (CharterRefused("x", "y"), 1),
+        (AggregationFailed("x", "y"), 1),
+        (RuntimeError("x"), 1),
+        (PermissionError(13, "x", "y"), 1),
+        (KeyFileError("x"), 3),
+        (RosterRefused("x", "y"), 3),
+        (BadSignature("x", "y"), 3),
+        (UnknownIdentity("x", "y"), 3),
+        (KeyboardInterrupt(), 130),
+        (asyncio.CancelledError(), 130),
+    ],
+)
+def test_errors_end_a_command_with_their_code(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code == exit_code(error) and code in EXIT_CODES
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("secure-codream: ")
+
+
+def test_no_command_ends_with_another_code() -> None:
+    tree = ast.parse(text_of(Path(str(cli.__file__))))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_fail"]
+    given = {node.args[1].value for node in calls if isinstance(node.args[1], ast.Constant)}
+    assert given <= set(EXIT_CODES)
+
+
+# -- words ---------------------------------------------
+
+WORDS = """epoch round step batch dream cohort roster block charter head chain vote certificate survivor colluder
+lockstep resilient tag transcript warm-up teacher student offer plan policy course mask seal member mode record journal
+ledger"""
+
+
+def test_the_glossary_has_the_words_in_order() -> None:
+    text = text_of(ROOT / "docs" / "glossary.md")
+    words = re.findall(r"^- \*\*([^*]+)\*\*: ", text, re.MULTILINE)
+    assert words == sorted(words, key=str.casefold) and len(set(words)) == len(words)
+    assert {*WORDS.split(), "soft label"} <= {word.lower() for word in words} | {"epoch"}
+    assert "*training epoch*" in text and "*protocol epoch*" in text
+
+
+def test_settings_that_count_training_epochs_are_named_so() -> None:
+    page = text_of(ROOT / "docs" / "configuration.md")
+    named = re.findall(r"^\| `(\w*epochs)` \|", page, re.MULTILINE)
+    assert set(named) == {"warm_up_epochs", "distil_epochs", "local_epochs", "round_epochs", "epochs"}
