@@ -7,9 +7,13 @@ import asyncio
 import importlib
 import pkgutil
 import re
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from typer.testing import CliRunner
 
 import codream_clients
 import codream_protocols
@@ -31,10 +35,21 @@ from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.keys import KeyFileError
 from secure_codream.documents.errors import OUTSIDE, all_errors
 from secure_codream.reports.files import RecordError
+from secure_codream.threats.promises import PROMISES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")])
-NARROW = ("configuration", "errors", "glossary", "releasing", "SECURITY", "CONTRIBUTING", "pull_request_template")
+NARROW = (
+    "configuration",
+    "errors",
+    "glossary",
+    "releasing",
+    "SECURITY",
+    "CONTRIBUTING",
+    "CHANGELOG",
+    "0001-dependencies",
+    "pull_request_template",
+)
 
 
 def text_of(page: Path) -> str:
@@ -142,3 +157,59 @@ def test_settings_that_count_training_epochs_are_named_so() -> None:
     page = text_of(ROOT / "docs" / "configuration.md")
     named = re.findall(r"^\| `(\w*epochs)` \|", page, re.MULTILINE)
     assert set(named) == {"warm_up_epochs", "distil_epochs", "local_epochs", "round_epochs", "epochs"}
+
+
+# -- habits ---------------------------------------------
+
+PROJECT = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]
+
+
+def test_the_version_is_the_packages() -> None:
+    version = metadata.version("secure-codream")
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"secure-codream {version}\n")
+    assert secure_codream.__version__ == version == PROJECT["version"]
+    assert re.search(rf"^## {re.escape(version)}\b", text_of(ROOT / "CHANGELOG.md"), re.MULTILINE)
+    with pytest.raises(AttributeError):
+        secure_codream.__verzion__  # noqa: B018 - looking it up is the test
+
+
+def test_the_changelog_has_sections_only() -> None:
+    for release in text_of(ROOT / "CHANGELOG.md").split("\n## ")[1:]:
+        sections = re.findall(r"^### (.*)$", release, re.MULTILINE)
+        assert sections == [name for name in ("Added", "Changed", "Fixed", "Security") if name in sections]
+        assert "\n- " not in release.partition("\n### ")[0]
+
+
+def test_security_names_every_promise_and_every_limit() -> None:
+    limits = sum(promise.is_limit for promise in PROMISES)
+    text = text_of(ROOT / "SECURITY.md")
+    assert f"promises P1 to P{len(PROMISES) - limits} " in text and f"limits L1 to L{limits} " in text
+    assert f"P1 to P{len(PROMISES) - limits}" in text_of(ROOT / ".github" / "ISSUE_TEMPLATE" / "wish.md")
+
+
+def test_hooks_run_what_lint_runs() -> None:
+    lint = text_of(ROOT / "Makefile").partition("\nlint: setup\n")[2].partition("\n\n")[0]
+    commands = [line.strip().removeprefix("$(BIN)/") for line in lint.splitlines()]
+    hooks = re.findall(r"entry: \.venv/bin/(.*)", text_of(ROOT / ".pre-commit-config.yaml"))
+    assert hooks == commands and len(hooks) == 4
+
+
+def test_constraints_fit_every_dependency() -> None:
+    pins = dict(line.split("==") for line in text_of(ROOT / "constraints.txt").split())
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    extras = PROJECT["optional-dependencies"]
+    asked = [*PROJECT["dependencies"], *extras["client"], *extras["experiments"], *extras["dev"]]
+    for requirement in map(Requirement, asked):
+        if requirement.name != "secure-codream":
+            assert requirement.specifier.contains(pins[requirement.name]), requirement
+    assert "secure-codream" not in pins
+
+
+def test_decisions_have_a_status_and_what_else_was_thought_of() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [int(page.name[:4]) for page in pages] == list(range(1, len(pages) + 1))
+    for page in pages:
+        title, status = text_of(page).split("\n\n")[:2]
+        assert title.startswith(f"# {int(page.name[:4])}. ") and status.startswith("**Status**: ")
+        assert "*Instead*" in text_of(page), page.name
