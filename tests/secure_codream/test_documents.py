@@ -213,3 +213,26 @@ def test_decisions_have_a_status_and_what_else_was_thought_of() -> None:
         title, status = text_of(page).split("\n\n")[:2]
         assert title.startswith(f"# {int(page.name[:4])}. ") and status.startswith("**Status**: ")
         assert "*Instead*" in text_of(page), page.name
+
+
+def test_newcomers_questions_lead_to_what_they_name() -> None:
+    table = text_of(ROOT / "CONTRIBUTING.md").partition("## Where is it?")[2].partition("\n[")[0]
+    rows = re.findall(r"^\| (.*\?) \| (.*) \|$", table, re.MULTILINE)
+    assert len(rows) == 12
+    for question, answer in rows:
+        files = [ROOT / target for target in re.findall(r"\]\(([^)]+)\)", answer)]
+        assert 1 <= len(files) <= 2, question
+        sources = "".join(
+            path.read_text(encoding="utf-8")
+            for file in files
+            for path in (file.glob("*.py") if file.is_dir() else [file])
+        )
+        for name in re.findall(r"(?<!\[)`(\w+)`", answer):
+            assert re.search(rf"\b{name}\b", sources), f"{question}: {name}"
+
+
+def test_the_layers_of_the_page_are_the_checked_ones() -> None:
+    contracts = tomllib.loads(text_of(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    (layers,) = [one["layers"] for one in contracts if one.get("containers") == ["secure_codream"]]
+    paragraph = text_of(ROOT / "CONTRIBUTING.md").partition("from top to bottom: ")[2].partition(".")[0]
+    assert re.findall(r"`(\w+)`", paragraph) == [name for layer in layers for name in layer.split(" | ")]
