@@ -3,15 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all mutants lint clean setup
+.PHONY: demo test test-all coverage mutants lint documents constraints clean setup
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      a federation of real processes dreams together, securely (digits, 5 clients)"
 	@echo "make test      lint, types, import rules, all tests that fit in minutes"
 	@echo "make test-all  the same and the exhaustive ones"
+	@echo "make coverage  how much of the protocol its tests run; fails below 97 %"
 	@echo "make mutants   disable each defence in turn, and see that its tests notice"
 	@echo "make lint      ruff, mypy --strict, import-linter"
+	@echo "make documents write the pages that the code says itself"
+	@echo "make constraints  write constraints.txt from what is installed in .venv"
 	@echo "make clean     remove .venv, caches and runs"
 
 setup: $(STAMP)
@@ -37,9 +40,19 @@ test: lint
 test-all: lint
 	$(BIN)/pytest $(ARGS)
 
+coverage: setup
+	$(BIN)/pytest -n auto --dist loadscope -m "not exhaustive" tests/protocols --cov=codream_protocols \
+		--cov-report=term-missing:skip-covered --cov-fail-under=97 $(ARGS)
+
+documents: setup
+	$(BIN)/python -m secure_codream.documents docs
+
+constraints: setup
+	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+
 mutants: setup
 	$(BIN)/python -m tests.mutants $(ARGS)
 
 clean:
-	rm -rf .venv runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv runs dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

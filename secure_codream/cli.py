@@ -1,8 +1,4 @@
-"""The command line.
-
-Exit codes: 0 done; 1 the federation failed, or what was checked does not hold; 2 wrong usage or configuration, a client
-that is running already included; 3 a key, roster or signature was refused; 130 interrupted.
-"""
+"""The command line; `EXIT_CODES` says what its commands return."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import asyncio
 import os
 import sys
 from enum import StrEnum
+from importlib import metadata
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +21,6 @@ from secure_codream.check_commands import check, threats
 from secure_codream.command_parts import Json, Out, console, fail, say, say_failure
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
-from secure_codream.configuration.reading import ConfigError
 from secure_codream.configuration.reading import check as check_values
 from secure_codream.deployment.keys import KeyFileError
 from secure_codream.experiment_commands import audit, compare, report, sweep
@@ -42,6 +38,21 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"secure-codream {metadata.version('secure-codream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and nothing else.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 class Mode(StrEnum):
     """How sums are made."""
 
@@ -53,23 +64,38 @@ Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="This
 At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="EPOCH:STEP")]
 
 
+EXIT_CODES = {
+    0: "done",
+    1: "the federation failed or was refused, its results are not on disk, or what was checked does not hold",
+    2: "wrong usage or configuration, or a client or server that is running already",
+    3: "a key, a roster or a signature was refused, a key of another party included",
+    130: "interrupted",
+}
+
+
 def main() -> None:
     """Run the command line; errors a person can mend are one line on standard error, without a traceback."""
     try:
         app()
-    except (ConfigError, RecordError, ValueError) as error:
-        fail(str(error), 3 if isinstance(error, KeyFileError) else 2)
-    except (RosterRefused, BadSignature, UnknownIdentity) as error:
-        fail(str(error), 3)
-    except (JournalBusy, JournalMismatch, RecordFolderBusy) as error:
-        fail(str(error), 2)
-    except (ProtocolError, RuntimeError) as error:
-        fail(str(error), 1)
     except OSError as error:  # a folder that cannot be written, a full disk, an address that is taken
         place = f"{error.filename}: " if error.filename is not None else ""
-        fail(f"{place}{error.strerror or error}", 1)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        fail("interrupted", 130)
+        fail(f"{place}{error.strerror or error}", exit_code(error))
+    except (RecordError, ValueError, ProtocolError, RuntimeError) as error:
+        fail(str(error), exit_code(error))
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        fail("interrupted", exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """What a command returns that ends with this error, which `main` takes."""
+    match error:
+        case KeyFileError() | RosterRefused() | BadSignature() | UnknownIdentity():
+            return 3
+        case RecordError() | ValueError() | JournalBusy() | JournalMismatch() | RecordFolderBusy():
+            return 2
+        case KeyboardInterrupt() | asyncio.CancelledError():
+            return 130
+    return 1
 
 
 @app.command(epilog="Example: secure-codream demo --clients 5 --alpha 0.5 --drop 1")

@@ -370,7 +370,8 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         most_value_bits: finest resolution of a value.
         losses: whether sums over parts of blocks are permitted.
         cuts: whether a charter is permitted that cuts a block which this client has answered for.
-        least_noise: the least noise multiplier of every vector that depends on data; 0 permits none.
+        least_noise: the least noise multiplier of every vector that depends on data; 0 permits none, and above 0 a
+            client takes part only where there is client-level noise.
         most_rho: the most client-level zCDP that noised vectors may cost in its life; None sets no limit.
         most_wrong_sums: sums of a charter that may fail their check before a person must look.
     """

@@ -5,42 +5,62 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from annotated_types import doc
 from pydantic import Field, field_validator, model_validator
 
+from codream_clients.models.names import GROUP_NORM_SUFFIX, LITERATURE_MODELS, SMALL_MODELS, split_norm
 from codream_protocols.charter import Policy
 from secure_codream.configuration.reading import DIGEST, REFERENCE, PartyName, Table, as_struct, check, read_toml
 
 
 class DataTable(Table):
-    """`[data]` of a client: where its images are, and which of them it takes.
+    """`[data]`: where a client's images are, and which of them it takes.
 
-    `source`: `digits`, a set of torchvision's (`mnist`, `fashion-mnist`, `emnist`, `cifar10`, `cifar100`, `svhn`) that
-    lies under `root`, or is fetched into it with `download`; a path to an `.npz` with MedMNIST's keys or to a folder
-    of image folders; or `module:function`, WHICH RUNS THAT CODE. Relative paths start at the folder where the process
-    was started. `size` resizes the images of a folder.
-    `standardise`: "public" takes the constants published for a set, or mean and deviation 1/2; "train" measures the
-    whole training part, for experiments that deal one source out; `[task]` overrules both.
-    The source is split among `clients` by `partition`, and this client takes part `part`, from 0; with one client, the
-    default, it takes all. `per_client`: how many images each gets; all of them, evenly, unless given. `alpha` is
-    Dirichlet's concentration; `shards` are how many each client gets. `train_limit` and `test_limit` first reduce the
-    source to so many random images. `seed` fixes every choice. `augment` varies the images in training.
+    The source is split among `clients`, and this client takes one part; with one client, the default, it takes all.
+    Relative paths start at the folder where the process was started.
     """
 
-    source: str = "digits"
-    root: Path | None = None
-    download: bool = False
-    size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    standardise: Literal["public", "train"] = "public"
-    partition: Literal["iid", "dirichlet", "dirichlet-by-label", "shards"] = "iid"
-    alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
-    shards: Annotated[int, Field(ge=1, le=10_000)] = 2
-    clients: Annotated[int, Field(ge=1, le=10_000)] = 1
-    part: Annotated[int, Field(ge=0)] = 0
-    per_client: Annotated[int, Field(ge=1)] | None = None
-    train_limit: Annotated[int, Field(ge=2)] | None = None
-    test_limit: Annotated[int, Field(ge=1)] | None = None
-    augment: Literal["none", "shift", "affine", "flip-crop"] = "none"
-    seed: Annotated[int, Field(ge=0)] = 0
+    source: Annotated[
+        str,
+        doc(
+            "digits; a set of torchvision's (mnist, fashion-mnist, emnist, cifar10, cifar100, svhn); a path to an .npz "
+            "with MedMNIST's keys or to a folder of image folders; or module:function, WHICH RUNS THAT CODE"
+        ),
+    ] = "digits"
+    root: Annotated[Path | None, doc("the folder where torchvision's sets lie")] = None
+    download: Annotated[bool, doc("whether a set that is not there is fetched into it")] = False
+    size: Annotated[
+        Annotated[int, Field(ge=8, le=1024)] | None, doc("pixels to which each side of a folder's images is resized")
+    ] = None
+    standardise: Annotated[
+        Literal["public", "train"],
+        doc(
+            "public takes the constants published for a set, or mean and deviation 1/2; train measures the whole "
+            "training part, for experiments that deal one source out; `[task]` overrules both"
+        ),
+    ] = "public"
+    partition: Annotated[
+        Literal["iid", "dirichlet", "dirichlet-by-label", "shards"], doc("how the source is split among the clients")
+    ] = "iid"
+    alpha: Annotated[
+        float, Field(gt=0, le=1e6), doc("concentration of both Dirichlet partitions; the smaller, the more skew")
+    ] = 0.5
+    shards: Annotated[int, Field(ge=1, le=10_000), doc("shards that each client gets, of that partition")] = 2
+    clients: Annotated[int, Field(ge=1, le=10_000), doc("among how many the source is split")] = 1
+    part: Annotated[int, Field(ge=0), doc("which part is this client's, from 0")] = 0
+    per_client: Annotated[
+        Annotated[int, Field(ge=1)] | None, doc("images of each client; all of them, evenly, unless given")
+    ] = None
+    train_limit: Annotated[
+        Annotated[int, Field(ge=2)] | None, doc("random images to which the training part is reduced before the split")
+    ] = None
+    test_limit: Annotated[
+        Annotated[int, Field(ge=1)] | None, doc("random images to which the test part is reduced")
+    ] = None
+    augment: Annotated[Literal["none", "shift", "affine", "flip-crop"], doc("how images are varied in training")] = (
+        "none"
+    )
+    seed: Annotated[int, Field(ge=0), doc("of every random choice among the images")] = 0
 
     @field_validator("source")
     @classmethod
@@ -52,11 +72,9 @@ class DataTable(Table):
 
 
 class PolicyTable(Table):
-    """`[policy]` of a client: see `Policy`. What is left out is as strict as `Policy` has it, or as the charter.
+    """`[policy]`: what a client permits, whatever the charter says.
 
-    `code` maps each `module:name` of a charter that this client is willing to RUN to the SHA-256 of its source.
-    `least_noise` is the least noise multiplier of everything that this client sends: above 0, it takes part only under
-    `[client_privacy]`, which may demand more.
+    What is not given is as strict as the default, or as the charter.
     """
 
     least_cohort: int | None = None
@@ -72,9 +90,9 @@ class PolicyTable(Table):
     cuts: bool | None = None
     least_noise: float | None = None
     most_wrong_sums: int | None = None
-    code: dict[
-        Annotated[str, Field(pattern=REFERENCE)],
-        Annotated[str, Field(pattern=DIGEST)],
+    code: Annotated[
+        dict[Annotated[str, Field(pattern=REFERENCE)], Annotated[str, Field(pattern=DIGEST)]],
+        doc("code of a charter that this client is willing to RUN: module:name, and the SHA-256 of its source"),
     ] = {}
 
     @model_validator(mode="after")
@@ -94,45 +112,60 @@ class PolicyTable(Table):
 
 
 class BudgetTable(Table):
-    """`[budget]` of a client: the most that all its training may cost its records, whatever a federation plans.
+    """`[budget]`: the most that all a client's training may cost its records, whatever a federation plans.
 
-    With it, the client takes part in federations with `[privacy]` alone. `records` is the number of its images as it
-    may be known, if `[privacy]` does not say it for all. See `Budget` and `PrivacySettings`.
+    With it, the client takes part in federations with `[privacy]` alone.
     """
 
-    epsilon: Annotated[float, Field(gt=0, le=1e6)]
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    accountant: Literal["prv", "rdp"] = "prv"
-    records: Annotated[int, Field(ge=1)] | None = None
+    epsilon: Annotated[float, Field(gt=0, le=1e6), doc("what all training together may cost a record, at `delta`")]
+    delta: Annotated[float, Field(gt=0, lt=1), doc("chance that the bound fails; from 1/n on, n images, a warning")]
+    accountant: Annotated[Literal["prv", "rdp"], doc("what adds up the costs")] = "prv"
+    records: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        doc("the number of this client's images as it may be known, in place of the one under `[privacy]`"),
+    ] = None
 
 
 class ClientConfig(Table):
-    """The whole of `client.toml`.
+    """The whole of `client.toml`: what is one client's own."""
 
-    `model` is a name of the zoo (`codream_clients.models.names`), or `module:function`, WHICH RUNS THAT CODE.
-    `answers` is `module:function`, WHICH RUNS THAT CODE: for the course "sums", (task) -> {block: numbers}.
-    `tell_accuracy`: whether the client's accuracies, without noise, go into the masked sum that the server takes the
-    mean of; unless given, only where the federation has no `[privacy]`. Its own `metrics.jsonl` has them in any case.
-    """
-
-    name: PartyName
-    model: str
-    tell_accuracy: bool | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    device: str = "auto"
-    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
-    patience: Annotated[float, Field(gt=0, le=604_800)] = 600.0
-    least_roster_serial: Annotated[int, Field(ge=1)] = 1
+    name: Annotated[PartyName, doc("the client's, as the roster has it")]
+    model: Annotated[
+        str,
+        doc(
+            f"{', '.join(SMALL_MODELS + LITERATURE_MODELS)}, each also with {GROUP_NORM_SUFFIX} (group norm), or "
+            "module:function, WHICH RUNS THAT CODE"
+        ),
+    ]
+    tell_accuracy: Annotated[
+        bool | None,
+        doc(
+            "whether this client's accuracies, without noise, go into the masked sum that the server takes the mean "
+            "of; unless given, only where there is no `[privacy]`; its own metrics.jsonl has them in any case"
+        ),
+    ] = None
+    seed: Annotated[int, Field(ge=0), doc("of the model's first weights and of training")] = 0
+    device: Annotated[str, doc("auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:INDEX or mps")] = "auto"
+    weight: Annotated[
+        float, Field(gt=0, le=1), doc("this client's secret weight in means; of no effect where there is noise")
+    ] = 1.0
+    patience: Annotated[
+        float, Field(gt=0, le=604_800), doc("seconds without a word from the server before this client gives up")
+    ] = 600.0
+    least_roster_serial: Annotated[
+        int, Field(ge=1), doc("rosters with a smaller serial number are refused, such as one with a revoked member")
+    ] = 1
     data: DataTable = DataTable()
     policy: PolicyTable = PolicyTable()
-    answers: Annotated[str, Field(pattern=REFERENCE)] | None = None
+    answers: Annotated[
+        Annotated[str, Field(pattern=REFERENCE)] | None,
+        doc("for the course sums: module:function, (task) -> {block: numbers}, WHICH RUNS THAT CODE"),
+    ] = None
     budget: BudgetTable | None = None
 
     @field_validator("model")
     @classmethod
     def _exists(cls, model: str) -> str:
-        from codream_clients.models.names import split_norm
-
         split_norm(model)
         return model
 

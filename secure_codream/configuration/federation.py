@@ -45,16 +45,20 @@ COURSES = ("codream", "codream-fast", *PARAMETER_COURSES, "sums")
 
 
 class FederationTable(Table):
-    """`[federation]`: its name, its course, its length, and the seed of what all parties train alike.
+    """`[federation]`: what is computed together, and for how long."""
 
-    `course` is what is computed together: "codream", "codream-fast", "fedavg", "fedprox", "scaffold", "moon", "sums",
-    or `module:Class`, WHICH RUNS THAT CODE, where `[code]` and a client's own policy name it with its source's digest.
-    """
-
-    name: PartyName = "federation"
-    course: str = "codream"
-    rounds: Annotated[int, Field(ge=1, le=100_000)] = 4
-    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    name: Annotated[PartyName, doc("the federation's, as the roster has it")] = "federation"
+    course: Annotated[
+        str,
+        doc(
+            f"what is computed together: {', '.join(COURSES)}, or module:Class, WHICH RUNS THAT CODE, where `[code]` "
+            "and a client's own policy name it with its source's digest"
+        ),
+    ] = "codream"
+    rounds: Annotated[
+        int, Field(ge=1, le=100_000), doc("rounds, in each of which something is learnt; the course sums has one")
+    ] = 4
+    seed: Annotated[int, Field(ge=0, lt=1 << 32), doc("of the adaptive student, which all parties train alike")] = 0
 
     @field_validator("course")
     @classmethod
@@ -67,18 +71,29 @@ class FederationTable(Table):
 class TaskTable(Table):
     """`[task]`: the form of an image and the number of classes, which everybody's data share.
 
-    `mean` and `std`, one for each channel or one for all, for pixels divided by 255, replace every client's own way to
-    standardise its images: give them where clients bring data of their own. `class_names` fixes the order of the
-    classes for clients with image folders.
+    `mean` and `std` replace every client's own way to standardise its images: give them where clients bring data of
+    their own.
     """
 
-    shape: tuple[
-        Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=1024)], Annotated[int, Field(ge=1, le=1024)]
+    shape: Annotated[
+        tuple[
+            Annotated[int, Field(ge=1, le=16)],
+            Annotated[int, Field(ge=1, le=1024)],
+            Annotated[int, Field(ge=1, le=1024)],
+        ],
+        doc("channels, height and width of an image, in pixels"),
     ]
-    classes: Annotated[int, Field(ge=2, le=10_000)]
-    mean: tuple[Annotated[float, Field(ge=-10, le=10)], ...] | None = None
-    std: tuple[Annotated[float, Field(gt=0, le=10)], ...] | None = None
-    class_names: tuple[str, ...] | None = None
+    classes: Annotated[int, Field(ge=2, le=10_000), doc("how many classes there are")]
+    mean: Annotated[
+        tuple[Annotated[float, Field(ge=-10, le=10)], ...] | None,
+        doc("of the pixels, divided by 255: one for each channel, or one for all"),
+    ] = None
+    std: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=10)], ...] | None, doc("the pixels' deviation, in the same form")
+    ] = None
+    class_names: Annotated[
+        tuple[str, ...] | None, doc("the classes in their order, for clients with image folders")
+    ] = None
 
     @model_validator(mode="after")
     def _fits(self) -> TaskTable:
@@ -96,7 +111,7 @@ Layout = tuple[tuple[str, tuple[Annotated[int, Ge(1), Le(MAX_COORDINATES)], ...]
 
 
 class AveragingTable(Averaging):
-    """`[averaging]` of a course that averages parameters."""
+    """`[averaging]`: what a course that averages parameters needs."""
 
     model: Annotated[str, doc("everybody's architecture")] = "cnn2"
     layout: Annotated[Layout | None, doc("its parameters' names and shapes; `provision` works it out")] = None
@@ -106,7 +121,7 @@ class AveragingTable(Averaging):
 
 
 class FastTable(Fast):
-    """`[fast]` of CoDream-fast."""
+    """`[fast]`: what CoDream-fast asks of its generator."""
 
     layout: Annotated[Layout | None, doc("the generator's parameters; `provision` works it out")] = None
     adversarial_from: Annotated[
@@ -115,26 +130,31 @@ class FastTable(Fast):
 
 
 class NumbersTable(Table):
-    """One block of `[sums.vectors.NAME]`: so many reals within +-`bound`, or, with `count`, integers from 0 to it."""
+    """One block of `[sums.vectors.NAME]`."""
 
-    length: Annotated[int, Field(ge=1, le=MAX_COORDINATES)] = 1
-    bound: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 1.0
-    count: bool = False
+    length: Annotated[int, Field(ge=1, le=MAX_COORDINATES), doc("how many numbers it has")] = 1
+    bound: Annotated[
+        float, Field(gt=0, le=MAX_COUNT), doc("reals lie within plus or minus this; counts from 0 to this")
+    ] = 1.0
+    count: Annotated[bool, doc("whether they are integers from 0 on, whose sum is exact, and no reals")] = False
 
 
 class SumsTable(Table):
-    """`[sums]` of the course of that name: `vectors` -> blocks -> what they hold; `norm` bounds a noised vector."""
+    """`[sums]`: what the course of that name adds up."""
 
-    vectors: dict[str, dict[str, NumbersTable]]
-    norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    vectors: Annotated[dict[str, dict[str, NumbersTable]], doc("the vectors to sum: name, block, what it holds")]
+    norm: Annotated[
+        float,
+        Field(gt=0, le=1e6),
+        doc("with `[client_privacy]`: Euclidean bound of a client's vector, each block in units of its bound"),
+    ] = 1.0
 
 
 class AggregationTable(Table):
-    """`[aggregation]`: the keys, ranges and defaults of `Aggregation`.
+    """`[aggregation]`: how sums are made.
 
-    What is left out follows from the number of members when the charter is made: lockstep up to 30 of them, and at
-    least c + 2 survivors. `blocks` are lists of the clients' names, as a charter that follows another needs them to
-    keep the old ones; unless given, they are as many and as even as they can be.
+    What is not given follows from the number of members when the charter is made: lockstep up to 30 of them, and at
+    least c + 2 survivors.
     """
 
     mode: str | None = None
@@ -144,7 +164,13 @@ class AggregationTable(Table):
     suite: str = Aggregation().suite
     losses: str = Aggregation().losses
     attempts: int = Aggregation().attempts
-    blocks: tuple[tuple[PartyName, ...], ...] | None = None
+    blocks: Annotated[
+        tuple[tuple[PartyName, ...], ...] | None,
+        doc(
+            "lists of the names of clients who are only ever summed together, as a charter that follows another needs "
+            "them to keep the old ones; as many and as even as they can be unless given"
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _safe(self) -> AggregationTable:
@@ -156,38 +182,35 @@ class AggregationTable(Table):
 
 
 class PredecessorTable(Table):
-    """`[predecessor]` of a charter that follows another: `secure-codream verify RECORD --successor` writes it."""
+    """`[predecessor]`: the charter that this one follows; `secure-codream verify RECORD --successor` writes it."""
 
-    charter: Annotated[str, Field(pattern=DIGEST)]
-    head: Annotated[str, Field(pattern=DIGEST)]
-    certified: Annotated[int, Field(ge=0, lt=MAX_EPOCHS)]
+    charter: Annotated[str, Field(pattern=DIGEST), doc("the digest of the charter that ended")]
+    head: Annotated[str, Field(pattern=DIGEST), doc("its last head")]
+    certified: Annotated[int, Field(ge=0, lt=MAX_EPOCHS), doc("epochs certified until then, in all charters before")]
     blocks: Annotated[
         tuple[Annotated[tuple[Annotated[str, Field(pattern=DIGEST)], ...], Field(max_length=MAX_MEMBERS)], ...],
         Field(max_length=MAX_BLOCKS),
+        doc("the blocks of all charters before, as lists of identity keys"),
     ] = ()
-    colluders: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)] = 0
+    colluders: Annotated[int, Field(ge=0, lt=MAX_MEMBERS), doc("the most that one of them was to bear")] = 0
 
 
 class FederationConfig(Table):
-    """The whole of `config.toml`.
-
-    `[learning]` has the keys of `LearningSettings`, `[privacy]` (differential privacy for each record of a client)
-    those of `PrivacySettings`. `[code]` maps each `module:name` that the charter names to the SHA-256 of its source.
-    """
+    """The whole of `config.toml`: what all parties agree on."""
 
     federation: FederationTable = FederationTable()
     task: TaskTable
     dreams: Dreams = Dreams()  # of no meaning to `sums`, as are `task` and `learning`
-    learning: dict[str, Any] = {}
+    learning: Annotated[dict[str, Any], doc("how each client dreams, trains and learns from dreams")] = {}
     averaging: AveragingTable | None = None
     fast: FastTable | None = None
     sums: SumsTable | None = None
     aggregation: AggregationTable = AggregationTable()
-    privacy: dict[str, Any] | None = None
+    privacy: Annotated[dict[str, Any] | None, doc("differential privacy for each record of a client")] = None
     client_privacy: ClientPrivacy | None = None
-    code: dict[
-        Annotated[str, Field(pattern=REFERENCE)],
-        Annotated[str, Field(pattern=DIGEST)],
+    code: Annotated[
+        dict[Annotated[str, Field(pattern=REFERENCE)], Annotated[str, Field(pattern=DIGEST)]],
+        doc("code of one's own that the charter names: module:name, and the SHA-256 of its source"),
     ] = {}
     predecessor: PredecessorTable | None = None
     timing: Timing = Timing()

@@ -18,6 +18,7 @@ from codream_protocols.settings import Settings, SettingsError, declared, out_of
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 MAX_CONFIG_BYTES = 1 << 20
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # what a roster takes, and a folder
 DIGEST = r"^[0-9a-f]{64}$"
 REFERENCE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
@@ -32,7 +33,7 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-PartyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # what a roster takes, and a folder
+PartyName = Annotated[str, Field(pattern=NAME)]
 
 
 def canonical_json(value: Any) -> bytes:

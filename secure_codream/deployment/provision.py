@@ -21,6 +21,7 @@ from codream_protocols.identity import Member, Roster, ServerEntry, Signer, read
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course, with_layout
 from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.reference import with_comments
 from secure_codream.deployment.keys import KEY_BYTES, KeyFileError, new_transport_key, public_transport_key
 
 
@@ -62,7 +63,7 @@ def provision(
         folder = out / "clients" / client.name
         _write_key(folder / "identity.key", identity)
         _write_key(folder / "transport.key", transport)
-        _write_new(folder / "client.toml", tomli_w.dumps(_plain(client)).encode())
+        _write_new(folder / "client.toml", with_comments(tomli_w.dumps(_plain(client)), ClientConfig).encode())
     for folder in (out / "server", *(out / "clients" / client.name for client in clients)):
         _write_new(folder / "roster.json", signed)
         _write_new(folder / "administrator.pub", administrator.public.hex().encode() + b"\n")

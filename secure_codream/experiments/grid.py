@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tomli_w
+from annotated_types import doc
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
@@ -43,7 +44,7 @@ from secure_codream.configuration.federation import AggregationTable, Federation
 from secure_codream.configuration.images import load_data, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
-from secure_codream.experiments.registry import Entry, find
+from secure_codream.experiments.registry import ALGORITHMS, Entry, find
 from secure_codream.experiments.sweep import SweepTable
 from secure_codream.reports.versions import versions_of
 
@@ -111,76 +112,100 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)
 
 
 class CompareTable(Table):
-    """`[compare]`.
+    """`[compare]`: algorithms x partitions x seeds, among so many clients, for so many rounds."""
 
-    `models`: one name for all clients, or several, taken in turn. `per_client` and `test_limit`: images of each
-    client, and of the test; all unless given. `patience`: a cell ends when its mean accuracy has not risen for so
-    many rounds; that looks at the test images, so it is for exploring, not for figures to cite.
-    """
-
-    name: PartyName = "comparison"
-    algorithms: Annotated[Names, AfterValidator(_no_twins)] = ("isolated", "codream", "centralised")
+    name: Annotated[PartyName, doc("a part of the run's folder's name")] = "comparison"
+    algorithms: Annotated[
+        Names,
+        AfterValidator(_no_twins),
+        doc(f"{', '.join(ALGORITHMS)}, a variant, or module:name, WHICH RUNS THAT CODE"),
+    ] = ("isolated", "codream", "centralised")
     partitions: Annotated[
-        tuple[Partition, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_no_twins)
+        tuple[Partition, ...],
+        BeforeValidator(_listed),
+        Field(min_length=1),
+        AfterValidator(_no_twins),
+        doc(f"how the data are dealt out: {PARTITIONS}"),
     ] = ("iid",)
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...],
         BeforeValidator(_seeds),
         Field(min_length=1),
         AfterValidator(_no_twins),
+        doc('each of data, models and everything else; text such as "0-4" will do'),
     ] = (0, 1, 2, 3, 4)
-    rounds: Annotated[int, Field(ge=1, le=100_000)] = 4
-    clients: Annotated[int, Field(ge=1, le=10_000)] = 4
-    per_client: Annotated[int, Field(ge=2)] | None = None
-    models: Names = ("cnn2",)
-    test_limit: Annotated[int, Field(ge=1)] | None = None
-    patience: Annotated[int, Field(ge=1)] | None = None
-    device: str = "cpu"
+    rounds: Annotated[int, Field(ge=1, le=100_000), doc("of communication")] = 4
+    clients: Annotated[int, Field(ge=1, le=10_000), doc("how many there are")] = 4
+    per_client: Annotated[
+        Annotated[int, Field(ge=2)] | None, doc("images of each client; all, evenly, unless given")
+    ] = None
+    models: Annotated[Names, doc("one for all clients, or several, taken in turn")] = ("cnn2",)
+    test_limit: Annotated[Annotated[int, Field(ge=1)] | None, doc("images of the test; all unless given")] = None
+    patience: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        doc(
+            "a cell ends when its mean accuracy has not risen for so many rounds; that looks at the test images, so it "
+            "is for exploring, not for figures to cite"
+        ),
+    ] = None
+    device: Annotated[str, doc("where models are trained: auto, cpu, cuda, cuda:INDEX or mps")] = "cpu"
 
 
 class SourceTable(Table):
-    """`[data]`: what is dealt out; the keys are those of a client's `[data]`, see `DataTable`."""
+    """`[data]`: what is dealt out; `[compare]` and its partitions stand for the other keys of a client's."""
 
-    source: str = "digits"
-    root: Path | None = None
-    download: bool = False
-    size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    standardise: Literal["public", "train"] = "public"
-    train_limit: Annotated[int, Field(ge=2)] | None = None
-    augment: Literal["none", "shift", "affine", "flip-crop"] = "none"
+    source: Annotated[str, doc("as in a client's `[data]`")] = "digits"
+    root: Annotated[Path | None, doc("the folder where torchvision's sets lie; no part of a cell's digest")] = None
+    download: Annotated[bool, doc("whether a set that is not there is fetched into it")] = False
+    size: Annotated[
+        Annotated[int, Field(ge=8, le=1024)] | None, doc("pixels to which each side of a folder's images is resized")
+    ] = None
+    standardise: Annotated[
+        Literal["public", "train"], doc("by the constants published for a set, or by the training part's own")
+    ] = "public"
+    train_limit: Annotated[
+        Annotated[int, Field(ge=2)] | None, doc("random images to which the training part is reduced before the split")
+    ] = None
+    augment: Annotated[Literal["none", "shift", "affine", "flip-crop"], doc("how images are varied in training")] = (
+        "none"
+    )
 
 
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
 
 
 class VariantTable(Table):
-    """`[variants.NAME]`: an algorithm with other settings; see the module."""
+    """`[variants.NAME]`: an algorithm under another name, with other settings."""
 
-    algorithm: str
-    options: dict[str, Any] = {}
-    learning: dict[str, Any] = {}
-    dreams: dict[str, Any] = {}
+    algorithm: Annotated[str, doc("the algorithm, as under `[compare]`")]
+    options: Annotated[dict[str, Any], doc("keyword arguments of the algorithm's class, over its own")] = {}
+    learning: Annotated[dict[str, Any], doc("keys of `[learning]`, over the comparison's")] = {}
+    dreams: Annotated[dict[str, Any], doc("keys of `[dreams]`, over the comparison's")] = {}
 
 
 class CommunicationTable(Table):
-    """`[communication]`: whose bytes to measure, by models of different sizes. No models: none are measured."""
+    """`[communication]`: whose bytes to measure, by models of different sizes."""
 
-    algorithms: Annotated[Names, AfterValidator(_no_twins)] = ("codream", "fedavg")
-    models: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_no_twins)] = ()
+    algorithms: Annotated[Names, AfterValidator(_no_twins), doc("as under `[compare]`")] = ("codream", "fedavg")
+    models: Annotated[
+        tuple[str, ...], BeforeValidator(_listed), AfterValidator(_no_twins), doc("one row each; none, no rows")
+    ] = ()
 
 
 class CompareConfig(Table):
-    """The whole of a comparison's file."""
+    """The whole of a comparison's file, or of a sweep's."""
 
     compare: CompareTable = CompareTable()
     data: SourceTable = SourceTable()
     dreams: Dreams = Dreams()
-    learning: dict[str, Any] = {}
+    learning: Annotated[dict[str, Any], doc("every client's, as in config.toml")] = {}
     aggregation: AggregationTable = AggregationTable()
-    variants: dict[VariantName, VariantTable] = {}
+    variants: Annotated[dict[VariantName, VariantTable], doc("algorithms under other names, with other settings")] = {}
     communication: CommunicationTable = CommunicationTable()
     sweep: SweepTable | None = None
-    privacy: dict[str, Any] = {}
+    privacy: Annotated[
+        dict[str, Any], doc("with `[sweep]`: as in config.toml, but for epsilon, which the sweep has")
+    ] = {}
 
     @property
     def command(self) -> str:

@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from annotated_types import doc
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 Method = Literal["isolated", "codream", "centralised"]
@@ -43,7 +44,7 @@ def _budget(value: Any) -> float | str:
 
 
 class SweepTable(BaseModel):
-    """`[sweep]`; see the module."""
+    """`[sweep]`: methods and budgets; each pair of them is an algorithm of the comparison."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,12 +52,11 @@ class SweepTable(BaseModel):
         tuple[Annotated[float | Literal["none"], PlainValidator(_budget)], ...],
         BeforeValidator(_listed),
         Field(min_length=1),
+        doc('budgets of a record, each above 0; "none" takes the method without privacy'),
     ] = (1.0, 2.0, 4.0, 8.0, 16.0, "none")
-    methods: Annotated[tuple[Method, ...], BeforeValidator(_listed), Field(min_length=1)] = (
-        "isolated",
-        "codream",
-        "centralised",
-    )
+    methods: Annotated[
+        tuple[Method, ...], BeforeValidator(_listed), Field(min_length=1), doc("what is run under each budget")
+    ] = ("isolated", "codream", "centralised")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ class RecordFolderRefused(LocalProtocolError):
 class RecordFolderBusy(RecordFolderRefused):
     """A folder that another process serves from."""
 
+    code = "record-folder-busy"
+
 
 class RecordFolder:
     """The record of one charter on disk; a `ServerJournal`.

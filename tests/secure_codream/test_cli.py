@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from codream_clients.journal import JournalDamaged
 from codream_protocols.errors import AggregationFailed, PolicyViolation
 from secure_codream import cli, command_parts
+from secure_codream.configuration.reading import ConfigError
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if not command.hidden]
 
@@ -157,7 +158,7 @@ def test_federation_that_nobody_joins_ends_with_1(config: Path, tmp_path: Path) 
         (AggregationFailed("x", "y"), 1),
         (PolicyViolation("x", "y"), 1),
         (RuntimeError("x"), 1),
-        (cli.ConfigError("x"), 2),
+        (ConfigError("x"), 2),
         (cli.RecordError("x"), 2),
         (cli.KeyFileError("x"), 3),
         (cli.JournalBusy("x", "y"), 2),
