@@ -69,6 +69,8 @@ class FunctionLearner:
             values = answer[block.name].astype(np.float64)
             least = 0.0 if block.kind == "count" else -block.clip
             beyond = int(np.count_nonzero((values < least) | (values > block.clip)))
+            if block.kind == "count" and (values != np.rint(values)).any():
+                self._tell(f"{task.name}.{block.name}: a count that is no whole number; it is rounded")
             if beyond:
                 bounds = f"{least:g} to {block.clip:g}"
                 self._tell(

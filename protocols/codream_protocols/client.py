@@ -22,7 +22,7 @@ it in a subclass, and find the leak that it prevents. The argument: docs/protoco
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, TypeVar
@@ -453,7 +453,14 @@ class ClientProtocol:
         return [*notices, current.masked]
 
     def _encode(self, plan: Plan, step: int, values: Mapping[str, Array] | None) -> tuple[Array, int]:
-        return encode(plan, step, values, self._random)
+        try:
+            return encode(plan, step, values, self._random)
+        except LocalProtocolError:
+            raise
+        except Exception as error:  # what a learner of one's own gave is no array of numbers
+            raise LocalProtocolError(
+                f"numbers that cannot be read ({type(error).__name__})", "arrays of reals"
+            ) from error
 
     def abandon(self) -> None:
         """Leave the epoch: everything secret that is kept of it is erased. A vote stays binding."""
@@ -709,6 +716,10 @@ class ClientProtocol:
         """What this client missed: certified if enough have voted, else voted for on more votes than colluders have."""
         if message.offer.head in self._heads[:-1]:
             return [Send(self.hello())]  # certified long ago; the server does not know where this client stands
+        voters = {vote.member for vote in message.votes}
+        counted = voters & {item.member for item in message.advertisements}
+        if self._vote is None and len(voters) < self.charter.quorum:
+            self._rule_others_vote(counted)  # before the work of a replay
         public = self._replay((message, frames))
         valid = valid_votes(self._roster, public, message.votes)
         if len(valid) >= self.charter.quorum:
@@ -720,7 +731,7 @@ class ClientProtocol:
                 raise BoundByVote("a record of another epoch than was voted for", "the epoch that was voted for")
             return [self._own_vote()]
         self._rule_known_epoch(public)
-        self._rule_others_vote(public, valid)
+        self._rule_others_vote(set(valid) & set(public.members))
         self._rule_wrong_sums()
         return self._cast_vote(public, valid)
 
@@ -901,15 +912,15 @@ class ClientProtocol:
         if plan.aggregation.mode == "lockstep" and not last:
             raise CertificateRefused("a record of an epoch whose last step this client did not begin", "one it did")
 
-    def _rule_others_vote(self, public: Trajectory, valid: Mapping[int, SignedBy]) -> None:
+    def _rule_others_vote(self, voters: Set[int]) -> None:
         """Others' votes are followed only if they are more than all colluders have: one of them is an honest member's.
 
         A colluder knows the group key, so that tags which fit show nothing of sums that only a record tells. Who is in
         the epoch and has missed sums gets them from the server, and votes by its own checks.
         """
-        votes, least = len(set(valid) & set(public.members)), self.charter.aggregation.colluders + 1
-        if votes < least:
-            raise CertificateRefused(f"a record that {votes} members of its epoch have voted for", f"{least} or more")
+        least = self.charter.aggregation.colluders + 1
+        if len(voters) < least:
+            raise CertificateRefused(f"a record that {len(voters)} members of its epoch voted for", f"{least} or more")
 
     def _rule_certificate(self, valid: Mapping[int, SignedBy]) -> None:
         """Nothing is learnt without the votes of enough members for the very same history."""

@@ -178,6 +178,9 @@ class ServerJournal(Protocol):
     def ended(self, kept: Kept) -> None:
         """All sums of this epoch are there, and nobody was told the last. If it cannot be kept, it must not raise."""
 
+    def given_up(self) -> None:
+        """The epoch that was kept by `ended` is given up. It must not raise."""
+
     def certified(self, kept: Kept) -> None:
         """This epoch is certified."""
 
@@ -192,6 +195,9 @@ class InMemory:
         self._certified: list[Kept] = []
 
     def ended(self, kept: Kept) -> None:
+        """See `ServerJournal`."""
+
+    def given_up(self) -> None:
         """See `ServerJournal`."""
 
     def certified(self, kept: Kept) -> None:
@@ -287,7 +293,9 @@ class ServerProtocol:
         self._at: dict[int, bytes] = {}  # each member's head, as it said or was told
         self._claims: dict[int, int] = {}  # each member's next epoch, as it said
         self._candidates: dict[tuple[bytes, bytes], _Candidate] = {}  # by plan and chain; one of each giver
-        self._next_epoch = 0
+        self._next_epoch = self._opened = (
+            0  # numbers are also of what members claim; what is opened, this server counts
+        )
         self._epoch: _Epoch | None = None
         epochs = certified_epochs(charter, roster, course, certified)
         for (_, _, public), kept in zip(epochs, certified, strict=True):
@@ -389,12 +397,12 @@ class ServerProtocol:
     def expire(self) -> list[Effect]:
         """The present phase has waited long enough: go on with who is there, or give the epoch up.
 
-        An epoch that somebody has voted for is not given up: it waits for the votes it lacks.
+        An epoch that more have voted for than may collude, in lockstep anybody, is not given up: it waits for votes.
         """
         if self._epoch is None:
             return []
         if self.phase is Phase.VOTING:
-            return self._show_record(self._epoch) or self._abandoned_vote(self._epoch)
+            return self._show_record(self._epoch) or self._abandoned_vote(self._epoch, patient=False)
         waited_for = self.waiting_for()
         self.absent.update(waited_for)
         effects = self._advance()
@@ -474,7 +482,7 @@ class ServerProtocol:
             raise LocalProtocolError(f"open_epoch while {self.phase.value}", "while idle, before the last epoch")
         offer = Offer(self._number(), tuple(sorted(cohort)), self.head)
         plan = derive_plan(self.charter, self.course, offer, self.certified)
-        self._next_epoch = offer.epoch + 1
+        self._next_epoch, self._opened = offer.epoch + 1, self._opened + 1
         self._epoch, self.phase = _Epoch(plan), Phase.ADVERTISING
         return [EpochBegan(plan), *(SendTo(member, Invitation(offer)) for member in offer.cohort)]
 
@@ -556,11 +564,11 @@ class ServerProtocol:
         """
         if self.charter.aggregation.mode == "lockstep":
             return set()  # everybody or nobody: the epoch will fail again, and say who
-        barred = {member for member, (_, until) in self._left.items() if self._next_epoch < until} & present
+        barred = {member for member, (_, until) in self._left.items() if self._opened < until} & present
         pairs = {pair for pair in self.conflicts if set(pair) <= present - barred}
         while pairs:
             counts = {member: sum(member in pair for pair in pairs) for pair in pairs for member in pair}
-            turn = 1 if self._next_epoch % 2 else -1  # a liar must not choose which of the two stays away for good
+            turn = 1 if self._opened % 2 else -1  # a liar must not choose which of the two stays away for good
             worst = max(counts, key=lambda member: (counts[member], turn * member))
             barred.add(worst)
             pairs = {pair for pair in pairs if worst not in pair}
@@ -699,7 +707,7 @@ class ServerProtocol:
             missing = sorted(set(chosen) - set(epoch.sealed))
             for member in missing:
                 count = self._left.get(member, (0, 0))[0] + 1
-                self._left[member] = count, self._next_epoch + min(1 << (count - 1), MOST_EPOCHS_AWAY) - 1
+                self._left[member] = count, self._opened + min(1 << (count - 1), MOST_EPOCHS_AWAY) - 1
             names = ", ".join(self._roster.members[member].name for member in missing)
             return self._give_up(f"{len(epoch.sealed)} of {len(chosen)} members sealed: nothing from {names}")
         epoch.members = chosen
@@ -850,17 +858,28 @@ class ServerProtocol:
         return [] if epoch.public is None else self._show(epoch.public, epoch.votes)
 
     def _show(self, public: Trajectory, votes: Mapping[int, SignedBy]) -> list[Effect]:
-        if not votes:
-            return []
+        if len(set(votes) & set(public.members)) <= self.charter.aggregation.colluders:
+            return []  # it would move nobody
         record, frames = public.record([votes[number] for number in sorted(votes)])
         waiting = set(self.charter.everybody) - set(votes) - self.absent
         return [SendTo(member, record, frames) for member in sorted(waiting)]
 
-    def _abandoned_vote(self, epoch: _Epoch) -> list[Effect]:
-        """All sums were out, nobody has voted, and nobody who could vote by their own checks is left."""
-        if epoch.votes or set(epoch.members) - epoch.gone:
+    def _abandoned_vote(self, epoch: _Epoch, *, patient: bool = True) -> list[Effect]:
+        """Give an epoch up that has all sums and will not be certified; who has voted for it is bound, and is named.
+
+        In lockstep: if nobody has voted, and nobody is left who could by their own checks. Resilient: if no more have
+        voted than may collude, which moves nobody by record, and of those who could vote by their own checks none is
+        left, or none has for long; else a few could stop all others for good.
+        """
+        able = set(epoch.members) - epoch.gone - set(epoch.votes)
+        if self.charter.aggregation.mode == "lockstep":
+            if epoch.votes or able:
+                return []
+        elif len(epoch.votes) > self.charter.aggregation.colluders or (patient and able):
             return []
-        return self._give_up("no member is left that checked all sums", wrong_sum=bool(epoch.wrong_sums))
+        if epoch.votes and epoch.public is not None:
+            self._candidates[_ended(epoch.public)] = _Candidate(epoch.public, min(epoch.votes), dict(epoch.votes))
+        return self._give_up("too few are left that checked all sums", wrong_sum=bool(epoch.wrong_sums))
 
     def _on_record(self, member: int, message: EpochRecord, frames: tuple[bytes, ...]) -> list[Effect]:
         """A member gives back what this server lost: a certified epoch, or one that it has voted for."""
@@ -887,15 +906,13 @@ class ServerProtocol:
         return self._more_votes(self._candidates.setdefault(key, _Candidate(public, member, {})), votes)
 
     def _more_votes(self, candidate: _Candidate, votes: Mapping[int, SignedBy]) -> list[Effect]:
-        """Count them; show the record where they may move others to vote: the first, and more than all colluders'."""
+        """Count them; show the record where it moves others to vote: as its members' votes outnumber all colluders."""
         public, before = candidate.public, len(set(candidate.votes) & set(candidate.public.members))
-        first = not candidate.votes
         candidate.votes.update(votes)
         if len(candidate.votes) >= self.charter.quorum:
             return self._certify(public, candidate.votes)
         after = len(set(candidate.votes) & set(public.members))
-        enough = self.charter.aggregation.colluders + 1
-        return self._show(public, candidate.votes) if first or before < 1 <= after or before < enough <= after else []
+        return self._show(public, candidate.votes) if before <= self.charter.aggregation.colluders < after else []
 
     def _voted_elsewhere(self) -> bool:
         """Whether members are bound by their votes to an epoch that must be certified first.
@@ -934,8 +951,8 @@ class ServerProtocol:
         epoch.gone.add(member)  # what it checked itself, it has forgotten
         if not epoch.votes:
             return self._abandoned_vote(epoch)
-        record, frames = epoch.public.record([epoch.votes[number] for number in sorted(epoch.votes)])
-        return [SendTo(member, record, frames)]
+        shown = self._show_record(epoch)
+        return [one for one in shown if isinstance(one, SendTo) and one.member == member] or self._abandoned_vote(epoch)
 
     # -- repeating ---------------------------------------------
 
@@ -982,6 +999,8 @@ class ServerProtocol:
     def _give_up(self, reason: str, *, wrong_sum: bool = False) -> list[Effect]:
         epoch = self._epoch
         assert epoch is not None  # noqa: S101 - within an epoch
+        if self.phase is Phase.VOTING:
+            self._journal.given_up()
         self._epoch, self.phase = None, Phase.IDLE
         message = GivenUp(epoch.plan.digest, reason[:512])
         told = [SendTo(member, message) for member in epoch.plan.cohort if member not in self.absent]

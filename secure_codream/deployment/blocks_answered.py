@@ -11,7 +11,7 @@ from pathlib import Path
 
 from codream_protocols.charter import Charter, blocks_by_key, cuts
 from codream_protocols.errors import PolicyViolation
-from codream_protocols.identity import Roster
+from codream_protocols.identity import MAX_MEMBERS, Roster
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.exposure import cut_exposure, predecessors_blocks
 from secure_codream.reports.files import write_whole
@@ -41,7 +41,9 @@ class BlocksAnswered:
                 content = json.loads(path.read_bytes())
                 self._blocks = [[str(key) for key in block] for block in content["blocks"]]
                 self._colluders = int(content["colluders"])
-            except (ValueError, KeyError, TypeError):
+                if not 0 <= self._colluders < MAX_MEMBERS:
+                    raise ValueError("no number of colluders")
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 raise ConfigError(f"{path}: found no list of blocks; restore it from a copy") from None
 
     def check(self, roster: Roster, charter: Charter, own: bytes, *, permitted: bool, noised: bool) -> str | None:

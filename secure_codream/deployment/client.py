@@ -33,7 +33,7 @@ from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import client_policy, open_client_ledger, open_ledger
 from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.exhibit import ExhibitingClient
-from secure_codream.deployment.exposure import exposures
+from secure_codream.deployment.exposure import all_noised, exposures
 from secure_codream.deployment.files import Appended, EventLog, load_roster, never_fails
 from secure_codream.deployment.keys import check_key, public_transport_key, read_private_key
 from secure_codream.deployment.outputs import Counted, Outputs
@@ -168,7 +168,7 @@ def run_client(
         charter,
         roster.members[member].identity_key,
         permitted=bool(client.policy.cuts),
-        noised=federation.client_privacy is not None,
+        noised=all_noised(agreed.course, charter),
     )
     with ExitStack() as opened:
         earlier = 0 if charter.predecessor is None else charter.predecessor.certified

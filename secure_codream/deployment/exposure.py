@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from codream_protocols.charter import Charter, blocks_by_key, cuts
+from codream_protocols.course import Course
 from codream_protocols.identity import Roster
 from secure_codream.configuration.federation import FederationConfig
 
@@ -42,9 +43,16 @@ def exposures(config: FederationConfig, roster: Roster) -> list[str]:
         before = 0 if charter.predecessor is None else charter.predecessor.colluders
         least = max(aggregation.colluders, before) + 2
         parts = cuts(predecessors_blocks(charter), named, least)
-        if parts and config.client_privacy is None:
+        if parts and (
+            config.client_privacy is None or ":" in config.federation.course
+        ):  # a course of one's own: who knows
             lines.append(f"It is {cut_exposure(roster, least, parts)}.")
     return lines
+
+
+def all_noised(course: Course, charter: Charter) -> bool:
+    """Whether every vector of a course has noise, so that a difference of sums keeps what the noise promises."""
+    return all(spec.noise is not None for spec in course.specs(charter.least_honest))
 
 
 def predecessors_blocks(charter: Charter) -> list[list[str]]:

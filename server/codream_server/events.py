@@ -102,7 +102,8 @@ def rho_of_records(protocol: ServerProtocol) -> float:
     if all(spec.noise is None for spec in protocol.course.specs(protocol.charter.least_honest)):
         return 0.0
     offer = Offer(0, protocol.charter.everybody, protocol.head)  # a plan's cost hangs on neither
-    certified = range(first_of(protocol), protocol.certified)
+    running = 1 if protocol.plan is not None else 0  # gone on with in its votes: all its steps were begun
+    certified = range(first_of(protocol), protocol.certified + running)
     return sum(derive_plan(protocol.charter, protocol.course, offer, number).total_rho for number in certified)
 
 

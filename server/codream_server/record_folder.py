@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -124,11 +125,17 @@ class RecordFolder:
         partial = self.folder / f"{ENDED}.partial"
         with contextlib.suppress(OSError):
             with partial.open("wb") as file:
-                file.write(record_bytes(kept))
+                data = record_bytes(kept)
+                file.write(hashlib.sha256(data).digest() + data)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.folder / ENDED)
             os.fsync(self._directory)
+
+    def given_up(self) -> None:
+        """See `ServerJournal`."""
+        with contextlib.suppress(OSError):
+            (self.folder / ENDED).unlink(missing_ok=True)
 
     def unfinished(self) -> Kept | None:
         """The epoch that was kept by `ended`; whether it was certified since, its reader sees by its head.
@@ -139,8 +146,12 @@ class RecordFolder:
         path = self.folder / ENDED
         if not path.exists():
             return None
+        content = path.read_bytes()
+        digest, data = content[:32], content[32:]
         try:
-            return parse_record(path.read_bytes())
+            if hashlib.sha256(data).digest() != digest:
+                raise MalformedMessage("a damaged file", "the file as it was written")
+            return parse_record(data)
         except MalformedMessage as error:
             raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "take that file away") from error
 

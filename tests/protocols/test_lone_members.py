@@ -4,6 +4,7 @@ a server that comes back last still owes.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 from codream_protocols import chain as links
 from codream_protocols.client import ClientProtocol, State
 from codream_protocols.encoding import integers
+from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.hybrid import tag_secret
 from codream_protocols.messages import (
     Certificate,
     EpochRecord,
     GivenUp,
+    MaskedInput,
     Published,
     Refusal,
     Seals,
@@ -30,6 +33,7 @@ from codream_protocols.packing import pack
 from codream_protocols.record import Kept
 from codream_protocols.server import Phase, ServerProtocol
 from codream_protocols.tag import TAG_BYTES, TagKey, tag_bytes
+from secure_codream.simulation.packets import packet
 from secure_codream.simulation.wire import Federation
 from secure_codream.threats.laboratory.adversary import agree_and_answer
 
@@ -37,7 +41,7 @@ LIAR = 2
 
 
 class TrustsOneVote(ClientProtocol):
-    def _rule_others_vote(self, public: Any, valid: Any) -> None:
+    def _rule_others_vote(self, voters: Any) -> None:
         return None
 
 
@@ -54,6 +58,16 @@ def invented(federation: Federation) -> tuple[EpochRecord, tuple[bytes, ...]]:
     return public.record([SignedBy(LIAR, federation.signers[LIAR].sign("vote", *statement))])
 
 
+def give_back_and_show(federation: Federation, record: EpochRecord, frames: tuple[bytes, ...]) -> None:
+    """The liar gives its record back; an honest server shows one vote to nobody, but suppose that it did."""
+    federation.emit(federation.server.receive(LIAR, record, frames))
+    federation.drain()
+    for member in federation.everybody:
+        with contextlib.suppress(RemoteProtocolError):
+            federation.perform(member, federation.tell(member, record, frames))
+    federation.drain()
+
+
 @pytest.mark.parametrize("mode", ["lockstep", "resilient"])
 @pytest.mark.parametrize("kind", [ClientProtocol, TrustsOneVote])
 def test_a_member_cannot_decree_an_epoch_that_it_has_stopped(mode: Any, kind: type[ClientProtocol]) -> None:
@@ -63,8 +77,7 @@ def test_a_member_cannot_decree_an_epoch_that_it_has_stopped(mode: Any, kind: ty
     federation.wire.clear()
     federation.emit(federation.server._give_up("stopped"))
     federation.drain()
-    federation.emit(federation.server.receive(LIAR, record, frames))
-    federation.drain()
+    give_back_and_show(federation, record, frames)
     honest = [client for member, client in enumerate(federation.clients) if member != LIAR]
     moved = [client for client in honest if client.state is State.VOTED or client.certified]
     assert bool(moved) is (kind is TrustsOneVote)
@@ -125,8 +138,7 @@ def test_a_member_cannot_decree_what_a_server_that_was_started_again_has_forgott
     federation.restart_server()
     federation.hello()
     federation.drain()
-    federation.emit(federation.server.receive(LIAR, record, frames))
-    federation.drain()
+    give_back_and_show(federation, record, frames)
     assert bool(voted_for(federation)) is bool(federation.certified) is (kind is TrustsOneVote)
 
 
@@ -142,8 +154,7 @@ def test_who_does_not_know_that_an_epoch_was_given_up_follows_no_lone_vote_for_i
         federation.restart(0)
     federation.hello()
     federation.drain()
-    federation.emit(federation.server.receive(LIAR, record, frames))
-    federation.drain()
+    give_back_and_show(federation, record, frames)
     assert not voted_for(federation) and not federation.certified
 
 
@@ -209,6 +220,80 @@ def test_a_member_that_leaves_set_ups_is_named_and_stays_away_for_ever_more_epoc
         federation.drain()
     assert together[:2] == [True, True] and together.count(True) <= 4 and federation.server.certified >= 4
     assert all("nothing from client-8" in reason for reason in federation.failures)
+
+
+def dead_vote(federation: Federation) -> Kept:
+    """An epoch whose last tag the liar spoilt: all sums are there, and every honest member saw the last one fail."""
+    kept: list[Kept] = []
+    federation.server._journal.ended = kept.append  # type: ignore[method-assign]
+    assert federation.set_up()
+    federation.compute()
+    place = next(i for i, item in enumerate(federation.wire) if item.kind is MaskedInput and item.member == LIAR)
+    item = federation.wire[place]
+    assert isinstance(item.message, MaskedInput)
+    spoilt = msgspec.structs.replace(item.message, tag=bytes(16))
+    federation.wire[place] = packet(LIAR, spoilt, item.frames, to_server=True)
+    federation.drain()
+    assert len(kept) == 1
+    return kept[0]
+
+
+@pytest.mark.parametrize("liar", ["votes", "keeps its keys", "stays away"])
+def test_a_liar_does_not_bring_an_epoch_back_that_all_others_saw_fail(liar: str) -> None:
+    """Once a server was started again, it waited for ever for votes of those who could not give any."""
+    federation = Federation(6, mode="resilient", steps=1)
+    kept = dead_vote(federation)
+    assert federation.given_up and federation.given_up[-1].wrong_sum
+    federation.server = server = ServerProtocol(federation.charter, federation.roster, federation.course, ended=kept)
+    assert server.phase is Phase.VOTING  # it was killed before it could take the file away
+    honest = [member for member in federation.everybody if member != LIAR]
+    federation.hello(honest)
+    federation.drain()
+    if liar == "votes":
+        public = server._epoch.public  # type: ignore[union-attr]
+        assert public is not None
+        statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
+        signature = federation.signers[LIAR].sign("vote", *statement)
+        server.receive(LIAR, Vote(public.plan.digest, public.chain, signature))
+    elif liar == "keeps its keys":
+        plan = server.plan
+        assert plan is not None
+        server.hello(LIAR, msgspec.structs.replace(federation.clients[LIAR].hello(), plan=plan.digest))
+    federation.emit(server.expire())
+    assert server.phase is Phase.IDLE and set(server.cohort()) >= {3, 4, 5}
+    assert server.bound_elsewhere() == ((LIAR,) if liar == "votes" else ())
+
+
+def test_control_more_votes_than_may_collude_are_waited_for() -> None:
+    federation = Federation(6, mode="resilient", steps=1).voted()
+    votes = [item for item in federation.wire if item.kind is Vote][:2]
+    federation.wire.clear()
+    for item in votes:
+        federation.deliver(item)
+    federation.emit(federation.server.expire())
+    assert federation.server.phase is Phase.VOTING or federation.server.certified
+
+
+def test_a_liar_does_not_choose_which_of_a_pair_stays_away() -> None:
+    """Whose turn it is hung on the number of the next epoch, which a member's claims can move."""
+    federation = Federation(9, mode="resilient", steps=1, epochs=40)
+    honest, liar = 0, 8
+    federation.server.conflicts.add((honest, liar))
+    there = []
+    for _ in range(12):
+        federation.hello()
+        federation.drain()
+        claim = msgspec.structs.replace(
+            federation.clients[liar].hello(), epoch=federation.server._next_epoch + federation.server._next_epoch % 2
+        )
+        federation.server.hello(liar, claim)
+        cohort = federation.server.cohort()
+        there.append(honest in cohort)
+        federation.emit(federation.server.open_epoch(cohort))
+        federation.drain()
+        federation.compute()
+        federation.drain()
+    assert there.count(True) == 6 and federation.server.certified >= 6
 
 
 def test_a_giver_cannot_take_away_an_epoch_that_others_are_bound_to() -> None:

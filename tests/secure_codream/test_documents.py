@@ -29,6 +29,7 @@ from codream_protocols.errors import (
     UnknownIdentity,
 )
 from codream_server.record_folder import RecordFolderRefused
+from codream_server.runner import ResultsUnwritten
 from secure_codream import cli
 from secure_codream.cli import EXIT_CODES, exit_code
 from secure_codream.configuration.reading import ConfigError
@@ -93,7 +94,7 @@ def test_a_code_is_of_one_error_and_those_derived_from_it() -> None:
         "JournalDamaged": "journal",
         "JournalMismatch": "journal",
     }
-    assert set(OUTSIDE) == {JournalError, RecordFolderRefused}
+    assert set(OUTSIDE) == {JournalError, RecordFolderRefused, ResultsUnwritten}
 
 
 @pytest.mark.parametrize(
