@@ -39,8 +39,7 @@ from codream_protocols.messages import (
     encode_message,
 )
 from codream_protocols.packing import packed_size
-from codream_server import inbound
-from codream_server import runner as server_runner
+from codream_server import inbound, story
 from codream_server.patience import RateLimit
 from codream_server.runner import ServerRunner
 from secure_codream.simulation.sockets import Network, honest
@@ -99,7 +98,7 @@ class Flood(Attack):
             success=0.0,
             learned=f"{missing} of {expected} sums are lost"
             if missing
-            else f"nothing: {sum(net.server.refusals):,} refusals, and all {expected} sums are there",
+            else f"nothing: {sum(net.server.story.refusals):,} refusals, and all {expected} sums are there",
         )
 
 
@@ -146,7 +145,7 @@ def plan_of(net: Network, offer: Offer) -> Plan:
 
 
 def _of_nonsense(net: Network) -> tuple[Sequence[tuple[Any, ...]], Callable[[], int]]:
-    return [(b"\xc0",)] * FLOOD, _calls(net.server, "_answer")
+    return [(b"\xc0",)] * FLOOD, _calls(net.server._outbox, "answer")
 
 
 def _of_lines(net: Network) -> tuple[Sequence[tuple[Any, ...]], Callable[[], int]]:
@@ -395,7 +394,7 @@ def _endless_attempts() -> AbstractContextManager[Any]:
 SERVERS_BOUNDS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "rate-limits": lambda: patch.object(inbound.Rates, "over_limit", lambda self, message: 0),
     "answer-limit": lambda: patch.object(RateLimit, "admits", lambda self: True),
-    "short-event-log": lambda: patch.object(server_runner, "worth_a_line", lambda count: True),
+    "short-event-log": lambda: patch.object(story, "worth_a_line", lambda count: True),
 }
 CLIENTS_BOUNDS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "beat-floor": _any_beat,

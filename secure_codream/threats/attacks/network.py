@@ -24,7 +24,7 @@ from codream_protocols.identity import Roster, ServerEntry
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import Hello, Refusal, Welcome
 from codream_protocols.server import ServerProtocol
-from codream_server import runner as server_runner
+from codream_server.admission import RosterKeys
 from codream_server.runner import ServerRunner
 from secure_codream.simulation.sockets import PERMISSIVE, Network, honest, transport_keys
 from secure_codream.simulation.taps import Tap
@@ -476,7 +476,7 @@ def _everyone_welcome() -> Iterator[None]:
             return 0
 
     with (
-        patch.object(server_runner._RosterKeys, "callback", lambda self, domain, key: True),
+        patch.object(RosterKeys, "callback", lambda self, domain, key: True),
         patch.object(Roster, "by_transport_key", lenient),
     ):
         yield
