@@ -20,7 +20,7 @@ _SETUP = (Hello, Advertisement, Seals)
 
 @dataclass
 class Traffic:
-    """Application bytes of one member, frames and messages, without ZeroMQ's and CURVE's own.
+    """Application bytes of a member, or of several together, frames and messages, without ZeroMQ's and CURVE's own.
 
     Attributes:
         up: sent by the member.

@@ -57,7 +57,7 @@ from secure_codream.threats.attacks.network import (
 )
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
-from secure_codream.threats.laboratory.evidence import Try, counted
+from secure_codream.threats.laboratory.evidence import Try, counted, numbered
 from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.switches import Switch
 
@@ -92,13 +92,11 @@ class Flood(Attack):
         federate(net, laboratory, tamper=tamper)
         expected = 2
         missing = expected - len(net.sums) + len(net.wrong_sums())
-        return Evidence(
-            measure=f"sums that are missing or wrong, of {expected}",
-            value=float(missing),
-            success=0.0,
-            learned=f"{missing} of {expected} sums are lost"
-            if missing
-            else f"nothing: {sum(net.server.story.refusals):,} refusals, and all {expected} sums are there",
+        return numbered(
+            f"sums that are missing or wrong, of {expected}",
+            missing,
+            found=f"{missing} of {expected} sums are lost",
+            otherwise=f"nothing: {sum(net.server.story.refusals):,} refusals, and all {expected} sums are there",
         )
 
 
@@ -347,13 +345,11 @@ class Oversized(Attack):
             net.run(scenario)
         taken = max(map(len, wire.taken))
         over = float(max(0, taken - limit))
-        return Evidence(
-            measure="bytes beyond the limit of one message that reach the parser",
-            value=over,
-            success=0.0,
-            learned=f"{taken:,} bytes are read"
-            if over
-            else f"nothing: beyond {limit:,} bytes the connection is closed before a byte is parsed",
+        return numbered(
+            "bytes beyond the limit of one message that reach the parser",
+            over,
+            found=f"{taken:,} bytes are read",
+            otherwise=f"nothing: beyond {limit:,} bytes the connection is closed before a byte is parsed",
         )
 
 
