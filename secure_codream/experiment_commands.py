@@ -56,21 +56,9 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare algorithms on the same data: table, plots and report. Flags overrule the file."""
-    wanted: dict[str, Any] = {
-        "name": name,
-        "algorithms": algorithms and listed(algorithms),
-        "partitions": partitions and listed(partitions),
-        "seeds": seeds,
-        "models": models and listed(models),
-        "rounds": rounds,
-        "clients": clients,
-        "per_client": per_client,
-        "test_limit": test_limit,
-        "patience": patience,
-        "device": device,
-    }
-    source = {"source": data, "root": None if root is None else str(root)}
-    flags = {"compare": given(wanted), "data": given(source)}
+    wanted = _cells(name, partitions, seeds, models, device) | _sizes(rounds, clients, per_client, test_limit)
+    own = given({"algorithms": algorithms and listed(algorithms), "patience": patience})
+    flags = {"compare": wanted | own, "data": _source(data, root)}
     _run_cells(config, resume, flags, jobs=jobs, plots=plots, tensorboard=tensorboard, out=out, json=json)
 
 
@@ -101,26 +89,40 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Accuracy against epsilon: CoDream, clients alone and all data in one place under the same privacy budget."""
-    wanted: dict[str, Any] = {
-        "name": name,
-        "partitions": partitions and listed(partitions),
-        "seeds": seeds,
-        "models": models and listed(models),
-        "rounds": rounds,
-        "clients": clients,
-        "per_client": per_client,
-        "test_limit": test_limit,
-        "device": device,
-    }
     budgets = {"epsilons": epsilons and listed(epsilons), "methods": methods and listed(methods)}
     flags = {
-        "compare": given(wanted),
-        "data": given({"source": data, "root": None if root is None else str(root)}),
+        "compare": _cells(name, partitions, seeds, models, device) | _sizes(rounds, clients, per_client, test_limit),
+        "data": _source(data, root),
         "privacy": given({"delta": delta}),
         "sweep": given(budgets),
     }
     usual = {"compare": {"name": "sweep", "models": ["cnn2_gn"]}, "sweep": {}}
     _run_cells(config, resume, flags, jobs=jobs, plots=plots, tensorboard=False, out=out, json=json, usual=usual)
+
+
+def _cells(
+    name: str | None, partitions: str | None, seeds: str | None, models: str | None, device: str | None
+) -> dict[str, Any]:
+    """What cells there are, as in `[compare]`; flags that are not given are left out."""
+    return given(
+        {
+            "name": name,
+            "partitions": partitions and listed(partitions),
+            "seeds": seeds,
+            "models": models and listed(models),
+            "device": device,
+        }
+    )
+
+
+def _sizes(rounds: int | None, clients: int | None, per_client: int | None, test_limit: int | None) -> dict[str, Any]:
+    """How large each cell is, as in `[compare]`."""
+    return given({"rounds": rounds, "clients": clients, "per_client": per_client, "test_limit": test_limit})
+
+
+def _source(data: str | None, root: Path | None) -> dict[str, Any]:
+    """Where the images are from, as in `[data]`."""
+    return given({"source": data, "root": None if root is None else str(root)})
 
 
 def _run_cells(

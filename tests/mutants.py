@@ -337,7 +337,7 @@ MUTANTS = (
     # what surrounds the protocol
     text(
         "transport keys of the roster alone",
-        S + "runner.py",
+        S + "admission.py",
         "        if raw in self._keys:\n            return True\n",
         "        return True\n",
         "tests/server",

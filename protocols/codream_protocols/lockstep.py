@@ -9,6 +9,7 @@ seen of one member's input, nor of any part of the cohort's, with up to n - 2 co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -39,6 +40,25 @@ class Signing(Protocol):
 
     def sign(self, label: str, *parts: bytes) -> bytes:
         """Sign the parts under a domain label; 64 bytes."""
+
+
+@dataclass(frozen=True, repr=False)
+class Opened:
+    """What a member has once it has opened the others' seals.
+
+    Attributes:
+        members: of the epoch.
+        advertised: their advertisements.
+        transcript: of the set-up.
+        rests: of each other member, what its seal held beside its value.
+        roots: of each other member, where the pair's masks begin.
+    """
+
+    members: tuple[int, ...]
+    advertised: Mapping[int, Advertisement]
+    transcript: bytes
+    rests: Mapping[int, bytes]
+    roots: Mapping[int, bytes]
 
 
 class LockstepKeys:
@@ -145,7 +165,7 @@ class LockstepKeys:
             own = self._encapsulated[other].reveal()
             lower, higher = (own, theirs) if self._member < other else (theirs, own)
             roots[other] = hybrid.pair_root(agreed, lower, higher, transcript=transcript, pair=(self._member, other))
-        self._keep(members, advertised, transcript, rests, roots)
+        self._keep(Opened(members, advertised, transcript, rests, roots))
         for secret in (self._share_private, self._value, *self._agreed.values(), *self._encapsulated.values()):
             secret.erase()
         self._kem = None
@@ -195,18 +215,11 @@ class LockstepKeys:
         """What is sealed for each."""
         return dict.fromkeys(receivers, self._value.reveal())
 
-    def _keep(
-        self,
-        members: tuple[int, ...],
-        advertised: Mapping[int, Advertisement],
-        transcript: bytes,
-        rests: Mapping[int, bytes],
-        roots: Mapping[int, bytes],
-    ) -> None:
-        for other, rest in rests.items():
+    def _keep(self, opened: Opened) -> None:
+        for other, rest in opened.rests.items():
             if rest:
                 raise SealDoesNotOpen(other)
-        self._roots = {other: Secret(root) for other, root in roots.items()}
+        self._roots = {other: Secret(root) for other, root in opened.roots.items()}
 
     def _additional(self, sender: int, receiver: int) -> bytes:
         return keyschedule.labelled("sealed", self._plan.digest, bytes([sender, receiver]))

@@ -21,7 +21,7 @@ from codream_protocols.charter import Plan
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.errors import LocalProtocolError
 from codream_protocols.keyschedule import KEY_BYTES, StepKeys
-from codream_protocols.lockstep import LockstepKeys, SealDoesNotOpen
+from codream_protocols.lockstep import LockstepKeys, Opened, SealDoesNotOpen
 from codream_protocols.messages import Advertisement
 from codream_protocols.secret import Secret, SecretArray
 
@@ -115,23 +115,17 @@ class ResilientKeys(LockstepKeys):
             share[:] = 0
         return plaintexts
 
-    def _keep(
-        self,
-        members: tuple[int, ...],
-        advertised: Mapping[int, Advertisement],
-        transcript: bytes,
-        rests: Mapping[int, bytes],
-        roots: Mapping[int, bytes],
-    ) -> None:
+    def _keep(self, opened: Opened) -> None:
         size = 2 * self._plan.steps * KEY_BYTES
         held = {}
-        for other, rest in rests.items():
+        for other, rest in opened.rests.items():
             if len(rest) != size:
                 raise SealDoesNotOpen(other)
             held[other] = SecretArray(np.frombuffer(rest, dtype=np.uint8).reshape(-1, KEY_BYTES))
         assert self._own_shares is not None  # noqa: S101 - made when sealing
         held[self._member] = self._own_shares
-        self._held, self._members, self._advertised, self._transcript = held, members, dict(advertised), transcript
+        self._held, self._members = held, opened.members
+        self._advertised, self._transcript = dict(opened.advertised), opened.transcript
 
     def _ratchet(self) -> None:
         self._seed = keyschedule.ratchet(self._seed, self._plan.digest, self._seed_step)

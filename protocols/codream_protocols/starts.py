@@ -177,6 +177,13 @@ def _drawn(
     return images
 
 
+def _pitch_and_side(shape: Shape) -> tuple[int, int]:
+    """A pixel, and the shorter side of the picture, in units of the grid."""
+    _, height, width = shape
+    pitch = _GRID // max(height, width)
+    return pitch, min(height, width) * pitch
+
+
 def _centres(pixels: int, pitch: int) -> Integers:
     """The middles of a row of pixels, in units of the grid from the middle of the row."""
     return (2 * np.arange(pixels, dtype=np.int64) - pixels + 1) * pitch // 2
@@ -204,8 +211,7 @@ def strokes(seed: bytes, count: int, shape: Shape) -> Floats32:
 
 def _paint_strokes(dice: _Dice, shape: Shape) -> Integers:
     channels, height, width = shape
-    pitch = _GRID // max(height, width)
-    side = min(height, width) * pitch
+    pitch, side = _pitch_and_side(shape)
     samples = 8 if max(height, width) <= 64 else 16  # of the curve for one move: a round nib must not leave beads
     x, y = _fitted(*_curves(dice, samples), dice, side)
     radius = dice.roll(36, 62)[:, None, None] * side // 1000
@@ -309,8 +315,7 @@ def shapes(seed: bytes, count: int, shape: Shape) -> Floats32:
 
 def _paint_shapes(dice: _Dice, shape: Shape) -> Integers:
     channels, height, width = shape
-    pitch = _GRID // max(height, width)
-    side = min(height, width) * pitch
+    pitch, side = _pitch_and_side(shape)
     picture: Integers = _gradient(dice, shape, pitch)
     fine = 4 if max(height, width) <= 16 else 2  # points a pixel and axis at which a shape is sampled
     rows, columns = _centres(height * fine, pitch // fine), _centres(width * fine, pitch // fine)

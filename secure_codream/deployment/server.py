@@ -107,8 +107,8 @@ def run_server(
             exhibit=exhibit,
         )
         asyncio.run(until_signal(runner.run(lambda endpoint: _announce(folder, endpoint))))
-    if runner.exhibit is not None:
-        seen = runner.exhibit
+    if runner.exhibition.exhibit is not None:
+        seen = runner.exhibition.exhibit
         np.savez_compressed(
             folder / "exhibit.npz",
             client=roster.members[seen.member].name,
@@ -120,13 +120,13 @@ def run_server(
         )
     report = {
         "head": protocol.head.hex(),
-        "secure_steps": runner.secure_steps,
-        "seconds": runner.seconds,
+        "secure_steps": runner.story.secure_steps,
+        "seconds": runner.story.seconds,
         "traffic": {member.name: vars(traffic) for member, traffic in zip(roster.members, runner.traffic, strict=True)},
     }
     write_whole(folder / "server.json", json.dumps(report, indent=2).encode())
     if config.client_privacy is not None:
-        write_statement(folder, own_statement(config, "the federation", None, charter, course, runner.spent_rho))
+        write_statement(folder, own_statement(config, "the federation", None, charter, course, runner.story.spent_rho))
 
 
 def _missed(

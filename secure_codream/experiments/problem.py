@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.participant import Participant
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.zoo import build
 from codream_protocols.charter import Aggregation
@@ -71,6 +72,13 @@ class Problem:
             seed=self.client_seed(client),
         )
         return model.to(self.device)
+
+    def participants(self, learning: LearningSettings) -> list[Participant]:
+        """Every client's learning, with its own data, model and seed."""
+        return [
+            Participant(learning, self.fresh_model(client), shard, self.test, self.client_seed(client), self.device)
+            for client, shard in enumerate(self.shards)
+        ]
 
     @property
     def sums(self) -> Aggregation:

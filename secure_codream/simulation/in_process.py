@@ -14,7 +14,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,9 +26,10 @@ from codream_protocols.courses.codream import CoDream
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.errors import AggregationFailed
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer
-from codream_protocols.messages import Advertisement, Hello, Seals, decode_to_client, decode_to_server, encode_message
+from codream_protocols.messages import Hello, decode_to_client, decode_to_server, encode_message
 from codream_protocols.seeded import SeededBytes
 from codream_protocols.server import Effect, EpochCertified, EpochGivenUp, Phase, SendTo, ServerProtocol, StepFinished
+from codream_server.peers import Traffic
 
 if TYPE_CHECKING:
     import torch
@@ -38,16 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass
-class Bytes:
-    """Application bytes of all clients together: sent, received, and of those sent, key set-up and packed vectors."""
-
-    up: int = 0
-    down: int = 0
-    setup: int = 0
-    payload: int = 0
 
 
 PERMISSIVE = Policy(losses=True, cuts=True)
@@ -100,7 +90,7 @@ class Simulation:
             aggregation=aggregation,
             blocks=even_blocks(len(members), aggregation.colluders),
         )
-        self.traffic = Bytes()
+        self.traffic = Traffic()
         self.seconds = {"compute": 0.0, "aggregation": 0.0}
         self.secure_steps = 0
         self.server = ServerProtocol(self.charter, self.roster, course)
@@ -198,12 +188,8 @@ class Simulation:
 
     def _answer(self, member: int, send: Send) -> None:
         data = encode_message(send.message)
-        payload = sum(len(frame) for frame in send.frames)
-        self.traffic.up += len(data) + payload
-        self.traffic.payload += payload
-        if isinstance(send.message, Advertisement | Seals):
-            self.traffic.setup += len(data)
         message = decode_to_server(data)
+        self.traffic.came(message, len(data), send.frames)
         if isinstance(message, Hello):  # it has caught up by one epoch
             self._queue.extend(self.server.hello(member, message))
         else:

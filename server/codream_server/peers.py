@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from codream_protocols.messages import Advertisement, Hello, MaskedInput, Seals, ToServer
+
 MOST_QUEUED_BYTES = 256 << 20
 FIRST_RESEND, LAST_RESEND = 3.0, 60.0  # seconds before a sum that does not seem to have arrived is sent again
+_SETUP = (Hello, Advertisement, Seals)
 
 
 @dataclass
 class Traffic:
-    """Application bytes of one member, frames and messages, without ZeroMQ's and CURVE's own.
+    """Application bytes of a member, or of several together, frames and messages, without ZeroMQ's and CURVE's own.
 
     Attributes:
         up: sent by the member.
@@ -30,6 +33,15 @@ class Traffic:
     down: int = 0
     setup: int = 0
     payload: int = 0
+
+    def came(self, message: ToServer, size: int, frames: tuple[bytes, ...]) -> None:
+        """Count a message of this size, and its frames, as sent by the member."""
+        payload = sum(map(len, frames))
+        self.up += size + payload
+        if isinstance(message, MaskedInput):
+            self.payload += payload
+        if isinstance(message, _SETUP):
+            self.setup += size
 
 
 @dataclass

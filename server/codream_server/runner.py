@@ -22,26 +22,22 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import zmq
 import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 from zmq.utils import z85
 
-from codream_protocols.course import Array, Publication
+from codream_protocols.course import Publication
 from codream_protocols.errors import (
     AddressRefused,
     AggregationFailed,
-    AttemptsUsed,
     BoundByVote,
     CohortRefused,
     HelloNeeded,
-    LocalProtocolError,
     MalformedMessage,
     RemoteProtocolError,
     WrongHead,
-    WrongSum,
 )
 from codream_protocols.identity import Roster
 from codream_protocols.messages import (
@@ -52,14 +48,9 @@ from codream_protocols.messages import (
     GivenUp,
     Hello,
     MaskedInput,
-    Published,
     Refusal,
-    Seals,
-    ToClient,
     ToServer,
-    encode_message,
 )
-from codream_protocols.packing import unpack
 from codream_protocols.server import (
     Effect,
     EpochBegan,
@@ -71,51 +62,24 @@ from codream_protocols.server import (
     StepBegan,
     StepFinished,
 )
-from codream_server.events import (
-    Event,
-    Events,
-    first_of,
-    metrics_of,
-    printable,
-    rho_of_records,
-    rounds_of,
-    step_figures,
-    worth_a_line,
-)
+from codream_server.admission import RosterKeys
+from codream_server.events import Event, Events
+from codream_server.exhibition import Exhibition
 from codream_server.inbound import MOST_PARTS, Bounds, Rates, next_message
-from codream_server.patience import Clock, Growing, PatientClock, is_power_of_two
+from codream_server.invitations import Invitations
+from codream_server.outbox import Outbox
+from codream_server.patience import Clock, Growing, PatientClock
 from codream_server.peers import Peer, Traffic
 from codream_server.settings import Timing
+from codream_server.story import Story
+from codream_server.unwritten import Unwritten
 
-SETUP_MESSAGES = (Hello, Advertisement, Seals)
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds after an epoch that was given up
 SETTLE = 0.1  # seconds after a Hello: who has voted gives its vote first, and no start is wasted
 LONGEST_SILENCE_OF_SERVER = 600.0  # between two `waiting` events
-REFUSALS_IN_A_ROW = 3
 TIMES_THE_SLOWEST = 10  # as long as all others took: so much slower an honest member may be, in the resilient mode
 FAREWELL_SECONDS, LAST_WRITE_SECONDS = 10.0, 60.0
 _HELLO_PLEASE = HelloNeeded("a client that may have missed messages", "Hello first")
-
-
-class ResultsUnwritten(LocalProtocolError):
-    """The federation came to its end, and the disk does not take its results; the record has them."""
-
-    code = "results-unwritten"
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """For the report's "what the server saw": one member's masked vector of one step, and that step's sum."""
-
-    member: int
-    epoch: int
-    round: int
-    step: int
-    task: str
-    masked: Array
-    total: Array
-    survivors: tuple[int, ...]
-    modulus_bits: int
 
 
 class ServerRunner:
@@ -136,12 +100,8 @@ class ServerRunner:
 
     Attributes:
         traffic: each member's bytes.
-        seconds: time spent waiting for members to compute, and for all else of the epochs.
-        secure_steps: sums made.
-        spent_rho: what all steps begun cost a client, in zCDP.
-        refusals: of each member, how many of its messages were refused.
-        refused_by: of each member, how many messages it refused.
-        dropped: of each member, how many of its messages were over a rate.
+        story: what happened, and what it has cost so far.
+        exhibition: what is kept for the report.
     """
 
     def __init__(
@@ -161,36 +121,26 @@ class ServerRunner:
         size = len(roster.members)
         self.protocol = protocol
         self.traffic = [Traffic() for _ in range(size)]
-        self.seconds = {"compute": 0.0, "aggregation": 0.0}
-        self.secure_steps = 0
-        self.spent_rho = rho_of_records(protocol)
-        self.refusals, self.refused_by, self.dropped = [0] * size, [0] * size, [0] * size
-        self.exhibit: Exhibit | None = None
+        self._events = Events(emit)
+        self.story = Story(protocol, roster, self.traffic, self._events, clock)
+        self.exhibition = Exhibition(protocol, exhibit)
         self._roster, self._secret, self._endpoint, self._timing = roster, transport_secret, endpoint, timing
-        self._events, self._certified, self._missed, self._exhibit_at = Events(emit), certified, missed, exhibit
+        self._certified, self._missed = certified, missed
         self._bounds, self._rates = Bounds(protocol), [Rates(timing.beat, clock) for _ in range(size)]
         self._tick = min(0.2, timing.beat / 2)
-        self._clock, self._patient = clock, PatientClock(2 * self._tick, clock)
+        self._patient = PatientClock(2 * self._tick, clock)
         self._peers: dict[int, Peer] = {}
-        self._answers: list[tuple[int, list[bytes]]] = []  # refusals, also to members that have not said Hello
-        self._encoded: tuple[ToClient | None, bytes] = None, b""
-        self._overflowed: list[int] = []
+        self._outbox = Outbox(self._peers, self.traffic, protocol.charter.quorum, self._patient)
+        self._unwritten = Unwritten(self._patient, self._events)
         self._opened = False
         self._open_at, self._pause = 0.0, FIRST_PAUSE
-        self._invited: tuple[int, ...] = ()  # to the newest epoch
+        self._invitations = Invitations()
         self._plans: deque[bytes] = deque(maxlen=64)  # of the newest epochs
-        self._asked: set[int] = set()  # of these, who has not answered yet
-        self._refusing: dict[int, tuple[str, int]] = {}  # code and number of invitations refused in a row
-        self._refused_for = ""
         self._waiting = Growing(timing.lost_after, LONGEST_SILENCE_OF_SERVER)
         self._waiting_for: tuple[object, ...] = ()
         self._waiting_since = self._answered_at = 0.0
         self._awaited: set[int] = set()
         self._passed_over: set[int] = set()  # who did not answer in an epoch that is not certified
-        self._unwritten: dict[tuple[str, int, str], Callable[[], None]] = {}  # what, of which epoch or member, why
-        self._rewrite, self._write_failures = Growing(1.0, 30.0), 0
-        self._phase, self._phase_since, self._step_since = Phase.IDLE, clock(), clock()
-        self._masked: tuple[int, Array] | None = None
         self._failure: AggregationFailed | None = None
 
     # -- the loop ---------------------------------------------
@@ -209,7 +159,7 @@ class ServerRunner:
         context = zmq.asyncio.Context()
         authenticator = AsyncioAuthenticator(context)
         authenticator.start()
-        keys = _RosterKeys(self._roster, self._events)
+        keys = RosterKeys(self._roster, self._events)
         authenticator.configure_curve_callback(domain="*", credentials_provider=keys)
         self._socket = context.socket(zmq.ROUTER)
         try:
@@ -222,7 +172,7 @@ class ServerRunner:
                 await self._say_farewell(str(error)[:512], completed=False)
                 raise
             await self._say_farewell("all epochs are certified", completed=True)
-            self._check_all_is_written()
+            self._unwritten.check_results()
         finally:
             authenticator.stop()
             self._socket.close(linger=2000)
@@ -249,34 +199,21 @@ class ServerRunner:
             ) from error
 
     async def _serve(self) -> None:
-        protocol = self.protocol
-        self._events.say(
-            "federation_started",
-            clients=self._names(range(len(self._roster.members))),
-            rounds=rounds_of(protocol),
-            epochs=protocol.course.epochs,
-            certified=protocol.certified,
-            steps_per_round=len(protocol.course.schedule(first_of(protocol))),
-            mode=protocol.charter.aggregation.mode,
-            charter=protocol.charter.digest.hex(),
-            head=protocol.head.hex(),
-        )
+        self.story.federation_started()
         for number, publication in self._missed:
             self._hand_on(number, publication)
         self._patient.look()
-        while not protocol.done:
+        while not self.protocol.done:
             self._open_if_ready()
             await self._listen()
             self._watch_silence()
             self._watch_progress()
-            self._write_again()
-            await self._flush()
+            self._unwritten.write_again()
+            await self._outbox.flush(self._socket)
             if self._failure is not None:
                 raise self._failure
         await self._wait_for_late()
-        self._events.say(
-            "federation_finished", rounds=rounds_of(protocol), epochs=protocol.certified, head=protocol.head.hex()
-        )
+        self.story.federation_finished()
 
     async def _wait_for_late(self) -> None:
         """Who took part and was lost before the end can still have the last certificates, for `timing.step` seconds."""
@@ -285,32 +222,27 @@ class ServerRunner:
         asking = Growing(1.0, 10.0)
         asking.start(since)
         if self.protocol.behind() and not self._peers:  # started again when all was over
-            self._say_late(since)
+            self.story.waiting_for_late(self._patient.now - since)
         while self.protocol.behind() and self._patient.now - since < self._timing.step:
             await self._listen()
             self._watch_silence()
-            self._write_again()
-            await self._flush()
+            self._unwritten.write_again()
+            await self._outbox.flush(self._socket)
             if asking.is_due(self._patient.now):
                 for member in self.protocol.behind():
                     if self._is_present(member):
                         self._ask_hello(member)
             if self._waiting.is_due(self._patient.now):
-                self._say_late(since)
-
-    def _say_late(self, since: float) -> None:
-        late, seconds = self._names(self.protocol.behind()), round(self._patient.now - since, 1)
-        self._events.say("waiting", clients=late, lost=late, refusing={}, bound=[], phase="finished", seconds=seconds)
+                self.story.waiting_for_late(self._patient.now - since)
 
     async def _listen(self) -> None:
         """Take what has come; then time passes for those that are silent."""
-        sending = any(peer.queue for peer in self._peers.values())
-        if await self._socket.poll(20 if sending else int(self._tick * 1000)):
+        if await self._socket.poll(20 if self._outbox.is_waiting else int(self._tick * 1000)):
             socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
             with contextlib.suppress(zmq.Again):
                 for _ in range(256):
                     self._take(next_message(socket))
-                    await self._flush()
+                    await self._outbox.flush(self._socket)
         self._patient.look()
 
     async def _say_farewell(self, reason: str, *, completed: bool) -> None:
@@ -319,7 +251,7 @@ class ServerRunner:
         A disk that fails is given more time; what is certified is in the record in any case.
         """
         farewell = Farewell(reason, completed)
-        self._write_again(at_once=True)
+        self._unwritten.write_again(at_once=True)
         began = self._patient.now
         greeted: set[int] = set()
         while self._patient.now < began + (LAST_WRITE_SECONDS if self._unwritten else self._farewell_seconds):
@@ -327,13 +259,13 @@ class ServerRunner:
                 if peer.present and not peer.needs_hello and not peer.queue:
                     self._send(SendTo(member, farewell))
                     greeted.add(member)
-            await self._flush()
+            await self._outbox.flush(self._socket)
             here = [one for one, peer in self._peers.items() if peer.present]
             if not self._unwritten and all(self._peers[one].needs_hello and one in greeted for one in here):
                 return
             # Who has closed its connection cannot be sent anything: that is how its leaving is seen.
             await self._listen()
-            self._write_again()
+            self._unwritten.write_again()
 
     @property
     def _farewell_seconds(self) -> float:
@@ -354,11 +286,11 @@ class ServerRunner:
                 return  # known, or not yet of use
             over = self._rates[member].over_limit(message)
             if over:
-                self._over_limit(member, message, over)
+                self.story.over_limit(member, message, over)
                 return
             self._bounds.check_frames(message, parts[2:])
             frames = tuple(part.bytes for part in parts[2:])
-            self._count_up(member, message, len(parts[1].bytes), frames)
+            self.traffic[member].came(message, len(parts[1].bytes), frames)
             if isinstance(message, Hello):
                 self._on_hello(member, route, message)
                 return
@@ -368,8 +300,7 @@ class ServerRunner:
             elif not peer.needs_hello:
                 self._on_beat(member, peer, message)
         except HelloNeeded as error:  # of a restarted server, or after a break of the line: no misdeed
-            if self._rates[member].answers.admits():
-                self._answer(member, route, error)
+            self._answer(member, route, error)
         except RemoteProtocolError as error:
             self._refuse(member, route, error)
 
@@ -378,16 +309,16 @@ class ServerRunner:
         try:
             effects = self.protocol.hello(member, message)
         except OSError as error:  # a record that cannot be read now
-            self._storage_failed("record", error)
+            self._unwritten.failed("record", error)
             if earlier is not None:
                 earlier.needs_hello = True  # it is asked at its next beat, as one that is not known yet
             return
         self._peers[member] = Peer(route, self._patient.now)
         self._rates[member].caught_up(message, effects)
         if earlier is None or not earlier.present:
-            self._events.say("client_joined", client=self._name(member))
+            self.story.joined(member)
         if earlier is None or earlier.route != route:
-            self._refusing.pop(member, None)  # started again, perhaps with what was wrong put right
+            self._invitations.begin_anew(member)
             self._passed_over.discard(member)
         self._open_at = max(self._open_at, self._patient.now + SETTLE)
         self._perform(effects)
@@ -419,16 +350,15 @@ class ServerRunner:
             effects = self.protocol.receive(member, message, frames)
         except OSError as error:  # the journal: nothing has been said yet, and nothing is lost
             again = functools.partial(self._dispatch_again, member, message, frames)
-            self._keep_trying("record", member, error, again, type(message).__name__)
+            self._unwritten.keep_trying("record", member, error, again, type(message).__name__)
             return
         if isinstance(message, Advertisement):
-            self._asked.discard(member)
-            self._refusing.pop(member, None)
+            self._invitations.accepted(member)
         elif isinstance(message, EpochRecord) and self.protocol.certified > before:
             self._rates[member].was_of_use()
             self._want_hello(member)  # it may have more of what this server lost
         elif isinstance(message, MaskedInput):
-            self._show(member, message, frames)
+            self.exhibition.saw(member, message, frames)
         self._perform(effects)
 
     def _is_late(self, message: ToServer) -> bool:
@@ -445,35 +375,11 @@ class ServerRunner:
                 self.protocol.absent.discard(member)
 
     def _on_refusal(self, member: int, message: Refusal) -> None:
-        """What a member refuses stops an epoch, and three invitations refused in a row stop more than one."""
-        in_a_row = 0
-        if member in self._asked:
-            self._asked.discard(member)
-            code, count = self._refusing.get(member, (message.code, 0))
-            in_a_row = count + 1 if code == message.code else 1
-            self._refusing[member] = message.code, in_a_row
-            self._refused_for = printable(message.found)
-        self.refused_by[member] += 1
-        if worth_a_line(self.refused_by[member]):
-            self._events.say(
-                "refused",
-                client=self._name(member),
-                code=message.code,
-                by="client",
-                found=printable(message.found),
-                allowed=printable(message.allowed),
-                invitations=in_a_row,
-                count=self.refused_by[member],
-            )
+        in_a_row = self._invitations.refused(member, message)
+        self.story.client_refused(member, message, in_a_row)
         if in_a_row and message.code in (WrongHead.code, BoundByVote.code):
             self._want_hello(member)  # it stands elsewhere than was thought when it was invited
-        codes = {self._refusing[one][0] if one in self._held() else "" for one in self._invited}
-        if codes == {message.code}:
-            self._failure = AggregationFailed(
-                f"{REFUSALS_IN_A_ROW} invitations in a row refused by everybody ({message.code}: {self._refused_for})",
-                "invitations that the clients' charter and policies permit",
-                _REMEDIES.get(message.code, "the clients' logs say what each of them refuses"),
-            )
+        self._failure = self._invitations.failure(message.code) or self._failure
 
     def _want_hello(self, member: int) -> None:
         """Ask a member to say Hello, and again at each beat until it does: nothing else is sent to it before."""
@@ -481,33 +387,16 @@ class ServerRunner:
         self._ask_hello(member)
 
     def _ask_hello(self, member: int) -> None:
-        if self._rates[member].answers.admits():
-            self._answer(member, self._peers[member].route, _HELLO_PLEASE)
+        self._answer(member, self._peers[member].route, _HELLO_PLEASE)
 
     def _refuse(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
-        self.refusals[member] += 1
-        if worth_a_line(self.refusals[member]):
-            self._events.say(
-                "refused",
-                client=self._name(member),
-                code=error.code,
-                by="server",
-                found=printable(error.found),
-                allowed=printable(error.allowed),
-                count=self.refusals[member],
-            )
-        if self._rates[member].answers.admits():
-            self._answer(member, route, error)
+        self.story.server_refused(member, error)
+        self._answer(member, route, error)
 
     def _answer(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
-        data = encode_message(Refusal(error.code, error.found[:512], error.allowed[:512]))
-        self._answers.append((member, [route, data]))
-
-    def _over_limit(self, member: int, message: ToServer, over: int) -> None:
-        self.dropped[member] += 1
-        if is_power_of_two(over):
-            kind = type(message).__name__
-            self._events.say("rate_limited", client=self._name(member), kind=kind, count=over)
+        """Say what was refused, up to a rate."""
+        if self._rates[member].answers.admits():
+            self._outbox.answer(member, route, error)
 
     # -- patience ---------------------------------------------
 
@@ -516,8 +405,8 @@ class ServerRunner:
         for member, peer in self._peers.items():
             if peer.present and now - peer.heard > self._timing.lost_after:
                 self._lose(member, peer, "silence")
-        while self._overflowed:
-            member = self._overflowed.pop()
+        while self._outbox.overflowed:
+            member = self._outbox.overflowed.pop()
             peer = self._peers[member]
             peer.leave()
             if peer.present:
@@ -526,15 +415,14 @@ class ServerRunner:
     def _lose(self, member: int, peer: Peer, reason: str, *, since: float | None = None) -> None:
         peer.present = False
         peer.leave()
-        seconds = round(self._patient.now - (peer.heard if since is None else since), 3)
-        self._events.say("client_lost", client=self._name(member), reason=reason, seconds=seconds)
+        self.story.lost(member, reason, self._patient.now - (peer.heard if since is None else since))
         self._lost(member)
 
     def _lost(self, member: int) -> None:
         try:
             self._perform(self.protocol.lost(member))
         except OSError as error:
-            self._keep_trying("record", member, error, lambda: self._lost(member))
+            self._unwritten.keep_trying("record", member, error, lambda: self._lost(member))
 
     def _watch_progress(self) -> None:
         """Say who is waited for, ask those that are there again, and give up what lockstep has waited for too long."""
@@ -550,15 +438,8 @@ class ServerRunner:
             self._awaited, self._answered_at = awaited, now
         lost = {member for member in awaited if not self._is_present(member)}
         if awaited and self._waiting.is_due(now):
-            self._events.say(
-                "waiting",
-                clients=self._names(sorted(awaited)),
-                lost=self._names(sorted(lost)),
-                refusing={self._name(member): self._refusing[member][0] for member in self._held() & awaited},
-                bound=self._names(protocol.bound_elsewhere()),
-                phase=protocol.phase.value,
-                seconds=round(now - self._waiting_since, 1),
-            )
+            refusing = self._invitations.held_for(awaited)
+            self.story.waiting(awaited, lost, refusing, now - self._waiting_since)
             for member in awaited - lost:
                 self._ask_hello(member)
         if plan is not None and protocol.phase is not Phase.VOTING and self._absent_too_long(lost):
@@ -583,7 +464,7 @@ class ServerRunner:
     def _missing(self) -> tuple[int, ...]:
         """While idle: who is not there, or refuses; or, if that is nobody, everybody, who stand at different heads."""
         everybody = range(len(self._roster.members))
-        held = self._held()
+        held = self._invitations.held
         return tuple(one for one in everybody if not self._is_present(one) or one in held) or tuple(everybody)
 
     def _absent_too_long(self, lost: Iterable[int]) -> bool:
@@ -608,12 +489,8 @@ class ServerRunner:
 
     # -- epochs ---------------------------------------------
 
-    def _held(self) -> set[int]:
-        """Who refuses every invitation, until it is started again: others' attempts are not used up on it."""
-        return {member for member, (_, count) in self._refusing.items() if count >= REFUSALS_IN_A_ROW}
-
     def _cohort(self) -> tuple[int, ...]:
-        cohort, held, charter = self.protocol.cohort(), self._held(), self.protocol.charter
+        cohort, held, charter = self.protocol.cohort(), self._invitations.held, self.protocol.charter
         for away in (held | self._passed_over, held):  # if nobody can go on without who did not answer, with it
             if not away & set(cohort):
                 return cohort
@@ -630,7 +507,7 @@ class ServerRunner:
         cohort = self._cohort()
         if cohort == protocol.charter.everybody or (cohort and (self._opened or now > self._patience_for_all())):
             self._opened = True
-            self._invited, self._asked = cohort, set(cohort)
+            self._invitations.sent(cohort)
             self._perform(protocol.open_epoch(cohort))
         elif not self._opened and self._timing.join is not None and now > self._timing.join:
             present = sum(self._is_present(member) for member in protocol.charter.everybody)
@@ -653,86 +530,28 @@ class ServerRunner:
             if isinstance(effect, SendTo):
                 self._send(effect)
             elif isinstance(effect, EpochBegan):
-                self._epoch_began(effect)
+                self._plans.append(effect.plan.digest)
+                self.exhibition.epoch_began()
+                self.story.epoch_began(effect)
             elif isinstance(effect, StepBegan):
-                self._step_began(effect)
+                self.story.step_began(effect)
             elif isinstance(effect, StepFinished):
-                self._step_finished(effect)
+                self.exhibition.summed(effect)
+                self.story.step_finished(effect)
             elif isinstance(effect, EpochCertified):
                 self._epoch_certified(effect)
             else:
                 self._epoch_given_up(effect)
-        self._book_time()
+        self.story.book_time()
 
-    def _epoch_began(self, began: EpochBegan) -> None:
-        plan = began.plan
-        self._plans.append(plan.digest)
-        self._masked = None
-        self._events.say(
-            "epoch_started",
-            epoch=plan.offer.epoch,
-            round=plan.certified,
-            cohort=self._names(plan.cohort),
-            modulus_bits=plan.modulus_bits,
-            mode=plan.aggregation.mode,
-            threshold=plan.threshold,
-        )
-
-    def _step_began(self, began: StepBegan) -> None:
-        plan = self.protocol.plan
-        self._step_since = self._clock()
-        # Effects may tell of a step whose epoch is over by now; its cost counts all the same.
-        if plan is not None and plan.spec(began.step).noise is not None:
-            self.spent_rho += plan.rho(plan.spec(began.step))
-        self._events.say("step_started", **self._place(), step=began.step, task=began.task)
-
-    def _step_finished(self, finished: StepFinished) -> None:
-        self.secure_steps += 1
-        self._show_sum(finished)
-        figures = step_figures(self.protocol.course, finished.task, finished.sums, len(finished.survivors))
-        self._events.say(
-            "step_finished",
-            **self._place(),
-            step=finished.step,
-            task=finished.task,
-            survivors=self._names(finished.survivors),
-            dropped=self._names(one for one in finished.members if one not in finished.survivors),
-            path="dropout" if finished.agreed else "fast",
-            seconds=round(self._clock() - self._step_since, 4),
-            figures=figures,
-            entropy=figures.get("entropy"),
-            clipped=figures.get("clipped"),
-            bytes_up=sum(traffic.up for traffic in self.traffic),
-            bytes_down=sum(traffic.down for traffic in self.traffic),
-        )
-
-    def _place(self) -> dict[str, int]:
-        plan = self.protocol.plan
-        return {
-            "epoch": -1 if plan is None else plan.offer.epoch,
-            "round": self.protocol.certified if plan is None else plan.certified,
-        }
+    def _send(self, effect: SendTo) -> None:
+        self._outbox.put(effect)
 
     def _epoch_certified(self, done: EpochCertified) -> None:
-        record, round_number = done.kept[0], done.number - 1
-        self._refusing.clear()  # what was refused may have rested on the history before
+        self._invitations.all_begin_anew()
         self._passed_over.clear()
-        metrics = metrics_of(self.protocol, done.kept, round_number)
         self._pause = FIRST_PAUSE
-        self._events.say(
-            "round_finished",
-            epoch=record.offer.epoch,
-            round=round_number,
-            number=done.number,
-            head=self.protocol.head.hex(),
-            members=self._names(item.member for item in record.advertisements),
-            votes=self._names(vote.member for vote in record.votes),
-            learnt=round_number < rounds_of(self.protocol),
-            metrics=metrics,
-            metrics_round=round_number - first_of(self.protocol)
-            if metrics
-            else None,  # a successor's models begin anew
-        )
+        self.story.epoch_certified(done)
         self._hand_on(done.number, done.publication)
 
     def _hand_on(self, number: int, publication: Publication) -> None:
@@ -741,168 +560,9 @@ class ServerRunner:
         try:
             self._certified(number, publication)
         except OSError as error:
-            self._keep_trying("publication", number, error, lambda: self._hand_on(number, publication))
+            self._unwritten.keep_trying("publication", number, error, lambda: self._hand_on(number, publication))
 
     def _epoch_given_up(self, given_up: EpochGivenUp) -> None:
-        self._events.say(
-            "epoch_given_up",
-            epoch=given_up.epoch,
-            round=self.protocol.certified,
-            reason=given_up.reason,
-            wrong_sum=given_up.wrong_sum,
-            again_in=self._pause,
-        )
+        self.story.epoch_given_up(given_up, self._pause)
         self._open_at = self._patient.now + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-
-    def _book_time(self) -> None:
-        """Book the time of a phase that ended, and start the next one's."""
-        if self.protocol.phase is self._phase:
-            return
-        now = self._clock()
-        if self._phase is not Phase.IDLE:
-            kind = "compute" if self._phase is Phase.COLLECTING else "aggregation"
-            self.seconds[kind] += now - self._phase_since
-        self._phase, self._phase_since = self.protocol.phase, now
-
-    # -- the exhibit ---------------------------------------------
-
-    def _show(self, member: int, message: MaskedInput, frames: tuple[bytes, ...]) -> None:
-        plan = self.protocol.plan
-        if self._exhibit_at is None or self._masked is not None or plan is None or self.exhibit is not None:
-            return
-        if (plan.offer.epoch, message.step) == self._exhibit_at:
-            self._masked = member, unpack(frames[0], plan.spec(message.step).words, plan.modulus_bits)
-
-    def _show_sum(self, finished: StepFinished) -> None:
-        plan = self.protocol.plan
-        if self._masked is None or self.exhibit is not None or plan is None:
-            return
-        if (plan.offer.epoch, finished.step) == self._exhibit_at:
-            member, masked = self._masked
-            self.exhibit = Exhibit(
-                member,
-                plan.offer.epoch,
-                plan.certified,
-                finished.step,
-                finished.task,
-                masked,
-                finished.total.copy(),
-                finished.survivors,
-                plan.modulus_bits,
-            )
-
-    # -- the disk ---------------------------------------------
-
-    def _keep_trying(self, what: str, number: int, error: OSError, again: Callable[[], None], kind: str = "") -> None:
-        """Once for each kind and member, however often it comes: a flood must not wait here."""
-        if not self._unwritten:
-            self._rewrite.start(self._patient.now)
-        self._unwritten[what, number, kind] = again
-        self._storage_failed(what, error)
-
-    def _storage_failed(self, what: str, error: OSError) -> None:
-        self._write_failures += 1
-        if worth_a_line(self._write_failures):
-            self._events.say("storage_failed", what=what, reason=str(error), count=self._write_failures)
-
-    def _check_all_is_written(self) -> None:
-        numbers = [str(number) for what, number, _ in sorted(self._unwritten) if what == "publication"]
-        if numbers:
-            raise ResultsUnwritten(
-                f"a disk that does not take what was published of epoch {', '.join(numbers)}",
-                "one with room for it",
-                "all epochs are certified; start the server again, and it writes from its record what is missing",
-            )
-
-    def _write_again(self, *, at_once: bool = False) -> None:
-        if not self._unwritten or not (at_once or self._rewrite.is_due(self._patient.now)):
-            return
-        waiting, self._unwritten = self._unwritten, {}
-        for again in waiting.values():
-            with contextlib.suppress(RemoteProtocolError):  # a vote that has been counted meanwhile
-                again()
-
-    # -- sending and counting ---------------------------------------------
-
-    def _send(self, effect: SendTo) -> None:
-        peer = self._peers.get(effect.member)
-        if peer is None or peer.needs_hello:
-            return  # it will be told all that it lacks when it says Hello
-        if self._encoded[0] is not effect.message:
-            self._encoded = effect.message, encode_message(effect.message)
-        if isinstance(effect.message, Published):
-            peer.told_sum(self._patient.now)
-        parts = [peer.route, self._encoded[1], *effect.frames]
-        if not peer.put(parts, shared=self._is_certified(effect.message)):
-            self._overflowed.append(effect.member)
-
-    def _is_certified(self, message: ToClient) -> bool:
-        """Whether its frames are there once for all members. Those of candidates, of which each member may bring one,
-        are not."""
-        return isinstance(message, EpochRecord) and len(message.votes) >= self.protocol.charter.quorum
-
-    async def _flush(self) -> None:
-        """Send what has been decided. Never waits: a client that does not read must not hold up the others."""
-        answers, self._answers = self._answers, []
-        for member, parts in answers:
-            # A connection that is gone or full: the refusal is of no use there.
-            with contextlib.suppress(zmq.ZMQError):
-                await self._socket.send_multipart(parts, zmq.NOBLOCK)
-                self.traffic[member].down += len(parts[1])
-        for member, peer in self._peers.items():
-            try:
-                while peer.queue:
-                    _, parts = peer.queue[0]
-                    await self._socket.send_multipart(parts, zmq.NOBLOCK)
-                    peer.sent()
-                    self.traffic[member].down += sum(map(len, parts[1:]))
-            except zmq.Again:
-                continue  # full for now
-            except zmq.ZMQError:
-                peer.leave()  # the connection is gone; its silence will tell, or its Hello
-
-    def _count_up(self, member: int, message: ToServer, size: int, frames: tuple[bytes, ...]) -> None:
-        traffic = self.traffic[member]
-        payload = sum(map(len, frames))
-        traffic.up += size + payload
-        if isinstance(message, MaskedInput):
-            traffic.payload += payload
-        if isinstance(message, SETUP_MESSAGES):
-            traffic.setup += size
-
-    def _name(self, member: int) -> str:
-        return self._roster.members[member].name
-
-    def _names(self, members: Iterable[int]) -> list[str]:
-        return [self._name(member) for member in members]
-
-
-_REMEDIES = {
-    AttemptsUsed.code: "the administrator must look, and sign a charter that follows this one",
-    WrongSum.code: "find out who changed the sums; then raise most_wrong_sums in [policy] of the clients",
-}
-
-
-class _RosterKeys:
-    """ZAP's question, which transport keys may connect, answered from the roster."""
-
-    def __init__(self, roster: Roster, events: Events) -> None:
-        self._keys = {member.transport_key for member in roster.members}
-        self._strangers, self._events = 0, events
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Whether this z85-encoded key is a member's."""
-        raw = z85.decode(key)
-        if raw in self._keys:
-            return True
-        self._strangers += 1
-        if worth_a_line(self._strangers):
-            self._events.say(
-                "refused",
-                client=f"key {raw.hex()[:16]}…",
-                code="unknown-identity",
-                by="server",
-                count=self._strangers,
-            )
-        return False

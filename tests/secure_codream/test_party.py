@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import importlib.util
-import io
 import json
-import math
 import os
 import signal
 import subprocess
@@ -17,10 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -28,22 +22,19 @@ torch = pytest.importorskip("torch")
 # ruff: noqa: E402
 from codream_clients.journal import FileJournal, JournalBusy
 from codream_protocols.errors import AggregationFailed, PolicyViolation
-from codream_server.settings import Timing
 from secure_codream.configuration.assembly import make_model
 from secure_codream.configuration.client import ClientConfig, DataTable
-from secure_codream.configuration.federation import FederationConfig, TaskTable
+from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.checkpoint import CheckpointError, read_weights, write_weights
 from secure_codream.deployment.client import read_agreed, run_client
-from secure_codream.deployment.files import Appended, EventLog, load_roster, read_metrics
+from secure_codream.deployment.files import load_roster, read_metrics
 from secure_codream.deployment.keys import KeyFileError
 from secure_codream.deployment.outputs import OutputsUnwritten
 from secure_codream.deployment.provision import provision
-from secure_codream.deployment.server import run_server
-from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.verify import verify_record
-from secure_codream.reports.events import parse_event, read_events
+from secure_codream.reports.events import read_events
 from secure_codream.reports.files import write_whole
 
 NAMES = ("alice", "bob", "carol")
@@ -69,14 +60,6 @@ def provisioned(out: Path, *, patience: float = 60.0, **tables: Any) -> Path:
     ]  # fmt: skip
     provision(out, config=config, clients=clients, address="tcp://127.0.0.1:7447")
     return out
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    config = FederationConfig(task=TaskTable(shape=(1, 8, 8), classes=10), timing=Timing(join=0.2))
-    clients = [ClientConfig(name=name, model="cnn2") for name in NAMES]
-    provision(tmp_path / "out", config=config, clients=clients, address="tcp://127.0.0.1:7447")
-    return tmp_path / "out" / "server"
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -450,142 +433,6 @@ def test_interrupted_client_ends_at_once_although_it_computes(tmp_path: Path) ->
     assert (folder / "privacy.json").exists()  # what was spent is stated all the same
 
 
-# -- randomness ---------------------------------------------
-
-ROOMS = ("secure_codream", "codream_clients", "codream_server", "codream_protocols")
-
-
-def reachable(*modules: str) -> set[str]:
-    """Every module of the project that these import, at the top or in a function, directly or not."""
-    found: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        module = waiting.pop()
-        spec = importlib.util.find_spec(module) if module not in found else None
-        if spec is None or spec.origin is None:
-            continue
-        found.add(module)
-        for node in ast.walk(ast.parse(Path(spec.origin).read_text("utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                if name.partition(".")[0] in ROOMS and _is_module(name):
-                    waiting.append(name)
-    return found
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # a name within a module
-        return False
-
-
-@pytest.mark.parametrize("party", ["secure_codream.deployment.server", "secure_codream.deployment.client"])
-def test_no_deployed_party_can_seed_its_masks(party: str) -> None:
-    """Randomness enters by one source, which simulations alone replace."""
-    found = reachable(party)
-    machine = f"codream_protocols.{party.rpartition('.')[2]}"
-    assert {machine, "codream_protocols.charter", "codream_protocols.encoding"} <= found
-    assert "codream_protocols.seeded" not in found
-    assert "secure_codream.simulation.in_process" not in found
-
-
-def test_control_simulations_can() -> None:
-    assert "codream_protocols.seeded" in reachable("secure_codream.simulation.in_process")
-
-
-# -- files and signals ---------------------------------------------
-
-
-def test_server_that_nobody_joins_says_so_and_leaves_its_events(folder: Path) -> None:
-    with pytest.raises(AggregationFailed, match=r"0 of 3 clients after 0\.2 s"):
-        run_server(folder, listen="tcp://127.0.0.1:*")
-    assert (folder / "endpoint").read_text().startswith("tcp://127.0.0.1:")
-    (started,) = [event for event in read_events(folder / "events.jsonl") if hasattr(event, "rounds")]
-    assert started.clients == ["alice", "bob", "carol"]
-    first = json.loads((folder / "events.jsonl").read_text().splitlines()[0])
-    assert first["event"] == "exposure" and first["text"].startswith("Lockstep")
-    assert verify_record(folder).epochs == 0
-
-
-@pytest.mark.parametrize("place", ["from the start", "at the end"])
-def test_events_that_cannot_be_written_go_to_standard_error_and_end_nothing(
-    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    if place == "from the start":
-        (folder / "events.jsonl").mkdir()  # also for who may write everything
-    else:
-        (folder / "events.jsonl").symlink_to("/dev/full")
-    shown: list[dict[str, Any]] = []
-    with pytest.raises(AggregationFailed, match=r"0 of 3 clients"):  # as in any other federation that nobody joins
-        run_server(folder, listen="tcp://127.0.0.1:*", watch=shown.append)
-    assert [event["event"] for event in shown][:2] == ["exposure", "federation_started"]  # the screen goes on, too
-    told = capfd.readouterr().err
-    assert "the event log cannot be written" in told and "Lockstep" in told and "federation_started" in told
-
-
-def test_lines_begin_anew_after_one_that_a_killed_process_left(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_text('{"time": 1.0, "event": "federation_fin')
-    for rounds in (1, 2):
-        with Appended(path) as file:
-            EventLog(file)({"event": "federation_finished", "rounds": rounds})
-    assert [event.rounds for event in read_events(path)] == [1, 2]
-    assert path.read_text().count("\n") == 3
-
-
-def test_line_that_a_full_disk_tore_is_ended_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, room = os.write, [20, 0]
-
-    def write(descriptor: int, data: Any) -> int:
-        if room and not (left := room.pop(0)):
-            raise OSError(28, "No space left on device")
-        return real(descriptor, bytes(data)[:left] if room else data)
-
-    with Appended(tmp_path / "events.jsonl") as file:
-        log = EventLog(file)
-        monkeypatch.setattr(os, "write", write)
-        with pytest.raises(OSError, match="No space"):
-            log({"event": "federation_finished", "rounds": 1})
-        log({"event": "federation_finished", "rounds": 2})
-    assert [event.rounds for event in read_events(tmp_path / "events.jsonl")] == [2]
-
-
-def test_server_writes_at_its_start_what_an_earlier_process_recorded_and_did_not_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed between the record and the publication. Dreams that are there are not written again."""
-    from secure_codream.deployment.server import _missed
-    from tests.secure_codream.small import SUMS, SmallFederation, codream, config_of
-
-    federation = SmallFederation(codream())
-    federation.run(2)
-    kept = [federation.server._journal.recall(place) for place in range(2)]
-    record = SimpleNamespace(epochs=lambda: kept)
-    found = dict(_missed(federation.server, federation.roster, record, tmp_path))  # type: ignore[arg-type]
-    assert sorted(found) == [1, 2]
-    assert (found[2]["dreams"] == federation.server.publication["dreams"]).all()  # type: ignore[index]
-    (tmp_path / "round-000.npz").touch()
-    assert list(dict(_missed(federation.server, federation.roster, record, tmp_path))) == [2]  # type: ignore[arg-type]
-    (tmp_path / "round-001.npz").touch()
-    assert not list(_missed(federation.server, federation.roster, record, tmp_path))  # type: ignore[arg-type]
-    sums = SmallFederation(config_of(federation={"course": "sums"}, sums=SUMS))
-    sums.run(1)
-    record = SimpleNamespace(epochs=lambda: [sums.server._journal.recall(0)])
-    ((number, publication),) = _missed(sums.server, sums.roster, record, tmp_path)  # type: ignore[arg-type]
-    assert number == 1 and publication["patients.number"].tolist() == [1 + 2 + 3]
-
-
-def test_roster_without_the_administrators_key_is_refused(folder: Path) -> None:
-    (folder / "administrator.pub").unlink()
-    with pytest.raises(KeyFileError, match="the administrator's public key is needed"):
-        load_roster(folder)
-
-
 @pytest.mark.parametrize(("epochs", "told"), [(0, False), (1, True)])
 def test_clients_log_tells_of_a_training_that_came_to_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, told: bool
@@ -609,78 +456,3 @@ def test_clients_log_tells_of_a_training_that_came_to_nothing(
     assert warned == (
         ["a training with lr=1e-30 ended no better than a guess; a smaller rate or more steps may help"] * told
     )
-
-
-def test_events_are_lines_that_are_there_at_once(tmp_path: Path) -> None:
-    with (tmp_path / "events.jsonl").open("a") as file:
-        EventLog(file)({"event": "federation_finished", "rounds": 2})
-        (event,) = read_events(tmp_path / "events.jsonl")
-        assert event.rounds == 2 and event.time > 0
-
-
-def test_whoever_watches_is_shown_what_is_written() -> None:
-    file, shown = io.StringIO(), []
-    EventLog(file, shown.append)({"event": "round_finished", "round": 0, "metrics": {"accuracy": math.nan}})
-    assert shown == [json.loads(file.getvalue())] and parse_event(shown[0]) is not None
-
-
-def test_event_with_unknown_accuracy_can_be_read_again(tmp_path: Path) -> None:
-    with (tmp_path / "events.jsonl").open("a") as file:
-        EventLog(file)({"event": "round_finished", "round": 0, "metrics": {"accuracy": None}})
-    assert read_events(tmp_path / "events.jsonl")[0].metrics == {"accuracy": None}
-
-
-def test_metrics_are_read_without_a_last_half_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == []
-    path.write_text('{"accuracy": 0.5}\n{"accuracy": 0.6}\n{"accur')
-    assert [line["accuracy"] for line in read_metrics(path)] == [0.5, 0.6]
-
-
-def test_metrics_that_are_no_number_can_be_read_again(tmp_path: Path) -> None:
-    file = io.StringIO()
-    EventLog(file)({"event": "metrics", "accuracy": 0.5, "distil_loss": math.nan})
-    (tmp_path / "metrics.jsonl").write_text(file.getvalue())
-    (line,) = read_metrics(tmp_path / "metrics.jsonl")
-    assert line["accuracy"] == 0.5 and line["distil_loss"] is None
-    json.loads(file.getvalue(), parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_cancels_the_work_so_that_it_can_clean_up(number: int) -> None:
-    cleaned = []
-
-    async def work() -> None:
-        try:
-            os.kill(os.getpid(), number)
-            await asyncio.sleep(10)
-        finally:
-            cleaned.append(True)
-
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(until_signal(work()))
-    assert cleaned == [True]
-
-
-def test_exhibit_is_of_its_epoch_and_step_alone_and_stays_in_the_clients_folder(tmp_path: Path) -> None:
-    from secure_codream.deployment.exhibit import ExhibitingClient
-    from tests.secure_codream.small import SmallFederation, codream
-
-    federation = SmallFederation(codream())
-    client = ExhibitingClient(
-        tmp_path / "exhibit.npz",
-        (1, 2),
-        charter=federation.charter,
-        roster=federation.roster,
-        course=federation.server.course,
-        member=0,
-        signer=federation.signers[0],
-        policy=federation.clients[0]._policy,
-    )
-    federation.simulation.clients[0] = client
-    federation.run(1)
-    assert not list(tmp_path.iterdir())
-    federation.run(1)
-    with np.load(tmp_path / "exhibit.npz") as kept:
-        # Two dreams' soft labels over two classes are 4 numbers, of 0.1 each; the weights of classes come besides.
-        assert len(np.unique(kept["plain"])) <= 4 and int(kept["value_bits"]) == 16

@@ -1,17 +1,11 @@
-"""What the network may send: floods, oversized and nested messages, strangers, and disks that fail."""
+"""What the network may send: floods, oversized and nested messages, and strangers."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
-import resource
-import socket
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,7 +13,6 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from codream_protocols.client import ClientProtocol, Send
 from codream_protocols.errors import HelloNeeded, MalformedMessage, VectorRefused
 from codream_protocols.messages import (
     Beat,
@@ -34,10 +27,8 @@ from codream_protocols.messages import (
 from codream_protocols.server import SendTo, ServerProtocol
 from codream_server import inbound, peers
 from codream_server.inbound import Bounds
-from codream_server.record_folder import RecordFolder
-from codream_server.runner import ResultsUnwritten
 from codream_server.settings import Timing
-from tests.server.toy import RESILIENT, Federation, ToyClient, ToyCourse, run
+from tests.server.toy import RESILIENT, Federation, ToyCourse, computing, go_on, run
 
 HOURS = Timing(step=7200.0, beat=1.0, lost_after=3600.0)
 
@@ -45,20 +36,6 @@ HOURS = Timing(step=7200.0, beat=1.0, lost_after=3600.0)
 def nested(size: int) -> bytes:
     """Arrays within arrays, `size` bytes of them."""
     return b"\x91" * (size - 1) + b"\xc0"
-
-
-async def computing(federation: Federation) -> ToyClient:
-    """A federation in its first step, in which member 2 has not answered; returns member 2."""
-    federation.start_all()
-    federation.clients[2].hold = lambda compute: federation.clients[2].beating
-    await federation.until_event("step_started", step=0)
-    await federation.until(lambda: federation.clients[2].protocol.members)
-    return federation.clients[2]
-
-
-def go_on(client: ToyClient) -> None:
-    client.beating = False  # for a moment: what it holds is answered
-    client.hold = None
 
 
 async def raw(federation: Federation, *, member: int | None = 0, key: tuple[bytes, bytes] | None = None) -> Any:
@@ -137,7 +114,7 @@ def test_frames_of_another_number_or_size_than_the_plans_are_refused(frames: tup
             client.send(MaskedInput(plan.digest, 0, public.chain, bytes(16), public.start), *frames)
             client.send(Beat(*client.protocol.progress), b"a frame where none belongs")
             client.send(Vote(plan.digest, bytes(32), bytes(64)), b"and another")
-            await federation.until(lambda: federation.server.refusals[2] >= 3)
+            await federation.until(lambda: federation.server.story.refusals[2] >= 3)
             go_on(client)
             await server
 
@@ -179,7 +156,7 @@ def test_message_of_very_many_parts_is_refused_and_not_kept() -> None:
                 await asyncio.sleep(0)
                 before = tracemalloc.get_traced_memory()[0]
                 tracemalloc.reset_peak()
-                await federation.until(lambda: federation.server.refusals[2])
+                await federation.until(lambda: federation.server.story.refusals[2])
                 peak = tracemalloc.get_traced_memory()[1] - before
             finally:
                 tracemalloc.stop()
@@ -219,7 +196,7 @@ def test_flood_is_dropped_counted_and_written_down_in_a_few_lines(kind: str) -> 
             sent = federation.server.traffic[2].down
             for _ in range(number):
                 await flooder.send(encode_message(client.protocol.hello() if kind == "Hello" else message))
-            await federation.until(lambda: federation.server.dropped[2] > number * 0.9)
+            await federation.until(lambda: federation.server.story.dropped[2] > number * 0.9)
             assert federation.server.traffic[2].down - sent < 200_000
             flooder.close()
             client.send(client.protocol.hello())
@@ -260,7 +237,7 @@ def test_flood_of_nonsense_is_not_answered_by_a_flood() -> None:
             client = await computing(federation)
             for _ in range(number):
                 client.send_raw(b"nonsense")
-            await federation.until(lambda: federation.server.refusals[2] == number)
+            await federation.until(lambda: federation.server.story.refusals[2] == number)
             answers = [message for message in client.received if isinstance(message, Refusal)]
             assert len(answers) < 120
             go_on(client)
@@ -295,7 +272,7 @@ def test_member_for_whom_too_much_waits_is_lost_and_told_all_again_after_its_hel
             peer = federation.server._peers[2]
             fits = [peer.put([peer.route, word], shared=False) for _ in range(100)]
             assert fits[0] and not fits[-1]
-            federation.server._overflowed.append(2)
+            federation.server._outbox.overflowed.append(2)
             lost = await federation.until_event("client_lost", client="site-2")
             assert "does not take" in lost["reason"] and not peer.queue
             await federation.until_event("client_joined", count=2, client="site-2")
@@ -386,233 +363,3 @@ def test_who_speaks_before_hello_or_on_another_connection_is_asked_for_one() -> 
 
     run(scenario)
     assert federation.of("epoch_given_up") == []
-
-
-# -- disks that fail ---------------------------------------------
-
-
-def test_event_log_that_fails_ends_nothing_and_is_not_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    federation = Federation(3, course=ToyCourse(1, 2))
-
-    def full(event: dict[str, Any]) -> None:
-        raise OSError(28, "No space left on device")
-
-    async def scenario() -> None:
-        async with federation.serving(emit=full) as server:
-            federation.start_all()
-            await server
-
-    run(scenario)
-    assert len(federation.published) == 1
-    told = capsys.readouterr().err
-    assert "No space left" in told and "round_finished" in told
-
-
-def test_standard_error_that_is_closed_too_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    federation = Federation(3, course=ToyCourse(1, 2))
-
-    class Closed(io.StringIO):
-        def write(self, text: str) -> int:
-            raise OSError(5, "Input/output error")
-
-    def full(event: dict[str, Any]) -> None:
-        raise OSError(28, "No space left on device")
-
-    async def scenario() -> None:
-        async with federation.serving(emit=full) as server:
-            federation.start_all()
-            await server
-
-    monkeypatch.setattr(sys, "stderr", Closed())
-    run(scenario)
-    assert len(federation.published) == 1
-
-
-def test_nothing_is_certified_to_anybody_before_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    federation = Federation(3, course=ToyCourse(2, 2))
-    import os
-
-    full = [True]
-    real = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        if full[0] and federation.events and federation.events[-1]["event"] != "federation_started":
-            raise OSError(28, "No space left on device")
-        real(descriptor)
-
-    async def scenario() -> None:
-        async with federation.serving(tmp_path) as server:
-            monkeypatch.setattr("codream_server.record_folder.os.fsync", fsync)
-            federation.start_all()
-            failed = await federation.until_event("storage_failed", what="record")
-            assert "No space left" in failed["reason"]
-            await asyncio.sleep(0.5)
-            assert all(learner.learnt == [] for learner in federation.learners)
-            assert federation.published == [] and not server.done()
-            full[0] = False
-            await server
-
-    run(scenario)
-    assert [number for number, _ in federation.learners[0].learnt] == [1, 2]
-    assert len(list(tmp_path.glob("epoch-*.record"))) == 2
-
-
-def test_server_that_has_run_out_of_descriptors_goes_on_and_loses_nothing(tmp_path: Path) -> None:
-    """Silent connections took them all (F8): the epoch is still written down, all else as soon as that is possible."""
-    federation = Federation(3, course=ToyCourse(2, 2))
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    silent: list[socket.socket] = []
-
-    def keep(number: int, publication: Any) -> None:
-        (tmp_path / f"round-{number}").write_text("kept")
-
-    async def scenario() -> None:
-        async with federation.serving(tmp_path / "record", certified=keep) as server:
-            client = await computing(federation)
-            in_use = len(list(Path("/proc/self/fd").iterdir()))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 40, before[1]))
-            host, port = federation.address.removeprefix("tcp://").split(":")
-            with pytest.raises(OSError, match="Too many open files"):
-                while True:
-                    silent.append(socket.create_connection((host, int(port)), timeout=1.0))
-            with contextlib.suppress(OSError):  # each that is accepted takes one of the server's, too
-                while True:
-                    silent.append(socket.socket())
-            go_on(client)
-            await federation.until_event("storage_failed")
-            await asyncio.sleep(0.3)
-            assert not server.done()
-            for one in silent:
-                one.close()
-            await server
-
-    try:
-        run(scenario)
-    finally:
-        for one in silent:
-            one.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert len(list((tmp_path / "record").glob("epoch-*.record"))) == 2
-    assert {path.name for path in tmp_path.glob("round-*")} == {"round-1", "round-2"}
-    assert [number for number, _ in federation.learners[0].learnt] == [1, 2]
-
-
-def test_publication_that_cannot_be_kept_is_tried_again() -> None:
-    federation = Federation(3, course=ToyCourse(1, 2))
-    tries: list[int] = []
-
-    def keep(number: int, publication: Any) -> None:
-        tries.append(number)
-        if len(tries) == 1:
-            raise OSError(24, "Too many open files")
-
-    async def scenario() -> None:
-        async with federation.serving(certified=keep) as server:
-            federation.start_all()
-            await server
-
-    run(scenario)
-    assert tries == [1, 1]
-    (failed,) = federation.of("storage_failed")
-    assert failed["what"] == "publication" and "Too many open files" in failed["reason"]
-
-
-def test_publication_that_the_disk_never_takes_ends_the_server_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All is certified, and whoever looks at the exit code alone must not believe that all is written."""
-    monkeypatch.setattr("codream_server.runner.LAST_WRITE_SECONDS", 0.5)
-    federation = Federation(3, course=ToyCourse(2, 1))
-
-    def keep(number: int, publication: Any) -> None:
-        if number == 2:
-            raise OSError(28, "No space left on device")
-
-    async def scenario() -> None:
-        async with federation.serving(certified=keep) as server:
-            clients = federation.start_all()
-            with pytest.raises(ResultsUnwritten, match=r"published of epoch 2;.*start the server again"):
-                await server
-            assert all(client.farewell and client.farewell.completed for client in clients)
-
-    run(scenario)
-    assert federation.of("federation_finished")
-
-
-def test_what_earlier_processes_missed_is_handed_on_first_and_tried_again() -> None:
-    federation = Federation(3, course=ToyCourse(1, 1))
-    handed: list[int] = []
-
-    def keep(number: int, publication: Any) -> None:
-        handed.append(number)
-        if len(handed) == 1:
-            raise OSError(28, "No space left on device")
-
-    async def scenario() -> None:
-        async with federation.serving(certified=keep, missed=[(7, {}), (8, {})]) as server:
-            await federation.until_event("storage_failed", what="publication")
-            federation.start_all()
-            await server
-
-    run(scenario)
-    assert handed[:2] == [7, 8] and sorted(handed) == [1, 7, 7, 8]
-
-
-def test_flood_of_votes_while_the_disk_fails_leaves_one_retry_a_member(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    federation = Federation(3, course=ToyCourse(1, 1))
-    votes: list[Vote] = []
-
-    class Repeats(ClientProtocol):
-        def _cast_vote(self, public: Any) -> Any:
-            effects = super()._cast_vote(public)
-            votes.extend(one.message for one in effects if isinstance(one, Send) and isinstance(one.message, Vote))
-            return effects
-
-    async def scenario() -> None:
-        async with federation.serving(tmp_path) as server:
-            real, full = RecordFolder.certified, [True]
-
-            def certified(self: RecordFolder, kept: Any) -> None:
-                if full[0]:
-                    raise OSError(28, "No space left on device")
-                real(self, kept)
-
-            monkeypatch.setattr(RecordFolder, "certified", certified)
-            federation.start(0)
-            federation.start(1)
-            client = federation.start(2, machine=Repeats)
-            await federation.until(lambda: votes)
-            for _ in range(300):
-                client.send(votes[0])
-            await federation.until(lambda: federation.server._write_failures > 100)
-            assert 1 <= len(federation.server._unwritten) <= 3
-            full[0] = False
-            await server
-
-    run(scenario)
-    assert len(federation.published) == 1
-
-
-def test_member_at_an_old_head_whose_record_is_damaged_ends_nothing(tmp_path: Path) -> None:
-    """It is told what it lacks as soon as somebody has put the file back."""
-    federation = Federation(3, course=ToyCourse(3, 1))
-    path = tmp_path / "epoch-00000.record"
-
-    async def scenario() -> None:
-        async with federation.serving(tmp_path) as server:
-            federation.start_all()
-            for client in federation.clients.values():
-                client.hold = lambda compute: len(federation.published) == 2 and not path.exists()
-            await federation.until(lambda: len(federation.published) == 2)
-            await federation.clients[2].kill()
-            federation.diaries[2].kept.clear()  # it knows nothing any more
-            whole = path.read_bytes()
-            path.write_bytes(b"half")
-            federation.start(2)
-            failed = await federation.until_event("storage_failed", what="record")
-            assert "put back the whole file" in failed["reason"] and not server.done()
-            path.write_bytes(whole)
-            await server
-
-    run(scenario)
-    assert {number for number, _ in federation.learners[2].learnt} == {1, 2, 3}

@@ -54,8 +54,8 @@ def test_federation_comes_to_its_end_and_everybody_has_learnt_the_sums(aggregati
     assert federation.of("refused") == federation.of("epoch_given_up") == federation.of("client_lost") == []
     kinds = [event["event"] for event in federation.events]
     assert kinds[0] == "federation_started" and kinds[-1] == "federation_finished"
-    assert federation.server.secure_steps == 4
-    assert all(value > 0 for value in federation.server.seconds.values())
+    assert federation.server.story.secure_steps == 4
+    assert all(value > 0 for value in federation.server.story.seconds.values())
 
 
 def test_metrics_tell_of_the_models_after_the_rounds_before() -> None:
@@ -110,7 +110,7 @@ def test_exhibit_keeps_the_first_masked_vector_and_its_steps_sum() -> None:
             await server
 
     run(scenario)
-    exhibit = federation.server.exhibit
+    exhibit = federation.server.exhibition.exhibit
     assert exhibit is not None
     assert (exhibit.epoch, exhibit.round, exhibit.step, exhibit.task) == (1, 1, 1, "numbers")
     assert exhibit.survivors == (0, 1, 2)

@@ -369,6 +369,20 @@ async def _finish(sending: Any) -> None:
         await sending
 
 
+async def computing(federation: Federation) -> ToyClient:
+    """A federation in its first step, in which member 2 has not answered; returns member 2."""
+    federation.start_all()
+    federation.clients[2].hold = lambda compute: federation.clients[2].beating
+    await federation.until_event("step_started", step=0)
+    await federation.until(lambda: federation.clients[2].protocol.members)
+    return federation.clients[2]
+
+
+def go_on(client: ToyClient) -> None:
+    client.beating = False  # for a moment: what it holds is answered
+    client.hold = None
+
+
 def run(scenario: Callable[[], Any], seconds: float = 60.0) -> None:
     """Run a scenario to its end, but not for ever."""
 

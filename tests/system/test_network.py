@@ -20,7 +20,7 @@ from codream_protocols.client import Send
 from codream_protocols.errors import AddressRefused, AggregationFailed, CharterRefused, UnsupportedVersion
 from codream_protocols.messages import Beat, Vote
 from codream_protocols.server import InMemory
-from codream_server import runner as server_runner
+from codream_server.events import rounds_of
 from codream_server.record_folder import RecordFolder
 from codream_server.settings import Timing
 from secure_codream.simulation.sockets import PERMISSIVE
@@ -456,7 +456,7 @@ def test_client_of_another_version_ends_with_a_typed_error(network: Any, monkeyp
 def test_exhibit_is_what_the_server_saw_of_a_step(network: Any, mode: str) -> None:
     net = network(MODES[mode], mode=mode, exhibit=(0, 1))
     net.run(lambda: whole(net))
-    seen, made = net.server.exhibit, net.sums[1]
+    seen, made = net.server.exhibition.exhibit, net.sums[1]
     assert (seen.round, seen.step) == (0, 1)
     assert (seen.total == made.finished.total).all()
     assert (seen.masked != net.plain[made.plan, 1, seen.member]).mean() > 0.9
@@ -476,4 +476,4 @@ def test_record_of_the_server_alone_is_what_a_new_one_needs(network: Any, mode: 
     net.server = restarted
     net.run(lambda: whole(net))
     assert [count for count, _ in net.learnt(0)] == [1, 2]
-    assert server_runner.rounds_of(restarted.protocol) == 2
+    assert rounds_of(restarted.protocol) == 2

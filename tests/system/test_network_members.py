@@ -129,9 +129,9 @@ def test_garbage_of_a_member_is_refused_and_changes_nothing(network: Any, parts:
     take, unchanged, held = net.server._take, [], net.server.protocol._held
 
     def watched(message: Any) -> None:
-        counted, before = sum(net.server.refusals), held()
+        counted, before = sum(net.server.story.refusals), held()
         take(message)
-        if sum(net.server.refusals) > counted:
+        if sum(net.server.story.refusals) > counted:
             unchanged.append(before == held())
 
     net.server._take = watched
@@ -146,9 +146,9 @@ def test_garbage_of_a_member_is_refused_and_changes_nothing(network: Any, parts:
     net.assert_sums_are_right()
     assert sent >= 9 * (2 + 2 + 1)
     # The last answer may still be on its way when the federation is over.
-    assert sent - 9 <= net.server.refusals[last] <= sent
+    assert sent - 9 <= net.server.story.refusals[last] <= sent
     assert set(net.refusals()) == {(NAMES[last], "malformed")}
-    assert len(unchanged) == sum(net.server.refusals) and all(unchanged)
+    assert len(unchanged) == sum(net.server.story.refusals) and all(unchanged)
     assert all(event["survivors"] == everybody(net) for event in net.of("step_finished"))
 
 
@@ -284,13 +284,13 @@ def test_exhibit_is_never_a_masked_input_that_was_refused(network: Any, parts: A
                 net.start(
                     number, tamper=tamper if number == 3 else None, before=gate if number < 3 else lambda *_: None
                 )
-            await until(lambda: net.server._masked is not None)  # the first one's, before any other's
+            await until(lambda: net.server.exhibition.masked is not None)  # the first one's, before any other's
             gate.open()
             await asyncio.gather(server, *net.tasks.values())
 
     with opened(gate):
         net.run(scenario)
-    assert net.server.exhibit.member == 3 and net.server.exhibit.masked.any()
+    assert net.server.exhibition.exhibit.member == 3 and net.server.exhibition.exhibit.masked.any()
     assert net.refusals() == {("client-3", "vector"): 2 * 2}
 
 
@@ -353,7 +353,7 @@ def test_flood_of_small_messages_does_not_stop_the_others(network: Any, parts: A
     net.run(scenario)
     net.assert_sums_are_right()
     assert all(event["survivors"] == everybody(net) for event in net.of("step_finished"))
-    assert net.server.refusals[last] >= 800  # all are counted; a flood does not fill the log
-    assert net.refusals()[NAMES[last], "malformed"] <= 100 + math.log2(net.server.refusals[last])
+    assert net.server.story.refusals[last] >= 800  # all are counted; a flood does not fill the log
+    assert net.refusals()[NAMES[last], "malformed"] <= 100 + math.log2(net.server.story.refusals[last])
     assert set(net.refusals()) == {(NAMES[last], "malformed")} and not net.of("client_lost")
-    assert net.server.dropped[last] and len(net.of("rate_limited")) <= 20
+    assert net.server.story.dropped[last] and len(net.of("rate_limited")) <= 20

@@ -32,6 +32,7 @@ from codream_clients.learning.training import (
     TrainingError,
     balanced_cross_entropy,
     batches_in_pass,
+    descend,
     scheduled,
     sgd,
     shuffled_batches,
@@ -185,11 +186,7 @@ def distil(
         of_dreams.append(loss.detach())
         if own is not None:
             loss = loss + own.loss(model, draws, device)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimiser.step()
-        rates.step()
-        losses.append(loss.detach())
+        losses.append(descend(loss, optimiser, rates))
     model.eval()
     if not losses:
         return 0.0

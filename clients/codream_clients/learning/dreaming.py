@@ -12,7 +12,6 @@ dL/dx ("gradient": the server runs Adam on the sum) or how far `local_steps` Ada
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -150,12 +149,7 @@ class FeatureStatistics:
         self._handles = [layer.register_forward_pre_hook(self._measure) for layer in self._wanted]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -92,11 +92,7 @@ def train_local(
             if balanced
             else functional.cross_entropy(logits, labels[chosen])
         )
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimiser.step()
-        rates.step()
-        last_pass.append(loss.detach())
+        last_pass.append(descend(loss, optimiser, rates))
     model.eval()
     judge_convergence(last_pass, data.class_counts, lr)
 
@@ -164,6 +160,15 @@ def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
 def scheduled(optimiser: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LambdaLR:
     """A scheduler, to be asked for a `step` after each of the optimiser's, that follows `rate_factor`."""
     return LambdaLR(optimiser, lambda step: rate_factor(schedule, step, steps))
+
+
+def descend(loss: torch.Tensor, optimiser: torch.optim.Optimizer, rates: LambdaLR) -> torch.Tensor:
+    """One step down the loss and one along the rates; returns the loss, which holds on to nothing."""
+    optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    optimiser.step()
+    rates.step()
+    return loss.detach()
 
 
 def shuffled_batches(count: int, epochs: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:

@@ -1,9 +1,10 @@
-"""What the zoo's networks are built of: normalisation by name, and a convolution with it.
+"""What the zoo's networks are built of: normalisation by name, and a convolution and dense layers with it.
 
 Batch norm (Ioffe and Szegedy, ICML 2015) has the running statistics that the dreams' regulariser R_bn reads; group norm
 (Wu and He, ECCV 2018) mixes no records, which differential privacy needs.
 """
 
+from collections.abc import Sequence
 from math import gcd
 
 from torch import nn
@@ -34,6 +35,15 @@ def conv(
         norm2d(outputs, norm),
         nn.ReLU(),
     )
+
+
+def dense(inputs: int, widths: Sequence[int], classes: int, norm: Norm) -> list[nn.Module]:
+    """Hidden layers of these widths, each without bias, with normalisation and ReLU; then one that gives logits."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(inputs, width, bias=False), norm1d(width, norm), nn.ReLU()]
+        inputs = width
+    return [*layers, nn.Linear(inputs, classes)]
 
 
 def he_initialise(model: nn.Module) -> nn.Module:

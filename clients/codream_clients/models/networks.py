@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from codream_clients.models.layers import conv, he_initialise, norm1d, norm2d
+from codream_clients.models.layers import conv, dense, he_initialise, norm2d
 from codream_clients.models.names import Norm
 
 _VGG11 = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)  # None: pooling
@@ -33,13 +33,7 @@ def lenet(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
         conv(6, 16, norm, kernel=5, padding=second_padding),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(16 * side**2, 120, bias=False),
-        norm1d(120, norm),
-        nn.ReLU(),
-        nn.Linear(120, 84, bias=False),
-        norm1d(84, norm),
-        nn.ReLU(),
-        nn.Linear(84, classes),
+        *dense(16 * side**2, (120, 84), classes, norm),
     )
 
 

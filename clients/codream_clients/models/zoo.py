@@ -9,13 +9,14 @@ differential privacy needs because it mixes no records.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import get_args
 
 import torch
 from torch import nn
 
 from codream_clients.models import networks
-from codream_clients.models.layers import conv, norm1d
+from codream_clients.models.layers import conv, dense
 from codream_clients.models.names import LITERATURE_MODELS, Norm, UnknownModelError, split_norm
 from codream_clients.own_parts import OwnPartError, call_own_part, is_reference
 
@@ -97,25 +98,14 @@ def check_model(model: object, *, channels: int, size: int, classes: int, name: 
         raise OwnPartError(f"{name}: no gradient reaches the images through the model; dreams are made along it")
 
 
-def _cnn2(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
+def _cnn2(channels: int, size: int, classes: int, norm: Norm, *, width: int = 16) -> nn.Module:
     return nn.Sequential(
-        conv(channels, 16, norm),
+        conv(channels, width, norm),
         nn.MaxPool2d(2),
-        conv(16, 32, norm),
+        conv(width, 2 * width, norm),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(32 * (size // 4) ** 2, classes),
-    )
-
-
-def _cnn2_wide(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
-    return nn.Sequential(
-        conv(channels, 32, norm),
-        nn.MaxPool2d(2),
-        conv(32, 64, norm),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64 * (size // 4) ** 2, classes),
+        nn.Linear(2 * width * (size // 4) ** 2, classes),
     )
 
 
@@ -148,16 +138,7 @@ def _cnn3(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
 
 
 def _mlp(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(channels * size * size, 128, bias=False),
-        norm1d(128, norm),
-        nn.ReLU(),
-        nn.Linear(128, 64, bias=False),
-        norm1d(64, norm),
-        nn.ReLU(),
-        nn.Linear(64, classes),
-    )
+    return nn.Sequential(nn.Flatten(), *dense(channels * size * size, (128, 64), classes, norm))
 
 
 def _resnet8(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
@@ -178,7 +159,7 @@ ZOO: dict[str, Builder] = {
     "cnn3": _cnn3,
     "resnet8": _resnet8,
     "mlp": _mlp,
-    "cnn2_wide": _cnn2_wide,
+    "cnn2_wide": partial(_cnn2, width=32),
 }
 
 NETWORKS: Mapping[str, Builder] = {name: getattr(networks, name) for name in LITERATURE_MODELS}

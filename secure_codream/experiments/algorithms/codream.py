@@ -67,17 +67,7 @@ class CoDream:
             yield self._row(number, accuracies, known, federation, started)
 
     def _participants(self, problem: Problem) -> list[Participant]:
-        return [
-            Participant(
-                problem.learning,
-                problem.fresh_model(client),
-                shard,
-                problem.test,
-                problem.client_seed(client),
-                problem.device,
-            )
-            for client, shard in enumerate(problem.shards)
-        ]
+        return problem.participants(problem.learning)
 
     def _ablated(self, problem: Problem) -> Problem:
         """The problem, or what the ablation makes of it: the same number of local steps in all."""

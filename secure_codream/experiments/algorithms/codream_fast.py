@@ -129,17 +129,7 @@ class CoDreamFast:
 
     def participants(self, problem: Problem) -> list[Participant]:
         """Every client's learning; the generated images alone are labelled, without views."""
-        return [
-            Participant(
-                replace(problem.learning, views=0),
-                problem.fresh_model(client),
-                shard,
-                problem.test,
-                problem.client_seed(client),
-                problem.device,
-            )
-            for client, shard in enumerate(problem.shards)
-        ]
+        return problem.participants(replace(problem.learning, views=0))
 
     def learner(
         self, problem: Problem, course: courses.CoDreamFast, participant: Participant, student: Student

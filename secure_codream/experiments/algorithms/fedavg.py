@@ -7,32 +7,16 @@ norm are averaged with the parameters. See `parameters`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from codream_clients.parameter_learner import AveragingLearner
-from secure_codream.experiments.algorithms.secure_mean import (
-    averaging_course,
-    averaging_learners,
-    averaging_rows,
-    require_one_architecture,
-)
-from secure_codream.experiments.problem import Problem, Row
+from secure_codream.experiments.algorithms.secure_mean import Averaging
 
 
-@dataclass(frozen=True)
-class FedAvg:
+@dataclass(frozen=True, kw_only=True)
+class FedAvg(Averaging):
     """See the module; `clip` bounds how far a step may move a parameter."""
 
-    name: str = "fedavg"
-    clip: float = 1.0
-
-    def run(self, problem: Problem) -> Iterator[Row]:
-        """See `Algorithm`.
-
-        Raises:
-            MixedArchitectures: clients with different models.
-        """
-        require_one_architecture(self.name, problem)
-        course = averaging_course(problem, "fedavg", clip=self.clip)
-        yield from averaging_rows(problem, course, averaging_learners(problem, course, AveragingLearner))
+    name: ClassVar[str] = "fedavg"
+    learner: ClassVar[type[AveragingLearner]] = AveragingLearner

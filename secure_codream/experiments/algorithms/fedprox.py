@@ -6,34 +6,26 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated optimization in heteroge
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from codream_clients.parameter_learner import ProximalLearner
 from codream_protocols.courses.parameters import PROXIMAL
-from secure_codream.experiments.algorithms.secure_mean import (
-    averaging_course,
-    averaging_learners,
-    averaging_rows,
-    require_one_architecture,
-)
-from secure_codream.experiments.problem import Problem, Row
+from secure_codream.experiments.algorithms.secure_mean import Averaging
 
 
-@dataclass(frozen=True)
-class FedProx:
+@dataclass(frozen=True, kw_only=True)
+class FedProx(Averaging):
     """See the module; the authors choose `mu` from 0.001, 0.01, 0.1 and 1. `clip`: as FedAvg's."""
 
-    name: str = "fedprox"
+    name: ClassVar[str] = "fedprox"
+    learner: ClassVar[type[ProximalLearner]] = ProximalLearner
     mu: float = PROXIMAL
-    clip: float = 1.0
 
-    def run(self, problem: Problem) -> Iterator[Row]:
-        """See `Algorithm`.
+    def in_course(self) -> dict[str, float]:
+        """See `Averaging`."""
+        return {"proximal": self.mu}
 
-        Raises:
-            MixedArchitectures: clients with different models.
-        """
-        require_one_architecture(self.name, problem)
-        course = averaging_course(problem, "fedprox", clip=self.clip, proximal=self.mu)
-        yield from averaging_rows(problem, course, averaging_learners(problem, course, ProximalLearner, mu=self.mu))
+    def of_learner(self) -> dict[str, float]:
+        """See `Averaging`."""
+        return {"mu": self.mu}

@@ -5,36 +5,27 @@ Li, He, Song, "Model-contrastive federated learning", CVPR 2021; see `codream_cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from codream_clients.parameter_learner import ContrastiveLearner
 from codream_protocols.courses.parameters import CONTRAST, CONTRAST_TEMPERATURE
-from secure_codream.experiments.algorithms.secure_mean import (
-    averaging_course,
-    averaging_learners,
-    averaging_rows,
-    require_one_architecture,
-)
-from secure_codream.experiments.problem import Problem, Row
+from secure_codream.experiments.algorithms.secure_mean import Averaging
 
 
-@dataclass(frozen=True)
-class Moon:
+@dataclass(frozen=True, kw_only=True)
+class Moon(Averaging):
     """See the module; the authors choose `mu` from 0.1, 1, 5 and 10, and the temperature 0.5. `clip`: as FedAvg's."""
 
-    name: str = "moon"
+    name: ClassVar[str] = "moon"
+    learner: ClassVar[type[ContrastiveLearner]] = ContrastiveLearner
     mu: float = CONTRAST
     temperature: float = CONTRAST_TEMPERATURE
-    clip: float = 1.0
 
-    def run(self, problem: Problem) -> Iterator[Row]:
-        """See `Algorithm`.
+    def in_course(self) -> dict[str, float]:
+        """See `Averaging`."""
+        return {"contrast": self.mu, "temperature": self.temperature}
 
-        Raises:
-            MixedArchitectures: clients with different models.
-        """
-        require_one_architecture(self.name, problem)
-        options = {"mu": self.mu, "temperature": self.temperature}
-        course = averaging_course(problem, "moon", clip=self.clip, contrast=self.mu, temperature=self.temperature)
-        yield from averaging_rows(problem, course, averaging_learners(problem, course, ContrastiveLearner, **options))
+    def of_learner(self) -> dict[str, float]:
+        """See `Averaging`."""
+        return {"mu": self.mu, "temperature": self.temperature}

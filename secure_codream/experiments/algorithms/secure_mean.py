@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from codream_clients.learning.participant import Metrics
 from codream_clients.learning.training import ConvergenceWarning
@@ -42,6 +43,40 @@ def require_one_architecture(algorithm: str, problem: Problem) -> None:
     """Raise `MixedArchitectures` unless all clients have one architecture."""
     if not problem.homogeneous:
         raise MixedArchitectures(algorithm, problem.models)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging:
+    """An algorithm that averages parameters: what clients learn with, and what the course is told of it.
+
+    Attributes:
+        name: see `Algorithm`; the course has the same one in `[federation]`.
+        learner: what each client learns with.
+        clip: how far a step may move a parameter.
+    """
+
+    name: ClassVar[str]
+    learner: ClassVar[type[AveragingLearner]]
+    clip: float = 1.0
+
+    def run(self, problem: Problem) -> Iterator[Row]:
+        """See `Algorithm`.
+
+        Raises:
+            MixedArchitectures: clients with different models.
+        """
+        require_one_architecture(self.name, problem)
+        course = averaging_course(problem, self.name, clip=self.clip, **self.in_course())
+        learners = averaging_learners(problem, course, self.learner, **self.of_learner())
+        yield from averaging_rows(problem, course, learners)
+
+    def in_course(self) -> dict[str, float]:
+        """What `[averaging]` says beside `clip`."""
+        return {}
+
+    def of_learner(self) -> dict[str, float]:
+        """The learner's own options."""
+        return {}
 
 
 def averaging_course(problem: Problem, name: str, **averaging: Any) -> AveragingCourse:

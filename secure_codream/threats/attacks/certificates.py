@@ -28,7 +28,7 @@ from secure_codream.threats.laboratory.adversary import (
 )
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
-from secure_codream.threats.laboratory.evidence import Try, counted
+from secure_codream.threats.laboratory.evidence import Try, counted, first_said
 from secure_codream.threats.laboratory.laboratory import Laboratory
 
 
@@ -323,6 +323,11 @@ class ForgedRecords(Attack):
         return counted(tries, what="forged records", defences=defences)
 
 
+def _victims_refusal(federation: Federation) -> str:
+    """What the victim refused first, if anything."""
+    return first_said([error for member, error in federation.refusals if member == VICTIM])
+
+
 class EndlessEpochs(Attack):
     """Ever new epochs, each within the policy."""
 
@@ -343,13 +348,12 @@ class EndlessEpochs(Attack):
             while federation.server.step is not None:
                 answered += federation.step() is not None
             federation.finish()
-        refused = [error for member, error in federation.refusals if member == VICTIM]
         return Evidence(
             measure=f"steps answered beyond the {allowed} that the policy allows, number",
             value=float(max(0, answered - allowed)),
             success=0.0,
             learned=f"{answered} sums where the policy allows {allowed}",
-            refusal=f"{type(refused[0]).__name__}: {refused[0]}" if refused else "",
+            refusal=_victims_refusal(federation),
         )
 
 
@@ -372,13 +376,12 @@ class StartsAsQueries(Attack):
             if federation.server.plan is not None:
                 federation.emit(federation.server._give_up("it did not start where it should"))
                 federation.drain()
-        refused = [error for member, error in federation.refusals if member == VICTIM]
         return Evidence(
             measure=f"first sums beyond the {allowed} starts that the charter permits, number",
             value=float(max(0, len(federation.reveals) - allowed)),
             success=0.0,
             learned=f"the first sums of {len(federation.reveals)} starts where the charter permits {allowed}",
-            refusal=f"{type(refused[0]).__name__}: {refused[0]}" if refused else "",
+            refusal=_victims_refusal(federation),
         )
 
 
@@ -404,13 +407,12 @@ class OverspentBudget(Attack):
             federation.step()
             federation.finish()
         spent = federation.clients[VICTIM].spent_rho
-        refused = [error for member, error in federation.refusals if member == VICTIM]
         return Evidence(
             measure="zCDP spent over the policy's budget, ratio",
             value=spent / budget,
             success=1.0,
             learned=f"sums that cost the client {spent / budget:.0%} of its budget",
-            refusal=f"{type(refused[0]).__name__}: {refused[0]}" if refused else "",
+            refusal=_victims_refusal(federation),
         )
 
 

@@ -40,7 +40,7 @@ from secure_codream.threats.attacks.dropouts import VICTIM, all_but, lockstep, r
 from secure_codream.threats.laboratory import adversary
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
-from secure_codream.threats.laboratory.evidence import Try, Vector, counted, recovered
+from secure_codream.threats.laboratory.evidence import Try, Vector, counted, numbered, recovered
 from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.switches import SWITCHES as COMMON
 from secure_codream.threats.laboratory.switches import Switch
@@ -424,13 +424,11 @@ class WrongAnswers(Attack):
             if not federation.reveals and not federation.failures:
                 raise Stuck("the step neither opened nor failed")
         worst = max(shares, default=0.0)
-        return Evidence(
-            measure="coordinates of a published sum that are wrong, share",
-            value=worst,
-            success=0.0,
-            learned=f"a sum that is wrong in {worst:.0%} of its coordinates and passes for true"
-            if worst
-            else "nothing: one liar is left out, and with too many the step fails without a sum",
+        return numbered(
+            "coordinates of a published sum that are wrong, share",
+            worst,
+            found=f"a sum that is wrong in {worst:.0%} of its coordinates and passes for true",
+            otherwise="nothing: one liar is left out, and with too many the step fails without a sum",
         )
 
 

@@ -68,6 +68,24 @@ def lost_keys(secrets: dict[int, bytes], survivors: Sequence[int]) -> dict[int, 
     return {member: secret for member, secret in secrets.items() if member not in survivors}
 
 
+def opened_over(federation: Federation, survivors: Sequence[int], step: int = 0) -> Vector:
+    """The sum that the answers of all open, once they have been told that these survived."""
+    secrets = rebuild(federation, agree_and_answer(federation, survivors, step=step))
+    return open_sum(federation, step, survivors, secrets, lost_keys(secrets, survivors))
+
+
+def victims_input(federation: Federation, self_mask: bytes, mask_key: bytes) -> tuple[Vector, Vector]:
+    """What both kinds of the victim's masks open, and its input."""
+    opened = open_sum(federation, 0, [VICTIM], {VICTIM: self_mask}, {VICTIM: mask_key})
+    return opened, federation.vectors[0, VICTIM]
+
+
+def victims_block(federation: Federation) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The members of the victim's block, and all others."""
+    rest = without_block(federation, VICTIM)
+    return tuple(member for member in federation.everybody if member not in rest), rest
+
+
 def signs(laboratory: Laboratory, purpose: str, federation: Federation) -> dict[int, Vector]:
     """An input for each member, of the clips' ends alone: they are encoded without rounding, so it can be repeated."""
     length = federation.plan.spec(0).length
@@ -95,8 +113,7 @@ class BothKindsOfShare(Attack):
             first = agree_and_answer(federation, federation.everybody)
             second = agree_and_answer(federation, without_block(federation, VICTIM))
             self_mask, mask_key = (rebuild(federation, answers)[VICTIM] for answers in (first, second))
-            opened = open_sum(federation, 0, [VICTIM], {VICTIM: self_mask}, {VICTIM: mask_key})
-            return opened, federation.vectors[0, VICTIM]
+            return victims_input(federation, self_mask, mask_key)
 
         return recovered(attempt)
 
@@ -114,17 +131,13 @@ class TwoSurvivorSets(Attack):
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """Have one set signed, then a second one before the first is answered."""
         federation = resilient(laboratory, defences).masked()
-        rest = without_block(federation, VICTIM)
-        block = tuple(member for member in federation.everybody if member not in rest)
+        block, rest = victims_block(federation)
 
         def attempt() -> tuple[Vector, Vector]:
             for member in federation.everybody:
                 announce(federation, member, rest)
-            sums = []
-            for survivors in (federation.everybody, rest):
-                secrets = rebuild(federation, agree_and_answer(federation, survivors))
-                sums.append(open_sum(federation, 0, survivors, secrets, lost_keys(secrets, survivors)))
-            return adversary.reduce(federation, sums[0] - sums[1]), federation.plain_sum(0, block)
+            total, fewer = (opened_over(federation, survivors) for survivors in (federation.everybody, rest))
+            return adversary.reduce(federation, total - fewer), federation.plain_sum(0, block)
 
         return recovered(attempt, whose="the sum over the victim's block alone")
 
@@ -148,9 +161,7 @@ class SeizedAfterTheAnswer(Attack):
             held = {member: adversary.confession(federation, member, 0)[1][VICTIM] for member in answers}
             self_mask = rebuild(federation, answers)[VICTIM]
             mask_key = adversary.combine(held, federation.plan.threshold)
-            return open_sum(federation, 0, [VICTIM], {VICTIM: self_mask}, {VICTIM: mask_key}), federation.vectors[
-                0, VICTIM
-            ]
+            return victims_input(federation, self_mask, mask_key)
 
         return recovered(attempt)
 
@@ -168,14 +179,11 @@ class RerunWithoutABlock(Attack):
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """Finish a step honestly but for the sum, which is withheld; then claim that the victim's block is gone."""
         federation = resilient(laboratory, defences).masked()
-        rest = without_block(federation, VICTIM)
-        block = tuple(member for member in federation.everybody if member not in rest)
+        block, rest = victims_block(federation)
 
         def attempt() -> tuple[Vector, Vector]:
-            secrets = rebuild(federation, agree_and_answer(federation, federation.everybody))
-            total = open_sum(federation, 0, federation.everybody, secrets, {})
-            secrets = rebuild(federation, agree_and_answer(federation, rest))
-            fewer = open_sum(federation, 0, rest, secrets, lost_keys(secrets, rest))
+            total = opened_over(federation, federation.everybody)
+            fewer = opened_over(federation, rest)
             return adversary.reduce(federation, total - fewer), federation.plain_sum(0, block)
 
         return recovered(attempt, whose="the sum over the victim's block alone")
@@ -200,8 +208,7 @@ class OneFewer(Attack):
         rest = all_but(federation, VICTIM)
 
         def attempt() -> tuple[Vector, Vector]:
-            secrets = rebuild(federation, agree_and_answer(federation, rest, step=1))
-            fewer = open_sum(federation, 1, rest, secrets, lost_keys(secrets, rest))
+            fewer = opened_over(federation, rest, step=1)
             first = federation.reveals[0].total
             return adversary.reduce(federation, first - fewer), federation.vectors[1, VICTIM]
 
@@ -227,9 +234,7 @@ class SurvivorsBelowMinimum(Attack):
         federation = resilient(laboratory, defences, least_survivors=least).masked()
 
         def attempt() -> tuple[Vector, Vector]:
-            secrets = rebuild(federation, agree_and_answer(federation, few))
-            opened = open_sum(federation, 0, few, secrets, lost_keys(secrets, few))
-            return opened, federation.plain_sum(0, few)
+            return opened_over(federation, few), federation.plain_sum(0, few)
 
         return recovered(attempt, whose=f"the sum over {len(few)} clients (minimum: {least})")
 
@@ -250,8 +255,7 @@ class LateInput(Attack):
 
         def attempt() -> tuple[Vector, Vector]:
             mask_key = rebuild(federation, agree_and_answer(federation, without_block(federation, VICTIM)))[VICTIM]
-            opened = open_sum(federation, 0, [VICTIM], {VICTIM: bytes(32)}, {VICTIM: mask_key})
-            return opened, federation.vectors[0, VICTIM]
+            return victims_input(federation, bytes(32), mask_key)
 
         return recovered(attempt)
 

@@ -39,8 +39,7 @@ from codream_protocols.messages import (
     encode_message,
 )
 from codream_protocols.packing import packed_size
-from codream_server import inbound
-from codream_server import runner as server_runner
+from codream_server import inbound, story
 from codream_server.patience import RateLimit
 from codream_server.runner import ServerRunner
 from secure_codream.simulation.sockets import Network, honest
@@ -58,7 +57,7 @@ from secure_codream.threats.attacks.network import (
 )
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
-from secure_codream.threats.laboratory.evidence import Try, counted
+from secure_codream.threats.laboratory.evidence import Try, counted, numbered
 from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.switches import Switch
 
@@ -93,13 +92,11 @@ class Flood(Attack):
         federate(net, laboratory, tamper=tamper)
         expected = 2
         missing = expected - len(net.sums) + len(net.wrong_sums())
-        return Evidence(
-            measure=f"sums that are missing or wrong, of {expected}",
-            value=float(missing),
-            success=0.0,
-            learned=f"{missing} of {expected} sums are lost"
-            if missing
-            else f"nothing: {sum(net.server.refusals):,} refusals, and all {expected} sums are there",
+        return numbered(
+            f"sums that are missing or wrong, of {expected}",
+            missing,
+            found=f"{missing} of {expected} sums are lost",
+            otherwise=f"nothing: {sum(net.server.story.refusals):,} refusals, and all {expected} sums are there",
         )
 
 
@@ -146,7 +143,7 @@ def plan_of(net: Network, offer: Offer) -> Plan:
 
 
 def _of_nonsense(net: Network) -> tuple[Sequence[tuple[Any, ...]], Callable[[], int]]:
-    return [(b"\xc0",)] * FLOOD, _calls(net.server, "_answer")
+    return [(b"\xc0",)] * FLOOD, _calls(net.server._outbox, "answer")
 
 
 def _of_lines(net: Network) -> tuple[Sequence[tuple[Any, ...]], Callable[[], int]]:
@@ -348,13 +345,11 @@ class Oversized(Attack):
             net.run(scenario)
         taken = max(map(len, wire.taken))
         over = float(max(0, taken - limit))
-        return Evidence(
-            measure="bytes beyond the limit of one message that reach the parser",
-            value=over,
-            success=0.0,
-            learned=f"{taken:,} bytes are read"
-            if over
-            else f"nothing: beyond {limit:,} bytes the connection is closed before a byte is parsed",
+        return numbered(
+            "bytes beyond the limit of one message that reach the parser",
+            over,
+            found=f"{taken:,} bytes are read",
+            otherwise=f"nothing: beyond {limit:,} bytes the connection is closed before a byte is parsed",
         )
 
 
@@ -395,7 +390,7 @@ def _endless_attempts() -> AbstractContextManager[Any]:
 SERVERS_BOUNDS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "rate-limits": lambda: patch.object(inbound.Rates, "over_limit", lambda self, message: 0),
     "answer-limit": lambda: patch.object(RateLimit, "admits", lambda self: True),
-    "short-event-log": lambda: patch.object(server_runner, "worth_a_line", lambda count: True),
+    "short-event-log": lambda: patch.object(story, "worth_a_line", lambda count: True),
 }
 CLIENTS_BOUNDS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "beat-floor": _any_beat,

@@ -51,7 +51,7 @@ from secure_codream.threats.attacks.dropouts import VICTIM, lockstep
 from secure_codream.threats.laboratory.adversary import masked_input, reduce
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
-from secure_codream.threats.laboratory.evidence import Try, Vector, counted, recovered
+from secure_codream.threats.laboratory.evidence import Try, Vector, counted, numbered, recovered
 from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.seizure import in_its_own_process, memory_of
 from secure_codream.threats.laboratory.switches import Switch
@@ -309,13 +309,11 @@ class MemoryAfterStep(Attack):
             memory = list(buffers(client))
             found += [name for name, secret in held.items() if any(secret in piece for piece in memory)]
             looked_for, runs = looked_for + len(held), runs + len(memory)
-        return Evidence(
-            measure=f"secrets of a finished step found in the client's objects, of {looked_for}",
-            value=float(len(found)),
-            success=0.0,
-            learned=f"{some(found)}, in {runs} runs of bytes"
-            if found
-            else f"nothing: {runs} runs of bytes, and none of the step's {looked_for} secrets among them",
+        return numbered(
+            f"secrets of a finished step found in the client's objects, of {looked_for}",
+            len(found),
+            found=f"{some(found)}, in {runs} runs of bytes",
+            otherwise=f"nothing: {runs} runs of bytes, and none of the step's {looked_for} secrets among them",
         )
 
 
@@ -343,13 +341,11 @@ class ProcessMemoryAfterStep(Attack):
             for mapping in memory_of(process):
                 searched += len(mapping)
                 found.update(name for name, secret in held.items() if secret in mapping)
-        return Evidence(
-            measure=f"secrets of a finished step in the process's memory, of {len(held)}",
-            value=float(len(found)),
-            success=0.0,
-            learned=f"{some([name for name in held if name in found])}, in {searched >> 20} MiB of raw memory"
-            if found
-            else f"nothing: {searched >> 20} MiB of raw memory hold none of the step's {len(held)} secrets",
+        return numbered(
+            f"secrets of a finished step in the process's memory, of {len(held)}",
+            len(found),
+            found=f"{some([name for name in held if name in found])}, in {searched >> 20} MiB of raw memory",
+            otherwise=f"nothing: {searched >> 20} MiB of raw memory hold none of the step's {len(held)} secrets",
         )
 
 

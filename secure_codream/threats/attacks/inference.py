@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from unittest.mock import patch
 
@@ -45,7 +45,7 @@ from codream_clients.privacy.participant import private_participant
 from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, plan_privacy
 from codream_clients.privacy.releases import Releases
 from codream_clients.privacy.settings import PrivacySettings
-from secure_codream.threats.laboratory.attack import Evidence
+from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
 from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.measures import advantage, bootstrapped, exposure, likelihood_ratios, log_odds
@@ -242,7 +242,7 @@ def _halves(draws: np.random.Generator, rows: int, records: int) -> Members:
     return np.stack([part for half in halves for part in (half, ~half)])
 
 
-class MembershipInModel:
+class MembershipInModel(Attack):
     """LiRA on a client's model."""
 
     name = "membership-inference-on-a-model"
@@ -251,7 +251,6 @@ class MembershipInModel:
     paper = "Carlini et al., S&P 2022; Yeom et al., CSF 2018"
     promises = ("P14",)
     defences = ("training-noise",)
-    quick = True
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """Each model is attacked with the others as shadows."""
@@ -266,7 +265,7 @@ class MembershipInModel:
         )
 
 
-class MemorisedCanaries:
+class MemorisedCanaries(Attack):
     """Exposure of mislabelled records in a client's model."""
 
     name = "memorised-canaries"
@@ -275,7 +274,6 @@ class MemorisedCanaries:
     paper = "Carlini et al., USENIX Security 2019"
     promises = ("P14",)
     defences = ("training-noise",)
-    quick = True
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """Every canary is ranked by loss among images whose labels are as wrong, but which no model has seen."""
@@ -296,7 +294,7 @@ class MemorisedCanaries:
         )
 
 
-class CraftedDreams:
+class CraftedDreams(Attack):
     """Dreams that are records, as a rule of the charter's own could start them, and one client's logits on them."""
 
     name = "records-for-dreams"
@@ -305,7 +303,6 @@ class CraftedDreams:
     paper = "Carlini et al., S&P 2022"
     promises = ("P1",)
     defences = ("masks",)
-    quick = True
     clients, success = 4, 0.15
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -425,7 +422,21 @@ def _student(found: _Federations, federation: int, seed: int) -> Floats:
 _WHAT = f"{_FEDERATIONS} federations of {_CLIENTS} clients with {_EACH} records"
 
 
-class MembershipInDreams:
+def _inferred_under_privacy(
+    laboratory: Laboratory, defences: Defences, score: Callable[[_Federations, int], Floats], learned: str
+) -> Evidence:
+    """Evidence of LiRA on federations with record-level privacy; `score` gives the log odds of one's records."""
+    found = _federations(laboratory.seed, True, defences.stands("training-noise"))
+    return _inferred(
+        np.stack([score(found, number) for number in range(_FEDERATIONS)]),
+        found.members,
+        success=largest_advantage(EPSILON, DELTA),
+        learned=learned,
+        what=_WHAT,
+    )
+
+
+class MembershipInDreams(Attack):
     """LiRA on finished dreams and their soft labels."""
 
     name = "membership-inference-on-dreams"
@@ -438,17 +449,11 @@ class MembershipInDreams:
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """The soft labels of the dreams near a record, against those of other federations."""
-        found = _federations(laboratory.seed, True, defences.stands("training-noise"))
-        return _inferred(
-            np.stack([_nearby(found, number) for number in range(_FEDERATIONS)]),
-            found.members,
-            success=largest_advantage(EPSILON, DELTA),
-            learned="which records dreams with soft labels stem from",
-            what=_WHAT,
-        )
+        learned = "which records dreams with soft labels stem from"
+        return _inferred_under_privacy(laboratory, defences, _nearby, learned)
 
 
-class MembershipInStudent:
+class MembershipInStudent(Attack):
     """LiRA on the student of dreams alone."""
 
     name = "membership-inference-on-a-student"
@@ -461,17 +466,11 @@ class MembershipInStudent:
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """One student a federation, all from the same initial weights."""
-        found = _federations(laboratory.seed, True, defences.stands("training-noise"))
-        return _inferred(
-            np.stack([_student(found, number, laboratory.seed) for number in range(_FEDERATIONS)]),
-            found.members,
-            success=largest_advantage(EPSILON, DELTA),
-            learned="which records the teachers of a student's dreams had",
-            what=_WHAT,
-        )
+        score, learned = partial(_student, seed=laboratory.seed), "which records the teachers of a student's dreams had"
+        return _inferred_under_privacy(laboratory, defences, score, learned)
 
 
-class CraftedDreamsSum:
+class CraftedDreamsSum(Attack):
     """Dreams that are records, and the sum of the logits on them."""
 
     name = "records-for-dreams-of-a-sum"
@@ -526,16 +525,14 @@ def counts_evidence(found: NDArray[np.int64], truth: NDArray[np.int64], whose: s
     )
 
 
-class LabelShares:
+class LabelShares(Attack):
     """One client's weights of class-aware soft labels."""
 
     name = "label-shares-of-a-client"
     adversary = "malicious server"
     goal = "Read a client's label histogram off the weights of its soft labels."
-    paper = ""
     promises = ("P1",)
     defences = ("masks",)
-    quick = True
     clients = 5
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -547,16 +544,14 @@ class LabelShares:
         return counts_evidence(found, counts, "each client")
 
 
-class LabelTotals:
+class LabelTotals(Attack):
     """The sum of the weights of class-aware soft labels."""
 
     name = "label-totals-of-a-sum"
     adversary = "server"
     goal = "Read off the sum how many images of each class all clients have together."
-    paper = ""
     promises = ("L3",)
     defences = ("label-blind-weights",)
-    quick = True
     clients = 5
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -567,7 +562,7 @@ class LabelTotals:
         return counts_evidence(found, counts.sum(axis=0), "all clients together")
 
 
-ATTACKS: tuple[Any, ...] = (
+ATTACKS: tuple[Attack, ...] = (
     MembershipInModel(),
     MemorisedCanaries(),
     CraftedDreams(),

@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from codream_clients.data.datasets import DIGITS_MEAN, DIGITS_STD, LabelledImage
 from codream_clients.learning.dreaming import total_variation
 from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.models.zoo import build
-from secure_codream.threats.laboratory.attack import Evidence, Picture
+from secure_codream.threats.laboratory.attack import Attack, Evidence, Picture
 from secure_codream.threats.laboratory.defences import Defences
 from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.measures import psnr
@@ -165,7 +164,28 @@ def match_gradient(
     return np.asarray(torch.sigmoid(free).detach().numpy().reshape(len(labels), -1), dtype=np.float64)
 
 
-class GradientInversion:
+def _beyond_a_guess(
+    measure: str,
+    found: Pixels,
+    records: _Records,
+    chosen: NDArray[np.int64],
+    *,
+    margin: float,
+    pictures: tuple[Picture, ...],
+) -> Evidence:
+    """How near pictures come to the chosen records, and how near the mean picture of their class does."""
+    truth = records.pixels[chosen]
+    value, guessed = float(psnr(found, truth).mean()), float(psnr(records.guess(chosen), truth).mean())
+    return Evidence(
+        measure=measure,
+        value=value,
+        success=guessed + margin,
+        learned=f"pictures of {value:.1f} dB, where the mean picture of the class has {guessed:.1f} dB",
+        pictures=pictures,
+    )
+
+
+class GradientInversion(Attack):
     """One record's gradient, read off the first layer."""
 
     name = "gradient-inversion"
@@ -174,7 +194,6 @@ class GradientInversion:
     paper = "Phong et al., IEEE TIFS 2018; Zhu, Liu, Han, NeurIPS 2019"
     promises = ("P1",)
     defences = ("masks",)
-    quick = True
     hidden, clients, margin = 32, 10, 3.0
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -187,23 +206,17 @@ class GradientInversion:
         server = Watched(laboratory, defences, clients=self.clients, length=gradients.shape[1], clip=1.0)
         total = server.step(gradients)
         found = np.stack([read_off(server.read(member), self.hidden) for member in range(self.clients)])
-        truth, guess = records.pixels[chosen], records.guess(chosen)
-        value, guessed = float(psnr(found, truth).mean()), float(psnr(guess, truth).mean())
-        return Evidence(
-            measure="PSNR of the picture read off a frame, dB",
-            value=value,
-            success=guessed + self.margin,
-            learned=f"pictures of {value:.1f} dB, where the mean picture of the class has {guessed:.1f} dB",
-            pictures=(
-                _picture("a client's record", truth[0]),
-                _picture("read off its frame", found[0]),
-                _picture(f"read off the sum of {self.clients}", read_off(total, self.hidden)),
-                _picture("guessed from public state", guess[0]),
-            ),
+        pictures = (
+            _picture("a client's record", records.pixels[chosen[0]]),
+            _picture("read off its frame", found[0]),
+            _picture(f"read off the sum of {self.clients}", read_off(total, self.hidden)),
+            _picture("guessed from public state", records.guess(chosen)[0]),
         )
+        measure = "PSNR of the picture read off a frame, dB"
+        return _beyond_a_guess(measure, found, records, chosen, margin=self.margin, pictures=pictures)
 
 
-class GradientMatching:
+class GradientMatching(Attack):
     """One record's gradient of a convolutional model, matched."""
 
     name = "gradient-matching"
@@ -229,15 +242,13 @@ class GradientMatching:
             label = np.array([frame[-CLASSES:].argmin()])
             seed = laboratory.seed + member
             found += [match_gradient(model, frame, label, iterations=600, seed=seed, smooth=1e-4)[0]]
-        truth, guess = records.pixels[chosen[: self.victims]], records.guess(chosen[: self.victims])
-        value, guessed = float(psnr(np.stack(found), truth).mean()), float(psnr(guess, truth).mean())
-        return Evidence(
-            measure="PSNR of the matched picture, dB",
-            value=value,
-            success=guessed + self.margin,
-            learned=f"pictures of {value:.1f} dB, where the mean picture of the class has {guessed:.1f} dB",
-            pictures=(_picture("a client's record", truth[0]), _picture("matched to its frame", found[0])),
+        victims = chosen[: self.victims]
+        pictures = (
+            _picture("a client's record", records.pixels[victims[0]]),
+            _picture("matched to its frame", found[0]),
         )
+        measure = "PSNR of the matched picture, dB"
+        return _beyond_a_guess(measure, np.stack(found), records, victims, margin=self.margin, pictures=pictures)
 
 
 @dataclass(frozen=True)
@@ -300,7 +311,7 @@ def _match_sum(
     )
 
 
-class GradientMatchingSum:
+class GradientMatchingSum(Attack):
     """A batch's gradients as part of a sum."""
 
     name = "gradient-inversion-of-a-sum"
@@ -309,7 +320,6 @@ class GradientMatchingSum:
     paper = "Zhu, Liu, Han, NeurIPS 2019; Geiping et al., NeurIPS 2020"
     promises = ("P2",)
     defences = ("aggregation",)
-    quick = True
     batch, hidden, margin = 8, 16, 3.0
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -334,7 +344,7 @@ class GradientMatchingSum:
         )
 
 
-class OneRecordSum:
+class OneRecordSum(Attack):
     """One record each, through a model with more parameters than all have pixels: the sum tells."""
 
     name = "one-record-gradients-in-a-sum"
@@ -462,7 +472,7 @@ def _pictures(seen: Sequence[tuple[str, _Dreamt]]) -> tuple[Picture, ...]:
     )
 
 
-class DreamInversion:
+class DreamInversion(Attack):
     """Dreams carried on by one client's updates alone."""
 
     name = "dream-inversion"
@@ -471,7 +481,6 @@ class DreamInversion:
     paper = "Yin et al., CVPR 2020; Singh et al., arXiv 2402.15968"
     promises = ("P1",)
     defences = ("masks",)
-    quick = True
     clients, margin = 3, 1.0
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -495,7 +504,7 @@ class DreamInversion:
         )
 
 
-class DreamInversionSum:
+class DreamInversionSum(Attack):
     """Dreams that the sum of updates makes, as every server sees them."""
 
     name = "dream-inversion-of-a-sum"
@@ -538,7 +547,7 @@ class DreamInversionSum:
         return _reconstruct(laboratory.seed, dreams, cohort[0].pixels)
 
 
-ATTACKS: tuple[Any, ...] = (
+ATTACKS: tuple[Attack, ...] = (
     GradientInversion(),
     GradientMatching(),
     GradientMatchingSum(),

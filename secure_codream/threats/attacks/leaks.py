@@ -43,6 +43,7 @@ from secure_codream.threats.attacks.implementation import leave_the_laboratory, 
 from secure_codream.threats.laboratory.adversary import announce
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
+from secure_codream.threats.laboratory.evidence import numbered
 from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.run_folder import contents, write_run
 
@@ -82,13 +83,11 @@ class SecretsInOutput(Attack):
         needles = {secret for secret in needles if len(secret) >= 16}
         text = "\n".join(dict.fromkeys(words))
         found = sum(any(form in text for form in _forms(secret)) for secret in needles)
-        return Evidence(
-            measure=f"secrets found in what was said or logged, of {len(needles)}",
-            value=float(found),
-            success=0.0,
-            learned=f"{found} of {len(needles)} secrets"
-            if found
-            else f"nothing: {len(text):,} characters hold none of {len(needles)} secrets",
+        return numbered(
+            f"secrets found in what was said or logged, of {len(needles)}",
+            found,
+            found=f"{found} of {len(needles)} secrets",
+            otherwise=f"nothing: {len(text):,} characters hold none of {len(needles)} secrets",
         )
 
 
@@ -150,13 +149,11 @@ class SecretsInFiles(Attack):
             for path, words in written.items()
             if any(f in words for f in _forms(secret))
         }
-        return Evidence(
-            measure=f"secrets found in a run's files, of {len(long)}",
-            value=float(len(found)),
-            success=0.0,
-            learned=f"{len(found)} of {len(long)} secrets, in {some(sorted({path.name for path in found.values()}))}"
-            if found
-            else f"nothing: {len(written)} files, {sum(map(len, written.values())):,} characters, hold none of "
+        return numbered(
+            f"secrets found in a run's files, of {len(long)}",
+            len(found),
+            found=f"{len(found)} of {len(long)} secrets, in {some(sorted({path.name for path in found.values()}))}",
+            otherwise=f"nothing: {len(written)} files, {sum(map(len, written.values())):,} characters, hold none of "
             f"{len(long)} secrets",
         )
 

@@ -42,7 +42,7 @@ from secure_codream.simulation.wire import Stuck
 from secure_codream.threats.attacks.dropouts import VICTIM, lockstep
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
-from secure_codream.threats.laboratory.evidence import Vector
+from secure_codream.threats.laboratory.evidence import Vector, numbered
 from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.switches import Switch
 
@@ -264,24 +264,20 @@ class FalseTag(Attack):
         federation.finish()
         taken = sum(bool(news.certified) for news in federation.news)
         noticed = sum(any(ended.wrong_sum for ended in news.ended) for news in federation.news)
-        return Evidence(
-            measure="clients that take a sum with another vector's tag",
-            value=float(taken),
-            success=0.0,
-            learned=f"{taken} clients learn from the sum"
-            if taken
-            else f"nothing: {noticed} clients see that it is wrong",
+        return numbered(
+            "clients that take a sum with another vector's tag",
+            taken,
+            found=f"{taken} clients learn from the sum",
+            otherwise=f"nothing: {noticed} clients see that it is wrong",
         )
 
 
 def _taken(laboratory: Laboratory, shift: _Shift, what: str) -> Evidence:
-    return Evidence(
-        measure=f"clients that take a sum {what}",
-        value=float(shift.taken),
-        success=0.0,
-        learned=f"{shift.taken} clients learn from a sum that moved by {shift.clips:+.1f} clips"
-        if shift.taken
-        else f"nothing: {shift.reason}",
+    return numbered(
+        f"clients that take a sum {what}",
+        shift.taken,
+        found=f"{shift.taken} clients learn from a sum that moved by {shift.clips:+.1f} clips",
+        otherwise=f"nothing: {shift.reason}",
     )
 
 

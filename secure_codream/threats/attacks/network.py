@@ -24,12 +24,13 @@ from codream_protocols.identity import Roster, ServerEntry
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import Hello, Refusal, Welcome
 from codream_protocols.server import ServerProtocol
-from codream_server import runner as server_runner
+from codream_server.admission import RosterKeys
 from codream_server.runner import ServerRunner
 from secure_codream.simulation.sockets import PERMISSIVE, Network, honest, transport_keys
 from secure_codream.simulation.taps import Tap
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
+from secure_codream.threats.laboratory.evidence import numbered
 from secure_codream.threats.laboratory.laboratory import Laboratory, of_the_toy
 from secure_codream.threats.laboratory.switches import Switch
 
@@ -148,11 +149,11 @@ def admitted(answer: Any, who: str, *, refusal: str = "") -> Evidence:
     welcome = isinstance(answer, Welcome)
     if isinstance(answer, Refusal):
         refusal = f"{answer.code}: {answer.found}"
-    return Evidence(
-        measure=f"attempts of {who} to join that get through, of 1",
-        value=float(welcome),
-        success=0.0,
-        learned=f"{who} is welcomed" if welcome else "nothing: no answer" + (" but a refusal" if refusal else ""),
+    return numbered(
+        f"attempts of {who} to join that get through, of 1",
+        welcome,
+        found=f"{who} is welcomed",
+        otherwise="nothing: no answer" + (" but a refusal" if refusal else ""),
         refusal=refusal,
     )
 
@@ -235,11 +236,11 @@ class FalseServer(Attack):
                 return heard
 
         heard = bool(net.run(scenario))
-        return Evidence(
-            measure="clients that talk to a false server, of 1",
-            value=float(heard),
-            success=0.0,
-            learned="a client's first message" if heard else "nothing: no client says a word",
+        return numbered(
+            "clients that talk to a false server, of 1",
+            heard,
+            found="a client's first message",
+            otherwise="nothing: no client says a word",
         )
 
 
@@ -265,11 +266,11 @@ class Impostor(Attack):
         net.run(scenario)
         joined = {event["client"] for event in net.of("client_joined")}
         taken = net.roster.members[0].name in joined
-        return Evidence(
-            measure="members in whose name another one is heard, of 1",
-            value=float(taken),
-            success=0.0,
-            learned="the victim's place" if taken else f"nothing: it is taken for who it is, {', '.join(joined)}",
+        return numbered(
+            "members in whose name another one is heard, of 1",
+            taken,
+            found="the victim's place",
+            otherwise=f"nothing: it is taken for who it is, {', '.join(joined)}",
         )
 
 
@@ -291,13 +292,11 @@ class Eavesdropper(Attack):
         words = [part for part in wire.sent if len(part) >= 16]
         read = sum(len(part) for part in words if part in passed)
         total = sum(len(part) for part in words)
-        return Evidence(
-            measure=f"bytes read off the wire, of {total:,} that were sent",
-            value=float(read),
-            success=0.0,
-            learned=f"{read:,} bytes of messages and masked vectors of {total:,}"
-            if read
-            else f"nothing but the traffic's form: {len(passed):,} bytes without a word of the {total:,} sent",
+        return numbered(
+            f"bytes read off the wire, of {total:,} that were sent",
+            read,
+            found=f"{read:,} bytes of messages and masked vectors of {total:,}",
+            otherwise=f"nothing but the traffic's form: {len(passed):,} bytes without a word of the {total:,} sent",
         )
 
 
@@ -326,13 +325,11 @@ class AlteredStream(Attack):
         federate(net, laboratory, tap=Tap(alter), of_all={"kind": wire.runner}, until=lambda: bool(wire.foreign))
         believed = len(wire.foreign)
         done = len(net.of("step_finished"))
-        return Evidence(
-            measure="messages and vectors taken by the server that nobody sent, number",
-            value=float(believed),
-            success=0.0,
-            learned=f"{believed} altered parts reach the server's machine"
-            if believed
-            else f"nothing: {altered} altered segments cost reconnections, and {done} of 1 steps finish",
+        return numbered(
+            "messages and vectors taken by the server that nobody sent, number",
+            believed,
+            found=f"{believed} altered parts reach the server's machine",
+            otherwise=f"nothing: {altered} altered segments cost reconnections, and {done} of 1 steps finish",
         )
 
 
@@ -390,13 +387,11 @@ class ReplayedConnection(Attack):
                 return len(wire.taken) - before
 
         replayed = int(net.run(scenario))
-        return Evidence(
-            measure="messages taken from a replayed connection, number",
-            value=float(replayed),
-            success=0.0,
-            learned="what a member once said is believed again"
-            if replayed
-            else "nothing: the handshake does not complete",
+        return numbered(
+            "messages taken from a replayed connection, number",
+            replayed,
+            found="what a member once said is believed again",
+            otherwise="nothing: the handshake does not complete",
         )
 
 
@@ -476,7 +471,7 @@ def _everyone_welcome() -> Iterator[None]:
             return 0
 
     with (
-        patch.object(server_runner._RosterKeys, "callback", lambda self, domain, key: True),
+        patch.object(RosterKeys, "callback", lambda self, domain, key: True),
         patch.object(Roster, "by_transport_key", lenient),
     ):
         yield

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from secure_codream.threats.attacks.dropouts import resilient
 from secure_codream.threats.attacks.inference import counts_evidence, label_weights, read_counts
 from secure_codream.threats.attacks.inversion import dream_updates, dreamers, noise_dreams
 from secure_codream.threats.laboratory import adversary
-from secure_codream.threats.laboratory.attack import Evidence
+from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
 from secure_codream.threats.laboratory.evidence import recovered
 from secure_codream.threats.laboratory.laboratory import Laboratory
@@ -91,7 +91,7 @@ def _difference(
     return everyone - server.step(vectors, lost=[len(vectors) - 1])
 
 
-class Difference:
+class Difference(Attack):
     """Two sums over one state, one of them without a client that dropped out."""
 
     name = "difference-of-two-sums"
@@ -100,7 +100,6 @@ class Difference:
     paper = "So et al., AAAI 2023"
     promises = ("P2",)
     defences = ("blocks",)
-    quick = True
     clients, success = 6, 0.5
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -125,16 +124,15 @@ def _read(found: Floats, truth: Floats) -> Evidence:
     )
 
 
-class NoisedDifference:
+class NoisedDifference(Attack):
     """The same where losses are allowed, with distributed noise."""
 
     name = "difference-of-noised-sums"
     adversary = "server"
     goal = "Where losses are allowed, read a client's dream update off two noised sums, one of them without it."
     paper = "Kairouz, Liu, Steinke, ICML 2021"
-    promises: tuple[str, ...] = ("P15",)
+    promises = ("P15",)
     defences = ("client-noise",)
-    quick = True
     clients, success = 6, 0.3
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -166,16 +164,15 @@ class DifferenceAllowed(NoisedDifference):
         return self._run(defences, laboratory, noised=not defences.stands("client-noise"))
 
 
-class LabelCounts:
+class LabelCounts(Attack):
     """Two sums of class-aware weights, one client apart."""
 
     name = "label-counts-of-who-dropped-out"
     adversary = "server"
     goal = "Read a client's label histogram off two sums of weights, one with it and one without."
     paper = "So et al., AAAI 2023"
-    promises: tuple[str, ...] = ("P2",)
-    defences: tuple[str, ...] = ("blocks",)
-    quick = True
+    promises = ("P2",)
+    defences = ("blocks",)
     clients = 6
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -202,16 +199,15 @@ class NoisedLabelCounts(LabelCounts):
         return self._run(defences, laboratory, noised=defences.stands("client-noise"))
 
 
-class LongObservation:
+class LongObservation(Attack):
     """Many sums over survivors that change, solved for each client."""
 
     name = "long-observation"
     adversary = "server"
     goal = "Solve the sums of many steps, with another dropout in each, for every client's dream update."
     paper = "So et al., AAAI 2023"
-    promises: tuple[str, ...] = ("P2",)
-    defences: tuple[str, ...] = ("blocks",)
-    quick = True
+    promises = ("P2",)
+    defences = ("blocks",)
     clients, steps, success = 6, 12, 0.3
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -254,7 +250,7 @@ class LongObservationAllowed(LongObservation):
         )
 
 
-class PresenceInSum:
+class PresenceInSum(Attack):
     """Whether a client took part, for a server who knows everything else."""
 
     name = "presence-in-a-noised-sum"
@@ -263,7 +259,6 @@ class PresenceInSum:
     paper = "Kairouz, Liu, Steinke, ICML 2021"
     promises = ("P15",)
     defences = ("client-noise",)
-    quick = True
     clients, length, tries, confidence = 3, 16, 120, 0.99
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -295,7 +290,7 @@ class PresenceInSum:
 # -- sums over too few ---------------------------------------------
 
 
-class ColludersAndOne:
+class ColludersAndOne(Attack):
     """A sum over the victim and two colluders, all others declared lost."""
 
     name = "one-honest-survivor"
@@ -304,7 +299,6 @@ class ColludersAndOne:
     paper = "Bonawitz et al., CCS 2017"
     promises = ("P2",)
     defences = ("_rule_enough_survivors", "_rule_whole_blocks")
-    quick = True
     survivors: Sequence[int] = (0, 1, 2)
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
@@ -321,7 +315,7 @@ class ColludersAndOne:
         return recovered(attempt)
 
 
-ATTACKS: tuple[Any, ...] = (
+ATTACKS: tuple[Attack, ...] = (
     Difference(),
     LabelCounts(),
     LongObservation(),

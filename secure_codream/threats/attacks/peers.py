@@ -262,11 +262,16 @@ def open_resilient(federation: Federation, broken: Broken) -> Vector:
     return adversary.reduce(federation, opened)
 
 
+def _recorded(laboratory: Laboratory) -> tuple[Federation, Broken, dict[int, Advertisement]]:
+    """A step in lockstep, recorded, what will fall of it, and what its members advertised."""
+    federation, broken = lockstep(laboratory, Defences()), Broken()
+    record(federation, broken)
+    return federation, broken, adversary.advertisements(federation)
+
+
 def _after_x25519(laboratory: Laboratory, standing: Defences) -> bool:
     with alone(standing, HALVES):
-        federation, broken = lockstep(laboratory, Defences()), Broken()
-        record(federation, broken)
-        shown = adversary.advertisements(federation)
+        federation, broken, shown = _recorded(laboratory)
         opened = open_lockstep(
             federation,
             lambda one, other: broken.agreed(shown[one], shown[other]),
@@ -277,9 +282,7 @@ def _after_x25519(laboratory: Laboratory, standing: Defences) -> bool:
 
 def _after_kem(laboratory: Laboratory, standing: Defences) -> bool:
     with alone(standing, HALVES):
-        federation, broken = lockstep(laboratory, Defences()), Broken()
-        record(federation, broken)
-        shown = adversary.advertisements(federation)
+        federation, broken, shown = _recorded(laboratory)
         opened = open_lockstep(
             federation,
             lambda one, other: CONSTANT,
@@ -291,9 +294,7 @@ def _after_kem(laboratory: Laboratory, standing: Defences) -> bool:
 def _one_way(weak: Callable[[int], bool], laboratory: Laboratory, standing: Defences) -> bool:
     """X25519 falls, and some members' generators were weak: what others encapsulated to their KEM keys opens too."""
     with alone(standing, HALVES):
-        federation, broken = lockstep(laboratory, Defences()), Broken()
-        record(federation, broken)
-        shown = adversary.advertisements(federation)
+        federation, broken, shown = _recorded(laboratory)
 
         def encapsulated(sender: int, receiver: int) -> bytes:
             if standing.stands("sound-kem-keys") and not weak(receiver):

@@ -43,7 +43,7 @@ from secure_codream.threats.attacks.lying import lying
 from secure_codream.threats.laboratory import adversary
 from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
-from secure_codream.threats.laboratory.evidence import Try, Vector, counted
+from secure_codream.threats.laboratory.evidence import Try, Vector, counted, numbered
 from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.measures import correlation
 from secure_codream.threats.laboratory.switches import Switch
@@ -294,11 +294,11 @@ class GroupKeyFromSeals(Attack):
         transcript = adversary.transcript_of(federation)
         found = hybrid.group_key(transcript, federation.everybody, values)
         known = found == adversary.told_group_key(federation, VICTIM)
-        return Evidence(
-            measure="group keys read off the seals, of 1",
-            value=float(known),
-            success=0.0,
-            learned="the group key, and so how to forge any sum" if known else "nothing: what is sealed is no value",
+        return numbered(
+            "group keys read off the seals, of 1",
+            known,
+            found="the group key, and so how to forge any sum",
+            otherwise="nothing: what is sealed is no value",
         )
 
 

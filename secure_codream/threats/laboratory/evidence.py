@@ -1,9 +1,10 @@
-"""Evidence in the two forms that most attacks bring: what was recovered of an input, and how many tries got through."""
+"""Evidence in the forms that most attacks bring: what was recovered of an input, how many of something were found, and
+how many tries got through."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,11 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def first_said(errors: Sequence[BaseException]) -> str:
+    """The first of some errors in one line, or nothing."""
+    return said(errors[0]) if errors else ""
+
+
 def recovered(attempt: Callable[[], tuple[Vector, Vector]], *, whose: str = "the victim's input") -> Evidence:
     """How much of a hidden vector an attempt brings to light, compared bit by bit.
 
@@ -38,6 +44,20 @@ def recovered(attempt: Callable[[], tuple[Vector, Vector]], *, whose: str = "the
     share = float(np.mean(guess.astype(np.int64) == truth.astype(np.int64)))
     learned = f"{share:.0%} of {whose}" if share else f"nothing about {whose}: what it computed is noise"
     return Evidence(measure=measure, value=share, success=LEAST_RECOVERED, learned=learned)
+
+
+def numbered(measure: str, number: float, *, found: str, otherwise: str, refusal: str = "") -> Evidence:
+    """How many there are of what there should be none of.
+
+    Args:
+        measure: what is counted.
+        number: how many.
+        found: what the adversary has learnt if there are any.
+        otherwise: what is said if there are none.
+        refusal: see `Evidence`.
+    """
+    learned = found if number else otherwise
+    return Evidence(measure=measure, value=float(number), success=0.0, learned=learned, refusal=refusal)
 
 
 @dataclass(frozen=True)

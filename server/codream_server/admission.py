@@ -1,0 +1,32 @@
+"""Who may connect: the transport keys of the roster, asked by ZAP before a byte of ours is read."""
+
+from __future__ import annotations
+
+from zmq.utils import z85
+
+from codream_protocols.identity import Roster
+from codream_server.events import Events, worth_a_line
+
+
+class RosterKeys:
+    """ZAP's question, which transport keys may connect, answered from the roster."""
+
+    def __init__(self, roster: Roster, events: Events) -> None:
+        self._keys = {member.transport_key for member in roster.members}
+        self._strangers, self._events = 0, events
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Whether this z85-encoded key is a member's."""
+        raw = z85.decode(key)
+        if raw in self._keys:
+            return True
+        self._strangers += 1
+        if worth_a_line(self._strangers):
+            self._events.say(
+                "refused",
+                client=f"key {raw.hex()[:16]}…",
+                code="unknown-identity",
+                by="server",
+                count=self._strangers,
+            )
+        return False

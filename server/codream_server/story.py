@@ -1,0 +1,242 @@
+"""The story of a federation: what happens, told event by event with the members' names, and what it has cost so far.
+
+docs/events.md lists the events. Of many alike, ever fewer are written: a flood must not fill the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from codream_protocols.errors import RemoteProtocolError
+from codream_protocols.identity import Roster
+from codream_protocols.messages import Refusal, ToServer
+from codream_protocols.server import (
+    EpochBegan,
+    EpochCertified,
+    EpochGivenUp,
+    Phase,
+    ServerProtocol,
+    StepBegan,
+    StepFinished,
+)
+from codream_server.events import (
+    Events,
+    first_of,
+    metrics_of,
+    printable,
+    rho_of_records,
+    rounds_of,
+    step_figures,
+    worth_a_line,
+)
+from codream_server.patience import Clock, is_power_of_two
+from codream_server.peers import Traffic
+
+
+class Story:
+    """Tells the events of one server process, and counts.
+
+    Args:
+        protocol: the server's machine, which is only looked at.
+        roster: has the names.
+        traffic: each member's bytes.
+        events: where all of it is said.
+        clock: seconds.
+
+    Attributes:
+        seconds: time spent waiting for members to compute, and for all else of the epochs.
+        secure_steps: sums made.
+        spent_rho: what all steps begun cost a client, in zCDP.
+        refusals: of each member, how many of its messages were refused.
+        refused_by: of each member, how many messages it refused.
+        dropped: of each member, how many of its messages were over a rate.
+    """
+
+    def __init__(
+        self, protocol: ServerProtocol, roster: Roster, traffic: list[Traffic], events: Events, clock: Clock
+    ) -> None:
+        size = len(roster.members)
+        self.seconds = {"compute": 0.0, "aggregation": 0.0}
+        self.secure_steps = 0
+        self.spent_rho = rho_of_records(protocol)
+        self.refusals, self.refused_by, self.dropped = [0] * size, [0] * size, [0] * size
+        self._protocol, self._roster, self._traffic, self._events = protocol, roster, traffic, events
+        self._clock = clock
+        self._phase, self._phase_since, self._step_since = Phase.IDLE, clock(), clock()
+
+    # -- from the first to the last epoch ---------------------------------------------
+
+    def federation_started(self) -> None:
+        """What lies ahead."""
+        protocol = self._protocol
+        self._events.say(
+            "federation_started",
+            clients=self._names(range(len(self._roster.members))),
+            rounds=rounds_of(protocol),
+            epochs=protocol.course.epochs,
+            certified=protocol.certified,
+            steps_per_round=len(protocol.course.schedule(first_of(protocol))),
+            mode=protocol.charter.aggregation.mode,
+            charter=protocol.charter.digest.hex(),
+            head=protocol.head.hex(),
+        )
+
+    def federation_finished(self) -> None:
+        """All epochs are certified."""
+        protocol = self._protocol
+        self._events.say(
+            "federation_finished", rounds=rounds_of(protocol), epochs=protocol.certified, head=protocol.head.hex()
+        )
+
+    def epoch_began(self, began: EpochBegan) -> None:
+        """An effect of the machine."""
+        plan = began.plan
+        self._events.say(
+            "epoch_started",
+            epoch=plan.offer.epoch,
+            round=plan.certified,
+            cohort=self._names(plan.cohort),
+            modulus_bits=plan.modulus_bits,
+            mode=plan.aggregation.mode,
+            threshold=plan.threshold,
+        )
+
+    def step_began(self, began: StepBegan) -> None:
+        """An effect of the machine."""
+        plan = self._protocol.plan
+        self._step_since = self._clock()
+        # Effects may tell of a step whose epoch is over by now; its cost counts all the same.
+        if plan is not None and plan.spec(began.step).noise is not None:
+            self.spent_rho += plan.rho(plan.spec(began.step))
+        self._events.say("step_started", **self._place(), step=began.step, task=began.task)
+
+    def step_finished(self, finished: StepFinished) -> None:
+        """An effect of the machine."""
+        self.secure_steps += 1
+        figures = step_figures(self._protocol.course, finished.task, finished.sums, len(finished.survivors))
+        self._events.say(
+            "step_finished",
+            **self._place(),
+            step=finished.step,
+            task=finished.task,
+            survivors=self._names(finished.survivors),
+            dropped=self._names(one for one in finished.members if one not in finished.survivors),
+            path="dropout" if finished.agreed else "fast",
+            seconds=round(self._clock() - self._step_since, 4),
+            figures=figures,
+            entropy=figures.get("entropy"),
+            clipped=figures.get("clipped"),
+            bytes_up=sum(traffic.up for traffic in self._traffic),
+            bytes_down=sum(traffic.down for traffic in self._traffic),
+        )
+
+    def _place(self) -> dict[str, int]:
+        plan = self._protocol.plan
+        return {
+            "epoch": -1 if plan is None else plan.offer.epoch,
+            "round": self._protocol.certified if plan is None else plan.certified,
+        }
+
+    def epoch_certified(self, done: EpochCertified) -> None:
+        """An effect of the machine."""
+        record, round_number = done.kept[0], done.number - 1
+        metrics = metrics_of(self._protocol, done.kept, round_number)
+        self._events.say(
+            "round_finished",
+            epoch=record.offer.epoch,
+            round=round_number,
+            number=done.number,
+            head=self._protocol.head.hex(),
+            members=self._names(item.member for item in record.advertisements),
+            votes=self._names(vote.member for vote in record.votes),
+            learnt=round_number < rounds_of(self._protocol),
+            metrics=metrics,
+            metrics_round=round_number - first_of(self._protocol)
+            if metrics
+            else None,  # a successor's models begin anew
+        )
+
+    def epoch_given_up(self, given_up: EpochGivenUp, again_in: float) -> None:
+        """An effect of the machine; the next try is in so many seconds."""
+        self._events.say(
+            "epoch_given_up",
+            epoch=given_up.epoch,
+            round=self._protocol.certified,
+            reason=given_up.reason,
+            wrong_sum=given_up.wrong_sum,
+            again_in=again_in,
+        )
+
+    def book_time(self) -> None:
+        """Book the time of a phase that ended, and start the next one's."""
+        if self._protocol.phase is self._phase:
+            return
+        now = self._clock()
+        if self._phase is not Phase.IDLE:
+            kind = "compute" if self._phase is Phase.COLLECTING else "aggregation"
+            self.seconds[kind] += now - self._phase_since
+        self._phase, self._phase_since = self._protocol.phase, now
+
+    # -- members ---------------------------------------------
+
+    def joined(self, member: int) -> None:
+        """It is there, for the first time or again."""
+        self._events.say("client_joined", client=self._name(member))
+
+    def lost(self, member: int, reason: str, seconds: float) -> None:
+        """It counts as gone after so many seconds."""
+        self._events.say("client_lost", client=self._name(member), reason=reason, seconds=round(seconds, 3))
+
+    def waiting(self, awaited: Iterable[int], lost: Iterable[int], refusing: dict[int, str], seconds: float) -> None:
+        """Who is waited for, who of them is not there, and who refuses what."""
+        self._events.say(
+            "waiting",
+            clients=self._names(sorted(awaited)),
+            lost=self._names(sorted(lost)),
+            refusing={self._name(member): code for member, code in refusing.items()},
+            bound=self._names(self._protocol.bound_elsewhere()),
+            phase=self._protocol.phase.value,
+            seconds=round(seconds, 1),
+        )
+
+    def waiting_for_late(self, seconds: float) -> None:
+        """After the end: who lacks its last certificates."""
+        late, seconds = self._names(self._protocol.behind()), round(seconds, 1)
+        self._events.say("waiting", clients=late, lost=late, refusing={}, bound=[], phase="finished", seconds=seconds)
+
+    def server_refused(self, member: int, error: RemoteProtocolError) -> None:
+        """The server refused a member's message."""
+        self.refusals[member] += 1
+        self._refused("server", member, error, self.refusals[member])
+
+    def client_refused(self, member: int, message: Refusal, in_a_row: int) -> None:
+        """A member refused the server's, and so many invitations in a row."""
+        self.refused_by[member] += 1
+        self._refused("client", member, message, self.refused_by[member], invitations=in_a_row)
+
+    def _refused(self, by: str, member: int, what: RemoteProtocolError | Refusal, count: int, **more: Any) -> None:
+        if worth_a_line(count):
+            self._events.say(
+                "refused",
+                client=self._name(member),
+                code=what.code,
+                by=by,
+                found=printable(what.found),
+                allowed=printable(what.allowed),
+                **more,
+                count=count,
+            )
+
+    def over_limit(self, member: int, message: ToServer, over: int) -> None:
+        """A message was dropped, the so-manieth of its kind."""
+        self.dropped[member] += 1
+        if is_power_of_two(over):
+            kind = type(message).__name__
+            self._events.say("rate_limited", client=self._name(member), kind=kind, count=over)
+
+    def _name(self, member: int) -> str:
+        return self._roster.members[member].name
+
+    def _names(self, members: Iterable[int]) -> list[str]:
+        return [self._name(member) for member in members]
