@@ -8,7 +8,7 @@ from inspect import cleandoc
 from codream_clients.journal import JournalError
 from codream_protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from codream_server.record_folder import RecordFolderRefused
-from codream_server.runner import ResultsUnwritten
+from codream_server.unwritten import ResultsUnwritten
 from secure_codream.cli import EXIT_CODES, exit_code
 from secure_codream.configuration.reference import markdown
 

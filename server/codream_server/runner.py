@@ -133,7 +133,7 @@ class ServerRunner:
         self._outbox = Outbox(self._peers, self.traffic, protocol.charter.quorum, self._patient)
         self._unwritten = Unwritten(self._patient, self._events)
         self._opened = False
-        self._open_at, self._pause = 0.0, FIRST_PAUSE
+        self._open_at, self._pause, self._settled = 0.0, FIRST_PAUSE, 0.0
         self._invitations = Invitations()
         self._plans: deque[bytes] = deque(maxlen=64)  # of the newest epochs
         self._waiting = Growing(timing.lost_after, LONGEST_SILENCE_OF_SERVER)
@@ -320,8 +320,15 @@ class ServerRunner:
         if earlier is None or earlier.route != route:
             self._invitations.begin_anew(member)
             self._passed_over.discard(member)
-        self._open_at = max(self._open_at, self._patient.now + SETTLE)
+        self._settle()
         self._perform(effects)
+
+    def _settle(self) -> None:
+        """Put the next epoch off a little; greetings without end put none off for longer than a pause."""
+        now = self._patient.now
+        later = now + SETTLE - max(self._open_at, now)
+        if later > 0 and self._settled < LONGEST_PAUSE:
+            self._open_at, self._settled = now + SETTLE, self._settled + later
 
     def _peer_of(self, member: int, route: bytes, message: ToServer) -> Peer:
         peer = self._peers.get(member)
@@ -431,11 +438,12 @@ class ServerRunner:
             return
         key = (plan.digest if plan else b"", protocol.phase, protocol.step, protocol.certified)
         if key != self._waiting_for:
-            self._waiting_for, self._waiting_since = key, now
+            self._waiting_for, self._waiting_since, self._answered_at = key, now, now
             self._waiting.start(now)
         awaited = set(self._missing() if plan is None else protocol.waiting_for())
-        if awaited != self._awaited:
-            self._awaited, self._answered_at = awaited, now
+        if any(self._is_present(member) for member in self._awaited - awaited):  # answered; others fell silent
+            self._answered_at = now
+        self._awaited = awaited
         lost = {member for member in awaited if not self._is_present(member)}
         if awaited and self._waiting.is_due(now):
             refusing = self._invitations.held_for(awaited)
@@ -445,7 +453,11 @@ class ServerRunner:
         if plan is not None and protocol.phase is not Phase.VOTING and self._absent_too_long(lost):
             self._expire()
         elif plan is not None and protocol.charter.aggregation.mode == "resilient":
-            self._pass_over(awaited - lost)
+            if protocol.phase is not Phase.VOTING:
+                self._pass_over(awaited - lost)
+            elif now - self._waiting_since > self._timing.step:  # too few have voted, or a certificate needs the absent
+                self._waiting_since = now
+                self._expire()
 
     def _pass_over(self, awaited: set[int]) -> None:
         """Go on without members that are there and do not answer; so many alone as the charter takes for colluders."""
@@ -507,6 +519,7 @@ class ServerRunner:
         cohort = self._cohort()
         if cohort == protocol.charter.everybody or (cohort and (self._opened or now > self._patience_for_all())):
             self._opened = True
+            self._settled = 0.0
             self._invitations.sent(cohort)
             self._perform(protocol.open_epoch(cohort))
         elif not self._opened and self._timing.join is not None and now > self._timing.join:

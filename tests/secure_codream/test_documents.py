@@ -29,7 +29,7 @@ from codream_protocols.errors import (
     UnknownIdentity,
 )
 from codream_server.record_folder import RecordFolderRefused
-from codream_server.runner import ResultsUnwritten
+from codream_server.unwritten import ResultsUnwritten
 from secure_codream import cli
 from secure_codream.cli import EXIT_CODES, exit_code
 from secure_codream.configuration.reading import ConfigError

@@ -13,7 +13,7 @@ import pytest
 from codream_protocols.charter import Aggregation, Policy
 from codream_protocols.client import ClientProtocol, Compute, Send
 from codream_protocols.errors import AddressRefused, AggregationFailed, AttemptsUsed, PolicyViolation, WrongSum
-from codream_protocols.messages import Published, Seals
+from codream_protocols.messages import Published, Seals, Vote
 from codream_protocols.server import Phase
 from codream_server.settings import Timing
 from tests.server.toy import FAST, RESILIENT, Federation, ToyCourse, run
@@ -270,6 +270,27 @@ def test_resilient_leaves_out_who_does_not_seal_until_an_epoch_is_certified() ->
     cohorts = [event["cohort"] for event in federation.of("epoch_started")]
     assert cohorts[:2] == [NAMES, NAMES[:3]]
     assert len(federation.published) == 2 and not federation.server._passed_over
+
+
+def test_resilient_gives_up_a_vote_that_no_more_give_than_may_collude() -> None:
+    """Once it waited for ever; whoever has voted is named, and the others go on when they vote."""
+    timing = Timing(step=0.8, beat=0.1, lost_after=0.6)
+    federation = Federation(6, course=ToyCourse(2, 1), aggregation=RESILIENT, timing=timing)
+
+    class Withholds(ClientProtocol):
+        def receive(self, message: Any, frames: tuple[bytes, ...] = ()) -> Any:
+            effects = super().receive(message, frames)
+            return [one for one in effects if not (isinstance(one, Send) and isinstance(one.message, Vote))]
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            federation.start(0)
+            for member in range(1, 6):
+                federation.start(member, machine=Withholds)
+            given_up = await federation.until_event("epoch_given_up")
+            assert "too few are left" in given_up["reason"] and not server.done()
+
+    run(scenario)
 
 
 def test_resilient_waits_for_a_slow_one_ten_times_as_long_as_for_the_others() -> None:
