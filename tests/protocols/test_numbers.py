@@ -8,6 +8,7 @@ import random
 import warnings
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from codream_protocols import packing, ring, shamir
 from codream_protocols.charter import Aggregation, Charter, Offer, Plan, derive_plan, even_blocks
+from codream_protocols.client import Send
 from codream_protocols.course import Publication, State, Sums, Task
 from codream_protocols.encoding import check_range, decode, encode, integers
 from codream_protocols.errors import LocalProtocolError, UnsafePlan, VectorRefused, WrongSum
@@ -24,6 +26,7 @@ from codream_protocols.masks import SUITES, add_mask, word_type
 from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.shamir import Bytes
 from codream_protocols.specs import Block, VectorSpec, check_spec
+from secure_codream.simulation.wire import Federation
 
 KEYS = st.binary(min_size=32, max_size=32)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -500,3 +503,21 @@ def test_as_many_answers_as_the_threshold_are_decoded_as_they_are() -> None:
 def test_shamir_refuses_to_decode_with_bad_thresholds_and_points(points: list[int], threshold: int) -> None:
     with pytest.raises(LocalProtocolError):
         shamir.decode({point: np.zeros((1, 1), dtype=np.uint8) for point in points}, threshold, bytes)
+
+
+class Unreadable:
+    def __array__(self, *arguments: Any, **options: Any) -> Any:
+        raise KeyError("no numbers")
+
+
+@pytest.mark.parametrize("values", [[10**400], Unreadable(), [Unreadable()], ["x"], [None, {}]])
+def test_what_is_no_array_of_numbers_is_refused_with_a_typed_error_so_that_zeros_go_out(values: Any) -> None:
+    """A learner of one's own that gives such a thing would else end the client, and so tell something by it."""
+    federation = Federation(4)
+    assert federation.set_up()
+    compute = federation.computing[0]
+    block = compute.spec.blocks[0]
+    with pytest.raises(LocalProtocolError):
+        federation.clients[0].provide(compute.plan, compute.step, {block.name: values})
+    sent = federation.clients[0].provide(compute.plan, compute.step, None)
+    assert any(isinstance(effect, Send) for effect in sent)

@@ -8,11 +8,14 @@ import msgspec
 import pytest
 
 from codream_protocols.charter import Charter, successor_of
+from codream_protocols.courses.sums import Sums
 from codream_protocols.errors import PolicyViolation
 from codream_protocols.identity import Roster
+from codream_protocols.specs import Block
+from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.blocks_answered import BlocksAnswered
-from secure_codream.deployment.exposure import exposures
+from secure_codream.deployment.exposure import all_noised, exposures
 from tests.secure_codream.small import codream, roster_of
 
 OWN = roster_of(9)[1].members[0].identity_key
@@ -204,3 +207,14 @@ def test_exposure_is_said_in_the_modes_own_words() -> None:
     )
     previous = {"charter": "ab" * 32, "head": "cd" * 32, "certified": 1}
     assert any("cuts = true" in one for one in exposures(codream(predecessor=previous), members))
+
+
+def test_noise_that_lets_a_cut_pass_is_that_of_every_vector_not_a_table() -> None:
+    """A course of one's own may stand beside `[client_privacy]` and have no noise at all."""
+    members = roster(*range(6))
+    noise = {"epsilon": 4.0, "delta": 1e-5, "update_norm": 1.0, "logit_norm": 1.0}
+    noised = codream(client_privacy=noise)
+    assert all_noised(make_course(noised), noised.charter(members))
+    assert not all_noised(make_course(codream()), codream().charter(members))
+    plain = Sums({"visits": (Block("patients", 1, 10.0),)})
+    assert not all_noised(plain, noised.charter(members))
