@@ -66,7 +66,8 @@ At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="EPOCH
 
 EXIT_CODES = {
     0: "done",
-    1: "the federation failed or was refused, its results are not on disk, or what was checked does not hold",
+    1: "the federation or this party's part in it failed or was refused, its results are not on disk, or what was "
+    "checked does not hold",
     2: "wrong usage or configuration, or a client or server that is running already",
     3: "a key, a roster or a signature was refused, a key of another party included",
     130: "interrupted",

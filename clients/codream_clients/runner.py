@@ -101,6 +101,7 @@ class ClientRunner:
 
     Attributes:
         compute_seconds: spent in computing for steps and in learning.
+        failures: what the learner's exceptions led to, and how often: zeros that were computed, epochs not learnt.
 
     Args:
         protocol: this client's protocol machine.
@@ -134,6 +135,7 @@ class ClientRunner:
         log: Any = None,
     ) -> None:
         self.compute_seconds = 0.0
+        self.failures: Counter[str] = Counter()
         self._protocol, self._learner, self._roster, self._prepare = protocol, learner, roster, prepare
         self._secret, self._public = transport_secret, transport_public
         self._address, self._patience = address or roster.server.address, patience
@@ -413,7 +415,7 @@ class ClientRunner:
         try:
             await loop.run_in_executor(self._working, self._learner.learn, job.number, job.publication)
         except Exception as error:  # what is certified stays so, and the others wait for this client's vectors
-            self._failed("learning-failed", error, number=job.number)
+            self._failed("learning-failed", error, f"epoch {job.number} was not learnt", number=job.number)
         else:
             self._log.info("learnt", number=job.number)
 
@@ -422,7 +424,7 @@ class ClientRunner:
         try:
             return await loop.run_in_executor(self._working, self._learner.compute, job.task, job.spec)
         except Exception as error:  # zeros are sent in its place: nobody is told
-            self._failed("computation-failed", error, task=job.task.name, step=job.step)
+            self._zeroed(job, error)
             return None
 
     async def _provide(self, job: Compute, values: Mapping[str, Array] | None) -> None:
@@ -434,12 +436,22 @@ class ClientRunner:
             except (LocalProtocolError, TypeError, ValueError) as error:
                 if values is None:
                     raise
-                self._failed("computation-failed", error, task=job.task.name, step=job.step)
+                self._zeroed(job, error)
                 return self._protocol.provide(job.plan, job.step, None)
 
         await self._drive(provide)
 
-    def _failed(self, event: str, error: Exception, **where: Any) -> None:
+    def _zeroed(self, job: Compute, error: Exception) -> None:
+        self._failed(
+            "computation-failed",
+            error,
+            f"zeros were computed for {job.task.name!r}",
+            task=job.task.name,
+            step=job.step,
+        )
+
+    def _failed(self, event: str, error: Exception, effect: str, **where: Any) -> None:
+        self.failures[effect] += 1
         self._say("error", event, found=f"{type(error).__name__}: {error}", **where)
 
     @property

@@ -59,6 +59,10 @@ class Agreed:
     course: Course
 
 
+class LearnerFailed(RuntimeError):
+    """The federation is over, and this client computed zeros where its learner failed, or did not learn an epoch."""
+
+
 class NoisedSums(Protocol):
     """Where noised sums are charged."""
 
@@ -151,6 +155,7 @@ def run_client(
     Raises:
         AggregationFailed: the server has fallen silent.
         OutputsUnwritten: the federation is over, and the disk does not take what was learnt.
+        LearnerFailed: the federation is over, and this client's learner failed in it.
         LedgerError: the privacy budget does not allow what is planned, or the ledger cannot be used.
         JournalError: this client is running already, or its journal is damaged or another charter's.
         CheckpointError: a model of another federation, or with other settings.
@@ -201,6 +206,7 @@ def run_client(
             goes_on=outputs.exists,
             tells_accuracy=tells_accuracy,
             on_metrics=outputs.keep,
+            tell=lambda text: log.warning("answer", found=text),
         )
         learnt = outputs.take(learning.model, earlier + len(journal.memory.certified))
         protocol = _client_class(folder, exhibit)(
@@ -261,6 +267,12 @@ def run_client(
                 ),
             )
         outputs.settle()
+        if runner.failures:
+            what = ", ".join(f"{effect} ({count} times)" for effect, count in runner.failures.items())
+            raise LearnerFailed(
+                f"{folder}: the federation is over, but this client's part failed: {what}; log.jsonl says why. What "
+                "was certified without it stays so"
+            )
         log.info("finished", compute_seconds=round(runner.compute_seconds, 3), head=protocol.head.hex())
 
 
