@@ -1,4 +1,4 @@
-"""A client whose own function fails, or answers beyond its bounds, is told so, and its process does not end as if well."""
+"""A client whose own function fails, or answers beyond its bounds, is told so, and does not end as if all was well."""
 
 from __future__ import annotations
 
