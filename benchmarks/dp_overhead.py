@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learning.training import ConvergenceWarning, train_local
+from codream_clients.learning.local_work import train_epochs
+from codream_clients.learning.settings import LearningSettings
+from codream_clients.learning.training import ConvergenceWarning
 from codream_clients.models.zoo import build
 from codream_clients.privacy.plan import PrivacySettings, plan_privacy
 from codream_clients.privacy.training import private_sgd
@@ -35,8 +37,8 @@ def random_images(count: int) -> LabelledImages:
 def seconds_plain(name: str, data: LabelledImages, batch: int) -> float:
     model = build(name, channels=1, size=28, classes=10, seed=0)
     started = time.process_time()
-    train_local(model, data, epochs=1, batch_size=batch, lr=0.01, momentum=0.0, weight_decay=0.0, balanced=True, seed=0,
-                device=CPU)  # fmt: skip
+    settings = LearningSettings(batch_size=batch, lr=0.01, momentum=0.0, weight_decay=0.0)
+    train_epochs(model, data, settings, epochs=1, seed=0, device=CPU)
     return time.process_time() - started
 
 

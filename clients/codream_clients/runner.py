@@ -229,8 +229,10 @@ class ClientRunner:
         await self._learnt_all()
 
     async def _next_message(self) -> list[bytes]:
-        """The parts of a message, of which no more are kept than show that it has too many: each takes far more memory
-        here than on its way."""
+        """The parts of a message; no more are kept than show that it has too many.
+
+        Each takes far more memory here than on its way.
+        """
         socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
         parts = [socket.recv(zmq.NOBLOCK)]
         dropped = 0

@@ -1,5 +1,6 @@
-"""What every party checks of an epoch's advertisements: a client before it seals, a server before it shows them, and
-whoever replays a record.
+"""What every party checks of an epoch's advertisements.
+
+A client checks them before it seals, a server before it shows them, and whoever replays a record.
 """
 
 from __future__ import annotations

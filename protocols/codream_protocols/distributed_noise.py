@@ -61,7 +61,7 @@ def largest_square(noise: Noise, length: int) -> int:
 
 
 def noise_rho(noise: Noise, length: int, honest: int) -> float:
-    """zCDP of one sum that `honest` unknown shares protect, for the presence of one client's vector."""
+    """ZCDP of one sum that `honest` unknown shares protect, for the presence of one client's vector."""
     return zcdp.distributed_rho(largest_square(noise, length), noise.variance, honest, padded_length(length))
 
 

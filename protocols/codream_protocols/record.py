@@ -1,5 +1,6 @@
-"""What is public of an epoch, checked by whoever holds the charter: a member that was away, one that starts again, the
-server, or a third party. No secret is needed.
+"""What is public of an epoch, checked by whoever holds the charter.
+
+That is a member that was away, one that starts again, the server, or a third party. No secret is needed.
 
 The votes of enough members over (head, plan, chain_T) are the epoch's certificate. A chain is recomputed from the
 record: plan from the offer, transcript from the advertisements, states from the course.

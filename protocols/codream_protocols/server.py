@@ -559,8 +559,10 @@ class ServerProtocol:
         return self._give_up(f"{names[0]} could not open what {names[1]} sealed for it")
 
     def _barred(self, present: set[int]) -> set[int]:
-        """Who stays away: for a while, who left a set-up; and so that no pair in conflict meets, who is in most
-        conflicts, else each side in turn.
+        """Who stays away.
+
+        For a while, who left a set-up; and so that no pair in conflict meets, who is in most conflicts, else each side
+        in turn.
         """
         if self.charter.aggregation.mode == "lockstep":
             return set()  # everybody or nobody: the epoch will fail again, and say who

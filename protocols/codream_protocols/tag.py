@@ -116,7 +116,7 @@ class TagKey:
         self._pads = Secret(expand(secret, labelled("tag pads")))
 
     def of(self, values: np.ndarray[Any, Any]) -> int:
-        """a' X b modulo 2^128.
+        """A' X b modulo 2^128.
 
         Args:
             values: shape (length,), int64, int32, uint32 or uint16, each below 2^33 in magnitude.
@@ -154,7 +154,7 @@ class TagKey:
         return narrow[:, 0::2] + (narrow[:, 1::2] << _NARROW_LIMB_BITS)
 
     def pad(self, member: int) -> int:
-        """beta of a member's number (0 to 2^32 - 1): 0 to 2^128 - 1.
+        """Beta of a member's number (0 to 2^32 - 1): 0 to 2^128 - 1.
 
         Raises:
             LocalProtocolError: no such number, or the key was erased.

@@ -91,9 +91,13 @@ def unmask(
     """Take all masks out of the sum of masked vectors, in place, and out of the sum of masked tags, which is returned.
 
     Args:
-        plan, advertised, survivors, step, rebuilt: see `rebuild`.
+        plan: of the epoch.
+        advertised: its advertisements, by member.
         transcript: the epoch's.
+        survivors: whose vectors are in the sum, ascending.
+        step: from 0.
         chain: chain_t.
+        rebuilt: of each member, what `rebuild` gave.
         total: the sum of the survivors' masked vectors, modulo the width of its words.
         tag: the sum of their masked tags.
     """

@@ -26,7 +26,7 @@ def sum_inflation(variance: float, shares: int) -> float:
 
 
 def distributed_rho(sensitivity_squared: float, variance: float, shares: int, coordinates: int) -> float:
-    """rho of a sum of integer vectors to which `shares` parties add discrete Gaussian noise each.
+    """Rho of a sum of integer vectors to which `shares` parties add discrete Gaussian noise each.
 
     Kairouz, Liu, Steinke (ICML 2021), theorem 1: e^2 / 2 with
     e = min(sqrt(D^2 / (n s^2) + 2 tau d), D / (sqrt(n) s) + tau sqrt(d)).

@@ -235,11 +235,12 @@ def _frame(name: str, size: tuple[float, float] = SIZE) -> tuple[Any, Any]:
 def _logarithmic(axis: Any, values: Sequence[float], words: Any) -> None:
     """A logarithmic axis with a few round numbers, however little of it is used."""
     ticker = require_matplotlib().ticker
-    axis._set_axes_scale("log")
+    across = axis.axis_name == "x"
+    (axis.axes.set_xscale if across else axis.axes.set_yscale)("log")
     low, high = min(values), max(values)
     spread = (high / low) ** 0.06 if high > low * 1.01 else 1.6
     limits = (low / max(spread, 1.08), high * max(spread, 1.08))
-    (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(*limits)
+    (axis.axes.set_xlim if across else axis.axes.set_ylim)(*limits)
     decades = limits[1] / limits[0]
     steps = (1.0,) if decades > 2e3 else (1.0, 3.0) if decades > 30 else (1.0, 2.0, 5.0) if decades > 4 else None
     if steps is None:

@@ -103,8 +103,10 @@ class StepFinished(_Event, frozen=True, kw_only=True, tag="step_finished"):
 
 
 class RoundFinished(_Event, frozen=True, kw_only=True, tag="round_finished"):
-    """An epoch is certified. Its metrics, quotients of summed counts, are of the models as they stood before it: after
-    so many rounds as `metrics_round` says; after 0 they were trained alone.
+    """An epoch is certified.
+
+    Its metrics, quotients of summed counts, are of the models as they stood before it: after so many rounds as
+    `metrics_round` says; after 0 they were trained alone.
     """
 
     round: Count

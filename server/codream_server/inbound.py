@@ -36,8 +36,9 @@ MOST_PARTS = 2 + MAX_STEPS
 
 
 def next_message(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
-    """The parts of a message, of which no more are kept than show that it has too many: each takes far more memory here
-    than on its way.
+    """The parts of a message; no more are kept than show that it has too many.
+
+    Each takes far more memory here than on its way.
 
     Raises:
         zmq.Again: there is none.

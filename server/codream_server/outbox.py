@@ -52,8 +52,10 @@ class Outbox:
             self.overflowed.append(effect.member)
 
     def _is_certified(self, message: ToClient) -> bool:
-        """Whether its frames are there once for all members. Those of candidates, of which each member may bring one,
-        are not."""
+        """Whether its frames are there once for all members.
+
+        Those of candidates, of which each member may bring one, are not.
+        """
         return isinstance(message, EpochRecord) and len(message.votes) >= self._quorum
 
     def answer(self, member: int, route: bytes, error: RemoteProtocolError) -> None:

@@ -4,7 +4,8 @@ import torch
 
 from codream_clients.data.augmentation import augment_batch, augmentation_generator, shift_batch, warp_batch, with_views
 from codream_clients.data.datasets import DatasetError, LabelledImages, pool
-from codream_clients.learning.training import train_local
+from codream_clients.learning.local_work import train_epochs
+from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.zoo import build
 
 IMAGES = torch.arange(64 * 2 * 16 * 16, dtype=torch.float32).view(64, 2, 16, 16)
@@ -76,8 +77,8 @@ def test_augmentation_travels_with_the_images():
 def test_training_varies_the_images_and_stays_deterministic():
     def trained(augment):
         model = build("cnn2", channels=1, size=8, classes=2, seed=0)
-        options = {"epochs": 2, "batch_size": 8, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0}
-        train_local(model, labelled(augment), balanced=True, seed=3, device=torch.device("cpu"), **options)
+        settings = LearningSettings(batch_size=8, lr=0.05, momentum=0.9, weight_decay=0.0)
+        train_epochs(model, labelled(augment), settings, epochs=2, seed=3, device=torch.device("cpu"))
         return torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
     assert torch.equal(trained("shift"), trained("shift"))

@@ -12,7 +12,7 @@ from torch import nn
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.local_work import NoLinearHead, displacement, head, stage_seed, train_epochs, watched
 from codream_clients.learning.settings import LearningSettings
-from codream_clients.learning.training import TrainingError, train_local
+from codream_clients.learning.training import TrainingError
 from codream_clients.models.layouts import (
     LayoutError,
     check_model_layout,
@@ -44,26 +44,6 @@ def model(name: str = "cnn2") -> nn.Module:
 
 def weights(one: nn.Module) -> np.ndarray:
     return read_vector(one, layout_of(one))
-
-
-@pytest.mark.parametrize("balanced", [True, False])
-def test_without_an_objective_it_is_the_training_of_a_participant(balanced: bool) -> None:
-    settings = LearningSettings(**{**vars(SETTINGS), "balanced": balanced})
-    one, two = model(), model()
-    steps = train_epochs(one, images(), settings, epochs=2, seed=7, device=CPU)
-    train_local(
-        two,
-        images(),
-        epochs=2,
-        batch_size=8,
-        lr=0.05,
-        momentum=0.9,
-        weight_decay=5e-4,
-        balanced=balanced,
-        seed=7,
-        device=CPU,
-    )
-    assert steps == 6 and np.array_equal(weights(one), weights(two))
 
 
 def test_an_objective_is_minimised_and_a_correction_is_added_to_the_gradient() -> None:

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.local_work import train_epochs
+from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import (
     ConvergenceWarning,
     TrainingError,
@@ -17,12 +19,15 @@ from codream_clients.learning.training import (
     rate_factor,
     scheduled,
     shuffled_batches,
-    train_local,
 )
 from codream_clients.models.zoo import build
 
 CPU = torch.device("cpu")
-SGD = {"batch_size": 8, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0, "device": CPU}
+
+
+def train(trained, data, *, epochs, seed, class_counts=None, **settings):
+    sgd = LearningSettings(**{"batch_size": 8, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0} | settings)
+    train_epochs(trained, data, sgd, epochs=epochs, seed=seed, device=CPU, class_counts=class_counts)
 
 
 def easy_data(count=30, classes=3):
@@ -68,7 +73,7 @@ def test_equal_counts_make_the_balanced_softmax_the_cross_entropy():
 @pytest.mark.parametrize("balanced", [True, False])
 def test_training_learns_and_leaves_the_model_in_eval_mode(balanced):
     data, trained = easy_data(), model()
-    train_local(trained, data, epochs=15, balanced=balanced, seed=0, **SGD)
+    train(trained, data, epochs=15, balanced=balanced, seed=0)
     assert not trained.training
     assert evaluate(trained, data, CPU) == 1.0
 
@@ -77,7 +82,7 @@ def test_training_is_deterministic_and_the_seed_matters():
     results = []
     for seed in (1, 1, 2):
         trained = model()
-        train_local(trained, easy_data(), epochs=2, balanced=True, seed=seed, **SGD)
+        train(trained, easy_data(), epochs=2, balanced=True, seed=seed)
         results.append(weights_of(trained))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -90,8 +95,8 @@ def test_plain_training_unlearns_an_unseen_class_and_balanced_training_does_not(
     kept = {}
     for balanced in (True, False):
         trained = model()
-        train_local(trained, data, epochs=15, balanced=True, seed=0, **SGD)
-        train_local(trained, seen, epochs=60, balanced=balanced, seed=1, **SGD)
+        train(trained, data, epochs=15, balanced=True, seed=0)
+        train(trained, seen, epochs=60, balanced=balanced, seed=1)
         kept[balanced] = predict_logits(trained, unseen.images, CPU)
     margin = {balanced: (z[:, 2] - z[:, :2].max(axis=1)).mean() for balanced, z in kept.items()}
     assert margin[True] > margin[False]
@@ -125,11 +130,11 @@ def test_prediction_in_batches_is_that_of_the_whole():
 def test_errors_say_what_is_wrong():
     data = easy_data()
     with pytest.raises(TrainingError, match="at least 2"):
-        train_local(model(), data.subset(np.array([0])), epochs=1, balanced=True, seed=0, **SGD)
+        train(model(), data.subset(np.array([0])), epochs=1, balanced=True, seed=0)
     with pytest.raises(TrainingError, match="above 0"):
-        train_local(model(), data, epochs=1, balanced=True, seed=0, class_counts=np.array([1, 0, 1], np.float32), **SGD)
+        train(model(), data, epochs=1, balanced=True, seed=0, class_counts=np.array([1, 0, 1], np.float32))
     with pytest.raises(TrainingError, match="learning rate"):
-        train_local(model(), data, epochs=30, balanced=True, seed=0, **(SGD | {"lr": 1e30}))
+        train(model(), LabelledImages(data.images * np.float32(1e38), data.labels, 3), epochs=1, balanced=True, seed=0)
     with pytest.raises(TrainingError, match="no images"):
         evaluate(model(), data.subset(np.array([], np.int64)), CPU)
     with pytest.raises(TrainingError, match="batch_size=1"):
@@ -140,11 +145,11 @@ def test_errors_say_what_is_wrong():
 def test_training_at_chance_is_told_and_one_that_learns_is_not(balanced):
     told = []
     with convergence_warnings_to(told.append):
-        train_local(model(), easy_data(), epochs=6, balanced=balanced, seed=0, **SGD)
-        train_local(model(), easy_data(), epochs=0, balanced=balanced, seed=0, **SGD | {"lr": 30.0})
+        train(model(), easy_data(), epochs=6, balanced=balanced, seed=0)
+        train(model(), easy_data(), epochs=0, balanced=balanced, seed=0, lr=30.0)
         assert told == []
-        train_local(model(), easy_data(), epochs=6, balanced=balanced, seed=0, **SGD | {"lr": 30.0})
-        train_local(model(), easy_data(), epochs=6, balanced=balanced, seed=1, **SGD | {"lr": 30.0})
+        train(model(), easy_data(), epochs=6, balanced=balanced, seed=0, lr=30.0)
+        train(model(), easy_data(), epochs=6, balanced=balanced, seed=1, lr=30.0)
     assert len(told) == 2 and "lr=30.0 ended no better than a guess" in told[0]
 
 
@@ -152,7 +157,7 @@ def test_images_of_one_class_are_never_at_chance():
     alike = easy_data().subset(np.arange(0, 30, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
-        train_local(model(), alike, epochs=1, balanced=False, seed=0, **SGD | {"lr": 1e-9})
+        train(model(), alike, epochs=1, balanced=False, seed=0, lr=1e-9)
 
 
 def test_other_warnings_go_where_they_went(recwarn):
@@ -182,11 +187,11 @@ def test_training_follows_its_schedule():
     ends = {}
     for schedule in ("constant", "cosine"):
         trained = model()
-        train_local(trained, easy_data(), epochs=5, balanced=True, seed=0, schedule=schedule, **SGD)
+        train(trained, easy_data(), epochs=5, balanced=True, seed=0, schedule=schedule)
         ends[schedule] = weights_of(trained)
     assert not torch.equal(ends["constant"], ends["cosine"])
     first = [model(), model()]
     for trained, schedule in zip(first, ("constant", "cosine"), strict=True):
         one = easy_data().subset(np.arange(8))
-        train_local(trained, one, epochs=1, balanced=True, seed=0, schedule=schedule, **SGD)
+        train(trained, one, epochs=1, balanced=True, seed=0, schedule=schedule)
     assert torch.equal(*(weights_of(trained) for trained in first))

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from codream_clients.data.datasets import Augment, load_digits_data
-from codream_clients.learning.local_work import OWN_DATA, Batch, NoLinearHead, displacement, head, watched
+from codream_clients.data.datasets import load_digits_data
+from codream_clients.learning.local_work import Batch, NoLinearHead, displacement, head, watched
 from codream_clients.learning.settings import LearningSettings, Schedule
-from codream_clients.learning.training import convergence_warnings_to, scheduled, train_local
+from codream_clients.learning.training import convergence_warnings_to, scheduled
 from codream_clients.models.layouts import layout_of
 from codream_clients.models.zoo import build
 from codream_clients.parameter_learner import (
@@ -51,7 +51,7 @@ from secure_codream.experiments.algorithms.fedgen import (
 from secure_codream.experiments.algorithms.fedprox import FedProx
 from secure_codream.experiments.algorithms.isolated import Isolated
 from secure_codream.experiments.algorithms.moon import Moon
-from secure_codream.experiments.algorithms.own_images import stage_seed, train_round, warm_up
+from secure_codream.experiments.algorithms.own_images import train_round, warm_up
 from secure_codream.experiments.algorithms.scaffold import Scaffold
 from secure_codream.experiments.algorithms.secure_mean import MixedArchitectures, averaging_course, averaging_learners
 from secure_codream.experiments.problem import Algorithm, Problem, Row
@@ -140,31 +140,6 @@ def test_parameters_of_mixed_architectures_are_not_averaged(algorithm: Algorithm
 def test_others_take_mixed_architectures(algorithm: Algorithm) -> None:
     rows = list(algorithm.run(digits(("cnn2", "cnn3", "mlp"))))
     assert rows[-1].server is None and len(set(rows[-1].accuracies)) > 1
-
-
-@pytest.mark.parametrize("augment", ["none", "shift"])
-@pytest.mark.parametrize("balanced", [True, False], ids=["balanced", "plain"])
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_without_an_objective_the_loop_is_train_local(balanced: bool, augment: Augment, schedule: Schedule) -> None:
-    problem = digits(balanced=balanced, schedule=schedule)
-    settings, shard = problem.learning, dataclasses.replace(problem.shards[2], augment=augment)
-    ours, reference = problem.fresh_model(2), problem.fresh_model(2)
-    train_round(ours, shard, problem, 2, 5)
-    train_local(
-        reference,
-        shard,
-        epochs=settings.distil_epochs + settings.local_epochs,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        balanced=balanced,
-        seed=stage_seed(problem, 2, 5, OWN_DATA),
-        device=problem.device,
-        schedule=schedule,
-    )
-    for name, tensor in reference.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], tensor), name
 
 
 def test_passes_over_local_data_are_a_codream_clients(monkeypatch: pytest.MonkeyPatch) -> None:

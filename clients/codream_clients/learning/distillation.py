@@ -142,7 +142,7 @@ def distil(
 
     Each batch is (dreams (B, C, H, W), aggregated logits ((1 + V) * B, K)), with V views of each dream. The loss is
     T^2 * KL(softmax(label / T) || softmax(f(image) / T)), the mean over dreams and views; the optimiser is that of
-    `train_local`. `seed` fixes the order. The model is moved to `device` and left in eval mode. `noise` is the
+    `train_epochs`. `seed` fixes the order. The model is moved to `device` and left in eval mode. `noise` is the
     deviation of Gaussian noise that every sight of a dream gets, `shift` by how many pixels at most it is moved; `own`
     adds a loss on own images to each step; `schedule`: see `training.rate_factor`.
     Raises `AcquisitionError` if there is no batch, shapes differ or the temperature is not positive, and

@@ -1,9 +1,8 @@
-"""The work on a client's own images that every parameter course asks for.
+"""The work on a client's own images that every course asks for.
 
 One loop for all: SGD with the settings of `LearningSettings`, mini-batches that follow from the client's seed and the
 round alone, balanced softmax or cross-entropy. What sets an algorithm apart is an `Objective`, which turns a batch's
-plain loss into the loss that is minimised, or a correction, which is added to the gradients. Without either, the loop
-is `training.train_local`, step by step.
+plain loss into the loss that is minimised, or a correction, which is added to the gradients.
 
 A CoDream client distils while its rivals go on with their own images: in each round they make
 `LearningSettings.epochs_in` passes, so that all have as many in the end.
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -83,10 +83,11 @@ def train_epochs(
     epochs: int,
     seed: int,
     device: torch.device,
+    class_counts: NDArray[np.float32] | None = None,
     objective: Objective | None = None,
     correction: Correction | None = None,
 ) -> int:
-    """Train in place for `epochs` passes; returns the steps taken.
+    """Train in place for `epochs` passes of SGD, with Nesterov momentum if it is above 0; returns the steps taken.
 
     Args:
         model: the client's; left in eval mode, on `device`.
@@ -95,16 +96,27 @@ def train_epochs(
         epochs: passes.
         seed: of the order of the images, and of how they vary.
         device: where to.
+        class_counts: (K,) of the balanced softmax, above 0 where there are labels: a histogram noised for privacy, say;
+            the data's own unless given.
         objective: what is minimised; the plain loss unless given.
         correction: added to the gradients.
 
     Raises:
-        TrainingError: fewer than two images, or a loss that is no longer finite.
+        TrainingError: fewer than two images (batch norm needs two), a label whose class count is not positive, or a
+            loss that is no longer finite.
+
+    Warns with `ConvergenceWarning`, see `judge_convergence`.
     """
     if len(data) < 2:
         raise TrainingError(f"{len(data)} images; at least 2 are needed to train")
+    found = data.class_counts.astype(np.float32) if class_counts is None else class_counts
+    if settings.balanced and (found.shape != (data.classes,) or (found[np.unique(data.labels)] <= 0).any()):
+        raise TrainingError(
+            f"class counts {found.tolist()} for {data.classes} classes; one each is needed, "
+            "above 0 for every class that the data holds"
+        )
     images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
-    counts = torch.from_numpy(data.class_counts.astype(np.float32)).to(device)
+    counts = torch.from_numpy(found.astype(np.float32)).clamp(min=0).to(device)
     model.to(device).train()
     optimiser = sgd(model, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     per_pass = batches_in_pass(len(data), settings.batch_size)

@@ -21,13 +21,14 @@ from codream_clients.data.augmentation import with_views
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.distillation import OwnImages, calibrated, distil, soft_label_share
 from codream_clients.learning.dreaming import ChannelStatistics, ExtraTerm, dream_gradient, dream_update
+from codream_clients.learning.local_work import train_epochs
 from codream_clients.learning.settings import LearningSettings as LearningSettings
-from codream_clients.learning.training import TrainingError, evaluate, predict_logits, train_local
+from codream_clients.learning.training import TrainingError, evaluate, predict_logits
 from codream_protocols.settings import SettingsError
 
 FloatArray = NDArray[np.float32]
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
-"""(model, data, epochs, seed): replaces `train_local`, for example by differentially private training."""
+"""(model, data, epochs, seed): replaces `train_epochs`, for example by differentially private training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,21 +292,8 @@ class Participant:
         return OwnImages(self._train, settings.own_weight, settings.batch_size, counts)
 
     def _train_by_sgd(self, model: nn.Module, data: LabelledImages, epochs: int, seed: int) -> None:
-        settings = self.settings
-        train_local(
-            model,
-            data,
-            epochs=epochs,
-            batch_size=settings.batch_size,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            balanced=settings.balanced,
-            seed=seed,
-            device=self._device,
-            class_counts=self._class_counts,
-            schedule=settings.schedule,
-        )
+        counts = self._class_counts
+        train_epochs(model, data, self.settings, epochs=epochs, seed=seed, device=self._device, class_counts=counts)
 
     def _stage_seed(self, stage: int) -> int:
         sequence = np.random.SeedSequence([self._seed, self._rounds, stage])

@@ -8,7 +8,6 @@ down, and local training does not unlearn what the dreams taught. Evaluation use
 
 import math
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +19,6 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from codream_clients.data.augmentation import augment_batch, augmentation_generator
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.settings import Schedule as Schedule
 
@@ -42,59 +40,6 @@ def balanced_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, class_cou
     (the loss would be infinite).
     """
     return functional.cross_entropy(logits + (class_counts / class_counts.sum()).log(), labels)
-
-
-def train_local(
-    model: nn.Module,
-    data: LabelledImages,
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    balanced: bool,
-    seed: int,
-    device: torch.device,
-    class_counts: NDArray[np.float32] | None = None,
-    schedule: Schedule = "constant",
-) -> None:
-    """Train `model` in place for `epochs` passes over `data` by SGD with Nesterov momentum, if it is above 0.
-
-    `balanced` takes the balanced softmax instead of the cross-entropy; its class counts (K,) are the data's
-    own unless `class_counts` is given (a histogram noised for privacy, say, above 0 where there are labels).
-    `schedule`: see `rate_factor`. `seed` fixes the order of the images and how they vary, as `data.augment` says. The
-    model is moved to `device` and left in eval mode.
-    Raises `TrainingError` for fewer than two images (batch norm needs two), a label whose class count is not
-    positive, or a loss that is no longer finite. Warns with `ConvergenceWarning`, see `judge_convergence`.
-    """
-    if len(data) < 2:
-        raise TrainingError(f"{len(data)} images; at least 2 are needed to train")
-    counts = data.class_counts.astype(np.float32) if class_counts is None else class_counts
-    if balanced and (counts.shape != (data.classes,) or (counts[np.unique(data.labels)] <= 0).any()):
-        raise TrainingError(
-            f"class counts {counts.tolist()} for {data.classes} classes; one each is needed, "
-            "above 0 for every class that the data holds"
-        )
-    images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
-    weights = torch.from_numpy(counts.astype(np.float32)).clamp(min=0).to(device)
-    model.to(device).train()
-    optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    per_pass = batches_in_pass(len(data), batch_size)
-    rates = scheduled(optimiser, schedule, epochs * per_pass)
-    variation = augmentation_generator(seed)
-    last_pass: deque[torch.Tensor] = deque(maxlen=per_pass)
-    for batch in shuffled_batches(len(data), epochs, batch_size, seed):
-        chosen = batch.to(device)
-        logits = model(augment_batch(images[chosen], data.augment, variation))
-        loss = (
-            balanced_cross_entropy(logits, labels[chosen], weights)
-            if balanced
-            else functional.cross_entropy(logits, labels[chosen])
-        )
-        last_pass.append(descend(loss, optimiser, rates))
-    model.eval()
-    judge_convergence(last_pass, data.class_counts, lr)
 
 
 def judge_convergence(last_pass: Sequence[torch.Tensor], class_counts: NDArray[np.int64], lr: float) -> None:

@@ -128,7 +128,7 @@ wrn40_1 = partial(_wide_resnet, 40, 1)
 
 
 def mobilenetv2(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
-    """torchvision's MobileNetV2 at width 1 with three halvings instead of five: 2.2 million parameters."""
+    """Torchvision's MobileNetV2 at width 1 with three halvings instead of five: 2.2 million parameters."""
     from torchvision.models import MobileNetV2
 
     strides = [

@@ -58,7 +58,7 @@ class NoiseSource:
 
 
 def _twister(words: NDArray[np.uint64]) -> torch.Generator:
-    """torch's Mersenne Twister in the state of these 624 words of 32 bits, before its first number."""
+    """Torch's Mersenne Twister in the state of these 624 words of 32 bits, before its first number."""
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
     state.numpy()[_TWISTER_AT:][: words.nbytes] = words.view(np.uint8)

@@ -274,7 +274,7 @@ ONE_WAY = (Survivors, SurvivorSignature, SurvivorSignatures, UnmaskShares)  # of
 
 
 def modulus_bits(members: int, value_bits: int = 16) -> int:
-    """m of a course with reals, counts and no noise."""
+    """M of a course with reals, counts and no noise."""
     return modulus_bits_for(max(value_bits, DIGIT_BITS), members)
 
 

@@ -1,5 +1,7 @@
-"""Evidence in the forms that most attacks bring: what was recovered of an input, how many of something were found, and
-how many tries got through."""
+"""Evidence in the forms that most attacks bring.
+
+What was recovered of an input, how many of something were found, and how many tries got through.
+"""
 
 from __future__ import annotations
 
