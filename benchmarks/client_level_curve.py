@@ -66,7 +66,7 @@ class Release:
         noise = self.noise(vectors.shape[1])
         deviation = np.sqrt(self.clients * (noise.variance + 0.25)) * self.norm / noise.radius
         total = counts @ clipped(vectors, self.norm) + rng.normal(scale=deviation, size=vectors.shape[1])
-        return total / self.clients
+        return np.asarray(total / self.clients)
 
     def mean_through_the_ring(self, vectors: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The same, each client's vector encoded with its own exact noise."""
@@ -81,7 +81,7 @@ class Release:
 
 def clipped(vectors: np.ndarray, norm: float) -> np.ndarray:
     """Each row within the Euclidean norm."""
-    return vectors * np.minimum(1, norm / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return np.asarray(vectors * np.minimum(1, norm / np.linalg.norm(vectors, axis=1, keepdims=True)))
 
 
 def make_clients() -> tuple[list[Participant], LabelledImages]:
@@ -153,7 +153,7 @@ def labels_of(mean: np.ndarray) -> np.ndarray:
     """Soft labels (B, K), as the server makes them, from the mean of the clients' vectors."""
     numerators = mean[: BATCH * CLASSES].reshape(BATCH, CLASSES) * SETTINGS.logit_clip
     quotients = numerators / np.maximum(mean[BATCH * CLASSES :], 1e-6)
-    return np.clip(quotients, -SETTINGS.logit_clip, SETTINGS.logit_clip).astype(np.float32)
+    return np.asarray(np.clip(quotients, -SETTINGS.logit_clip, SETTINGS.logit_clip), dtype=np.float32)
 
 
 def student(teachers: list[Participant], test: LabelledImages, count: int, release: Release | None) -> float:

@@ -13,7 +13,6 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from codream_clients.privacy import accounting
 from codream_clients.privacy.accounting import (
     ORDERS,
     AccountingError,
@@ -169,7 +168,7 @@ def test_a_failure_of_prv_falls_back_on_rdp(monkeypatch: pytest.MonkeyPatch) -> 
         raise RuntimeError("Discrete mean differs significantly from continuous mean.")
 
     charges = [charge(1.234, 0.0123, 77)]
-    monkeypatch.setattr(accounting.PRVAccountant, "get_epsilon", fail)
+    monkeypatch.setattr(PRVAccountant, "get_epsilon", fail)
     assert epsilon_of(charges, 1e-5, "prv") == epsilon_of(charges, 1e-5, "rdp")
 
 
@@ -221,9 +220,9 @@ def test_what_cannot_be_solved_is_said() -> None:
 )
 def test_mechanisms_out_of_range_are_refused(values: dict[str, object]) -> None:
     fitting = {"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 1, "purpose": "a test"}
-    SampledGaussian(**fitting)  # type: ignore[arg-type]
+    SampledGaussian(**fitting)
     with pytest.raises(AccountingError):
-        SampledGaussian(**{**fitting, **values})  # type: ignore[arg-type]
+        SampledGaussian(**{**fitting, **values})
 
 
 def test_delta_and_accountant_are_checked() -> None:
@@ -231,4 +230,4 @@ def test_delta_and_accountant_are_checked() -> None:
         with pytest.raises(AccountingError, match="delta"):
             epsilon_of([charge(1.0)], delta)
     with pytest.raises(AccountingError, match="accountant"):
-        epsilon_of([charge(1.0)], 1e-5, "gdp")  # type: ignore[arg-type]
+        epsilon_of([charge(1.0)], 1e-5, "gdp")

@@ -143,7 +143,7 @@ def test_distillation_is_deterministic_and_order_depends_on_the_seed():
 
 def test_distillation_at_chance_is_told_and_one_that_learns_or_has_nothing_to_learn_is_not():
     dreams, labels = batch()
-    told = []
+    told: list[str] = []
     with convergence_warnings_to(told.append):
         distil(model(), [(dreams, labels)], epochs=40, **SETTINGS)
         distil(model(), [(dreams, np.tile(labels[:1], (48, 1)))], epochs=1, **(SETTINGS | {"lr": 1e-9}))

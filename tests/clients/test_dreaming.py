@@ -101,6 +101,7 @@ def test_r_bn_adds_up_all_layers_and_removes_its_hooks(name):
     expected = 0.0
     for layer in layers:
         variance, mean = torch.var_mean(inputs[layer].transpose(0, 1).flatten(1), dim=1, correction=0)
+        assert layer.running_var is not None and layer.running_mean is not None
         expected += ((layer.running_var - variance).norm() + (layer.running_mean - mean).norm()).item()
     assert found == pytest.approx(expected, rel=1e-4)
 

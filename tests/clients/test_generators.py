@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-# ruff: noqa: E402
+import torch
 
 from codream_clients.learning.dreaming import DreamError, FeatureStatistics, StatisticsMemory, frozen
 from codream_clients.learning.generators import (
@@ -212,4 +212,5 @@ def test_memory_without_momentum_changes_nothing() -> None:
         for _ in range(2):
             moved = adapt(generator, moved, model, GeneratorLoss(), **RATES, memory=memory)
         results.append(moved)
-    np.testing.assert_allclose(*results, atol=1e-5)
+    without, with_memory = results
+    np.testing.assert_allclose(without, with_memory, atol=1e-5)

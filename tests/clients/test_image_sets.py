@@ -106,11 +106,12 @@ def test_missing_files_are_named_and_nothing_is_fetched(tmp_path, monkeypatch, n
 def test_download_is_passed_on_only_when_asked_for(monkeypatch, written):
     asked = []
     original = torchvision.datasets.MNIST.__init__
-    monkeypatch.setattr(
-        torchvision.datasets.MNIST,
-        "__init__",
-        lambda self, **options: (asked.append(options["download"]), original(self, **options))[1],
-    )
+
+    def noted(self, **options):
+        asked.append(options["download"])
+        original(self, **options)
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "__init__", noted)
     load_image_set("mnist", written)
     load_image_set("mnist", written, download=True)  # all is there: nothing to fetch
     assert asked == [False, False, True, True]

@@ -39,7 +39,7 @@ def make_epochs() -> tuple[Simulation, list[Kept]]:
     simulation = Simulation(whole.course, [FakeLearner(number) for number in range(3)], seed=5)
     for _ in range(whole.course.epochs):
         simulation.run_epoch()
-    return simulation, [simulation.server._journal.recall(place) for place in range(3)]  # type: ignore[union-attr]
+    return simulation, [simulation.server._journal.recall(place) for place in range(3)]
 
 
 @pytest.fixture(scope="module")

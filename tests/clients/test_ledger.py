@@ -153,7 +153,7 @@ def test_budgets_out_of_range_are_refused(values: tuple[float, float]) -> None:
     with pytest.raises(AccountingError, match="budget"):
         Budget(*values)
     with pytest.raises(AccountingError, match="accountant"):
-        Budget(1.0, 1e-5, "gdp")  # type: ignore[arg-type]
+        Budget(1.0, 1e-5, "gdp")
 
 
 # -- one process at a time ----------------------------------------------------------------------------
@@ -414,6 +414,7 @@ class Disk:
         """Lose what was not synced: the ledger's tail but for a share `kept` of it, the anchor's last renaming."""
         self.fuse = None
         now, synced = self.path.read_bytes(), self.synced[self.path]
+        assert synced is not None  # only an anchor may not be there yet
         if now.startswith(synced):
             tail = now[len(synced) :]
             tail = tail[: round(len(tail) * kept)]

@@ -123,7 +123,8 @@ def test_the_warm_up_belongs_to_the_first_rounds_work_and_tells_how_it_went() ->
     write_vector(twin, layout, state["weights"])
     train_epochs(twin, images(), settings, epochs=3, seed=stage_seed(0, 0, 0), device=CPU)
     train_epochs(twin, images(), settings, epochs=2, seed=stage_seed(0, 1, 2), device=CPU)
-    assert learner.warm_up_metrics is None
+    before = learner.warm_up_metrics
+    assert before is None
     moved = course.absorb(state, 1, work(learner, course, state), 1)
     np.testing.assert_allclose(moved["weights"], read_vector(twin, layout), atol=1e-6)
     assert learner.warm_up_metrics.rounds == 0 and learner.warm_up_metrics.accuracy is not None
@@ -221,9 +222,10 @@ def test_within_an_epoch_of_several_steps_each_goes_on_from_the_one_before() -> 
     state = dict(course.absorb(state, 1, first, 1))
     second = learner.compute(Task("parameters", state), specs["parameters"])
     state = dict(course.absorb(state, 2, second, 1))
-    assert learner._kept.variate is None  # nothing is certified yet
+    before = learner._kept.variate
+    assert before is None  # nothing is certified yet
     learner.learn(1, state)
-    assert learner._kept.rounds == 2
+    assert learner._kept.rounds == 2 and learner._kept.variate is not None
     # c is the mean of all c_i: for a client alone, its own.
     np.testing.assert_allclose(learner._kept.variate, state["variate"], atol=1e-4)
 

@@ -64,10 +64,10 @@ def test_a_round_of_shares_has_the_shapes_and_bounds_promised(digits):
     assert (labels.denominators > 0).all()
     assert (labels.denominators <= 1).all()
     metrics = client.acquire(noise(), (labels.numerators / labels.denominators).astype(np.float32))
-    assert metrics is client.metrics
     assert metrics.rounds == 1
     assert metrics.distil_loss > 0
-    assert 0 <= metrics.accuracy <= 1
+    assert metrics.accuracy is not None and 0 <= metrics.accuracy <= 1
+    assert metrics is client.metrics
 
 
 def test_logits_are_clipped(digits):
@@ -124,7 +124,7 @@ def test_without_test_images_there_is_no_accuracy(digits):
     model = build("mlp", channels=1, size=8, classes=10, seed=0)
     metrics = Participant(QUICK, model, shards[0], None, 0, CPU).warm_up()
     assert metrics.accuracy is None
-    assert 0 <= metrics.train_accuracy <= 1
+    assert metrics.train_accuracy is not None and 0 <= metrics.train_accuracy <= 1
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_rounds_that_distil_or_train_are_those_that_the_settings_name_and_refere
     assert settings.epochs_in_all(5) == 3 + 7
     assert LearningSettings(local_epochs=0, distil_epochs=4).epochs_in(1) == 4
     trained = []
-    client = participant(
+    client: Participant = participant(
         digits, settings=settings, local_training=lambda model, data, epochs, seed: trained.append(client._rounds)
     )
     client.warm_up()

@@ -12,7 +12,7 @@ from codream_protocols.starts import start_rule
 
 def test_two_photographs_in_colour_always_alike():
     found, again = public_photographs(), public_photographs()
-    assert [(image.shape, image.dtype) for image in found] == [((427, 640, 3), np.uint8)] * 2
+    assert [(image.shape, image.dtype) for image in found] == [((427, 640, 3), np.dtype(np.uint8))] * 2
     assert photographs_digest(found) == photographs_digest(again)
     assert all(60 < image.mean() < 200 and image.std() > 30 for image in found)
 

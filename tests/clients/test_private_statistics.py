@@ -57,7 +57,7 @@ def test_one_record_counts_for_no_more_than_the_bound(monkeypatch, times, bounde
 @pytest.mark.parametrize("defended", [True, False], ids=["left out", "control: let through"])
 def test_a_record_whose_features_are_not_finite_does_not_give_itself_away(monkeypatch, defended):
     if not defended:
-        monkeypatch.setattr(module.np, "isfinite", np.ones_like)
+        monkeypatch.setattr(np, "isfinite", np.ones_like)
     model, data = build("cnn2_gn", channels=1, size=8, classes=10, seed=0), images()
     largest = np.finfo(np.float32).max
     more = pool([data, LabelledImages(np.full_like(data.images[:1], largest), data.labels[:1], 10)])

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -120,7 +121,8 @@ def test_step_without_records_is_noise_of_the_stated_deviation(mode):
 def test_step_is_made_of_each_records_true_gradient_clipped(name, mode, layout, monkeypatch):
     """Gradients one by one, by autograd: wrong norms would let a record through that is larger than the bound."""
     monkeypatch.setattr(private_training, "LAYOUT", layout)
-    data, network, total = images(6), model(name), 0.0
+    data, network = images(6), model(name)
+    total: torch.Tensor | float = 0.0
     for number in range(len(data)):
         network.zero_grad()
         loss = functional.cross_entropy(
@@ -144,7 +146,7 @@ def test_auto_takes_the_faster_mode_and_tries_them_on_noise_alone(slow, monkeypa
         usual(network, data, plan=plan, **more)
 
     monkeypatch.setattr(private_training, "private_sgd", watched)
-    monkeypatch.setattr(private_training.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     own, network = images(), model()
     plan = plan_privacy(replace(QUICK, mode="auto", round_epochs=1), records=24, rounds=1)
     training = PrivateTraining(plan, None, Releases(lambda charge: None), NoiseSource(1), CPU)
@@ -312,7 +314,8 @@ def test_how_images_vary_is_drawn_from_the_noise_and_not_from_a_known_seed(augme
         network = model()
         PrivateTraining(plan_for(noise=1e-9), None, Releases(lambda charge: None), source, CPU)(network, data, 2, 0)
         reached.append(weights(network))
-    assert torch.allclose(*reached, atol=1e-6) is same
+    first, second = reached
+    assert torch.allclose(first, second, atol=1e-6) is same
 
 
 def test_secure_mode_says_what_is_missing(monkeypatch):
@@ -343,7 +346,8 @@ def test_training_that_the_ledger_refuses_leaves_the_model_as_it_was(allowed):
 
 
 def test_every_training_is_charged_before_it_runs_and_a_round_without_epochs_is_not():
-    charges, plan = [], plan_privacy(replace(QUICK, round_epochs=1), records=24, rounds=2)
+    plan = plan_privacy(replace(QUICK, round_epochs=1), records=24, rounds=2)
+    charges: list[SampledGaussian] = []
     training, network = spender(plan, Releases(charges.append)), model()
     for epochs in (2, 1, 0, 1):
         training(network, images(), epochs, 0)
@@ -367,7 +371,8 @@ def test_rounds_that_do_not_train_cost_nothing_and_leave_more_to_those_that_do()
 @pytest.mark.parametrize("warmed_up", [True, False], ids=["told", "control: not told"])
 def test_first_training_of_a_model_that_is_gone_on_with_is_a_rounds(tmp_path, warmed_up):
     """Else it would count as the warm-up, and the kept one would take the place of what the model has learnt since."""
-    plan, charges = plan_privacy(replace(QUICK, round_epochs=2), records=24, rounds=2), []
+    plan = plan_privacy(replace(QUICK, round_epochs=2), records=24, rounds=2)
+    charges: list[SampledGaussian] = []
     shelf, network = Releases(charges.append, tmp_path), model()
     spender(plan, shelf)(network, images(), 2, 0)
     kept = weights(network)
@@ -380,7 +385,7 @@ def test_first_training_of_a_model_that_is_gone_on_with_is_a_rounds(tmp_path, wa
 
 
 def test_a_damaged_release_is_named_and_not_paid_for_again(tmp_path):
-    charges = []
+    charges: list[SampledGaussian] = []
     charge = plan_for(noise=1.0).training(2, WARM_UP)
 
     def mechanism():
@@ -402,7 +407,8 @@ def test_a_damaged_release_is_named_and_not_paid_for_again(tmp_path):
 def test_two_that_want_one_release_at_once_pay_once(tmp_path, monkeypatch, alone):
     if not alone:
         monkeypatch.setattr(releases, "_alone", lambda lock: nullcontext())
-    charges, meeting = [], threading.Barrier(2)
+    meeting = threading.Barrier(2)
+    charges: list[SampledGaussian] = []
     plan = plan_privacy(QUICK, records=24, rounds=0)
 
     def mechanism():
@@ -422,7 +428,8 @@ def test_two_that_want_one_release_at_once_pay_once(tmp_path, monkeypatch, alone
 
 def test_a_kept_warm_up_is_not_paid_for_again(tmp_path):
     plan = plan_privacy(QUICK, records=24, rounds=0)
-    reached, charges = [], []
+    reached = []
+    charges: list[SampledGaussian] = []
     for key in ("same", "same", "other"):
         network = model()
         spender(plan, Releases(charges.append, tmp_path, key))(network, images(), 2, 0)

@@ -267,7 +267,10 @@ def test_refusals_tell_the_server_a_code_and_public_facts_and_the_log_all() -> N
 
 
 def test_what_is_sent_of_a_refusal_is_the_same_for_every_finding() -> None:
-    codes = [kind.code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    kinds: list[Any] = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
+    ]
+    codes = [kind.code for kind in kinds]
     for code in codes:
         assert refusal(code, "Published") == refusal(code, "Published")
         msgspec.msgpack.encode(refusal(code, "Published"))

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-# ruff: noqa: E402
+import torch
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.dream_learner import DreamLearner
@@ -177,7 +177,7 @@ def test_half_way_dreams_come_in_one_array_with_the_final_ones(dreams: np.ndarra
 
 def test_nothing_is_learnt_from_metrics_alone_or_recalled_again(dreams: np.ndarray) -> None:
     fake, heard = Listening(), []  # type: ignore[var-annotated]
-    able = DreamLearner(fake, on_metrics=heard.append)  # type: ignore[arg-type]
+    able = DreamLearner(fake, on_metrics=heard.append)
     able.learn(3, {})
     able.recall(3, {})
     able.recall(1, published(dreams))
@@ -222,7 +222,7 @@ def test_a_spent_budget_leaves_a_client_that_goes_on_dreaming(dreams: np.ndarray
         def measure(self) -> Metrics:
             return Metrics(rounds=1, accuracy=0.5, train_accuracy=None, distil_loss=0.0)
 
-    poor = DreamLearner(Spent(), on_metrics=heard.append)  # type: ignore[arg-type]
+    poor = DreamLearner(Spent(), on_metrics=heard.append)
     with pytest.raises(BudgetExceeded, match=r"3\.21"):
         poor.learn(1, published(dreams))
     assert [metrics.accuracy for metrics in heard] == [0.5]

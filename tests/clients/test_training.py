@@ -143,7 +143,7 @@ def test_errors_say_what_is_wrong():
 
 @pytest.mark.parametrize("balanced", [True, False])
 def test_training_at_chance_is_told_and_one_that_learns_is_not(balanced):
-    told = []
+    told: list[str] = []
     with convergence_warnings_to(told.append):
         train(model(), easy_data(), epochs=6, balanced=balanced, seed=0)
         train(model(), easy_data(), epochs=0, balanced=balanced, seed=0, lr=30.0)
@@ -161,7 +161,7 @@ def test_images_of_one_class_are_never_at_chance():
 
 
 def test_other_warnings_go_where_they_went(recwarn):
-    told = []
+    told: list[str] = []
     with convergence_warnings_to(told.append):
         warnings.warn("mind the step", UserWarning, stacklevel=1)
     assert told == [] and [str(warning.message) for warning in recwarn] == ["mind the step"]

@@ -322,7 +322,7 @@ class Epoch:
     @staticmethod
     def values(member: int, compute: Compute) -> dict[str, np.ndarray[Any, Any]]:
         """A member's numbers."""
-        found = {}
+        found: dict[str, np.ndarray[Any, Any]] = {}
         for block in compute.spec.blocks:
             places = np.arange(block.length)
             if block.kind == "count":
@@ -389,7 +389,7 @@ class Epoch:
     def note(self, way: dict[str, Any], effect: SendTo | Send) -> bytes:
         """Write a message down, once for all who are sent the same; returns its bytes."""
         data = encode_message(effect.message)
-        entry = {"kind": type(effect.message).__name__, "data": data.hex()}
+        entry: dict[str, Any] = {"kind": type(effect.message).__name__, "data": data.hex()}
         if effect.frames:
             entry["frames"] = [frame.hex() for frame in effect.frames]
         for earlier in self.record:

@@ -58,7 +58,7 @@ def test_each_way_of_an_attack_needs_a_control_of_its_own() -> None:
     for through, verdict in ((True, Verdict.DEFENDED), (False, Verdict.UNPROVEN)):
         tries = {"first": True, "second": through}
         control = Evidence(measure="", value=2.0, success=0.0, learned="", tries=tries)
-        assert judge(attack, fails, control) is verdict  # type: ignore[arg-type]
+        assert judge(attack, fails, control) is verdict
 
 
 def test_a_limits_control_must_be_clearly_elsewhere() -> None:
@@ -67,9 +67,9 @@ def test_a_limits_control_must_be_clearly_elsewhere() -> None:
     def evidence(value: float) -> Evidence:
         return Evidence(measure="", value=value, success=0.5, learned="")
 
-    assert judge(attack, evidence(1.0), evidence(0.0)) is Verdict.LIMIT  # type: ignore[arg-type]
-    assert judge(attack, evidence(1.0), evidence(4.0)) is Verdict.LIMIT  # type: ignore[arg-type]
-    assert judge(attack, evidence(1.0), evidence(1.01)) is Verdict.UNPROVEN  # type: ignore[arg-type]
+    assert judge(attack, evidence(1.0), evidence(0.0)) is Verdict.LIMIT
+    assert judge(attack, evidence(1.0), evidence(4.0)) is Verdict.LIMIT
+    assert judge(attack, evidence(1.0), evidence(1.01)) is Verdict.UNPROVEN
 
 
 def test_a_try_is_made_without_its_own_defences_and_no_others() -> None:

@@ -256,7 +256,9 @@ def test_a_vote_for_another_end_of_the_epoch_names_its_voter_and_waits() -> None
     federation.wire.clear()
     assert federation.server.bound_elsewhere() == ()
     other = halves[1][0]
-    chain = federation.clients[other.member]._vote[0].chain
+    vote = federation.clients[other.member]._vote
+    assert vote is not None
+    chain = vote[0].chain
     federation.server._on_vote(other.member, Vote(federation.plan.digest, chain, other.signature), ())
     assert federation.server.bound_elsewhere() == (other.member,)
     assert federation.server.phase is Phase.VOTING and other.member in federation.server.waiting_for()

@@ -288,7 +288,8 @@ def test_a_client_of_another_charter_is_told_so_at_its_hello(change: str) -> Non
 @pytest.mark.parametrize("change", CHANGES)
 def test_under_another_charter_or_course_no_sum_ever_opens(change: str) -> None:
     """Even at a server that lets everybody in: keys, chains and masks are those of what the clients agreed on."""
-    federation, federation.server = world(change)
+    federation, server = world(change)
+    federation.server = server
     with SWITCHES["charter-at-hello"].off():
         federation.hello(federation.server.charter.everybody)
     federation.drain()

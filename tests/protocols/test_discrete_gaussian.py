@@ -128,9 +128,9 @@ def test_a_word_that_does_not_decide_is_refined_by_more_bits(variance: Fraction)
                 expected = next(k for k, value in enumerate(exact) if uniform < value)
                 assert abs(sampler.sample(1, scripted(first, second))) == [expected]  # of a decided one, the sign
     # The very 128 bits of F(1), rounded down: only the third word decides.
-    uniform = int(exact[1] * (1 << 128))
-    high, low = divmod(uniform, 1 << 64)
-    third = int(exact[1] * (1 << 192)) - (uniform << 64)
+    rounded = int(exact[1] * (1 << 128))
+    high, low = divmod(rounded, 1 << 64)
+    third = int(exact[1] * (1 << 192)) - (rounded << 64)
     assert abs(sampler.sample(1, scripted(high, low, third - 5))) == [1]
     assert abs(sampler.sample(1, scripted(high, low, third + 5))) == [2]
 

@@ -137,7 +137,7 @@ def test_rounding_is_repeated_until_the_norm_fits() -> None:
 
     noise, unlucky = Noise(1.0, 2, 1), Unlucky()
     flat = np.full(256, 2 / 16)
-    rounded = module._round(flat, largest_square(noise, 256), unlucky)  # type: ignore[arg-type]
+    rounded = module._round(flat, largest_square(noise, 256), unlucky)
     assert unlucky.draws == 3 and not rounded.any()
     assert largest_square(noise, 256) < 256  # what was rounded up does not fit
 
@@ -325,7 +325,7 @@ def test_noised_vectors_are_aggregated_as_any_other(dropped: tuple[int, ...]) ->
     assert len(reveal.total) == 512 == plan.specs[0].words
     assert (reveal.total == federation.plain_sum(0, reveal.survivors) % (1 << plan.modulus_bits)).all()
     decoded = decode_vector(plan, 0, reveal.total, len(reveal.survivors))["dream"]
-    lengths = [min(1.0, 1 / np.linalg.norm(values * (member + 1))) * (member + 1) for member in reveal.survivors]
+    lengths = [min(1.0, 1 / float(np.linalg.norm(values * (member + 1)))) * (member + 1) for member in reveal.survivors]
     deviation = 0.05 * (len(reveal.survivors) / 2) ** 0.5
     np.testing.assert_allclose(decoded, values * sum(lengths), atol=6 * deviation)
     assert np.linalg.norm(decoded - values * sum(lengths)) < 1.5 * deviation * 300**0.5

@@ -197,7 +197,8 @@ def test_secrets_are_hidden_in_every_repr(mode: str) -> None:
             for part in parts:
                 yield from texts(part, depth + 1)
 
-    client._random, client._journal = bytes, None  # the laboratory's tape and diary are no part of a client
+    # The laboratory's tape and diary are no part of a client.
+    client._random, client._journal = bytes, None  # type: ignore[assignment]
     everything = "\n".join(texts(client))
     for secret in secrets:
         for shown_as in (secret.hex(), repr(secret)[2:-1], repr(list(secret))[1:-1]):
@@ -218,7 +219,8 @@ def test_refusals_and_complaints_never_hold_a_secret() -> None:
     items = tuple(msgspec.structs.replace(item, ciphertext=item.ciphertext[::-1]) for item in honest.items)
     with pytest.raises(BadSignature) as caught:
         federation.tell(0, SealDelivery(federation.plan.digest, items))
-    trail, error = "", caught.value
+    trail = ""
+    error: BaseException | None = caught.value
     while error is not None:
         trail += f"{error!r} {error} {vars(error)}"
         error = error.__cause__
@@ -237,7 +239,11 @@ def test_what_a_client_refuses_says_the_same_whatever_its_numbers_are() -> None:
     for seed in (1, 2):
         federation = Federation(4, seed=0, course=LaboratoryCourse())
         chance = random.Random(seed)
-        federation.input_of = lambda member, compute, chance=chance: {"dream": [chance.random()] * 20}
+
+        def drawn(member: int, compute: Any, chance: random.Random = chance) -> Any:
+            return {"dream": [chance.random()] * 20}
+
+        federation.input_of = drawn
         federation.masked()
         message = Published(federation.plan.digest, 2, federation.everybody, bytes(16))
         with pytest.raises(WrongContext) as caught:

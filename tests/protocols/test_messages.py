@@ -16,6 +16,7 @@ from codream_protocols import messages
 from codream_protocols.charter import Offer
 from codream_protocols.errors import MalformedMessage
 from codream_protocols.hybrid import KEM_CIPHERTEXT_BYTES, KEM_KEY_BYTES
+from codream_protocols.identity import MAX_MEMBERS
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import (
     Advertisement,
@@ -149,14 +150,14 @@ PLAIN = st.recursive(
     lambda items: st.lists(items, max_size=5) | st.dictionaries(st.text(max_size=3), items, max_size=3),
     max_leaves=12,
 )
-TAGS = sorted({kind.__struct_config__.tag for kinds in (TO_CLIENT, TO_SERVER) for kind in kinds})
+TAGS = sorted({kind.__struct_config__.tag for kinds in (TO_CLIENT, TO_SERVER) for kind in kinds}, key=str)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @given(tag=st.sampled_from(TAGS), fields=st.lists(PLAIN, max_size=6), extra=st.binary(max_size=3))
 @settings(max_examples=300)
 def test_arbitrary_structures_raise_only_malformed_message(
-    direction: str, tag: str, fields: list, extra: bytes
+    direction: str, tag: str, fields: list[typing.Any], extra: bytes
 ) -> None:
     decode, kinds = DIRECTIONS[direction]
     with contextlib.suppress(MalformedMessage):
@@ -231,7 +232,7 @@ def test_messages_of_the_other_direction_are_refused() -> None:
 
 def test_size_limits() -> None:
     for data in (
-        msgpack.packb(["unmask", bytes(32), 0, bytes(messages.MAX_MEMBERS * 32 + 1)]),
+        msgpack.packb(["unmask", bytes(32), 0, bytes(MAX_MEMBERS * 32 + 1)]),
         msgpack.packb(["survivors", bytes(32), 0, [0] * 4097]),
         b"\x91" * 100_000 + b"\xc0",  # nested arrays
         b"\xdd\xff\xff\xff\xff",  # an array that claims 2^32 - 1 items

@@ -8,6 +8,8 @@ fails the test.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,8 +43,10 @@ class Schedules(RuleBasedStateMachine):
         if calm:  # half of the schedules begin behind the set-up, in the middle of a step
             self.federation.set_up()
             self.federation.compute()
-            silent = {(member, kind) for member in range(self.size) for kind in (Survivors, Published)}
-            lost: tuple[set, ...] = (set(), silent, {(self.size - 1, MaskedInput)})
+            silent: set[tuple[int, type]] = {
+                (member, kind) for member in range(self.size) for kind in (Survivors, Published)
+            }
+            lost: tuple[set[tuple[int, type]], ...] = (set(), silent, {(self.size - 1, MaskedInput)})
             self.federation.drain(lost[seed % 3])
 
     def pick(self, position: int) -> int:
@@ -162,7 +166,7 @@ class Schedules(RuleBasedStateMachine):
     def a_client_answers_a_step_with_one_set_of_bytes(self) -> None:
         if not hasattr(self, "federation"):
             return
-        said: dict[tuple[int, type, bytes, int], set] = {}
+        said: dict[tuple[int, type, bytes, int], set[Any]] = {}
         for item in self.federation.sent[-40:]:
             if item.kind in (MaskedInput, UnmaskShares):
                 key = (item.member, item.kind, item.message.plan, item.message.step)
@@ -194,7 +198,7 @@ def test_well_formed_nonsense_never_raises_an_untyped_error(mode: str, data: st.
             (ANY_TO_SERVER, lambda message, frames: federation.hear(0, message, frames)),
         ):
             message = data.draw(strategy)
-            changes = {"plan": plan} if isinstance(getattr(message, "plan", None), bytes) else {}
+            changes: dict[str, Any] = {"plan": plan} if isinstance(getattr(message, "plan", None), bytes) else {}
             if "step" in message.__struct_fields__:
                 changes["step"] = 0
             message = type(message)(**{name: getattr(message, name) for name in message.__struct_fields__} | changes)

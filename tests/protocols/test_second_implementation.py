@@ -122,7 +122,7 @@ class Together:
     def __init__(self, mode: str, me: int) -> None:
         from tests.protocols.pin_vectors import Epoch, fixed
 
-        self.run = Epoch(mode)  # type: ignore[arg-type]  # roster, charter, course, and real machines
+        self.run = Epoch(mode)  # roster, charter, course, and real machines
         self.run.clients = [self.run.client(number, secrets.token_bytes) for number in self.run.members]
         administrator, file = self.run.administrator, self.run.roster_file.decode()
         federation = make_federation(file, administrator, fixed("settings")(32), mode)
@@ -181,7 +181,7 @@ def test_it_takes_part_with_real_machines(mode: str, me: int) -> None:
         inputs = {**{number: run.inputs.get((number, finished.step)) for number in run.members}}
         inputs[me] = together.inputs[finished.step]
         vectors = [inputs[number] for number in finished.survivors]
-        assert finished.total.tolist() == [sum(column) for column in zip(*vectors, strict=True)]  # type: ignore[arg-type]
+        assert finished.total.tolist() == [sum(column) for column in zip(*vectors, strict=True)]
     assert {together.member.head, *(client.head for number, client in enumerate(run.clients) if number != me)} == {
         run.server.head
     }

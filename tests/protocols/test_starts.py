@@ -269,7 +269,7 @@ def test_sizes_outside_the_limits_are_refused(name: str, count: int, shape: Shap
 
 def test_a_shape_of_two_numbers_is_refused() -> None:
     with pytest.raises(LocalProtocolError, match="channels, height, width"):
-        starts.noise(SEED, 1, (8, 8))  # type: ignore[arg-type]
+        starts.noise(SEED, 1, (8, 8))
 
 
 @EVERY_RULE

@@ -8,6 +8,7 @@ import hmac
 import pickle
 import struct
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ SECRET = bytes(range(32))
 RING = 1 << 128
 LARGEST = (1 << 33) - 1
 SEEDS = st.integers(0, 2**32 - 1)
-RANGES = {
+RANGES: dict[type[Any], tuple[int, int]] = {
     np.int64: (-LARGEST, LARGEST),
     np.int32: (-(2**31), 2**31 - 1),
     np.uint32: (0, 2**32 - 1),
@@ -55,7 +56,7 @@ def plain_tag(member: int, values: list[int]) -> int:
     return total % RING
 
 
-def random_values(seed: int, length: int, dtype: type, bits: int = 64) -> np.ndarray:
+def random_values(seed: int, length: int, dtype: type[Any], bits: int = 64) -> np.ndarray:
     low, high = RANGES[dtype]
     low, high = max(low, -(1 << bits)), min(high, 1 << bits)
     return np.random.default_rng(seed).integers(low, high, length, endpoint=True).astype(dtype)
@@ -131,7 +132,8 @@ MEMBERS = (0, 3, 4, 11)
 def federation(length: int = 5000) -> tuple[TagKey, dict[int, np.ndarray], np.ndarray, int]:
     key = TagKey(SECRET, length)
     inputs = {member: random_values(member, length, np.int64, 22) for member in MEMBERS}
-    return key, inputs, sum(inputs.values()), sum(key.tag(i, x) for i, x in inputs.items()) % RING
+    total = sum(inputs.values(), start=np.zeros(length, np.int64))
+    return key, inputs, total, sum(key.tag(i, x) for i, x in inputs.items()) % RING
 
 
 def test_a_true_sum_fits_in_any_order_and_dtype() -> None:
@@ -206,13 +208,14 @@ def most_likely(difference: np.ndarray, ring_bits: int) -> float:
     numbers = np.arange(1 << ring_bits)
     a = np.stack(np.meshgrid(*[numbers] * rows, indexing="ij")).reshape(rows, -1)
     b = np.stack(np.meshgrid(*[numbers] * columns, indexing="ij")).reshape(columns, -1)
-    results = (a.T @ (difference @ b)) & ((1 << ring_bits) - 1)
+    products: np.ndarray[Any, Any] = a.T @ (difference @ b)
+    results = products & ((1 << ring_bits) - 1)
     return float(np.bincount(results.ravel()).max() / results.size)
 
 
 def bound(magnitude: int, ring_bits: int) -> float:
     q = ring_bits + 1 - magnitude.bit_length()
-    return (q / 2 + 1) * 2**-q
+    return (q / 2 + 1) * 2.0**-q
 
 
 def test_no_difference_is_forged_more_often_than_the_bound_and_some_as_often() -> None:

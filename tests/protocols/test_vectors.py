@@ -35,7 +35,8 @@ from tests.protocols import pin_vectors
 def cases(name: str) -> list[dict[str, Any]]:
     content = json.loads((pin_vectors.DIRECTORY / f"{name}.json").read_text())
     assert content["origin"]
-    return content["cases"]
+    found: list[dict[str, Any]] = content["cases"]
+    return found
 
 
 def stream(key: bytes, suite: str, count: int) -> bytes:

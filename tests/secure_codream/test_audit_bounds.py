@@ -19,7 +19,7 @@ def literal_p_value(canaries: int, guesses: int, correct: int, epsilon: float, d
     pmf = [binom.pmf(k, guesses, accuracy) for k in range(guesses + 1)]
     tail = sum(pmf[correct:])
     alpha = max((sum(pmf[correct - i : correct]) / i for i in range(1, correct + 1)), default=0.0)
-    return min(tail + 2 * canaries * delta * alpha, 1.0)
+    return min(float(tail + 2 * canaries * delta * alpha), 1.0)
 
 
 @pytest.mark.parametrize(("canaries", "guesses", "correct"), [(50, 50, 40), (100, 20, 20), (100, 30, 1), (10, 10, 0)])

@@ -30,6 +30,7 @@ from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import Ledger, LedgerError
 from codream_clients.privacy.plan import PrivacyPlan
 from codream_clients.privacy.releases import Release, Releases
+from codream_clients.privacy.statistics import group_norms
 from codream_protocols.client import Certified, Compute, Memory
 from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.messages import EpochRecord, Published
@@ -92,7 +93,7 @@ class Mechanisms:
 
     def _statistics(self, model: torch.nn.Module, *data: Any, noise_multiplier: float, **rest: Any) -> Any:
         self._run(SampledGaussian(noise_multiplier, 1.0, 1, "statistics"))
-        layers = private_participant.group_norms(model)
+        layers = group_norms(model)
         return [(torch.zeros(layer.num_channels), torch.ones(layer.num_channels)) for layer in layers]
 
     def _run(self, look: SampledGaussian) -> None:

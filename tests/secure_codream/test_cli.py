@@ -14,10 +14,12 @@ import tomli_w
 import typer
 from typer.testing import CliRunner
 
-from codream_clients.journal import JournalDamaged
-from codream_protocols.errors import AggregationFailed, PolicyViolation
+from codream_clients.journal import JournalBusy, JournalDamaged, JournalMismatch
+from codream_protocols.errors import AggregationFailed, BadSignature, PolicyViolation, RosterRefused
 from secure_codream import cli, command_parts
 from secure_codream.configuration.reading import ConfigError
+from secure_codream.deployment.keys import KeyFileError
+from secure_codream.reports.files import RecordError
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if not command.hidden]
 
@@ -62,7 +64,7 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
 
 def test_examples_are_words_that_the_command_takes() -> None:
     """Every option of an example exists."""
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_group(cli.app)
     for command in cli.app.registered_commands:
         if not command.hidden:
             name = command.name or command.callback.__name__
@@ -159,13 +161,13 @@ def test_federation_that_nobody_joins_ends_with_1(config: Path, tmp_path: Path) 
         (PolicyViolation("x", "y"), 1),
         (RuntimeError("x"), 1),
         (ConfigError("x"), 2),
-        (cli.RecordError("x"), 2),
-        (cli.KeyFileError("x"), 3),
-        (cli.JournalBusy("x", "y"), 2),
-        (cli.JournalMismatch("x", "y"), 2),
+        (RecordError("x"), 2),
+        (KeyFileError("x"), 3),
+        (JournalBusy("x", "y"), 2),
+        (JournalMismatch("x", "y"), 2),
         (JournalDamaged("x", "y"), 1),
-        (cli.RosterRefused("x", "y"), 3),
-        (cli.BadSignature("x", "y"), 3),
+        (RosterRefused("x", "y"), 3),
+        (BadSignature("x", "y"), 3),
         (KeyboardInterrupt(), 130),
     ],
 )

@@ -210,7 +210,8 @@ def test_own_parts_stand_where_names_do(tmp_path: Path, monkeypatch: pytest.Monk
     )
     task = federation(shape=(1, 9, 9), classes=2)
     own = client(model="my_part_of_the_work:build", data={"source": "my_part_of_the_work:load"})
-    assert make_participant(own, task).warm_up().train_accuracy >= 0
+    accuracy = make_participant(own, task).warm_up().train_accuracy
+    assert accuracy is not None and accuracy >= 0
     with pytest.raises(ConfigError, match=r"model: my_part_of_the_work:wrong.*no weights to train"):
         make_model(client(model="my_part_of_the_work:wrong"), task)
 

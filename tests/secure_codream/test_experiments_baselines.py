@@ -199,7 +199,7 @@ def plain_mean(learners: Sequence[Remembering], round: int, name: str) -> Array:
 
 def rounding(value_bits: int) -> float:
     """Bound of the mean's rounding, in units of the clips: a grid step for each client, and for the sum of weights."""
-    return 1.01 * 2 / (2**value_bits - 1) * len(SIZES) * max(SIZES) / sum(SIZES)
+    return 1.01 * 2 / ((1 << value_bits) - 1) * len(SIZES) * max(SIZES) / sum(SIZES)
 
 
 @pytest.mark.parametrize("bits", [16, 24])
@@ -295,7 +295,9 @@ def test_none_is_fedavg_under_another_name(name: str) -> None:
             found.append(client.compute(Task(PARAMETERS, state), spec)[WEIGHTS])
         changes.append(found)
     first, second = zip(*changes, strict=True)
-    assert np.allclose(*first, atol=1e-4) == (name != "fedprox"), "all but the spring set in with the second round"
+    assert np.allclose(first[0], first[1], atol=1e-4) == (name != "fedprox"), (
+        "all but the spring set in with the second round"
+    )
     assert np.abs(second[0] - second[1]).max() > 1e-3
 
 

@@ -199,7 +199,12 @@ def test_secure_batch_is_the_plain_one_within_rounding() -> None:
     learners = [algorithm.learner(problem, course, participant, student) for participant in participants]
     asked: list[Task] = []
     compute = learners[0].compute
-    learners[0].compute = lambda task, spec: (asked.append(task), compute(task, spec))[1]  # type: ignore[method-assign]
+
+    def noted(task: Task, spec: Any) -> Any:
+        asked.append(task)
+        return compute(task, spec)
+
+    learners[0].compute = noted  # type: ignore[method-assign]
     simulation = Simulation(course, learners, aggregation=problem.sums, seed=3)
     steps: list[StepFinished] = []
     found = simulation.run_epoch(steps.append)

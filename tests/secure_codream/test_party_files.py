@@ -106,17 +106,17 @@ def test_server_writes_at_its_start_what_an_earlier_process_recorded_and_did_not
     federation.run(2)
     kept = [federation.server._journal.recall(place) for place in range(2)]
     record = SimpleNamespace(epochs=lambda: kept)
-    found = dict(_missed(federation.server, federation.roster, record, tmp_path))  # type: ignore[arg-type]
+    found = dict(_missed(federation.server, federation.roster, record, tmp_path))
     assert sorted(found) == [1, 2]
     assert (found[2]["dreams"] == federation.server.publication["dreams"]).all()  # type: ignore[index]
     (tmp_path / "round-000.npz").touch()
-    assert list(dict(_missed(federation.server, federation.roster, record, tmp_path))) == [2]  # type: ignore[arg-type]
+    assert list(dict(_missed(federation.server, federation.roster, record, tmp_path))) == [2]
     (tmp_path / "round-001.npz").touch()
-    assert not list(_missed(federation.server, federation.roster, record, tmp_path))  # type: ignore[arg-type]
+    assert not list(_missed(federation.server, federation.roster, record, tmp_path))
     sums = SmallFederation(config_of(federation={"course": "sums"}, sums=SUMS))
     sums.run(1)
     record = SimpleNamespace(epochs=lambda: [sums.server._journal.recall(0)])
-    ((number, publication),) = _missed(sums.server, sums.roster, record, tmp_path)  # type: ignore[arg-type]
+    ((number, publication),) = _missed(sums.server, sums.roster, record, tmp_path)
     assert number == 1 and publication["patients.number"].tolist() == [1 + 2 + 3]
 
 
@@ -134,7 +134,8 @@ def test_events_are_lines_that_are_there_at_once(tmp_path: Path) -> None:
 
 
 def test_whoever_watches_is_shown_what_is_written() -> None:
-    file, shown = io.StringIO(), []
+    file = io.StringIO()
+    shown: list[dict[str, Any]] = []
     EventLog(file, shown.append)({"event": "round_finished", "round": 0, "metrics": {"accuracy": math.nan}})
     assert shown == [json.loads(file.getvalue())] and parse_event(shown[0]) is not None
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -134,8 +135,12 @@ def test_rules_have_words_and_are_all_there() -> None:
 # -- messages and labels ---------------------------------------------
 
 
-@pytest.mark.parametrize("kind", sorted({*get_args(ToClient), *get_args(ToServer)}, key=lambda kind: kind.__name__))
-def test_message_has_its_row(kind: type) -> None:
+MESSAGES: set[type[msgspec.Struct]] = {*get_args(ToClient), *get_args(ToServer)}
+BY_NAME = sorted(MESSAGES, key=lambda kind: kind.__name__)
+
+
+@pytest.mark.parametrize("kind", BY_NAME)
+def test_message_has_its_row(kind: type[msgspec.Struct]) -> None:
     (row,) = re.findall(
         rf"^\| `{kind.__name__}` \| `{kind.__struct_config__.tag}` \|.*$", part("messages"), re.MULTILINE
     )

@@ -69,11 +69,12 @@ def _summary(
 ) -> Summary:
     counts = [[int(c) for c in rng.multinomial(30, rng.dirichlet([0.5] * CLASSES))] for _ in names]
     alone = [0.61, 0.48, 0.52, 0.44, 0.60]
-    last: list[float | None] = [0.872, 0.846, 0.861, 0.801, 0.850]
+    ends = [0.872, 0.846, 0.861, 0.801, 0.850]
+    last: list[float | None] = [*ends]
     by_round: list[list[float | None]] = []
     for r in range(ROUNDS):
         row: list[float | None] = [
-            a + (b - a) * (1 - 0.55 ** (r + 1)) / (1 - 0.55**ROUNDS) for a, b in zip(alone, last, strict=True)
+            a + (b - a) * (1 - 0.55 ** (r + 1)) / (1 - 0.55**ROUNDS) for a, b in zip(alone, ends, strict=True)
         ]
         if killed is not None and r >= 2 and not returns:
             row[killed] = None

@@ -81,7 +81,8 @@ def test_spending_is_the_ledgers(tmp_path: Path) -> None:
 def test_record_level_says_everything_in_json_and_on_the_page(tmp_path: Path) -> None:
     statement = privacy_statement("a-run", record=record(), colluders=2)
     text = page(tmp_path, statement)
-    (member,) = statement.record.members if statement.record else ()
+    assert statement.record is not None
+    (member,) = statement.record.members
     for found in (
         f"{member.spent:.3f}",
         f"{member.left:.3f}",

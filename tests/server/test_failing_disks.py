@@ -192,8 +192,8 @@ def test_flood_of_votes_while_the_disk_fails_leaves_one_retry_a_member(
     votes: list[Vote] = []
 
     class Repeats(ClientProtocol):
-        def _cast_vote(self, public: Any) -> Any:
-            effects = super()._cast_vote(public)
+        def _cast_vote(self, public: Any, others: Any = None) -> Any:
+            effects = super()._cast_vote(public, others)
             votes.extend(one.message for one in effects if isinstance(one, Send) and isinstance(one.message, Vote))
             return effects
 

@@ -109,7 +109,7 @@ def test_frames_of_another_number_or_size_than_the_plans_are_refused(frames: tup
     async def scenario() -> None:
         async with federation.serving() as server:
             client = await computing(federation)
-            plan, public = client.protocol.plan, client.protocol._epoch.public  # type: ignore[union-attr]
+            plan, public = client.protocol.plan, client.protocol._epoch.public
             assert plan is not None and public is not None
             client.send(MaskedInput(plan.digest, 0, public.chain, bytes(16), public.start), *frames)
             client.send(Beat(*client.protocol.progress), b"a frame where none belongs")

@@ -40,7 +40,7 @@ def epochs(federation: Federation) -> list[Kept]:
 
 
 def make(folder: Path, **options: object) -> RecordFolder:
-    return RecordFolder(folder, **{"roster": b"signed roster", "charter": b"settings", **options})  # type: ignore[arg-type]
+    return RecordFolder(folder, **{"roster": b"signed roster", "charter": b"settings", **options})
 
 
 def test_epochs_are_read_again_as_they_were_written(tmp_path: Path, epochs: list[Kept], federation: Federation) -> None:

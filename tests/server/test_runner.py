@@ -398,8 +398,8 @@ def test_client_restarted_after_its_vote_goes_on_with_what_it_voted_for() -> Non
     class Voteless(ClientProtocol):
         """Its vote is on its disk, and lost on the way."""
 
-        def _cast_vote(self, public: Any) -> Any:
-            super()._cast_vote(public)
+        def _cast_vote(self, public: Any, others: Any = None) -> Any:
+            super()._cast_vote(public, others)
             return []
 
     async def scenario() -> None:

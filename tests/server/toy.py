@@ -242,7 +242,8 @@ class Federation:
             alike = [event for event in self.of(kind) if all(event[name] == fields[name] for name in fields)]
             return alike[count - 1 : count]
 
-        (event,) = await self.until(found)
+        events: list[dict[str, Any]] = await self.until(found)
+        (event,) = events
         return event
 
     def total(self, members: Sequence[int]) -> float:

@@ -46,7 +46,7 @@ from tests.system.scenarios import MODES, bad_messages
 
 async def set_up(net: Any, server: Any, **of_first: Any) -> ServerProtocol:
     """All clients with the keys of an epoch, and an honest machine that collects its first step's vectors."""
-    protocol = net.server.protocol
+    protocol: ServerProtocol = net.server.protocol
     for number in range(len(net.keys)):
         net.start(number, **({} if number else of_first))
         hello = await server.greet()

@@ -75,11 +75,12 @@ def test_false_sum_is_said_loudly_and_nothing_is_learnt_from_it(
         return [change(net, effect) if false else effect]
 
     class Noted(protocol):  # type: ignore[misc, valid-type]
-        def _cast_vote(self, public: Any) -> Any:
+        def _cast_vote(self, public: Any, others: Any = None) -> Any:
             voted[self._member] = list(public.frames)
-            return super()._cast_vote(public)
+            return super()._cast_vote(public, others)
 
-    net, voted = network(MODES[mode], mode=mode, steps=2, lie=lie, timing=FAST), {}
+    net = network(MODES[mode], mode=mode, steps=2, lie=lie, timing=FAST)
+    voted: dict[int, list[Any]] = {}
     liars = [number for number in range(MODES[mode]) if told(number)]
     others_are_enough = mode == "resilient" and what == "another sum to one"
 
@@ -182,7 +183,8 @@ def test_last_step_told_in_two_ways_gives_no_certificate(
             return [changed(net, effect, 1, told[0])]
         return [effect]
 
-    members, told = MODES[mode], []
+    members = MODES[mode]
+    told: list[Any] = []
     halves, colluder = (range(members // 2), range(members // 2, members)), members - 1
     net = network(members, mode=mode, lie=lie, timing=FAST)
 

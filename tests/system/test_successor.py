@@ -35,7 +35,7 @@ def test_permitted_cut_is_refused_first_then_said_and_runs_to_its_end(tmp_path: 
     out = tmp_path / "federation"
     (tmp_path / "config.toml").write_text(CONFIG)
     clients = [f"--client={name}=cnn2" for name in NAMES]
-    address = ["--address", "tcp://127.0.0.1:1", "--out", out]
+    address: list[str | Path] = ["--address", "tcp://127.0.0.1:1", "--out", out]
     subprocess.run([*SECURE_CODREAM, "provision", tmp_path / "config.toml", *clients, *address], check=True)
     for name in NAMES:
         folder = out / "clients" / name
@@ -46,7 +46,7 @@ def test_permitted_cut_is_refused_first_then_said_and_runs_to_its_end(tmp_path: 
     first = json.loads((out / "server" / "sums.json").read_text())["visits"]
     assert first["patients"] == [21] and first["members"] == [6]
 
-    verify = [*SECURE_CODREAM, "verify", out]
+    verify: list[str | Path] = [*SECURE_CODREAM, "verify", out]
     written = subprocess.run([*verify, "--successor"], capture_output=True, text=True, check=True)
     blocks = 'blocks = [["a", "d", "e"], ["b", "c", "f"]]'  # for a, b, c; d, e, f: a and f stand alone
     for folder in (out / "server", *(out / "clients" / name for name in NAMES)):
