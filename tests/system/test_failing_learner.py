@@ -41,7 +41,7 @@ def test_failing_answers_are_told_and_end_with_an_error(tmp_path: Path) -> None:
     out = tmp_path / "federation"
     (tmp_path / "config.toml").write_text(CONFIG)
     clients = [f"--client={name}=cnn2" for name in NAMES]
-    address = ["--address", "tcp://127.0.0.1:1", "--out", out]
+    address: list[str | Path] = ["--address", "tcp://127.0.0.1:1", "--out", out]
     subprocess.run([*SECURE_CODREAM, "provision", tmp_path / "config.toml", *clients, *address], check=True)
     for name, answer in ANSWERS.items():
         folder = out / "clients" / name
