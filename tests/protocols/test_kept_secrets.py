@@ -34,8 +34,8 @@ from codream_protocols.resilient import ResilientKeys
 from codream_protocols.secret import Secret, SecretArray
 from secure_codream.simulation.toy_course import LaboratoryCourse
 from secure_codream.simulation.wire import Federation
-from secure_codream.threats.attacks.enrolment import reseal
 from secure_codream.threats.laboratory.adversary import delivered
+from secure_codream.threats.laboratory.liar import reseal
 
 # -- what is left in a client that is taken over ---------------------------------------------
 

@@ -14,8 +14,9 @@ from codream_protocols.messages import Complaint, SealDelivery, Seals, UnmaskSha
 from codream_protocols.server import Phase
 from secure_codream.simulation.snapshots import snapshot
 from secure_codream.simulation.wire import Federation
-from secure_codream.threats.attacks.enrolment import LOW_ORDER, set_up_with_liar
+from secure_codream.threats.attacks.enrolment import LOW_ORDER
 from secure_codream.threats.laboratory.adversary import advertised, delivered, resigned, shown
+from secure_codream.threats.laboratory.liar import set_up_with_liar
 
 # -- what the server says before it ---------------------------------------------
 

@@ -16,8 +16,8 @@ from codream_protocols.client import State
 from codream_protocols.errors import ProtocolError
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer, sign_roster
 from codream_protocols.keyschedule import KEY_BYTES
-from codream_protocols.lockstep import LockstepKeys, seal_statement
-from codream_protocols.messages import Advertisement, Complaint, Invitation, MaskedInput, Seal, SealDelivery, Seals
+from codream_protocols.lockstep import LockstepKeys
+from codream_protocols.messages import Advertisement, Complaint, Invitation, Seal, SealDelivery, Seals
 from codream_protocols.resilient import make_keys
 from codream_protocols.secret import Secret
 from codream_protocols.server import ServerProtocol
@@ -43,6 +43,7 @@ from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
 from secure_codream.threats.laboratory.evidence import Try, Vector, counted, recovered
 from secure_codream.threats.laboratory.laboratory import Laboratory
+from secure_codream.threats.laboratory.liar import set_up_with_liar
 from secure_codream.threats.laboratory.switches import Switch, weakened
 
 COLLUDER, OTHER = 1, 2
@@ -474,38 +475,6 @@ class AlteredSeals(Attack):
             for how in self.ways
         }
         return counted(tries, what="altered deliveries", defences=defences)
-
-
-def reseal(federation: Federation, message: Any, sender: int, receiver: int) -> Seals:
-    """A lying member's seals: the ciphertext of the one for `receiver` is garbage, and rightly signed."""
-    transcript, seals = adversary.transcript_of(federation), []
-    for seal in message.items:
-        if seal.member == receiver:
-            garbage = bytes([seal.ciphertext[0] ^ 1]) + seal.ciphertext[1:]
-            statement = seal_statement(transcript, sender, receiver, seal.kem, garbage)
-            seal = Seal(receiver, seal.kem, garbage, federation.signers[sender].sign("seal", *statement))
-        seals.append(seal)
-    return Seals(message.plan, tuple(seals))
-
-
-def set_up_with_liar(federation: Federation, sender: int, receivers: tuple[int, ...]) -> bool:
-    """A set-up in which a member seals signed garbage for chosen others; whether it went through."""
-    federation.hello()
-    federation.drain()
-    chosen = federation.server.cohort()
-    if not chosen:
-        return False
-    federation.emit(federation.server.open_epoch(chosen))
-    federation.drain(hold=(Seals,))
-    for item in [item for item in federation.wire if item.kind is Seals]:
-        message = item.message
-        if item.member == sender:
-            for receiver in set(receivers) & set(chosen):
-                message = reseal(federation, message, sender, receiver)
-        federation.wire.remove(item)
-        federation.emit(federation.server.receive(item.member, message))  # type: ignore[arg-type]
-    federation.drain(hold=(MaskedInput,))
-    return federation.server.step is not None
 
 
 class GarbledSeals(Attack):
