@@ -438,3 +438,12 @@ def test_a_kept_warm_up_is_not_paid_for_again(tmp_path):
     spender(plan, Releases(charges.append))(model(), images(), 2, 0)  # control: nothing kept
     spender(plan, Releases(charges.append))(model(), images(), 2, 0)
     assert len(charges) == 4
+
+
+def test_release_is_on_the_disk_under_its_name_before_it_is_given(tmp_path, monkeypatch):
+    """A rename that a loss of power takes back would have the charge paid twice."""
+    synced = []
+    monkeypatch.setattr(releases, "sync_folder", lambda folder: synced.append((folder, len([*folder.glob("*.pt")]))))
+    charge = plan_for(noise=1.0).training(2, WARM_UP)
+    Releases(lambda charge: None, tmp_path).once(charge, lambda: {"weights": torch.ones(3)})
+    assert synced == [(tmp_path, 1)]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from codream_clients.durable import sync_folder
 from codream_clients.privacy.accounting import SampledGaussian
 
 Reserve = Callable[[SampledGaussian], None]
@@ -82,3 +83,4 @@ def _keep(path: Path, release: Release) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    sync_folder(path.parent)
