@@ -63,7 +63,7 @@ from codream_protocols.server import (
     StepFinished,
 )
 from codream_server.admission import RosterKeys
-from codream_server.events import Event, Events
+from codream_server.events import Event, Events, first_of
 from codream_server.exhibition import Exhibition
 from codream_server.inbound import MOST_PARTS, Bounds, Rates, next_message
 from codream_server.invitations import Invitations
@@ -533,7 +533,7 @@ class ServerRunner:
     def _patience_for_all(self) -> float:
         """How long this process waits for the whole roster: a restarted one counts who stays away as lost."""
         join = self._timing.join
-        if self.protocol.certified:
+        if self.protocol.certified > first_of(self.protocol):
             return self._timing.lost_after if join is None else min(join, self._timing.lost_after)
         return float("inf") if join is None else join
 

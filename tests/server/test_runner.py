@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from codream_protocols.charter import Aggregation, Policy
+from codream_protocols.charter import Aggregation, Policy, Predecessor
 from codream_protocols.client import ClientProtocol, Compute, Send
 from codream_protocols.errors import AddressRefused, AggregationFailed, AttemptsUsed, PolicyViolation, WrongSum
-from codream_protocols.messages import Published, Seals, Vote
+from codream_protocols.messages import EpochRecord, Published, Seals, Vote
 from codream_protocols.server import Phase
 from codream_server.settings import Timing
 from tests.server.toy import FAST, RESILIENT, Federation, ToyCourse, run
@@ -232,6 +233,27 @@ def test_resilient_goes_on_without_the_lost_members_block_and_has_it_back_in_the
     assert {number for number, _ in federation.learners[4].learnt} >= {1}  # by the record, when it was back
 
 
+def test_resilient_successor_waits_for_the_whole_roster_at_its_first_start() -> None:
+    """It took what its predecessors had certified for its own, so itself for started again, and went on without some."""
+    federation = Federation(6, course=ToyCourse(2, 1), aggregation=RESILIENT, timing=Timing(beat=0.1, lost_after=0.3))
+    earlier = Predecessor(bytes(32), bytes(32), 1)
+    federation.charter = msgspec.structs.replace(federation.charter, predecessor=earlier)
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            for member in range(3):
+                federation.start(member)
+            await federation.until_event("client_joined", 3)
+            await asyncio.sleep(1.0)
+            assert not federation.of("epoch_started")
+            for member in range(3, 6):
+                federation.start(member)
+            await server
+
+    run(scenario)
+    assert [event["cohort"] for event in federation.of("epoch_started")] == [NAMES]
+
+
 def test_resilient_goes_on_without_one_that_beats_and_never_answers() -> None:
     """It stopped all others for good: who beats is there, and who is there was waited for."""
     timing = Timing(step=0.8, beat=0.1, lost_after=0.6)
@@ -280,7 +302,9 @@ def test_resilient_gives_up_a_vote_that_no_more_give_than_may_collude() -> None:
     class Withholds(ClientProtocol):
         def receive(self, message: Any, frames: tuple[bytes, ...] = ()) -> Any:
             effects = super().receive(message, frames)
-            return [one for one in effects if not (isinstance(one, Send) and isinstance(one.message, Vote))]
+            return [
+                one for one in effects if not (isinstance(one, Send) and isinstance(one.message, Vote | EpochRecord))
+            ]
 
     async def scenario() -> None:
         async with federation.serving() as server:
