@@ -234,7 +234,7 @@ def test_resilient_goes_on_without_the_lost_members_block_and_has_it_back_in_the
 
 
 def test_resilient_successor_waits_for_the_whole_roster_at_its_first_start() -> None:
-    """It took what its predecessors had certified for its own, so itself for started again, and went on without some."""
+    """It took its predecessors' epochs for its own, so itself for started again, and went on without some."""
     federation = Federation(6, course=ToyCourse(2, 1), aggregation=RESILIENT, timing=Timing(beat=0.1, lost_after=0.3))
     earlier = Predecessor(bytes(32), bytes(32), 1)
     federation.charter = msgspec.structs.replace(federation.charter, predecessor=earlier)
