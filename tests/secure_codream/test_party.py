@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -327,6 +328,7 @@ class Replaced:
     """A `ClientRunner` whose `run` a test writes."""
 
     compute_seconds = 0.0
+    failures: Counter[str] = Counter()
 
     def __init__(self, *, learner: Any, prepare: Callable[[], object], **rest: Any) -> None:
         self.learner, self.prepare = learner, prepare
@@ -441,6 +443,7 @@ def test_clients_log_tells_of_a_training_that_came_to_nothing(
 
     class OnlyPrepares:
         compute_seconds = 0.0
+        failures: Counter[str] = Counter()
 
         def __init__(self, *, prepare: Callable[[], object], **rest: Any) -> None:
             self._prepare = prepare
