@@ -118,10 +118,16 @@ def test_what_a_learner_raises_is_for_its_own_screen_and_zeros_are_sent() -> Non
 
     learner = Failing()
 
+    runners: list[Any] = []
+
     async def scenario(whole: Federation) -> None:
-        await take_part(whole, [whole.runner(0, learner, log=log), whole.runner(1), whole.runner(2)])
+        runners.extend([whole.runner(0, learner, log=log), whole.runner(1), whole.runner(2)])
+        await take_part(whole, runners)
 
     over_network(whole, scenario)
+    zeroed = {"zeros were computed for 'update'": 4, "zeros were computed for 'logits'": 2}
+    assert runners[0].failures == {**zeroed, **{f"epoch {number} was not learnt": 1 for number in (1, 2, 3)}}
+    assert not runners[1].failures
     failed = [words["found"] for words in log.of("computation-failed")]
     assert len(failed) == 6 and failed[0] == r"RuntimeError: gradient of patient 4711\x1b[2J"
     assert [words["found"] for words in log.of("learning-failed")] == [
