@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from codream_clients.durable import sync_folder
+
 _T = TypeVar("_T")
 
 
@@ -49,7 +51,7 @@ def write_whole(path: Path, content: bytes) -> Path:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return path
 
 
@@ -69,14 +71,6 @@ def _runs(process: int) -> bool:
     except PermissionError:
         return True  # somebody else's
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_struct(path: Path, record: msgspec.Struct, kind: type[msgspec.Struct]) -> Path:

@@ -21,7 +21,7 @@ from codream_clients.data.augmentation import with_views
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.distillation import OwnImages, calibrated, distil, soft_label_share
 from codream_clients.learning.dreaming import ChannelStatistics, ExtraTerm, dream_gradient, dream_update
-from codream_clients.learning.local_work import train_epochs
+from codream_clients.learning.local_work import stage_seed, train_epochs
 from codream_clients.learning.settings import LearningSettings as LearningSettings
 from codream_clients.learning.training import TrainingError, evaluate, predict_logits
 from codream_protocols.settings import SettingsError
@@ -296,5 +296,4 @@ class Participant:
         train_epochs(model, data, self.settings, epochs=epochs, seed=seed, device=self._device, class_counts=counts)
 
     def _stage_seed(self, stage: int) -> int:
-        sequence = np.random.SeedSequence([self._seed, self._rounds, stage])
-        return int(sequence.generate_state(1)[0])
+        return stage_seed(self._seed, self._rounds, stage)
