@@ -65,3 +65,32 @@ def test_digits_are_standardised_split_without_overlap_and_pinned_by_the_seed():
 def test_digits_refuse_a_test_size_that_leaves_nothing():
     with pytest.raises(DatasetError, match="10 to 1787"):
         load_digits_data(seed=0, test_size=1797)
+
+
+def test_names_and_groups_follow_their_images():
+    images = np.zeros((4, 1, 2, 2), np.float32)
+    whole = LabelledImages(
+        images, np.array([0, 1, 0, 1]), 2, class_names=("ill", "well"), groups=np.array([7, 7, 3, 3])
+    )
+    part = whole.subset(np.array([3, 0]))
+    assert part.groups is not None
+    assert part.groups.tolist() == [3, 7]
+    assert part.class_names == ("ill", "well")
+    both = pool([part, whole])
+    assert both.groups is not None
+    assert both.groups.tolist() == [0, 1, 3, 3, 2, 2]  # person 7 of one site is not person 7 of another
+    assert both.class_names == ("ill", "well")
+
+
+@pytest.mark.parametrize(
+    ("names", "groups", "words"),
+    [
+        (("a",), None, "2 different ones"),
+        (("a", "a"), None, "2 different ones"),
+        (None, np.zeros(3, np.int64), "one an image"),
+        (None, np.zeros(4, np.float64), "one an image"),
+    ],
+)
+def test_names_and_groups_that_do_not_fit_are_refused(names, groups, words):
+    with pytest.raises(DatasetError, match=words):
+        LabelledImages(np.zeros((4, 1, 2, 2), np.float32), np.zeros(4, np.int64), 2, class_names=names, groups=groups)

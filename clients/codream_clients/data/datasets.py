@@ -6,7 +6,7 @@ Digits: E. Alpaydin and C. Kaynak, UCI 1998, as packaged in scikit-learn. MNIST:
 Every other source of images (`data_sources`) ends in these types, too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Groups = NDArray[np.int64]
 Augment = Literal["none", "shift", "affine", "flip-crop"]
 """How images may vary from one epoch to the next; see `augmentation`."""
 
@@ -28,15 +29,19 @@ class DatasetError(ValueError):
 class LabelledImages:
     """Images (N, C, H, W) float32, standardised; labels (N,) int64 in [0, classes).
 
-    `augment` travels with the images, so that whatever trains on them varies them alike.
+    `augment` travels with the images, so that whatever trains on them varies them alike; so do `class_names`, in the
+    order of the labels, where the source has any, and `groups` (N,) int64, which say whose each image is: images of
+    one group, a person for example, are never divided between parts.
     Raises `DatasetError` on construction for any other shape or type, labels out of range, values that are not
-    finite, or an unknown augmentation.
+    finite, an unknown augmentation, or names or groups that do not fit.
     """
 
     images: Images
     labels: Labels
     classes: int
     augment: Augment = "none"
+    class_names: tuple[str, ...] | None = None
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.float32:
@@ -61,6 +66,7 @@ class LabelledImages:
             raise DatasetError("images hold values that are not finite; clean them before training")
         if self.augment not in get_args(Augment):
             raise DatasetError(f"augment is {self.augment!r}; allowed are {', '.join(get_args(Augment))}")
+        check_names_and_groups(self.class_names, self.groups, count=len(self.images), classes=self.classes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,24 +86,58 @@ class LabelledImages:
         """The images at `indices` (M,), in that order. Raises `DatasetError` if an index is out of range."""
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise DatasetError(f"indices lie in [{indices.min()}, {indices.max()}]; [0, {len(self) - 1}] is allowed")
-        return LabelledImages(self.images[indices], self.labels[indices], self.classes, self.augment)
+        return replace(
+            self,
+            images=self.images[indices],
+            labels=self.labels[indices],
+            groups=None if self.groups is None else self.groups[indices],
+        )
+
+
+def check_names_and_groups(
+    class_names: tuple[str, ...] | None, groups: Groups | None, *, count: int, classes: int
+) -> None:
+    """Raises `DatasetError` for names that are not one for each class, all different, or groups not one an image."""
+    if class_names is not None and (len(class_names) != classes or len(set(class_names)) < classes):
+        raise DatasetError(
+            f"class names are {', '.join(map(repr, class_names[:12]))}; {classes} different ones are needed, one for "
+            "each class"
+        )
+    if groups is not None and (groups.dtype != np.int64 or groups.shape != (count,)):
+        raise DatasetError(
+            f"groups are {groups.dtype} of shape {groups.shape}; int64 of shape ({count},) is needed, one an image"
+        )
 
 
 def pool(parts: list[LabelledImages]) -> LabelledImages:
     """All parts in one place, in order. Raises `DatasetError` if there is none or they are of different kinds."""
     if not parts:
         raise DatasetError("no data to pool; give at least one part")
-    kinds = {(part.shape, part.classes, part.augment) for part in parts}
+    kinds = {(part.shape, part.classes, part.augment, part.class_names) for part in parts}
     if len(kinds) > 1:
         raise DatasetError(
-            f"parts differ in (shape, classes, augment): {sorted(kinds)}; one kind can be pooled, not several"
+            f"parts differ in (shape, classes, augment, class names): {sorted(kinds, key=str)}; one kind can be "
+            "pooled, not several"
         )
-    return LabelledImages(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        parts[0].classes,
-        parts[0].augment,
+    return replace(
+        parts[0],
+        images=np.concatenate([part.images for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        groups=_pooled_groups([part.groups for part in parts]),
     )
+
+
+def _pooled_groups(parts: list[Groups | None]) -> Groups | None:
+    """The groups of all parts, those of two parts apart; None unless every part has some."""
+    numbered: list[Groups] = []
+    first = 0
+    for groups in parts:
+        if groups is None:
+            return None
+        found, inverse = np.unique(groups, return_inverse=True)
+        numbered.append((inverse + first).astype(np.int64))
+        first += len(found)
+    return np.concatenate(numbered)
 
 
 def load_digits_data(seed: int, test_size: int = 600) -> tuple[LabelledImages, LabelledImages]:

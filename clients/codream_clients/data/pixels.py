@@ -9,13 +9,20 @@ dreams travel on it. Three kinds of scale, in the order in which they should be 
      put each client on a scale of its own, and tell something about its images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codream_clients.data.datasets import Augment, DatasetError, LabelledImages, Labels
+from codream_clients.data.datasets import (
+    Augment,
+    DatasetError,
+    Groups,
+    LabelledImages,
+    Labels,
+    check_names_and_groups,
+)
 
 MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 1024, 16, 10_000
 MAX_BYTES = 4 << 30
@@ -65,13 +72,16 @@ HALF = Scale((0.5,), (0.5,))
 class RawImages:
     """Pixels (N, H, W, C) uint8 and labels (N,) int64 in [0, classes).
 
+    `class_names` and `groups` are those of `LabelledImages`.
     Raises `DatasetError` for any other shape or type, N = 0, more than 1024 pixels a side, 16 channels or 10,000
-    classes, fewer than 2 classes, or labels out of range.
+    classes, fewer than 2 classes, labels out of range, or names or groups that do not fit.
     """
 
     pixels: NDArray[np.uint8]
     labels: Labels
     classes: int
+    class_names: tuple[str, ...] | None = None
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype != np.uint8:
@@ -98,6 +108,7 @@ class RawImages:
                 f"labels lie in [{self.labels.min()}, {self.labels.max()}]; "
                 f"[0, {self.classes - 1}] is allowed for {self.classes} classes"
             )
+        check_names_and_groups(self.class_names, self.groups, count=count, classes=self.classes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,7 +123,12 @@ class RawImages:
         """The images at `indices` (M,), in that order. Raises `DatasetError` if an index is out of range."""
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise DatasetError(f"indices lie in [{indices.min()}, {indices.max()}]; [0, {len(self) - 1}] is allowed")
-        return RawImages(self.pixels[indices], self.labels[indices], self.classes)
+        return replace(
+            self,
+            pixels=self.pixels[indices],
+            labels=self.labels[indices],
+            groups=None if self.groups is None else self.groups[indices],
+        )
 
     def standardised(self, scale: Scale, augment: Augment = "none") -> LabelledImages:
         """The same images as float32 (N, C, H, W) on `scale`. Raises `DatasetError` if it has other channels."""
@@ -125,7 +141,7 @@ class RawImages:
             of_channel = channel if len(scale.mean) > 1 else 0
             table = (values - np.float32(scale.mean[of_channel])) / np.float32(scale.std[of_channel])
             images[:, channel] = table[self.pixels[..., channel]]
-        return LabelledImages(images, self.labels, self.classes, augment)
+        return LabelledImages(images, self.labels, self.classes, augment, self.class_names, self.groups)
 
 
 def flat_labels(labels: NDArray[Any], what: str) -> Labels:
