@@ -78,13 +78,21 @@ def main() -> None:
     """Run the command line; errors a person can mend are one line on standard error, without a traceback."""
     try:
         app()
-    except OSError as error:  # a folder that cannot be written, a full disk, an address that is taken
+    except MENDABLE as error:
+        fail(told(error), exit_code(error))
+
+
+MENDABLE = (OSError, RecordError, ValueError, ProtocolError, RuntimeError, KeyboardInterrupt, asyncio.CancelledError)
+
+
+def told(error: BaseException) -> str:
+    """What a person is told of an error that `main` takes."""
+    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
+        return "interrupted"
+    if isinstance(error, OSError):  # a folder that cannot be written, a full disk, an address that is taken
         place = f"{error.filename}: " if error.filename is not None else ""
-        fail(f"{place}{error.strerror or error}", exit_code(error))
-    except (RecordError, ValueError, ProtocolError, RuntimeError) as error:
-        fail(str(error), exit_code(error))
-    except (KeyboardInterrupt, asyncio.CancelledError) as error:
-        fail("interrupted", exit_code(error))
+        return f"{place}{error.strerror or error}"
+    return str(error)
 
 
 def exit_code(error: BaseException) -> int:
@@ -246,6 +254,7 @@ def client(
 
     A client that is started again goes on with its model and with what it has signed.
     """
+    from codream_clients.runner import still_learning
     from secure_codream.deployment.client import run_client
 
     screen = console()
@@ -257,12 +266,14 @@ def client(
 
     try:
         run_client(folder, address=address, threads=threads, exhibit=_at(exhibit), watch=show)
-    except (asyncio.CancelledError, KeyboardInterrupt):
+    except MENDABLE as error:
+        if not still_learning():
+            raise
         # All files are closed. The thread that computes cannot be stopped, and Python would wait for it.
-        say_failure("interrupted")
+        say_failure(told(error))
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(130)
+        os._exit(exit_code(error))
 
 
 def _client_line(event: dict[str, Any]) -> str | None:

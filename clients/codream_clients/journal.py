@@ -26,19 +26,16 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import overload
 
 from codream_clients.durable import chained, sync_folder, write_all
-from codream_protocols.charter import Charter
 from codream_protocols.client import Begun, Memory
-from codream_protocols.course import Course, Publication
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
-from codream_protocols.identity import Roster
-from codream_protocols.record import Kept, certified_epochs
+from codream_protocols.record import Kept
 from codream_protocols.record_file import MAX_RECORD_BYTES, parse_record, record_bytes
 
 LOG, ANCHOR, VOTE, LOCK = "journal.log", "journal.anchor", "vote.record", "lock"
@@ -367,20 +364,6 @@ class _Recalled(Sequence[Kept]):
 def record_name(number: int) -> str:
     """The file of an epoch, which was certified after `number` others."""
     return f"epoch-{number:05d}.record"
-
-
-def publications(
-    charter: Charter, roster: Roster, course: Course, certified: Sequence[Kept]
-) -> Iterator[tuple[int, Publication]]:
-    """What each certified epoch published, with how many are certified with it, oldest first: for who starts again.
-
-    A learner `recall`s those that its model has learnt, and `learn`s the others.
-
-    Raises:
-        RemoteProtocolError: a record that is no epoch of this charter.
-    """
-    for number, _, trajectory in certified_epochs(charter, roster, course, certified):
-        yield number, trajectory.publication()
 
 
 def _note(facts: _Facts, words: str) -> None:

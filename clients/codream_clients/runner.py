@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -26,12 +28,13 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
+from codream_clients.failures import Failures
 from codream_clients.journal import JournalError
 from codream_clients.words import visible
 from codream_protocols import errors
 from codream_protocols.charter import MAX_STEPS
 from codream_protocols.client import Certified, ClientProtocol, Compute, Effect, Ended, Notice, Send
-from codream_protocols.course import Array, Learner
+from codream_protocols.course import Array, Learner, Publication
 from codream_protocols.errors import (
     AddressRefused,
     AggregationFailed,
@@ -70,8 +73,45 @@ FOR_A_PERSON = (WrongSum, AttemptsUsed, PolicyViolation)
 
 CODES = frozenset(kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code"))
 
+LEARNER = "learner"  # the name of the thread in which it works
+
 Job = Compute | Certified
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Raised:
+    """What a learner's code raised, kept from the event loop, to which some exceptions mean other things.
+
+    A `StopIteration` would never arrive there, a `SystemExit` or a `CancelledError` would end this client as if it had
+    been told to end.
+    """
+
+    error: BaseException
+
+    def __str__(self) -> str:
+        try:
+            return f"{type(self.error).__name__}: {self.error}"
+        except Exception:  # whose own text fails, too
+            return type(self.error).__name__
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether it means an error, wherever it is raised again."""
+        return isinstance(self.error, Exception) and not isinstance(self.error, StopIteration | StopAsyncIteration)
+
+
+def still_learning() -> bool:
+    """Whether a learner is at work in this process, perhaps of a client that has ended: nothing can stop it."""
+    return any(thread.name.startswith(LEARNER) for thread in threading.enumerate())
+
+
+def caught(call: Callable[[], Result]) -> Result | Raised:
+    """What a call returns, or has raised, whatever that is."""
+    try:
+        return call()
+    except BaseException as error:
+        return Raised(error)
 
 
 class Allowance:
@@ -101,7 +141,7 @@ class ClientRunner:
 
     Attributes:
         compute_seconds: spent in computing for steps and in learning.
-        failures: what the learner's exceptions led to, and how often: zeros that were computed, epochs not learnt.
+        failures: what came of the learner's failures.
 
     Args:
         protocol: this client's protocol machine.
@@ -115,6 +155,7 @@ class ClientRunner:
         patience: seconds without a word from the server before the client gives up.
         most_steps: steps of the longest epoch; it bounds messages.
         most_frame_bytes: bytes of the largest packed sum; nothing larger is received.
+        failures: those of earlier processes, which are gone on counting; none unless given.
         log: where it says what happens; never a secret.
     """
 
@@ -132,10 +173,11 @@ class ClientRunner:
         patience: float = 600.0,
         most_steps: int = MAX_STEPS,
         most_frame_bytes: int = MAX_MESSAGE_BYTES,
+        failures: Failures | None = None,
         log: Any = None,
     ) -> None:
         self.compute_seconds = 0.0
-        self.failures: Counter[str] = Counter()
+        self.failures = Failures() if failures is None else failures
         self._protocol, self._learner, self._roster, self._prepare = protocol, learner, roster, prepare
         self._secret, self._public = transport_secret, transport_public
         self._address, self._patience = address or roster.server.address, patience
@@ -165,7 +207,7 @@ class ClientRunner:
             Exception: whatever `prepare` raises, or the journal.
         """
         self._turn, self._news = asyncio.Lock(), asyncio.Event()
-        self._asking, self._working = ThreadPoolExecutor(1, "protocol"), ThreadPoolExecutor(1, "learner")
+        self._asking, self._working = ThreadPoolExecutor(1, "protocol"), ThreadPoolExecutor(1, LEARNER)
         context = zmq.asyncio.Context()
         self._heard = self._asked = time.monotonic()
         self._socket = self._connected(context)
@@ -342,6 +384,7 @@ class ClientRunner:
                 elif isinstance(effect, Certified):
                     self._hellos.add()  # one for each epoch that a late client catches up with
                     self._log.info("certified", number=effect.number, head=effect.head.hex()[:16])
+                    self.failures.certified(effect.plan, effect.counted)
                     self._queue(effect)
                 elif isinstance(effect, Ended):
                     self._ended(effect)
@@ -387,7 +430,9 @@ class ClientRunner:
         return job.step == 0 and job.plan == self._progress[0]
 
     async def _work(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._working, self._prepare)
+        raised = await self._at_work(self._prepare)
+        if isinstance(raised, Raised):
+            raise raised.error if raised.ordinary else RuntimeError(f"the training beforehand ended with {raised}")
         self._log.info("prepared")
         while True:
             while not self._jobs:
@@ -413,21 +458,32 @@ class ClientRunner:
         return self._progress == (job.plan, job.step)
 
     async def _learn(self, job: Certified) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._working, self._learner.learn, job.number, job.publication)
-        except Exception as error:  # what is certified stays so, and the others wait for this client's vectors
-            self._failed("learning-failed", error, f"epoch {job.number} was not learnt", number=job.number)
+        await self._at_work(lambda: self.learn(job.number, job.publication))
+
+    def learn(self, number: int, publication: Publication) -> None:
+        """Have the learner learn a certified epoch, in the calling thread; a failure is said, and counted.
+
+        What is certified stays so, and the others wait for this client's vectors: nothing is raised.
+        """
+        raised = caught(lambda: self._learner.learn(number, publication))
+        if isinstance(raised, Raised):
+            self.failures.not_learnt(number)
+            self._failed("learning-failed", raised, number=number)
         else:
-            self._log.info("learnt", number=job.number)
+            self.failures.learnt(number)
+            self._log.info("learnt", number=number)
 
     async def _computed(self, job: Compute) -> Mapping[str, Array] | None:
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._working, self._learner.compute, job.task, job.spec)
-        except Exception as error:  # zeros are sent in its place: nobody is told
-            self._zeroed(job, error)
+        values = await self._at_work(lambda: self._learner.compute(job.task, job.spec))
+        if values is None:
+            values = Raised(TypeError("nothing was returned; a mapping of block names to numbers is needed"))
+        if isinstance(values, Raised):  # zeros are sent in its place: nobody is told
+            self._zeroed(job, values)
             return None
+        return values
+
+    async def _at_work(self, call: Callable[[], Result]) -> Result | Raised:
+        return await asyncio.get_running_loop().run_in_executor(self._working, caught, call)
 
     async def _provide(self, job: Compute, values: Mapping[str, Array] | None) -> None:
         def provide() -> list[Effect]:
@@ -438,23 +494,17 @@ class ClientRunner:
             except (LocalProtocolError, TypeError, ValueError) as error:
                 if values is None:
                     raise
-                self._zeroed(job, error)
+                self._zeroed(job, Raised(error))
                 return self._protocol.provide(job.plan, job.step, None)
 
         await self._drive(provide)
 
-    def _zeroed(self, job: Compute, error: Exception) -> None:
-        self._failed(
-            "computation-failed",
-            error,
-            f"zeros were computed for {job.task.name!r}",
-            task=job.task.name,
-            step=job.step,
-        )
+    def _zeroed(self, job: Compute, raised: Raised) -> None:
+        self.failures.zeroed(job.plan, job.step, job.task.name)
+        self._failed("computation-failed", raised, task=job.task.name, step=job.step)
 
-    def _failed(self, event: str, error: Exception, effect: str, **where: Any) -> None:
-        self.failures[effect] += 1
-        self._say("error", event, found=f"{type(error).__name__}: {error}", **where)
+    def _failed(self, event: str, raised: Raised, **where: Any) -> None:
+        self._say("error", event, found=str(raised), **where)
 
     @property
     def _has_to_learn(self) -> bool:

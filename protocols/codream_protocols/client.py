@@ -145,11 +145,15 @@ class Certified:
         number: how many epochs are certified now, those of predecessors counted.
         head: the new head.
         publication: what there is to learn from, the same for everybody.
+        plan: the digest of its plan.
+        counted: the steps whose sums hold this client's vector.
     """
 
     number: int
     head: bytes
     publication: Publication
+    plan: bytes
+    counted: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -704,7 +708,8 @@ class ClientProtocol:
         self._vote = None
         self.abandon()
         self._accept(public)
-        return [Certified(self.certified, self.head, public.publication())]
+        counted = public.counted(self._member)
+        return [Certified(self.certified, self.head, public.publication(), public.plan.digest, counted)]
 
     def _accept(self, public: Trajectory) -> None:
         self._heads.append(head_after(public))

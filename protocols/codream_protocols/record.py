@@ -97,6 +97,10 @@ class Trajectory:
         if not set(members) <= set(self.members):
             raise CohortRefused("survivors who are no members of the epoch", "the epoch's members")
 
+    def counted(self, member: int) -> tuple[int, ...]:
+        """The steps so far whose sums hold this member's vector."""
+        return tuple(step for step, kept in enumerate(self.steps) if member in kept.members)
+
     def publication(self) -> Publication:
         """What is learnt from the epoch."""
         return canonical(self.course.publication(self.state))

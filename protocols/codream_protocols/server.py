@@ -437,6 +437,16 @@ class ServerProtocol:
         """Who has been heard of, and does not have the newest certificate."""
         return tuple(sorted(member for member, head in self._at.items() if head != self.head))
 
+    @property
+    def under_way(self) -> bool:
+        """Whether epochs of this charter were opened before: some are certified, or members have joined one.
+
+        More members than may collude must say so, so that a server that was started again knows it without its record.
+        """
+        predecessor = self.charter.predecessor
+        first = 0 if predecessor is None else predecessor.certified
+        return self.certified > first or self._believed() > 0
+
     def bound_elsewhere(self) -> tuple[int, ...]:
         """Who has voted for an epoch, or for an end of the running one, that this server does not have.
 
@@ -488,10 +498,16 @@ class ServerProtocol:
 
     def _number(self) -> int:
         """The next epoch's number: one that every honest member takes, whatever colluders say they have joined."""
-        claims = sorted((claim for member, claim in self._claims.items() if member not in self.absent), reverse=True)
-        colluders = self.charter.aggregation.colluders
-        believed = max(self._next_epoch, claims[colluders] if len(claims) > colluders else 0)
-        return min(max([self._next_epoch, *claims]), believed + MOST_JUMPED_EPOCHS)
+        claims = self._claimed()
+        return min(max([self._next_epoch, *claims]), max(self._next_epoch, self._believed()) + MOST_JUMPED_EPOCHS)
+
+    def _believed(self) -> int:
+        """The highest of the next epochs that members name, but those which colluders alone may have made up."""
+        claims, colluders = self._claimed(), self.charter.aggregation.colluders
+        return claims[colluders] if len(claims) > colluders else 0
+
+    def _claimed(self) -> list[int]:
+        return sorted((claim for member, claim in self._claims.items() if member not in self.absent), reverse=True)
 
     def receive(self, member: int, message: ToServer, frames: tuple[bytes, ...] = ()) -> list[Effect]:
         """Take one message of a member; the caller vouches that it came over that member's transport key.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 import torch
 
-from codream_clients.journal import FileJournal, publications
+from codream_clients.failures import Failures
+from codream_clients.journal import FileJournal
 from codream_clients.learning.training import convergence_warnings_to
 from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, of_rho
 from codream_clients.privacy.ledger import Ledger
@@ -24,19 +25,20 @@ from codream_protocols.client import Begun, ClientProtocol, Memory
 from codream_protocols.course import Course
 from codream_protocols.courses.sums import Sums
 from codream_protocols.identity import Member, Roster, Signer
-from codream_protocols.record import Kept
+from codream_protocols.record import Kept, certified_epochs
 from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig, read_federation
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import client_policy, open_client_ledger, open_ledger
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import all_noised, exposures
 from secure_codream.deployment.files import Appended, EventLog, load_roster, never_fails
 from secure_codream.deployment.keys import check_key, public_transport_key, read_private_key
-from secure_codream.deployment.outputs import Counted, Outputs
+from secure_codream.deployment.outputs import Counted, Outputs, OutputsUnwritten
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.statements import own_statement
 from secure_codream.reports.files import write_whole
@@ -59,8 +61,11 @@ class Agreed:
     course: Course
 
 
+FAILURES = "failures.json"
+
+
 class LearnerFailed(RuntimeError):
-    """The federation is over, and this client computed zeros where its learner failed, or did not learn an epoch."""
+    """The federation is over; zeros were summed where this client's learner failed, or it did not learn an epoch."""
 
 
 class NoisedSums(Protocol):
@@ -220,7 +225,7 @@ def run_client(
             journal=ChargedJournal(journal, ledgers.sums, lambda: answered.add(roster, charter)),
         )
 
-        learner = Counted(learning.learner, outputs)
+        learner, failures = Counted(learning.learner, outputs), _failures(folder, charter, outputs)
 
         def prepare() -> None:
             """Train before the first round, or go on with the model that is there and learn what it missed."""
@@ -230,8 +235,10 @@ def run_client(
             else:
                 log.info("warm-up", model=_model_of(agreed))
                 learning.warm_up()
-            for number, publication in publications(charter, roster, agreed.course, journal.memory.certified):
-                (learning.recall if number <= learnt else learner.learn)(number, publication)
+            epochs = certified_epochs(charter, roster, agreed.course, journal.memory.certified)
+            for number, _, trajectory in epochs:
+                failures.certified(trajectory.plan.digest, trajectory.counted(member))  # before it was killed
+                (learning.recall if number <= learnt else runner.learn)(number, trajectory.publication())
 
         runner = ClientRunner(
             protocol=protocol,
@@ -245,6 +252,7 @@ def run_client(
             patience=client.patience,
             most_steps=max(len(agreed.course.schedule(at)) for at in range(earlier, agreed.course.epochs)),
             most_frame_bytes=max(4 * spec.words for spec in agreed.course.specs(charter.least_honest)),
+            failures=failures,
             log=log,
         )
         try:
@@ -266,13 +274,15 @@ def run_client(
                     metrics_reported=tells_accuracy and federation.client_privacy is None,
                 ),
             )
-        outputs.settle()
+        unwritten = _unwritten(outputs)
         if runner.failures:
-            what = ", ".join(f"{effect} ({count} times)" for effect, count in runner.failures.items())
-            raise LearnerFailed(
-                f"{folder}: the federation is over, but this client's part failed: {what}; log.jsonl says why. What "
-                "was certified without it stays so"
+            told = LearnerFailed(
+                f"{folder}: the federation is over, but this client's part failed: {runner.failures}; log.jsonl says "
+                f"why, and {FAILURES} keeps it"
             )
+            raise LearnerFailed(f"{told}; and {unwritten}") if unwritten else told
+        if unwritten:
+            raise unwritten
         log.info("finished", compute_seconds=round(runner.compute_seconds, 3), head=protocol.head.hex())
 
 
@@ -309,6 +319,24 @@ class _Ledgers:
 
         key = f"{federation.recipe.hex()}|{client.model}|{client.seed}"
         return Releases(reserve, self._folder / "releases", key, spent=own.charges)
+
+
+def _failures(folder: Path, charter: Charter, outputs: Outputs) -> Failures:
+    """What came of this client's failures so far, also in earlier processes."""
+    path = folder / FAILURES
+    content = path.read_bytes() if path.exists() else None
+    try:
+        return Failures(charter.digest.hex(), content, lambda content: outputs.put(FAILURES, content))
+    except ValueError as error:
+        raise ConfigError(f"{path}: found {error}; restore it from a copy, or move it away") from error
+
+
+def _unwritten(outputs: Outputs) -> OutputsUnwritten | None:
+    try:
+        outputs.settle()
+    except OutputsUnwritten as error:
+        return error
+    return None
 
 
 def _model_of(agreed: Agreed) -> str | None:

@@ -1,4 +1,4 @@
-"""What a client writes as it learns: `model.pt`, `metrics.jsonl`, and with course `sums` also `sums.json`."""
+"""What a client writes as it learns: `model.pt`, `metrics.jsonl`, with course `sums` also `sums.json`, and failures."""
 
 from __future__ import annotations
 
@@ -85,6 +85,12 @@ class Outputs:
             found[SUMS] = sums_bytes(publication)
         with self._lock:
             self._unwritten |= found
+            self._write_out()
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write another file of the folder in the same way."""
+        with self._lock:
+            self._unwritten[name] = content
             self._write_out()
 
     def settle(self) -> None:

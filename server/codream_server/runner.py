@@ -63,7 +63,7 @@ from codream_protocols.server import (
     StepFinished,
 )
 from codream_server.admission import RosterKeys
-from codream_server.events import Event, Events, first_of
+from codream_server.events import Event, Events
 from codream_server.exhibition import Exhibition
 from codream_server.inbound import MOST_PARTS, Bounds, Rates, next_message
 from codream_server.invitations import Invitations
@@ -474,10 +474,10 @@ class ServerRunner:
         return peer is not None and peer.present
 
     def _missing(self) -> tuple[int, ...]:
-        """While idle: who is not there, or refuses; or, if that is nobody, everybody, who stand at different heads."""
+        """While idle: who is not there, stands at another head, or refuses; or, if that is nobody, everybody."""
         everybody = range(len(self._roster.members))
-        held = self._invitations.held
-        return tuple(one for one in everybody if not self._is_present(one) or one in held) or tuple(everybody)
+        away = {one for one in everybody if not self._is_present(one)}
+        return tuple(sorted(away | self._invitations.held.union(self.protocol.behind()))) or tuple(everybody)
 
     def _absent_too_long(self, lost: Iterable[int]) -> bool:
         now = self._patient.now
@@ -522,18 +522,19 @@ class ServerRunner:
             self._settled = 0.0
             self._invitations.sent(cohort)
             self._perform(protocol.open_epoch(cohort))
-        elif not self._opened and self._timing.join is not None and now > self._timing.join:
-            present = sum(self._is_present(member) for member in protocol.charter.everybody)
+        elif not self._opened and not protocol.under_way and self._timing.join is not None and now > self._timing.join:
             raise AggregationFailed(
-                f"{present} of {protocol.charter.members} clients after {self._timing.join:g} s",
+                self.story.too_few(
+                    {one for one in protocol.charter.everybody if self._is_present(one)}, self._invitations.held, now
+                ),
                 "enough for an epoch",
                 "start the missing clients, or allow more time with join in [timing]",
             )
 
     def _patience_for_all(self) -> float:
-        """How long this process waits for the whole roster: a restarted one counts who stays away as lost."""
+        """How long this process waits for the whole roster: where epochs were opened before, who is away is lost."""
         join = self._timing.join
-        if self.protocol.certified > first_of(self.protocol):
+        if self.protocol.under_way:
             return self._timing.lost_after if join is None else min(join, self._timing.lost_after)
         return float("inf") if join is None else join
 

@@ -33,6 +33,8 @@ from codream_server.events import (
 from codream_server.patience import Clock, is_power_of_two
 from codream_server.peers import Traffic
 
+_MOST_NAMED = 12
+
 
 class Story:
     """Tells the events of one server process, and counts.
@@ -200,6 +202,18 @@ class Story:
             seconds=round(seconds, 1),
         )
 
+    def too_few(self, there: set[int], held: set[int], seconds: float) -> str:
+        """Why there is no first epoch: who is not there, stands at another head, or refuses."""
+        everybody = set(self._protocol.charter.everybody)
+        elsewhere = there.intersection(self._protocol.behind())
+        causes = {
+            "not there": everybody - there,
+            "at another head": elsewhere,
+            "refusing": (there & held) - elsewhere,
+        }
+        said = [f"{cause}: {_few(self._names(sorted(members)))}" for cause, members in causes.items() if members]
+        return "; ".join([f"{len(there)} of {len(everybody)} clients after {seconds:.3g} s", *said])
+
     def waiting_for_late(self, seconds: float) -> None:
         """After the end: who lacks its last certificates."""
         late, seconds = self._names(self._protocol.behind()), round(seconds, 1)
@@ -240,3 +254,8 @@ class Story:
 
     def _names(self, members: Iterable[int]) -> list[str]:
         return [self._name(member) for member in members]
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMED])
+    return shown if len(names) <= _MOST_NAMED else f"{shown} and {len(names) - _MOST_NAMED} more"

@@ -191,3 +191,7 @@ def over_network(federation: Federation, scenario: Callable[[Federation], Any], 
             context.destroy(linger=0)
 
     return asyncio.run(run())
+
+
+async def take_part(whole: Federation, runners: list[ClientRunner]) -> None:
+    await asyncio.gather(whole.serve(), *(runner.run() for runner in runners))

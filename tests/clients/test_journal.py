@@ -20,13 +20,12 @@ from codream_clients.journal import (
     JournalBusy,
     JournalDamaged,
     JournalMismatch,
-    publications,
     record_name,
 )
 from codream_protocols.client import Begun, ClientProtocol, Memory, State
 from codream_protocols.errors import BoundByVote, MalformedMessage, WrongContext
 from codream_protocols.messages import Invitation
-from codream_protocols.record import Kept
+from codream_protocols.record import Kept, certified_epochs
 from codream_protocols.record_file import MAGIC, parse_record, record_bytes
 from secure_codream.simulation.in_process import Simulation
 from tests.clients.network import FakeLearner, Federation
@@ -212,7 +211,12 @@ def test_a_restarted_client_joins_no_epoch_twice_and_stays_bound_by_its_vote(
     with opened(tmp_path, charter=charter) as journal:
         free = machine(simulation, journal.memory, journal)
         assert free.state is State.IDLE and free.certified == 1
-        found = list(publications(simulation.charter, simulation.roster, Federation().course, journal.memory.certified))
+        found = [
+            (number, epoch.publication())
+            for number, _, epoch in certified_epochs(
+                simulation.charter, simulation.roster, Federation().course, journal.memory.certified
+            )
+        ]
         assert [number for number, _ in found] == [1]
         assert free.publication is not None
         assert np.array_equal(found[0][1]["dreams"], free.publication["dreams"])
