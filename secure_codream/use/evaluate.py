@@ -29,7 +29,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codream_clients.data.datasets import LabelledImages
-from secure_codream.use.intervals import CONFIDENCE, RESAMPLES, Figure, Floats, Samples, Statistic, areas, exact, share
+from secure_codream.use.intervals import (
+    AT_ONCE,
+    CONFIDENCE,
+    RESAMPLES,
+    Figure,
+    Floats,
+    Samples,
+    Statistic,
+    areas,
+    exact,
+    share,
+)
 from secure_codream.use.model import OpenedModel, UseError
 
 BINS = 15
@@ -129,12 +140,20 @@ def measure(
         return figure
 
     everything = np.ones(len(labels), bool)
-    class_areas = areas(probabilities, truly)
-    *by_class, mean_area = samples.figures(_with_mean(class_areas))
-    brier = ((probabilities - truly) ** 2).sum(axis=1) / (2 if len(names) == 2 else 1)
+    balance, area = _balanced(truly, taken), _with_mean(areas(probabilities, truly))
+    squares = ((probabilities - truly) ** 2).sum(axis=1) / (2 if len(names) == 2 else 1)
     surplus, bins = _calibration(probabilities, answers == labels)
     chance = _calibrated_up_to(probabilities.max(axis=1), bins, resamples, seed)
-    error = samples.figures(lambda weights: _error(weights * surplus, weights, bins))[0]
+    balanced, brier, error, *class_areas, mean_area = samples.figures(
+        lambda weights: np.hstack(
+            [
+                balance(weights),
+                (weights @ squares / weights.sum(axis=1))[:, None],
+                _error(weights * surplus, weights, bins),
+                area(weights),
+            ]
+        )
+    )
     if error.value is not None and error.value <= chance:
         error = Figure(error.value, 0.0, error.high)
     return Evaluation(
@@ -142,9 +161,9 @@ def measure(
         resamples=resamples,
         seed=seed,
         accuracy=part(answers == labels, everything),
-        balanced_accuracy=samples.figures(_balanced(truly, taken))[0],
+        balanced_accuracy=balanced,
         auc=mean_area,
-        brier=samples.figures(lambda weights: (weights @ brier / weights.sum(axis=1))[:, None])[0],
+        brier=brier,
         calibration_error=error,
         calibrated_up_to=chance,
         by_class=tuple(
@@ -154,7 +173,7 @@ def measure(
                 few=bool(truly[:, number].sum() < FEW),
                 sensitivity=part(taken[:, number], truly[:, number]),
                 specificity=part(~taken[:, number], ~truly[:, number]),
-                auc=by_class[number],
+                auc=class_areas[number],
             )
             for number, name in enumerate(names)
         ),
@@ -235,10 +254,9 @@ def _error(surplus: Floats, weights: Floats, bins: Floats) -> Floats:
 
 
 def _calibrated_up_to(confidences: Floats, bins: Floats, resamples: int, seed: int) -> float:
-    random = np.random.default_rng(seed)
-    weights = np.ones((1, len(confidences)))
-    drawn = [
-        float(_error((random.random(len(confidences)) < confidences) - confidences[None], weights, bins)[0, 0])
-        for _ in range(resamples)
-    ]
-    return float(np.quantile(drawn, CONFIDENCE))
+    random, rows = np.random.default_rng(seed), max(1, AT_ONCE // len(confidences))
+    drawn = []
+    for first in range(0, resamples, rows):
+        shape = (min(rows, resamples - first), len(confidences))
+        drawn.append(_error((random.random(shape) < confidences) - confidences, np.ones(shape), bins))
+    return float(np.quantile(np.concatenate(drawn), CONFIDENCE))

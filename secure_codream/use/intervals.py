@@ -21,7 +21,9 @@ from scipy.stats import binomtest, rankdata
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
-_AT_ONCE = 4_000_000  # weights of images in memory
+AT_ONCE = 4_000_000
+"""Numbers of the samples in memory at a time."""
+
 _MOST_UNDEFINED = 0.05  # of the samples; with more, what is left of them says nothing
 
 Floats = NDArray[np.float64]
@@ -67,7 +69,7 @@ class Samples:
 
     def _weights(self) -> Iterator[Floats]:
         random, units = np.random.default_rng(self.seed), int(self.units.max()) + 1
-        rows = max(1, _AT_ONCE // len(self.units))
+        rows = max(1, AT_ONCE // len(self.units))
         for first in range(0, self.resamples, rows):
             size = min(rows, self.resamples - first)
             yield random.multinomial(units, np.full(units, 1 / units), size)[:, self.units].astype(np.float64)

@@ -47,7 +47,8 @@ def labelled_images(
 
 
 def _has_a_test_part(source: str) -> bool:
-    return kind_of(source) != "folder" or (Path(source).expanduser() / "test").is_dir()
+    folder = Path(source).expanduser()
+    return kind_of(source) != "folder" or ((folder / "train").is_dir() and (folder / "test").is_dir())
 
 
 def _taken(model: OpenedModel, found: DataSource, part: Part) -> LabelledImages:

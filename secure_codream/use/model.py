@@ -76,7 +76,7 @@ class OpenedModel:
                 "in this order"
             )
         if isinstance(images, RawImages):
-            return images.standardised(self._known_scale())
+            return images.standardised(self.scale_of_pixels)
         if images.scale != self.scale:
             raise UseError(
                 f"found images that were standardised by {_words(images.scale)}; {self.path} takes images that were "
@@ -91,7 +91,7 @@ class OpenedModel:
             UseError: the file does not say how pixels are standardised, and nobody else has.
         """
         unlabelled = RawImages(pixels, np.zeros(len(pixels), np.int64), self.description.classes)
-        return self.probabilities(unlabelled.standardised(self._known_scale()).images)
+        return self.probabilities(unlabelled.standardised(self.scale_of_pixels).images)
 
     def probabilities(self, images: NDArray[np.float32]) -> NDArray[np.float64]:
         """For standardised images (N, C, H, W), the probability of each class, (N, K)."""
@@ -105,7 +105,9 @@ class OpenedModel:
                 given = torch.from_numpy(images[first : first + self.batch]).to(device)
                 yield self.network(given).cpu().double().softmax(dim=1).numpy()
 
-    def _known_scale(self) -> Scale:
+    @property
+    def scale_of_pixels(self) -> Scale:
+        """What standardises pixels; raises `UseError` where nobody has said."""
         if self.scale is None:
             raise UseError(
                 f"{self.path}: trained on images that a function or a script had standardised, so that how pixels are "

@@ -52,6 +52,7 @@ def predict(model: OpenedModel, paths: Sequence[Path], out: Path, *, force: bool
         InputsError: there is nothing at one of the paths.
     """
     check_out(out, [model.path, *paths], force=force)
+    _ = model.scale_of_pixels  # told before anything is read
     counted = Predicted()
     form = Form(model.description.shape, model.description.resized)
     with written_whole(out) as file:

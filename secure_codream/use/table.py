@@ -13,7 +13,7 @@ from secure_codream.use.intervals import Figure
 
 MOST_CLASSES = 12
 """With more classes, the screen shows the confusions that happen most instead of all of them."""
-_NAME = 16
+_NAME = 14  # characters of a class's name, so that its figures fit beside it
 
 
 def tables(found: Evaluation) -> Iterator[Table | Text]:
@@ -34,8 +34,12 @@ def percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} ({100 * figure.low:.1f}-{100 * figure.high:.1f})"
 
 
+def _table(title: str) -> Table:
+    return Table(title=f"\n{title}", title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+
+
 def _whole(found: Evaluation) -> Table:
-    table = Table(title=f"{found.images} images; in brackets {100 * found.confidence:.0f} % intervals")
+    table = _table(f"{found.images} images; in brackets {100 * found.confidence:.0f} % intervals")
     table.add_column("figure")
     table.add_column("%", justify="right")
     rows = [
@@ -58,9 +62,9 @@ def _whole(found: Evaluation) -> Table:
 
 
 def _classes(found: Evaluation) -> Table:
-    table = Table(title="Each class against all others, in %")
+    table = _table("Each class against all others, in %")
     for column in ("class", "images", "sensitivity", "specificity", "AUC"):
-        table.add_column(column, justify="left" if column == "class" else "right")
+        table.add_column(column, justify="left" if column == "class" else "right", no_wrap=True)
     for one in found.by_class:
         images = f"{one.images}{'*' if one.few else ''}"
         table.add_row(
@@ -71,7 +75,7 @@ def _classes(found: Evaluation) -> Table:
 
 def _confusion(found: Evaluation) -> Table:
     """All of it: columns have the numbers that the rows show."""
-    table = Table(title="Confusion: rows as they are, columns as they are taken")
+    table = _table("Confusion: rows as they are, columns as they are taken")
     table.add_column("class")
     for number in range(len(found.confusion)):
         table.add_column(str(number), justify="right")
@@ -82,7 +86,7 @@ def _confusion(found: Evaluation) -> Table:
 
 
 def _confusions(found: Evaluation) -> Table:
-    table = Table(title="What is confused most")
+    table = _table("What is confused most")
     for column in ("images of", "taken for", "how many", "of its images"):
         table.add_column(column)
     wrong = [

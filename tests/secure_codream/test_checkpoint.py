@@ -443,9 +443,9 @@ def test_killed_between_any_two_steps_of_a_write_the_old_or_the_new_model_is_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, seen = tmp_path / MODEL, set()
+    new = replace(DESCRIBED, learnt=2)
     for number in count():
         write_checkpoint(path, small_model(1), replace(DESCRIBED, learnt=1))
-        new = replace(DESCRIBED, learnt=2)
         killed = interrupted_at(number, monkeypatch, lambda: write_checkpoint(path, small_model(2), new))
         kept = read_checkpoint(path)
         taken = small_model(3)
