@@ -18,11 +18,18 @@ _NAME = 14  # characters of a class's name, so that its figures fit beside it
 
 def tables(found: Evaluation) -> Iterator[Table | Text]:
     """The figures of the whole, of persons, of each class, and what is taken for what."""
+    yield _title(f"{found.images} images; in brackets {100 * found.confidence:.0f} % intervals")
     yield _whole(found)
+    yield _title("Each class against all others, in %")
     yield _classes(found)
     if any(one.few for one in found.by_class):
         yield Text(f"* fewer than {FEW} images: these figures say little")
-    yield _confusion(found) if len(found.by_class) <= MOST_CLASSES else _confusions(found)
+    if len(found.by_class) <= MOST_CLASSES:
+        yield _title("Confusion: rows as they are, columns as they are taken")
+        yield _confusion(found)
+    else:
+        yield _title("What is confused most")
+        yield _confusions(found)
 
 
 def percent(figure: Figure) -> str:
@@ -34,12 +41,16 @@ def percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} ({100 * figure.low:.1f}-{100 * figure.high:.1f})"
 
 
-def _table(title: str) -> Table:
-    return Table(title=f"\n{title}", title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def _table() -> Table:
+    return Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _whole(found: Evaluation) -> Table:
-    table = _table(f"{found.images} images; in brackets {100 * found.confidence:.0f} % intervals")
+    table = _table()
     table.add_column("figure")
     table.add_column("%", justify="right")
     rows = [
@@ -62,7 +73,7 @@ def _whole(found: Evaluation) -> Table:
 
 
 def _classes(found: Evaluation) -> Table:
-    table = _table("Each class against all others, in %")
+    table = _table()
     for column in ("class", "images", "sensitivity", "specificity", "AUC"):
         table.add_column(column, justify="left" if column == "class" else "right", no_wrap=True)
     for one in found.by_class:
@@ -75,7 +86,7 @@ def _classes(found: Evaluation) -> Table:
 
 def _confusion(found: Evaluation) -> Table:
     """All of it: columns have the numbers that the rows show."""
-    table = _table("Confusion: rows as they are, columns as they are taken")
+    table = _table()
     table.add_column("class")
     for number in range(len(found.confusion)):
         table.add_column(str(number), justify="right")
@@ -86,7 +97,7 @@ def _confusion(found: Evaluation) -> Table:
 
 
 def _confusions(found: Evaluation) -> Table:
-    table = _table("What is confused most")
+    table = _table()
     for column in ("images of", "taken for", "how many", "of its images"):
         table.add_column(column)
     wrong = [

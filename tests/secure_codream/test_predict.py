@@ -133,7 +133,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
 def test_arrays_that_are_no_images_are_named(
     tmp_path: Path, arrays: dict[str, np.ndarray], count: int, said: str
 ) -> None:
-    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "a.npz", **arrays)
     found = list(read_inputs([tmp_path / "a.npz"], GREY))
     assert len(found) == count and all(one.pixels is None for one in found)
     assert re.search(said, found[0].problem)
@@ -186,7 +186,7 @@ def test_order_is_kept_over_batches(tmp_path: Path, model: OpenedModel) -> None:
 
 
 def test_names_stand_for_classes_where_they_are_known(tmp_path: Path) -> None:
-    named = made(tmp_path / "named", replace(HALF, class_names=tuple("abcdefghi") + ("=evil, \n(j)",)))
+    named = made(tmp_path / "named", replace(HALF, class_names=(*"abcdefghi", "=evil, \n(j)")))
     predict(named, [picture(tmp_path / "a.png")], tmp_path / "out.csv")
     (line,) = lines_of(tmp_path / "out.csv")
     assert list(line)[2] == "p_a" and list(line)[11] == r"p_=evil, \n(j)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from dataclasses import replace as changed
@@ -12,6 +13,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+import secure_codream
 from codream_clients.data.datasets import load_digits_data
 from codream_clients.data.pixels import RawImages, Scale
 from codream_clients.models.zoo import build
@@ -36,7 +38,7 @@ def build(channels, size, classes):
 
 def opened(folder: Path, description: Description = HALF, **options: object) -> OpenedModel:
     write_checkpoint(folder / MODEL, small_model(1), description)
-    return open_model(folder, device="cpu", **options)  # type: ignore[arg-type]
+    return open_model(folder, device="cpu", **options)
 
 
 def pixels(count: int = 5) -> np.ndarray:
@@ -71,6 +73,18 @@ def test_batches_are_small_where_images_are_large(tmp_path: Path) -> None:
     assert model.probabilities_of_pixels(given)[-3:] == pytest.approx(
         model.probabilities_of_pixels(given[-3:]), abs=1e-6
     )
+
+
+def test_the_page_names_all_that_a_file_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "use.md").read_text(encoding="utf-8")
+    table = page.partition("## What a model's file says")[2].partition("\n\nWith")[0]
+    told = {*re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if line[:3] == "| `"))}
+    assert told == {*Description.__struct_fields__} - {"form", "written_by"}
+
+
+def test_the_public_name_opens_a_model(tmp_path: Path) -> None:
+    opened(tmp_path)
+    assert secure_codream.open_model(tmp_path, device="cpu").description == HALF
 
 
 # -- models of the zoo ---------------------------------------------
@@ -110,7 +124,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_own_code_runs_only_where_it_is_named(own: Path) -> None:
-    with pytest.raises(UseError, match="--model networks_of_mine:build is needed, which RUNS THAT CODE"):
+    with pytest.raises(UseError, match=r"--model networks_of_mine:build is needed, which RUNS THAT CODE"):
         open_model(own, device="cpu")
     assert not Path("ran").exists()
     assert open_model(own, builder="networks_of_mine:build", device="cpu").probabilities_of_pixels(pixels()).shape == (
@@ -122,7 +136,7 @@ def test_own_code_runs_only_where_it_is_named(own: Path) -> None:
 
 def test_own_code_runs_only_as_the_source_it_was(own: Path) -> None:
     Path("networks_of_mine.py").write_text(OWN.format(mark="changed since"))
-    with pytest.raises(UseError, match="found source with digest .*no other is run: put the file back"):
+    with pytest.raises(UseError, match=r"found source with digest .*no other is run: put the file back"):
         open_model(own, builder="networks_of_mine:build", device="cpu")
     assert not Path("ran").exists()
 
