@@ -1,13 +1,13 @@
 """Secure CoDream: federated learning by exchanging dreams, under secure aggregation.
 
-What a person uses: the command line (`cli`), the public API (`Client`, `Server`, `run_local`), configuration,
-provisioning, the demonstration and its report, experiments.
+What a person uses: the command line (`cli`), the public API (`Client`, `Server`, `run_local`, `open_model`),
+configuration, provisioning, the demonstration and its report, experiments.
 """
 
 from importlib import metadata
 from typing import Any
 
-__all__ = ["Client", "LocalRun", "Server", "run_local"]
+__all__ = ["Client", "LocalRun", "Server", "open_model", "run_local"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,9 @@
     client.run()
 
 Images are (N, C, H, W) float32, labels (N,) integers from 0 to K - 1; the federation's `[task]` says C, H, W and K.
+`LabelledImages` with a `scale` let the model's file say how pixels are standardised. `open_model` opens that file:
+
+    probabilities = open_model("federation/clients/alice").probabilities_of_pixels(pixels)  # uint8 (N, H, W, C)
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.reading import check
 from secure_codream.deployment.server import run_server
 from secure_codream.simulation.in_process import Simulation
+from secure_codream.use.model import open_model as open_model
 
 Images = LabelledImages | tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 

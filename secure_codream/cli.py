@@ -27,6 +27,7 @@ from secure_codream.experiment_commands import audit, compare, report, sweep
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
 from secure_codream.reports.words import counted
+from secure_codream.use_commands import evaluate, export, predict
 
 app = typer.Typer(
     name="secure-codream",
@@ -66,8 +67,8 @@ At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="EPOCH
 
 EXIT_CODES = {
     0: "done",
-    1: "the federation or this party's part in it failed or was refused, its results are not on disk, or what was "
-    "checked does not hold",
+    1: "the federation or this party's part in it failed or was refused, its results are not on disk, what was checked "
+    "does not hold, or none of the inputs could be read",
     2: "wrong usage or configuration, or a client or server that is running already",
     3: "a key, a roster or a signature was refused, a key of another party included",
     130: "interrupted",
@@ -250,7 +251,7 @@ def client(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch.")] = None,
     exhibit: At = None,
 ) -> None:
-    """Take part in a federation with this client's data and model; the trained weights are in FOLDER/model.pt.
+    """Take part in a federation with this client's data and model; the trained weights are in FOLDER/model.safetensors.
 
     A client that is started again goes on with its model and with what it has signed.
     """
@@ -376,6 +377,9 @@ def _key(text: str) -> bytes:
 
 
 # in the order of the help
+app.command(epilog="Example: secure-codream predict federation/clients/alice scans/ --out predicted.csv")(predict)
+app.command(epilog="Example: secure-codream evaluate federation/clients/alice scans.npz")(evaluate)
+app.command(epilog="Example: secure-codream export federation/clients/alice --out model.onnx")(export)
 app.command(
     epilog="Example: secure-codream compare --algorithms isolated,codream,fedavg,centralised "
     "--partitions iid,dirichlet:0.5 --seeds 0-4 --data digits --per-client 30"

@@ -202,7 +202,7 @@ class FileJournal:
                         f"{self._folder}, a journal of {words[:96]!r}",
                         f"{title[:96]!r}",
                         "config.toml or roster.json was changed since, or is another client's: put it back; to take "
-                        "part under a new charter, move journal/ and model.pt away",
+                        "part under a new charter, move journal/ and model.safetensors away",
                     )
                 if number <= len(seen) and seen[number - 1] != self._digest:
                     raise ValueError("not the line that the anchor has seen")

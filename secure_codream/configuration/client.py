@@ -141,7 +141,8 @@ class ClientConfig(Table):
         bool | None,
         doc(
             "whether this client's accuracies, without noise, go into the masked sum that the server takes the mean "
-            "of; unless given, only where there is no `[privacy]`; its own metrics.jsonl has them in any case"
+            "of, and into its model's file; unless given, only where there is no `[privacy]`, with which that file "
+            "never has them; its own metrics.jsonl has them in any case"
         ),
     ] = None
     seed: Annotated[int, Field(ge=0), doc("of the model's first weights and of training")] = 0

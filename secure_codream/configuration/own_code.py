@@ -65,6 +65,7 @@ def load_named(reference: str, *permissions: Mapping[str, str]) -> Any:
     module_name, _, name = reference.partition(":")
     module = ModuleType(module_name)
     module.__file__ = str(path)
+    module.__package__ = module_name.rpartition(".")[0]  # so that `from .layers import ...` finds its package
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

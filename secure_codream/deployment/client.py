@@ -26,6 +26,7 @@ from codream_protocols.course import Course
 from codream_protocols.courses.sums import Sums
 from codream_protocols.identity import Member, Roster, Signer
 from codream_protocols.record import Kept, certified_epochs
+from secure_codream.configuration.assembly import load_client_data
 from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.courses import make_course
@@ -34,6 +35,7 @@ from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import client_policy, open_client_ledger, open_ledger
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.blocks_answered import BlocksAnswered
+from secure_codream.deployment.description import Description, describe
 from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import all_noised, exposures
 from secure_codream.deployment.files import Appended, EventLog, load_roster, never_fails
@@ -138,9 +140,9 @@ def run_client(
 ) -> None:
     """Take part with the client of `folder` until the federation is over.
 
-    Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.pt` (a `state_dict` under
-    `weights`); `journal/`, what it has joined, voted for and seen certified, which anybody can verify; at the end
-    `privacy.json` and `privacy.html`, what the run may say about privacy. In a federation with `[privacy]` also its
+    Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.safetensors` (`checkpoint`);
+    `journal/`, what it has joined, voted for and seen certified, which anybody can verify; at the end `privacy.json`
+    and `privacy.html`, what the run may say about privacy. In a federation with `[privacy]` also its
     ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`; in one with `[client_privacy]` the
     ledger of noised sums, `client_privacy.jsonl`. Nothing of it leaves the machine.
 
@@ -195,25 +197,27 @@ def run_client(
         tells_accuracy = federation.privacy is None if client.tell_accuracy is None else client.tell_accuracy
         outputs = Outputs(
             folder,
-            charter.digest.hex(),
             figures,
             sums=isinstance(agreed.course, Sums),
+            tells=federation.privacy is None and client.tell_accuracy is not False,
             failed=lambda name, error: log.error("storage-failed", found=f"{name}: {error.strerror or error}"),
         )
         opened.callback(outputs.close)  # before the journal is let go of
+        images = None if isinstance(agreed.course, Sums) else load_client_data(client, federation, data)
         learning = make_learner(
             client,
             federation,
             agreed.course,
             model=model,
-            data=data,
+            data=images,
             releases=ledgers.releases,
             goes_on=outputs.exists,
             tells_accuracy=tells_accuracy,
             on_metrics=outputs.keep,
             tell=lambda text: log.warning("answer", found=text),
         )
-        learnt = outputs.take(learning.model, earlier + len(journal.memory.certified))
+        description = None if images is None else _description(agreed, images[0], model, resized=data is None)
+        learnt = outputs.take(learning.model, description, earlier + len(journal.memory.certified))
         protocol = _client_class(folder, exhibit)(
             charter=charter,
             roster=roster,
@@ -345,6 +349,19 @@ def _model_of(agreed: Agreed) -> str | None:
     if course in PARAMETER_COURSES:
         return (agreed.federation.averaging or AveragingTable()).model
     return None if course == "sums" else agreed.client.model
+
+
+def _description(agreed: Agreed, images: LabelledImages, model: nn.Module | None, *, resized: bool) -> Description:
+    """Of this client's model, or of the one that a script gave; `resized` where the configuration read the images."""
+    client = agreed.client
+    return describe(
+        client,
+        agreed.federation,
+        images,
+        charter=agreed.charter.digest,
+        model=_model_of(agreed) if model is None else None,
+        resized=resized and client.data.size is not None,
+    )
 
 
 def _with_spent(memory: Memory, spent_rho: float) -> Memory:

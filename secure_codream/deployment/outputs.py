@@ -1,4 +1,4 @@
-"""What a client writes as it learns: `model.pt`, `metrics.jsonl`, with course `sums` also `sums.json`, and failures."""
+"""What a client writes as it learns: `model.safetensors`, `metrics.jsonl`, what it sums, and its failures."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from codream_clients.learning.participant import Metrics
 from codream_protocols.course import Learner, Publication
-from secure_codream.deployment.checkpoint import CheckpointError, read_weights, weights_bytes
+from secure_codream.deployment.checkpoint import CheckpointError, checkpoint_bytes, go_on
+from secure_codream.deployment.description import Description, Figures, figures_of
 from secure_codream.deployment.files import EventLog, sums_bytes
 from secure_codream.reports.files import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL, SUMS = "model.pt", "sums.json"
+MODEL, SUMS = "model.safetensors", "sums.json"
 
 
 class OutputsUnwritten(RuntimeError):
@@ -32,32 +35,45 @@ class Outputs:
 
     Args:
         folder: the client's.
-        charter: digest of the charter, in hexadecimal digits.
         figures: where metrics go.
         sums: whether what was published is kept as a file.
+        tells: whether the model's file may say what was measured.
         failed: called with what cannot be written, and why.
     """
 
     def __init__(
-        self, folder: Path, charter: str, figures: EventLog, *, sums: bool, failed: Callable[[str, OSError], object]
+        self,
+        folder: Path,
+        figures: EventLog,
+        *,
+        sums: bool,
+        tells: bool,
+        failed: Callable[[str, OSError], object],
     ) -> None:
         self.exists = (folder / MODEL).is_file()
         self.learnt = 0
-        self._folder, self._charter, self._figures, self._sums, self._failed = folder, charter, figures, sums, failed
+        self._folder, self._figures, self._sums, self._tells, self._failed = folder, figures, sums, tells, failed
         self._model: nn.Module | None = None
+        self._description: Description | None = None
+        self._measured: Figures | None = None
         self._unwritten: dict[str, bytes] = {}
         self._lock, self._closed = Lock(), False
 
-    def take(self, model: nn.Module | None, certified: int) -> int:
+    def take(self, model: nn.Module | None, description: Description | None, certified: int) -> int:
         """Go on with the weights that are there, if any; returns how many certified epochs they have learnt.
+
+        Args:
+            model: what learns; None where nothing does.
+            description: the model's.
+            certified: how many epochs are.
 
         Raises:
             CheckpointError: they are not of this model under this charter, or have learnt more than `certified` epochs.
         """
-        self._model = model
-        if self.exists and model is not None:
+        self._model, self._description = model, description
+        if self.exists and model is not None and description is not None:
             path = self._folder / MODEL
-            self.learnt = read_weights(path, model, self._charter)
+            self.learnt = go_on(path, model, description)
             if self.learnt > certified:
                 raise CheckpointError(
                     f"{path}: weights that have learnt {self.learnt} epochs, {certified} are in the journal; "
@@ -67,6 +83,8 @@ class Outputs:
 
     def keep(self, metrics: Metrics) -> None:
         """Write figures and weights; the weights say up to which epoch they have learnt."""
+        if self._tells:
+            self._measured = figures_of(metrics)
         with self._lock:
             if not self._closed:
                 try:
@@ -79,8 +97,9 @@ class Outputs:
     def write(self, publication: Publication | None = None) -> None:
         """Write the weights, and what was published."""
         found: dict[str, bytes] = {}
-        if self._model is not None:
-            found[MODEL] = weights_bytes(self._model, self._charter, certified=self.learnt)
+        if self._model is not None and self._description is not None:
+            description = replace(self._description, learnt=self.learnt, figures=self._measured)
+            found[MODEL] = checkpoint_bytes(self._model, description)
         if self._sums and publication is not None:
             found[SUMS] = sums_bytes(publication)
         with self._lock:

@@ -6,8 +6,10 @@ import glob
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
@@ -40,19 +42,26 @@ class MalformedRecord(RecordError):
 
 def write_whole(path: Path, content: bytes) -> Path:
     """Write `content` so that a reader finds the old file or the new one, never a part, also after a loss of power."""
+    with written_whole(path) as file:
+        file.write(content)
+    return path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write bit by bit, which takes its place once all is written; what raises on the way leaves the old."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _remove_stale(path)
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
-    return path
 
 
 def _remove_stale(path: Path) -> None:

@@ -17,22 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-# ruff: noqa: E402
 from codream_clients.journal import FileJournal, JournalBusy
 from codream_protocols.errors import AggregationFailed, PolicyViolation
-from secure_codream.configuration.assembly import make_model
+from secure_codream.configuration.assembly import load_client_data, make_model
 from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.deployment.checkpoint import CheckpointError, read_weights, write_weights
-from secure_codream.deployment.client import read_agreed, run_client
+from secure_codream.deployment.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from secure_codream.deployment.client import Agreed, read_agreed, run_client
+from secure_codream.deployment.description import describe
 from secure_codream.deployment.files import load_roster, read_metrics
 from secure_codream.deployment.keys import KeyFileError
-from secure_codream.deployment.outputs import OutputsUnwritten
+from secure_codream.deployment.outputs import MODEL, OutputsUnwritten
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.verify import verify_record
 from secure_codream.reports.events import read_events
@@ -65,6 +66,25 @@ def provisioned(out: Path, *, patience: float = 60.0, **tables: Any) -> Path:
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def learnt_by(folder: Path) -> int:
+    """How many epochs the weights of a client's folder have learnt; they are its model's."""
+    agreed, kept = read_agreed(folder), read_checkpoint(folder / MODEL)
+    kept.check(make_model(agreed.client, agreed.federation))
+    assert kept.description.charter == agreed.charter.digest.hex()
+    return kept.description.learnt
+
+
+def write_untrained(folder: Path, *, learnt: int = 0, charter: bytes | None = None) -> Agreed:
+    """Put a fresh model into a client's folder, which says that it has learnt so many epochs."""
+    agreed = read_agreed(folder)
+    client, federation = agreed.client, agreed.federation
+    images, _ = load_client_data(client, federation)
+    digest = agreed.charter.digest if charter is None else charter
+    described = describe(client, federation, images, charter=digest, model=client.model, resized=False)
+    write_checkpoint(folder / MODEL, make_model(client, federation), replace(described, learnt=learnt))
+    return agreed
 
 
 # -- a federation of real processes, of which one client is killed ---------------------------------------------
@@ -155,9 +175,7 @@ def test_client_that_was_killed_goes_on_with_its_model_and_learns_what_it_missed
     assert [line["event"] for line in lines if line["event"] in ("warm-up", "resume")] == ["warm-up", "resume"]
     rounds = [line["rounds"] for line in read_metrics(folder / "metrics.jsonl")]
     assert set(rounds) == {0, 1, 2} and rounds[0] == 0 and rounds[-1] == 2
-    agreed = read_agreed(folder)
-    model = make_model(agreed.client, agreed.federation)
-    assert read_weights(folder / "model.pt", model, agreed.charter.digest.hex()) == agreed.course.epochs == 3
+    assert learnt_by(folder) == read_agreed(folder).course.epochs == 3
     events = read_events(finished.out / "server" / "events.jsonl")
     assert any(type(event).__name__ == "ClientLost" for event in events)
 
@@ -183,16 +201,9 @@ def test_client_that_runs_already_is_not_started_twice(finished: Finished) -> No
 def test_finished_client_that_is_started_again_changes_nothing(finished: Finished) -> None:
     """Without a server even: all that there was to do is certified."""
     folder = finished.client("bob")
-    kept = {path: path.read_bytes() for path in (folder / "model.pt", *(folder / "journal").glob("*.record"))}
+    kept = {path: path.read_bytes() for path in (folder / MODEL, *(folder / "journal").glob("*.record"))}
     run_client(folder, address=NOWHERE)
-    agreed = read_agreed(folder)
-    one, other = (make_model(agreed.client, agreed.federation) for _ in range(2))
-    read_weights(folder / "model.pt", one, agreed.charter.digest.hex())
-    (folder / "model.pt").write_bytes(kept[folder / "model.pt"])
-    read_weights(folder / "model.pt", other, agreed.charter.digest.hex())
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    assert all(torch.equal(now, before) for now, before in pairs)
-    assert all(path.read_bytes() == data for path, data in kept.items() if path.suffix == ".record")
+    assert all(path.read_bytes() == data for path, data in kept.items())
 
 
 @pytest.mark.system
@@ -200,15 +211,13 @@ def test_finished_client_that_is_started_again_changes_nothing(finished: Finishe
 def test_what_was_certified_and_not_learnt_is_learnt_at_the_next_start(finished: Finished, learnt: int | None) -> None:
     """A client that was killed between a certificate and its learning; None: its model was moved away."""
     folder = finished.client("alice")
-    agreed = read_agreed(folder)
-    charter = agreed.charter.digest.hex()
     if learnt is None:
-        (folder / "model.pt").unlink()
+        (folder / MODEL).unlink()
     else:
-        write_weights(folder / "model.pt", make_model(agreed.client, agreed.federation), charter, certified=learnt)
+        write_untrained(folder, learnt=learnt)
     before = len(read_metrics(folder / "metrics.jsonl"))
     run_client(folder, address=NOWHERE)
-    assert read_weights(folder / "model.pt", make_model(agreed.client, agreed.federation), charter) == 3
+    assert learnt_by(folder) == 3
     rounds = [line["rounds"] for line in read_metrics(folder / "metrics.jsonl")[before:]]
     assert rounds == list(range(learnt or 0, 3))
 
@@ -218,23 +227,20 @@ def test_what_was_certified_and_not_learnt_is_learnt_at_the_next_start(finished:
 
 def test_model_of_another_charter_is_refused_and_stays(tmp_path: Path) -> None:
     folder = provisioned(tmp_path / "out", patience=0.2) / "clients" / "alice"
-    agreed = read_agreed(folder)
-    write_weights(folder / "model.pt", make_model(agreed.client, agreed.federation), "ab" * 32)
-    before = (folder / "model.pt").read_bytes()
+    write_untrained(folder, charter=bytes([0xAB]) * 32)
+    before = (folder / MODEL).read_bytes()
     with pytest.raises(CheckpointError, match=r"trained under charter abab.*move it away to train anew"):
         run_client(folder, address=NOWHERE)
-    assert (folder / "model.pt").read_bytes() == before
-    (folder / "model.pt").rename(folder / "earlier.pt")  # control: as it says
+    assert (folder / MODEL).read_bytes() == before
+    (folder / MODEL).rename(folder / "earlier.safetensors")  # control: as it says
     with pytest.raises(AggregationFailed, match="no word from the server"):
         run_client(folder, address=NOWHERE)
-    assert (folder / "earlier.pt").read_bytes() == before
+    assert (folder / "earlier.safetensors").read_bytes() == before
 
 
 def test_model_that_has_learnt_more_than_the_journal_knows_is_refused(tmp_path: Path) -> None:
     folder = provisioned(tmp_path / "out", patience=0.2) / "clients" / "alice"
-    agreed = read_agreed(folder)
-    model = make_model(agreed.client, agreed.federation)
-    write_weights(folder / "model.pt", model, agreed.charter.digest.hex(), certified=2)
+    write_untrained(folder, learnt=2)
     with pytest.raises(CheckpointError, match="have learnt 2 epochs, 0 are in the journal"):
         run_client(folder, address=NOWHERE)
 
@@ -272,7 +278,7 @@ def test_charter_that_cuts_a_block_is_refused_by_the_clients_process_unless_perm
         file.write(f"\nblocks = {json.dumps([block])}\n")
     with pytest.raises(PolicyViolation, match="cuts a block"):
         run_client(folder, address=NOWHERE)
-    assert not (folder / "journal").exists() and not (folder / "model.pt").exists()
+    assert not (folder / "journal").exists() and not (folder / MODEL).exists()
     text = (folder / "client.toml").read_text()
     (folder / "client.toml").write_text(text.replace("[policy.code]", "[policy]\ncuts = true\n\n[policy.code]"))
     with pytest.raises(AggregationFailed):
@@ -368,11 +374,11 @@ def test_thread_that_outlives_its_client_writes_nothing_into_its_successors_fold
     with_runner(monkeypatch, interrupted)
     with pytest.raises(asyncio.CancelledError):
         run_client(folder, address=NOWHERE)
-    assert (folder / "model.pt").exists()  # the control: before, it was written
-    (folder / "model.pt").write_bytes(b"of the next process")
+    assert (folder / MODEL).exists()  # the control: before, it was written
+    (folder / MODEL).write_bytes(b"of the next process")
     go_on.set()
     threads[0].join()
-    assert (folder / "model.pt").read_bytes() == b"of the next process"
+    assert (folder / MODEL).read_bytes() == b"of the next process"
 
 
 @pytest.mark.parametrize("for_good", [False, True])
@@ -396,15 +402,13 @@ def test_weights_that_a_full_disk_refused_are_written_at_the_end_or_said(
     monkeypatch.setattr("secure_codream.deployment.outputs.write_whole", write)
     with_runner(monkeypatch, learns)
     if for_good:
-        with pytest.raises(OutputsUnwritten, match=r"model\.pt cannot be written.*start this client again"):
+        with pytest.raises(OutputsUnwritten, match=r"model\.safetensors cannot be written.*start this client again"):
             run_client(folder, address=NOWHERE)
     else:
         run_client(folder, address=NOWHERE)
-    agreed = read_agreed(folder)
-    model = make_model(agreed.client, agreed.federation)
-    assert read_weights(folder / "model.pt", model, agreed.charter.digest.hex()) == (0 if for_good else 1)
+    assert learnt_by(folder) == (0 if for_good else 1)
     said = [line["found"] for line in log_of(folder) if line["event"] == "storage-failed"]
-    assert said == ["model.pt: No space left on device"] * (2 if for_good else 1)
+    assert said == [f"{MODEL}: No space left on device"] * (2 if for_good else 1)
     assert (log_of(folder)[-1]["event"] == "finished") is not for_good
 
 

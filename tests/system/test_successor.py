@@ -52,7 +52,7 @@ def test_permitted_cut_is_refused_first_then_said_and_runs_to_its_end(tmp_path: 
     for folder in (out / "server", *(out / "clients" / name for name in NAMES)):
         config = (folder / "config.toml").read_text().replace("[aggregation]\n", f"[aggregation]\n{blocks}\n")
         (folder / "config.toml").write_text(f"{config}\n{written.stdout}")
-        for kept in ("record", "journal", "model.pt"):
+        for kept in ("record", "journal", "model.safetensors"):
             if (folder / kept).exists():
                 (folder / kept).rename(folder / f"first-{kept}")
     refused = subprocess.run(client_command(out / "clients" / "a", "tcp://127.0.0.1:9"), capture_output=True, text=True)

@@ -7,10 +7,13 @@ Every other source of images (`data_sources`) ends in these types, too.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from codream_clients.data.pixels import Scale
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -31,7 +34,8 @@ class LabelledImages:
 
     `augment` travels with the images, so that whatever trains on them varies them alike; so do `class_names`, in the
     order of the labels, where the source has any, and `groups` (N,) int64, which say whose each image is: images of
-    one group, a person for example, are never divided between parts.
+    one group, a person for example, are never divided between parts. `scale` is what standardised them; None where
+    they came so, by what nobody said.
     Raises `DatasetError` on construction for any other shape or type, labels out of range, values that are not
     finite, an unknown augmentation, or names or groups that do not fit.
     """
@@ -42,6 +46,7 @@ class LabelledImages:
     augment: Augment = "none"
     class_names: tuple[str, ...] | None = None
     groups: Groups | None = None
+    scale: "Scale | None" = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.float32:
@@ -113,11 +118,11 @@ def pool(parts: list[LabelledImages]) -> LabelledImages:
     """All parts in one place, in order. Raises `DatasetError` if there is none or they are of different kinds."""
     if not parts:
         raise DatasetError("no data to pool; give at least one part")
-    kinds = {(part.shape, part.classes, part.augment, part.class_names) for part in parts}
+    kinds = {(part.shape, part.classes, part.augment, part.class_names, part.scale) for part in parts}
     if len(kinds) > 1:
         raise DatasetError(
-            f"parts differ in (shape, classes, augment, class names): {sorted(kinds, key=str)}; one kind can be "
-            "pooled, not several"
+            f"parts differ in (shape, classes, augment, class names, scale): {sorted(kinds, key=str)}; one kind can "
+            "be pooled, not several"
         )
     return replace(
         parts[0],
@@ -148,10 +153,13 @@ def load_digits_data(seed: int, test_size: int = 600) -> tuple[LabelledImages, L
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
+    from codream_clients.data.pixels import Scale
+
     pixels, labels = load_digits(return_X_y=True)
     if not 10 <= test_size <= len(labels) - 10:
         raise DatasetError(f"test_size is {test_size}; 10 to {len(labels) - 10} is allowed")
     images = ((pixels.reshape(-1, 1, 8, 8) / 16.0 - DIGITS_MEAN) / DIGITS_STD).astype(np.float32)
     train, test = train_test_split(np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed)
-    everything = LabelledImages(images, labels.astype(np.int64), classes=10)
+    scale = Scale((DIGITS_MEAN,), (DIGITS_STD,))  # the sixteen greys spread over a byte's range
+    everything = LabelledImages(images, labels.astype(np.int64), classes=10, scale=scale)
     return everything.subset(train), everything.subset(test)

@@ -141,7 +141,7 @@ class RawImages:
             of_channel = channel if len(scale.mean) > 1 else 0
             table = (values - np.float32(scale.mean[of_channel])) / np.float32(scale.std[of_channel])
             images[:, channel] = table[self.pixels[..., channel]]
-        return LabelledImages(images, self.labels, self.classes, augment, self.class_names, self.groups)
+        return LabelledImages(images, self.labels, self.classes, augment, self.class_names, self.groups, scale)
 
 
 def flat_labels(labels: NDArray[Any], what: str) -> Labels:

@@ -1,0 +1,58 @@
+"""Labelled images to measure a model on, from whatever a client's own data may come from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from codream_clients.data.datasets import LabelledImages, pool
+from codream_clients.data.sources import DataSource, kind_of, load_source
+from secure_codream.configuration.images import TEST_SIZE
+from secure_codream.use.model import OpenedModel
+
+Part = Literal["test", "train", "all"]
+
+
+def labelled_images(
+    model: OpenedModel, source: str, *, part: Part | None = None, root: Path | None = None, seed: int = 0
+) -> tuple[LabelledImages, Part]:
+    """The images of a source, on the model's scale, and which part of it they are.
+
+    Args:
+        model: what they are for: its shape, classes, names and scale.
+        source: as `[data] source`: a name, a folder, an `.npz` or module:function, WHICH RUNS THAT CODE.
+        part: of the source; unless given its test part, or all where a folder has none.
+        root: where torchvision's sets lie.
+        seed: what splits a source that comes in one piece.
+
+    Raises:
+        DatasetError, OwnPartError: the source cannot be read.
+        UseError: its images are not such as the model takes.
+    """
+    expected = model.description
+    channels, height, width = expected.shape
+    found = load_source(
+        source,
+        root=root,
+        seed=seed,
+        size=height if expected.resized and height == width else None,
+        channels=channels if channels in (1, 3) else None,
+        classes=expected.classes,
+        class_names=expected.class_names,
+        digits_test_size=TEST_SIZE,
+    )
+    part = part or ("test" if _has_a_test_part(source) else "all")
+    return _taken(model, found, part), part
+
+
+def _has_a_test_part(source: str) -> bool:
+    folder = Path(source).expanduser()
+    return kind_of(source) != "folder" or ((folder / "train").is_dir() and (folder / "test").is_dir())
+
+
+def _taken(model: OpenedModel, found: DataSource, part: Part) -> LabelledImages:
+    if part == "all":
+        both = [replace(model.standardised(one), augment="none") for one in (found.train, found.test)]
+        return pool(both)
+    return model.standardised(found.test if part == "test" else found.train)
