@@ -32,10 +32,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import overload
 
-from codream_clients.durable import chained, sync_folder, write_all
 from codream_protocols.charter import Charter
 from codream_protocols.client import Begun, Memory
 from codream_protocols.course import Course, Publication
+from codream_protocols.durable import chained, sync_folder, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.identity import Roster
 from codream_protocols.record import Kept, certified_epochs
@@ -135,13 +135,13 @@ class FileJournal:
     def voted(self, kept: Kept) -> None:
         """See `client.Journal`."""
         data = record_bytes(kept)
-        self._write_whole(VOTE, data)
+        self._write_record(VOTE, data)
         self._append(f"voted {_digest_of(data)}")
 
     def certified(self, kept: Kept) -> None:
         """See `client.Journal`."""
         data = record_bytes(kept)
-        self._write_whole(record_name(self._first + len(self._digests)), data)
+        self._write_record(record_name(self._first + len(self._digests)), data)
         self._append(f"certified {_digest_of(data)}")
         self._digests.append(_digest_of(data))
         (self._folder / VOTE).unlink(missing_ok=True)
@@ -320,18 +320,10 @@ class FileJournal:
         write_all(self._anchor, f"{self._digest}\n".encode("ascii"))
         os.fsync(self._anchor)
 
-    def _write_whole(self, name: str, data: bytes) -> None:
+    def _write_record(self, name: str, data: bytes) -> None:
         self._check_usable()
         self._usable = False
-        partial = self._folder / f"{name}.new"
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        partial.replace(self._folder / name)
-        sync_folder(self._folder)
+        write_whole(self._folder / name, data)
         self._usable = True
 
     def _check_usable(self) -> None:

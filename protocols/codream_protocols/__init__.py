@@ -1,4 +1,4 @@
-"""The protocol of Secure CoDream, pure: no socket, no tensor library, no clock, no file.
+"""The protocol of Secure CoDream, pure: no socket, no tensor library, no clock, no file but `durable`'s.
 
 Read in this order: `plan` (what an epoch is), `client` (a participant's machine), `server` (the aggregator's), then
 the layers that they stand on: `messages` (bytes and types), `keyschedule` (who knows which key), `shamir`, `masks`,

@@ -23,6 +23,7 @@ import os
 import re
 from pathlib import Path
 
+from codream_protocols.durable import PUBLIC, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
 from codream_protocols.record_file import parse_record, record_bytes
@@ -122,15 +123,9 @@ class RecordFolder:
 
     def ended(self, kept: Kept) -> None:
         """See `ServerJournal`: kept if the disk takes it; without it only a double failure costs more."""
-        partial = self.folder / f"{ENDED}.partial"
+        data = record_bytes(kept)
         with contextlib.suppress(OSError):
-            with partial.open("wb") as file:
-                data = record_bytes(kept)
-                file.write(hashlib.sha256(data).digest() + data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.folder / ENDED)
-            os.fsync(self._directory)
+            write_whole(self.folder / ENDED, hashlib.sha256(data).digest() + data, PUBLIC)
 
     def given_up(self) -> None:
         """See `ServerJournal`."""
@@ -164,7 +159,7 @@ class RecordFolder:
         descriptor = self._open_next()
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        _write_whole(descriptor, record_bytes(kept))
+        write_all(descriptor, record_bytes(kept))
         os.fsync(descriptor)
         try:
             os.rename(NEXT, record_name(self._number), src_dir_fd=self._directory, dst_dir_fd=self._directory)
@@ -206,13 +201,7 @@ class RecordFolder:
                     "a new charter needs a record folder of its own",
                 )
             return
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        os.fsync(self._directory)
+        write_whole(path, data, PUBLIC)
 
     def _numbers(self) -> list[int]:
         return sorted(
@@ -223,9 +212,3 @@ class RecordFolder:
 def record_name(number: int) -> str:
     """The file of an epoch, which was certified after `number` others."""
     return f"epoch-{number:05d}.record"
-
-
-def _write_whole(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
