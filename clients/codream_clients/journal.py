@@ -25,7 +25,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,12 +38,11 @@ from codream_protocols.durable import chained, sync_folder, write_all, write_who
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.identity import Roster
 from codream_protocols.record import Kept, certified_epochs
-from codream_protocols.record_file import MAX_RECORD_BYTES, parse_record, record_bytes
+from codream_protocols.record_file import MAX_RECORD_BYTES, parse_record, record_bytes, record_name, record_numbers
 
 LOG, ANCHOR, VOTE, LOCK = "journal.log", "journal.anchor", "vote.record", "lock"
 MAX_LOG_BYTES = 1 << 30
 _START = hashlib.sha256(b"secure-codream client journal, version 2").hexdigest()
-_RECORD_NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
 
 
 class JournalError(LocalProtocolError):
@@ -251,8 +249,7 @@ class FileJournal:
         return words
 
     def _read_records(self, facts: _Facts) -> None:
-        names = [entry.name for entry in self._folder.iterdir()]
-        numbers = sorted(int(found[1]) for found in map(_RECORD_NAME.match, names) if found)
+        numbers = record_numbers(entry.name for entry in self._folder.iterdir())
         first, due = self._first, len(facts.certified)
         if numbers not in ([*range(first, first + due)], [*range(first, first + due + 1)]):
             raise JournalDamaged(f"records of epochs {numbers} in {self._folder}", f"{due} of them, from {first} on")
@@ -354,11 +351,6 @@ class _Recalled(Sequence[Kept]):
         if not -self._count <= place < self._count:
             raise IndexError(place)
         return self._journal.recall(place % self._count)
-
-
-def record_name(number: int) -> str:
-    """The file of an epoch, which was certified after `number` others."""
-    return f"epoch-{number:05d}.record"
 
 
 def publications(

@@ -20,16 +20,14 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 from pathlib import Path
 
 from codream_protocols.durable import PUBLIC, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
-from codream_protocols.record_file import parse_record, record_bytes
+from codream_protocols.record_file import parse_record, record_bytes, record_name, record_numbers
 
 ROSTER, CHARTER, NEXT, ENDED = "roster.json", "charter.json", "next.partial", "ended"
-_RECORD_NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
 
 
 class RecordFolderRefused(LocalProtocolError):
@@ -69,7 +67,7 @@ class RecordFolder:
             self._lock()
             for name, data in ((ROSTER, roster), (CHARTER, charter)):
                 self._keep_same(name, data)
-            numbers = self._numbers()
+            numbers = record_numbers(path.name for path in folder.iterdir())
             if numbers != list(range(first, first + len(numbers))):
                 raise RecordFolderRefused(
                     f"records of epochs {numbers} in {folder}",
@@ -202,13 +200,3 @@ class RecordFolder:
                 )
             return
         write_whole(path, data, PUBLIC)
-
-    def _numbers(self) -> list[int]:
-        return sorted(
-            int(found[1]) for found in (_RECORD_NAME.match(path.name) for path in self.folder.iterdir()) if found
-        )
-
-
-def record_name(number: int) -> str:
-    """The file of an epoch, which was certified after `number` others."""
-    return f"epoch-{number:05d}.record"
