@@ -23,7 +23,7 @@ from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
 from secure_codream.configuration.reading import check as check_values
 from secure_codream.deployment.keys import KeyFileError
-from secure_codream.experiment_commands import audit, compare, report, sweep
+from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
 from secure_codream.reports.words import counted
@@ -370,8 +370,10 @@ app.command(
     "--partitions iid,dirichlet:0.5 --seeds 0-4 --data digits --per-client 30"
 )(compare)
 app.command(
-    epilog="Example: secure-codream sweep --epsilons 2,8,none --partitions iid,dirichlet:0.5 --seeds 0-4 --data digits"
-)(sweep)
+    "sweep",
+    help="Accuracy against epsilon: compare --epsilons, with CoDream, clients alone and all data in one place.",
+    epilog="Example: secure-codream sweep --epsilons 2,8,none --partitions iid,dirichlet:0.5 --seeds 0-4 --data digits",
+)(compare)
 app.command(epilog="Example: secure-codream check --members 3-4")(check)
 app.command(epilog="Example: secure-codream threats --quick --config federation/clients/alice/config.toml")(threats)
 app.command(epilog="Example: secure-codream audit --epsilon 2 --canaries 400 --seed 1")(audit)
