@@ -61,7 +61,7 @@ def compare(
     out: Out = Path("runs"),
     json: Json = False,
 ) -> None:
-    """Compare algorithms on the same data, or budgets with --epsilons: table, plots, report. Flags win over the file."""
+    """Compare algorithms on the same data, or budgets with --epsilons: table, plots, report. Flags overrule it."""
     from secure_codream.experiments.compare import Outputs, prepare, run_comparison, usual_jobs
     from secure_codream.experiments.compare import resume as resume_run
     from secure_codream.experiments.results import result_tables
