@@ -22,7 +22,6 @@ join epochs and vote a second time: a member so restored counts among the collud
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,7 @@ from typing import overload
 from codream_protocols.charter import Charter
 from codream_protocols.client import Begun, Memory
 from codream_protocols.course import Course, Publication
-from codream_protocols.durable import chained, sync_folder, write_all, write_whole
+from codream_protocols.durable import chained, sync_folder, try_lock, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.identity import Roster
 from codream_protocols.record import Kept, certified_epochs
@@ -181,12 +180,10 @@ class FileJournal:
     # -- reading ---------------------------------------------
 
     def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self._lock):
             raise JournalBusy(
                 f"{self._folder} in use by another process", "one process for each client", "is it running already?"
-            ) from None
+            )
 
     def _load(self, title: str) -> None:
         lines, seen = (_whole_lines(descriptor, self._folder) for descriptor in (self._log, self._anchor))

@@ -1,4 +1,4 @@
-"""What a file that must outlast its process is written with: whole writes, synced folders, and a chain of digests.
+"""What a file that must outlast its process is written with: whole writes, synced folders, locks, chained digests.
 
 Both sides of the protocol keep journals, and whoever runs them keeps results; all write here. It is the one module of
 this room that touches a disk, and no other one of the room may import it: the machines ask for a journal, and never
@@ -12,6 +12,7 @@ A whole write goes through five steps, and wherever it is cut off, a reader find
     the folder synced                    what is acknowledged from here on stays
 """
 
+import fcntl
 import glob
 import hashlib
 import os
@@ -70,6 +71,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Whether this process now holds the file, alone; until it lets go, or ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _remove_stale(path: Path) -> None:

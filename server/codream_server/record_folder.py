@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 from pathlib import Path
 
-from codream_protocols.durable import PUBLIC, write_all, write_whole
+from codream_protocols.durable import PUBLIC, try_lock, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
 from codream_protocols.record_file import parse_record, record_bytes, record_name, record_numbers
@@ -176,12 +175,10 @@ class RecordFolder:
             return  # the epoch is kept; the next one tries again
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self._directory):
             raise RecordFolderBusy(
                 f"{self.folder} in use", "one server for a record folder", "this server is running already"
-            ) from None
+            )
 
     def _open_next(self) -> int:
         if self._next is None:

@@ -21,7 +21,6 @@ both, or rewrites both with fresh digests, is not found out: software alone cann
 with another party. The ledger guards its owner against servers, crashes and accidents, not against the owner.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,7 @@ import msgspec
 import structlog
 
 from codream_clients.privacy.accounting import AccountingError, AnyAccountant, SampledGaussian, epsilon_of
-from codream_protocols.durable import chained, sync_folder, write_all, write_whole
+from codream_protocols.durable import chained, sync_folder, try_lock, write_all, write_whole
 
 MAX_LINE_BYTES = 2048
 MAX_LEDGER_BYTES = 16 << 20
@@ -244,10 +243,8 @@ class Ledger:
     # -- reading ----------------------------------------------------------------------------------------
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LedgerBusy(f"{self._path}: open elsewhere; one process at a time may spend") from None
+        if not try_lock(self._file):
+            raise LedgerBusy(f"{self._path}: open elsewhere; one process at a time may spend")
 
     def _read(self, expected: _Opened) -> None:
         seen = self._read_anchor()
