@@ -118,7 +118,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run a federation of real processes on this machine: digits data, different models, everything masked."""
-    from secure_codream.demonstration.demo import DemoOptions, run_demo
+    from secure_codream.demonstration import DemoOptions, run_demo
     from secure_codream.reports.panel import LivePanel, result_table
     from secure_codream.reports.statement import read_statement
 
@@ -383,7 +383,7 @@ app.command(epilog="Example: secure-codream report runs/20261123-120000-demo")(r
 @app.command(hidden=True)
 def reference(run: Path, names: list[str]) -> None:
     """Compute the references of a demonstration (started by `demo`)."""
-    from secure_codream.demonstration.references import compute_references
+    from secure_codream.demonstration_references import compute_references
     from secure_codream.reports.run_folder import RunFolder
 
     compute_references(RunFolder(run), names, sys.stdin)

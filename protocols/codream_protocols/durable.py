@@ -16,7 +16,10 @@ import fcntl
 import glob
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 PRIVATE, PUBLIC = 0o600, 0o666
 """Who may read what is written: its owner, or whoever the process's umask lets."""
@@ -35,13 +38,20 @@ def write_all(descriptor: int, content: bytes) -> None:
 
 
 def write_whole(path: Path, content: bytes, mode: int = PRIVATE) -> None:
-    """Write `content` so that a reader finds the old file or the new one, never a part, also after a loss of power.
+    """Write `content` as `written_whole` does; raises `OSError`."""
+    with written_whole(path, mode) as file:
+        write_all(file.fileno(), content)
 
-    Processes may write the same file at once: the last one to rename wins. Threads of one process may not.
+
+@contextmanager
+def written_whole(path: Path, mode: int = PRIVATE) -> Iterator[BinaryIO]:
+    """A file to write bit by bit: a reader finds the old one or the whole new one, also after a loss of power.
+
+    It takes its place when the context is left, and what raises within leaves the old one. Processes may write the same
+    file at once: the last one to rename wins. Threads of one process may not.
 
     Args:
         path: in a folder that is there; a link of that name is replaced, not followed.
-        content: the whole file.
         mode: who may read it, less the process's umask: `PRIVATE` or `PUBLIC`.
 
     Raises:
@@ -52,11 +62,10 @@ def write_whole(path: Path, content: bytes, mode: int = PRIVATE) -> None:
     _remove_stale(path)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
-        try:
-            write_all(descriptor, content)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -33,9 +33,9 @@ from secure_codream.experiments.comparison_report import draw, write_comparison_
 from secure_codream.experiments.event_files import require_tensorboard, write_events
 from secure_codream.experiments.grid import Grid, read_grid
 from secure_codream.experiments.plots import require_matplotlib
-from secure_codream.experiments.processes import Processes
 from secure_codream.experiments.progress import ComparisonView
 from secure_codream.experiments.results import Failure, Results, communication_of, lines_of, rows_csv, warnings_of
+from secure_codream.experiments.worker_processes import Processes
 from secure_codream.experiments.workers import Failed, Finished, MakeWorkers
 from secure_codream.reports.files import write_whole
 from secure_codream.reports.run_folder import RunFolder

@@ -37,7 +37,7 @@ class MalformedRecord(RecordError):
 
 
 def write_whole(path: Path, content: bytes) -> Path:
-    """Write `content` as `durable.write_whole` does, readable as the umask allows; its folder is made if need be."""
+    """Write `content` so that a reader finds the old file or the new one, never a part, also after a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.write_whole(path, content, durable.PUBLIC)
     return path

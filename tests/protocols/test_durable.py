@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from codream_protocols.durable import PRIVATE, PUBLIC, write_all, write_whole
+from codream_protocols.durable import PRIVATE, PUBLIC, try_lock, write_all, write_whole, written_whole
 
 OLD, NEW = b"old" * 50, b"new" * 70
 STEPS = ["os.open", "os.write", "os.fsync", "pathlib.Path.replace"]
@@ -111,16 +111,36 @@ while not survived:
 
 
 def test_a_process_killed_at_any_call_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    """At each open, write (also half-way through it), fsync, close and rename."""
+    """At each open, write (also half-way through it), fsync and rename."""
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
     folders = sorted(tmp_path.iterdir())
     found = [(folder / "file").read_bytes() for folder in folders]
     assert set(found) == {OLD, NEW} and found == sorted(found, reverse=True)  # old until the rename, new from then on
-    assert found.count(OLD) >= 10
+    assert found.count(OLD) == 2 * 4 and found.count(NEW) >= 2 * 4  # open, write, fsync, rename; and from then on
     for folder in folders:
         assert len(names(folder)) <= 2  # beside the file, what was being written
         write_whole(folder / "file", NEW)
         assert names(folder) == {"file"} and (folder / "file").read_bytes() == NEW
+
+
+def test_what_raises_while_a_file_is_written_leaves_the_old_one(tmp_path: Path) -> None:
+    write_whole(tmp_path / "file", OLD)
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "file") as file:
+        file.write(NEW)
+        raise KeyboardInterrupt
+    assert (tmp_path / "file").read_bytes() == OLD and names(tmp_path) == {"file"}
+    with written_whole(tmp_path / "file") as file:
+        file.write(NEW[:50])
+        assert (tmp_path / "file").read_bytes() == OLD
+        file.write(NEW[50:])
+    assert (tmp_path / "file").read_bytes() == NEW
+
+
+def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("wb") as first, (tmp_path / "lock").open("wb") as second:
+        assert try_lock(first.fileno()) and not try_lock(second.fileno())
+        first.close()
+        assert try_lock(second.fileno())
 
 
 def test_what_is_synced_and_when(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ between the two, the charge is spent and nothing was released, which errs on the
 
 import fcntl
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from codream_clients.privacy.accounting import SampledGaussian
-from codream_protocols.durable import write_whole
+from codream_protocols.durable import written_whole
 
 Reserve = Callable[[SampledGaussian], None]
 """Called before a mechanism runs; raises if the budget does not allow it (`Ledger.reserve`)."""
@@ -77,6 +76,5 @@ def _alone(lock: Path) -> Iterator[None]:
 
 def _keep(path: Path, release: Release) -> None:
     """On the disk, and whole, before it counts: it has been paid for."""
-    content = io.BytesIO()
-    torch.save(release, content)
-    write_whole(path, content.getvalue())
+    with written_whole(path) as file:
+        torch.save(release, file)
