@@ -332,13 +332,7 @@ class EndlessEpochs(Attack):
             while federation.server.step is not None:
                 answered += federation.step() is not None
             federation.finish()
-        return Evidence(
-            measure=f"steps answered beyond the {allowed} that the policy allows, number",
-            value=float(max(0, answered - allowed)),
-            success=0.0,
-            learned=f"{answered} sums where the policy allows {allowed}",
-            refusal=_victims_refusal(federation),
-        )
+        return _beyond(federation, "steps answered", answered, f"{allowed} that the policy allows", allowed)
 
 
 class StartsAsQueries(Attack):
@@ -360,13 +354,19 @@ class StartsAsQueries(Attack):
             if federation.server.plan is not None:
                 federation.emit(federation.server._give_up("it did not start where it should"))
                 federation.drain()
-        return Evidence(
-            measure=f"first sums beyond the {allowed} starts that the charter permits, number",
-            value=float(max(0, len(federation.reveals) - allowed)),
-            success=0.0,
-            learned=f"the first sums of {len(federation.reveals)} starts where the charter permits {allowed}",
-            refusal=_victims_refusal(federation),
-        )
+        number = len(federation.reveals)
+        return _beyond(federation, "first sums", number, f"{allowed} starts that the charter permits", allowed)
+
+
+def _beyond(federation: Federation, what: str, number: int, limit: str, allowed: int) -> Evidence:
+    """How many there are beyond a limit, and what the victim said to the next."""
+    return Evidence(
+        measure=f"{what} beyond the {limit}, number",
+        value=float(max(0, number - allowed)),
+        success=0.0,
+        learned=f"{number} {what}, beyond the {limit}",
+        refusal=_victims_refusal(federation),
+    )
 
 
 class OverspentBudget(Attack):
