@@ -35,7 +35,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -n auto --dist loadscope -m "not exhaustive" $(ARGS)
+	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m "not exhaustive" $(ARGS)
 
 test-all: lint
 	$(BIN)/pytest $(ARGS)

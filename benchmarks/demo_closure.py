@@ -11,7 +11,7 @@ import sys
 import tempfile
 from statistics import fmean
 
-from secure_codream.experiments.statistics import estimate
+from secure_codream.experiments.estimates import estimate
 
 
 def interval(values: list[float]) -> str:

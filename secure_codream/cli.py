@@ -23,7 +23,7 @@ from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
 from secure_codream.configuration.reading import check as check_values
 from secure_codream.deployment.keys import KeyFileError
-from secure_codream.experiment_commands import audit, compare, report, sweep
+from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
 from secure_codream.reports.words import counted
@@ -127,7 +127,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run a federation of real processes on this machine: digits data, different models, everything masked."""
-    from secure_codream.demonstration.demo import DemoOptions, run_demo
+    from secure_codream.demonstration import DemoOptions, run_demo
     from secure_codream.reports.panel import LivePanel, result_table
     from secure_codream.reports.statement import read_statement
 
@@ -385,8 +385,10 @@ app.command(
     "--partitions iid,dirichlet:0.5 --seeds 0-4 --data digits --per-client 30"
 )(compare)
 app.command(
-    epilog="Example: secure-codream sweep --epsilons 2,8,none --partitions iid,dirichlet:0.5 --seeds 0-4 --data digits"
-)(sweep)
+    "sweep",
+    help="Accuracy against epsilon: compare --epsilons, with CoDream, clients alone and all data in one place.",
+    epilog="Example: secure-codream sweep --epsilons 2,8,none --partitions iid,dirichlet:0.5 --seeds 0-4 --data digits",
+)(compare)
 app.command(epilog="Example: secure-codream check --members 3-4")(check)
 app.command(epilog="Example: secure-codream threats --quick --config federation/clients/alice/config.toml")(threats)
 app.command(epilog="Example: secure-codream audit --epsilon 2 --canaries 400 --seed 1")(audit)
@@ -396,7 +398,7 @@ app.command(epilog="Example: secure-codream report runs/20261123-120000-demo")(r
 @app.command(hidden=True)
 def reference(run: Path, names: list[str]) -> None:
     """Compute the references of a demonstration (started by `demo`)."""
-    from secure_codream.demonstration.references import compute_references
+    from secure_codream.demonstration_references import compute_references
     from secure_codream.reports.run_folder import RunFolder
 
     compute_references(RunFolder(run), names, sys.stdin)

@@ -1,6 +1,7 @@
-"""The commands of experiments: comparisons, sweeps, audits of privacy, and the report of a finished run.
+"""The commands of experiments: comparisons, audits of privacy, and the report of a finished run.
 
-Flags overrule a file's values. A comparison or a sweep that was interrupted keeps its finished cells and can go on.
+Flags overrule a file's values. A comparison that was interrupted keeps its finished cells and can go on. One of budgets
+is a sweep: `sweep` is the short name of `compare --epsilons`.
 """
 
 from __future__ import annotations
@@ -14,140 +15,84 @@ from secure_codream.command_parts import Json, Out, Root, console, fail, given, 
 from secure_codream.configuration.reading import ConfigError
 
 Resume = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Go on with this run's folder.")]
-Partitions = Annotated[
-    str | None, typer.Option(help="iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:N; commas between.")
-]
-Seeds = Annotated[str | None, typer.Option(help="0-4, or 0,2,5.")]
 Data = Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")]
-Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of communication.")]
-Clients = Annotated[int | None, typer.Option(min=2, help="Clients.")]
-PerClient = Annotated[int | None, typer.Option(min=2, help="Images of each client.")]
-TestLimit = Annotated[int | None, typer.Option(min=1, help="At most so many test images.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto.")]
-Name = Annotated[str | None, typer.Option(help="Part of the folder's name.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Cells at a time; one for each core unless given.")]
-Plots = Annotated[bool, typer.Option(help="Draw plots, which needs matplotlib.")]
+
+SWEEP = {"compare": {"name": "sweep", "models": ["cnn2_gn"]}, "sweep": {}}
+"""What stands in for values that neither the file nor the flags of a sweep give, where it differs from a comparison."""
 
 
 def compare(
+    context: typer.Context,
     config: Annotated[
         Path | None, typer.Argument(exists=True, dir_okay=False, help="The comparison's TOML file; see examples/.")
     ] = None,
-    resume: Resume = None,
+    resume: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Go on with this folder.")] = None,
     algorithms: Annotated[str | None, typer.Option(help="Names with commas between.")] = None,
-    partitions: Partitions = None,
-    seeds: Seeds = None,
+    epsilons: Annotated[
+        str | None, typer.Option(help="Budgets with commas between, for a sweep; 'none' is no privacy.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of every budget; a tenth of 1/n unless given.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Of a sweep: isolated, codream, centralised; commas between.")
+    ] = None,
+    partitions: Annotated[
+        str | None, typer.Option(help="iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:N; commas between.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="0-4, or 0,2,5.")] = None,
     data: Data = None,
     root: Root = None,
-    models: Annotated[str | None, typer.Option(help="One for all clients, or several, taken in turn.")] = None,
-    rounds: Rounds = None,
-    clients: Clients = None,
-    per_client: PerClient = None,
-    test_limit: TestLimit = None,
+    models: Annotated[
+        str | None, typer.Option(help="One for all, or several, taken in turn; of a sweep with group norm, as cnn2_gn.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of communication.")] = None,
+    clients: Annotated[int | None, typer.Option(min=2, help="Clients.")] = None,
+    per_client: Annotated[int | None, typer.Option(min=2, help="Images of each client.")] = None,
+    test_limit: Annotated[int | None, typer.Option(min=1, help="At most so many test images.")] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="End a cell after so many rounds without a rise in accuracy.")
     ] = None,
-    device: Device = None,
-    name: Name = None,
-    jobs: Jobs = None,
-    plots: Plots = True,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto.")] = None,
+    name: Annotated[str | None, typer.Option(help="Part of the folder's name.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time; one for each core unless given.")] = None,
+    plots: Annotated[bool, typer.Option(help="Draw plots, which needs matplotlib.")] = True,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.")] = False,
     out: Out = Path("runs"),
     json: Json = False,
 ) -> None:
-    """Compare algorithms on the same data: table, plots and report. Flags overrule the file."""
-    wanted = _cells(name, partitions, seeds, models, device) | _sizes(rounds, clients, per_client, test_limit)
-    own = given({"algorithms": algorithms and listed(algorithms), "patience": patience})
-    flags = {"compare": wanted | own, "data": _source(data, root)}
-    _run_cells(config, resume, flags, jobs=jobs, plots=plots, tensorboard=tensorboard, out=out, json=json)
-
-
-def sweep(
-    config: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help="The sweep's TOML file; see examples/.")
-    ] = None,
-    resume: Resume = None,
-    epsilons: Annotated[str | None, typer.Option(help="Budgets with commas between; 'none' is no privacy.")] = None,
-    delta: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of every budget; a tenth of 1/n unless given.")
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help="isolated, codream, centralised; commas between.")] = None,
-    partitions: Partitions = None,
-    seeds: Seeds = None,
-    data: Data = None,
-    root: Root = None,
-    models: Annotated[str | None, typer.Option(help="With group norm, such as cnn2_gn; one, or several.")] = None,
-    rounds: Rounds = None,
-    clients: Clients = None,
-    per_client: PerClient = None,
-    test_limit: TestLimit = None,
-    device: Device = None,
-    name: Name = None,
-    jobs: Jobs = None,
-    plots: Plots = True,
-    out: Out = Path("runs"),
-    json: Json = False,
-) -> None:
-    """Accuracy against epsilon: CoDream, clients alone and all data in one place under the same privacy budget."""
-    budgets = {"epsilons": epsilons and listed(epsilons), "methods": methods and listed(methods)}
-    flags = {
-        "compare": _cells(name, partitions, seeds, models, device) | _sizes(rounds, clients, per_client, test_limit),
-        "data": _source(data, root),
-        "privacy": given({"delta": delta}),
-        "sweep": given(budgets),
-    }
-    usual = {"compare": {"name": "sweep", "models": ["cnn2_gn"]}, "sweep": {}}
-    _run_cells(config, resume, flags, jobs=jobs, plots=plots, tensorboard=False, out=out, json=json, usual=usual)
-
-
-def _cells(
-    name: str | None, partitions: str | None, seeds: str | None, models: str | None, device: str | None
-) -> dict[str, Any]:
-    """What cells there are, as in `[compare]`; flags that are not given are left out."""
-    return given(
-        {
-            "name": name,
-            "partitions": partitions and listed(partitions),
-            "seeds": seeds,
-            "models": models and listed(models),
-            "device": device,
-        }
-    )
-
-
-def _sizes(rounds: int | None, clients: int | None, per_client: int | None, test_limit: int | None) -> dict[str, Any]:
-    """How large each cell is, as in `[compare]`."""
-    return given({"rounds": rounds, "clients": clients, "per_client": per_client, "test_limit": test_limit})
-
-
-def _source(data: str | None, root: Path | None) -> dict[str, Any]:
-    """Where the images are from, as in `[data]`."""
-    return given({"source": data, "root": None if root is None else str(root)})
-
-
-def _run_cells(
-    config: Path | None,
-    resume: Path | None,
-    flags: dict[str, dict[str, Any]],
-    *,
-    jobs: int | None,
-    plots: bool,
-    tensorboard: bool,
-    out: Path,
-    json: bool,
-    usual: dict[str, dict[str, Any]] | None = None,
-) -> None:
-    """Run a comparison or a sweep; `usual` holds the values without a file that differ from a comparison's."""
+    """Compare algorithms on the same data, or budgets with --epsilons: table, plots, report. Flags overrule it."""
     from secure_codream.experiments.compare import Outputs, prepare, run_comparison, usual_jobs
     from secure_codream.experiments.compare import resume as resume_run
     from secure_codream.experiments.results import result_tables
 
+    flags = {
+        "compare": given(
+            {
+                "name": name,
+                "algorithms": algorithms and listed(algorithms),
+                "partitions": partitions and listed(partitions),
+                "seeds": seeds,
+                "models": models and listed(models),
+                "device": device,
+                "rounds": rounds,
+                "clients": clients,
+                "per_client": per_client,
+                "test_limit": test_limit,
+                "patience": patience,
+            }
+        ),
+        "data": given({"source": data, "root": None if root is None else str(root)}),
+        "privacy": given({"delta": delta}),
+        "sweep": given({"epsilons": epsilons and listed(epsilons), "methods": methods and listed(methods)}),
+    }
     if resume is not None and (config is not None or any(flags.values())):
         raise typer.BadParameter(
             "found settings beside it; a run goes on with its own config.toml", param_hint="--resume"
         )
     outputs = Outputs(plots=plots, tensorboard=tensorboard)
     screen = console(stderr=json, highlight=None)
+    usual = SWEEP if context.info_name == "sweep" or flags["sweep"] else None
     comparison = resume_run(resume) if resume is not None else prepare(config, flags, out, usual)
     command = comparison.grid.config.command
     jobs = jobs or usual_jobs(comparison.grid.config.compare.device)
@@ -188,7 +133,7 @@ def audit(
     ] = None,
     canaries: Annotated[int | None, typer.Option(min=20, help="Records included by coins; an even number.")] = None,
     runs: Annotated[int | None, typer.Option(min=20, help="Of one step, in each of two worlds; even.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")] = None,
+    data: Data = None,
     root: Root = None,
     model: Annotated[str | None, typer.Option(help="Every client's, with group norm, such as mlp_gn.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything.")] = None,

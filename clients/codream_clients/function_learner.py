@@ -30,9 +30,6 @@ class FunctionLearner:
         functions: the task's name -> public arrays -> block name -> numbers.
         learn: called with the epoch's number and what it published, once that is certified.
         tell: called with what is wrong with an answer that is sent all the same, cut to its bounds.
-
-    Attributes:
-        failed: the tasks whose function failed, or gave other blocks than are asked for; zeros were sent for them.
     """
 
     def __init__(
@@ -41,7 +38,6 @@ class FunctionLearner:
         learn: Callable[[int, Publication], object] = lambda number, publication: None,
         tell: Callable[[str], object] = lambda text: None,
     ) -> None:
-        self.failed: list[str] = []
         self._functions, self._learn, self._tell = dict(functions), learn, tell
 
     def compute(self, task: Task, spec: VectorSpec) -> Mapping[str, Array]:
@@ -50,13 +46,6 @@ class FunctionLearner:
         Raises:
             VectorRefused: there is no function for the task, or it gave other blocks than are asked for.
         """
-        try:
-            return self._answer(task, spec)
-        except Exception:
-            self.failed.append(task.name)
-            raise
-
-    def _answer(self, task: Task, spec: VectorSpec) -> Mapping[str, Array]:
         if task.name not in self._functions:
             raise VectorRefused(f"task {task.name!r}", ", ".join(self._functions) or "none: there are no functions")
         given = self._functions[task.name](task.arrays)

@@ -22,26 +22,23 @@ join epochs and vote a second time: a member so restored counts among the collud
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import overload
 
-from codream_clients.durable import chained, sync_folder, write_all
 from codream_protocols.client import Begun, Memory
+from codream_protocols.durable import chained, sync_folder, try_lock, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
-from codream_protocols.record_file import MAX_RECORD_BYTES, parse_record, record_bytes
+from codream_protocols.record_file import MAX_RECORD_BYTES, parse_record, record_bytes, record_name, record_numbers
 
 LOG, ANCHOR, VOTE, LOCK = "journal.log", "journal.anchor", "vote.record", "lock"
 MAX_LOG_BYTES = 1 << 30
 _START = hashlib.sha256(b"secure-codream client journal, version 2").hexdigest()
-_RECORD_NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
 
 
 class JournalError(LocalProtocolError):
@@ -132,13 +129,13 @@ class FileJournal:
     def voted(self, kept: Kept) -> None:
         """See `client.Journal`."""
         data = record_bytes(kept)
-        self._write_whole(VOTE, data)
+        self._write_record(VOTE, data)
         self._append(f"voted {_digest_of(data)}")
 
     def certified(self, kept: Kept) -> None:
         """See `client.Journal`."""
         data = record_bytes(kept)
-        self._write_whole(record_name(self._first + len(self._digests)), data)
+        self._write_record(record_name(self._first + len(self._digests)), data)
         self._append(f"certified {_digest_of(data)}")
         self._digests.append(_digest_of(data))
         (self._folder / VOTE).unlink(missing_ok=True)
@@ -180,12 +177,10 @@ class FileJournal:
     # -- reading ---------------------------------------------
 
     def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self._lock):
             raise JournalBusy(
                 f"{self._folder} in use by another process", "one process for each client", "is it running already?"
-            ) from None
+            )
 
     def _load(self, title: str) -> None:
         lines, seen = (_whole_lines(descriptor, self._folder) for descriptor in (self._log, self._anchor))
@@ -248,8 +243,7 @@ class FileJournal:
         return words
 
     def _read_records(self, facts: _Facts) -> None:
-        names = [entry.name for entry in self._folder.iterdir()]
-        numbers = sorted(int(found[1]) for found in map(_RECORD_NAME.match, names) if found)
+        numbers = record_numbers(entry.name for entry in self._folder.iterdir())
         first, due = self._first, len(facts.certified)
         if numbers not in ([*range(first, first + due)], [*range(first, first + due + 1)]):
             raise JournalDamaged(f"records of epochs {numbers} in {self._folder}", f"{due} of them, from {first} on")
@@ -317,18 +311,10 @@ class FileJournal:
         write_all(self._anchor, f"{self._digest}\n".encode("ascii"))
         os.fsync(self._anchor)
 
-    def _write_whole(self, name: str, data: bytes) -> None:
+    def _write_record(self, name: str, data: bytes) -> None:
         self._check_usable()
         self._usable = False
-        partial = self._folder / f"{name}.new"
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        partial.replace(self._folder / name)
-        sync_folder(self._folder)
+        write_whole(self._folder / name, data)
         self._usable = True
 
     def _check_usable(self) -> None:
@@ -359,11 +345,6 @@ class _Recalled(Sequence[Kept]):
         if not -self._count <= place < self._count:
             raise IndexError(place)
         return self._journal.recall(place % self._count)
-
-
-def record_name(number: int) -> str:
-    """The file of an epoch, which was certified after `number` others."""
-    return f"epoch-{number:05d}.record"
 
 
 def _note(facts: _Facts, words: str) -> None:

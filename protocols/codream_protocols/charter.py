@@ -28,6 +28,7 @@ from codream_protocols.distributed_noise import noise_multiplier, noise_rho
 from codream_protocols.errors import CohortRefused, PolicyViolation, UnsafePlan, WrongContext
 from codream_protocols.identity import MAX_MEMBERS, Key, Roster
 from codream_protocols.keyschedule import PROTOCOL, digest
+from codream_protocols.masks import SUITES, Suite
 from codream_protocols.specs import MAX_COORDINATES, VectorSpec, check_spec
 
 MAX_STEPS = 4096
@@ -58,7 +59,7 @@ class Aggregation(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     colluders: Annotated[int, Meta(ge=1, lt=MAX_MEMBERS)] = 1
     least_survivors: Annotated[int, Meta(ge=3, le=MAX_MEMBERS)] = 3
     value_bits: Annotated[int, Meta(ge=2, le=24)] = 16
-    suite: Literal["aes-256-ctr", "chacha20"] = "aes-256-ctr"
+    suite: Suite = "aes-256-ctr"
     losses: Literal["blocks", "allow"] = "blocks"
     attempts: Annotated[int, Meta(ge=1, le=1000)] = 20
 
@@ -380,7 +381,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     least_survivors: Annotated[int, Meta(ge=3, le=MAX_MEMBERS)] = 3
     colluders: Annotated[int, Meta(ge=1, lt=MAX_MEMBERS)] = 1
     modes: tuple[Literal["lockstep", "resilient"], ...] = ("lockstep", "resilient")
-    suites: tuple[Literal["aes-256-ctr", "chacha20"], ...] = ("aes-256-ctr", "chacha20")
+    suites: tuple[Suite, ...] = tuple(SUITES)
     most_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = MAX_STEPS
     most_total_steps: Annotated[int, Meta(ge=1)] = 1_000_000
     most_coordinates: Annotated[int, Meta(ge=1, le=MAX_COORDINATES)] = MAX_COORDINATES

@@ -81,15 +81,7 @@ from codream_protocols.messages import (
     survivor_statement,
 )
 from codream_protocols.packing import pack, unpack
-from codream_protocols.record import (
-    Kept,
-    Trajectory,
-    certified_epochs,
-    check_certificate,
-    head_after,
-    replay,
-    valid_votes,
-)
+from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, check_certificate, valid_votes
 from codream_protocols.resilient import ResilientKeys, make_keys
 from codream_protocols.secret import Secret
 from codream_protocols.specs import VectorSpec
@@ -292,7 +284,7 @@ class _Epoch:
             self.step.tag_key.erase()
 
 
-class ClientProtocol:
+class ClientProtocol(HoldsHistory):
     """One member's side of every epoch of a charter.
 
     Args:
@@ -326,9 +318,8 @@ class ClientProtocol:
     ) -> None:
         if not 0 <= member < len(roster.members) or roster.members[member].identity_key != signer.public:
             raise LocalProtocolError(f"an identity key that is not member {member}'s", "the key of the roster's entry")
-        if roster.hash != charter.roster or len(roster.members) != charter.members:
-            raise LocalProtocolError("a roster that is not the charter's", "the roster whose hash it names")
         check_charter(charter)
+        self.history = History(charter, roster, course)
         memory = memory or Memory()
         self.state = State.IDLE
         self.charter, self.steps_begun, self.spent_rho = charter, memory.steps, memory.rho
@@ -336,19 +327,15 @@ class ClientProtocol:
         self._roster, self._course, self._member, self._signer, self._policy = roster, course, member, signer, policy
         self._journal, self._random = journal or InMemory(), random_bytes
         self._next_epoch, self._attempts = memory.next_epoch, memory.attempts
-        self._earlier = 0 if charter.predecessor is None else charter.predecessor.certified
-        self._heads: list[bytes] = [charter.first_head]
-        self._last: Publication | None = None
         self._epoch: _Epoch | None = None
         self._vote: tuple[Trajectory, dict[int, SignedBy]] | None = None  # with all votes that are known, the own too
-        epochs = certified_epochs(charter, roster, course, memory.certified)
-        for (_, _, trajectory), kept in zip(epochs, memory.certified, strict=True):
+        for kept in memory.certified:
+            taken = self.history.take(kept)
             if journal is None:
                 self._journal.certified(kept)
-            self._accept(trajectory)
-        self._attempts = memory.attempts
+            self._next_epoch = max(self._next_epoch, taken.plan.offer.epoch + 1)
         if memory.vote is not None:
-            trajectory = self._replay(memory.vote)
+            trajectory = self.history.replay(memory.vote)
             votes = valid_votes(roster, trajectory, memory.vote[0].votes)
             if member not in votes:
                 raise CertificateRefused("a vote written down without this client's own signature", "its own")
@@ -357,21 +344,6 @@ class ClientProtocol:
 
     def __repr__(self) -> str:
         return f"<ClientProtocol of member {self._member}, {self.state.value}>"
-
-    @property
-    def head(self) -> bytes:
-        """Digest of all that is certified."""
-        return self._heads[-1]
-
-    @property
-    def certified(self) -> int:
-        """How many epochs are certified, those of predecessors counted."""
-        return self._earlier + len(self._heads) - 1
-
-    @property
-    def publication(self) -> Publication | None:
-        """What the newest certified epoch published."""
-        return self._last
 
     @property
     def plan(self) -> Plan | None:
@@ -480,7 +452,7 @@ class ClientProtocol:
         if self._epoch is not None and offer == self._epoch.plan.offer:
             return [Send(self._epoch.advertisement)]
         self._rule_bound_by_vote(offer)
-        if offer.head not in self._heads:
+        if offer.head not in self.history.heads:
             return [Send(self.hello())]  # this client has missed a certificate, and will be told
         self._rule_same_head(offer)
         self._rule_whole_blocks(offer.cohort)
@@ -549,7 +521,7 @@ class ClientProtocol:
         advertised = tuple(epoch.advertised.values())
 
         def begin() -> list[Effect]:
-            epoch.public = Trajectory(epoch.plan, self._course, self._last, advertised, shares)
+            epoch.public = self.history.begin(epoch.plan, advertised, shares)
             return self._begin_step(epoch)
 
         effects = self._or_abandon(begin)
@@ -707,25 +679,20 @@ class ClientProtocol:
         self._journal.certified(kept)
         self._vote = None
         self.abandon()
-        self._accept(public)
+        self.history.append(public)
+        self._attempts, self._next_epoch = 0, max(self._next_epoch, public.plan.offer.epoch + 1)
         counted = public.counted(self._member)
         return [Certified(self.certified, self.head, public.publication(), public.plan.digest, counted)]
 
-    def _accept(self, public: Trajectory) -> None:
-        self._heads.append(head_after(public))
-        self._last = public.publication()
-        self._attempts = 0
-        self._next_epoch = max(self._next_epoch, public.plan.offer.epoch + 1)
-
     def _on_record(self, message: EpochRecord, frames: tuple[bytes, ...]) -> list[Effect]:
         """What this client missed: certified if enough have voted, else voted for on more votes than colluders have."""
-        if message.offer.head in self._heads[:-1]:
+        if message.offer.head in self.history.heads[:-1]:
             return [Send(self.hello())]  # certified long ago; the server does not know where this client stands
         voters = {vote.member for vote in message.votes}
         counted = voters & {item.member for item in message.advertisements}
         if self._vote is None and len(voters) < self.charter.quorum:
             self._rule_others_vote(counted)  # before the work of a replay
-        public = self._replay((message, frames))
+        public = self.history.replay((message, frames))
         valid = valid_votes(self._roster, public, message.votes)
         if len(valid) >= self.charter.quorum:
             # Whoever has missed this may have missed more: say where it stands now.
@@ -742,8 +709,9 @@ class ClientProtocol:
 
     def _on_welcome(self, message: Welcome, frames: tuple[bytes, ...]) -> list[Effect]:
         """Give back to a server what it lost: certified epochs after its head, and what was voted for."""
-        if message.head in self._heads[:-1]:
-            return [Send(*self._journal.recall(self._heads.index(message.head)))]
+        heads = self.history.heads
+        if message.head in heads[:-1]:
+            return [Send(*self._journal.recall(heads.index(message.head)))]
         if message.head == self.head and self._vote is not None:
             public, votes = self._vote
             return [Send(*public.record(votes[number] for number in sorted(votes)))]
@@ -932,17 +900,6 @@ class ClientProtocol:
         check_certificate(self.charter, valid)
 
     # -- context ---------------------------------------------
-
-    def _replay(self, kept: Kept) -> Trajectory:
-        return replay(
-            self.charter,
-            self._roster,
-            self._course,
-            kept,
-            head=self.head,
-            certified=self.certified,
-            last=self._last,
-        )
 
     def _current(self, plan: bytes) -> _Epoch:
         if self._epoch is None or plan != self._epoch.plan.digest:

@@ -8,7 +8,8 @@ the end.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
@@ -17,7 +18,17 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from codream_protocols.errors import LocalProtocolError
 
-SUITES = ("aes-256-ctr", "chacha20")
+SUITES: Mapping[str, Callable[[bytes], CipherContext]] = {
+    "aes-256-ctr": lambda key: Cipher(AES(key), CTR(bytes(16))).encryptor(),
+    "chacha20": lambda key: Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor(),
+}
+"""Name -> the stream of a key, as encryption of zeros: one entry a back-end; charters and policies take these names."""
+
+if TYPE_CHECKING:
+    Suite = str
+else:
+    Suite = Literal[tuple(SUITES)]
+
 _PIECE_BYTES = 1 << 18
 _ZEROS = bytes(_PIECE_BYTES)
 
@@ -30,11 +41,9 @@ def word_type(modulus_bits: int) -> np.dtype[Any]:
 
 
 def _keystream(key: bytes, suite: str) -> CipherContext:
-    if suite == "aes-256-ctr":
-        return Cipher(AES(key), CTR(bytes(16))).encryptor()
-    if suite == "chacha20":
-        return Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
-    raise LocalProtocolError(f"mask suite {suite!r}", " or ".join(SUITES))
+    if suite not in SUITES:
+        raise LocalProtocolError(f"mask suite {suite!r}", " or ".join(SUITES))
+    return SUITES[suite](key)
 
 
 def add_mask(vector: np.ndarray[Any, Any], key: bytes, *, suite: str, negative: bool = False) -> None:

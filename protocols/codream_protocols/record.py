@@ -16,7 +16,14 @@ from codream_protocols.advertisements import check_advertisement, check_distinct
 from codream_protocols.charter import Charter, Plan, derive_plan
 from codream_protocols.course import Array, Course, Publication, State, canonical
 from codream_protocols.encoding import check_range, decode
-from codream_protocols.errors import BadSignature, CertificateRefused, CohortRefused, VectorRefused, WrongContext
+from codream_protocols.errors import (
+    BadSignature,
+    CertificateRefused,
+    CohortRefused,
+    LocalProtocolError,
+    VectorRefused,
+    WrongContext,
+)
 from codream_protocols.hybrid import start_seed
 from codream_protocols.identity import Roster, verify
 from codream_protocols.messages import Advertisement, EpochRecord, SignedBy, StepRecord
@@ -73,6 +80,11 @@ class Trajectory:
         """Whether all sums are there."""
         return self.step == self.plan.steps
 
+    @property
+    def next_head(self) -> bytes:
+        """The head that the epoch makes once it is certified."""
+        return links.next_head(self.plan.offer.head, self.plan.digest, self.chain)
+
     def absorb(self, members: tuple[int, ...], frame: bytes, tag: bytes) -> dict[str, Array]:
         """Take the next sum, which was checked before; returns what it says.
 
@@ -111,49 +123,6 @@ class Trajectory:
         return record, tuple(self.frames)
 
 
-def replay(
-    charter: Charter,
-    roster: Roster,
-    course: Course,
-    kept: Kept,
-    *,
-    head: bytes,
-    certified: int,
-    last: Publication | None,
-) -> Trajectory:
-    """Recompute an epoch from its record.
-
-    Args:
-        charter: the charter.
-        roster: its roster.
-        course: its course.
-        kept: record and frames.
-        head: the head it must come after.
-        certified: how many epochs were certified before.
-        last: the publication of the newest of them.
-
-    Raises:
-        RemoteProtocolError: anything that an honest epoch of this charter after this head cannot have.
-    """
-    record, frames = kept
-    if record.offer.head != head:
-        raise WrongContext(f"a record after head {record.offer.head.hex()[:16]}…", f"one after {head.hex()[:16]}…")
-    plan = derive_plan(charter, course, record.offer, certified)
-    check_shown(plan, record.advertisements)
-    check_distinct_keys(record.advertisements)
-    check_start_shares(plan, record.advertisements, record.start)
-    for item in record.advertisements:
-        check_advertisement(plan, item)
-        verify(roster.members[item.member].identity_key, item.signature, "advertisement", *item.signed_parts())
-    if len(record.steps) != plan.steps or len(frames) != plan.steps:
-        raise VectorRefused(f"{len(record.steps)} steps with {len(frames)} sums", f"{plan.steps} of each")
-    trajectory = Trajectory(plan, course, last, record.advertisements, record.start)
-    for step, frame in zip(record.steps, frames, strict=True):
-        trajectory.check_members(step.members)
-        trajectory.absorb(step.members, frame, step.tag)
-    return trajectory
-
-
 def valid_votes(roster: Roster, trajectory: Trajectory, votes: Iterable[SignedBy]) -> dict[int, SignedBy]:
     """The votes for an epoch's end, by member.
 
@@ -182,9 +151,106 @@ def check_certificate(charter: Charter, votes: Iterable[int]) -> None:
         raise CertificateRefused(f"{count} votes", f"{charter.quorum} or more")
 
 
-def head_after(trajectory: Trajectory) -> bytes:
-    """The head that the certified epoch makes."""
-    return links.next_head(trajectory.plan.offer.head, trajectory.plan.digest, trajectory.chain)
+class History:
+    """All that is certified, as one party holds it: epoch after epoch is appended, and nothing is taken away.
+
+    Args:
+        charter: the charter.
+        roster: its roster.
+        course: its course.
+
+    Attributes:
+        heads: the charter's first head, and the one that each certified epoch has made.
+        publication: what the newest of them published; None before the first.
+
+    Raises:
+        LocalProtocolError: the roster is not the charter's.
+    """
+
+    def __init__(self, charter: Charter, roster: Roster, course: Course) -> None:
+        if roster.hash != charter.roster or len(roster.members) != charter.members:
+            raise LocalProtocolError("a roster that is not the charter's", "the roster whose hash it names")
+        self._charter, self._roster, self._course = charter, roster, course
+        self.heads = [charter.first_head]
+        self.publication: Publication | None = None
+
+    @property
+    def head(self) -> bytes:
+        """Digest of all that is certified."""
+        return self.heads[-1]
+
+    @property
+    def certified(self) -> int:
+        """How many epochs are certified, those of predecessors counted."""
+        before = 0 if self._charter.predecessor is None else self._charter.predecessor.certified
+        return before + len(self.heads) - 1
+
+    def begin(self, plan: Plan, advertised: tuple[Advertisement, ...], start: bytes) -> Trajectory:
+        """The public side of an epoch after this history; for the arguments see `Trajectory`."""
+        return Trajectory(plan, self._course, self.publication, advertised, start)
+
+    def replay(self, kept: Kept) -> Trajectory:
+        """Recompute an epoch from its record; nothing changes.
+
+        Raises:
+            RemoteProtocolError: anything that an honest epoch of this charter after this history cannot have.
+        """
+        record, frames = kept
+        if record.offer.head != self.head:
+            found, due = record.offer.head.hex()[:16], self.head.hex()[:16]
+            raise WrongContext(f"a record after head {found}…", f"one after {due}…")
+        plan = derive_plan(self._charter, self._course, record.offer, self.certified)
+        check_shown(plan, record.advertisements)
+        check_distinct_keys(record.advertisements)
+        check_start_shares(plan, record.advertisements, record.start)
+        for item in record.advertisements:
+            check_advertisement(plan, item)
+            identity = self._roster.members[item.member].identity_key
+            verify(identity, item.signature, "advertisement", *item.signed_parts())
+        if len(record.steps) != plan.steps or len(frames) != plan.steps:
+            raise VectorRefused(f"{len(record.steps)} steps with {len(frames)} sums", f"{plan.steps} of each")
+        trajectory = self.begin(plan, record.advertisements, record.start)
+        for step, frame in zip(record.steps, frames, strict=True):
+            trajectory.check_members(step.members)
+            trajectory.absorb(step.members, frame, step.tag)
+        return trajectory
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Take an epoch that is certified, which was checked before."""
+        self.publication = trajectory.publication()
+        self.heads.append(trajectory.next_head)
+
+    def take(self, kept: Kept) -> Trajectory:
+        """Recompute the next certified epoch, see that it is, and append it.
+
+        Raises:
+            RemoteProtocolError: a record that does not fit, or that too few have voted for; nothing has changed.
+        """
+        trajectory = self.replay(kept)
+        check_certificate(self._charter, valid_votes(self._roster, trajectory, kept[0].votes))
+        self.append(trajectory)
+        return trajectory
+
+
+class HoldsHistory:
+    """A party's machine: where it stands is where its history ends."""
+
+    history: History
+
+    @property
+    def head(self) -> bytes:
+        """Digest of all that is certified."""
+        return self.history.head
+
+    @property
+    def certified(self) -> int:
+        """How many epochs are certified, those of predecessors counted."""
+        return self.history.certified
+
+    @property
+    def publication(self) -> Publication | None:
+        """What the newest certified epoch published."""
+        return self.history.publication
 
 
 def certified_epochs(
@@ -196,12 +262,10 @@ def certified_epochs(
         For each: how many are certified with it (those of predecessors counted), the new head, and the epoch.
 
     Raises:
+        LocalProtocolError: the roster is not the charter's.
         RemoteProtocolError: a record that does not fit, or that too few have voted for.
     """
-    head, last = charter.first_head, None
-    certified = 0 if charter.predecessor is None else charter.predecessor.certified
+    history = History(charter, roster, course)
     for kept in records:
-        trajectory = replay(charter, roster, course, kept, head=head, certified=certified, last=last)
-        check_certificate(charter, valid_votes(roster, trajectory, kept[0].votes))
-        head, last, certified = head_after(trajectory), trajectory.publication(), certified + 1
-        yield certified, head, trajectory
+        trajectory = history.take(kept)
+        yield history.certified, history.head, trajectory

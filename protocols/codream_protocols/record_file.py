@@ -8,7 +8,9 @@ byte of a file is without meaning.
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterable
 
 import msgspec
 
@@ -20,7 +22,18 @@ from codream_protocols.record import Kept
 MAGIC = b"secure-codream record, version 2\n"
 MAX_RECORD_BYTES = 1 << 32
 _LENGTH = struct.Struct(">I")
+_NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
 _DECODER: msgspec.msgpack.Decoder[EpochRecord] = msgspec.msgpack.Decoder(EpochRecord)
+
+
+def record_name(number: int) -> str:
+    """The file of an epoch, which was certified after `number` others, those of predecessors among them."""
+    return f"epoch-{number:05d}.record"
+
+
+def record_numbers(names: Iterable[str]) -> list[int]:
+    """How many epochs came before each of the records among these names of files, in order."""
+    return sorted(int(found[1]) for found in map(_NAME.match, names) if found)
 
 
 def record_bytes(kept: Kept) -> bytes:

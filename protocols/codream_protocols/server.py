@@ -78,7 +78,7 @@ from codream_protocols.messages import (
     survivor_statement,
 )
 from codream_protocols.packing import pack, unpack
-from codream_protocols.record import Kept, Trajectory, certified_epochs, head_after, replay, valid_votes
+from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, valid_votes
 from codream_protocols.tag import tag_bytes, tag_number
 from codream_protocols.unmasking import rebuild, unmask
 
@@ -251,7 +251,7 @@ class _Epoch:
     dissent: set[int] = field(default_factory=set)  # those that have voted for another end of it
 
 
-class ServerProtocol:
+class ServerProtocol(HoldsHistory):
     """The server's side of a charter's epochs.
 
     Args:
@@ -280,16 +280,12 @@ class ServerProtocol:
         journal: ServerJournal | None = None,
     ) -> None:
         check_charter(charter)
-        if roster.hash != charter.roster or len(roster.members) != charter.members:
-            raise LocalProtocolError("a roster that is not the charter's", "the roster whose hash it names")
+        self.history = History(charter, roster, course)
         self.charter, self.course, self.phase = charter, course, Phase.IDLE
         self.absent: set[int] = set(charter.everybody)
         self.conflicts: set[tuple[int, int]] = set()  # pairs of which one could not open what the other sealed
         self._left: dict[int, tuple[int, int]] = {}  # who left set-ups: how often, and until which epoch it stays away
         self._roster, self._beat_seconds, self._journal = roster, beat_seconds, journal or InMemory()
-        self._earlier = 0 if charter.predecessor is None else charter.predecessor.certified
-        self._heads: list[bytes] = [charter.first_head]
-        self._last: Publication | None = None
         self._at: dict[int, bytes] = {}  # each member's head, as it said or was told
         self._claims: dict[int, int] = {}  # each member's next epoch, as it said
         self._candidates: dict[tuple[bytes, bytes], _Candidate] = {}  # by plan and chain; one of each giver
@@ -297,35 +293,20 @@ class ServerProtocol:
             0  # numbers are also of what members claim; what is opened, this server counts
         )
         self._epoch: _Epoch | None = None
-        epochs = certified_epochs(charter, roster, course, certified)
-        for (_, _, public), kept in zip(epochs, certified, strict=True):
+        for kept in certified:
+            taken = self.history.take(kept)
             if journal is None:
                 self._journal.certified(kept)
-            self._accept(public)
+            self._next_epoch = max(self._next_epoch, taken.plan.offer.epoch + 1)
         if certified:  # until they say so, nobody is known to have heard of the last one
             self._at = dict.fromkeys(charter.everybody, b"")
         if ended is not None and ended[0].offer.head == self.head:
-            self._go_on_voting(self._replay(ended))
-
-    @property
-    def head(self) -> bytes:
-        """Digest of all that is certified."""
-        return self._heads[-1]
-
-    @property
-    def certified(self) -> int:
-        """How many epochs are certified, those of predecessors counted."""
-        return self._earlier + len(self._heads) - 1
+            self._go_on_voting(self.history.replay(ended))
 
     @property
     def done(self) -> bool:
         """Whether all epochs of the course are certified."""
         return self.certified >= self.course.epochs
-
-    @property
-    def publication(self) -> Publication | None:
-        """What the newest certified epoch published."""
-        return self._last
 
     @property
     def plan(self) -> Plan | None:
@@ -606,7 +587,7 @@ class ServerProtocol:
         words = unpack(frames[0], plan.spec(step.number).words, plan.modulus_bits)
         if epoch.public is None:
             check_start_shares(plan, epoch.shown, message.start)
-            epoch.public = Trajectory(plan, self.course, self._last, epoch.shown, message.start)
+            epoch.public = self.history.begin(plan, epoch.shown, message.start)
         if message.chain != epoch.public.chain:
             epoch.gone.add(member)
             name = self._roster.members[member].name
@@ -853,7 +834,8 @@ class ServerProtocol:
         ended: list[Effect] = []
         if running is not None and running.public is not public:
             ended = self._give_up("an epoch that enough have voted for comes first")
-        self._accept(public)
+        self.history.append(public)
+        self._next_epoch = max(self._next_epoch, public.plan.offer.epoch + 1)
         for member in public.members:
             self._left.pop(member, None)
         self._epoch, self.phase, self._candidates = None, Phase.IDLE, {}
@@ -906,7 +888,7 @@ class ServerProtocol:
         given = {vote.member for vote in message.votes}
         if member not in given and len(given) < self.charter.quorum:
             raise CertificateRefused("a record without its giver's vote", "its own vote, or a certificate")
-        public = self._replay((message, frames))
+        public = self.history.replay((message, frames))
         votes = valid_votes(self._roster, public, message.votes)
         epoch = self._epoch
         if epoch is not None and epoch.public is not None and epoch.plan.digest == public.plan.digest:
@@ -940,18 +922,13 @@ class ServerProtocol:
         lockstep = self.charter.aggregation.mode == "lockstep"
         return len(self.bound_elsewhere()) > (0 if lockstep else self.charter.aggregation.colluders)
 
-    def _accept(self, public: Trajectory) -> None:
-        self._heads.append(head_after(public))
-        self._last = public.publication()
-        self._next_epoch = max(self._next_epoch, public.plan.offer.epoch + 1)
-
     def _catch_up(self, member: int) -> list[Effect]:
         """The next certified epoch that a member lacks; when it has it, it says Hello again, and gets the next."""
-        at = self._at.get(member)
-        if at is None or at not in self._heads:
+        at, heads = self._at.get(member), self.history.heads
+        if at is None or at not in heads:
             return []  # further than this server: it will give back what is missing here
-        place = self._heads.index(at)
-        if place == len(self._heads) - 1:
+        place = heads.index(at)
+        if place == len(heads) - 1:
             return [effect for candidate in self._candidates.values() for effect in self._show_to(member, candidate)]
         return [SendTo(member, *self._journal.recall(place))]
 
@@ -1025,17 +1002,6 @@ class ServerProtocol:
         return [EpochGivenUp(epoch.plan.offer.epoch, reason, wrong_sum), *told]
 
     # -- context ---------------------------------------------
-
-    def _replay(self, kept: Kept) -> Trajectory:
-        return replay(
-            self.charter,
-            self._roster,
-            self.course,
-            kept,
-            head=self.head,
-            certified=self.certified,
-            last=self._last,
-        )
 
     def _current(self, plan: bytes) -> _Epoch:
         if self._epoch is None or plan != self._epoch.plan.digest:

@@ -168,6 +168,7 @@ def _drawn(
     seed: bytes, label: str, count: int, shape: Shape, words: int, paint: Callable[[_Dice, Shape], Integers]
 ) -> Floats32:
     """`count` pictures that `paint` draws, a run at a time, with pixel values 0 to 255."""
+    _check_size(count, shape)
     images = np.empty((count, *shape), dtype=np.float32)
     run = max(1, _PIECE // (shape[1] * shape[2]))
     draw(seed, label, 0)  # refuses a wrong seed even where nothing is drawn
@@ -205,7 +206,6 @@ def strokes(seed: bytes, count: int, shape: Shape) -> Floats32:
     Raises:
         LocalProtocolError: a seed, count or shape outside the limits of this module.
     """
-    _check_size(count, shape)
     return _drawn(seed, "start strokes", count, shape, _STROKE_WORDS, _paint_strokes)
 
 
@@ -309,7 +309,6 @@ def shapes(seed: bytes, count: int, shape: Shape) -> Floats32:
     Raises:
         LocalProtocolError: a seed, count or shape outside the limits of this module.
     """
-    _check_size(count, shape)
     return _drawn(seed, "start shapes", count, shape, _SHAPE_WORDS, _paint_shapes)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from codream_clients.learning.participant import LearningSettings
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of, solve_noise_multiplier
 from codream_clients.privacy.plan import PrivacyPlan, PrivacySettings, plan_privacy
+from secure_codream.audit.attacked_federation import Scene, attack_federation, under_plan
 from secure_codream.audit.canaries import make_canaries
-from secure_codream.audit.federation import Scene, attack_federation, under_plan
 from secure_codream.audit.scores import Coins, Scores, best_guesses, most_that_can_be_shown, separation
 from secure_codream.audit.settings import AuditConfig, AuditTable
 from secure_codream.audit.two_worlds import audit_two_worlds, one_step

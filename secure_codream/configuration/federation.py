@@ -21,7 +21,8 @@ from codream_clients.privacy.settings import PrivacySettings
 from codream_protocols.charter import MAX_BLOCKS, MAX_EPOCHS, Aggregation, Charter, Predecessor, even_blocks
 from codream_protocols.courses.codream import ClientPrivacy, Dreams, DreamSettings
 from codream_protocols.courses.generator import ADVERSARIAL_FROM, Fast
-from codream_protocols.courses.parameters import CONTRAST, CONTRAST_TEMPERATURE, PROXIMAL, Averaging
+from codream_protocols.courses.parameters import CONTRAST, CONTRAST_TEMPERATURE, PROXIMAL, Averaging, FedAvg
+from codream_protocols.courses.registry import COURSES
 from codream_protocols.identity import MAX_MEMBERS, Roster
 from codream_protocols.keyschedule import PROTOCOL, digest
 from codream_protocols.settings import MOST, declared, out_of_range
@@ -40,8 +41,7 @@ from secure_codream.configuration.reading import (
 )
 
 MOST_IN_LOCKSTEP = 30  # members; the default mode beyond is the resilient one
-PARAMETER_COURSES = ("fedavg", "fedprox", "scaffold", "moon")
-COURSES = ("codream", "codream-fast", *PARAMETER_COURSES, "sums")
+PARAMETER_COURSES = tuple(name for name, course in COURSES.items() if issubclass(course, FedAvg))
 
 
 class FederationTable(Table):

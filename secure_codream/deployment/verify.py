@@ -20,7 +20,7 @@ from codream_protocols.course import Course
 from codream_protocols.errors import ProtocolError, RosterRefused
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, SignedRoster, read_roster
 from codream_protocols.record import Kept, certified_epochs
-from codream_protocols.record_file import parse_record
+from codream_protocols.record_file import parse_record, record_name
 from secure_codream.configuration.charter_file import read_charter
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.reading import ConfigError
@@ -103,8 +103,8 @@ def verify_record(
     def records() -> Iterator[Kept]:
         for number, file in enumerate(files, start=first):
             begun.append(file)
-            if file.name != f"epoch-{number:05d}.record":
-                raise RecordRefused(f"{file}: found this file where epoch-{number:05d}.record is needed")
+            if file.name != record_name(number):
+                raise RecordRefused(f"{file}: found this file where {record_name(number)} is needed")
             kept = parse_record(file.read_bytes())
             votes.append(len(kept[0].votes))
             yield kept

@@ -35,7 +35,8 @@ from secure_codream.experiments.grid import Grid, read_grid
 from secure_codream.experiments.plots import require_matplotlib
 from secure_codream.experiments.progress import ComparisonView
 from secure_codream.experiments.results import Failure, Results, communication_of, lines_of, rows_csv, warnings_of
-from secure_codream.experiments.workers import Failed, Finished, Workers
+from secure_codream.experiments.worker_processes import Processes
+from secure_codream.experiments.workers import Failed, Finished, MakeWorkers
 from secure_codream.reports.files import write_whole
 from secure_codream.reports.run_folder import RunFolder
 from secure_codream.reports.versions import versions_of
@@ -125,11 +126,25 @@ def usual_jobs(device: str) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_comparison(comparison: Comparison, *, jobs: int, console: Console, outputs: Outputs) -> Results:
+def run_comparison(
+    comparison: Comparison,
+    *,
+    jobs: int,
+    console: Console,
+    outputs: Outputs,
+    workers: MakeWorkers = Processes,
+) -> Results:
     """Run the cells that have no record yet, and write the results.
 
     A cell that fails is among the results' failures; the others go on. KeyboardInterrupt passes through, with all
     workers gone and all finished cells kept.
+
+    Args:
+        comparison: what to run.
+        jobs: how many cells at a time.
+        console: shows how it goes.
+        outputs: what is wanted beside the table.
+        workers: the back-end that runs the cells.
     """
     grid = comparison.grid
     kept = [record for cell in grid.cells if (record := read_record(comparison.cells, cell)) is not None]
@@ -143,10 +158,10 @@ def run_comparison(comparison: Comparison, *, jobs: int, console: Console, outpu
     jobs = max(1, min(jobs, len(waiting)))
     if waiting:
         with (
-            Workers(comparison.cells, comparison.logs, jobs) as workers,
+            workers(comparison.cells, comparison.logs, jobs) as running,
             ComparisonView(console, waiting, kept, jobs) as view,
         ):
-            for happening in workers.run(waiting):
+            for happening in running.run(waiting):
                 view.feed(happening)
                 if isinstance(happening, Failed):
                     failures[happening.cell.digest] = _failure(comparison, happening)

@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from secure_codream.experiments.cell import CellRecord
+from secure_codream.experiments.estimates import Estimate, estimate, gap_closure
 from secure_codream.experiments.registry import ALONE, CENTRAL
-from secure_codream.experiments.statistics import Estimate, estimate, gap_closure
 from secure_codream.experiments.sweep import is_reference, reference_of, split_name
 from secure_codream.reports.words import format_bytes
 

@@ -1,37 +1,21 @@
-"""Cells in parallel: spawned processes, one torch thread each, that take cells until there are none left.
+"""Who runs the cells of a comparison: what is asked of a back-end, what it says, and what each of its workers does.
 
-The parent hands out cells and watches; each worker writes its records itself. What can go wrong, and what follows:
-
-    a cell raises                   its traceback goes to `logs/`, the worker takes the next cell
-    a worker dies (killed, crash)   its cell counts as failed, another worker takes its place
-    Ctrl-C                          workers do not hear it; the parent stops them all and waits until they are gone
-    the parent dies                 each worker sees that at once and ends itself
-
-Workers are spawned, not forked: no lock or thread of the parent's is copied, and a GPU can be used.
+`Processes` is the one there is. Another one, for other machines, is a class with the methods of `Workers` that calls
+`work` wherever its workers are; `run_comparison` takes it. Its workers need the two folders, or what stands for them
+there: records are what is kept, and what a comparison resumes from.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import TracebackType
+from typing import Protocol
 
 from secure_codream.experiments.grid import Cell
 from secure_codream.experiments.problem import Row
-
-STOP_SECONDS = 5.0
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -69,165 +53,43 @@ class Failed:
 Happening = Started | Advanced | Finished | Failed
 
 
-class Workers:
-    """Up to `jobs` processes; use it as a context manager, which leaves no process behind.
-
-    Args:
-        cells: folder of the records.
-        logs: folder of tracebacks and of what workers print.
-        jobs: how many cells at a time.
-    """
-
-    def __init__(self, cells: Path, logs: Path, jobs: int) -> None:
-        self._cells, self._logs, self._jobs = cells, logs, jobs
-        self._running: dict[Connection, tuple[SpawnProcess, Cell]] = {}
-        self._started = 0
-
-    def __enter__(self) -> Workers:
-        self._logs.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for pipe, (process, _) in self._running.items():
-            pipe.close()
-            process.terminate()
-        for process, _ in self._running.values():
-            process.join(STOP_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self._running.clear()
+class Workers(AbstractContextManager["Workers"], Protocol):
+    """A back-end; whoever leaves its context, whatever the reason, leaves nothing of it running."""
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Happening]:
-        """Run all cells, and say what happens."""
-        waiting = list(reversed(cells))
-        while waiting and len(self._running) < self._jobs:
-            yield self._hand_out(waiting.pop())
-        while self._running:
-            for pipe in connection.wait(list(self._running)):
-                assert isinstance(pipe, Connection)  # noqa: S101 - nothing else was waited for
-                process, cell = self._running[pipe]
-                try:
-                    message = pipe.recv()
-                except (EOFError, OSError):
-                    yield self._mourn(pipe)
-                    if waiting:
-                        yield self._hand_out(waiting.pop())
-                    continue
-                if isinstance(message, Row):
-                    yield Advanced(cell, message)
-                    continue
-                if isinstance(message, int):
-                    yield Finished(cell, message)
-                else:
-                    yield Failed(cell, message, self._log(cell))
-                if waiting:
-                    following = waiting.pop()
-                    self._running[pipe] = process, following
-                    _give(pipe, following)
-                    yield Started(following)
-                else:
-                    _give(pipe, None)
-                    process.join(STOP_SECONDS)
-                    if process.is_alive():
-                        process.kill()
-                        process.join()
-                    del self._running[pipe]
+        """Run all cells, and say what happens: each is `Started`, then `Advanced`, and `Finished` or `Failed` once.
 
-    def _hand_out(self, cell: Cell) -> Started:
-        """Start a worker with its first cell."""
-        self._started += 1
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        output = self._logs / f"worker-{self._started}.log"
-        process = context.Process(target=_serve, args=(theirs, self._cells, self._logs, output), daemon=True)
-        with _undisturbed():
-            process.start()
-        theirs.close()
-        self._running[ours] = process, cell
-        _give(ours, cell)
-        return Started(cell)
-
-    def _mourn(self, pipe: Connection) -> Failed:
-        """Take a dead worker off the list."""
-        process, cell = self._running.pop(pipe)
-        process.join(STOP_SECONDS)
-        pipe.close()
-        code = process.exitcode
-        reason = f"the worker ended with exit code {code}"
-        if code is not None and code < 0:
-            reason = f"the worker was ended by {signal.Signals(-code).name}"
-        log = self._log(cell)
-        log.write_text(f"{cell}: {reason}; it may have been short of memory\n", encoding="utf-8")
-        return Failed(cell, reason, log)
-
-    def _log(self, cell: Cell) -> Path:
-        return self._logs / f"{cell.stem}.log"
+        What is said names the very cells that were given, not copies of them: a cell equals itself alone.
+        """
 
 
-def _give(pipe: Connection, cell: Cell | None) -> None:
-    with suppress(OSError):  # a dead worker's pipe reads as closed, which is seen when it is read
-        pipe.send(cell)
+MakeWorkers = Callable[[Path, Path, int], Workers]
+"""The folder of the records, that of the logs, and how many cells at a time."""
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A process started within inherits one thread for each library, and a blocked SIGINT, which is the parent's."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
-    resource_tracker.ensure_running()  # it would unblock the signal
-    masks = hasattr(signal, "pthread_sigmask")
-    if masks:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def work(cell: Cell, cells: Path, logs: Path, tell: Callable[[Row], None]) -> Finished | Failed:
+    """Run one cell, in whichever process this is called, and keep its record.
+
+    Args:
+        cell: what to run.
+        cells: folder of the records; what private clients release is kept beside it.
+        logs: folder of the tracebacks.
+        tell: called with each row as soon as it is there.
+    """
+    from secure_codream.experiments.cell import run_cell, write_record  # the parent needs no tensor library for this
+
     try:
-        yield
-    finally:
-        if masks:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        record = run_cell(cell, tell, cells.parent / "releases")
+        write_record(cells, cell, record)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return failed(cell, logs, reason, f"{cell}\n\n{traceback.format_exc()}")
+    return Finished(cell, sum(record.warnings.values()))
 
 
-# --- in the worker's process -----------------------------------------------------------------------
-
-
-def _serve(pipe: Connection, cells: Path, logs: Path, output: Path) -> None:
-    """Run cells until None comes: for each, its rows go back, then its warnings' count, or the reason of a failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _print_to(output)
-    import torch
-
-    from secure_codream.experiments.cell import run_cell, write_record
-
-    torch.set_num_threads(1)
-    while (cell := pipe.recv()) is not None:
-        end: int | str
-        try:
-            record = run_cell(cell, pipe.send, cells.parent / "releases")
-            write_record(cells, cell, record)
-            end = sum(record.warnings.values())
-        except Exception as error:
-            (logs / f"{cell.stem}.log").write_text(f"{cell}\n\n{traceback.format_exc()}", encoding="utf-8")
-            end = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        pipe.send(end)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _print_to(path: Path) -> None:
-    """Warnings of a library must not disturb the parent's terminal."""
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+def failed(cell: Cell, logs: Path, reason: str, text: str) -> Failed:
+    """A cell has no record; `text` goes into its log."""
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{cell.stem}.log"
+    log.write_text(text, encoding="utf-8")
+    return Failed(cell, reason, log)

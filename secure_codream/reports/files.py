@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from codream_clients.durable import sync_folder
+from codream_protocols import durable
 
 _T = TypeVar("_T")
 
@@ -51,35 +49,8 @@ def write_whole(path: Path, content: bytes) -> Path:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write bit by bit, which takes its place once all is written; what raises on the way leaves the old."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove_stale(path)
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove what processes that were killed have left of this file; one that runs may still be at it."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        number = left.name.removesuffix(".partial").rpartition(".")[2]
-        if number.isdecimal() and not _runs(int(number)):
-            left.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True  # somebody else's
-    return True
+    with durable.written_whole(path, durable.PUBLIC) as file:
+        yield file
 
 
 def write_struct(path: Path, record: msgspec.Struct, kind: type[msgspec.Struct]) -> Path:

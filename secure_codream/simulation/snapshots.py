@@ -13,6 +13,7 @@ import numpy as np
 
 from codream_protocols.client import ClientProtocol
 from codream_protocols.lockstep import LockstepKeys
+from codream_protocols.record import History
 from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.server import ServerProtocol
 from codream_protocols.tag import TagKey
@@ -22,7 +23,11 @@ _LEFT_OUT = ("_course", "course", "_journal", "_random")
 
 def snapshot(machine: ClientProtocol | ServerProtocol) -> Any:
     """Everything that a machine holds, as a value that can be compared later."""
-    return {name: _frozen(held) for name, held in vars(machine).items() if name not in _LEFT_OUT}
+    return _held_by(machine)
+
+
+def _held_by(holder: Any) -> dict[str, Any]:
+    return {name: _frozen(held) for name, held in _attributes(holder).items() if name not in _LEFT_OUT}
 
 
 def _frozen(held: Any) -> Any:
@@ -38,8 +43,8 @@ def _frozen(held: Any) -> Any:
         return bytes(held._bytes)
     if isinstance(held, SecretArray):
         return held._rows.tobytes()
-    if isinstance(held, LockstepKeys | TagKey):
-        return {name: _frozen(value) for name, value in _attributes(held).items()}
+    if isinstance(held, LockstepKeys | TagKey | History):
+        return _held_by(held)
     if is_dataclass(held) and not isinstance(held, type):
         return {item.name: _frozen(getattr(held, item.name)) for item in fields(held) if item.name != "course"}
     return held

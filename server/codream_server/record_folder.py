@@ -17,18 +17,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
-import re
 from pathlib import Path
 
+from codream_protocols.durable import PUBLIC, try_lock, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
-from codream_protocols.record_file import parse_record, record_bytes
+from codream_protocols.record_file import parse_record, record_bytes, record_name, record_numbers
 
 ROSTER, CHARTER, NEXT, ENDED = "roster.json", "charter.json", "next.partial", "ended"
-_RECORD_NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
 
 
 class RecordFolderRefused(LocalProtocolError):
@@ -68,7 +66,7 @@ class RecordFolder:
             self._lock()
             for name, data in ((ROSTER, roster), (CHARTER, charter)):
                 self._keep_same(name, data)
-            numbers = self._numbers()
+            numbers = record_numbers(path.name for path in folder.iterdir())
             if numbers != list(range(first, first + len(numbers))):
                 raise RecordFolderRefused(
                     f"records of epochs {numbers} in {folder}",
@@ -122,15 +120,9 @@ class RecordFolder:
 
     def ended(self, kept: Kept) -> None:
         """See `ServerJournal`: kept if the disk takes it; without it only a double failure costs more."""
-        partial = self.folder / f"{ENDED}.partial"
+        data = record_bytes(kept)
         with contextlib.suppress(OSError):
-            with partial.open("wb") as file:
-                data = record_bytes(kept)
-                file.write(hashlib.sha256(data).digest() + data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.folder / ENDED)
-            os.fsync(self._directory)
+            write_whole(self.folder / ENDED, hashlib.sha256(data).digest() + data, PUBLIC)
 
     def given_up(self) -> None:
         """See `ServerJournal`."""
@@ -164,7 +156,7 @@ class RecordFolder:
         descriptor = self._open_next()
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        _write_whole(descriptor, record_bytes(kept))
+        write_all(descriptor, record_bytes(kept))
         os.fsync(descriptor)
         try:
             os.rename(NEXT, record_name(self._number), src_dir_fd=self._directory, dst_dir_fd=self._directory)
@@ -183,12 +175,10 @@ class RecordFolder:
             return  # the epoch is kept; the next one tries again
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self._directory):
             raise RecordFolderBusy(
                 f"{self.folder} in use", "one server for a record folder", "this server is running already"
-            ) from None
+            )
 
     def _open_next(self) -> int:
         if self._next is None:
@@ -206,26 +196,4 @@ class RecordFolder:
                     "a new charter needs a record folder of its own",
                 )
             return
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        os.fsync(self._directory)
-
-    def _numbers(self) -> list[int]:
-        return sorted(
-            int(found[1]) for found in (_RECORD_NAME.match(path.name) for path in self.folder.iterdir()) if found
-        )
-
-
-def record_name(number: int) -> str:
-    """The file of an epoch, which was certified after `number` others."""
-    return f"epoch-{number:05d}.record"
-
-
-def _write_whole(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        write_whole(path, data, PUBLIC)

@@ -20,13 +20,12 @@ from codream_clients.journal import (
     JournalBusy,
     JournalDamaged,
     JournalMismatch,
-    record_name,
 )
 from codream_protocols.client import Begun, ClientProtocol, Memory, State
 from codream_protocols.errors import BoundByVote, MalformedMessage, WrongContext
 from codream_protocols.messages import Invitation
 from codream_protocols.record import Kept, certified_epochs
-from codream_protocols.record_file import MAGIC, parse_record, record_bytes
+from codream_protocols.record_file import MAGIC, parse_record, record_bytes, record_name
 from secure_codream.simulation.in_process import Simulation
 from tests.clients.network import FakeLearner, Federation
 

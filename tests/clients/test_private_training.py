@@ -24,6 +24,7 @@ from codream_clients.privacy.noise import NoiseSource, SecureModeUnavailable
 from codream_clients.privacy.plan import WARM_UP, PlannedCharges, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.privacy.releases import ReleaseError, Releases
 from codream_clients.privacy.training import PrivateModelError, PrivateTraining, private_sgd, require_private_model
+from codream_protocols import durable
 from codream_protocols.settings import SettingsError
 
 CPU = torch.device("cpu")
@@ -443,7 +444,7 @@ def test_a_kept_warm_up_is_not_paid_for_again(tmp_path):
 def test_release_is_on_the_disk_under_its_name_before_it_is_given(tmp_path, monkeypatch):
     """A rename that a loss of power takes back would have the charge paid twice."""
     synced = []
-    monkeypatch.setattr(releases, "sync_folder", lambda folder: synced.append((folder, len([*folder.glob("*.pt")]))))
+    monkeypatch.setattr(durable, "sync_folder", lambda folder: synced.append((folder, len([*folder.glob("*.pt")]))))
     charge = plan_for(noise=1.0).training(2, WARM_UP)
     Releases(lambda charge: None, tmp_path).once(charge, lambda: {"weights": torch.ones(3)})
     assert synced == [(tmp_path, 1)]

@@ -453,7 +453,7 @@ class Epoch:
         """chain_0, chain_1, chain_2, as a member that catches up computes them."""
         client = self.client(0, counting)
         (certified,) = self.certified
-        return client._replay(certified.kept).links
+        return client.history.replay(certified.kept).links
 
 
 def epoch(mode: Mode) -> Cases:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -14,6 +14,7 @@ from codream_protocols.charter import (
     Charter,
     Offer,
     Plan,
+    Policy,
     Predecessor,
     check_charter,
     cuts,
@@ -22,6 +23,7 @@ from codream_protocols.charter import (
     even_blocks,
 )
 from codream_protocols.errors import CharterRefused, CohortRefused, UnsafePlan, WrongContext
+from codream_protocols.masks import SUITES
 from codream_protocols.messages import MaskedInput
 from codream_protocols.server import ServerProtocol
 from secure_codream.simulation.toy_course import LaboratoryCourse
@@ -48,6 +50,13 @@ OTHER: dict[str, Any] = {
     "blocks": (tuple(range(9)),),
     "predecessor": Predecessor(bytes(32), bytes(32), 0),
 }
+
+
+def test_charters_and_policies_take_the_mask_generators_that_there_are() -> None:
+    permitted, *_ = get_args(get_type_hints(Policy)["suites"])
+    for allowed in (permitted, get_type_hints(Aggregation)["suite"]):
+        assert get_args(allowed) == tuple(SUITES)
+    assert Policy().suites == tuple(SUITES)
 
 
 @pytest.mark.parametrize("field", Charter.__struct_fields__)

@@ -262,7 +262,7 @@ class World:
                 expected = federation.plain_sum(step, members, plan)
                 words = unpack(frame, len(expected), federation.plan.modulus_bits).astype(np.int64)
                 assert (words == expected).all(), f"member {member} took a sum of step {step} that is not true"
-        heads = [client._heads for client in federation.clients]
+        heads = [client.history.heads for client in federation.clients]
         for member in self.honest:
             for other in self.honest:
                 shorter = min(len(heads[member]), len(heads[other]))

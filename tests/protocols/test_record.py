@@ -11,7 +11,7 @@ from codream_protocols import hybrid
 from codream_protocols.charter import Offer
 from codream_protocols.errors import RemoteProtocolError, VectorRefused
 from codream_protocols.messages import EpochRecord, MaskedInput, SignedBy, decode_to_client, encode_message
-from codream_protocols.record import Kept, certified_epochs, check_certificate, head_after, replay, valid_votes
+from codream_protocols.record import History, Kept, certified_epochs, check_certificate, valid_votes
 from secure_codream.simulation.toy_course import LaboratoryCourse
 from secure_codream.simulation.wire import Federation
 from secure_codream.threats.laboratory.adversary import told_group_key, transcript_of
@@ -30,15 +30,7 @@ def test_start_shares_that_nobody_committed_to_are_refused_before_a_vote_is_look
     record, frames = KEPT[0]
     forged = msgspec.structs.replace(record, start=bytes(32) + record.start[32:])
     with pytest.raises(VectorRefused, match="did not commit to"):
-        replay(
-            FEDERATION.charter,
-            FEDERATION.roster,
-            FEDERATION.course,
-            (forged, frames),
-            head=FEDERATION.charter.first_head,
-            certified=0,
-            last=None,
-        )
+        History(FEDERATION.charter, FEDERATION.roster, FEDERATION.course).replay((forged, frames))
 
 
 def test_a_first_vector_with_start_shares_that_nobody_committed_to_moves_no_server() -> None:
@@ -133,11 +125,14 @@ def test_another_course_gives_another_history() -> None:
 
 def test_the_head_covers_head_plan_and_chain() -> None:
     charter, roster, course = FEDERATION.charter, FEDERATION.roster, FEDERATION.course
-    first = replay(charter, roster, course, KEPT[0], head=charter.first_head, certified=0, last=None)
+    history = History(charter, roster, course)
+    first = history.replay(KEPT[0])
+    assert history.head == charter.first_head and history.certified == 0 and history.publication is None
     assert len(first.links) == first.plan.steps + 1 and len(set(first.links)) == len(first.links)
     votes = valid_votes(roster, first, KEPT[0][0].votes)
     check_certificate(charter, votes)
-    assert head_after(first) not in (charter.first_head, first.chain)
+    history.append(first)
+    assert history.head not in (charter.first_head, first.chain) and history.certified == 1
 
 
 def test_the_start_shares_that_go_out_in_clear_open_nothing_of_the_group_key() -> None:

@@ -158,7 +158,7 @@ class Schedules(RuleBasedStateMachine):
     def all_histories_are_one(self) -> None:
         if not hasattr(self, "federation"):
             return
-        heads = [client._heads for client in self.federation.clients]
+        heads = [client.history.heads for client in self.federation.clients]
         longest = max(heads, key=len)
         assert all(one == longest[: len(one)] for one in heads)
 

@@ -9,16 +9,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
 import torch
+from rich.console import Console
 
 from secure_codream import cli
 from secure_codream.experiments.cell import run_cell
-from secure_codream.experiments.grid import read_grid
+from secure_codream.experiments.compare import Outputs, prepare, run_comparison
+from secure_codream.experiments.grid import Cell, read_grid
 from secure_codream.experiments.problem import Row
+from secure_codream.experiments.workers import Advanced, Happening, Started, work
 
 FAKE = """
     import os
@@ -192,6 +197,42 @@ def test_cells_that_fail_are_reported_and_the_others_go_on(folder: Path) -> None
     module.write_text(module.read_text().replace("== self.raises", "== -1").replace("== self.dies", "== -1"))
     again = call(folder, "--resume", str(run), "--jobs", "1", "--no-plots")
     assert again.returncode == 0 and "6 cells, 4 of them done before; 1 at a time" in again.stdout
+
+
+class Here:
+    """A back-end in one file: all cells one after the other in this process."""
+
+    def __init__(self, cells: Path, logs: Path, jobs: int) -> None:
+        self._folders = cells, logs
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[Happening]:
+        for cell in cells:
+            rows: list[Row] = []
+            yield Started(cell)
+            end = work(cell, *self._folders, rows.append)
+            yield from (Advanced(cell, row) for row in rows)
+            yield end
+
+
+def test_another_back_end_gives_the_same_table(folder: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    rests: dict[str, Any] = {"jobs": 1, "console": Console(quiet=True), "outputs": Outputs(plots=False)}
+    comparison = prepare(configure(folder, seeds="0-2"), {}, folder / "here")
+    results = run_comparison(comparison, **rests, workers=Here)
+    assert not results.failures and results.cells == 12
+    assert rows(comparison.run.path) == rows(whole)
+    spoilt = prepare(configure(folder, seeds="0-1", raises=1), {}, folder / "spoilt")
+    failures = run_comparison(spoilt, **rests, workers=Here).failures
+    assert {failure.reason for failure in failures} == {"ValueError: spoilt [on purpose]"} and len(failures) == 2
+    assert all("second line" in (spoilt.run.path / failure.log).read_text() for failure in failures)
 
 
 def test_early_stopping_of_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,12 @@ from codream_protocols.course import fingerprint
 from codream_protocols.courses.codream import UPDATE
 from codream_protocols.courses.labels import LOGITS
 from codream_protocols.courses.metrics import METRICS
+from codream_protocols.courses.registry import COURSES
 from codream_protocols.errors import UnsafePlan
 from codream_protocols.starts import START_NAMES
 from secure_codream.configuration.client import ClientConfig, PolicyTable, read_client
 from secure_codream.configuration.courses import make_course
-from secure_codream.configuration.federation import COURSES, FederationConfig, read_federation
+from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.configuration.reading import MAX_CONFIG_BYTES, ConfigError, check
 from tests.secure_codream.small import roster_of
 
@@ -131,7 +132,7 @@ def test_half_way_is_part_of_the_recipe_and_reaches_the_server(tmp_path: Path) -
         ("dreams", "steps", -1, "greater than or equal to 0"),
         ("dreams", "batch", 1, "greater than or equal to 2"),
         ("dreams", "way", "weights", "'update' or 'gradient'"),
-        ("dreams", "optimiser", "sgd", "'average', 'fedadam', 'adam' or 'distadam'"),
+        ("dreams", "optimiser", "sgd", "'average', 'fedadam' or 'adam'"),
         ("dreams", "server_lr", 0.0, "greater than 0"),
         ("dreams", "update_clip", -1.0, "greater than 0"),
         ("aggregation", "value_bits", 32, "at least 2, at most 24"),

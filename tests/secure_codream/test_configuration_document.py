@@ -20,8 +20,7 @@ from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.reading import Table
 from secure_codream.configuration.reference import STRUCTURES, Key, keys_of, table_in_markdown, with_comments
-from secure_codream.documents.__main__ import PAGES, write
-from secure_codream.documents.configuration import FILES
+from secure_codream.documents import FILES, PAGES, write
 from secure_codream.experiments.grid import CompareConfig
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -148,15 +148,6 @@ def test_ablations_have_no_half_way(kind: Kind, steps: int) -> None:
     assert [row.secure_steps for row in rows] == [0, steps, 2 * steps + 1]
 
 
-def test_distadam_is_adam_under_the_authors_name() -> None:
-    rows = []
-    for optimiser in ("adam", "distadam"):
-        problem = digits(way="gradient", optimiser=optimiser, server_lr=0.05)
-        learning = dataclasses.replace(problem.learning, way="gradient")
-        rows.append(timeless(list(CoDream().run(dataclasses.replace(problem, learning=learning)))))
-    assert rows[0] == rows[1]
-
-
 # -- CoDream-fast ---------------------------------------------
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +22,7 @@ from secure_codream.reports.events import (
     parse_event,
     read_events,
 )
-from secure_codream.reports.files import MalformedRecord, MissingRecord, write_whole
+from secure_codream.reports.files import MalformedRecord, MissingRecord
 from secure_codream.reports.run_folder import RunFolder, read_dreams, read_exhibit
 from secure_codream.reports.summary import (
     ClientResult,
@@ -205,45 +201,6 @@ def test_unfit_summary_is_not_written_and_the_earlier_one_stays(tmp_path: Path) 
         write_summary(tmp_path, msgspec.structs.replace(broken, threshold=2, accuracy=accuracy))
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_whole(tmp_path / "file", b"old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for name in (f".file.{dead.pid}.partial", f".file.{os.getppid()}.partial", f".other.{dead.pid}.partial"):
-        (tmp_path / name).write_bytes(b"half")
-    write_whole(tmp_path / "file", b"new")
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "file",
-        f".file.{os.getppid()}.partial",  # its process may still be writing
-        f".other.{dead.pid}.partial",  # not this file's
-    }
-
-
-def test_rename_is_on_the_disk_before_the_writer_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[bool] = []
-    real = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode) and (tmp_path / "file").exists())
-        real(descriptor)
-
-    monkeypatch.setattr("os.fsync", fsync)
-    write_whole(tmp_path / "file", b"new")
-    assert synced == [False, True]
 
 
 def test_client_result_survives_the_file(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import tomli_w
+from typer.testing import CliRunner
 
+from secure_codream.cli import app
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
 from secure_codream.experiments.sweep import SweepTable, is_reference, reference_of, split_name
@@ -92,6 +94,25 @@ def test_examples_are_valid(path: Path) -> None:
         path, {"compare": {"per_client": 20, "test_limit": 20, "seeds": [0]}, "data": {"source": "digits"}}
     )
     assert {cell.algorithm for cell in made.cells} == set(config.sweep.names)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--epsilons", "2,none"], ["--methods", "codream"], ["--epsilons", "8", "--delta", "1e-3", "--name", "x"]]
+)
+def test_sweep_is_compare_with_budgets(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Grid] = []
+
+    def prepare(config: Path | None, flags: Any, out: Path, usual: Any) -> None:
+        made.append(read_grid(config, flags, usual))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("secure_codream.experiments.compare.prepare", prepare)
+    for command in ("sweep", "compare"):
+        assert isinstance(CliRunner().invoke(app, [command, *flags, "--data", "digits"]).exception, ConfigError)
+    short, long = made
+    assert short.to_toml() == long.to_toml() and short.config.command == "sweep"
+    assert [cell.digest for cell in short.cells] == [cell.digest for cell in long.cells]
+    assert short.config.compare.models == ("cnn2_gn",)
 
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -38,8 +38,8 @@ from secure_codream.threats.laboratory.defences import (
     Inapplicable,
 )
 from secure_codream.threats.laboratory.laboratory import Cohort, Laboratory, cohort_of
-from secure_codream.threats.laboratory.run_folder import contents
 from secure_codream.threats.laboratory.switches import RULES, SWITCHES, describe, switched_off, without
+from secure_codream.threats.laboratory.whole_run import contents
 from secure_codream.threats.page import write_page
 from secure_codream.threats.promises import BY_KEY
 from secure_codream.threats.suite import FAMILIES, Entry, all_attacks, by_promise, chosen, own_attack, prove

@@ -235,7 +235,8 @@ def test_an_epoch_whose_sums_are_all_there_is_kept_apart_until_it_is_certified(
 
 def test_a_disk_that_does_not_take_it_holds_nothing_up(tmp_path: Path, epochs: list[Kept]) -> None:
     folder = make(tmp_path)
-    (tmp_path / "ended.partial").mkdir()
+    (tmp_path / "ended").mkdir()
     folder.ended(epochs[0])
+    (tmp_path / "ended").rmdir()
     assert folder.unfinished() is None
     folder.certified(epochs[0])

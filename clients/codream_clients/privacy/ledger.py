@@ -21,11 +21,10 @@ both, or rewrites both with fresh digests, is not found out: software alone cann
 with another party. The ledger guards its owner against servers, crashes and accidents, not against the owner.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,8 +33,8 @@ from typing import Annotated, get_args
 import msgspec
 import structlog
 
-from codream_clients.durable import chained, sync_folder, write_all
 from codream_clients.privacy.accounting import AccountingError, AnyAccountant, SampledGaussian, epsilon_of
+from codream_protocols.durable import chained, sync_folder, try_lock, write_all, write_whole
 
 MAX_LINE_BYTES = 2048
 MAX_LEDGER_BYTES = 16 << 20
@@ -244,10 +243,8 @@ class Ledger:
     # -- reading ----------------------------------------------------------------------------------------
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LedgerBusy(f"{self._path}: open elsewhere; one process at a time may spend") from None
+        if not try_lock(self._file):
+            raise LedgerBusy(f"{self._path}: open elsewhere; one process at a time may spend")
 
     def _read(self, expected: _Opened) -> None:
         seen = self._read_anchor()
@@ -331,18 +328,9 @@ class Ledger:
         self._usable = True
 
     def _write_anchor(self) -> None:
-        fresh = self._anchor.with_name(self._anchor.name + ".new")
-        with suppress(FileNotFoundError):
-            fresh.unlink()
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            write_all(descriptor, msgspec.json.encode(_Anchor(len(self._entries), self._digest)))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        fresh.replace(self._anchor)
-        for folder in {self._anchor.parent, self._path.parent}:
-            sync_folder(folder)
+        write_whole(self._anchor, msgspec.json.encode(_Anchor(len(self._entries), self._digest)))
+        if self._path.parent != self._anchor.parent:
+            sync_folder(self._path.parent)  # where a new ledger's name is
 
 
 def _parse(line: bytes, previous: str) -> tuple[_Entry, str]:

@@ -7,15 +7,14 @@ between the two, the charge is spent and nothing was released, which errs on the
 
 import fcntl
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from codream_clients.durable import sync_folder
 from codream_clients.privacy.accounting import SampledGaussian
+from codream_protocols.durable import written_whole
 
 Reserve = Callable[[SampledGaussian], None]
 """Called before a mechanism runs; raises if the budget does not allow it (`Ledger.reserve`)."""
@@ -77,10 +76,5 @@ def _alone(lock: Path) -> Iterator[None]:
 
 def _keep(path: Path, release: Release) -> None:
     """On the disk, and whole, before it counts: it has been paid for."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with written_whole(path) as file:
         torch.save(release, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)

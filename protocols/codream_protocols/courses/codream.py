@@ -3,9 +3,8 @@
 A round is an epoch: `steps` sums of dream updates, then one of soft labels. The dreams start from a public rule and the
 seed of the epoch, so that nobody chooses them.
 
-- Update way: clients take L local steps and send the difference; the mean is added ("average") or followed by Adam as
-  a pseudo-gradient ("fedadam"; Reddi et al., ICLR 2021). Gradient way: Adam on the mean gradient, as CoDream's authors
-  have it, who call it DistAdam; "adam" and "distadam" are two names of one optimiser.
+- Update way: clients take L local steps and send the difference. Gradient way: they send dL/dx. What follows the mean
+  of either is in `optimisers`.
 - Half-way: one more step of soft labels in the middle of the updates. What the dreams are then and what they are in
   the end make one batch of 2B images, half-way ones first.
 - Views: clients label V variations of each dream beside it, which they make themselves, all alike.
@@ -20,7 +19,7 @@ Pixels stay within a public bound, so that no model overflows at any state that 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, get_args
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, doc
@@ -28,7 +27,8 @@ from annotated_types import Ge, Gt, Le, doc
 from codream_protocols.charter import MAX_STEPS
 from codream_protocols.course import Array, Arrays, Publication, State, Sums
 from codream_protocols.courses.labels import LOGITS, logits_spec, soft_labels
-from codream_protocols.courses.numbers import LEAST_WEIGHT, adam, bounded, fresh_moments, weighted_mean
+from codream_protocols.courses.numbers import LEAST_WEIGHT, bounded, weighted_mean
+from codream_protocols.courses.optimisers import OPTIMISERS, OptimiserName, Way, fitting
 from codream_protocols.courses.rounds import Figures, Rounds
 from codream_protocols.distributed_noise import multiplier_for
 from codream_protocols.settings import MOST, Settings, SettingsError, out_of_range
@@ -36,8 +36,6 @@ from codream_protocols.specs import Block, VectorSpec
 from codream_protocols.starts import START_NAMES, StartRule, check_start
 
 UPDATE = "update"
-BETAS = (0.9, 0.999)
-OPTIMISERS = {"update": ("average", "fedadam"), "gradient": ("adam", "distadam")}
 _LOG_2 = 0.6931471805599453
 
 
@@ -57,10 +55,10 @@ class Dreams(Settings):
     half_way: Annotated[bool, doc("whether the dreams are labelled after half of the updates too")] = False
     batch: Annotated[int, Ge(2), Le(65_536), doc("B, images of a batch")] = 128
     views: Annotated[int, Ge(0), Le(64), doc("V, variations of each dream that clients label beside it")] = 0
-    way: Annotated[Literal["update", "gradient"], doc("what clients send: a difference, or dL/dx")] = "update"
+    way: Annotated[Way, doc("what clients send: a difference, or dL/dx")] = "update"
     optimiser: Annotated[
-        Literal["average", "fedadam", "adam", "distadam"],
-        doc("of updates average or fedadam, of gradients adam or distadam"),
+        OptimiserName,
+        doc(f"of updates {' or '.join(fitting('update'))}, of gradients {' or '.join(fitting('gradient'))}"),
     ] = "average"
     server_lr: Annotated[float, Gt(0), Le(100), doc("step size of the optimiser")] = 1.0
     update_clip: Annotated[Clip, doc("bound of one coordinate of an update or gradient")] = 1.0
@@ -79,8 +77,8 @@ class Dreams(Settings):
             raise SettingsError(f"steps is {self.steps} with half_way; 2 or more is allowed")
         if self.half_way and self.views:
             raise SettingsError(f"views is {self.views} with half_way; choose one of them")
-        if self.optimiser not in OPTIMISERS[self.way]:
-            allowed = "; ".join(f"{way} with {' or '.join(names)}" for way, names in OPTIMISERS.items())
+        if self.optimiser not in fitting(self.way):
+            allowed = "; ".join(f"{way} with {' or '.join(fitting(way))}" for way in get_args(Way))
             raise SettingsError(f"way {self.way!r} with optimiser {self.optimiser!r}; allowed: {allowed}")
 
 
@@ -142,7 +140,7 @@ class ClientPrivacy(Settings):
 class CoDream(Rounds):
     """CoDream as a course; see the module.
 
-    State: `dreams` float32 (B, C, H, W), Adam's moments if it is used, and the soft labels and half-way dreams that
+    State: `dreams` float32 (B, C, H, W), what the optimiser keeps, and the soft labels and half-way dreams that
     there are already. Tasks `update` and `logits` show `dreams`; `metrics` shows nothing. Publication: `dreams` float32
     (B or 2B, C, H, W) and `soft_labels` float32 ((1 + V) x B or 2B, K), those of the dreams before those of the views;
     nothing after an epoch of metrics alone.
@@ -179,10 +177,8 @@ class CoDream(Rounds):
         settings = self.settings
         images = self._start_rule(seed, settings.batch, settings.shape)
         images = check_start(images, settings.batch, settings.shape)
-        state: dict[str, Array] = {"dreams": bounded(images, settings.pixel_bound)}
-        if settings.optimiser != "average":
-            state |= fresh_moments(images.shape)
-        return state
+        kept = OPTIMISERS[settings.optimiser].fresh(images.shape)
+        return {"dreams": bounded(images, settings.pixel_bound), **kept}
 
     def publication(self, state: State) -> Publication:
         """See `Course`."""
@@ -222,14 +218,9 @@ class CoDream(Rounds):
 
     def _moved(self, state: State, mean: Array) -> State:
         settings = self.settings
-        moments: dict[str, Array] = {}
-        if settings.optimiser == "average":
-            move = settings.server_lr * mean
-        else:
-            move, moments = adam(state, mean, settings.server_lr, BETAS)
-            move = move if settings.way == "update" else -move
+        move, kept = OPTIMISERS[settings.optimiser].step(state, mean, settings.server_lr)
         dreams = bounded(state["dreams"].astype(np.float64) + move, settings.pixel_bound)
-        return {**state, **moments, "dreams": dreams}
+        return {**state, **kept, "dreams": dreams}
 
     def _figures(self, task: str, sums: Sums) -> Figures:
         """Of updates without noise: the mean entropy of the teachers, in nats, and the share that was clipped."""

@@ -28,8 +28,8 @@ from torch import nn
 from torch.nn import functional
 
 from codream_clients.learning.local_work import Batch, Objective
-from codream_clients.learning.training import evaluate, predict_logits
-from secure_codream.experiments.algorithms.own_images import Stopwatch, train_round, warm_up
+from codream_clients.learning.training import predict_logits
+from secure_codream.experiments.algorithms.own_images import Stopwatch, accuracies, train_round, warmed_up
 from secure_codream.experiments.problem import Problem, Row
 
 
@@ -57,19 +57,15 @@ class AvgKD:
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`."""
-        clients = range(len(problem.shards))
-        watch = Stopwatch(len(clients))
-        models = [problem.fresh_model(client) for client in clients]
-        for client in clients:
-            warm_up(models[client], problem.shards[client], problem, client)
-        yield watch.row(0, [evaluate(model, problem.test, problem.device) for model in models])
+        watch = Stopwatch(len(problem.shards))
+        models = warmed_up(problem)
+        yield watch.row(0, accuracies(models, problem))
         up = down = 0
         for round in range(1, problem.rounds + 1):
             sent = deepcopy(models)
             up += sum(model_bytes(model) for model in sent)
             down += (len(sent) - 1) * sum(model_bytes(model) for model in sent)
-            for client in clients:
-                shard = problem.shards[client]
+            for client, shard in enumerate(problem.shards):
                 opinions = [
                     torch.from_numpy(predict_logits(model, shard.images, problem.device)).softmax(dim=1)
                     for other, model in enumerate(sent)
@@ -77,5 +73,4 @@ class AvgKD:
                 ]
                 objective = averaged_targets(torch.stack(opinions).to(problem.device))
                 train_round(models[client], shard, problem, client, round, objective=objective)
-            accuracies = [evaluate(model, problem.test, problem.device) for model in models]
-            yield watch.row(round, accuracies, up=up, down=down)
+            yield watch.row(round, accuracies(models, problem), up=up, down=down)

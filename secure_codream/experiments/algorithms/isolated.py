@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from codream_clients.learning.training import evaluate
-from secure_codream.experiments.algorithms.own_images import Stopwatch, train_round, warm_up
+from secure_codream.experiments.algorithms.own_images import Stopwatch, accuracies, train_round, warmed_up
 from secure_codream.experiments.problem import Problem, Row
 
 
@@ -22,13 +21,10 @@ class Isolated:
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`."""
-        clients = range(len(problem.shards))
-        watch = Stopwatch(len(clients))
-        models = [problem.fresh_model(client) for client in clients]
-        for round in range(problem.rounds + 1):
+        watch = Stopwatch(len(problem.shards))
+        models = warmed_up(problem)
+        yield watch.row(0, accuracies(models, problem))
+        for round in range(1, problem.rounds + 1):
             for client, (model, shard) in enumerate(zip(models, problem.shards, strict=True)):
-                if round == 0:
-                    warm_up(model, shard, problem, client)
-                else:
-                    train_round(model, shard, problem, client, round)
-            yield watch.row(round, [evaluate(model, problem.test, problem.device) for model in models])
+                train_round(model, shard, problem, client, round)
+            yield watch.row(round, accuracies(models, problem))

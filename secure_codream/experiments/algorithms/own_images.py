@@ -20,6 +20,7 @@ from codream_clients.learning.local_work import OWN_DATA as OWN_DATA
 from codream_clients.learning.local_work import WARM_UP as WARM_UP
 from codream_clients.learning.local_work import Objective, train_epochs
 from codream_clients.learning.local_work import stage_seed as seed_of
+from codream_clients.learning.training import evaluate
 from secure_codream.experiments.problem import Problem, Row
 
 
@@ -32,6 +33,19 @@ def warm_up(model: nn.Module, data: LabelledImages, problem: Problem, client: in
     """Train in place before the first round; returns the steps taken."""
     seed, epochs = stage_seed(problem, client, 0, WARM_UP), problem.learning.warm_up_epochs
     return train_epochs(model, data, problem.learning, epochs=epochs, seed=seed, device=problem.device)
+
+
+def warmed_up(problem: Problem) -> list[nn.Module]:
+    """Each client's model after its warm-up, as every algorithm begins."""
+    models = [problem.fresh_model(client) for client in range(len(problem.shards))]
+    for client, (model, shard) in enumerate(zip(models, problem.shards, strict=True)):
+        warm_up(model, shard, problem, client)
+    return models
+
+
+def accuracies(models: Sequence[nn.Module], problem: Problem) -> list[float]:
+    """Of each model on the test images."""
+    return [evaluate(model, problem.test, problem.device) for model in models]
 
 
 def train_round(

@@ -13,7 +13,7 @@ from codream_protocols.charter import Policy
 from codream_protocols.client import Certified
 from codream_protocols.messages import Certificate, EpochRecord, SignedBy, Vote
 from codream_protocols.packing import pack, unpack
-from codream_protocols.record import Kept, replay
+from codream_protocols.record import Kept
 from codream_protocols.server import InMemory, ServerProtocol
 from secure_codream.simulation.wire import Federation, Stuck
 from secure_codream.threats.attacks.broadcasts import as_told, raise_refusal
@@ -200,15 +200,7 @@ def _forged_record(
     frames = (*frames[:-1], frame)
     steps = (*record.steps[:-1], msgspec.structs.replace(record.steps[-1], tag=message.tag))
     record = msgspec.structs.replace(record, steps=steps)
-    public = replay(
-        federation.charter,
-        federation.roster,
-        federation.course,
-        (record, frames),
-        head=server.head,
-        certified=server.certified,
-        last=server.publication,
-    )
+    public = server.history.replay((record, frames))
     statement = (server.head, public.plan.digest, public.chain)
     votes = [SignedBy(one, federation.signers[one].sign("vote", *statement)) for one in voters]
     return public.record(votes)
@@ -269,15 +261,7 @@ def _one_that_it_was_in(federation: Federation) -> bool:
     words = unpack(forged[0], federation.plan.spec(0).words, federation.plan.modulus_bits).astype(np.int64)
     words[0] += 1 if words[0] == 0 else -1
     forged[0] = pack(words.astype(np.uint32), federation.plan.modulus_bits)
-    public = replay(
-        federation.charter,
-        federation.roster,
-        federation.course,
-        (record, tuple(forged)),
-        head=federation.server.head,
-        certified=0,
-        last=None,
-    )
+    public = federation.server.history.replay((record, tuple(forged)))
     statement = (federation.server.head, public.plan.digest, public.chain)
     votes = [SignedBy(one, federation.signers[one].sign("vote", *statement)) for one in _misled(federation)]
     federation.restart(VICTIM)
@@ -348,13 +332,7 @@ class EndlessEpochs(Attack):
             while federation.server.step is not None:
                 answered += federation.step() is not None
             federation.finish()
-        return Evidence(
-            measure=f"steps answered beyond the {allowed} that the policy allows, number",
-            value=float(max(0, answered - allowed)),
-            success=0.0,
-            learned=f"{answered} sums where the policy allows {allowed}",
-            refusal=_victims_refusal(federation),
-        )
+        return _beyond(federation, "steps answered", answered, f"{allowed} that the policy allows", allowed)
 
 
 class StartsAsQueries(Attack):
@@ -376,13 +354,19 @@ class StartsAsQueries(Attack):
             if federation.server.plan is not None:
                 federation.emit(federation.server._give_up("it did not start where it should"))
                 federation.drain()
-        return Evidence(
-            measure=f"first sums beyond the {allowed} starts that the charter permits, number",
-            value=float(max(0, len(federation.reveals) - allowed)),
-            success=0.0,
-            learned=f"the first sums of {len(federation.reveals)} starts where the charter permits {allowed}",
-            refusal=_victims_refusal(federation),
-        )
+        number = len(federation.reveals)
+        return _beyond(federation, "first sums", number, f"{allowed} starts that the charter permits", allowed)
+
+
+def _beyond(federation: Federation, what: str, number: int, limit: str, allowed: int) -> Evidence:
+    """How many there are beyond a limit, and what the victim said to the next."""
+    return Evidence(
+        measure=f"{what} beyond the {limit}, number",
+        value=float(max(0, number - allowed)),
+        success=0.0,
+        learned=f"{number} {what}, beyond the {limit}",
+        refusal=_victims_refusal(federation),
+    )
 
 
 class OverspentBudget(Attack):

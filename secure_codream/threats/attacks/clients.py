@@ -462,16 +462,7 @@ class WrongShares(Attack):
         with wrong_dealer(1)() if defences.stands("wrong-dealer") else nullcontext():
             federation = resilient(laboratory, defences)
             federation.set_up()
-            reveal = federation.step()
-        lost = float(reveal is None)
-        return Evidence(
-            measure="steps lost of those begun, share",
-            value=lost,
-            success=0.5,
-            learned=f"how to stop the others: the epoch ends without a sum ({federation.failures[0]})"
-            if lost
-            else "nothing is lost",
-        )
+            return _lost(federation, federation.step())
 
 
 class Absent(Attack):
@@ -488,14 +479,17 @@ class Absent(Attack):
         federation = lockstep(laboratory, defences)
         federation.set_up()
         lost = {(VICTIM, MaskedInput)} if defences.stands("silent") else set()
-        reveal = federation.step(lost)
-        stopped = float(reveal is None)
-        return Evidence(
-            measure="steps lost of those begun, share",
-            value=stopped,
-            success=0.5,
-            learned=f"how to stop the others: {federation.failures[0]}" if stopped else "nothing is lost",
-        )
+        return _lost(federation, federation.step(lost))
+
+
+def _lost(federation: Federation, sums: object | None) -> Evidence:
+    """Whether the others were stopped: there is no sum of their step."""
+    return Evidence(
+        measure="steps lost of those begun, share",
+        value=float(sums is None),
+        success=0.5,
+        learned=f"how to stop the others: {federation.failures[0]}" if sums is None else "nothing is lost",
+    )
 
 
 class DropsAtEachPhase(Attack):

@@ -13,7 +13,7 @@ import time
 import tracemalloc
 import types
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -251,7 +251,7 @@ def buffers(root: object) -> Iterator[bytes]:
         waiting += gc.get_referents(item)
 
 
-def some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """A few of these names."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -309,12 +309,7 @@ class MemoryAfterStep(Attack):
             memory = list(buffers(client))
             found += [name for name, secret in held.items() if any(secret in piece for piece in memory)]
             looked_for, runs = looked_for + len(held), runs + len(memory)
-        return numbered(
-            f"secrets of a finished step found in the client's objects, of {looked_for}",
-            len(found),
-            found=f"{some(found)}, in {runs} runs of bytes",
-            otherwise=f"nothing: {runs} runs of bytes, and none of the step's {looked_for} secrets among them",
-        )
+        return _secrets_in("the client's objects", found, looked_for, f"{runs} runs of bytes")
 
 
 class ProcessMemoryAfterStep(Attack):
@@ -341,12 +336,18 @@ class ProcessMemoryAfterStep(Attack):
             for mapping in memory_of(process):
                 searched += len(mapping)
                 found.update(name for name, secret in held.items() if secret in mapping)
-        return numbered(
-            f"secrets of a finished step in the process's memory, of {len(held)}",
-            len(found),
-            found=f"{some([name for name in held if name in found])}, in {searched >> 20} MiB of raw memory",
-            otherwise=f"nothing: {searched >> 20} MiB of raw memory hold none of the step's {len(held)} secrets",
-        )
+        seen = [name for name in held if name in found]
+        return _secrets_in("the process's memory", seen, len(held), f"{searched >> 20} MiB of raw memory")
+
+
+def _secrets_in(place: str, found: Sequence[str], looked_for: int, searched: str) -> Evidence:
+    """The secrets of a finished step that were found in a place, of so many, and how much was searched."""
+    return numbered(
+        f"secrets of a finished step found in {place}, of {looked_for}",
+        len(found),
+        found=f"{some(found)}, in {searched}",
+        otherwise=f"nothing: {searched} hold none of the step's {looked_for} secrets",
+    )
 
 
 class SeizedMidStep(Attack):

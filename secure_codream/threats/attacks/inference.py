@@ -436,16 +436,21 @@ def _inferred_under_privacy(
     )
 
 
-class MembershipInDreams(Attack):
-    """LiRA on finished dreams and their soft labels."""
+class _MembershipInFederation(Attack):
+    """LiRA on what a federation gives away."""
 
-    name = "membership-inference-on-dreams"
-    adversary = "whoever gets the FedDream dataset"
     goal = "Tell whether a record was with any client."
     paper = "Carlini et al., S&P 2022"
     promises = ("P14",)
     defences = ("training-noise",)
     quick = False
+
+
+class MembershipInDreams(_MembershipInFederation):
+    """LiRA on finished dreams and their soft labels."""
+
+    name = "membership-inference-on-dreams"
+    adversary = "whoever gets the FedDream dataset"
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """The soft labels of the dreams near a record, against those of other federations."""
@@ -453,16 +458,11 @@ class MembershipInDreams(Attack):
         return _inferred_under_privacy(laboratory, defences, _nearby, learned)
 
 
-class MembershipInStudent(Attack):
+class MembershipInStudent(_MembershipInFederation):
     """LiRA on the student of dreams alone."""
 
     name = "membership-inference-on-a-student"
     adversary = "whoever gets a model taught by dreams alone"
-    goal = "Tell whether a record was with any client."
-    paper = "Carlini et al., S&P 2022"
-    promises = ("P14",)
-    defences = ("training-noise",)
-    quick = False
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """One student a federation, all from the same initial weights."""

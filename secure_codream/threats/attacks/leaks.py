@@ -45,7 +45,7 @@ from secure_codream.threats.laboratory.attack import Attack, Evidence
 from secure_codream.threats.laboratory.defences import Defences
 from secure_codream.threats.laboratory.evidence import numbered
 from secure_codream.threats.laboratory.laboratory import Laboratory
-from secure_codream.threats.laboratory.run_folder import contents, write_run
+from secure_codream.threats.laboratory.whole_run import contents, write_run
 
 # -- output ---------------------------------------------
 

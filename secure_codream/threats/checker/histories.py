@@ -37,7 +37,7 @@ from codream_protocols.messages import (
     decode_to_client,
 )
 from codream_protocols.packing import pack
-from codream_protocols.record import Trajectory, head_after
+from codream_protocols.record import Trajectory
 from secure_codream.threats.checker.enumerator import Set
 from secure_codream.threats.checker.model_checker import Explorer
 from secure_codream.threats.checker.node import Node, roots
@@ -107,7 +107,7 @@ class Histories:
     def _summary(self, scene: Scene) -> tuple[object, ...]:
         """What makes a difference from here on, as far as names go: chains are numbered in the order of the shelf."""
         numbers = {public.chain: number for number, public in enumerate(scene.shelf)}
-        heads = {head_after(public): number for number, public in enumerate(scene.shelf)}
+        heads = {public.next_head: number for number, public in enumerate(scene.shelf)}
         epochs = {plan: epoch for node in scene.nodes.values() for epoch, plan in node.story.joined}
         clients = []
         for node in scene.nodes.values():
@@ -157,7 +157,7 @@ class Histories:
 
     def _epochs(self, scene: Scene) -> Iterator[Scene]:
         """One epoch more, at each head where somebody takes part; its only sum is told to clients in every way."""
-        heads = dict.fromkeys(head for node in scene.nodes.values() for head in node.machine._heads)
+        heads = dict.fromkeys(head for node in scene.nodes.values() for head in node.machine.history.heads)
         for head in heads:
             joined = {
                 member: after
@@ -172,7 +172,7 @@ class Histories:
 
     def _cohort(self, scene: Scene, head: bytes) -> Set:
         """Who is invited: everybody, or where that is not needed those who might come."""
-        there = [member for member, node in scene.nodes.items() if head in node.machine._heads]
+        there = [member for member, node in scene.nodes.items() if head in node.machine.history.heads]
         chosen = tuple(sorted([*there, *self.world.played]))
         return chosen if chosen in self.world.summable else self.world.everybody
 
@@ -501,7 +501,7 @@ def asked_at_old_heads(world: World) -> Tried:
     for node in voted.values():
         after = node.tell(message)
         assert after is not None and after.story.learnt  # noqa: S101 - all have voted
-        for head in after.machine._heads[:-1]:
+        for head in after.machine.history.heads[:-1]:
             again = after.tell(Invitation(Offer(1, world.everybody, head)))
             count += 1
             if again is not None and again.machine.plan is not None:

@@ -153,7 +153,7 @@ class WildServer:
 
     def _invite(self, node: Node, *, odd: bool) -> None:
         if odd:
-            heads = [head for other in self.nodes.values() for head in other.machine._heads]
+            heads = [head for other in self.nodes.values() for head in other.machine.history.heads]
             number = self._random.randrange(len(self._offers) + 2)
             offer = Offer(number, self._random.choice(self.world.summable), self._random.choice(heads))
             self._tell(node, Invitation(offer))

@@ -82,7 +82,7 @@ def test_the_mean_update_is_added_and_labels_are_sum_over_sum() -> None:
 
 
 def test_gradients_are_descended() -> None:
-    course = codream(way="gradient", optimiser="distadam", server_lr=0.1, pixel_bound=100.0)
+    course = codream(way="gradient", optimiser="adam", server_lr=0.1, pixel_bound=100.0)
     state = course.start(SEED, 0, None)
     update = {"dreams": np.full(12, 0.6), "weight": np.array([1.5]), "entropy": np.zeros(1), "clipped": np.zeros(1)}
     moved = course.absorb(state, 1, update, 4)

@@ -7,7 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from codream_protocols.courses.codream import Dreams
 from codream_protocols.courses.numbers import adam, bounded, fresh_moments, weighted_mean
+from codream_protocols.courses.optimisers import OPTIMISERS
+from codream_protocols.settings import SettingsError, declared
 from tests.protocols.courses.walk import codream
 
 
@@ -43,6 +46,22 @@ def test_dreams_follow_updates_and_descend_gradients(way: str, optimiser: str, s
         state = course.absorb(state, step, sums, 4)
     expected = [sign * papers_adam(list(column), 0.05, (0.9, 0.999)) for column in means.T]
     assert (state["dreams"] - start["dreams"]).reshape(-1) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_an_optimiser_that_is_registered_is_a_setting_that_courses_follow(name: str) -> None:
+    optimiser = OPTIMISERS[name]
+    (setting,) = (one for one in declared(Dreams) if one.name == "optimiser")
+    assert repr(name) in setting.allowed and name in setting.text
+    course = codream(way=optimiser.way, optimiser=name, pixel_bound=100.0)
+    state = course.start(bytes(32), 0, None)
+    assert set(state) == {"dreams", *optimiser.fresh((12,))}
+    sums = {"dreams": np.ones(12), "weight": np.ones(1), "entropy": np.zeros(1), "clipped": np.zeros(1)}
+    moved = course.absorb(state, 1, sums, 4)["dreams"] - state["dreams"]
+    assert (np.sign(moved) == (1 if optimiser.way == "update" else -1)).all()
+    (other,) = {"update", "gradient"} - {optimiser.way}
+    with pytest.raises(SettingsError, match=f"{optimiser.way} with .*{name}"):
+        codream(way=other, optimiser=name)
 
 
 def test_bounds_hold_after_rounding() -> None:

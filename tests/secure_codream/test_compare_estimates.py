@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from secure_codream.experiments.statistics import Estimate, estimate, gap_closure, t_quantile
+from secure_codream.experiments.estimates import Estimate, estimate, gap_closure, t_quantile
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95, 0.99])

@@ -17,9 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 from codream_protocols.client import ClientProtocol
+from secure_codream import demonstration
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
-from secure_codream.demonstration import demo
 from secure_codream.deployment import client as client_process
 from secure_codream.deployment import server as party
 from secure_codream.deployment.provision import provision
@@ -45,7 +45,7 @@ def write_run(folder: Path, *, seed: int, random_bytes: Callable[[int], bytes]) 
     """
     started = datetime.now(UTC)
     run = RunFolder.create(folder, "scratch", started)
-    options = demo.DemoOptions(clients=_CLIENTS, rounds=1, seed=seed, per_client=10, steps=1, batch=8)
+    options = demonstration.DemoOptions(clients=_CLIENTS, rounds=1, seed=seed, per_client=10, steps=1, batch=8)
     federation = FederationConfig.model_validate(
         {
             "federation": {"name": "scratch", "rounds": options.rounds, "seed": seed},
@@ -70,8 +70,8 @@ def write_run(folder: Path, *, seed: int, random_bytes: Callable[[int], bytes]) 
     _run_parties(run, options.names, random_bytes)
     figures = {"independent": [0.5] * _CLIENTS, "centralised": 0.9, "student": 0.8, "label_counts": [[1] * 10] * 3}
     (run.path / "references.json").write_text(json.dumps(figures), encoding="utf-8")
-    demo._gather_exhibit(run)
-    write_summary(run, demo._summarise(run, options, federation, [], started, 1.0))
+    demonstration._gather_exhibit(run)
+    write_summary(run, demonstration._summarise(run, options, federation, [], started, 1.0))
     write_report(run.path)
     return run
 

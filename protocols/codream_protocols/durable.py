@@ -1,0 +1,109 @@
+"""What a file that must outlast its process is written with: whole writes, synced folders, locks, chained digests.
+
+Both sides of the protocol keep journals, and whoever runs them keeps results; all write here. It is the one module of
+this room that touches a disk, and no other one of the room may import it: the machines ask for a journal, and never
+know whether it is a file.
+
+A whole write goes through five steps, and wherever it is cut off, a reader finds the old file or the new one:
+
+    another file, beside it, made new    what a killed process has left is never written through
+    all bytes written, and synced        a power cut must not leave the name on a part
+    renamed                              the only step that a reader can see
+    the folder synced                    what is acknowledged from here on stays
+"""
+
+import fcntl
+import glob
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+PRIVATE, PUBLIC = 0o600, 0o666
+"""Who may read what is written: its owner, or whoever the process's umask lets."""
+
+
+def chained(previous: str, content: bytes) -> str:
+    """SHA-256, in hexadecimal, over the digest before (hexadecimal too) and `content`."""
+    return hashlib.sha256(bytes.fromhex(previous) + content).hexdigest()
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """All of it: a single call may write less. Raises `OSError`."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_whole(path: Path, content: bytes, mode: int = PRIVATE) -> None:
+    """Write `content` as `written_whole` does; raises `OSError`."""
+    with written_whole(path, mode) as file:
+        write_all(file.fileno(), content)
+
+
+@contextmanager
+def written_whole(path: Path, mode: int = PRIVATE) -> Iterator[BinaryIO]:
+    """A file to write bit by bit: a reader finds the old one or the whole new one, also after a loss of power.
+
+    It takes its place when the context is left, and what raises within leaves the old one. Processes may write the same
+    file at once: the last one to rename wins. Threads of one process may not.
+
+    Args:
+        path: in a folder that is there; a link of that name is replaced, not followed.
+        mode: who may read it, less the process's umask: `PRIVATE` or `PUBLIC`.
+
+    Raises:
+        OSError: the disk does not take it. The old file is still there, or the new one is but may not be for good;
+            write again.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove_stale(path)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns once what was made, renamed or removed in `folder` is on the disk. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Whether this process now holds the file, alone; until it lets go, or ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what processes that were killed have left of this file; one that runs may still be at it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        number = left.name.removesuffix(".partial").rpartition(".")[2]
+        if number.isdecimal() and (int(number) == os.getpid() or not _runs(int(number))):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True

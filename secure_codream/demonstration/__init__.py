@@ -1,1 +1,0 @@
-"""`secure-codream demo`: real processes on one machine, beside their references."""
