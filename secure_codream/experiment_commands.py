@@ -138,6 +138,7 @@ def _run_cells(
     usual: dict[str, dict[str, Any]] | None = None,
 ) -> None:
     """Run a comparison or a sweep; `usual` holds the values without a file that differ from a comparison's."""
+    from codream_clients.data.understanding import lines
     from secure_codream.experiments.compare import Outputs, prepare, run_comparison, usual_jobs
     from secure_codream.experiments.compare import resume as resume_run
     from secure_codream.experiments.results import result_tables
@@ -149,6 +150,8 @@ def _run_cells(
     outputs = Outputs(plots=plots, tensorboard=tensorboard)
     screen = console(stderr=json, highlight=None)
     comparison = resume_run(resume) if resume is not None else prepare(config, flags, out, usual)
+    for line in lines(comparison.grid.understood()):
+        say(screen, line)
     command = comparison.grid.config.command
     jobs = jobs or usual_jobs(comparison.grid.config.compare.device)
     try:

@@ -23,6 +23,7 @@ from codream_clients.privacy.training import PrivateModelError
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
 from secure_codream.configuration.images import load_data as load_data
+from secure_codream.configuration.images import require_names
 from secure_codream.configuration.reading import ConfigError
 
 
@@ -118,6 +119,7 @@ def load_client_data(
             "take part is needed, since with one more or less, others would be taken, and the budget is for one record"
         )
     train, test = data or load_data(client.data, federation.task)
+    require_names(train.class_names, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
         raise ConfigError(
             f"[data]: images of shape {train.shape} in {train.classes} classes; the federation's [task] has "

@@ -24,13 +24,26 @@ class DataTable(Table):
         str,
         doc(
             "digits; a set of torchvision's (mnist, fashion-mnist, emnist, cifar10, cifar100, svhn); a path to an .npz "
-            "with MedMNIST's keys or to a folder of image folders; or module:function, WHICH RUNS THAT CODE"
+            "with MedMNIST's keys or to a folder of image folders; or module:function, WHICH RUNS THAT CODE; "
+            "`secure-codream data` says what is understood of it"
         ),
     ] = "digits"
     root: Annotated[Path | None, doc("the folder where torchvision's sets lie")] = None
     download: Annotated[bool, doc("whether a set that is not there is fetched into it")] = False
     size: Annotated[
         Annotated[int, Field(ge=8, le=1024)] | None, doc("pixels to which each side of a folder's images is resized")
+    ] = None
+    groups: Annotated[
+        Literal["folder"] | None,
+        doc("folder: the folders right below a folder's class folders are persons, whose images are never divided"),
+    ] = None
+    pages: Annotated[
+        Literal["first", "each"] | None,
+        doc("of picture files with several pages: the first, or each as an image of its own; refused unless given"),
+    ] = None
+    channels: Annotated[
+        Literal["first", "last"] | None,
+        doc("where the channels of arrays stand, (N, C, H, W) or (N, H, W, C), where that is in doubt"),
     ] = None
     standardise: Annotated[
         Literal["public", "train"],

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from codream_clients.data.sources import kind_of
+from codream_clients.data.understanding import Understanding
 from codream_clients.devices import DeviceError, pick_device
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.names import UnknownModelError, model_mix
@@ -41,7 +42,7 @@ from codream_clients.models.zoo import ModelShapeError, OwnPartError, build
 from codream_protocols.courses.codream import Dreams
 from secure_codream.configuration.client import DataTable
 from secure_codream.configuration.federation import AggregationTable, FederationConfig, TaskTable, learning_settings
-from secure_codream.configuration.images import load_data, who_holds_what
+from secure_codream.configuration.images import load_data, what_was_understood, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
 from secure_codream.experiments.registry import ALGORITHMS, Entry, find
@@ -342,6 +343,10 @@ class Grid:
             if cell.measure == "learning":
                 first.setdefault(cell.partition, cell.data)
         return {partition: who_holds_what(data) for partition, data in first.items()}
+
+    def understood(self) -> Understanding:
+        """How the source of all cells was read; of the first seed, where a seed makes a difference."""
+        return what_was_understood(self.cells[0].data)
 
 
 def read_grid(

@@ -98,7 +98,7 @@ class Problem:
         own = {key: value for key, value in asdict(self.learning).items() if key not in FROM_DREAMS}
         content: dict[str, Any] = {
             "federation": FederationTable(course=course, rounds=self.rounds, seed=self.seed),
-            "task": TaskTable(shape=self.test.shape, classes=self.test.classes),
+            "task": TaskTable(shape=self.test.shape, classes=self.test.classes, class_names=self.test.class_names),
             "dreams": self.dreams,
             "learning": own,
             "aggregation": self.aggregation,

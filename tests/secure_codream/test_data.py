@@ -174,7 +174,7 @@ def test_data_that_do_not_fit_the_task_are_refused(scans: str) -> None:
     data = {"source": scans}
     with pytest.raises(ConfigError, match=r"images of shape \(3, 12, 12\) in 4 classes; .* \(3, 16, 16\) in 4"):
         make_participant(client(data=data), federation(shape=(3, 16, 16), classes=4))
-    with pytest.raises(ConfigError, match=r"\[data\]: .*labels lie in \[0, 3\]; \[0, 2\] is allowed"):
+    with pytest.raises(ConfigError, match=r"\[data\]: .*train_labels lies in \[0, 3\]; \[0, 2\] is allowed"):
         make_participant(client(data=data), federation(shape=(3, 12, 12), classes=3))
 
 
