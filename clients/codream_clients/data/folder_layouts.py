@@ -105,7 +105,7 @@ def _parts(walk: "_Walk", told: Sequence[str]) -> dict[str, Path]:
             others.append(folder)
         elif part in split:
             raise DatasetError(
-                f"{root}: found {split[part].name!r} and {folder.name!r}; one folder is needed for {part}"
+                f"{root}: found {split[part].name!r} and {folder.name!r}; one folder is needed for the {part} part"
             )
         else:
             split[part] = folder
@@ -141,7 +141,7 @@ def _parts(walk: "_Walk", told: Sequence[str]) -> dict[str, Path]:
         notes.reads(f"{split['test'].name} is the test part, since there is no folder for testing")
     elif "test" not in split:
         notes.reads("a test part is split off the training part, since there is no folder for testing")
-    return split
+    return {part: split[part] for part in ("training", "test") if part in split}
 
 
 def _class_folders(walk: "_Walk", place: Path, part: str) -> dict[str, list[Path]]:
