@@ -43,9 +43,6 @@ class _Range:
     high: float
     whole: bool
 
-    def __or__(self, other: "_Range") -> "_Range":
-        return _Range(min(self.low, other.low), max(self.high, other.high), self.whole and other.whole)
-
 
 def images_of(
     parts: Mapping[str, NDArray[Any]], *, told: Told, notes: Notes, may_be_standardised: bool
@@ -103,20 +100,22 @@ def _in_words(form: tuple[int, int, int]) -> str:
 
 
 def _meaning(parts: Mapping[str, NDArray[Any]], may_be_standardised: bool, notes: Notes) -> Meaning:
-    """What the values mean, decided over all parts of one type."""
-    by_type: dict[str, dict[str, NDArray[Any]]] = {}
-    for name, images in parts.items():
-        by_type.setdefault("f" if images.dtype.kind == "f" else images.dtype.kind.replace("u", "i"), {})[name] = images
-    meanings = {
-        next(iter(alike)): _meaning_of_type(kind, alike, may_be_standardised) for kind, alike in by_type.items()
-    }
-    if len(set(meanings.values())) > 1:
-        said = ", ".join(f"{name} {_SAID[meaning]}" for name, meaning in meanings.items())
+    """What the values mean in all parts; a part of 0 and 1 alone means what the others do."""
+    ranges = {name: _range(name, images) for name, images in parts.items()}
+    readings = {name: _readings(name, images, ranges[name], may_be_standardised) for name, images in parts.items()}
+    common = [meaning for meaning in _SAID if all(meaning in possible for possible in readings.values())]
+    if not common:
+        said = ", ".join(f"{name} {' or '.join(_SAID[one] for one in possible)}" for name, possible in readings.items())
         raise DatasetError(f"images differ in what their values mean: {said}; one meaning is needed")
-    meaning = next(iter(meanings.values()))
-    if meaning != "bytes" or any(images.dtype.kind == "f" for images in parts.values()):
-        notes.reads(f"the images' values are {_SAID[meaning]}")
-    return meaning
+    if common[0] != "truth" and all(_is_doubtful(one) for one in ranges.values()):
+        name, images = next(iter(parts.items()))
+        raise DatasetError(
+            f"{name}: found {images.dtype} of shape {images.shape} with nothing but 0 and 1: black and white, or "
+            "nearly black; truth values (bool), or 0 and 255, are needed"
+        )
+    if common[0] != "bytes" or any(images.dtype.kind == "f" for images in parts.values()):
+        notes.reads(f"the images' values are {_SAID[common[0]]}")
+    return common[0]
 
 
 _SAID: dict[Meaning, str] = {
@@ -127,32 +126,26 @@ _SAID: dict[Meaning, str] = {
 }
 
 
-def _meaning_of_type(kind: str, parts: Mapping[str, NDArray[Any]], may_be_standardised: bool) -> Meaning:
-    if kind == "b":
-        return "truth"
-    ranges = {name: _range(name, images) for name, images in parts.items()}
-    name, whole = next(iter(ranges)), None
-    for one in ranges.values():
-        whole = one if whole is None else whole | one
-    assert whole is not None  # noqa: S101 - there is at least one part
-    found = (
-        f"{name}: found {parts[name].dtype} of shape {parts[name].shape}, values from {whole.low:g} to {whole.high:g}"
-    )
-    if whole.whole and whole.low >= 0 and whole.high == 1:
-        raise DatasetError(
-            f"{found}, whole numbers: black and white, or nearly black; truth values (bool), or 0 and 255, are needed"
-        )
-    if whole.whole and whole.low >= 0 and whole.high <= 255:
-        return "bytes"
-    if whole.low >= 0 and whole.high <= 1:
-        return "unit"
-    if kind == "f" and may_be_standardised and whole.low < 0 and max(-whole.low, whole.high) <= MAX_STANDARDISED:
-        return "standardised"
+def _readings(name: str, images: NDArray[Any], found: _Range, may_be_standardised: bool) -> tuple[Meaning, ...]:
+    """What the values of a part may mean, the likeliest first."""
+    floats = images.dtype.kind == "f"
+    if images.dtype.kind == "b":
+        return ("truth",)
+    if found.low >= 0 and found.high <= 1 and floats:
+        return ("bytes", "unit") if found.whole else ("unit",)
+    if found.low >= 0 and found.high <= 255 and found.whole:
+        return ("bytes",)
+    if floats and may_be_standardised and found.low < 0 and max(-found.low, found.high) <= MAX_STANDARDISED:
+        return ("standardised",)
     standardised = ", or standardised floats (mean about 0, deviation about 1)" if may_be_standardised else ""
     raise DatasetError(
-        f"{found}; uint8 (0 to 255) or floats from 0 to 1{standardised} are needed: choose a window of the values, and "
-        "scale them"
+        f"{name}: found {images.dtype} of shape {images.shape}, values from {found.low:g} to {found.high:g}; uint8 (0 "
+        f"to 255) or floats from 0 to 1{standardised} are needed: choose a window of the values, and scale them"
     )
+
+
+def _is_doubtful(found: _Range) -> bool:
+    return found.whole and found.low >= 0 and found.high == 1
 
 
 def _range(name: str, images: NDArray[Any]) -> _Range:

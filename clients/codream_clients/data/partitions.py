@@ -67,8 +67,8 @@ def deal(
 def whole_groups(groups: NDArray[np.int64], wish: Sequence[Indices], seed: int) -> list[Indices]:
     """What comes nearest to `wish` (disjoint arrays of indices) without dividing a group of `groups` (N,).
 
-    Groups in a random order go each to the client that wishes most of it, among those that still want images; a group
-    of which nobody wishes anything goes to nobody.
+    Groups in a random order go each to the client that wishes most of it, among those that still want images, and who
+    got none gets one from who has several; a group of which nobody wishes anything goes to nobody.
     Raises `PartitionError` if a client would get none: there must be more groups than clients.
     """
     names, inverse = np.unique(groups, return_inverse=True)
@@ -82,13 +82,18 @@ def whole_groups(groups: NDArray[np.int64], wish: Sequence[Indices], seed: int) 
             want = np.where(open_wishes > 0, wished[group], -1)
             owner[group] = int(np.lexsort((open_wishes, want))[-1])
             open_wishes[owner[group]] -= sizes[group]
-    parts = [np.flatnonzero(owner[inverse] == client).astype(np.int64) for client in range(len(wish))]
-    if empty := sum(len(part) == 0 for part in parts):
-        raise PartitionError(
-            f"{len(names)} groups for {len(wish)} clients leave {empty} without an image, since none is divided; fewer "
-            "clients or more groups are needed"
-        )
-    return parts
+    for client in range(len(wish)):
+        held = np.bincount(owner[owner >= 0], minlength=len(wish))
+        if held[client]:
+            continue
+        to_spare = (owner >= 0) & (held[owner] > 1)
+        if not to_spare.any():
+            raise PartitionError(
+                f"{len(names)} groups for {len(wish)} clients leave some without an image, since none is divided; "
+                "fewer clients or more groups are needed"
+            )
+        owner[int(np.where(to_spare, wished[:, client], -1).argmax())] = client
+    return [np.flatnonzero(owner[inverse] == client).astype(np.int64) for client in range(len(wish))]
 
 
 def count_table(labels: NDArray[np.int64], parts: Sequence[Indices], classes: int) -> NDArray[np.int64]:
