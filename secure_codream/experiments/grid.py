@@ -40,7 +40,7 @@ from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.names import UnknownModelError, model_mix
 from codream_clients.models.zoo import ModelShapeError, OwnPartError, build
 from codream_protocols.courses.codream import Dreams
-from secure_codream.configuration.client import DataTable
+from secure_codream.configuration.client import ChannelsKey, DataTable, GroupsKey, PagesKey
 from secure_codream.configuration.federation import AggregationTable, FederationConfig, TaskTable, learning_settings
 from secure_codream.configuration.images import load_data, what_was_understood, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
@@ -161,6 +161,9 @@ class SourceTable(Table):
     size: Annotated[
         Annotated[int, Field(ge=8, le=1024)] | None, doc("pixels to which each side of a folder's images is resized")
     ] = None
+    groups: GroupsKey = None
+    pages: PagesKey = None
+    channels: ChannelsKey = None
     standardise: Annotated[
         Literal["public", "train"], doc("by the constants published for a set, or by the training part's own")
     ] = "public"
