@@ -537,12 +537,10 @@ def _try_data(tables: Sequence[DataTable]) -> tuple[tuple[int, int, int], int]:
 
 
 def _try_models(named: Sequence[tuple[str, Sequence[str]]], shape: tuple[int, int, int], classes: int) -> None:
-    if shape[1] != shape[2]:
-        raise ConfigError(f"data: found images of {shape[1]} x {shape[2]} pixels; square ones are needed")
     for key, names in named:
         for name in dict.fromkeys(names):
             try:
-                build(name, channels=shape[0], size=shape[1], classes=classes, seed=0)
+                build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0)
             except (UnknownModelError, ModelShapeError, OwnPartError) as error:
                 raise ConfigError(f"{key}: {error}") from error
 
@@ -552,7 +550,7 @@ def _try_private_models(names: Sequence[str], shape: tuple[int, int, int], class
 
     for name in dict.fromkeys(names):
         try:
-            require_private_model(build(name, channels=shape[0], size=shape[1], classes=classes, seed=0), name)
+            require_private_model(build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0), name)
         except PrivateModelError as error:
             raise ConfigError(f"compare.models: {error}") from error
 

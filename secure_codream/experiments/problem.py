@@ -63,11 +63,11 @@ class Problem:
 
     def fresh_model(self, client: int, name: str | None = None) -> nn.Module:
         """A client's model with its initial weights; `name` replaces the architecture."""
-        channels, size, _ = self.test.shape
+        channels, height, width = self.test.shape
         model = build(
             name or self.models[client],
             channels=channels,
-            size=size,
+            size=(height, width),
             classes=self.test.classes,
             seed=self.client_seed(client),
         )

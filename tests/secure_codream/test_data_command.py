@@ -22,9 +22,12 @@ from secure_codream import Client, run_local
 from secure_codream.cli import app
 from secure_codream.configuration.assembly import make_participant
 from secure_codream.configuration.client import ClientConfig, DataTable
-from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.configuration.images import load_data, who_holds_what
 from secure_codream.configuration.reading import ConfigError, check
+from secure_codream.deployment.provision import provision
+from secure_codream.experiments.cell import problem_of
+from secure_codream.experiments.grid import read_grid
 
 
 def folder(root: Path, names: tuple[str, ...] = ("ill", "well"), count: int = 20, below: int = 0) -> Path:
@@ -199,6 +202,59 @@ def local(shards: list[Any], test: Any) -> Any:
         dreams={"batch": 4, "steps": 1},
         learning={"warm_up_epochs": 1, "distil_epochs": 1, "local_epochs": 1, "local_steps": 1},
     )
+
+
+def test_images_that_are_not_square_are_taken_everywhere(tmp_path: Path) -> None:
+    parts = [arrays(12, seed, 4, 16) for seed in range(4)]
+    assert local(parts[:3], parts[3]).accuracies.shape == (2, 3)
+    (tmp_path / "config.toml").write_text("[task]\nshape = [1, 4, 16]\nclasses = 2\n")
+    data = Client(tmp_path, train=parts[0])._data
+    client = check("client.toml", ClientConfig, {"name": "alice", "model": "mlp", "device": "cpu"})
+    participant = make_participant(client, read_federation(tmp_path / "config.toml"), model=model(), data=data)
+    assert participant.warm_up().train_accuracy is not None
+    source = folder(tmp_path / "scans")
+    grid = read_grid(None, {"compare": {"models": ["cnn2"], "clients": 3}, "data": {"source": f"{source}/"}})
+    problem = problem_of(grid.cells[0])
+    assert problem.test.shape == (1, 9, 12)
+    assert problem.fresh_model(0)(torch.zeros(2, 1, 9, 12)).shape == (2, 2)
+    assert problem.federation("fedavg").task.class_names == ("ill", "well")
+
+
+# -- what the screens say ---------------------------------------------
+
+
+def test_a_comparison_says_what_it_understood_before_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secure_codream.experiments.compare.run_comparison", stopped)
+    root = folder(tmp_path / "scans")
+    (root / "ill" / "scan.dcm").write_bytes(b"")
+    arguments = ["compare", "--data", f"{root}/", "--clients", "3", "--out", str(tmp_path / "runs"), "--no-plots"]
+    text = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"}).output
+    assert "training: 32 images (ill 16, well 16)" in text
+    assert "left out: files ending in .dcm: 1 (ill/scan.dcm)" in text
+
+
+def test_a_client_says_what_it_understood_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder(tmp_path / "scans")
+    config: FederationConfig = check(
+        "config.toml",
+        FederationConfig,
+        {"task": {"shape": (1, 9, 12), "classes": 2, "class_names": ["ill", "well"]}},
+    )
+    clients = [
+        check("client.toml", ClientConfig, {"name": name, "model": "mlp", "data": {"source": f"{root}/"}})
+        for name in ("alice", "bob", "carol")
+    ]
+    provision(tmp_path / "out", config=config, clients=clients, address="tcp://127.0.0.1:7447")
+
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("secure_codream.deployment.client.make_learner", stopped)
+    result = CliRunner().invoke(app, ["client", str(tmp_path / "out" / "clients" / "alice")], env={"COLUMNS": "300"})
+    assert "training: 32 images (ill 16, well 16)" in result.output
 
 
 def floats(pair: tuple[Any, Any]) -> tuple[Any, Any]:
