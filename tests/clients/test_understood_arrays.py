@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from codream_clients.data.arrays import Told
-from codream_clients.data.datasets import DatasetError
+from codream_clients.data.datasets import DatasetError, LabelledImages
 from codream_clients.data.given import given_images
 from codream_clients.data.npz_files import load_npz
 from codream_clients.data.sources import Reading, load_source
@@ -303,6 +303,18 @@ def test_words_of_a_list_and_of_pandas_are_labels():
 def test_arrays_from_a_script_are_refused_with_the_reason(train, test, message):
     with pytest.raises(DatasetError, match=message):
         given(train, test)
+
+
+def test_ready_images_and_standardised_arrays_go_together_and_bytes_do_not():
+    values = standard(6, 1, 8, 8)
+    ready = LabelledImages(values, np.arange(6) % 2, 2, augment="shift")
+    found, _ = given((values, np.arange(6) % 2), ready)
+    assert found["test"] is ready
+    assert np.array_equal(found["training"].images, values)
+    with pytest.raises(DatasetError, match="test is standardised, training is not"):
+        given((images(6, 8, 8), np.arange(6) % 2), ready)
+    with pytest.raises(DatasetError, match="values up to 1000; standardised ones are needed"):
+        given(LabelledImages(values / np.abs(values).max() * 1000, np.arange(6) % 2, 2))
 
 
 def test_the_number_of_classes_may_be_told_and_is_held_to():

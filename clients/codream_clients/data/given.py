@@ -42,23 +42,29 @@ def given_images(
         DatasetError: naming the part, with what came (type, shape, range) and what is needed.
     """
     ready = {name: part for name, part in parts.items() if isinstance(part, LabelledImages)}
-    if ready and len(ready) < len(parts):
-        raise DatasetError(f"{', '.join(ready)} is LabelledImages, other parts are not; one kind is needed for all")
-    if ready:
-        return _same_kind(ready)
+    _check_standardised(ready)
+    if len(ready) == len(parts):
+        _one_shape(ready)
+        return ready
+    if ready and classes is None:
+        classes = next(iter(ready.values())).classes
     arrays, labels = {}, {}
     for name, part in parts.items():
+        if name in ready:
+            continue
         if not (isinstance(part, tuple | list) and len(part) == 2):
             raise DatasetError(f"found {described(part)} for {name}; {NEEDED}")
         arrays[f"{name} images"] = _array(part[0], f"{name} images")
         labels[name] = _array(part[1], f"{name} labels")
     images = images_of(arrays, told=told or Told(), notes=notes, may_be_standardised=True)
-    counted = {f"{name} labels": (labels[name], len(images[f"{name} images"])) for name in parts}
+    counted = {f"{name} labels": (labels[name], len(images[f"{name} images"])) for name in labels}
     numbers, classes, names = labels_of(counted, classes=classes, class_names=class_names, notes=notes)
-    made: dict[str, Any] = {}
-    for name in parts:
+    made: dict[str, Any] = dict(parts)
+    for name in labels:
         pixels, own = images[f"{name} images"], numbers[f"{name} labels"]
         if pixels.dtype == np.uint8:
+            if ready:
+                raise DatasetError(f"{', '.join(ready)} is standardised, {name} is not; one kind is needed for all")
             made[name] = RawImages(with_channels(pixels), own, classes, names)
         else:
             made[name] = LabelledImages(pixels, own, classes, class_names=names)
@@ -66,7 +72,7 @@ def given_images(
     return made
 
 
-def _same_kind(parts: dict[str, LabelledImages]) -> dict[str, LabelledImages]:
+def _check_standardised(parts: dict[str, LabelledImages]) -> None:
     for name, part in parts.items():
         if len(part) == 0:
             raise DatasetError(f"no {name} images; at least one is needed")
@@ -75,8 +81,6 @@ def _same_kind(parts: dict[str, LabelledImages]) -> dict[str, LabelledImages]:
                 f"{name} images are float32 with values up to {largest:g}; standardised ones are needed "
                 "(mean about 0, deviation about 1), or uint8 from 0 to 255"
             )
-    _one_shape(parts)
-    return parts
 
 
 def _one_shape(parts: Mapping[str, RawImages | LabelledImages]) -> None:
