@@ -5,7 +5,9 @@
     client = Client("federation/clients/alice", model=model, train=(images, labels), test=(images, labels))
     client.run()
 
-Images are (N, C, H, W) float32, labels (N,) integers from 0 to K - 1; the federation's `[task]` says C, H, W and K.
+Images are bytes (N, H, W) or (N, H, W, C), or standardised floats (N, C, H, W); labels (N,) integers from 0 to K - 1,
+or words; the federation's `[task]` says C, H, W, K and the words. Arrays go through the same gate as files
+(`codream_clients.data`): they are understood, or refused with the reason.
 `LabelledImages` with a `scale` let the model's file say how pixels are standardised. `open_model` opens that file:
 
     probabilities = open_model("federation/clients/alice").probabilities_of_pixels(pixels)  # uint8 (N, H, W, C)
@@ -13,6 +15,7 @@ Images are (N, C, H, W) float32, labels (N,) integers from 0 to K - 1; the feder
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +25,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from codream_clients.data.datasets import LabelledImages
+from codream_clients.data.arrays import Told
+from codream_clients.data.datasets import DatasetError, LabelledImages
+from codream_clients.data.given import given_images
+from codream_clients.data.pixels import HALF, RawImages
+from codream_clients.data.understanding import DataWarning, Notes, Understanding, understood
 from codream_clients.learning.participant import Metrics
 from codream_clients.models.layouts import layout_of
 from codream_server.feddream import Batch
@@ -30,8 +37,9 @@ from codream_server.privacy_statement import ClientPrivacyStatement, client_priv
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig, read_federation
+from secure_codream.configuration.images import agreed_scale, standardised
 from secure_codream.configuration.learners import make_learner
-from secure_codream.configuration.reading import check
+from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.deployment.server import run_server
 from secure_codream.simulation.in_process import Simulation
 from secure_codream.use.model import open_model as open_model
@@ -47,6 +55,9 @@ class Client:
         model: an `nn.Module`, (N, C, H, W) to logits (N, K), trained in place; None takes the configured one.
         train: the client's own images; None takes the configured data, `test` included.
         test: images to report accuracy on, never to train on; they may be left out.
+
+    Raises:
+        ConfigError: images that are none, or could be understood in two ways.
     """
 
     def __init__(
@@ -58,8 +69,19 @@ class Client:
         test: Images | None = None,
     ) -> None:
         self._folder, self._model = Path(folder), model
-        classes = read_federation(self._folder / "config.toml").task.classes
-        self._data = None if train is None else (_labelled(train, classes), _labelled_or_none(test, classes))
+        self._data: tuple[LabelledImages, LabelledImages | None] | None = None
+        self._understood: Understanding | None = None
+        if train is not None:
+            task = read_federation(self._folder / "config.toml").task
+            parts = {"training": train, **({} if test is None else {"test": test})}
+            found, notes = _given(
+                parts, classes=task.classes, class_names=task.class_names, told=Told(shape=task.shape)
+            )
+            self._understood = understood("the arrays given", "in a script", list(found.items()), notes)
+            for warning in self._understood.warnings:
+                warnings.warn(warning, DataWarning, stacklevel=2)
+            ready = [standardised(part, agreed_scale(task) or HALF) for part in found.values()]
+            self._data = (ready[0], ready[1] if len(ready) > 1 else None)
 
     def run(self, *, address: str | None = None) -> None:
         """Take part until the federation is over; the model holds what was learnt.
@@ -72,7 +94,7 @@ class Client:
         """
         from secure_codream.deployment.client import run_client
 
-        run_client(self._folder, address=address, model=self._model, data=self._data)
+        run_client(self._folder, address=address, model=self._model, data=self._data, understood=self._understood)
 
 
 class Server:
@@ -131,19 +153,23 @@ def run_local(
             `averaging`, `fast`, `privacy`, `client_privacy`.
 
     Raises:
-        ConfigError: a value that does not fit, or fewer clients than can be summed.
+        ConfigError: a value that does not fit, images that are none or could be understood in two ways, or fewer
+            clients than can be summed.
     """
-    held_out = _labelled(test, classes)
-    federation: FederationConfig = check(
-        "run_local", FederationConfig, {"task": {"shape": held_out.shape, "classes": classes}, **config}
-    )
+    images = {"test": test, **{f"client {number}": shard for number, shard in enumerate(shards)}}
+    found, _ = _given(images, classes=classes, class_names=config.get("task", {}).get("class_names"))
+    first = found["test"]
+    task = {"shape": first.shape, "classes": classes, "class_names": first.class_names}
+    federation: FederationConfig = check("run_local", FederationConfig, {"task": task, **config})
+    scale = agreed_scale(federation.task) or HALF
+    held_out, *owned = (standardised(part, scale) for part in found.values())
     aggregation = federation.aggregation_settings(len(shards))
     averages = federation.federation.course in PARAMETER_COURSES
     if averages:
         table = federation.averaging or AveragingTable()
         layout = replace(table, layout=layout_of(models[0]))
         federation = federation.model_copy(update={"averaging": layout})
-    course, owned = make_course(federation), [_labelled(shard, classes) for shard in shards]
+    course = make_course(federation)
     largest = max(len(shard) for shard in owned)
     figures: list[list[Metrics]] = [[] for _ in owned]
     clients = [
@@ -192,12 +218,10 @@ def _accuracy(metrics: Metrics | None) -> float:
     return float(metrics.accuracy or 0.0) if metrics is not None else 0.0
 
 
-def _labelled(images: Images, classes: int) -> LabelledImages:
-    if isinstance(images, LabelledImages):
-        return images
-    pixels, labels = images
-    return LabelledImages(np.asarray(pixels, dtype=np.float32), np.asarray(labels, dtype=np.int64), classes)
-
-
-def _labelled_or_none(images: Images | None, classes: int) -> LabelledImages | None:
-    return None if images is None else _labelled(images, classes)
+def _given(parts: dict[str, Images], **known: Any) -> tuple[dict[str, RawImages] | dict[str, LabelledImages], Notes]:
+    """The parts as `given_images` understands them, and what it noticed."""
+    notes = Notes()
+    try:
+        return given_images(parts, notes=notes, **known), notes
+    except DatasetError as error:
+        raise ConfigError(f"images: {error}") from error

@@ -22,6 +22,7 @@ from secure_codream.command_parts import Json, Out, console, fail, say, say_fail
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
 from secure_codream.configuration.reading import check as check_values
+from secure_codream.data_commands import data
 from secure_codream.deployment.keys import KeyFileError
 from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.reports.events import Refused
@@ -210,6 +211,10 @@ def provision(
     for line in exposures(federation, roster):
         say(screen, line)
     course = federation.federation.course
+    if course != "sums" and federation.task.class_names is None:
+        say(
+            screen, "[task] has no class_names: a client whose images name their classes will not take part without it."
+        )
     if course in PARAMETER_COURSES:
         model = (federation.averaging or AveragingTable()).model
         screen.print(f"Course {course}: everybody trains {model}, the model of [averaging], and no client its own.")
@@ -281,6 +286,8 @@ def _client_line(event: dict[str, Any]) -> str | None:
     """What a client's screen says of a line of its log; its own text, or what the log has made printable."""
     match event["event"]:
         case "exposure":
+            return str(event["text"])
+        case "data":
             return str(event["text"])
         case "warm-up":
             return f"beginning with {event['model']}" if event["model"] else None
@@ -377,6 +384,7 @@ def _key(text: str) -> bytes:
 
 
 # in the order of the help
+app.command(epilog="Example: secure-codream data scans --sheet scans.png")(data)
 app.command(epilog="Example: secure-codream predict federation/clients/alice scans/ --out predicted.csv")(predict)
 app.command(epilog="Example: secure-codream evaluate federation/clients/alice scans.npz")(evaluate)
 app.command(epilog="Example: secure-codream export federation/clients/alice --out model.onnx")(export)

@@ -59,9 +59,9 @@ def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -
         centralised = _privately(federation, clients, [pool(shards)] * len(clients), test)
     if not dreams_ready.readline():
         return
-    channels, size, _ = federation.task.shape
+    channels, height, width = federation.task.shape
     seed = federation.federation.seed
-    student = build(STUDENT_MODEL, channels=channels, size=size, classes=federation.task.classes, seed=seed)
+    student = build(STUDENT_MODEL, channels=channels, size=(height, width), classes=federation.task.classes, seed=seed)
     distil_by_settings(
         student,
         read_batches(run.rounds),

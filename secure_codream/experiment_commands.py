@@ -62,6 +62,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare algorithms on the same data, or budgets with --epsilons: table, plots, report. Flags overrule it."""
+    from codream_clients.data.understanding import lines
     from secure_codream.experiments.compare import Outputs, prepare, run_comparison, usual_jobs
     from secure_codream.experiments.compare import resume as resume_run
     from secure_codream.experiments.results import result_tables
@@ -94,6 +95,8 @@ def compare(
     screen = console(stderr=json, highlight=None)
     usual = SWEEP if context.info_name == "sweep" or flags["sweep"] else None
     comparison = resume_run(resume) if resume is not None else prepare(config, flags, out, usual)
+    for line in lines(comparison.grid.understood()):
+        say(screen, line)
     command = comparison.grid.config.command
     jobs = jobs or usual_jobs(comparison.grid.config.compare.device)
     try:

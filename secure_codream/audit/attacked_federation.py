@@ -66,8 +66,8 @@ class Scene:
 
     def fresh_model(self, seed: int) -> nn.Module:
         """Untrained."""
-        channels, size, _ = self.genuine.shape
-        return build(self.model, channels=channels, size=size, classes=self.genuine.classes, seed=seed)
+        channels, height, width = self.genuine.shape
+        return build(self.model, channels=channels, size=(height, width), classes=self.genuine.classes, seed=seed)
 
 
 def under_plan(plan: PrivacyPlan, learning: LearningSettings) -> MakeClient:

@@ -23,6 +23,7 @@ from codream_clients.privacy.training import PrivateModelError
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
 from secure_codream.configuration.images import load_data as load_data
+from secure_codream.configuration.images import require_names
 from secure_codream.configuration.reading import ConfigError
 
 
@@ -30,13 +31,11 @@ def build_model(name: str, federation: FederationConfig, *, seed: int) -> nn.Mod
     """A model for the federation's task, initialised from a seed.
 
     Raises:
-        ConfigError: images that are not square, a model that cannot take them, or a user's own that fails.
+        ConfigError: a model that cannot take them, or a user's own that fails.
     """
-    channels, size, width = federation.task.shape
-    if size != width:
-        raise ConfigError(f"[task]: images of {size} x {width} pixels; square ones are needed")
+    channels, height, width = federation.task.shape
     try:
-        return build(name, channels=channels, size=size, classes=federation.task.classes, seed=seed)
+        return build(name, channels=channels, size=(height, width), classes=federation.task.classes, seed=seed)
     except (UnknownModelError, ModelShapeError, OwnPartError) as error:
         raise ConfigError(f"model: {error}") from error
 
@@ -75,9 +74,11 @@ def make_participant(
     if model is None:
         model = make_model(client, federation)
     else:
-        channels, size, _ = federation.task.shape
+        channels, height, width = federation.task.shape
         try:
-            check_model(model, channels=channels, size=size, classes=federation.task.classes, name="the model given")
+            check_model(
+                model, channels=channels, size=(height, width), classes=federation.task.classes, name="the model given"
+            )
         except (ModelShapeError, OwnPartError) as error:
             raise ConfigError(f"model: {error}") from error
     if client.budget is not None and federation.privacy is None:
@@ -118,6 +119,7 @@ def load_client_data(
             "take part is needed, since with one more or less, others would be taken, and the budget is for one record"
         )
     train, test = data or load_data(client.data, federation.task)
+    require_names(train.class_names, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
         raise ConfigError(
             f"[data]: images of shape {train.shape} in {train.classes} classes; the federation's [task] has "

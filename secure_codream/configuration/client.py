@@ -12,6 +12,19 @@ from codream_clients.models.names import GROUP_NORM_SUFFIX, LITERATURE_MODELS, S
 from codream_protocols.charter import Policy
 from secure_codream.configuration.reading import DIGEST, REFERENCE, PartyName, Table, as_struct, check, read_toml
 
+GroupsKey = Annotated[
+    Literal["folder"] | None,
+    doc("folder: the folders right below a folder's class folders are persons, whose images are never divided"),
+]
+PagesKey = Annotated[
+    Literal["first", "each"] | None,
+    doc("of picture files with several pages: the first, or each as an image of its own; refused unless given"),
+]
+ChannelsKey = Annotated[
+    Literal["first", "last"] | None,
+    doc("where the channels of arrays stand, (N, C, H, W) or (N, H, W, C), where that is in doubt"),
+]
+
 
 class DataTable(Table):
     """`[data]`: where a client's images are, and which of them it takes.
@@ -24,7 +37,8 @@ class DataTable(Table):
         str,
         doc(
             "digits; a set of torchvision's (mnist, fashion-mnist, emnist, cifar10, cifar100, svhn); a path to an .npz "
-            "with MedMNIST's keys or to a folder of image folders; or module:function, WHICH RUNS THAT CODE"
+            "with MedMNIST's keys or to a folder of image folders; or module:function, WHICH RUNS THAT CODE; "
+            "`secure-codream data` says what is understood of it"
         ),
     ] = "digits"
     root: Annotated[Path | None, doc("the folder where torchvision's sets lie")] = None
@@ -32,6 +46,9 @@ class DataTable(Table):
     size: Annotated[
         Annotated[int, Field(ge=8, le=1024)] | None, doc("pixels to which each side of a folder's images is resized")
     ] = None
+    groups: GroupsKey = None
+    pages: PagesKey = None
+    channels: ChannelsKey = None
     standardise: Annotated[
         Literal["public", "train"],
         doc(

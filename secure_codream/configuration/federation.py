@@ -92,7 +92,11 @@ class TaskTable(Table):
         tuple[Annotated[float, Field(gt=0, le=10)], ...] | None, doc("the pixels' deviation, in the same form")
     ] = None
     class_names: Annotated[
-        tuple[str, ...] | None, doc("the classes in their order, for clients with image folders")
+        tuple[str, ...] | None,
+        doc(
+            "the classes in the order of their labels; needed where a client's data name their classes, as folders and "
+            "labels that are words do"
+        ),
     ] = None
 
     @model_validator(mode="after")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from codream_clients.data.class_names import one_spelling
 from codream_clients.data.datasets import Augment, DatasetError, LabelledImages
 from codream_clients.data.partitions import PartitionError, count_table, deal
 from codream_clients.data.pixels import HALF, RawImages, Scale
-from codream_clients.data.sources import load_source
+from codream_clients.data.sources import DataSource, Reading, load_source
+from codream_clients.data.understanding import Understanding
 from codream_clients.own_parts import OwnPartError
 from secure_codream.configuration.client import DataTable
 from secure_codream.configuration.federation import TaskTable
@@ -33,7 +36,7 @@ def load_data(table: DataTable, task: TaskTable | None = None) -> tuple[Labelled
         raise ConfigError(f"[data]: part {table.part} of {table.clients}; 0 to {table.clients - 1} is allowed")
     dealt = _deal_out(table, task)
     own = dealt.train.subset(dealt.parts[table.part])
-    return _standardised(own, dealt.scale, table.augment), dealt.test
+    return standardised(own, dealt.scale, table.augment), dealt.test
 
 
 def load_shards(table: DataTable, task: TaskTable | None = None) -> tuple[tuple[LabelledImages, ...], LabelledImages]:
@@ -49,6 +52,46 @@ def who_holds_what(table: DataTable, task: TaskTable | None = None) -> NDArray[n
     return count_table(dealt.train.labels, dealt.parts, dealt.train.classes)
 
 
+def names_line(names: tuple[str, ...]) -> str:
+    """The line of `[task]` that names the classes; JSON's texts are TOML's, too."""
+    return f"class_names = {json.dumps(names, ensure_ascii=False)}"
+
+
+def require_names(found: tuple[str, ...] | None, task: TaskTable) -> None:
+    """What names the classes of a client's images must be what the federation has agreed on.
+
+    Two sites that number the same classes differently would learn with swapped meanings, and no sum would show it.
+
+    Raises:
+        ConfigError: the federation names none, or others.
+    """
+    agreed = None if task.class_names is None else tuple(map(one_spelling, task.class_names))
+    if found is None or found == agreed:
+        return
+    if task.class_names is None:
+        raise ConfigError(
+            "[data]: the images name their classes, and [task] does not; all parties must agree on the names. If all "
+            f"sites mean the same by them, everybody's config.toml needs under [task]: {names_line(found)}"
+        )
+    raise ConfigError(
+        f"[data]: the images' classes are {list(found)}; [task] class_names are {list(task.class_names)}: the same, in "
+        "the same order, are needed"
+    )
+
+
+def source_of(table: DataTable, task: TaskTable | None = None) -> DataSource:
+    """All that the source of `table` holds, before any limit or split; raises as `load_data` does."""
+    try:
+        return _load(table, task)
+    except (DatasetError, OwnPartError) as error:
+        raise ConfigError(f"[data]: {error}") from error
+
+
+def what_was_understood(table: DataTable, task: TaskTable | None = None) -> Understanding:
+    """How the source of `table` was read, all of it, before any limit or split; raises as `load_data` does."""
+    return _deal_out(table, task).understanding
+
+
 @dataclass(frozen=True, eq=False)
 class _Dealt:
     """A source, reduced to its limits, and which images each client takes of its training part."""
@@ -57,6 +100,7 @@ class _Dealt:
     test: LabelledImages
     scale: Scale
     parts: list[NDArray[np.int64]]
+    understanding: Understanding
 
 
 def _deal_out(table: DataTable, task: TaskTable | None) -> _Dealt:
@@ -67,19 +111,28 @@ def _deal_out(table: DataTable, task: TaskTable | None) -> _Dealt:
         raise ConfigError(f"[data]: {error}") from error
 
 
-@lru_cache(maxsize=2)
-def _read(table: DataTable, task: TaskTable | None) -> _Dealt:
-    source = load_source(
+def _load(table: DataTable, task: TaskTable | None) -> DataSource:
+    return load_source(
         table.source,
+        Reading(
+            seed=table.seed,
+            size=table.size,
+            groups=table.groups,
+            pages=table.pages,
+            channels=table.channels,
+            shape=task.shape if task is not None else None,
+            classes=task.classes if task is not None else None,
+            class_names=task.class_names if task is not None else None,
+        ),
         root=table.root,
         download=table.download,
-        seed=table.seed,
-        size=table.size,
-        channels=task.shape[0] if task is not None and task.shape[0] in (1, 3) else None,
-        classes=task.classes if task is not None else None,
-        class_names=task.class_names if task is not None else None,
         digits_test_size=TEST_SIZE,
     )
+
+
+@lru_cache(maxsize=2)
+def _read(table: DataTable, task: TaskTable | None) -> _Dealt:
+    source = _load(table, task)
     train = _limited(source.train, table.train_limit, [table.seed, 0])
     test = _limited(source.test, table.test_limit, [table.seed, 1])
     parts = deal(
@@ -90,14 +143,20 @@ def _read(table: DataTable, task: TaskTable | None) -> _Dealt:
         alpha=table.alpha,
         shards=table.shards,
         seed=table.seed,
+        groups=train.groups,
     )
-    if task is not None and task.mean is not None and task.std is not None:
-        scale = Scale(task.mean, task.std)
-    elif table.standardise == "train" and isinstance(train, RawImages):
+    scale = agreed_scale(task)
+    if scale is None and table.standardise == "train" and isinstance(train, RawImages):
         scale = Scale.of(train.pixels)
-    else:
-        scale = source.published or HALF
-    return _Dealt(train, _standardised(test, scale, "none"), scale, parts)
+    scale = scale or source.published or HALF
+    return _Dealt(train, standardised(test, scale), scale, parts, source.understanding)
+
+
+def agreed_scale(task: TaskTable | None) -> Scale | None:
+    """The scale that the federation's task gives, if it does."""
+    if task is None or task.mean is None or task.std is None:
+        return None
+    return Scale(task.mean, task.std)
 
 
 def _limited(part: RawImages | LabelledImages, limit: int | None, seed: list[int]) -> RawImages | LabelledImages:
@@ -106,5 +165,6 @@ def _limited(part: RawImages | LabelledImages, limit: int | None, seed: list[int
     return part.subset(np.random.default_rng(seed).permutation(len(part))[:limit])
 
 
-def _standardised(part: RawImages | LabelledImages, scale: Scale, augment: Augment) -> LabelledImages:
+def standardised(part: RawImages | LabelledImages, scale: Scale, augment: Augment = "none") -> LabelledImages:
+    """Bytes on `scale`; what is standardised already stays as it is, but for `augment`."""
     return part.standardised(scale, augment) if isinstance(part, RawImages) else replace(part, augment=augment)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 import torch
 
+from codream_clients.data.understanding import Understanding, lines
 from codream_clients.failures import Failures
 from codream_clients.journal import FileJournal
 from codream_clients.learning.training import convergence_warnings_to
@@ -31,6 +32,7 @@ from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig, read_federation
+from secure_codream.configuration.images import what_was_understood
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import client_policy, open_client_ledger, open_ledger
 from secure_codream.configuration.reading import ConfigError
@@ -136,6 +138,7 @@ def run_client(
     threads: int | None = None,
     model: nn.Module | None = None,
     data: tuple[LabelledImages, LabelledImages | None] | None = None,
+    understood: Understanding | None = None,
     watch: Callable[[dict[str, Any]], object] | None = None,
 ) -> None:
     """Take part with the client of `folder` until the federation is over.
@@ -157,6 +160,7 @@ def run_client(
         threads: threads for torch; None leaves torch's own choice.
         model: replaces the configured model.
         data: replaces the configured data: (train, test or None).
+        understood: how `data` was understood; that of the configured data is found here.
         watch: called with what each line of `log.jsonl` has.
 
     Raises:
@@ -194,6 +198,10 @@ def run_client(
         opened.enter_context(convergence_warnings_to(lambda text: log.warning("training", found=text)))
         figures = EventLog(opened.enter_context(Appended(folder / "metrics.jsonl")))
         ledgers = _Ledgers(folder, agreed, opened, log)
+        if data is None and not isinstance(agreed.course, Sums):
+            understood = what_was_understood(client.data, federation.task)
+        for line in [] if understood is None else lines(understood):
+            log.info("data", text=line)
         tells_accuracy = federation.privacy is None if client.tell_accuracy is None else client.tell_accuracy
         outputs = Outputs(
             folder,

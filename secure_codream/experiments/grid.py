@@ -34,14 +34,15 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from codream_clients.data.sources import kind_of
+from codream_clients.data.understanding import Understanding
 from codream_clients.devices import DeviceError, pick_device
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.names import UnknownModelError, model_mix
 from codream_clients.models.zoo import ModelShapeError, OwnPartError, build
 from codream_protocols.courses.codream import Dreams
-from secure_codream.configuration.client import DataTable
+from secure_codream.configuration.client import ChannelsKey, DataTable, GroupsKey, PagesKey
 from secure_codream.configuration.federation import AggregationTable, FederationConfig, TaskTable, learning_settings
-from secure_codream.configuration.images import load_data, who_holds_what
+from secure_codream.configuration.images import load_data, what_was_understood, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
 from secure_codream.experiments.registry import ALGORITHMS, Entry, find
@@ -160,6 +161,9 @@ class SourceTable(Table):
     size: Annotated[
         Annotated[int, Field(ge=8, le=1024)] | None, doc("pixels to which each side of a folder's images is resized")
     ] = None
+    groups: GroupsKey = None
+    pages: PagesKey = None
+    channels: ChannelsKey = None
     standardise: Annotated[
         Literal["public", "train"], doc("by the constants published for a set, or by the training part's own")
     ] = "public"
@@ -342,6 +346,10 @@ class Grid:
             if cell.measure == "learning":
                 first.setdefault(cell.partition, cell.data)
         return {partition: who_holds_what(data) for partition, data in first.items()}
+
+    def understood(self) -> Understanding:
+        """How the source of all cells was read; of the first seed, where a seed makes a difference."""
+        return what_was_understood(self.cells[0].data)
 
 
 def read_grid(
@@ -529,12 +537,10 @@ def _try_data(tables: Sequence[DataTable]) -> tuple[tuple[int, int, int], int]:
 
 
 def _try_models(named: Sequence[tuple[str, Sequence[str]]], shape: tuple[int, int, int], classes: int) -> None:
-    if shape[1] != shape[2]:
-        raise ConfigError(f"data: found images of {shape[1]} x {shape[2]} pixels; square ones are needed")
     for key, names in named:
         for name in dict.fromkeys(names):
             try:
-                build(name, channels=shape[0], size=shape[1], classes=classes, seed=0)
+                build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0)
             except (UnknownModelError, ModelShapeError, OwnPartError) as error:
                 raise ConfigError(f"{key}: {error}") from error
 
@@ -544,7 +550,7 @@ def _try_private_models(names: Sequence[str], shape: tuple[int, int, int], class
 
     for name in dict.fromkeys(names):
         try:
-            require_private_model(build(name, channels=shape[0], size=shape[1], classes=classes, seed=0), name)
+            require_private_model(build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0), name)
         except PrivateModelError as error:
             raise ConfigError(f"compare.models: {error}") from error
 

@@ -63,11 +63,11 @@ class Problem:
 
     def fresh_model(self, client: int, name: str | None = None) -> nn.Module:
         """A client's model with its initial weights; `name` replaces the architecture."""
-        channels, size, _ = self.test.shape
+        channels, height, width = self.test.shape
         model = build(
             name or self.models[client],
             channels=channels,
-            size=size,
+            size=(height, width),
             classes=self.test.classes,
             seed=self.client_seed(client),
         )
@@ -98,7 +98,7 @@ class Problem:
         own = {key: value for key, value in asdict(self.learning).items() if key not in FROM_DREAMS}
         content: dict[str, Any] = {
             "federation": FederationTable(course=course, rounds=self.rounds, seed=self.seed),
-            "task": TaskTable(shape=self.test.shape, classes=self.test.classes),
+            "task": TaskTable(shape=self.test.shape, classes=self.test.classes, class_names=self.test.class_names),
             "dreams": self.dreams,
             "learning": own,
             "aggregation": self.aggregation,

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from codream_clients.data.image_folders import MAX_FILE_SIDE
+from codream_clients.data.datasets import DatasetError
+from codream_clients.data.pictures import pages_of, pixels_of
 from codream_clients.data.pixels import MAX_BYTES
+from codream_clients.data.understanding import Notes
 
 Pixels = NDArray[np.uint8]
-_MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "CMYK", "YCbCr")
 
 
 class InputsError(ValueError):
@@ -51,7 +52,7 @@ def read_inputs(paths: Iterable[Path], form: Form) -> Iterator[Input]:
     """Every input under `paths`, in order; a folder's by name, folders within it last.
 
     A folder's inputs are all the files in it. Those of an `.npz` are the images of its arrays named `images` or
-    ending in `_images`: uint8, (N, H, W) or (N, H, W, C).
+    ending in `_images`: uint8, (N, H, W), (N, H, W, C) or (N, C, H, W).
 
     Raises:
         InputsError: a path that does not exist, or an archive whose arrays cannot be told apart.
@@ -87,36 +88,23 @@ def _of_file(path: Path, form: Form) -> Iterator[Input]:
 
 
 def _picture(path: Path, form: Form) -> Input:
-    from PIL import Image
-
     channels, height, width = form.shape
     if channels not in (1, 3):
         return Input(
             str(path), problem=f"a picture has 1 or 3 channels, this model takes {channels}: an .npz is needed"
         )
+    if not path.is_file():  # opened, a pipe would wait for ever
+        return Input(str(path), problem="no file" if path.exists() else "a link that leads nowhere")
+    notes = Notes()
     try:
-        if not path.is_file():  # opened, a pipe would wait for ever
-            return Input(str(path), problem="no file" if path.exists() else "a link that leads nowhere")
-        with Image.open(path) as image:
-            if max(image.size) > MAX_FILE_SIDE:
-                return Input(
-                    str(path), problem=f"{image.size[1]} x {image.size[0]} pixels; {MAX_FILE_SIDE} a side at most"
-                )
-            if getattr(image, "n_frames", 1) > 1:
-                return Input(str(path), problem=f"{getattr(image, 'n_frames', 0)} pictures in one file; one is needed")
-            if image.mode not in _MODES:
-                return Input(str(path), problem=f"pixels of kind {image.mode}; 8 bits a channel are needed")
-            picture = image.convert("L" if channels == 1 else "RGB")
-    except Exception as error:  # whatever a file that is no picture leads a decoder to raise
-        return Input(str(path), problem=f"no picture that can be read ({_first_line(error)})")
-    if picture.size != (width, height):
-        if not form.resized:
-            return Input(
-                str(path),
-                problem=f"{picture.size[1]} x {picture.size[0]} pixels; {height} x {width} are needed, as in training",
-            )
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return Input(str(path), np.asarray(picture).reshape(height, width, channels))
+        (page,) = pages_of(path, None, notes)
+        if (page.height, page.width) != (height, width) and not form.resized:
+            found, needed = f"{page.height} x {page.width}", f"{height} x {width}"
+            return Input(str(path), problem=f"{found} pixels; {needed} are needed, as in training")
+        (pixels,) = pixels_of(path, [page], (height, width, channels), notes)
+    except DatasetError as error:
+        return Input(str(path), problem=_first_line(error).removeprefix(f"{path}: "))
+    return Input(str(path), pixels)
 
 
 def _of_archive(path: Path, form: Form) -> Iterator[Input]:
@@ -151,14 +139,15 @@ def _of_array(name: str, file: IO[bytes], size: int, form: Form) -> Iterator[Inp
         problem = f"{dtype}; uint8 (0 to 255) is needed"
     elif fortran:
         problem = "stored column by column (Fortran order); np.ascontiguousarray before it is saved is needed"
-    elif one != (height, width, channels):
+    elif one not in ((height, width, channels), form.shape):
         problem = f"images of shape {one}; {(height, width, channels)} (height, width, channels) is needed"
     for number in range(shape[0]):
         if problem:
             yield Input(f"{name}:{number}", problem=problem)
             continue
         content = _exactly(file, prod(one))
-        yield Input(f"{name}:{number}", np.frombuffer(content, np.uint8).reshape(one))
+        pixels = np.frombuffer(content, np.uint8).reshape(one)
+        yield Input(f"{name}:{number}", pixels if one == (height, width, channels) else np.moveaxis(pixels, 0, 2))
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

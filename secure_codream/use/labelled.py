@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from codream_clients.data.datasets import LabelledImages, pool
-from codream_clients.data.sources import DataSource, kind_of, load_source
+from codream_clients.data.sources import DataSource, Reading, load_source
 from secure_codream.configuration.images import TEST_SIZE
 from secure_codream.use.model import OpenedModel
 
@@ -31,24 +31,17 @@ def labelled_images(
         UseError: its images are not such as the model takes.
     """
     expected = model.description
-    channels, height, width = expected.shape
-    found = load_source(
-        source,
-        root=root,
+    _, height, width = expected.shape
+    reading = Reading(
         seed=seed,
         size=height if expected.resized and height == width else None,
-        channels=channels if channels in (1, 3) else None,
+        shape=expected.shape,
         classes=expected.classes,
         class_names=expected.class_names,
-        digits_test_size=TEST_SIZE,
     )
-    part = part or ("test" if _has_a_test_part(source) else "all")
+    found = load_source(source, reading, root=root, digits_test_size=TEST_SIZE)
+    part = part or ("all" if found.understanding.one_piece else "test")
     return _taken(model, found, part), part
-
-
-def _has_a_test_part(source: str) -> bool:
-    folder = Path(source).expanduser()
-    return kind_of(source) != "folder" or ((folder / "train").is_dir() and (folder / "test").is_dir())
 
 
 def _taken(model: OpenedModel, found: DataSource, part: Part) -> LabelledImages:

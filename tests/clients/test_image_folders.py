@@ -21,7 +21,7 @@ def test_train_and_test_folders_are_read_in_order(tmp_path):
     fill(tmp_path / "train", {"cat": 3, "ant": 2})
     fill(tmp_path / "test", {"cat": 1, "ant": 1})
     (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
-    train, test = load_image_folder(tmp_path)
+    train, test, _ = load_image_folder(tmp_path)
     assert train.shape == test.shape == (3, 10, 12)
     assert train.labels.tolist() == [0, 0, 1, 1, 1]  # ant, cat
     with Image.open(tmp_path / "train" / "ant" / "000.png") as first:
@@ -30,7 +30,7 @@ def test_train_and_test_folders_are_read_in_order(tmp_path):
 
 def test_one_folder_is_split_by_class_and_seed(tmp_path):
     fill(tmp_path, {"a": 20, "b": 10})
-    train, test = load_image_folder(tmp_path, seed=1, test_share=0.2)
+    train, test, _ = load_image_folder(tmp_path, seed=1, test_share=0.2)
     assert np.bincount(train.labels).tolist() == [16, 8]
     assert np.bincount(test.labels).tolist() == [4, 2]
     everything = {image.tobytes() for part in (train, test) for image in part.pixels}
@@ -61,7 +61,7 @@ def test_class_names_fix_the_order_for_a_client_that_lacks_some(tmp_path):
         load_image_folder(tmp_path, class_names=("a", "b"))
     (tmp_path / "b").mkdir()
     assert load_image_folder(tmp_path)[0].classes == 3
-    train, _ = load_image_folder(tmp_path, class_names=("c", "b", "a"))
+    train, *_ = load_image_folder(tmp_path, class_names=("c", "b", "a"))
     assert np.bincount(train.labels).tolist() == [4, 0, 4]
 
 
@@ -105,5 +105,5 @@ def test_layouts_that_do_not_fit(tmp_path):
         load_image_folder(tmp_path / "x")
     fill(tmp_path / "y", {"a": 5, "b": 5})
     Image.new("I;16", (12, 10)).save(tmp_path / "y" / "a" / "deep.png")
-    with pytest.raises(DatasetError, match="'I;16'; 8 bits a channel"):
+    with pytest.raises(DatasetError, match="'I;16' of more than 8 bits; 8 bits a channel"):
         load_image_folder(tmp_path / "y")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from codream_clients.models.zoo import ZOO, ModelShapeError, UnknownModelError, build
+from codream_clients.models.zoo import NETWORKS, ZOO, ModelShapeError, UnknownModelError, build
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
@@ -10,6 +10,13 @@ from codream_clients.models.zoo import ZOO, ModelShapeError, UnknownModelError, 
 def test_every_model_takes_every_size(name, channels, size):
     model = build(name, channels=channels, size=size, classes=7, seed=0)
     assert model(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", [*sorted(ZOO), *NETWORKS])
+@pytest.mark.parametrize("sides", [(8, 13), (28, 20)])
+def test_every_model_takes_rectangles(name, sides):
+    model = build(name, channels=1, size=sides, classes=5, seed=0).eval()
+    assert model(torch.zeros(2, 1, *sides)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

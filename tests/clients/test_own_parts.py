@@ -10,7 +10,7 @@ import torch
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.pixels import RawImages
-from codream_clients.data.sources import load_source
+from codream_clients.data.sources import Reading, load_source
 from codream_clients.models.zoo import build
 from codream_clients.own_parts import OwnPartError, is_reference, load_own_part
 
@@ -155,7 +155,7 @@ def returned(module, expression, **options):
         def load():
             return {expression}
     """)
-    return load_source(f"{name}:load", **options)
+    return load_source(f"{name}:load", Reading(**options))
 
 
 def test_own_bytes_are_standardised_like_a_files(module):
@@ -167,11 +167,11 @@ def test_own_bytes_are_standardised_like_a_files(module):
 
 
 def test_own_floats_and_labelled_images_are_taken_as_they_are(module):
-    floats = "images(6, np.float32, (3, 9, 9), 2), labels(6)"
+    floats = "images(6, np.float32, (3, 9, 9), 5) - 2, labels(6)"
     source = returned(module, f"({floats}), ({floats})")
     assert isinstance(source.train, LabelledImages)
     assert source.train.shape == (3, 9, 9)
-    tensors = "(torch.zeros(6, 1, 9, 9), torch.arange(6) % 3)"
+    tensors = "(torch.linspace(-1, 1, 486).reshape(6, 1, 9, 9), torch.arange(6) % 3)"
     assert returned(module, f"{tensors}, {tensors}").train.shape == (1, 9, 9)
     labelled = "LabelledImages(np.zeros((4, 1, 9, 9), np.float32), np.arange(4), 4)"
     name = module(f"""
@@ -184,28 +184,37 @@ def test_own_floats_and_labelled_images_are_taken_as_they_are(module):
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("images(6)", r"returned ndarray of shape \(6, 9, 9, 3\); \(train, test\) is needed"),
+        ("images(6)", r"returned ndarray of shape \(6, 9, 9, 3\); \(train, test\), each .* is needed"),
         ("None", "returned NoneType"),
-        ("(images(6), labels(6), 3), (images(6), labels(6))", "returned tuple of 3 for train"),
+        ("(images(6), labels(6), 3), (images(6), labels(6))", "found tuple of 3 for training"),
         (
             "(images(6), labels(5)), (images(6), labels(6))",
-            r"training part: labels are int64 of shape \(5,\); .*\(6,\)",
+            r"training labels has shape \(5,\), for 6 images",
         ),
-        ("(images(6), labels(6)), (images(6, shape=(8, 8)), labels(6))", r"\(3, 9, 9\), test images of \(1, 8, 8\)"),
-        ("(images(6, np.float64), labels(6)), (images(6, np.float64), labels(6))", "returned images of float64"),
-        ("(images(6, np.float32), labels(6)), (images(6), labels(6))", "returned images of float32, uint8"),
         (
-            "(images(6, np.float32, (3, 9, 9)), labels(6)), (images(6, np.float32, (3, 9, 9)), labels(6))",
-            "values up to 255; standardised ones are needed",
+            "(images(6), labels(6)), (images(6, shape=(8, 8)), labels(6))",
+            r"\(3, 9, 9\) in 3 classes, test images of \(1, 8, 8\)",
         ),
-        ("(images(6), labels(6) / 2), (images(6), labels(6))", "train labels is float64"),
-        ("(images(6), labels(6) - 1), (images(6), labels(6))", r"train labels lies in \[-1, 1\]"),
+        (
+            "(images(6) * 2.5, labels(6)), (images(6) * 2.5, labels(6))",
+            "training images: found float64 .*choose a window",
+        ),
+        (
+            "(images(6) / 255 - 0.5, labels(6)), (images(6), labels(6))",
+            "training images standardised already, test images",
+        ),
+        (
+            "(images(6) - 200.0, labels(6)), (images(6) - 200.0, labels(6))",
+            r"values from -200 to 55; uint8 .*, or standardised floats",
+        ),
+        ("(images(6), labels(6) / 2), (images(6), labels(6))", "training labels is float64 with fractions such as 0.5"),
+        ("(images(6), labels(6) - 1), (images(6), labels(6))", r"training labels lies in \[-1, 1\]"),
         ("(images(6), labels(6) * 7), (images(6), labels(6) * 7)", "3 labels up to 14, but none is 1"),
         (
             "(images(6, np.float32, (3, 9, 9)), labels(6) + 1), (images(6, np.float32, (3, 9, 9)), labels(6) + 1)",
             "3 labels up to 3, but none is 0",
         ),
-        ("(images(0), labels(0)), (images(6), labels(6))", "training part: no images"),
+        ("(images(0), labels(0)), (images(6), labels(6))", "training images: no images"),
         ("([[1], [1, 2]], labels(2)), (images(6), labels(6))", "which is no array"),
         ("({'a'}, labels(2)), (images(6), labels(6))", "which is no array of numbers"),
         ("1 / 0", r"load\(\) failed: ZeroDivisionError"),

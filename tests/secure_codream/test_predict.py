@@ -75,8 +75,8 @@ def test_a_folder_is_read_in_order_and_nothing_in_it_is_passed_over(tmp_path: Pa
     assert [name for name, problem in found.items() if not problem] == ["a.png", "b.png", "deep/c.png"]
     assert found["dead.png"] == "a link that leads nowhere" and "not followed" in found["linked"]
     assert found["large.png"] == "9 x 9 pixels; 8 x 8 are needed, as in training"
-    assert "2 pictures in one file" in found["two.tif"] and "8 bits a channel" in found["deep.tif"]
-    assert all("no picture that can be read" in found[name] for name in ("notes.txt", "empty.png", "half.png"))
+    assert "2 pages" in found["two.tif"] and "8 bits a channel" in found["deep.tif"]
+    assert all("no image that can be read" in found[name] for name in ("notes.txt", "empty.png", "half.png"))
 
 
 def test_pictures_are_made_grey_or_coloured_as_the_model_needs(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_one_line_an_input_with_class_and_probabilities(tmp_path: Path, model: O
     expected = model.probabilities_of_pixels(drawing(3)[None, :, :, None])[0]
     assert first["input"] == str(scans / "a.png") and first["predicted"] == str(expected.argmax())
     assert [float(first[f"p_{number}"]) for number in range(10)] == pytest.approx(expected.tolist(), rel=1e-5)
-    assert first["problem"] == "" and second["problem"].startswith("no picture that can be read")
+    assert first["problem"] == "" and second["problem"].startswith("found no image that can be read")
     assert second["predicted"] == second["p_0"] == ""
     assert (found.inputs, found.without, len(found.named)) == (2, 1, 1)
     assert list(first) == ["input", "predicted", *(f"p_{number}" for number in range(10)), "problem"]
@@ -269,7 +269,7 @@ def test_the_command_names_what_it_could_not_read(tmp_path: Path, model: OpenedM
     out = tmp_path / "out.csv"
     done = CliRunner().invoke(cli.app, ["predict", str(model.path.parent), str(scans), "--out", str(out)])
     assert done.exit_code == 0, done.output
-    assert f"not read: {scans / 'b.png'}: no picture that can be read" in done.stderr
+    assert f"not read: {scans / 'b.png'}: found no image that can be read" in done.stderr
     assert done.stdout == f"1 of 2 inputs: {out}\n"
 
 

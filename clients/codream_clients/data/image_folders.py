@@ -1,26 +1,28 @@
-"""Images from folders, one for each class, in the layout of torchvision's `ImageFolder`.
-
-    folder/train/<class>/...png   and folder/test/<class>/...png      or, split here by a seed,
-    folder/<class>/...png
-
-Classes are numbered by the order of their names. Clients with folders of their own must number them alike: give the
-names in the federation's configuration, or let each have all class folders, empty ones included.
-"""
+"""Images from folders, one for each class: `folder_layouts` says where they are, `pictures` what is in a file."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codream_clients.data.datasets import DatasetError, Labels
+from codream_clients.data.datasets import DatasetError, Groups, Labels
+from codream_clients.data.folder_layouts import GroupsIn, Layout, Listed, layout_of
+from codream_clients.data.pictures import SUFFIXES, Page, Pages, pages_of, pixels_of
 from codream_clients.data.pixels import MAX_BYTES, MAX_SIDE, RawImages, train_and_test
+from codream_clients.data.splits import split_off
+from codream_clients.data.understanding import Notes, Understanding, understood
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-MAX_FILE_SIDE = 8192
-"""Pixels a side that a file may have before it is resized; larger ones are refused before they are unpacked."""
 
-_GREY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "CMYK", "YCbCr")
+@dataclass(frozen=True)
+class _Image:
+    """One page of one file, with its label and whose it is."""
+
+    file: Path
+    page: Page
+    label: int
+    group: str | None
 
 
 def load_image_folder(
@@ -31,92 +33,103 @@ def load_image_folder(
     size: int | None = None,
     channels: int | None = None,
     class_names: Sequence[str] | None = None,
+    groups: GroupsIn | None = None,
+    pages: Pages | None = None,
     max_bytes: int = MAX_BYTES,
-) -> tuple[RawImages, RawImages]:
-    """The images under `path` as (train, test), not yet standardised; see `pixels` for the scale.
+) -> tuple[RawImages, RawImages, Understanding]:
+    """The images under `path` as (train, test, what was understood), not yet standardised; see `pixels` for the scale.
 
     `test_share` of each class, rounded, is split off by `seed` where there is no test folder. `size` resizes all
     images to size x size pixels (bilinear, antialiased; the aspect ratio is not kept); None wants them of one size.
     `channels`: 1 (grey) or 3 (colour) converts all; None takes grey if all are grey. `class_names` are the classes in
-    their order; None takes the folders there are. `max_bytes` bounds the unpacked images.
-    Raises `DatasetError`, which names the file or folder, for a missing layout, unknown classes, files that are no
-    images, sizes that differ, or too much of it.
+    their order; None takes the folders there are. `groups`: "folder" takes the folders right below the class folders
+    as persons, whose images are never divided. `pages`: of files with several, the "first", or "each" as an image of
+    its own. `max_bytes` bounds the unpacked images.
+    Raises `DatasetError`, which names the file or folder, for a layout that is missing or has two readings, unknown
+    classes, files that are no images or have two readings, sizes that differ, or too much of it.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise DatasetError(f"{path}: found no such folder; one folder of images for each class is needed there")
+    path, notes = Path(path), Notes()
     if not 0 < test_share < 1 or channels not in (None, 1, 3) or (size is not None and not 1 <= size <= MAX_SIDE):
         raise DatasetError(
             f"test_share={test_share}, channels={channels}, size={size}; needed are a share between 0 and 1, "
             f"1 or 3 channels or none given, and 1 to {MAX_SIDE} pixels or none given"
         )
-    parted = (path / "train").is_dir() and (path / "test").is_dir()
-    roots = [path / "train", path / "test"] if parted else [path]
-    names = list(class_names) if class_names is not None else _class_names(roots)
-    listed = [_list(root, names) for root in roots]
-    if not parted:
-        listed = list(_split(listed[0], test_share, seed))
-    for name, part in zip(("training", "test"), listed, strict=True):
+    layout = layout_of(path, class_names=class_names, groups=groups, notes=notes)
+    train = _images(layout.train, pages, notes)
+    numbers = _numbered_groups(train)
+    if layout.test is None:
+        notes.one_piece = True
+        train, test = _split(path, train, numbers, test_share, seed)
+        _warn_of_persons(layout, groups, notes)
+    else:
+        test = _images(layout.test, pages, notes)
+        numbers = _numbered_groups([*train, *test])
+    for name, part in (("training", train), ("test", test)):
         if not part:
             raise DatasetError(f"{path}: no {name} images; files ending in {', '.join(SUFFIXES)} are needed")
-    form = _form([file for part in listed for file, _ in part], size, channels, max_bytes)
-    train, test = (_read(part, form) for part in listed)
-    return train_and_test(train, test, len(names))
+    form = _form([*train, *test], size, channels, max_bytes, notes)
+    parts = train_and_test(
+        (_pixels(train, form, notes), _labels(train)),
+        (_pixels(test, form, notes), _labels(test)),
+        len(layout.names),
+        class_names=layout.names,
+        groups=(_groups(train, numbers), _groups(test, numbers)),
+    )
+    kind = "a folder of image folders"
+    return *parts, understood(str(path), kind, (("training", parts[0]), ("test", parts[1])), notes)
 
 
-def _class_names(roots: Sequence[Path]) -> list[str]:
-    names = sorted({entry.name for root in roots for entry in root.iterdir() if entry.is_dir()})
-    if len(names) < 2:
-        raise DatasetError(f"{roots[0]}: found class folders {names}; at least 2 are needed")
-    return names
+def _images(listed: Sequence[Listed], pages: Pages | None, notes: Notes) -> list[_Image]:
+    found = []
+    for one in listed:
+        of_file = pages_of(one.file, pages, notes)
+        group = one.group if one.group is not None or pages != "each" else str(one.file)  # a stack is one person's
+        found += [_Image(one.file, page, one.label, group) for page in of_file]
+    return found
 
 
-def _list(root: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
-    """The image files of one part with their labels, in a fixed order."""
-    if unknown := sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in names):
-        raise DatasetError(f"{root}: found folders {unknown}; the classes are {list(names)}")
-    return [
-        (file, label)
-        for label, name in enumerate(names)
-        for file in sorted((root / name).rglob("*"))
-        if file.suffix.lower() in SUFFIXES and file.is_file()
-    ]
+def _warn_of_persons(layout: Layout, groups: GroupsIn | None, notes: Notes) -> None:
+    if groups is None and layout.below > 1:
+        notes.warns(
+            f'{layout.below} folders lie below the class folders: if each is a person, groups = "folder" under [data] '
+            "keeps each on one side of the split"
+        )
+
+
+def _numbered_groups(images: Sequence[_Image]) -> dict[str, int]:
+    names = sorted({image.group for image in images if image.group is not None})
+    return {name: number for number, name in enumerate(names)}
+
+
+def _groups(images: Sequence[_Image], numbers: dict[str, int]) -> Groups | None:
+    if not numbers:
+        return None
+    return np.array([numbers[image.group] for image in images if image.group is not None], np.int64)
+
+
+def _labels(images: Sequence[_Image]) -> Labels:
+    return np.array([image.label for image in images], np.int64)
 
 
 def _split(
-    listed: list[tuple[Path, int]], test_share: float, seed: int
-) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-    """(train, test), stratified: of each class `test_share`, rounded, are for testing."""
-    rng = np.random.default_rng(seed)
-    labels = np.array([label for _, label in listed], dtype=np.int64)
-    chosen: set[int] = set()
-    for label in np.unique(labels):
-        of_class = rng.permutation(np.flatnonzero(labels == label))
-        chosen.update(of_class[: round(test_share * len(of_class))].tolist())
-    return (
-        [entry for number, entry in enumerate(listed) if number not in chosen],
-        [entry for number, entry in enumerate(listed) if number in chosen],
-    )
+    path: Path, images: list[_Image], numbers: dict[str, int], test_share: float, seed: int
+) -> tuple[list[_Image], list[_Image]]:
+    if not images:
+        return [], []
+    try:
+        train, test = split_off(_labels(images), _groups(images, numbers), test_share, seed)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    return [images[number] for number in train], [images[number] for number in test]
 
 
-def _form(files: Sequence[Path], size: int | None, channels: int | None, max_bytes: int) -> tuple[int, int, int]:
+def _form(
+    images: Sequence[_Image], size: int | None, channels: int | None, max_bytes: int, notes: Notes
+) -> tuple[int, int, int]:
     """(height, width, channels) that all images will have, from the files' headers alone."""
-    from PIL import Image
-
-    modes: set[str] = set()
     sizes: dict[tuple[int, int], Path] = {}
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                mode, (width, height) = image.mode, image.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DatasetError(f"{file}: found no image that can be read ({error})") from error
-        if mode not in _GREY_MODES + _COLOUR_MODES:
-            raise DatasetError(f"{file}: found mode {mode!r}; 8 bits a channel, grey or colour, are needed")
-        if width > MAX_FILE_SIDE or height > MAX_FILE_SIDE:
-            raise DatasetError(f"{file}: found {width} x {height} pixels; at most {MAX_FILE_SIDE} a side are allowed")
-        modes.add(mode)
-        sizes.setdefault((height, width), file)
+    for image in images:
+        sizes.setdefault((image.page.height, image.page.width), image.file)
     if size is None and len(sizes) > 1:
         (one, first), (two, second) = list(sizes.items())[:2]
         raise DatasetError(
@@ -124,27 +137,30 @@ def _form(files: Sequence[Path], size: int | None, channels: int | None, max_byt
             "one size is needed, or `size` to resize them all"
         )
     height, width = (size, size) if size is not None else next(iter(sizes))
+    if size is not None and set(sizes) != {(size, size)}:
+        notes.reads(f"images are resized to {size} x {size} pixels")
+    grey = sum(image.page.grey for image in images)
     if channels is None:
-        channels = 1 if modes <= set(_GREY_MODES) else 3
-    if len(files) * height * width * channels > max_bytes:
+        channels = 1 if grey == len(images) else 3
+    if 0 < grey < len(images):
+        notes.warns(
+            f"{grey} of {len(images)} images are grey; all are taken as {'grey' if channels == 1 else 'colour'}"
+        )
+    if len(images) * height * width * channels > max_bytes:
         raise DatasetError(
-            f"{len(files)} images of {height} x {width} in {channels} channels; {max_bytes} bytes are allowed"
+            f"{len(images)} images of {height} x {width} in {channels} channels; {max_bytes} bytes are allowed"
         )
     return height, width, channels
 
 
-def _read(listed: Sequence[tuple[Path, int]], form: tuple[int, int, int]) -> tuple[NDArray[np.uint8], Labels]:
-    from PIL import Image
-
-    height, width, channels = form
-    pixels = np.empty((len(listed), height, width, channels), np.uint8)
-    for number, (file, _) in enumerate(listed):
-        try:
-            with Image.open(file) as image:
-                converted = image.convert("L" if channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DatasetError(f"{file}: found no image that can be read ({error})") from error
-        if converted.size != (width, height):
-            converted = converted.resize((width, height), Image.Resampling.BILINEAR)
-        pixels[number] = np.asarray(converted).reshape(height, width, channels)
-    return pixels, np.array([label for _, label in listed], dtype=np.int64)
+def _pixels(images: Sequence[_Image], form: tuple[int, int, int], notes: Notes) -> NDArray[np.uint8]:
+    pixels = np.empty((len(images), *form), np.uint8)
+    number = 0
+    while number < len(images):
+        file, pages = images[number].file, [images[number].page]
+        while number + len(pages) < len(images) and images[number + len(pages)].file == file:
+            pages.append(images[number + len(pages)].page)
+        for of_page in pixels_of(file, pages, form, notes):
+            pixels[number] = of_page
+            number += 1
+    return pixels

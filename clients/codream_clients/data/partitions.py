@@ -39,13 +39,18 @@ def deal(
     alpha: float = 0.5,
     shards: int = 2,
     seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
 ) -> list[Indices]:
     """Deal out the indices of `labels` (N,) as `scheme` says: `clients` disjoint arrays.
 
     `per_client` indices each (on average for "dirichlet-by-label"); None deals out as many as there are, evenly.
-    `alpha` is for both Dirichlet schemes, `shards` for "shards".
-    Raises `PartitionError` as the four functions below do.
+    `alpha` is for both Dirichlet schemes, `shards` for "shards". With `groups` (N,), the images of a group go to one
+    client, as a whole, and sizes and mixtures are met as nearly as whole groups can.
+    Raises `PartitionError` as the functions below do.
     """
+    if groups is not None and clients > 1:
+        wish = deal(labels, scheme, clients=clients, per_client=per_client, alpha=alpha, shards=shards, seed=seed)
+        return whole_groups(groups, wish, seed)
     if per_client is None:
         per_client = max(1, len(labels) // max(1, clients))
         if scheme == "shards":
@@ -57,6 +62,38 @@ def deal(
     if scheme == "dirichlet-by-label":
         return dirichlet_by_label(labels, clients, per_client, alpha, seed)
     return label_shards(labels, clients, per_client, shards, seed)
+
+
+def whole_groups(groups: NDArray[np.int64], wish: Sequence[Indices], seed: int) -> list[Indices]:
+    """What comes nearest to `wish` (disjoint arrays of indices) without dividing a group of `groups` (N,).
+
+    Groups in a random order go each to the client that wishes most of it, among those that still want images, and who
+    got none gets one from who has several; a group of which nobody wishes anything goes to nobody.
+    Raises `PartitionError` if a client would get none: there must be more groups than clients.
+    """
+    names, inverse = np.unique(groups, return_inverse=True)
+    wished = np.zeros((len(names), len(wish)), np.int64)
+    for client, indices in enumerate(wish):
+        np.add.at(wished[:, client], inverse[indices], 1)
+    sizes, open_wishes = np.bincount(inverse), wished.sum(axis=0)
+    owner = np.full(len(names), -1)
+    for group in np.random.default_rng(seed).permutation(len(names)):
+        if wished[group].any():
+            want = np.where(open_wishes > 0, wished[group], -1)
+            owner[group] = int(np.lexsort((open_wishes, want))[-1])
+            open_wishes[owner[group]] -= sizes[group]
+    for client in range(len(wish)):
+        held = np.bincount(owner[owner >= 0], minlength=len(wish))
+        if held[client]:
+            continue
+        to_spare = (owner >= 0) & (held[owner] > 1)
+        if not to_spare.any():
+            raise PartitionError(
+                f"{len(names)} groups for {len(wish)} clients leave some without an image, since none is divided; "
+                "fewer clients or more groups are needed"
+            )
+        owner[int(np.where(to_spare, wished[:, client], -1).argmax())] = client
+    return [np.flatnonzero(owner[inverse] == client).astype(np.int64) for client in range(len(wish))]
 
 
 def count_table(labels: NDArray[np.int64], parts: Sequence[Indices], classes: int) -> NDArray[np.int64]:

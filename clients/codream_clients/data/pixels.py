@@ -95,7 +95,7 @@ class RawImages:
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE and 1 <= channels <= MAX_CHANNELS):
             raise DatasetError(
                 f"images of {height} x {width} pixels in {channels} channels; at most {MAX_SIDE} x {MAX_SIDE} in "
-                f"{MAX_CHANNELS} are allowed (volumes must be cut into slices first)"
+                f"{MAX_CHANNELS} are allowed"
             )
         if self.labels.ndim != 1 or self.labels.dtype != np.int64 or len(self.labels) != count:
             raise DatasetError(
@@ -144,61 +144,27 @@ class RawImages:
         return LabelledImages(images, self.labels, self.classes, augment, self.class_names, self.groups, scale)
 
 
-def flat_labels(labels: NDArray[Any], what: str) -> Labels:
-    """Labels (N,) int64 from integers of shape (N,) or (N, 1), which is how MedMNIST stores them.
-
-    Raises `DatasetError`, naming `what`, for any other shape or type, or values from 10,000 on.
-    """
-    if labels.dtype.kind not in "iu":
-        raise DatasetError(
-            f"{what} is {labels.dtype} of shape {labels.shape}; integers of shape (N,) or (N, 1) are needed"
-        )
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise DatasetError(
-            f"{what} has shape {labels.shape}; (N,) or (N, 1) is needed: one class for each image, not several"
-        )
-    if len(labels) and (labels.min() < 0 or labels.max() >= MAX_CLASSES):
-        raise DatasetError(f"{what} lies in [{labels.min()}, {labels.max()}]; [0, {MAX_CLASSES - 1}] is allowed")
-    return labels.astype(np.int64)
-
-
 def with_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pixels (N, H, W, C); (N, H, W) gets its one channel."""
     return pixels[..., None] if pixels.ndim == 3 else pixels
 
 
-def classes_of(train: Labels, test: Labels) -> int:
-    """One more than the largest label of both, which `flat_labels` has checked; 1 where there is none.
-
-    Raises `DatasetError` if a label below the largest is on no image: 0, 1000 and 2000 are three classes, not 2,001.
-    """
-    found = np.unique(np.concatenate([train, test]))
-    classes = int(found.max(initial=0)) + 1
-    if 0 < len(found) < classes:
-        missing = int(np.argmax(found != np.arange(len(found))))
-        raise DatasetError(
-            f"{len(found)} labels up to {classes - 1}, but none is {missing}; "
-            f"labels 0 to {len(found) - 1}, each on at least one image, are needed"
-        )
-    return classes
-
-
 def train_and_test(
-    train: tuple[NDArray[np.uint8], Labels], test: tuple[NDArray[np.uint8], Labels], classes: int | None
+    train: tuple[NDArray[np.uint8], Labels],
+    test: tuple[NDArray[np.uint8], Labels],
+    classes: int,
+    *,
+    class_names: tuple[str, ...] | None = None,
+    groups: tuple[Groups | None, Groups | None] = (None, None),
 ) -> tuple[RawImages, RawImages]:
-    """Both parts, with `classes` or, where it is None, one more than the largest label of both.
+    """Both parts; grey pixels (N, H, W) get their one channel.
 
-    Raises `DatasetError` if a part is no set of images (see `RawImages`), the parts differ in shape, or `classes` is
-    None and some label below the largest is on no image.
+    Raises `DatasetError` if a part is no set of images (see `RawImages`), or the parts differ in shape.
     """
-    if classes is None:
-        classes = classes_of(train[1], test[1])
     parts = []
-    for name, (pixels, numbers) in (("training", train), ("test", test)):
+    for name, (pixels, numbers), whose in zip(("training", "test"), (train, test), groups, strict=True):
         try:
-            parts.append(RawImages(with_channels(pixels), numbers, classes))
+            parts.append(RawImages(with_channels(pixels), numbers, classes, class_names, whose))
         except DatasetError as error:
             raise DatasetError(f"{name} part: {error}") from error
     if parts[0].shape != parts[1].shape:

@@ -2,23 +2,28 @@
 
     digits                         scikit-learn's, in the package
     mnist, cifar10, ...            torchvision's layout under a root (`image_sets`)
-    scans.npz                      MedMNIST's keys (`npz_files`)
+    scans.npz                      MedMNIST's keys (`npz_files`); a folder of .npy files with them, too
     scans/                         one folder for each class (`image_folders`)
     my_module:load                 runs this code (`own_parts`, `own_data`)
 
-All come out alike: a training and a test part, and the scale that was published for them, if any.
+All come out alike: a training and a test part, what was understood of them, and the scale that was published for them,
+if any. This is the one gate of data: `client`, `compare`, `run_local` and `secure-codream data` read through it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from codream_clients.data.arrays import Channels, Told
 from codream_clients.data.datasets import DatasetError, LabelledImages, load_digits_data
+from codream_clients.data.folder_layouts import GroupsIn
 from codream_clients.data.image_folders import load_image_folder
 from codream_clients.data.image_sets import IMAGE_SETS, load_image_set
-from codream_clients.data.npz_files import load_npz
+from codream_clients.data.npz_files import holds_arrays, load_npz
 from codream_clients.data.own_data import load_own_data
+from codream_clients.data.pictures import Pages
 from codream_clients.data.pixels import RawImages, Scale
+from codream_clients.data.understanding import Notes, Understanding, understood
 from codream_clients.own_parts import is_reference
 
 NAMES = ("digits", *IMAGE_SETS)
@@ -28,11 +33,12 @@ NAMES = ("digits", *IMAGE_SETS)
 class DataSource:
     """A training and a test part: both still pixels, or both standardised already (digits, a user's own).
 
-    `published` is the scale that goes with a named set, or None.
+    `understanding` says how they were read, and `published` is the scale that goes with a named set, or None.
     """
 
     train: RawImages | LabelledImages
     test: RawImages | LabelledImages
+    understanding: Understanding
     published: Scale | None = None
 
 
@@ -45,7 +51,7 @@ def kind_of(source: str) -> Literal["name", "own", "npz", "folder"]:
         return "name"
     if is_reference(source):
         return "own"
-    if source.lower().endswith(".npz"):
+    if source.lower().endswith((".npz", ".npy")):
         return "npz"
     if "/" in source or "\\" in source or source.startswith((".", "~")):
         return "folder"
@@ -55,37 +61,73 @@ def kind_of(source: str) -> Literal["name", "own", "npz", "folder"]:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a source is read, where it leaves a choice.
+
+    Attributes:
+        seed: splits what comes in one piece (digits, a folder or file without a test part).
+        size: to which a folder's images are resized.
+        groups: "folder" takes the folders below the class folders as persons.
+        pages: which pages of a stack are images.
+        channels: where an array's channels stand.
+        shape: of an image, (C, H, W), where a federation has agreed on it.
+        classes: how many there are, where that is agreed on.
+        class_names: the classes in their order, where they are agreed on.
+    """
+
+    seed: int = 0
+    size: int | None = None
+    groups: GroupsIn | None = None
+    pages: Pages | None = None
+    channels: Channels | None = None
+    shape: tuple[int, int, int] | None = None
+    classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+
+
 def load_source(
     source: str,
+    reading: Reading | None = None,
     *,
     root: Path | None = None,
     download: bool = False,
-    seed: int = 0,
-    size: int | None = None,
-    channels: int | None = None,
-    classes: int | None = None,
-    class_names: tuple[str, ...] | None = None,
     digits_test_size: int = 600,
 ) -> DataSource:
     """Everything that `source` holds.
 
-    `root`, `download`: for torchvision's sets, see `load_image_set`. `seed` splits what comes in one piece (digits, a
-    folder without train and test). `size`, `channels`, `class_names`: for folders, see `load_image_folder`.
-    `classes`: for files and own functions that may lack some.
+    `root`, `download`: for torchvision's sets, see `load_image_set`.
     Raises `DatasetError` or `OwnPartError`, as the loaders do, and `DatasetError` if a root is missing.
     """
-    kind = kind_of(source)
+    kind, reading = kind_of(source), reading or Reading()
+    told = Told(reading.channels, reading.shape)
+    names, classes = reading.class_names, reading.classes
     if kind == "own":
-        return DataSource(*load_own_data(source, classes=classes))
-    if kind == "npz":
-        return DataSource(*load_npz(Path(source).expanduser(), classes=classes))
+        return DataSource(*load_own_data(source, classes=classes, class_names=names, told=told))
+    path = Path(source).expanduser()
+    if kind == "npz" or (kind == "folder" and holds_arrays(path)):
+        return DataSource(*load_npz(path, classes=classes, class_names=names, told=told, seed=reading.seed))
     if kind == "folder":
-        folder = Path(source).expanduser()
-        return DataSource(*load_image_folder(folder, seed=seed, size=size, channels=channels, class_names=class_names))
+        found = load_image_folder(
+            path,
+            seed=reading.seed,
+            size=reading.size,
+            channels=reading.shape[0] if reading.shape is not None and reading.shape[0] in (1, 3) else None,
+            class_names=names,
+            groups=reading.groups,
+            pages=reading.pages,
+        )
+        return DataSource(*found)
+    published = None
+    train: RawImages | LabelledImages
+    test: RawImages | LabelledImages
     if source == "digits":
-        return DataSource(*load_digits_data(seed, digits_test_size))
-    if root is None:
+        train, test = load_digits_data(reading.seed, digits_test_size)
+    elif root is None:
         raise DatasetError(
             f"root is missing; the folder that holds {IMAGE_SETS[source].files} is needed for source {source!r}"
         )
-    return DataSource(*load_image_set(source, root, download=download))
+    else:
+        train, test, published = load_image_set(source, root, download=download)
+    words = understood(source, "a known set", (("training", train), ("test", test)), Notes())
+    return DataSource(train, test, words, published)

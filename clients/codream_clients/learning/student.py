@@ -93,14 +93,14 @@ def adaptive_student(
     """The student that every client of a federation begins with: a cnn2 whose weights follow from `seed`.
 
     Args:
-        shape: (C, H, W) of a dream, H = W.
+        shape: (C, H, W) of a dream.
         classes: K.
         seed: the federation's.
         window: batches it learns from, as clients do.
         device: where dreams are made.
     """
-    channels, size, _ = shape
-    model = build("cnn2", channels=channels, size=size, classes=classes, seed=seed)
+    channels, height, width = shape
+    model = build("cnn2", channels=channels, size=(height, width), classes=classes, seed=seed)
     settings = LearningSettings(
         distil_epochs=ADAPTIVE.distil_epochs,
         distil_lr=ADAPTIVE.distil_lr,

@@ -11,6 +11,9 @@ from torch import nn
 
 from codream_clients.models.names import Norm
 
+Sides = tuple[int, int]
+"""Height and width of an image."""
+
 GROUPS = 8
 
 

@@ -6,7 +6,7 @@
     wrn16_1, 40_1 wide residual networks of depth 16 and 40, width 1 (Zagoruyko and Komodakis, BMVC 2016)
     mobilenetv2   torchvision's (Sandler et al., CVPR 2018), with strides for 32x32 instead of 224x224
 
-They were made for 32x32 and take every size from 8 on: pooling stops when one pixel is left. None has dropout, so
+They were made for 32x32 and take all sides from 8 on: pooling stops when one pixel is left. None has dropout, so
 that training is fixed by the order of the images alone.
 """
 
@@ -15,32 +15,32 @@ from functools import partial
 import torch
 from torch import nn
 
-from codream_clients.models.layers import conv, dense, he_initialise, norm2d
+from codream_clients.models.layers import Sides, conv, dense, he_initialise, norm2d
 from codream_clients.models.names import Norm
 
 _VGG11 = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)  # None: pooling
 
 
-def lenet(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
+def lenet(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
     """LeNet-5: 61,706 parameters for 1x28x28 and ten classes in the original; normalisation adds a few."""
-    first_padding = 2 if size <= 28 else 0  # the original pads 28x28 to 32x32
-    side = (size + 2 * first_padding - 4) // 2
-    second_padding = 2 if side < 10 else 0  # below 24x24 no pixel is to spare
-    side = (side + 2 * second_padding - 4) // 2
+    first_padding = 2 if min(sides) <= 28 else 0  # the original pads 28x28 to 32x32
+    left = [(side + 2 * first_padding - 4) // 2 for side in sides]
+    second_padding = 2 if min(left) < 10 else 0  # below 24x24 no pixel is to spare
+    height, width = ((side + 2 * second_padding - 4) // 2 for side in left)
     return nn.Sequential(
         conv(channels, 6, norm, kernel=5, padding=first_padding),
         nn.MaxPool2d(2),
         conv(6, 16, norm, kernel=5, padding=second_padding),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        *dense(16 * side**2, (120, 84), classes, norm),
+        *dense(16 * height * width, (120, 84), classes, norm),
     )
 
 
-def vgg11(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
+def vgg11(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
     """Eight convolutions and one linear layer: 9.2 million parameters."""
     layers: list[nn.Module] = []
-    width, side = channels, size
+    width, side = channels, min(sides)
     for outputs in _VGG11:
         if outputs is not None:
             layers.append(conv(width, outputs, norm))
@@ -73,7 +73,7 @@ class BasicBlock(nn.Module):
         return torch.relu(self.branch(inputs) + self.shortcut(inputs))
 
 
-def _resnet(blocks: tuple[int, ...], channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
+def _resnet(blocks: tuple[int, ...], channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
     layers: list[nn.Module] = [conv(channels, 64, norm)]
     width = 64
     for stage, count in enumerate(blocks):
@@ -109,7 +109,7 @@ class _WideBlock(nn.Module):
         return torch.add(kept, self.branch(active))
 
 
-def _wide_resnet(depth: int, widen: int, channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
+def _wide_resnet(depth: int, widen: int, channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
     layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
     width = 16
     for stage in range(3):
@@ -127,7 +127,7 @@ wrn40_1 = partial(_wide_resnet, 40, 1)
 """0.56 million parameters."""
 
 
-def mobilenetv2(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
+def mobilenetv2(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
     """Torchvision's MobileNetV2 at width 1 with three halvings instead of five: 2.2 million parameters."""
     from torchvision.models import MobileNetV2
 

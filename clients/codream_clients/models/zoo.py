@@ -1,7 +1,7 @@
 """Classifiers whose architectures differ, since CoDream exchanges dreams and never weights.
 
-All take images (N, channels, size, size) and give logits (N, classes), for sizes from 8 (digits) over 28
-(MNIST) to 32 (CIFAR-10). All have normalisation layers: batch norm, whose running statistics the dreams'
+All take images (N, channels, height, width) and give logits (N, classes), for sides from 8 (digits) over 28
+(MNIST) to 32 (CIFAR-10), square or not. All have normalisation layers: batch norm, whose running statistics the dreams'
 regulariser R_bn reads (DeepInversion, Yin et al., CVPR 2020), or group norm (Wu and He, ECCV 2018), which
 differential privacy needs because it mixes no records.
 `ZOO` are small ones for small data, `resnet8` after He et al., CVPR 2016; `NETWORKS` are the literature's
@@ -16,52 +16,54 @@ import torch
 from torch import nn
 
 from codream_clients.models import networks
-from codream_clients.models.layers import conv, dense
+from codream_clients.models.layers import Sides, conv, dense
 from codream_clients.models.names import LITERATURE_MODELS, Norm, UnknownModelError, split_norm
 from codream_clients.own_parts import OwnPartError, call_own_part, is_reference
 
 __all__ = ["NETWORKS", "ZOO", "ModelShapeError", "Norm", "OwnPartError", "UnknownModelError", "build", "check_model"]
 
-Builder = Callable[[int, int, int, Norm], nn.Module]
-"""(channels, size, classes, norm) -> a model."""
+Builder = Callable[[int, Sides, int, Norm], nn.Module]
+"""(channels, (height, width), classes, norm) -> a model."""
 
 
 class ModelShapeError(ValueError):
     """The zoo's models cannot take such images or classes."""
 
 
-def build(name: str, *, channels: int, size: int, classes: int, seed: int, norm: Norm = "batch") -> nn.Module:
-    """A freshly initialised model, on the CPU: (N, channels, size, size) -> logits (N, classes).
+def build(name: str, *, channels: int, size: int | Sides, classes: int, seed: int, norm: Norm = "batch") -> nn.Module:
+    """A freshly initialised model, on the CPU: (N, channels, height, width) -> logits (N, classes).
 
     `name` is one of `ZOO` or `NETWORKS`, with `_gn` at its end for group norm whatever `norm` says, or
     module:function, which is called as function(channels, size, classes) and RUNS THAT MODULE'S CODE.
+    `size` is the side of a square, or (height, width), which an own function gets only where they differ.
     The weights depend on `seed` and the other arguments alone, as far as an own function draws from torch's
     global generator; the global random state stays as it was.
-    Raises `UnknownModelError` for any other name; `ModelShapeError` unless channels >= 1, size >= 8,
+    Raises `UnknownModelError` for any other name; `ModelShapeError` unless channels >= 1, sides >= 8,
     classes >= 2 and norm is "batch" or "group"; `OwnPartError` for an own function that fails or whose model
     does not do what is needed, see `check_model`.
     """
     base, named_norm = split_norm(name)
     norm = named_norm or norm
-    if channels < 1 or size < 8 or classes < 2 or norm not in get_args(Norm):
+    sides = (size, size) if isinstance(size, int) else size
+    if channels < 1 or min(sides) < 8 or classes < 2 or norm not in get_args(Norm):
         raise ModelShapeError(
             f"channels={channels}, size={size}, classes={classes}, norm={norm!r}; needed are channels >= 1, "
-            "size >= 8, classes >= 2, norm 'batch' or 'group'"
+            "sides >= 8, classes >= 2, norm 'batch' or 'group'"
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if not is_reference(base):
-            network = (ZOO.get(base) or NETWORKS[base])(channels, size, classes, norm)
+            network = (ZOO.get(base) or NETWORKS[base])(channels, sides, classes, norm)
             # Pooling and batch norm run 1.5 times as fast on a CPU where channels lie beside each other. Opacus, which
             # takes group norm alone, cannot read gradients of such a layout.
             return network.to(memory_format=torch.channels_last) if norm == "batch" else network
-        model = call_own_part(base, channels, size, classes)
-        check_model(model, channels=channels, size=size, classes=classes, name=f"{base}()", norm=norm)
+        model = call_own_part(base, channels, sides[0] if sides[0] == sides[1] else sides, classes)
+        check_model(model, channels=channels, size=sides, classes=classes, name=f"{base}()", norm=norm)
         return model  # type: ignore[no-any-return]
 
 
-def check_model(model: object, *, channels: int, size: int, classes: int, name: str, norm: Norm = "batch") -> None:
-    """Check by one forward pass of zeros (2, channels, size, size) that `model` can take part.
+def check_model(model: object, *, channels: int, size: Sides, classes: int, name: str, norm: Norm = "batch") -> None:
+    """Check by one forward pass of zeros (2, channels, *size) that `model` can take part.
 
     The pass is in eval mode, where the model lies; it changes neither weights nor statistics.
     Raises `OwnPartError`, which names the model, unless it is an nn.Module with weights to train whose logits
@@ -76,7 +78,7 @@ def check_model(model: object, *, channels: int, size: int, classes: int, name: 
     if norm == "group" and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         raise OwnPartError(f"{name}: the model has batch norm; group norm was asked for, which mixes no records")
     training = model.training
-    images = torch.zeros(2, channels, size, size, device=weights[0].device, requires_grad=True)
+    images = torch.zeros(2, channels, *size, device=weights[0].device, requires_grad=True)
     try:
         logits = model.eval()(images)
     except Exception as error:
@@ -98,34 +100,35 @@ def check_model(model: object, *, channels: int, size: int, classes: int, name: 
         raise OwnPartError(f"{name}: no gradient reaches the images through the model; dreams are made along it")
 
 
-def _cnn2(channels: int, size: int, classes: int, norm: Norm, *, width: int = 16) -> nn.Module:
+def _cnn2(channels: int, sides: Sides, classes: int, norm: Norm, *, width: int = 16) -> nn.Module:
     return nn.Sequential(
         conv(channels, width, norm),
         nn.MaxPool2d(2),
         conv(width, 2 * width, norm),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(2 * width * (size // 4) ** 2, classes),
+        nn.Linear(2 * width * (sides[0] // 4) * (sides[1] // 4), classes),
     )
 
 
-def _cnn2_strided(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
+def _cnn2_strided(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
     """Two strided convolutions, the network of DP-SGD on MNIST (Papernot et al., AAAI 2021), normalised, with ReLU."""
-    side = size // 2 - 1
-    padding = 0 if side >= 6 else 2  # below 14x14 no pixel is to spare
+    left = [side // 2 - 1 for side in sides]
+    padding = 0 if min(left) >= 6 else 2  # below 14x14 no pixel is to spare
+    height, width = ((side + 2 * padding) // 2 - 2 for side in left)
     return nn.Sequential(
         conv(channels, 16, norm, kernel=8, stride=2, padding=3),
         nn.MaxPool2d(2, 1),
         conv(16, 32, norm, kernel=4, stride=2, padding=padding),
         nn.MaxPool2d(2, 1),
         nn.Flatten(),
-        nn.Linear(32 * ((side + 2 * padding) // 2 - 2) ** 2, 32),
+        nn.Linear(32 * height * width, 32),
         nn.ReLU(),
         nn.Linear(32, classes),
     )
 
 
-def _cnn3(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
+def _cnn3(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
     return nn.Sequential(
         conv(channels, 16, norm),
         nn.MaxPool2d(2),
@@ -133,15 +136,16 @@ def _cnn3(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
         conv(32, 64, norm),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(64 * (size // 4) ** 2, classes),
+        nn.Linear(64 * (sides[0] // 4) * (sides[1] // 4), classes),
     )
 
 
-def _mlp(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), *dense(channels * size * size, (128, 64), classes, norm))
+def _mlp(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), *dense(channels * sides[0] * sides[1], (128, 64), classes, norm))
 
 
-def _resnet8(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
+def _resnet8(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
+    height, width = ((side // 2 + 1) // 2 for side in sides)
     return nn.Sequential(
         conv(channels, 16, norm),
         nn.MaxPool2d(2),
@@ -149,7 +153,7 @@ def _resnet8(channels: int, size: int, classes: int, norm: Norm) -> nn.Module:
         networks.BasicBlock(16, 32, 1, norm),
         networks.BasicBlock(32, 64, 2, norm),
         nn.Flatten(),
-        nn.Linear(64 * ((size // 2 + 1) // 2) ** 2, classes),
+        nn.Linear(64 * height * width, classes),
     )
 
 

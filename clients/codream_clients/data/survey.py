@@ -1,0 +1,63 @@
+"""What can be counted in images once they are understood: duplicates, classes with few images, groups on both sides."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.data.pixels import RawImages
+from codream_clients.data.understanding import FEW, Understanding
+
+Part = RawImages | LabelledImages
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Figures of a training and a test part.
+
+    Attributes:
+        duplicates: images that are there already, pixel by pixel, within each part: name -> how many.
+        in_both: images of the test part that are in the training part too.
+        two_labels: different images that are there with more than one label, in whichever parts.
+        few: classes with fewer than `FEW` training images -> how many they have.
+        groups_in_both: groups with images in both parts; None where no groups are known.
+    """
+
+    duplicates: dict[str, int]
+    in_both: int
+    two_labels: int
+    few: dict[str, int]
+    groups_in_both: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as JSON can say it."""
+        return asdict(self)
+
+
+def survey(train: Part, test: Part, understood: Understanding) -> Survey:
+    """Count; images are the same if all their pixels are."""
+    labels: dict[bytes, set[int]] = defaultdict(set)
+    digests = {name: _digests(part) for name, part in (("training", train), ("test", test))}
+    for part, found in ((train, digests["training"]), (test, digests["test"])):
+        for digest, label in zip(found, part.labels.tolist(), strict=True):
+            labels[digest].add(label)
+    both = None
+    if train.groups is not None and test.groups is not None:
+        both = len(np.intersect1d(train.groups, test.groups))
+    training = understood.parts[0].by_class
+    return Survey(
+        duplicates={name: len(found) - len(set(found)) for name, found in digests.items()},
+        in_both=len(set(digests["test"]) & set(digests["training"])),
+        two_labels=sum(len(of_image) > 1 for of_image in labels.values()),
+        few={understood.name_of(label): count for label, count in enumerate(training) if count < FEW},
+        groups_in_both=both,
+    )
+
+
+def _digests(part: Part) -> Sequence[bytes]:
+    images = part.pixels if isinstance(part, RawImages) else part.images
+    return [blake2b(image.tobytes(), digest_size=16).digest() for image in images]

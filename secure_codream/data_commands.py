@@ -1,0 +1,97 @@
+"""The command that says what is understood of a source of images, as `client` and `compare` would read it."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secure_codream.command_parts import Root, console, given, say
+
+
+def data(
+    source: Annotated[str, typer.Argument(metavar="PATH", help="A folder, .npz, known name, or module:function.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The federation's config.toml, to read by its task."),
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write a PNG of images with their labels to this file.")] = None,
+    size: Annotated[int | None, typer.Option(min=8, max=1024, help="Resize a folder's images to this side.")] = None,
+    groups: Annotated[str | None, typer.Option(help="folder: folders below the class folders are persons.")] = None,
+    pages: Annotated[str | None, typer.Option(help="Of stacks: first, or each.")] = None,
+    channels: Annotated[str | None, typer.Option(help="Of arrays: first, or last.")] = None,
+    root: Root = None,
+    seed: Annotated[int, typer.Option(min=0, help="Splits what comes in one piece.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON and nothing else.")] = False,
+) -> None:
+    """Say what is understood of images: classes, parts, sizes, duplicates, what is left out and why.
+
+    Nothing is written but --sheet. Options are keys of a client's own table of data.
+    """
+    from codream_clients.data.sheet import write_sheet
+    from codream_clients.data.survey import survey
+    from codream_clients.data.understanding import lines
+    from secure_codream.configuration.client import DataTable
+    from secure_codream.configuration.federation import read_federation
+    from secure_codream.configuration.images import names_line, source_of
+    from secure_codream.configuration.reading import check
+
+    flags = {"size": size, "groups": groups, "pages": pages, "channels": channels, "root": root}
+    if _is_path(source):
+        source = f"./{source}"  # on the command line a path needs no slash
+    table: DataTable = check("data", DataTable, {"source": source, "seed": seed, **given(flags)})
+    task = read_federation(config).task if config is not None else None
+    found = source_of(table, task)
+    understood = found.understanding
+    figures = survey(found.train, found.test, understood)
+    if sheet is not None:
+        write_sheet(sheet, found.train, understood)
+    if json:
+        typer.echo(json_text.dumps({**understood.as_json(), "survey": figures.as_json()}, indent=2))
+        return
+    screen = console()
+    for line in lines(understood):
+        say(screen, line)
+    _say_by_class(screen, understood)
+    for form, count in understood.forms:
+        say(screen, f"  stored as: {form}: {count}")
+    for name, count in figures.duplicates.items():
+        say(screen, f"  duplicates within the {name} part: {count}")
+    say(screen, f"  duplicates of training images in the test part: {figures.in_both}")
+    if figures.two_labels:
+        say(screen, f"  warning: {figures.two_labels} images are there with more than one label")
+    if figures.few:
+        few = ", ".join(f"{name} ({count})" for name, count in figures.few.items())
+        say(screen, f"  warning: classes with few training images: {few}")
+    if understood.class_names is not None:
+        say(screen, f"under [task] in config.toml: {names_line(understood.class_names)}")
+    if sheet is not None:
+        say(screen, f"The sheet: {sheet}")
+
+
+def _is_path(source: str) -> bool:
+    """Whether a text that names no source names something on the disk."""
+    from codream_clients.data.datasets import DatasetError
+    from codream_clients.data.sources import kind_of
+
+    try:
+        kind_of(source)
+    except DatasetError:
+        return Path(source).exists()
+    return False
+
+
+def _say_by_class(screen: Any, understood: Any) -> None:
+    """Counts by class and part, which the few lines cut short."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from codream_clients.words import visible
+
+    table = Table("label", "class", *(part.name for part in understood.parts))
+    for label in range(understood.classes):
+        counts = [str(part.by_class[label]) for part in understood.parts]
+        table.add_row(str(label), Text(visible(understood.name_of(label))), *counts)
+    screen.print(table)
