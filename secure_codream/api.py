@@ -21,14 +21,16 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.participant import Metrics
+from codream_clients.models.gate import require_own_weights
 from codream_clients.models.layouts import layout_of
+from codream_clients.models.refusals import ModelRefused
 from codream_server.feddream import Batch
 from codream_server.privacy_statement import ClientPrivacyStatement, client_privacy_statement
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig, read_federation
 from secure_codream.configuration.learners import make_learner
-from secure_codream.configuration.reading import check
+from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.deployment.server import run_server
 from secure_codream.simulation.in_process import Simulation
 
@@ -127,8 +129,17 @@ def run_local(
             `averaging`, `fast`, `privacy`, `client_privacy`.
 
     Raises:
-        ConfigError: a value that does not fit, or fewer clients than can be summed.
+        ConfigError: a value that does not fit, a model that cannot take part or shares weights with another, or fewer
+            clients than can be summed.
     """
+    if len(models) != len(shards):
+        raise ConfigError(
+            f"run_local: found {len(models)} models and {len(shards)} shards; one of each a client is needed"
+        )
+    try:
+        require_own_weights(models)
+    except ModelRefused as error:
+        raise ConfigError(f"run_local: {error}") from error
     held_out = _labelled(test, classes)
     federation: FederationConfig = check(
         "run_local", FederationConfig, {"task": {"shape": held_out.shape, "classes": classes}, **config}

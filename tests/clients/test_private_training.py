@@ -23,7 +23,7 @@ from codream_clients.privacy.ledger import BudgetExceeded
 from codream_clients.privacy.noise import NoiseSource, SecureModeUnavailable
 from codream_clients.privacy.plan import WARM_UP, PlannedCharges, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.privacy.releases import ReleaseError, Releases
-from codream_clients.privacy.training import PrivateModelError, PrivateTraining, private_sgd, require_private_model
+from codream_clients.privacy.training import PrivateTraining, private_sgd
 from codream_protocols.settings import SettingsError
 
 CPU = torch.device("cpu")
@@ -196,25 +196,6 @@ def test_nothing_of_opacus_stays_on_the_model():
     assert not network.training
     assert not any(hasattr(weight, "grad_sample") for weight in network.parameters())
     assert not any(layer._forward_hooks or layer._backward_hooks for layer in network.modules())
-
-
-# -- models -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["cnn2", "mlp", "resnet8", "lenet", "cnn2_strided"])
-def test_batch_norm_is_refused_and_the_variant_with_group_norm_named(name):
-    with pytest.raises(PrivateModelError, match=rf"found BatchNorm.*take {name}_gn"):
-        require_private_model(
-            model(name) if name != "lenet" else build(name, channels=1, size=28, classes=10, seed=0), name
-        )
-    require_private_model(model(f"{name}_gn"), f"{name}_gn")
-
-
-def test_state_of_the_records_is_refused():
-    network = model("mlp_gn")
-    network.register_buffer("seen", torch.zeros(3))
-    with pytest.raises(PrivateModelError, match="buffers seen"):
-        require_private_model(network, "mine")
 
 
 # -- plan -------------------------------------------------------------------------------------------------------
