@@ -82,8 +82,8 @@ def test_an_own_models_weights_follow_the_seed_and_leave_the_random_state(module
         ("return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))", "the last layer gives 4 and must give 3"),
         ("return 'resnet'", "found str; a torch.nn.Module is needed"),
         ("return nn.Sequential", "found the class Sequential; call it"),
-        ("raise KeyError('width')", r"build\(1, 8, 3\) failed: KeyError: 'width'"),
-        ("raise SystemExit(0)", r"build\(1, 8, 3\) failed: SystemExit: 0; leave out exit\(\)"),
+        ("raise KeyError('width')", r"1, 8, 3\) failed: KeyError: 'width'"),
+        ("raise SystemExit(0)", r"1, 8, 3\) failed: SystemExit: 0; leave out exit\(\)"),
     ],
 )
 def test_an_own_model_goes_through_the_gate(module, body, message):
@@ -97,11 +97,11 @@ def test_an_own_model_goes_through_the_gate(module, body, message):
 
 def test_a_module_that_ends_the_process_is_refused(module):
     name = module("import sys\nsys.exit(0)\n")
-    with pytest.raises(OwnPartError, match="failed: SystemExit: 0; leave out .*__main__"):
+    with pytest.raises(OwnPartError, match=r"failed: SystemExit: 0; leave out .*__main__"):
         load_own_part(f"{name}:build")
 
 
-@pytest.mark.parametrize("file", ["random.py", "types.py", "secrets.py", "torch.py", "opacus.py"])
+@pytest.mark.parametrize("file", ["random.py", "types.py", "secrets.py", "torch.py", "numpy.py"])
 def test_a_file_that_hides_a_librarys_module_is_refused(module, tmp_path, file):
     name = module(LINEAR)
     for harmless in ("test.py", "models.py", "random.txt"):

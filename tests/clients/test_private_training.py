@@ -115,6 +115,15 @@ def test_step_without_records_is_noise_of_the_stated_deviation(mode):
     assert not train(model(), images(), replace(plan, noise_multiplier=0.0)).any()  # control: no noise, no step
 
 
+@pytest.mark.parametrize("huge", [False, True], ids=["empty steps", "a record without a finite gradient"])
+def test_ghost_clipping_goes_on_after_a_step_without_records(huge):
+    data = images(3)
+    if huge:
+        data.images[0] = 3e38
+    steps = [train(model(), data, plan_for(rate=0.3, mode=mode), steps=12) for mode in ("hooks", "ghost")]
+    assert steps[0].any() and torch.allclose(*steps, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["cnn2_gn", "resnet8_gn"])
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["ours", "control: another"])

@@ -25,6 +25,7 @@ from codream_clients.privacy.plan import PrivacyPlan, rounds_trained
 from codream_clients.privacy.releases import Release, Releases
 from codream_clients.privacy.statistics import group_norms, private_statistics
 from codream_clients.privacy.training import PrivateTraining
+from codream_protocols.settings import SettingsError
 
 HISTOGRAM_NOISE, STATISTICS_NOISE = 1000001, 1000002  # apart from a round's
 
@@ -104,12 +105,17 @@ def private_participant(
 
     `warmed_up`: the model is to be that of an earlier process, which goes on with `begin`: all training is a round's.
 
-    `releases` is asked for once the model has passed: a ledger is not even begun for one that is refused.
+    `releases` is called once model and settings have passed: what is refused does not even begin a ledger.
 
     Raises `ModelRefused` for a model that cannot be trained privately, `SettingsError` for an own_weight above 0, and
     whatever `releases` raises where the budget does not allow a mechanism.
     """
     require_private_model(model, train, plan, device, name)
+    if settings.own_weight > 0:
+        raise SettingsError(
+            f"own_weight is {settings.own_weight} under [privacy]; 0 is allowed, since distillation would use the own "
+            "images past the budget"
+        )
     opened = releases()
     training, counts = private_training(settings, plan, train, opened, noise, device, warmed_up=warmed_up)
     return Participant(
