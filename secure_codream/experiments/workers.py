@@ -142,7 +142,9 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         output = self._logs / f"worker-{self._started}.log"
-        process = context.Process(target=_serve, args=(theirs, self._cells, self._logs, output), daemon=True)
+        process = context.Process(
+            target=_serve, args=(theirs, self._cells, self._logs, output), name=output.name, daemon=True
+        )
         with _undisturbed():
             process.start()
         theirs.close()
@@ -160,7 +162,8 @@ class Workers:
         if code is not None and code < 0:
             reason = f"the worker was ended by {signal.Signals(-code).name}"
         log = self._log(cell)
-        log.write_text(f"{cell}: {reason}; it may have been short of memory\n", encoding="utf-8")
+        why = "it may have been short of memory" if code == -signal.SIGKILL else f"{process.name} has its last words"
+        log.write_text(f"{cell}: {reason}; {why}\n", encoding="utf-8")
         return Failed(cell, reason, log)
 
     def _log(self, cell: Cell) -> Path:

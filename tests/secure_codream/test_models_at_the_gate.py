@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages, load_digits_data
 from codream_clients.learning.settings import LearningSettings
+from codream_clients.models.gate import examine, require_own_weights, trial_images
+from codream_clients.models.refusals import ModelRefused
+from codream_clients.privacy.gate import examine_private
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.participant import private_participant
 from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, PrivacySettings, plan_privacy
@@ -100,7 +105,7 @@ def test_a_refused_model_has_spent_nothing(what: str, shards: list[LabelledImage
 
 def test_settings_that_are_refused_have_spent_nothing(shards: list[LabelledImages], tmp_path: Path) -> None:
     private = federation(privacy=PRIVACY, learning={"own_weight": 0.5})
-    with pytest.raises(SettingsError, match="own_weight is 0.5 under"):
+    with pytest.raises(SettingsError, match=r"own_weight is 0.5 under"):
         make_participant(
             client(),
             private,
@@ -136,7 +141,7 @@ def test_the_mode_that_will_be_used_is_tried(mode: Any, refused: bool, shards: l
         )
 
     if refused:
-        with pytest.raises(ValueError, match="^mine: .*mode 'ghost'"):
+        with pytest.raises(ValueError, match=r"^mine: .*mode 'ghost'"):
             join()
     else:
         join()
@@ -213,3 +218,35 @@ def test_a_comparison_tries_models_before_any_cell_runs(
     compare = {"models": [name], "algorithms": [algorithm], "clients": 3, "per_client": 10, "test_limit": 20}
     with pytest.raises(ConfigError, match=rf"compare.models: {name}.*{words}"):
         read_grid(None, {"compare": compare})
+
+
+# -- docs/federations.md ------------------------------------------------------------------------------------------
+
+SECTION = (Path(__file__).parents[2] / "docs" / "federations.md").read_text().split("## A model of your own")[1]
+SECTION = SECTION.split("\n## ")[0]
+
+
+def refusal(check: Callable[[], object]) -> str:
+    with pytest.raises(ModelRefused) as caught:
+        check()
+    return str(caught.value)
+
+
+def test_every_refusal_of_the_page_is_one_that_is_given() -> None:
+    images = trial_images((1, 8, 8), classes=10, device=torch.device("cpu"))
+    given = [refusal(lambda: require_own_weights([plain()] * 2))]
+    for make, _ in WRONG.values():
+        given.append(refusal(partial(examine, make(), images, classes=10)))
+    for make, _ in (*PRIVATE_WRONG.values(), *GHOST_WRONG.values()):
+        given.append(refusal(partial(examine_private, make(), images, classes=10, name="mine")))
+    listed = re.findall(r"^\| `([^|]*)` \|", SECTION, re.MULTILINE)
+    assert len(listed) == 18
+    assert [phrase for phrase in listed if not any(phrase in text for text in given)] == []
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_the_pages_model_passes_also_under_privacy(shape: tuple[int, int, int]) -> None:
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)[0], names)
+    images = trial_images(shape, classes=10, device=torch.device("cpu"))
+    examine_private(names["build"](shape[0], shape[1], 10), images, classes=10, name="mine:build")
