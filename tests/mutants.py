@@ -372,8 +372,8 @@ MUTANTS = (
     rule("_records_apart", f"{PRIVATE_GATE} -k bound_is_refused", "D1", C + "privacy/gate.py"),
     rule("_nothing_kept", f"{PRIVATE_GATE} -k bound_is_refused", "D1", C + "privacy/gate.py"),
     rule("_require_same_sum", f"{PRIVATE_GATE} -k bound_is_refused", "B1", C + "privacy/gate.py"),
-    rule("_move_constants", f"{GATE} -k gain_of_zero", "D1", C + "models/gate.py"),
-    rule("_kept", f"{GATE} -k extra_state", "B6", C + "models/gate.py"),
+    rule("_move_constants", f"{GATE} -k mistake_is_refused", "D1", C + "models/gate.py"),
+    rule("_kept", f"{GATE} -k mistake_is_refused", "B6", C + "models/gate.py"),
     rule("require_own_weights", f"{GATE} -k share_nothing", "B6", C + "models/gate.py"),
     text(
         "a softmax at the end",
