@@ -31,7 +31,9 @@ from codream_clients.data.given import given_images
 from codream_clients.data.pixels import HALF, RawImages
 from codream_clients.data.understanding import DataWarning, Notes, Understanding, understood
 from codream_clients.learning.participant import Metrics
+from codream_clients.models.gate import require_own_weights
 from codream_clients.models.layouts import layout_of
+from codream_clients.models.refusals import ModelRefused
 from codream_server.feddream import Batch
 from codream_server.privacy_statement import ClientPrivacyStatement, client_privacy_statement
 from secure_codream.configuration.client import ClientConfig
@@ -153,9 +155,17 @@ def run_local(
             `averaging`, `fast`, `privacy`, `client_privacy`.
 
     Raises:
-        ConfigError: a value that does not fit, images that are none or could be understood in two ways, or fewer
-            clients than can be summed.
+        ConfigError: a value that does not fit, images that are none or could be understood in two ways, a model that
+            cannot take part or shares weights with another, or fewer clients than can be summed.
     """
+    if len(models) != len(shards):
+        raise ConfigError(
+            f"run_local: found {len(models)} models and {len(shards)} shards; one of each a client is needed"
+        )
+    try:
+        require_own_weights(models)
+    except ModelRefused as error:
+        raise ConfigError(f"run_local: {error}") from error
     images = {"test": test, **{f"client {number}": shard for number, shard in enumerate(shards)}}
     found, _ = _given(images, classes=classes, class_names=config.get("task", {}).get("class_names"))
     first = found["test"]

@@ -26,6 +26,7 @@ ATTACKS = "tests/protocols/test_attacks.py"
 STEPS = "tests/protocols/test_steps.py"
 OFFERS = "tests/protocols/test_offers.py"
 KEPT_SECRETS = "tests/protocols/test_kept_secrets.py"
+GATE, PRIVATE_GATE = "tests/clients/test_model_gate.py", "tests/clients/test_private_model_gate.py"
 SECONDS = 300
 
 
@@ -366,6 +367,33 @@ MUTANTS = (
         'return digest("charter", self.roster, self.settings)',
         "tests/protocols/test_charter.py",
         finding="F1",
+    ),
+    # what a model must be
+    rule("_records_apart", f"{PRIVATE_GATE} -k bound_is_refused", "D1", C + "privacy/gate.py"),
+    rule("_nothing_kept", f"{PRIVATE_GATE} -k bound_is_refused", "D1", C + "privacy/gate.py"),
+    rule("_require_same_sum", f"{PRIVATE_GATE} -k bound_is_refused", "B1", C + "privacy/gate.py"),
+    rule("_move_constants", f"{GATE} -k mistake_is_refused", "D1", C + "models/gate.py"),
+    rule("_kept", f"{GATE} -k mistake_is_refused", "B6", C + "models/gate.py"),
+    rule("require_own_weights", f"{GATE} -k share_nothing", "B6", C + "models/gate.py"),
+    text(
+        "a softmax at the end",
+        C + "models/gate.py",
+        "    if end:\n        raise",
+        "    if False:\n        raise",
+        GATE,
+        "-k",
+        "softmax",
+        finding="B6",
+    ),
+    text(
+        "the gate before the ledger",
+        C + "privacy/participant.py",
+        "    require_private_model(model, train, plan, device, name)\n",
+        "",
+        "tests/secure_codream/test_models_at_the_gate.py",
+        "-k",
+        "spent_nothing",
+        finding="B1",
     ),
     text(
         "noise of private training",

@@ -16,6 +16,10 @@ from typing import Any
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
+HARMLESS = frozenset({"test", "this", "antigravity", "turtle", "turtledemo", "idlelib"})
+"""Modules of Python's own that no library imports."""
+
+
 class OwnPartError(ValueError):
     """A user's own part cannot be loaded, or does not do what is needed; the text says what came instead."""
 
@@ -28,13 +32,15 @@ def is_reference(text: str) -> bool:
 def load_own_part(reference: str) -> Callable[..., Any]:
     """The callable that `reference` names; its module is imported, which runs it.
 
-    Raises `OwnPartError` if the text is no reference, the module is not found or fails when it is imported, or the
-    name is missing or cannot be called.
+    Raises `OwnPartError` if the text is no reference, a file of the current folder hides a module that Python or an
+    installed package needs, the module is not found, fails or ends the process when it is imported, or the name is
+    missing or cannot be called.
     """
     if not is_reference(reference):
         raise OwnPartError(f"found {reference!r}; module:name is needed, such as my_module:build")
     module_name, _, name = reference.partition(":")
     here = str(Path.cwd())
+    _refuse_hiding(Path(here))
     if here not in sys.path:
         sys.path.insert(0, here)
         importlib.invalidate_caches()
@@ -46,8 +52,10 @@ def load_own_part(reference: str) -> Callable[..., Any]:
                 f"{reference}: no module {module_name!r} in {here} or among the installed packages"
             ) from error
         raise OwnPartError(f"{reference}: importing {module_name!r} failed: {error}") from error
-    except Exception as error:
-        raise OwnPartError(f"{reference}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise OwnPartError(
+            f"{reference}: importing {module_name!r} failed: {type(error).__name__}: {error}{_left(error)}"
+        ) from error
     part = getattr(module, name, None)
     if part is None:
         names = [other for other, value in vars(module).items() if callable(value) and not other.startswith("_")]
@@ -62,6 +70,29 @@ def call_own_part(reference: str, *arguments: Any) -> Any:
     part = load_own_part(reference)
     try:
         return part(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join(repr(argument) for argument in arguments)
-        raise OwnPartError(f"{reference}({given}) failed: {type(error).__name__}: {error}") from error
+        raise OwnPartError(f"{reference}({given}) failed: {type(error).__name__}: {error}{_left(error)}") from error
+
+
+def _left(error: BaseException) -> str:
+    """What to write where own code has called for the end of the process."""
+    if not isinstance(error, SystemExit):
+        return ""
+    return '; leave out exit() and sys.exit(), or put them under `if __name__ == "__main__":`'
+
+
+def _refuse_hiding(folder: Path) -> None:
+    """Raise `OwnPartError` for a file that would be imported in the place of Python's or an installed package's module.
+
+    The folder is first on the path, so `random.py` in it would be what every library imports as `random`.
+    """
+    for file in sorted(folder.glob("*.py")):
+        known = getattr(sys.modules.get(file.stem), "__file__", None) or ""
+        installed = "site-packages" in Path(known).parts and folder not in Path(known).parents
+        if installed or file.stem in sys.stdlib_module_names - HARMLESS:
+            whose = "an installed package's" if installed else "Python's"
+            raise OwnPartError(
+                f"found {file}, which hides {whose} own module {file.stem!r} from every library; give the file "
+                "another name"
+            )

@@ -74,9 +74,17 @@ def under_plan(plan: PrivacyPlan, learning: LearningSettings) -> MakeClient:
     """The client of a deployment: a noisy histogram and DP-SGD, as `plan` says."""
 
     def make(model: nn.Module, data: LabelledImages, seed: int) -> Participant:
-        releases = Releases(PlannedCharges(plan).reserve)
-        noise = NoiseSource(seed, plan.settings.secure_mode)
-        return private_participant(learning, plan, model, data, None, seed, CPU, releases=releases, noise=noise)
+        return private_participant(
+            learning,
+            plan,
+            model,
+            data,
+            None,
+            seed,
+            CPU,
+            releases=lambda: Releases(PlannedCharges(plan).reserve),
+            noise=NoiseSource(seed, plan.settings.secure_mode),
+        )
 
     return make
 

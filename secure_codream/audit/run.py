@@ -35,7 +35,7 @@ def run_audit(config: AuditConfig) -> AuditResult:
     Raises:
         ConfigError: data that are missing or too few.
         AccountingError: a claim that no noise keeps.
-        PrivateModelError: a model that mixes records.
+        ModelRefused: a model that cannot be trained privately.
     """
     started, audit = time.perf_counter(), config.audit
     data = DataTable(

@@ -13,13 +13,14 @@ from torch import nn
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.devices import pick_device
 from codream_clients.learning.participant import Participant
-from codream_clients.models.zoo import ModelShapeError, UnknownModelError, build, check_model
+from codream_clients.models.gate import examine, trial_images
+from codream_clients.models.refusals import GIVEN, ModelRefused
+from codream_clients.models.zoo import ModelShapeError, UnknownModelError, build
 from codream_clients.own_parts import OwnPartError
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.participant import private_participant
 from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, plan_privacy, warn_of_weak_delta
 from codream_clients.privacy.releases import Releases
-from codream_clients.privacy.training import PrivateModelError
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
 from secure_codream.configuration.images import load_data as load_data
@@ -27,22 +28,43 @@ from secure_codream.configuration.images import require_names
 from secure_codream.configuration.reading import ConfigError
 
 
-def build_model(name: str, federation: FederationConfig, *, seed: int) -> nn.Module:
-    """A model for the federation's task, initialised from a seed.
+def build_model(name: str, federation: FederationConfig, *, seed: int, device: str = "cpu") -> nn.Module:
+    """A model for the federation's task, initialised from a seed, on the CPU; `device` is where it is to be used.
 
     Raises:
-        ConfigError: a model that cannot take them, or a user's own that fails.
+        ConfigError: a model that cannot take them, or a user's own that is refused.
     """
     channels, height, width = federation.task.shape
     try:
-        return build(name, channels=channels, size=(height, width), classes=federation.task.classes, seed=seed)
+        return build(
+            name,
+            channels=channels,
+            size=(height, width),
+            classes=federation.task.classes,
+            seed=seed,
+            device=pick_device(device),
+        )
     except (UnknownModelError, ModelShapeError, OwnPartError) as error:
         raise ConfigError(f"model: {error}") from error
 
 
 def make_model(client: ClientConfig, federation: FederationConfig) -> nn.Module:
     """The client's model, initialised from its seed; raises as `build_model`."""
-    return build_model(client.model, federation, seed=client.seed)
+    return build_model(client.model, federation, seed=client.seed, device=client.device)
+
+
+def take_model(model: nn.Module, federation: FederationConfig, *, device: str) -> nn.Module:
+    """A model that was given, through the gate.
+
+    Raises:
+        ConfigError: it cannot take part.
+    """
+    images = trial_images(federation.task.shape, classes=federation.task.classes, device=pick_device(device))
+    try:
+        examine(model, images, classes=federation.task.classes)
+    except ModelRefused as error:
+        raise ConfigError(f"model: {error}") from error
+    return model
 
 
 def make_participant(
@@ -73,14 +95,8 @@ def make_participant(
     train, test = load_client_data(client, federation, data)
     if model is None:
         model = make_model(client, federation)
-    else:
-        channels, height, width = federation.task.shape
-        try:
-            check_model(
-                model, channels=channels, size=(height, width), classes=federation.task.classes, name="the model given"
-            )
-        except (ModelShapeError, OwnPartError) as error:
-            raise ConfigError(f"model: {error}") from error
+    elif federation.privacy is None:  # else `private_participant` examines it, and more
+        take_model(model, federation, device=client.device)
     if client.budget is not None and federation.privacy is None:
         raise ConfigError("[budget]: this client trains privately or not at all; the federation has no [privacy]")
     if client.budget is not None:
@@ -135,7 +151,7 @@ def assemble(
     *,
     seed: int,
     device: str,
-    name: str = "the model given",
+    name: str = GIVEN,
     records: int | None = None,
     releases: Callable[[PrivacyPlan], Releases] | None = None,
     warmed_up: bool = False,
@@ -172,10 +188,10 @@ def assemble(
             *data,
             seed,
             chosen,
-            releases=releases(plan) if releases is not None else Releases(PlannedCharges(plan).reserve),
+            releases=lambda: releases(plan) if releases is not None else Releases(PlannedCharges(plan).reserve),
             noise=NoiseSource(secure=privacy.secure_mode),
             name=name,
             warmed_up=warmed_up,
         )
-    except PrivateModelError as error:
-        raise ConfigError(str(error)) from error
+    except ModelRefused as error:
+        raise ConfigError(f"model: {error}") from error

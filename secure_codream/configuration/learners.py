@@ -29,7 +29,7 @@ from codream_protocols.courses.codream import CoDream
 from codream_protocols.courses.generator import CoDreamFast
 from codream_protocols.courses.parameters import FedAvg, Scaffold
 from codream_protocols.courses.sums import Sums
-from secure_codream.configuration.assembly import build_model, load_client_data, make_participant
+from secure_codream.configuration.assembly import build_model, load_client_data, make_participant, take_model
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import AveragingTable, FastTable, FederationConfig, learning_settings
 from secure_codream.configuration.reading import ConfigError
@@ -163,7 +163,9 @@ def _of_parameters(
     table = federation.averaging or AveragingTable()
     train, test = load_client_data(client, federation, data)
     if model is None:
-        model = build_model(table.model, federation, seed=client.seed)
+        model = build_model(table.model, federation, seed=client.seed, device=client.device)
+    else:
+        take_model(model, federation, device=client.device)
     options: dict[str, Any] = {
         "seed": client.seed,
         "device": pick_device(client.device),

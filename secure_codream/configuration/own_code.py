@@ -73,7 +73,7 @@ def load_named(reference: str, *permissions: Mapping[str, str]) -> Any:
     sys.modules.setdefault(module_name, module)
     try:
         exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - the digest above is the permission
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{reference}: running {path} failed: {type(error).__name__}: {error}") from error
     part = getattr(module, name, None)
     if part is None or not callable(part):

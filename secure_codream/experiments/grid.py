@@ -37,11 +37,20 @@ from codream_clients.data.sources import kind_of
 from codream_clients.data.understanding import Understanding
 from codream_clients.devices import DeviceError, pick_device
 from codream_clients.learning.settings import LearningSettings
+from codream_clients.models.gate import trial_images
 from codream_clients.models.names import UnknownModelError, model_mix
-from codream_clients.models.zoo import ModelShapeError, OwnPartError, build
+from codream_clients.models.refusals import ModelRefused
+from codream_clients.models.zoo import ModelShapeError, build
+from codream_clients.own_parts import OwnPartError
 from codream_protocols.courses.codream import Dreams
 from secure_codream.configuration.client import ChannelsKey, DataTable, GroupsKey, PagesKey
-from secure_codream.configuration.federation import AggregationTable, FederationConfig, TaskTable, learning_settings
+from secure_codream.configuration.federation import (
+    AggregationTable,
+    FederationConfig,
+    TaskTable,
+    learning_settings,
+    privacy_settings,
+)
 from secure_codream.configuration.images import load_data, what_was_understood, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
@@ -394,12 +403,18 @@ def _grid(config: CompareConfig) -> Grid:
         raise ConfigError(f"compare.{key}: {error}") from error
     data = {(partition, seed): _data(config, partition, seed) for partition in table.partitions for seed in table.seeds}
     shape, classes = _try_data([data[partition, table.seeds[0]] for partition in table.partitions])
-    _try_models([("compare.models", models), ("communication.models", config.communication.models)], shape, classes)
+    _try_models(
+        [("compare.models", models), ("communication.models", config.communication.models)],
+        shape,
+        classes,
+        table.device,
+    )
     learning = _whole_learning(config.learning, config.dreams, shape, classes)
     config = config.model_copy(update={"learning": learning, "data": _absolute(config.data)})
     recipes = {name: _Recipe.of(config, name, shape, classes) for name in table.algorithms}
-    if any(recipe.entry.record_private for recipe in recipes.values()):
-        _try_private_models(models, shape, classes)
+    private = [recipe.entry.options.get("privacy", {}) for recipe in recipes.values() if recipe.entry.record_private]
+    if private:
+        _try_private_models(models, shape, classes, table.device, private)
     not_applicable: dict[str, str] = {}
     if len(set(models)) > 1:
         mix = ", ".join(dict.fromkeys(models))
@@ -536,22 +551,36 @@ def _try_data(tables: Sequence[DataTable]) -> tuple[tuple[int, int, int], int]:
     return test.shape, test.classes
 
 
-def _try_models(named: Sequence[tuple[str, Sequence[str]]], shape: tuple[int, int, int], classes: int) -> None:
+def _try_models(
+    named: Sequence[tuple[str, Sequence[str]]], shape: tuple[int, int, int], classes: int, device: str
+) -> None:
     for key, names in named:
         for name in dict.fromkeys(names):
             try:
-                build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0)
+                build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0, device=pick_device(device))
             except (UnknownModelError, ModelShapeError, OwnPartError) as error:
                 raise ConfigError(f"{key}: {error}") from error
 
 
-def _try_private_models(names: Sequence[str], shape: tuple[int, int, int], classes: int) -> None:
-    from codream_clients.privacy.training import PrivateModelError, require_private_model
+def _try_private_models(
+    names: Sequence[str], shape: tuple[int, int, int], classes: int, device: str, tables: Sequence[Mapping[str, Any]]
+) -> None:
+    """Every model, in every mode that the `[privacy]` tables of the algorithms name."""
+    from codream_clients.privacy.gate import examine_private, modes_of
 
+    settings = [privacy_settings(table) for table in tables]
+    images = trial_images(shape, classes=classes, device=pick_device(device))
     for name in dict.fromkeys(names):
         try:
-            require_private_model(build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0), name)
-        except PrivateModelError as error:
+            examine_private(
+                build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0),
+                images,
+                classes=classes,
+                name=name,
+                modes=sorted({mode for privacy in settings for mode in modes_of(privacy)}),
+                statistics=any(privacy.statistics_share for privacy in settings),
+            )
+        except ModelRefused as error:
             raise ConfigError(f"compare.models: {error}") from error
 
 

@@ -191,6 +191,8 @@ def test_cells_that_fail_are_reported_and_the_others_go_on(folder: Path) -> None
     run = only_run(folder / "runs")
     log = next(failure["log"] for failure in summary["failures"] if failure["cell"] == "fake, iid, seed 1")
     assert 'raise ValueError("spoilt' in (run / log).read_text()
+    died = next(failure["log"] for failure in summary["failures"] if failure["cell"] == "fake, iid, seed 2")
+    assert ".log has its last words" in (run / died).read_text()
     assert "Cells without a result" in (run / "report.html").read_text()
     # Resuming tries them again; mended meanwhile, they succeed.
     module = folder / "fake_algorithm.py"

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def trained(
     learning = LearningSettings(distil_epochs=1, local_steps=1, own_weight=0.0)
     participants = [
         private_participant(
-            learning, plan, model(), shard, test, n, CPU, releases=Releases(reserve(n)), noise=NoiseSource(n)
+            learning, plan, model(), shard, test, n, CPU, releases=partial(Releases, reserve(n)), noise=NoiseSource(n)
         )
         for n, shard in enumerate(shards)
     ]

@@ -16,31 +16,45 @@ import torch
 from torch import nn
 
 from codream_clients.models import networks
+from codream_clients.models.gate import examine, trial_images
 from codream_clients.models.layers import Sides, conv, dense
 from codream_clients.models.names import LITERATURE_MODELS, Norm, UnknownModelError, split_norm
-from codream_clients.own_parts import OwnPartError, call_own_part, is_reference
+from codream_clients.own_parts import call_own_part, is_reference
 
-__all__ = ["NETWORKS", "ZOO", "ModelShapeError", "Norm", "OwnPartError", "UnknownModelError", "build", "check_model"]
+__all__ = ["NETWORKS", "ZOO", "ModelShapeError", "Norm", "UnknownModelError", "build"]
 
 Builder = Callable[[int, Sides, int, Norm], nn.Module]
 """(channels, (height, width), classes, norm) -> a model."""
+
+
+CPU = torch.device("cpu")
 
 
 class ModelShapeError(ValueError):
     """The zoo's models cannot take such images or classes."""
 
 
-def build(name: str, *, channels: int, size: int | Sides, classes: int, seed: int, norm: Norm = "batch") -> nn.Module:
+def build(
+    name: str,
+    *,
+    channels: int,
+    size: int | Sides,
+    classes: int,
+    seed: int,
+    norm: Norm = "batch",
+    device: torch.device = CPU,
+) -> nn.Module:
     """A freshly initialised model, on the CPU: (N, channels, height, width) -> logits (N, classes).
 
     `name` is one of `ZOO` or `NETWORKS`, with `_gn` at its end for group norm whatever `norm` says, or
-    module:function, which is called as function(channels, size, classes) and RUNS THAT MODULE'S CODE.
+    module:function, which is called as function(channels, size, classes) and RUNS THAT MODULE'S CODE; its model goes
+    through the gate (`gate.examine`) on `device`, where it is to be used. `norm` is of no effect there.
     `size` is the side of a square, or (height, width), which an own function gets only where they differ.
     The weights depend on `seed` and the other arguments alone, as far as an own function draws from torch's
     global generator; the global random state stays as it was.
     Raises `UnknownModelError` for any other name; `ModelShapeError` unless channels >= 1, sides >= 8,
-    classes >= 2 and norm is "batch" or "group"; `OwnPartError` for an own function that fails or whose model
-    does not do what is needed, see `check_model`.
+    classes >= 2 and norm is "batch" or "group"; `OwnPartError` for an own function that fails, and its
+    `ModelRefused` for a model that cannot take part.
     """
     base, named_norm = split_norm(name)
     norm = named_norm or norm
@@ -58,46 +72,9 @@ def build(name: str, *, channels: int, size: int | Sides, classes: int, seed: in
             # takes group norm alone, cannot read gradients of such a layout.
             return network.to(memory_format=torch.channels_last) if norm == "batch" else network
         model = call_own_part(base, channels, sides[0] if sides[0] == sides[1] else sides, classes)
-        check_model(model, channels=channels, size=sides, classes=classes, name=f"{base}()", norm=norm)
-        return model  # type: ignore[no-any-return]
-
-
-def check_model(model: object, *, channels: int, size: Sides, classes: int, name: str, norm: Norm = "batch") -> None:
-    """Check by one forward pass of zeros (2, channels, *size) that `model` can take part.
-
-    The pass is in eval mode, where the model lies; it changes neither weights nor statistics.
-    Raises `OwnPartError`, which names the model, unless it is an nn.Module with weights to train whose logits
-    are finite floats of shape (2, classes) with gradients that reach the images, and, for norm "group", that
-    has no batch norm; the text says what came and what is needed.
-    """
-    if not isinstance(model, nn.Module):
-        raise OwnPartError(f"{name} returned {type(model).__name__}; a torch.nn.Module is needed")
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if not weights:
-        raise OwnPartError(f"{name}: the model has no weights to train; at least one parameter is needed")
-    if norm == "group" and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
-        raise OwnPartError(f"{name}: the model has batch norm; group norm was asked for, which mixes no records")
-    training = model.training
-    images = torch.zeros(2, channels, *size, device=weights[0].device, requires_grad=True)
-    try:
-        logits = model.eval()(images)
-    except Exception as error:
-        raise OwnPartError(
-            f"{name}: the model failed on images of shape {tuple(images.shape)}: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        model.train(training)
-    if not isinstance(logits, torch.Tensor):
-        raise OwnPartError(f"{name}: the model gave {type(logits).__name__}; one tensor of logits is needed")
-    if tuple(logits.shape) != (2, classes) or not logits.is_floating_point():
-        raise OwnPartError(
-            f"{name}: for images of shape {tuple(images.shape)} the model gave {logits.dtype} of shape "
-            f"{tuple(logits.shape)}; floating-point logits of shape (2, {classes}) are needed"
-        )
-    if not torch.isfinite(logits).all():
-        raise OwnPartError(f"{name}: for images of zeros the model gave logits that are not finite")
-    if not logits.requires_grad or torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is None:
-        raise OwnPartError(f"{name}: no gradient reaches the images through the model; dreams are made along it")
+    images = trial_images((channels, *sides), classes=classes, device=device)
+    examine(model, images, classes=classes, name=f"{base}()")
+    return model  # type: ignore[no-any-return]
 
 
 def _cnn2(channels: int, sides: Sides, classes: int, norm: Norm, *, width: int = 16) -> nn.Module:

@@ -16,12 +16,16 @@ from torch import nn
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.dreaming import ChannelStatistics
 from codream_clients.learning.participant import LearningSettings, Participant
+from codream_clients.models.gate import trial_images
+from codream_clients.models.refusals import GIVEN
+from codream_clients.privacy.gate import examine_private, modes_of
 from codream_clients.privacy.histogram import noisy_histogram
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.plan import PrivacyPlan, rounds_trained
 from codream_clients.privacy.releases import Release, Releases
 from codream_clients.privacy.statistics import group_norms, private_statistics
-from codream_clients.privacy.training import PrivateTraining, require_private_model
+from codream_clients.privacy.training import PrivateTraining
+from codream_protocols.settings import SettingsError
 
 HISTOGRAM_NOISE, STATISTICS_NOISE = 1000001, 1000002  # apart from a round's
 
@@ -53,6 +57,20 @@ def private_histogram(
     return counts
 
 
+def require_private_model(
+    model: nn.Module, images: LabelledImages, plan: PrivacyPlan, device: torch.device, name: str
+) -> None:
+    """Check, on noise of the images' shape, that `plan` can train `model`; raises `ModelRefused`."""
+    examine_private(
+        model,
+        trial_images(images.shape, classes=images.classes, device=device),
+        classes=images.classes,
+        name=name,
+        modes=modes_of(plan.settings),
+        statistics=plan.statistics is not None,
+    )
+
+
 def private_training(
     settings: LearningSettings,
     plan: PrivacyPlan,
@@ -78,22 +96,30 @@ def private_participant(
     seed: int,
     device: torch.device,
     *,
-    releases: Releases,
+    releases: Callable[[], Releases],
     noise: NoiseSource,
-    name: str = "the model",
+    name: str = GIVEN,
     warmed_up: bool = False,
 ) -> Participant:
     """A participant under `plan`; the histogram is released here, the rest when the participant is asked to learn.
 
     `warmed_up`: the model is to be that of an earlier process, which goes on with `begin`: all training is a round's.
 
-    Raises `PrivateModelError` for a model that mixes records, `SettingsError` for an own_weight above 0, and
+    `releases` is called once model and settings have passed: what is refused does not even begin a ledger.
+
+    Raises `ModelRefused` for a model that cannot be trained privately, `SettingsError` for an own_weight above 0, and
     whatever `releases` raises where the budget does not allow a mechanism.
     """
-    require_private_model(model, name)
-    training, counts = private_training(settings, plan, train, releases, noise, device, warmed_up=warmed_up)
+    require_private_model(model, train, plan, device, name)
+    if settings.own_weight > 0:
+        raise SettingsError(
+            f"own_weight is {settings.own_weight} under [privacy]; 0 is allowed, since distillation would use the own "
+            "images past the budget"
+        )
+    opened = releases()
+    training, counts = private_training(settings, plan, train, opened, noise, device, warmed_up=warmed_up)
     return Participant(
-        private_learning(settings, plan, rounds_trained(releases.spent)),
+        private_learning(settings, plan, rounds_trained(opened.spent)),
         model,
         train,
         test,
@@ -101,7 +127,7 @@ def private_participant(
         device,
         local_training=training,
         class_counts=counts,
-        feature_statistics=_statistics(plan, train, float(counts.sum()), releases, noise, device),
+        feature_statistics=_statistics(plan, train, float(counts.sum()), opened, noise, device),
     )
 
 

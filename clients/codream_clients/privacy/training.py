@@ -24,7 +24,6 @@ from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipp
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
-from opacus.validators import ModuleValidator
 from torch import nn
 from torch.nn import functional
 
@@ -39,33 +38,6 @@ SAMPLING, NOISE, VARIATION = 1, 2, 2000001  # the first two count up with the ro
 LEAST_COUNT = 1.0
 LAYOUT = torch.contiguous_format
 """Opacus cuts images into patches as if channels lay apart: otherwise it clips by the norms of other gradients."""
-
-
-class PrivateModelError(ValueError):
-    """A model that cannot be trained record by record; the text names the layers and what to take instead."""
-
-
-def require_private_model(model: nn.Module, name: str) -> None:
-    """Check, by Opacus's `ModuleValidator`, that no layer mixes records.
-
-    Raises `PrivateModelError`, which names the variant with group norm, for batch norm and anything else that has no
-    gradient for a single record.
-    """
-    training = model.training
-    found = ModuleValidator.validate(model.train())
-    model.train(training)
-    if found:
-        what = ", ".join(sorted({str(error).partition(" ")[0] for error in found}))
-        raise PrivateModelError(
-            f"model {name}: found {what}; under differential privacy no layer may mix records: take {name}_gn, "
-            "or a model of your own with group norm"
-        )
-    buffers = [key for key, _ in model.named_buffers()]
-    if buffers:
-        raise PrivateModelError(
-            f"model {name}: found the buffers {', '.join(buffers)}; a layer that keeps state of the records is not "
-            "trained privately: take one without"
-        )
 
 
 class PrivateTraining:
@@ -216,7 +188,7 @@ def private_sgd(
                 return
             optimiser.zero_grad(set_to_none=True)
             inputs, targets = inputs[finite], targets[finite]
-        _no_gradients(optimiser)
+        _no_gradients(optimiser, ghost=ghost)
 
     try:
         with warnings.catch_warnings():
@@ -244,8 +216,8 @@ def _log_counts(class_counts: NDArray[np.float32] | None, classes: int) -> torch
     return (counts / counts.sum()).log()
 
 
-def _no_gradients(optimiser: DPOptimizer) -> None:
-    """What `backward` leaves for a batch of no records."""
+def _no_gradients(optimiser: DPOptimizer, *, ghost: bool) -> None:
+    """What `backward` leaves for a batch of no records; in ghost mode that is no `grad_sample`."""
     for weight in optimiser.params:
         weight.grad = torch.zeros_like(weight)
-        weight.grad_sample = torch.zeros(0, *weight.shape, device=weight.device)
+        weight.grad_sample = None if ghost else torch.zeros(0, *weight.shape, device=weight.device)

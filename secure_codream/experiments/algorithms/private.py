@@ -23,10 +23,9 @@ from codream_clients.data.datasets import LabelledImages, pool
 from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.learning.training import evaluate
 from codream_clients.privacy.noise import NoiseSource
-from codream_clients.privacy.participant import private_participant, private_training
+from codream_clients.privacy.participant import private_participant, private_training, require_private_model
 from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, PrivacySettings, plan_privacy
 from codream_clients.privacy.releases import Releases
-from codream_clients.privacy.training import require_private_model
 from secure_codream.configuration.federation import privacy_settings
 from secure_codream.experiments.algorithms.codream import CoDream
 from secure_codream.experiments.algorithms.own_images import OWN_DATA, WARM_UP, Stopwatch, stage_seed
@@ -75,7 +74,7 @@ class _Client:
             problem.test,
             problem.client_seed(self.client),
             problem.device,
-            releases=self.releases,
+            releases=lambda: self.releases,
             noise=self.noise,
             name=problem.models[self.client],
         )
@@ -83,7 +82,7 @@ class _Client:
     def alone(self) -> Iterator[float]:
         """Accuracy after the warm-up and after each round of training on the own data alone."""
         problem, model = self.problem, self.problem.fresh_model(self.client)
-        require_private_model(model, problem.models[self.client])
+        require_private_model(model, self.data, self.plan, problem.device, problem.models[self.client])
         training, _ = private_training(
             problem.learning, self.plan, self.data, self.releases, self.noise, problem.device
         )

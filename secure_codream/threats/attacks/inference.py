@@ -140,7 +140,7 @@ def trained(data: LabelledImages, seed: int, *, private: bool) -> Participant:
                 None,
                 seed,
                 _CPU,
-                releases=Releases(PlannedCharges(plan).reserve),
+                releases=lambda: Releases(PlannedCharges(plan).reserve),
                 noise=NoiseSource(seed),  # a laboratory's randomness can be repeated
             )
     client.warm_up()

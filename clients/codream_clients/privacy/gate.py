@@ -1,0 +1,234 @@
+"""The gate for models that are trained privately: before anything is reserved, every record alone decides its gradient.
+
+The bound of a step's noise holds if the sum moves by no more than one clipped gradient when one record comes or goes.
+So no record may change what the model says of another in training, nothing may be kept of records but the weights, and
+what the deployed training sums must be the clipped gradients that autograd finds record by record. Names of layers are
+not enough: `x - x.mean(0)` mixes records without any layer, and a weight that is used past its layer is not seen by the
+hooks that clip. All of it is tried on noise: no record is looked at.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from opacus.validators import ModuleValidator
+from torch import nn
+from torch.nn import functional
+
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.models.gate import ask, changed, same, seed, tried
+from codream_clients.models.names import LITERATURE_MODELS, SMALL_MODELS
+from codream_clients.models.refusals import ModelRefused, failed
+from codream_clients.privacy.accounting import SampledGaussian
+from codream_clients.privacy.plan import GradSampleMode, PrivacyPlan, PrivacySettings
+from codream_clients.privacy.training import private_sgd
+
+BOTH: tuple[GradSampleMode, ...] = ("hooks", "ghost")
+DIFFERENCE = 1e-3
+"""Part of the clipped sum by which float32 arithmetic may differ."""
+EPSILON_OF_CLIPPING = 1e-6  # Opacus adds it to norms
+STEP = 3  # seed of what a model draws in both
+
+
+def examine_private(
+    model: object,
+    images: torch.Tensor,
+    *,
+    classes: int,
+    name: str,
+    modes: Sequence[GradSampleMode] = BOTH,
+    statistics: bool = False,
+) -> None:
+    """`examine`, and check that private training bounds what each record does to the model.
+
+    Args:
+        model: as `examine` takes it.
+        images: `trial_images` of the task's shape, on the device that is trained on.
+        classes: K.
+        name: the model's, for the text.
+        modes: the ways to clipped gradients that will be used.
+        statistics: whether feature statistics are taken, which needs group norm.
+
+    Raises:
+        ModelRefused: with what was found and what to write instead; the model is as it was.
+    """
+    with tried(model, images, classes=classes, name=name) as trial:
+        _layers_without_mixing(trial.train(), name)
+        if statistics and not any(isinstance(layer, nn.GroupNorm) for layer in trial.modules()):
+            raise ModelRefused(
+                "found no group norm, at whose inputs statistics_share of [privacy] takes its statistics; take "
+                "nn.GroupNorm, or leave statistics_share at 0"
+            )
+        _nothing_kept(trial, images, classes)
+        _records_apart(trial, images, classes)
+        expected = _clipped_by_autograd(trial, images[:2])
+        for mode in modes:
+            _require_same_sum(trial, expected, images[:2], classes, mode)
+
+
+def modes_of(settings: PrivacySettings) -> tuple[GradSampleMode, ...]:
+    """The ways to clipped gradients that may be used."""
+    return BOTH if settings.mode == "auto" else (settings.mode,)
+
+
+def _layers_without_mixing(model: nn.Module, name: str) -> None:
+    """Layers that are known not to do, by name; Opacus's `ModuleValidator` knows some more."""
+    ours = name in SMALL_MODELS + LITERATURE_MODELS
+    group_norm = f"take {name}_gn, which has group norm" if ours else "take group norm, nn.GroupNorm(groups, channels)"
+    instead = (
+        (nn.modules.batchnorm._BatchNorm, f"it mixes records: {group_norm}"),
+        (nn.RNNBase, "its gradients are not known record by record: take DPLSTM, DPGRU or DPRNN of opacus.layers"),
+        (
+            nn.MultiheadAttention,
+            "its gradients are not known record by record: take opacus.layers.DPMultiheadAttention",
+        ),
+    )
+    for layer in model.modules():
+        for kind, what in instead:
+            if isinstance(layer, kind):
+                raise ModelRefused(f"found {type(layer).__name__}; under differential privacy {what}")
+        if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
+            raise ModelRefused(
+                f"found {type(layer).__name__} with running statistics of the records; take track_running_stats=False"
+            )
+    for error in ModuleValidator.validate(model):
+        raise ModelRefused(f"found a layer that is not trained privately: {failed(error)}")
+    buffers = [key for key, _ in model.named_buffers()]
+    if buffers:
+        raise ModelRefused(
+            f"found the buffers {', '.join(buffers)}; a layer that keeps state of the records is not trained "
+            "privately: take one without, and for a constant nn.Parameter(values, requires_grad=False)"
+        )
+
+
+def _records_apart(model: nn.Module, images: torch.Tensor, classes: int) -> None:
+    """In train mode, what the model says of one record stays when the others are changed."""
+
+    def answers(batch: torch.Tensor, number: int = 1) -> torch.Tensor:
+        seed(number)  # dropout leaves out the same
+        return ask(model.train(), batch, classes, "in train mode")
+
+    with torch.no_grad():
+        usual = answers(images)
+        apart = all(same(answers(changed(images, kept))[kept], usual[kept], usual) for kept in (0, -1))
+        if apart and same(answers(images, 2), usual, usual):  # no dropout: batches of other sizes compare
+            apart = same(answers(images[:1])[0], usual[0], usual, 10 * DIFFERENCE)
+    if not apart:
+        raise ModelRefused(
+            "in train mode the answer for one record changes with the others: it mixes records, and no noise that is "
+            "planned for one record covers that; take nothing over the batch (axis 0): means, attention, batch norm, "
+            "the number of images"
+        )
+
+
+def _nothing_kept(model: nn.Module, images: torch.Tensor, classes: int) -> None:
+    """What the model says in eval mode is the same after it has been shown other records in train mode."""
+    with torch.no_grad():
+        before = ask(model.eval(), images, classes, "in eval mode")
+        ask(model.train(), changed(images, 0), classes, "in train mode")
+        after = ask(model.eval(), images, classes, "in eval mode")
+    if not same(before, after, before):
+        raise ModelRefused(
+            "it keeps something of the records that it has seen in train mode, which no noise covers; let forward "
+            "change no attribute and no weight"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Clipped:
+    """The sum over records of their gradients, each clipped to `bound`; a tensor for each weight that is trained."""
+
+    bound: float
+    total: Sequence[torch.Tensor]
+
+
+def _clipped_by_autograd(model: nn.Module, images: torch.Tensor) -> _Clipped:
+    """What a step must sum, from each record's loss by itself, with a bound that clips them all.
+
+    A norm that is found wrong then shows in the sum.
+    """
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    seed(STEP)
+    losses = functional.cross_entropy(model.train()(images.clone()), _labels(images), reduction="none")
+    records = [
+        torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True) for loss in losses
+    ]
+    unused = [name for name, *parts in zip(weights, *records, strict=True) if all(part is None for part in parts)]
+    if unused:
+        raise ModelRefused(
+            f"no record's loss depends on the weights {', '.join(unused)}; remove them, or set requires_grad to False"
+        )
+    norms = [_norm([part for part in record if part is not None]) for record in records]
+    bound = min(norms) / 2
+    if bound == 0:
+        raise ModelRefused("in train mode a record's gradient is zero for every weight; nothing is learnt from it")
+    total = [torch.zeros_like(weight) for weight in weights.values()]
+    for record, norm in zip(records, norms, strict=True):
+        for part, gradient in zip(total, record, strict=True):
+            if gradient is not None:
+                part.add_(gradient, alpha=bound / (norm + EPSILON_OF_CLIPPING))
+    return _Clipped(bound, total)
+
+
+def _require_same_sum(
+    model: nn.Module, expected: _Clipped, images: torch.Tensor, classes: int, mode: GradSampleMode
+) -> None:
+    """One step of the deployed private training, without noise, sums the same."""
+    trained = copy.deepcopy(model)
+    inplace = [name for name, layer in model.named_modules() if getattr(layer, "inplace", False) is True]
+    seed(STEP)
+    try:
+        private_sgd(
+            trained,
+            LabelledImages(images.cpu().numpy(), _labels(images).cpu().numpy(), classes),
+            plan=_without_noise(len(images), expected.bound, mode),
+            steps=1,
+            class_counts=None,
+            sampling=torch.Generator().manual_seed(0),
+            noise=torch.Generator(images.device).manual_seed(0),
+            variation=torch.Generator().manual_seed(0),
+            device=images.device,
+        )
+    except (Exception, SystemExit) as error:
+        instead = f"; write inplace=False in {', '.join(inplace)}" if inplace else _other_mode(mode)
+        raise ModelRefused(
+            f"the first step of private training, mode {mode!r} of [privacy], fails: {failed(error)}{instead}"
+        ) from error
+    pairs = zip(trained.parameters(), model.parameters(), strict=True)
+    moved = [before.detach() - after.detach() for after, before in pairs if before.requires_grad]
+    scale = len(images) * expected.bound
+    wrong = _norm([part * scale - wanted for part, wanted in zip(moved, expected.total, strict=True)])
+    if not wrong <= DIFFERENCE * _norm(expected.total):
+        raise ModelRefused(
+            f"in mode {mode!r} of [privacy] the clipped gradients are not those of its records: their sum is off by "
+            f"{wrong / _norm(expected.total):.0%}; call each layer itself, and once in a pass, in place of "
+            f"functional.linear or functional.conv2d with its weight{_other_mode(mode)}"
+        )
+
+
+def _norm(parts: Sequence[torch.Tensor]) -> float:
+    return float(torch.stack([part.norm() for part in parts]).norm())
+
+
+def _labels(images: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(images), device=images.device)  # there are two images, and two classes or more
+
+
+def _other_mode(mode: GradSampleMode) -> str:
+    return "; or take mode = 'hooks', if that passes" if mode == "ghost" else ""
+
+
+def _without_noise(batch: int, bound: float, mode: GradSampleMode) -> PrivacyPlan:
+    """A plan for one step with every record; the rate makes the sum's length one of order 1."""
+    charge = SampledGaussian(1.0, 1.0, 1, "trial")
+    return PrivacyPlan(
+        settings=PrivacySettings(epsilon=1.0, batch_size=batch, max_grad_norm=bound, lr=1 / bound, mode=mode),
+        epsilon=1.0,
+        delta=0.5,
+        sample_rate=1.0,
+        histogram=charge,
+        statistics=None,
+        noise_multiplier=0.0,
+        rounds=0,
+    )

@@ -1,0 +1,192 @@
+"""The gate for models: mistakes that people make, each refused with its reason; what is right is taken as it is."""
+
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from codream_clients.models.gate import FrozenWeights, examine, require_own_weights, trial_images
+from codream_clients.models.refusals import ModelRefused
+from codream_clients.models.zoo import NETWORKS, ZOO, build
+from tests.clients.own_models import CLASSES, GOOD, WRONG, plain
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def try_out(model, shape=(1, 8, 8), classes=CLASSES):
+    examine(model, trial_images(shape, classes=classes, device=CPU), classes=classes, name="mine:build()")
+
+
+# -- what is taken ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*ZOO, *NETWORKS])
+@pytest.mark.parametrize(("shape", "classes"), [((1, 8, 8), 2), ((3, 32, 32), 10)])
+def test_the_zoo_passes(name, shape, classes):
+    try_out(build(name, channels=shape[0], size=shape[1], classes=classes, seed=0), shape, classes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "squeezenet1_1",
+        "shufflenet_v2_x0_5",
+        "efficientnet_b0",
+        "mnasnet0_5",
+        "regnet_y_400mf",
+    ],
+)
+def test_torchvisions_small_models_pass(name):
+    torch.manual_seed(0)
+    try_out(getattr(torchvision.models, name)(weights=None, num_classes=7), (3, 64, 64), 7)
+
+
+@pytest.mark.parametrize("what", GOOD)
+def test_what_is_unusual_and_right_is_taken(what):
+    try_out(GOOD[what]())
+
+
+def test_frozen_parts_are_taken_and_said():
+    model = plain()
+    model[0].requires_grad_(False)
+    with pytest.warns(FrozenWeights, match="2 of 4 weight tensors have requires_grad False; they are never trained"):
+        try_out(model)
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_mistake_is_refused_with_its_reason(what):
+    make, words = WRONG[what]
+    with pytest.raises(ModelRefused, match=rf"^mine:build\(\): .*(?:{words})"):
+        try_out(make())
+
+
+# -- nothing is changed -------------------------------------------------------------------------------------------
+
+
+class Restless(nn.Module):
+    """Has batch norm and dropout, draws from every generator, changes attributes; fails if it is told to."""
+
+    def __init__(self, fails):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.drop = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Dropout()
+        self.head, self.fails, self.calls = nn.Linear(288, CLASSES), fails, 0
+
+    def forward(self, x):
+        torch.rand(3), np.random.rand(3), random.random()
+        torch.set_grad_enabled(torch.is_grad_enabled())
+        self.calls += 1
+        if self.fails == "at once" or (self.fails == "in train mode" and self.training):
+            torch.set_grad_enabled(False)
+            raise KeyError("width")
+        return self.head(self.drop(self.norm(self.conv(x)).relu().flatten(1)))
+
+
+def everything(model):
+    return [
+        {name: value.tolist() for name, value in model.state_dict().items()},
+        [module.training for module in model.modules()],
+        [weight.requires_grad for weight in model.parameters()],
+        [weight.grad.tolist() for weight in model.parameters() if weight.grad is not None],
+        [len(module._forward_hooks) + len(module._backward_hooks) for module in model.modules()],
+        torch.get_rng_state().tolist(),
+        pickle.dumps(np.random.get_state()),
+        random.getstate(),
+        torch.is_grad_enabled(),
+        model.calls,
+        sorted(vars(model)),
+    ]
+
+
+@pytest.mark.parametrize("fails", ["never", "at once", "in train mode"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_the_model_and_everything_around_it_is_as_it_was(fails, gradients):
+    model = Restless(fails)
+    model.norm.eval()
+    model.head.bias.requires_grad_(False)
+    model.conv.weight.grad = torch.ones_like(model.conv.weight)
+    model.conv.register_forward_hook(lambda layer, given, output: None)
+    with (
+        torch.set_grad_enabled(gradients),
+        pytest.warns(FrozenWeights) if fails == "never" else pytest.raises(ModelRefused, match="KeyError: 'width'"),
+    ):
+        before = everything(model)
+        try:
+            try_out(model)
+        finally:
+            after = everything(model)
+    assert before == after
+
+
+def test_a_hook_that_writes_into_the_model_itself_leaves_nothing():
+    model: Any = plain()
+    model.register_buffer("mean", torch.zeros(8))
+
+    def keep(layer, given, output):
+        model.mean.copy_(output.detach().mean((0, 2, 3)))
+        model.seen = output
+
+    model[0].register_forward_hook(keep)
+    try_out(model)
+    assert not model.mean.any() and not hasattr(model, "seen")
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_images_are_noise_that_repeats_and_never_as_many_as_the_classes(classes):
+    one, two = (trial_images((3, 4, 5), classes=classes, device=CPU) for _ in range(2))
+    assert torch.equal(one, two) and one.shape[1:] == (3, 4, 5) and len(one) != classes
+
+
+# -- models of a list ---------------------------------------------------------------------------------------------
+
+
+def sharing(layer):
+    one, two = plain(), plain()
+    two[layer] = one[layer]
+    return [plain(), one, two]
+
+
+def sharing_buffers():
+    models = [nn.Sequential(nn.BatchNorm2d(1), plain()) for _ in range(2)]
+    models[1][0].running_mean = models[0][0].running_mean
+    return models
+
+
+def sharing_storage():
+    one, two = plain(), plain()
+    two.load_state_dict(one.state_dict(), assign=True)
+    return [one, two]
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        (lambda: [plain()] * 3, "number 0 and number 1 are one object; each client needs its own"),
+        (lambda: sharing(3), "number 1 and number 2 share the weights 3.weight"),
+        (sharing_buffers, "number 0 and number 1 share the weights 0.running_mean"),
+        (sharing_storage, "number 0 and number 1 share the weights 0.weight"),
+    ],
+    ids=["one model three times", "one layer", "running statistics", "loaded without a copy"],
+)
+def test_models_of_a_list_share_nothing(models, words):
+    with pytest.raises(ModelRefused, match=words):
+        require_own_weights(models())
+    tied = plain()
+    tied.again = tied[0]
+    require_own_weights([plain(), plain(), tied, sharing(1)[1]])  # control: of their own, or without weights
