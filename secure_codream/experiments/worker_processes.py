@@ -104,7 +104,8 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         output = self._logs / f"worker-{self._started}.log"
-        process = context.Process(target=_serve, args=(theirs, self._cells, self._logs, output), daemon=True)
+        arguments = (theirs, self._cells, self._logs, output)
+        process = context.Process(target=_serve, args=arguments, name=output.name, daemon=True)
         with _undisturbed():
             process.start()
         theirs.close()
@@ -121,7 +122,8 @@ class Processes:
         reason = f"the worker ended with exit code {code}"
         if code is not None and code < 0:
             reason = f"the worker was ended by {signal.Signals(-code).name}"
-        return failed(cell, self._logs, reason, f"{cell}: {reason}; it may have been short of memory\n")
+        why = "it may have been short of memory" if code == -signal.SIGKILL else f"{process.name} has its last words"
+        return failed(cell, self._logs, reason, f"{cell}: {reason}; {why}\n")
 
 
 def _give(pipe: Connection, cell: Cell | None) -> None:
