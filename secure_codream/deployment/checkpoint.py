@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,23 +18,23 @@ class CheckpointError(ValueError):
     """No weights to go on with, or another model's."""
 
 
-def weights_bytes(model: nn.Module, charter: str, *, certified: int = 0) -> bytes:
-    """What a file of the model's `state_dict`, on the CPU, holds.
+def weights_bytes(state: Mapping[str, torch.Tensor], charter: str, *, certified: int = 0) -> bytes:
+    """What a file of a model's `state_dict`, on the CPU, holds.
 
     Args:
-        model: whose weights.
+        state: the weights.
         charter: digest of the charter that it was trained under.
         certified: how many certified epochs it has learnt.
     """
     buffer = io.BytesIO()
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().cpu() for name, tensor in state.items()}
     torch.save({"charter": charter, "certified": certified, "weights": weights}, buffer)
     return buffer.getvalue()
 
 
 def write_weights(path: Path, model: nn.Module, charter: str, *, certified: int = 0) -> None:
     """Write `weights_bytes` in one piece."""
-    write_whole(path, weights_bytes(model, charter, certified=certified))
+    write_whole(path, weights_bytes(model.state_dict(), charter, certified=certified))
 
 
 def read_weights(path: Path, model: nn.Module, charter: str) -> int:

@@ -1,4 +1,4 @@
-"""What a client writes as it learns: `model.pt`, `metrics.jsonl`, and with course `sums` also `sums.json`."""
+"""What a client writes as it learns: `model.pt`, `best.pt`, `metrics.jsonl`, and for course `sums` `sums.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from secure_codream.reports.files import write_whole
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL, SUMS = "model.pt", "sums.json"
+    from codream_clients.learning.judge import Judge
+
+MODEL, BEST, SUMS = "model.pt", "best.pt", "sums.json"
 
 
 class OutputsUnwritten(RuntimeError):
@@ -45,25 +47,39 @@ class Outputs:
         self.learnt = 0
         self._folder, self._charter, self._figures, self._sums, self._failed = folder, charter, figures, sums, failed
         self._model: nn.Module | None = None
+        self._judge: Judge | None = None
+        self._best: object = None
         self._unwritten: dict[str, bytes] = {}
         self._lock, self._closed = Lock(), False
 
-    def take(self, model: nn.Module | None, certified: int) -> int:
+    def take(self, model: nn.Module | None, certified: int, judge: Judge | None = None) -> int:
         """Go on with the weights that are there, if any; returns how many certified epochs they have learnt.
+
+        Args:
+            model: what is trained.
+            certified: epochs in the journal.
+            judge: gets the best weights that are there, and has those to be written.
 
         Raises:
             CheckpointError: they are not of this model under this charter, or have learnt more than `certified` epochs.
         """
-        self._model = model
+        self._model, self._judge = model, judge
         if self.exists and model is not None:
-            path = self._folder / MODEL
-            self.learnt = read_weights(path, model, self._charter)
-            if self.learnt > certified:
-                raise CheckpointError(
-                    f"{path}: weights that have learnt {self.learnt} epochs, {certified} are in the journal; "
-                    "restore the journal that belongs to them, or move the weights away to train anew"
-                )
+            if judge is not None and (self._folder / BEST).is_file():
+                judge.judge(model, self._read(BEST, model, certified))
+                self._best = judge.weights
+            self.learnt = self._read(MODEL, model, certified)
         return self.learnt
+
+    def _read(self, name: str, model: nn.Module, certified: int) -> int:
+        path = self._folder / name
+        learnt = read_weights(path, model, self._charter)
+        if learnt > certified:
+            raise CheckpointError(
+                f"{path}: weights that have learnt {learnt} epochs, {certified} are in the journal; "
+                "restore the journal that belongs to them, or move the weights away to train anew"
+            )
+        return learnt
 
     def keep(self, metrics: Metrics) -> None:
         """Write figures and weights; the weights say up to which epoch they have learnt."""
@@ -80,7 +96,10 @@ class Outputs:
         """Write the weights, and what was published."""
         found: dict[str, bytes] = {}
         if self._model is not None:
-            found[MODEL] = weights_bytes(self._model, self._charter, certified=self.learnt)
+            found[MODEL] = weights_bytes(self._model.state_dict(), self._charter, certified=self.learnt)
+        if self._judge is not None and self._judge.weights is not self._best:
+            self._best = self._judge.weights
+            found[BEST] = weights_bytes(self._judge.weights, self._charter, certified=self._judge.best_round)
         if self._sums and publication is not None:
             found[SUMS] = sums_bytes(publication)
         with self._lock:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.judge import Judge
+from codream_clients.learning.participant import Metrics
+from codream_clients.learning.training import predict_logits
 from codream_clients.models.zoo import build
 from secure_codream.deployment.checkpoint import CheckpointError, read_weights, write_weights
+from secure_codream.deployment.files import Appended, EventLog
+from secure_codream.deployment.outputs import Outputs
 
 CHARTER = "ab" * 32
 
@@ -83,3 +90,50 @@ def test_code_in_a_checkpoint_control_runs_when_anything_is_unpickled(tmp_path: 
     torch.save(Evil(tmp_path / "ran"), tmp_path / "model.pt")
     torch.load(tmp_path / "model.pt", weights_only=False)
     assert (tmp_path / "ran").exists()
+
+
+def judge() -> Judge:
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((40, 1, 8, 8)).astype(np.float32)
+    cpu = torch.device("cpu")
+    labels = predict_logits(model(1), images, cpu).argmax(1).astype(np.int64)  # that model gets all of them right
+    return Judge(LabelledImages(images, labels, 10), cpu, held_back=True)
+
+
+def outputs(folder: Path) -> Outputs:
+    figures = EventLog(Appended(folder / "metrics.jsonl"))
+    return Outputs(folder, CHARTER, figures, sums=False, failed=lambda name, error: pytest.fail(f"{name}: {error}"))
+
+
+METRICS = Metrics(rounds=1, accuracy=None, train_accuracy=None, distil_loss=0.0)
+
+
+def test_the_best_weights_and_their_figure_survive_a_restart(tmp_path: Path) -> None:
+    able, trained = judge(), model(1)
+    first = outputs(tmp_path)
+    first.take(trained, 0, able)
+    best = able.judge(trained, 3)
+    first.learnt = 3
+    first.keep(METRICS)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight.zero_()
+    assert able.judge(trained, 4).worse
+    first.learnt = 4
+    first.keep(METRICS)
+    later, again = judge(), model(2)
+    assert outputs(tmp_path).take(again, 4, later) == 4
+    assert same(again, trained), "it goes on with the newest"
+    assert later.best_round == 3
+    verdict = later.judge(again, 4)
+    assert verdict.best.correct == best.score.correct and verdict.best_round == 3
+    later.restore(again)
+    assert same(again, model(1))
+
+
+def test_best_weights_of_another_charter_are_refused(tmp_path: Path) -> None:
+    write_weights(tmp_path / "model.pt", model(), CHARTER)
+    write_weights(tmp_path / "best.pt", model(), "cd" * 32)
+    with pytest.raises(CheckpointError, match=r"best\.pt"):
+        outputs(tmp_path).take(model(), 0, judge())
+    assert outputs(tmp_path).take(model(), 0) == 0

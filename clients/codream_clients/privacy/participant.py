@@ -15,6 +15,7 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.dreaming import ChannelStatistics
+from codream_clients.learning.judge import Judge
 from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.privacy.histogram import noisy_histogram
 from codream_clients.privacy.noise import NoiseSource
@@ -82,10 +83,12 @@ def private_participant(
     noise: NoiseSource,
     name: str = "the model",
     warmed_up: bool = False,
+    judge: Judge | None = None,
 ) -> Participant:
     """A participant under `plan`; the histogram is released here, the rest when the participant is asked to learn.
 
     `warmed_up`: the model is to be that of an earlier process, which goes on with `begin`: all training is a round's.
+    `judge`: looks at records without noise, so the weights that it finds best are kept, and never answer.
 
     Raises `PrivateModelError` for a model that mixes records, `SettingsError` for an own_weight above 0, and
     whatever `releases` raises where the budget does not allow a mechanism.
@@ -102,6 +105,8 @@ def private_participant(
         local_training=training,
         class_counts=counts,
         feature_statistics=_statistics(plan, train, float(counts.sum()), releases, noise, device),
+        judge=judge,
+        rolls_back=False,
     )
 
 
