@@ -118,6 +118,8 @@ class LocalRun:
         accuracies: test accuracy of each client, after the warm-up and after each round: shape (rounds + 1, clients).
             Where parameters are averaged, all clients use the global model, and the first row shows each one's own
             half-way through its first round.
+        rolled_back: of each client, the rounds whose training its own judge found worse than the best before, so that
+            the model has the best weights again; where parameters are averaged the model is everybody's and stays.
         dreams: the FedDream dataset: (dreams (B, C, H, W), soft labels (B, K)) by round; of the course "codream" alone.
         bytes_up: application bytes sent by all clients.
         bytes_down: the same, received.
@@ -125,6 +127,7 @@ class LocalRun:
     """
 
     accuracies: np.ndarray[Any, np.dtype[np.float64]]
+    rolled_back: tuple[tuple[int, ...], ...]
     dreams: tuple[Batch, ...]
     bytes_up: int
     bytes_down: int
@@ -217,6 +220,7 @@ def run_local(
         statement = client_privacy_statement(privacy, federation.dream_settings(), simulation.charter, spent_rho=spent)
     return LocalRun(
         accuracies=np.array(accuracies[: federation.federation.rounds + 1]),  # a last epoch may be of metrics alone
+        rolled_back=tuple(tuple(metrics.rounds for metrics in found if metrics.rolled_back) for found in figures),
         dreams=tuple(dreams),
         bytes_up=simulation.traffic.up,
         bytes_down=simulation.traffic.down,

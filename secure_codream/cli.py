@@ -27,6 +27,7 @@ from secure_codream.deployment.keys import KeyFileError
 from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
+from secure_codream.reports.judgements import fall_line, judge_line
 from secure_codream.reports.words import counted
 from secure_codream.use_commands import evaluate, export, predict
 
@@ -295,6 +296,10 @@ def _client_line(event: dict[str, Any]) -> str | None:
             return f"going on with {event['model']}, which has learnt {counted(event['certified'], 'epoch')}"
         case "prepared":
             return "ready for the rounds; waiting for the server and the others"
+        case "judge":
+            return judge_line(event)
+        case "worse":
+            return fall_line(event)
         case "silence":
             return f"no word from {event['address'] or 'the server'} for {event['seconds']} s; asking again"
         case "certified":

@@ -377,7 +377,8 @@ def _summarise(
 ) -> Summary:
     references = json.loads((run.path / "references.json").read_text())
     server = json.loads((run.server / "server.json").read_text())
-    accuracies = [_by_round(read_metrics(run.client(name) / "metrics.jsonl"), options.rounds) for name in options.names]
+    figures = {name: read_metrics(run.client(name) / "metrics.jsonl") for name in options.names}
+    accuracies = [_by_round(figures[name], options.rounds) for name in options.names]
     final = [rows[-1] if rows else None for rows in accuracies]
     alone: list[float] = references["independent"]
     for name, model, rows, accuracy, counts in zip(
@@ -433,6 +434,11 @@ def _summarise(
         ),
         seconds=Timing(total=seconds, **server["seconds"]),
         dropped=killed,
+        rolled_back={
+            name: sorted(rounds)
+            for name, lines in figures.items()
+            if (rounds := {line["rounds"] for line in lines if line.get("rolled_back")})
+        },
         colluders=federation.aggregation.colluders,
         threshold=_threshold(charter),
         min_survivors=charter.aggregation.least_survivors,

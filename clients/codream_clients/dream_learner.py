@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from codream_clients.learning.dreaming import first_target
 from codream_clients.learning.participant import Metrics, Participant
 from codream_clients.learning.student import AdaptiveTerm
 from codream_clients.privacy.ledger import LedgerError
@@ -42,6 +43,7 @@ class DreamLearner:
         tells_accuracy: whether its counts are in the sum of metrics; if not, zeros are, as of who has no images.
         on_metrics: called with the metrics after each round learnt, for the client's own folder.
         adaptive: the adaptive term, trained here and added to this client's own dream loss; None leaves it out.
+        certified: epochs that were certified before the first one learnt here, those of a predecessor.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class DreamLearner:
         tells_accuracy: bool = True,
         on_metrics: OnMetrics = lambda metrics: None,
         adaptive: AdaptiveTerm | None = None,
+        certified: int = 0,
     ) -> None:
         self._participant, self._weight, self._on_metrics = participant, weight, on_metrics
-        self._tells_accuracy, self._adaptive, self._rounds = tells_accuracy, adaptive, 0
+        self._tells_accuracy, self._adaptive, self._rounds = tells_accuracy, adaptive, certified
 
     def compute(self, task: Task, spec: VectorSpec) -> Mapping[str, Array]:
         """See `Learner`.
@@ -82,9 +85,9 @@ class DreamLearner:
             return
         dreams, labels = np.array(publication["dreams"]), np.array(publication["soft_labels"])
         try:
-            metrics = self._participant.acquire(dreams, labels)
+            metrics = self._participant.acquire(dreams, labels, number)
         except LedgerError:
-            self._on_metrics(self._participant.measure())
+            self._on_metrics(self._participant.measure(number=number))
             raise
         self._on_metrics(metrics)
         if self._adaptive is not None:
@@ -102,7 +105,8 @@ class DreamLearner:
 
     def _update(self, dreams: Array, spec: VectorSpec) -> Values:
         extra = None if self._adaptive is None else self._adaptive.term(self._rounds)
-        share = self._participant.dream_update(dreams, extra=extra)
+        first = first_target(self._rounds, len(dreams), self._participant.classes)
+        share = self._participant.dream_update(dreams, extra=extra, first=first)
         clip = spec.blocks[0].clip
         clipped = np.clip(share.delta, -clip, clip)
         if spec.noise is not None:  # weights are 1 for everybody, and no figures are told

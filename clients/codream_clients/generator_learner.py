@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from codream_clients.dream_learner import OnMetrics, metrics_values
-from codream_clients.learning.dreaming import Dreams, StatisticsMemory
+from codream_clients.learning.dreaming import Dreams, StatisticsMemory, first_target
 from codream_clients.learning.generators import GeneratorLoss, ImageGenerator, adapt, fresh_image_generator, generate
 from codream_clients.learning.participant import Participant
 from codream_clients.learning.student import Student
@@ -60,6 +60,7 @@ class GeneratorLearner:
         adversarial_from: the round, from 0, from which on it counts.
         tells_accuracy: whether its counts are in the sum of metrics; if not, zeros are.
         on_metrics: called with the metrics after each round learnt.
+        certified: epochs that were certified before the first one learnt here, those of a predecessor.
 
     Raises:
         LayoutError: a generator of another layout than the course's.
@@ -79,6 +80,7 @@ class GeneratorLearner:
         adversarial_from: int = ADVERSARIAL_FROM,
         tells_accuracy: bool = True,
         on_metrics: OnMetrics = lambda metrics: None,
+        certified: int = 0,
     ) -> None:
         if participant.settings.views:
             raise SettingsError(f"views is {participant.settings.views}; 0 is allowed in CoDream-fast")
@@ -86,7 +88,7 @@ class GeneratorLearner:
         self._generator = make_generator(shape, course.settings.noise, width).to(participant.device)
         check_model_layout(self._generator, course.settings.layout)
         self._student, self._adversarial_from = student, adversarial_from
-        self._tells_accuracy, self._on_metrics, self._rounds = tells_accuracy, on_metrics, 0
+        self._tells_accuracy, self._on_metrics, self._rounds = tells_accuracy, on_metrics, certified
         self._memory = StatisticsMemory(bn_momentum)
         self._staged = self._memory.copy()
 
@@ -117,9 +119,9 @@ class GeneratorLearner:
             return
         images, labels = self._published(publication)
         try:
-            metrics = self._participant.acquire(images, labels)
+            metrics = self._participant.acquire(images, labels, number)
         except LedgerError:
-            self._on_metrics(self._participant.measure())
+            self._on_metrics(self._participant.measure(number=number))
             raise
         self._on_metrics(metrics)
         if self._student is not None:
@@ -148,6 +150,7 @@ class GeneratorLearner:
             lr=settings.lr,
             noise_lr=settings.noise_lr,
             seen=self._participant.seen,
+            first=first_target(self._rounds, len(noise), self._participant.classes),
             memory=self._staged,
             student=self._student.model if self._student is not None and counts else None,
         )

@@ -45,6 +45,7 @@ from torch.nn import functional
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.dream_learner import OnMetrics, metrics_values
+from codream_clients.learning.judge import Judge
 from codream_clients.learning.local_work import (
     OWN_DATA,
     WARM_UP,
@@ -56,9 +57,8 @@ from codream_clients.learning.local_work import (
     train_epochs,
     watched,
 )
-from codream_clients.learning.participant import Metrics
+from codream_clients.learning.participant import Metrics, measured
 from codream_clients.learning.settings import LearningSettings
-from codream_clients.learning.training import evaluate
 from codream_clients.models.layouts import FloatArray, check_model_layout, read_vector, split_vector, write_vector
 from codream_clients.models.layouts import LayoutError as LayoutError
 from codream_clients.models.layouts import layout_of as layout_of
@@ -108,6 +108,8 @@ class AveragingLearner:
         test: images to measure the global model on; None where there are none.
         tells_accuracy: whether its counts are in the sum of metrics; if not, zeros are.
         on_metrics: called with the global model's metrics after each epoch learnt.
+        judge: looks at the client's own model half-way, and at each global model; the global model is everybody's, so
+            that one which is worse is said, and the best weights are only kept.
 
     Raises:
         LayoutError: a model of another layout than the course's.
@@ -126,6 +128,7 @@ class AveragingLearner:
         test: LabelledImages | None = None,
         tells_accuracy: bool = True,
         on_metrics: OnMetrics = lambda metrics: None,
+        judge: Judge | None = None,
     ) -> None:
         self._layout = course.settings.layout
         check_model_layout(model, self._layout)
@@ -134,7 +137,7 @@ class AveragingLearner:
         self.warm_up_metrics: Metrics | None = None
         self._course, self._data, self._settings, self._seed, self._device = course, data, settings, seed, device
         self._weight, self._test, self._tells_accuracy, self._on_metrics = weight, test, tells_accuracy, on_metrics
-        self._kept, self._staged = Kept(), Kept()
+        self._judge, self._kept, self._staged = judge, Kept(), Kept()
 
     def compute(self, task: Task, spec: VectorSpec) -> Mapping[str, Array]:
         """See `Learner`.
@@ -208,11 +211,9 @@ class AveragingLearner:
         return read_vector(self.model, self._layout) - received
 
     def _measure(self, number: int) -> Metrics:
-        return Metrics(
-            rounds=number,
-            accuracy=None if self._test is None else evaluate(self.model, self._test, self._device),
-            train_accuracy=evaluate(self.model, self._data, self._device),
-            distil_loss=0.0,
+        verdict = None if self._judge is None else self._judge.judge(self.model, number)
+        return measured(
+            self.model, self._data, self._test, self._device, rounds=number, judge=self._judge, verdict=verdict
         )
 
     def _counts(self) -> tuple[int, int, int, int]:

@@ -11,7 +11,9 @@ from dataclasses import replace
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
+from codream_clients.data.held_back import hold_back
 from codream_clients.devices import pick_device
+from codream_clients.learning.judge import Judge
 from codream_clients.learning.participant import Participant
 from codream_clients.models.gate import examine, trial_images
 from codream_clients.models.refusals import GIVEN, ModelRefused
@@ -99,6 +101,7 @@ def make_participant(
         take_model(model, federation, device=client.device)
     if client.budget is not None and federation.privacy is None:
         raise ConfigError("[budget]: this client trains privately or not at all; the federation has no [privacy]")
+    train, judge = held_back(federation, train, seed=client.seed, device=client.device)
     if client.budget is not None:
         warn_of_weak_delta(client.budget.delta, client.budget.records or len(train))
     return assemble(
@@ -111,7 +114,22 @@ def make_participant(
         records=client.budget.records if client.budget is not None else None,
         releases=releases,
         warmed_up=warmed_up,
+        judge=judge,
     )
+
+
+def held_back(
+    federation: FederationConfig, train: LabelledImages, *, seed: int, device: str
+) -> tuple[LabelledImages, Judge | None]:
+    """The images that a client trains on, and what judges its rounds: those held back, or with too few the same.
+
+    There is no judge where `held_back` is 0, and in a federation with `[privacy]` none without images held back.
+    """
+    share, private = learning_settings(federation).held_back, federation.privacy is not None
+    trained, held = hold_back(train, share, seed, one_by_one=private)
+    if held is not None:
+        return trained, Judge(held, pick_device(device), held_back=True)
+    return train, None if private or share == 0 else Judge(train, pick_device(device), held_back=False)
 
 
 def load_client_data(
@@ -155,6 +173,7 @@ def assemble(
     records: int | None = None,
     releases: Callable[[PrivacyPlan], Releases] | None = None,
     warmed_up: bool = False,
+    judge: Judge | None = None,
 ) -> Participant:
     """A participant from its parts: a private one in a federation with `[privacy]`.
 
@@ -168,6 +187,7 @@ def assemble(
         records: how many images the client is known to have; `[privacy]` says it, or their number, unless given.
         releases: see `make_participant`.
         warmed_up: see `make_participant`.
+        judge: of its rounds.
 
     Raises:
         ConfigError: settings that do not fit, or a model that cannot be trained privately.
@@ -175,7 +195,7 @@ def assemble(
     """
     settings, chosen = learning_settings(federation), pick_device(device)
     if federation.privacy is None:
-        return Participant(settings, model, *data, seed, chosen)
+        return Participant(settings, model, *data, seed, chosen, judge=judge)
     privacy = privacy_settings(federation.privacy)
     if records is not None:
         privacy = replace(privacy, records=records)
@@ -192,6 +212,7 @@ def assemble(
             noise=NoiseSource(secure=privacy.secure_mode),
             name=name,
             warmed_up=warmed_up,
+            judge=judge,
         )
     except ModelRefused as error:
         raise ConfigError(f"model: {error}") from error

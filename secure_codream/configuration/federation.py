@@ -347,7 +347,8 @@ def learning_settings(federation: FederationConfig) -> LearningSettings:
     Raises:
         ConfigError: a key or value that does not fit.
     """
-    own: dict[str, Any] = {} if federation.privacy is None else {"own_weight": 0.0}  # would be refused
+    # Under [privacy] own images beside the dreams would be refused, and the budget is for those that are trained on.
+    own: dict[str, Any] = {} if federation.privacy is None else {"own_weight": 0.0, "held_back": 0.0}
     learning: Learning = check("[learning]", Learning, {**own, **federation.learning})
     return LearningSettings(**vars(learning), **{name: getattr(federation.dreams, name) for name in _FROM_DREAMS})
 

@@ -13,6 +13,7 @@ from codream_clients.devices import pick_device
 from codream_clients.dream_learner import DreamLearner
 from codream_clients.function_learner import FunctionLearner
 from codream_clients.generator_learner import GeneratorLearner
+from codream_clients.learning.judge import Judge
 from codream_clients.learning.participant import Metrics, Participant
 from codream_clients.learning.student import AdaptiveTerm, adaptive_student
 from codream_clients.own_parts import load_own_part
@@ -29,7 +30,13 @@ from codream_protocols.courses.codream import CoDream
 from codream_protocols.courses.generator import CoDreamFast
 from codream_protocols.courses.parameters import FedAvg, Scaffold
 from codream_protocols.courses.sums import Sums
-from secure_codream.configuration.assembly import build_model, load_client_data, make_participant, take_model
+from secure_codream.configuration.assembly import (
+    build_model,
+    held_back,
+    load_client_data,
+    make_participant,
+    take_model,
+)
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import AveragingTable, FastTable, FederationConfig, learning_settings
 from secure_codream.configuration.reading import ConfigError
@@ -43,15 +50,17 @@ class Learning:
         learner: computes and learns.
         model: what is trained, and kept; None where nothing is.
         warm_up: trains before the first round.
-        begin: takes part with the model as it is, instead.
+        begin: takes part with the model as it is, after so many epochs, instead.
         recall: restores what an earlier process had learnt from an epoch, without learning it again.
+        judge: of the model after each round; None where there is none.
     """
 
     learner: Learner
     model: nn.Module | None
     warm_up: Callable[[], object]
-    begin: Callable[[], object]
+    begin: Callable[[int], object]
     recall: Callable[[int, Publication], None]
+    judge: Judge | None = None
 
 
 def make_learner(
@@ -91,6 +100,7 @@ def make_learner(
             raise ConfigError("[privacy] with a course that averages parameters; 'codream' is allowed with it")
         return _of_parameters(client, federation, course, model, data, tells_accuracy, on_metrics)
     participant = make_participant(client, federation, model=model, data=data, releases=releases, warmed_up=goes_on)
+    certified = 0 if federation.predecessor is None else federation.predecessor.certified
     if isinstance(course, CoDream):
         learner: Any = DreamLearner(
             participant,
@@ -98,6 +108,7 @@ def make_learner(
             tells_accuracy=tells_accuracy,
             on_metrics=on_metrics,
             adaptive=_adaptive(federation, course, participant),
+            certified=certified,
         )
     elif isinstance(course, CoDreamFast):
         learner = GeneratorLearner(
@@ -107,6 +118,7 @@ def make_learner(
             **_adversarial(federation, participant),
             tells_accuracy=tells_accuracy,
             on_metrics=on_metrics,
+            certified=certified,
         )
     elif hasattr(course, "learner"):
         learner = course.learner(participant)  # an own course brings what answers it
@@ -118,8 +130,9 @@ def make_learner(
         learner,
         participant.model,
         lambda: on_metrics(participant.warm_up()),
-        lambda: on_metrics(participant.begin()),
+        lambda number: on_metrics(participant.begin(number)),
         getattr(learner, "recall", lambda number, publication: None),
+        participant.judge,
     )
 
 
@@ -162,6 +175,7 @@ def _of_parameters(
 ) -> Learning:
     table = federation.averaging or AveragingTable()
     train, test = load_client_data(client, federation, data)
+    train, judge = held_back(federation, train, seed=client.seed, device=client.device)
     if model is None:
         model = build_model(table.model, federation, seed=client.seed, device=client.device)
     else:
@@ -173,6 +187,7 @@ def _of_parameters(
         "test": test,
         "tells_accuracy": tells_accuracy,
         "on_metrics": on_metrics,
+        "judge": judge,
     }
     parts = (model, train, learning_settings(federation))
     name = federation.federation.course
@@ -185,7 +200,7 @@ def _of_parameters(
         learner = ControlledLearner(course, *parts, **options)
     else:
         learner = AveragingLearner(course, *parts, **options)
-    return Learning(learner, model, lambda: None, lambda: None, learner.recall)
+    return Learning(learner, model, lambda: None, lambda number: None, learner.recall, judge)
 
 
 def _of_functions(client: ClientConfig, federation: FederationConfig, tell: Callable[[str], object]) -> Learning:
@@ -200,4 +215,4 @@ def _of_functions(client: ClientConfig, federation: FederationConfig, tell: Call
         return lambda arrays: answer(task)
 
     learner = FunctionLearner({task: answered(task) for task in federation.sums.vectors}, tell=tell)
-    return Learning(learner, None, lambda: None, lambda: None, lambda number, publication: None)
+    return Learning(learner, None, lambda: None, lambda number: None, lambda number, publication: None)

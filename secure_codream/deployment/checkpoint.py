@@ -61,11 +61,11 @@ class Checkpoint:
         model.load_state_dict(self.weights)
 
 
-def checkpoint_bytes(model: nn.Module, description: Description) -> bytes:
+def checkpoint_bytes(model: nn.Module | Mapping[str, torch.Tensor], description: Description) -> bytes:
     """What the file of a model holds.
 
     Args:
-        model: whose `state_dict`, on whatever device, is kept.
+        model: whose `state_dict`, on whatever device, is kept; or that itself.
         description: what it is.
 
     Raises:
@@ -178,8 +178,8 @@ def _description_in(content: bytes) -> Description:
         raise CheckpointError(f"found no sound description ({_first_line(error)}); a whole one is needed") from error
 
 
-def _state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    state = model.state_dict()
+def _state_of(model: nn.Module | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    state = model.state_dict() if isinstance(model, nn.Module) else model
     if others := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise CheckpointError(f"the model's state holds {', '.join(others[:3])}, no tensors; tensors alone can be kept")
     return state

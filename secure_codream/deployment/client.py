@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from codream_clients.data.datasets import LabelledImages
+    from codream_clients.learning.judge import Judge
+    from codream_clients.learning.participant import Metrics
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,11 @@ def run_client(
     """Take part with the client of `folder` until the federation is over.
 
     Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.safetensors` (`checkpoint`);
-    `journal/`, what it has joined, voted for and seen certified, which anybody can verify; at the end `privacy.json`
-    and `privacy.html`, what the run may say about privacy. In a federation with `[privacy]` also its
-    ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`; in one with `[client_privacy]` the
-    ledger of noised sums, `client_privacy.jsonl`. Nothing of it leaves the machine.
+    `best.safetensors`, in the same form, the weights that its own judge finds best; `journal/`, what it has joined,
+    voted for and seen certified, which anybody can verify; at the end `privacy.json` and `privacy.html`, what the run
+    may say about privacy. In a federation with `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms
+    have released, `releases/`; in one with `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`.
+    Nothing of it leaves the machine.
 
     A client that starts again goes on with its model, learns what was certified meanwhile, and takes part in no epoch
     twice. A model of another federation or other settings is not overwritten: it is refused.
@@ -212,6 +215,12 @@ def run_client(
         )
         opened.callback(outputs.close)  # before the journal is let go of
         images = None if isinstance(agreed.course, Sums) else load_client_data(client, federation, data)
+
+        def kept(metrics: Metrics) -> None:
+            outputs.keep(metrics)
+            if metrics.worse:
+                log.warning("worse", **_fall(metrics, outputs.learnt))
+
         learning = make_learner(
             client,
             federation,
@@ -221,11 +230,14 @@ def run_client(
             releases=ledgers.releases,
             goes_on=outputs.exists,
             tells_accuracy=tells_accuracy,
-            on_metrics=outputs.keep,
+            on_metrics=kept,
             tell=lambda text: log.warning("answer", found=text),
         )
         description = None if images is None else _description(agreed, images[0], model, resized=data is None)
-        learnt = outputs.take(learning.model, description, earlier + len(journal.memory.certified))
+        certified = earlier + len(journal.memory.certified)
+        learnt = outputs.take(learning.model, description, certified, learning.judge)
+        if learning.model is not None:
+            log.info("judge", **_judged_by(learning.judge))
         protocol = _client_class(folder, exhibit)(
             charter=charter,
             roster=roster,
@@ -243,7 +255,7 @@ def run_client(
             """Train before the first round, or go on with the model that is there and learn what it missed."""
             if outputs.exists:
                 log.info("resume", model=_model_of(agreed), certified=learnt)
-                learning.begin()
+                learning.begin(learnt)
             else:
                 log.info("warm-up", model=_model_of(agreed))
                 learning.warm_up()
@@ -370,6 +382,16 @@ def _description(agreed: Agreed, images: LabelledImages, model: nn.Module | None
         model=_model_of(agreed) if model is None else None,
         resized=resized and client.data.size is not None,
     )
+
+
+def _judged_by(judge: Judge | None) -> dict[str, Any]:
+    return {"images": 0 if judge is None else judge.images, "held_back": judge is not None and judge.held_back}
+
+
+def _fall(metrics: Metrics, round: int) -> dict[str, Any]:
+    """What the log says of a round that left a worse model."""
+    names = ("judged_by", "held_back", "held_accuracy", "best_accuracy", "best_round", "rolled_back")
+    return {"round": round, **{name: getattr(metrics, name) for name in names}}
 
 
 def _with_spent(memory: Memory, spent_rho: float) -> Memory:

@@ -1,4 +1,4 @@
-"""What a client writes as it learns: `model.safetensors`, `metrics.jsonl`, what it sums, and its failures."""
+"""What a client writes as it learns: `model.safetensors`, the best one, `metrics.jsonl`, its sums, and its failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from secure_codream.reports.files import write_whole
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL, SUMS = "model.safetensors", "sums.json"
+    from codream_clients.learning.judge import Judge, Weights
+
+MODEL, BEST, SUMS = "model.safetensors", "best.safetensors", "sums.json"
 
 
 class OutputsUnwritten(RuntimeError):
@@ -56,30 +58,42 @@ class Outputs:
         self._model: nn.Module | None = None
         self._description: Description | None = None
         self._measured: Figures | None = None
+        self._judge: Judge | None = None
+        self._best: Weights | None = None
         self._unwritten: dict[str, bytes] = {}
         self._lock, self._closed = Lock(), False
 
-    def take(self, model: nn.Module | None, description: Description | None, certified: int) -> int:
+    def take(
+        self, model: nn.Module | None, description: Description | None, certified: int, judge: Judge | None = None
+    ) -> int:
         """Go on with the weights that are there, if any; returns how many certified epochs they have learnt.
 
         Args:
             model: what learns; None where nothing does.
             description: the model's.
             certified: how many epochs are.
+            judge: gets the best weights that are there, and has those to be written.
 
         Raises:
             CheckpointError: they are not of this model under this charter, or have learnt more than `certified` epochs.
         """
-        self._model, self._description = model, description
+        self._model, self._description, self._judge = model, description, judge
         if self.exists and model is not None and description is not None:
-            path = self._folder / MODEL
-            self.learnt = go_on(path, model, description)
-            if self.learnt > certified:
-                raise CheckpointError(
-                    f"{path}: weights that have learnt {self.learnt} epochs, {certified} are in the journal; "
-                    "restore the journal that belongs to them, or move the weights away to train anew"
-                )
+            if judge is not None and (self._folder / BEST).is_file():
+                judge.judge(model, self._read(BEST, model, description, certified))
+                self._best = judge.weights
+            self.learnt = self._read(MODEL, model, description, certified)
         return self.learnt
+
+    def _read(self, name: str, model: nn.Module, description: Description, certified: int) -> int:
+        path = self._folder / name
+        learnt = go_on(path, model, description)
+        if learnt > certified:
+            raise CheckpointError(
+                f"{path}: weights that have learnt {learnt} epochs, {certified} are in the journal; "
+                "restore the journal that belongs to them, or move the weights away to train anew"
+            )
+        return learnt
 
     def keep(self, metrics: Metrics) -> None:
         """Write figures and weights; the weights say up to which epoch they have learnt."""
@@ -100,6 +114,9 @@ class Outputs:
         if self._model is not None and self._description is not None:
             description = replace(self._description, learnt=self.learnt, figures=self._measured)
             found[MODEL] = checkpoint_bytes(self._model, description)
+            if self._judge is not None and self._judge.weights is not self._best:
+                self._best = self._judge.weights
+                found[BEST] = checkpoint_bytes(self._best, replace(description, learnt=self._judge.best_round))
         if self._sums and publication is not None:
             found[SUMS] = sums_bytes(publication)
         with self._lock:

@@ -36,6 +36,7 @@ from secure_codream.reports.events import (
     Waiting,
     parse_event,
 )
+from secure_codream.reports.judgements import rolled_back_note
 from secure_codream.reports.summary import Summary
 from secure_codream.reports.words import clock_face, counted, format_bytes
 
@@ -328,10 +329,12 @@ def result_table(summary: Summary) -> Table:
     if summary.gap_closure is not None:
         table.add_row("gap closure", "", "", "", f"{summary.gap_closure:.2f}", "", style="bold")
     traffic, duration = summary.bytes, clock_face(summary.seconds.total)
-    table.caption = (
+    caption = (
         f"{counted(summary.rounds, 'round')}, {counted(summary.secure_steps, 'secure step')}, {duration}\n"
         f"{format_bytes(traffic.up_per_client)} up, {format_bytes(traffic.down_per_client)} down a client"
     )
+    note = rolled_back_note(summary.rolled_back)
+    table.caption = f"{caption}\n{_printable(note)}" if note else caption
     return table
 
 

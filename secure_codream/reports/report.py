@@ -37,6 +37,7 @@ from secure_codream.reports.events import (
     read_events,
 )
 from secure_codream.reports.files import MissingRecord, write_whole
+from secure_codream.reports.judgements import rolled_back_note
 from secure_codream.reports.pages import page_environment
 from secure_codream.reports.pictures import data_uri, picture
 from secure_codream.reports.run_folder import Dreams, Exhibit, RunFolder, read_dreams, read_exhibit
@@ -72,6 +73,7 @@ def write_report(folder: Path) -> Path:
         finishers="clients that finished" if None in summary.accuracy.codream.clients else "clients",
         sums=_sums(summary),
         dropped=_dropped(summary),
+        rolled_back=rolled_back_note(summary.rolled_back),
         accuracy=_accuracy_chart(summary, events),
         dreams=[_dream_round(number, dreams[number]) for number in shown],
         dream_rounds=len(rounds),

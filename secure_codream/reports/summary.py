@@ -71,7 +71,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The results of a run. Lists by client stand in the order of `client_names`.
 
     `gap_closure` compares clients that finished with the same clients alone (`Accuracy.finishers_alone`). `dropped`
-    were killed in the middle of a step, and started again. `head` is the digest of everything that was certified.
+    were killed in the middle of a step, and started again. `rolled_back` has the rounds after which a client's own
+    judge found its model worse, and the client took its best weights back. `head` is the digest of everything that was
+    certified.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Traffic
     seconds: Timing
     dropped: list[str]
+    rolled_back: dict[str, list[Count]] = {}
     colluders: Count
     threshold: Count
     min_survivors: Count
@@ -112,8 +115,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{key} has {length} entries, one for each of {self.clients} clients needed")
         if len({len(counts) for counts in self.label_counts}) != 1:
             raise ValueError("label_counts has rows of unequal length, one entry a class needed")
-        if strangers := set(self.dropped) - set(self.client_names):
-            raise ValueError(f"dropped names {sorted(strangers)}, which are not in client_names")
+        for key, names in {"dropped": self.dropped, "rolled_back": self.rolled_back}.items():
+            if strangers := set(names) - set(self.client_names):
+                raise ValueError(f"{key} names {sorted(strangers)}, which are not in client_names")
 
 
 class ClientResult(msgspec.Struct, frozen=True, kw_only=True):

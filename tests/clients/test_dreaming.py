@@ -13,6 +13,7 @@ from codream_clients.learning.dreaming import (
     dream_gradient,
     dream_update,
     entropy,
+    first_target,
     frozen,
     l2_norm,
     target_loss,
@@ -207,12 +208,23 @@ def test_updates_lower_the_loss_that_they_follow():
     assert after < 0.7 * before
 
 
-def test_targets_draw_the_dreams_to_their_classes():
+@pytest.mark.parametrize("first", [0, 3])
+def test_targets_draw_the_dreams_to_their_classes(first):
     model, dreams = teacher(), noise(16)
-    delta, _ = dream_update(model, dreams, DreamLoss(**(ONLY | {"alpha_target": 1.0})), 30, 0.1)
+    delta, _ = dream_update(model, dreams, DreamLoss(**(ONLY | {"alpha_target": 1.0})), 30, 0.1, first=first)
     with torch.no_grad():
         reached = model(torch.from_numpy(dreams + delta)).argmax(1)
-    assert (reached == torch.arange(16) % 4).float().mean() > 0.8
+    assert (reached == (first + torch.arange(16)) % 4).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(("batch", "classes"), [(2, 9), (5, 10), (10, 10), (64, 9), (128, 10), (7, 200)])
+def test_every_class_is_a_target_as_soon_and_as_often_as_can_be(batch, classes):
+    """Also where a batch has fewer dreams than there are classes."""
+    targets = []
+    for rounds in range(-(-classes // batch)):
+        targets += [(first_target(rounds, batch, classes) + b) % classes for b in range(batch)]
+    counts = np.bincount(targets, minlength=classes)
+    assert counts.min() >= 1 and counts.max() - counts.min() <= 1
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

@@ -90,7 +90,7 @@ def test_blocks_are_those_of_the_spec_and_within_their_clips(
 def test_everything_of_an_update_carries_the_secret_weight(dreams: np.ndarray) -> None:
     delta = np.full((BATCH, *SHAPE), 0.5, np.float32)
     delta[0] = -0.9
-    fake: Any = SimpleNamespace(dream_update=lambda given, extra: DreamShare(delta, 1.2))
+    fake: Any = SimpleNamespace(classes=CLASSES, dream_update=lambda given, extra, first: DreamShare(delta, 1.2))
     values = DreamLearner(fake, weight=0.25).compute(asked("update", dreams), specs(update_clip=0.6)["update"])
     assert values["weight"].tolist() == [0.25]
     np.testing.assert_allclose(values["dreams"], np.clip(delta, -0.6, 0.6) * 0.25)
@@ -149,6 +149,23 @@ def test_accuracies_stay_with_a_client_that_does_not_tell_them(
     assert heard[0].accuracy is not None  # its own folder has them
 
 
+@pytest.mark.parametrize("certified", [0, 5])
+def test_targets_go_on_with_each_epoch_alike_for_all(dreams: np.ndarray, certified: int) -> None:
+    """Of 4 classes a batch of 3: the next begins where the last ended, also for one that only recalls."""
+    firsts: list[int] = []
+
+    def noted(given: np.ndarray, extra: object, first: int) -> DreamShare:
+        firsts.append(first)
+        return DreamShare(np.zeros_like(given), 0.0)
+
+    fake: Any = SimpleNamespace(classes=CLASSES, dream_update=noted, recall=lambda *given: None)
+    able = DreamLearner(fake, certified=certified)
+    for number in range(certified + 1, certified + 4):
+        able.compute(asked("update", dreams[:3]), specs(batch=3)["update"])
+        able.recall(number, published(dreams[:3]))
+    assert firsts == [3 * round % CLASSES for round in range(certified, certified + 3)]
+
+
 class Listening:
     """A participant that writes down what it is to learn."""
 
@@ -158,7 +175,7 @@ class Listening:
         self.heard: list[tuple[np.ndarray, np.ndarray]] = []
         self.recalled = 0
 
-    def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray) -> Metrics:
+    def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray, number: int) -> Metrics:
         self.heard.append((dreams, soft_labels))
         return Metrics(rounds=1, accuracy=0.5, train_accuracy=1.0, distil_loss=0.0)
 
@@ -216,10 +233,10 @@ def test_a_spent_budget_leaves_a_client_that_goes_on_dreaming(dreams: np.ndarray
     class Spent(Listening):
         counts = (1, 2, 0, 0)
 
-        def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray) -> Metrics:
+        def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray, number: int) -> Metrics:
             raise BudgetExceeded("epsilon 3.21 is spent")
 
-        def measure(self) -> Metrics:
+        def measure(self, *, number: int) -> Metrics:
             return Metrics(rounds=1, accuracy=0.5, train_accuracy=None, distil_loss=0.0)
 
     poor = DreamLearner(Spent(), on_metrics=heard.append)

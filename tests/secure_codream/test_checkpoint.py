@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from msgspec.structs import replace
 
-from codream_clients.data.datasets import load_digits_data
+from codream_clients.data.datasets import LabelledImages, load_digits_data
+from codream_clients.learning.judge import Judge
 from codream_clients.learning.participant import Metrics
+from codream_clients.learning.training import predict_logits
 from codream_clients.models.zoo import NETWORKS, ZOO, build
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
@@ -33,8 +36,8 @@ from secure_codream.deployment.checkpoint import (
     write_checkpoint,
 )
 from secure_codream.deployment.description import Description, Figures, Standardisation, describe
-from secure_codream.deployment.files import EventLog
-from secure_codream.deployment.outputs import MODEL, Outputs
+from secure_codream.deployment.files import Appended, EventLog
+from secure_codream.deployment.outputs import BEST, MODEL, Outputs
 from tests.secure_codream.models import DESCRIBED, small_model
 
 
@@ -491,3 +494,53 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_model(tmp_path: Path) -
     kept = read_checkpoint(path)
     write_checkpoint(path, small_model(1), DESCRIBED)
     assert kept.description.learnt > 0 and [one.name for one in tmp_path.iterdir()] == [MODEL]
+
+
+# -- the best weights ---------------------------------------------
+
+
+def judge() -> Judge:
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((40, 1, 8, 8)).astype(np.float32)
+    cpu = torch.device("cpu")
+    labels = predict_logits(small_model(1), images, cpu).argmax(1).astype(np.int64)  # that model gets all of them right
+    return Judge(LabelledImages(images, labels, 10), cpu, held_back=True)
+
+
+def outputs(folder: Path) -> Outputs:
+    figures = EventLog(Appended(folder / "metrics.jsonl"))
+    return Outputs(folder, figures, sums=False, tells=True, failed=lambda name, error: pytest.fail(f"{name}: {error}"))
+
+
+METRICS = Metrics(rounds=1, accuracy=None, train_accuracy=None, distil_loss=0.0)
+
+
+def test_the_best_weights_and_their_figure_survive_a_restart(tmp_path: Path) -> None:
+    able, trained = judge(), small_model(1)
+    first = outputs(tmp_path)
+    first.take(trained, DESCRIBED, 0, able)
+    best = able.judge(trained, 3)
+    first.learnt = 3
+    first.keep(METRICS)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight.zero_()
+    assert able.judge(trained, 4).worse
+    first.learnt = 4
+    first.keep(METRICS)
+    later, again = judge(), small_model(2)
+    assert outputs(tmp_path).take(again, DESCRIBED, 4, later) == 4
+    assert same(again, trained), "it goes on with the newest"
+    assert later.best_round == 3
+    verdict = later.judge(again, 4)
+    assert verdict.best.correct == best.score.correct and verdict.best_round == 3
+    later.restore(again)
+    assert same(again, small_model(1))
+
+
+def test_best_weights_of_another_charter_are_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / MODEL, small_model(), DESCRIBED)
+    write_checkpoint(tmp_path / BEST, small_model(), replace(DESCRIBED, charter="cd" * 32))
+    with pytest.raises(CheckpointError, match=r"best\.safetensors"):
+        outputs(tmp_path).take(small_model(), DESCRIBED, 9, judge())
+    assert outputs(tmp_path).take(small_model(), DESCRIBED, 9) == DESCRIBED.learnt

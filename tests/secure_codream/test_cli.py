@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -212,3 +213,44 @@ def test_second_server_of_a_folder_ends_with_2(config: Path, tmp_path: Path) -> 
 def test_report_of_a_folder_without_a_run_is_a_clear_error(tmp_path: Path) -> None:
     done = call("report", str(tmp_path))
     assert done.returncode == 2 and "summary.json" in done.stderr and "Traceback" not in done.stderr
+
+
+FALL = {
+    "event": "worse",
+    "round": 3,
+    "judged_by": 62,
+    "held_back": True,
+    "held_accuracy": 0.5484,
+    "best_accuracy": 0.9113,
+}
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            {**FALL, "best_round": 2, "rolled_back": True},
+            "round 3 made the model worse on 62 held-back images (0.91 to 0.55): the weights of round 2 are kept",
+        ),
+        (
+            {**FALL, "best_round": 0, "rolled_back": False, "held_back": False},
+            "round 3 made the model worse on 62 own images (0.91 to 0.55): best.safetensors has the "
+            "weights of the warm-up; the model that takes part stays as it is",
+        ),
+        (
+            {"event": "judge", "images": 62, "held_back": True},
+            "62 images of its own are held back from training and judge each round",
+        ),
+        (
+            {"event": "judge", "images": 30, "held_back": False},
+            "30 images are too few to hold some back: those that are trained on judge each round, and they can tell of "
+            "a collapse alone",
+        ),
+        (
+            {"event": "judge", "images": 0, "held_back": False},
+            "no image is held back from training, and nothing judges the rounds",
+        ),
+    ],
+)
+def test_a_client_says_by_what_it_is_judged_and_what_made_it_worse(event: dict[str, Any], line: str) -> None:
+    assert cli._client_line(event) == line

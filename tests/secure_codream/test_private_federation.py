@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.data.datasets import LabelledImages, load_digits_data
+from codream_clients.data.datasets import LabelledImages, load_digits_data, pool
 from codream_clients.dream_learner import DreamLearner
 from codream_clients.journal import FileJournal
 from codream_clients.learning.participant import LearningSettings, Participant
@@ -26,7 +26,7 @@ from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerError
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.participant import private_participant
-from codream_clients.privacy.plan import PrivacyPlan, PrivacySettings, WeakDelta, plan_privacy
+from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.privacy.releases import Releases, Reserve
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import CoDream, DreamSettings
@@ -90,6 +90,26 @@ def test_a_private_federation_in_one_process(digits: Any, statistics_share: floa
     tables.pop("task")
     run = run_local([model("cnn2_gn") for _ in range(3)], shards[:3], test, classes=10, device="cpu", **tables)
     assert run.accuracies.shape == (3, 3) and len(run.dreams) == 2
+
+
+def test_what_is_held_back_is_not_paid_for_and_never_rolls_back_what_answers(digits: Any) -> None:
+    """Nothing is held back unless it is given; then the plan is for what is left, and the judge keeps a copy alone."""
+    shards, test = digits
+    data = (pool(shards), test)
+    assert make_participant(client(), federation(), data=data, model=model()).judge is None
+    plans: list[PrivacyPlan] = []
+
+    def releases(plan: PrivacyPlan) -> Releases:
+        plans.append(plan)
+        return Releases(PlannedCharges(plan).reserve)
+
+    given = federation(learning={**SMALL["learning"], "held_back": 0.2})
+    private = make_participant(client(), given, data=data, model=model(), releases=releases)
+    assert private.judge is not None and private.judge.held_back and not private._rolls_back
+    trained_on = len(data[0]) - private.judge.images
+    assert trained_on < len(data[0]) and plans[0].sample_rate == plans[0].settings.batch_size / trained_on
+    control = make_participant(client(), federation(privacy=None), data=data, model=model())
+    assert control.judge is not None and control._rolls_back
 
 
 def test_only_the_noisy_histogram_is_used_and_no_figure_of_the_records_leaves(digits: Any) -> None:

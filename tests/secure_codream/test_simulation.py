@@ -198,3 +198,24 @@ def test_own_starts_and_modes_reach_the_dreams() -> None:
     assert np.abs(dreams["shapes"]).max() <= 1.0 < np.abs(dreams["noise"]).max()
     resilient = local("codream", clients=6, aggregation={"mode": "resilient"})
     assert resilient.accuracies.shape == (3, 6)
+
+
+def test_every_class_gets_dreams_where_a_batch_has_fewer_than_there_are_classes() -> None:
+    """Of ten classes five dreams a round: those that their labels name are the first five, then the others."""
+    torch.set_num_threads(1)
+    train, test = load_digits_data(0)
+    shards = [train.subset(np.arange(150 * number, 150 * number + 150)) for number in range(3)]
+    models = [build("mlp", channels=1, size=8, classes=10, seed=number) for number in range(3)]
+    run = run_local(
+        models,
+        shards,
+        test.subset(np.arange(50)),
+        classes=10,
+        device="cpu",
+        seed=1,
+        federation={"rounds": 2},
+        learning={"warm_up_epochs": 30, "distil_epochs": 1, "local_epochs": 1},
+        dreams={"batch": 5, "steps": 5},
+    )
+    named = [set(labels.argmax(1).tolist()) for _, labels in run.dreams]
+    assert named == [{0, 1, 2, 3, 4}, {5, 6, 7, 8, 9}]

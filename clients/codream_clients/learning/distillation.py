@@ -15,6 +15,7 @@ add noise to the dreams, move them by a few pixels (an image's class stays, and 
 client's own images to each step.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ def distil(
     shift: int = 0,
     own: OwnImages | None = None,
     schedule: Schedule = "constant",
+    clip: float = 0.0,
 ) -> float:
     """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 without).
 
@@ -144,7 +146,9 @@ def distil(
     T^2 * KL(softmax(label / T) || softmax(f(image) / T)), the mean over dreams and views; the optimiser is that of
     `train_epochs`. `seed` fixes the order. The model is moved to `device` and left in eval mode. `noise` is the
     deviation of Gaussian noise that every sight of a dream gets, `shift` by how many pixels at most it is moved; `own`
-    adds a loss on own images to each step; `schedule`: see `training.rate_factor`.
+    adds a loss on own images to each step; `schedule`: see `training.rate_factor`. A gradient whose norm is above
+    `clip` is shortened to it; 0 shortens none. The first gradients can be a hundred times those that follow, since
+    others' labels contradict what the model is sure of: such steps leave a model that says the same of every image.
     Raises `AcquisitionError` if there is no batch, shapes differ or the temperature is not positive, and
     `TrainingError` if the loss is no longer finite. Warns with `ConvergenceWarning` if the last pass over the dreams
     ends no better than the mean label would as the answer to all of them.
@@ -186,7 +190,7 @@ def distil(
         of_dreams.append(loss.detach())
         if own is not None:
             loss = loss + own.loss(model, draws, device)
-        losses.append(descend(loss, optimiser, rates))
+        losses.append(descend(loss, optimiser, rates, longest=clip or math.inf))
     model.eval()
     if not losses:
         return 0.0

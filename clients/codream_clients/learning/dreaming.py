@@ -4,10 +4,12 @@ The loss of one teacher f on dreams x is
     alpha_preds * entropy(softmax(f(x))) + alpha_bn * R_bn(x) + alpha_tv * TV(x) + alpha_l2 * ||x||,
 with R_bn the distance between the batch's feature statistics and those that the batch-norm layers have stored
 (DeepInversion, Yin et al., CVPR 2020). To it comes, as in DeepInversion, alpha_target * the cross-entropy of f(x_b)
-to a class, here the public class b mod K, and only where the teacher has seen it: without it the dreams crowd into
-the classes that the federation has most of; 0 switches it off, as in CoDream. A client shares either the gradient
-dL/dx ("gradient": the server runs Adam on the sum) or how far `local_steps` Adam steps on a copy have moved it
-("update": the server averages). The teacher is in eval mode; its parameters and running statistics stay as they are.
+to a class, here the public class (f + b) mod K, and only where the teacher has seen it: without it the dreams crowd
+into the classes that the federation has most of; 0 switches it off, as in CoDream. The first class f goes on from
+round to round where the last batch ended, so that every class gets dreams also where a batch has fewer than K. A
+client shares either the gradient dL/dx ("gradient": the server runs Adam on the sum) or how far `local_steps` Adam
+steps on a copy have moved it ("update": the server averages). The teacher is in eval mode; its parameters and running
+statistics stay as they are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -63,13 +65,18 @@ def l2_norm(images: torch.Tensor) -> torch.Tensor:
     return norms.mean()
 
 
-def target_loss(logits: torch.Tensor, seen: Seen | None) -> torch.Tensor:
-    """Cross-entropy of logits (B, K) to the public target classes b mod K, a scalar in nats, at least 0.
+def first_target(rounds: int, batch: int, classes: int) -> int:
+    """The target class of the first of `batch` dreams after so many rounds: where the round before ended."""
+    return rounds * batch % classes
+
+
+def target_loss(logits: torch.Tensor, seen: Seen | None, first: int = 0) -> torch.Tensor:
+    """Cross-entropy of logits (B, K) to the public target classes (first + b) mod K, a scalar in nats, at least 0.
 
     The softmax runs over the classes that the teacher has seen, (K,) with at least one True (None: all), and
     dreams whose target it has not seen count 0 in the mean over B: it has no opinion of them.
     """
-    targets = torch.arange(len(logits), device=logits.device) % logits.shape[1]
+    targets = (first + torch.arange(len(logits), device=logits.device)) % logits.shape[1]
     if seen is None:
         return functional.cross_entropy(logits, targets)
     known = torch.from_numpy(seen).to(logits.device)
@@ -202,17 +209,18 @@ def dream_gradient(
     loss: DreamLoss,
     *,
     seen: Seen | None = None,
+    first: int = 0,
     extra: ExtraTerm | None = None,
     supplied: ChannelStatistics | None = None,
 ) -> tuple[Dreams, float]:
     """The gradient dL/dx (B, C, H, W) of one teacher's loss at `dreams`, and its mean entropy there in nats.
 
-    `seen` (K,): see `target_loss`; `supplied`: see `FeatureStatistics`.
+    `seen` (K,) and `first`: see `target_loss`; `supplied`: see `FeatureStatistics`.
     Raises `DreamError` unless dreams are finite float32 of four axes.
     """
     state = _on_device(model, dreams).requires_grad_(True)
     with frozen(model), FeatureStatistics(model, supplied=supplied) as statistics:
-        value, uncertainty = _dream_loss(model, state, loss, statistics, seen, extra)
+        value, uncertainty = _dream_loss(model, state, loss, statistics, seen, first, extra)
         (gradient,) = torch.autograd.grad(value, state)
     return _to_numpy(gradient), uncertainty
 
@@ -225,6 +233,7 @@ def dream_update(
     lr: float,
     *,
     seen: Seen | None = None,
+    first: int = 0,
     extra: ExtraTerm | None = None,
     supplied: ChannelStatistics | None = None,
 ) -> tuple[Dreams, float]:
@@ -242,7 +251,7 @@ def dream_update(
     first_uncertainty: float | None = None
     with frozen(model), FeatureStatistics(model, supplied=supplied) as statistics:
         for _ in range(local_steps):
-            value, uncertainty = _dream_loss(model, state, loss, statistics, seen, extra)
+            value, uncertainty = _dream_loss(model, state, loss, statistics, seen, first, extra)
             first_uncertainty = uncertainty if first_uncertainty is None else first_uncertainty
             (state.grad,) = torch.autograd.grad(value, state)
             optimiser.step()
@@ -256,6 +265,7 @@ def _dream_loss(
     loss: DreamLoss,
     statistics: FeatureStatistics,
     seen: Seen | None,
+    first: int,
     extra: ExtraTerm | None,
 ) -> tuple[torch.Tensor, float]:
     logits = model(state)
@@ -267,7 +277,7 @@ def _dream_loss(
         + loss.alpha_l2 * l2_norm(state)
     )
     if loss.alpha_target > 0:
-        value = value + loss.alpha_target * target_loss(logits, seen)
+        value = value + loss.alpha_target * target_loss(logits, seen, first)
     if extra is not None:
         value = value + extra(state)
     return value, float(uncertainty.detach())

@@ -134,14 +134,15 @@ def adapt(
     lr: float,
     noise_lr: float,
     seen: Seen | None = None,
+    first: int = 0,
     memory: StatisticsMemory | None = None,
     student: nn.Module | None = None,
 ) -> Noise:
     """Bring a copy of `noise` (B, Z), which is returned, and `generator`, in place, nearer to what `teacher` knows.
 
     `steps` steps of a fresh Adam, rate `lr` for the generator and `noise_lr` for the noise; on the generator's device.
-    `seen` (K,): see `target_loss`. `memory` is asked, and told of the last batch. Without `student` there is no
-    adversarial term. Teacher and student stay as they are.
+    `seen` (K,) and `first`: see `target_loss`. `memory` is asked, and told of the last batch. Without `student` there
+    is no adversarial term. Teacher and student stay as they are.
     Raises `DreamError` unless noise is finite float32 (B, Z) with B >= 2, steps >= 1 and the rates are above 0.
     """
     if noise.ndim != 2 or len(noise) < 2 or noise.dtype != np.float32 or not np.isfinite(noise).all():
@@ -162,7 +163,7 @@ def adapt(
             logits = teacher(images)
             value = loss.alpha_preds * entropy(logits) + loss.alpha_bn * statistics.distance().to(state.device)
             if loss.alpha_target > 0:
-                value = value + loss.alpha_target * target_loss(logits, seen)
+                value = value + loss.alpha_target * target_loss(logits, seen, first)
             if student is not None and loss.alpha_adv > 0:
                 value = value + loss.alpha_adv * adversarial_loss(logits, student(images))
             optimiser.zero_grad(set_to_none=True)

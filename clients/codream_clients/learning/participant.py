@@ -21,6 +21,7 @@ from codream_clients.data.augmentation import with_views
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.distillation import OwnImages, calibrated, distil, soft_label_share
 from codream_clients.learning.dreaming import ChannelStatistics, ExtraTerm, dream_gradient, dream_update
+from codream_clients.learning.judge import Judge, Verdict
 from codream_clients.learning.local_work import stage_seed, train_epochs
 from codream_clients.learning.settings import LearningSettings as LearningSettings
 from codream_clients.learning.training import TrainingError, evaluate, predict_logits
@@ -60,12 +61,53 @@ class Metrics:
     `accuracy` on its test images (None without any) and `train_accuracy` on its own (None with a replaced local
     training, which may be private) lie in [0, 1];
     `distil_loss` is the last epoch's mean, in nats times T^2 (0 after the warm-up and in rounds without distillation).
+
+    Of its judge (`judge.Judge`; None and False without one): `judged_by` is how many images judge, `held_accuracy` how
+    many of them were right after this round's training, `best_accuracy` the best of that so far, which the weights of
+    `best_round` have (0: warm-up). `worse` says that the round left a model that is worse than those, `rolled_back`
+    that the model has their weights again; the other figures are then theirs. `held_back` is False where the images
+    that judge were trained on, for want of more.
     """
 
     rounds: int
     accuracy: float | None
     train_accuracy: float | None
     distil_loss: float
+    judged_by: int = 0
+    held_back: bool = False
+    held_accuracy: float | None = None
+    best_accuracy: float | None = None
+    best_round: int | None = None
+    worse: bool = False
+    rolled_back: bool = False
+
+
+def measured(
+    model: nn.Module,
+    train: LabelledImages | None,
+    test: LabelledImages | None,
+    device: torch.device,
+    *,
+    rounds: int,
+    distil_loss: float = 0.0,
+    judge: Judge | None = None,
+    verdict: Verdict | None = None,
+    rolled_back: bool = False,
+) -> Metrics:
+    """The metrics of a model as it is, on its own images and on test images where there are some to look at."""
+    return Metrics(
+        rounds=rounds,
+        accuracy=None if test is None else evaluate(model, test, device),
+        train_accuracy=None if train is None else evaluate(model, train, device),
+        distil_loss=distil_loss,
+        judged_by=0 if judge is None else judge.images,
+        held_back=judge is not None and judge.held_back,
+        held_accuracy=None if verdict is None else verdict.score.accuracy,
+        best_accuracy=None if verdict is None else verdict.best.accuracy,
+        best_round=None if verdict is None else verdict.best_round,
+        worse=verdict is not None and verdict.worse,
+        rolled_back=rolled_back,
+    )
 
 
 def distil_by_settings(
@@ -98,6 +140,7 @@ def distil_by_settings(
         shift=settings.distil_shift,
         own=own,
         schedule=settings.distil_schedule,
+        clip=settings.distil_clip,
     )
 
 
@@ -108,7 +151,9 @@ class Participant:
     own data (warm-up included); `class_counts` (K,) replaces the label histogram wherever it is used, for
     example by one noised for differential privacy: not negative, and, unless local training is replaced too, above
     0 where there are labels. `feature_statistics` gives R_bn the statistics of a model whose group norms store none; it
-    is asked once, after the warm-up.
+    is asked once, after the warm-up. `judge` looks at the model after each round; one that is worse gets the best
+    weights back if `rolls_back`, and if not, they are only kept, as they must be where the judge looks at records
+    without noise and what answers others must not depend on them.
     """
 
     def __init__(
@@ -123,6 +168,8 @@ class Participant:
         local_training: LocalTraining | None = None,
         class_counts: FloatArray | None = None,
         feature_statistics: Callable[[nn.Module], ChannelStatistics] | None = None,
+        judge: Judge | None = None,
+        rolls_back: bool = True,
     ) -> None:
         self.settings = settings
         self.model = model.to(device).eval()
@@ -136,6 +183,7 @@ class Participant:
                 "would use the own data past it"
             )
         self._teacher = self.model
+        self._judge, self._rolls_back = judge, rolls_back
         self._train_accuracy = local_training is None
         self._local_training = local_training or self._train_by_sgd
         self._feature_statistics = feature_statistics
@@ -165,9 +213,19 @@ class Participant:
         return correct, tested, train_correct, trained
 
     @property
+    def judge(self) -> Judge | None:
+        """What judges its rounds."""
+        return self._judge
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self._device
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return self._train.classes
 
     @property
     def seen(self) -> NDArray[np.bool_]:
@@ -184,16 +242,19 @@ class Participant:
         self._local_training(self.model, self._train, self.settings.warm_up_epochs, self._stage_seed(0))
         return self.begin()
 
-    def begin(self) -> Metrics:
-        """Take part with the model as it is: instead of `warm_up`, for one that has been trained before."""
+    def begin(self, number: int = 0) -> Metrics:
+        """Take part with the model as it is, after `number` rounds: instead of `warm_up`, for one trained before."""
         if self.settings.teacher != "current":
             self._teacher = copy.deepcopy(self.model)
         if self._feature_statistics is not None:
             self._supplied = self._feature_statistics(self.model)
-        return self.measure(distil_loss=0.0)
+        return self.measure(number=number)
 
-    def dream_update(self, dreams: FloatArray, extra: ExtraTerm | None = None) -> DreamShare:
-        """The teacher's contribution to one global step on `dreams` (B, C, H, W); see `DreamShare`."""
+    def dream_update(self, dreams: FloatArray, extra: ExtraTerm | None = None, *, first: int = 0) -> DreamShare:
+        """The teacher's contribution to one global step on `dreams` (B, C, H, W); see `DreamShare`.
+
+        `first`: the class that the first dream is to be of, see `dreaming.target_loss`.
+        """
         settings = self.settings
         if settings.way == "update":
             delta, entropy = dream_update(
@@ -203,12 +264,13 @@ class Participant:
                 settings.local_steps,
                 settings.dream_lr,
                 seen=self._seen,
+                first=first,
                 extra=extra,
                 supplied=self._supplied,
             )
         else:
             gradient, entropy = dream_gradient(
-                self._teacher, dreams, settings.loss, seen=self._seen, extra=extra, supplied=self._supplied
+                self._teacher, dreams, settings.loss, seen=self._seen, first=first, extra=extra, supplied=self._supplied
             )
             delta = gradient * np.float32(len(dreams))
         return DreamShare(delta, entropy)
@@ -230,19 +292,24 @@ class Participant:
         )
         return SoftLabelShare(numerators, denominators)
 
-    def acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> Metrics:
-        """Stage 3: add `dreams` (B, C, H, W) with aggregated logits (N, K), distil, train on the own data.
+    def acquire(self, dreams: FloatArray, soft_labels: FloatArray, number: int | None = None) -> Metrics:
+        """Stage 3: add `dreams` (B, C, H, W) with aggregated logits (N, K), distil, train on the own data, and judge.
 
+        `number`: of the round, in what is said of it; unless given, as many as were learnt and recalled here.
         Raises `TrainingError` if a training diverges; the model is then what it was before.
         """
-        before = copy.deepcopy(self.model.state_dict())
+        before, teacher = copy.deepcopy(self.model.state_dict()), self._teacher
         try:
-            return self._acquire(dreams, soft_labels)
+            distil_loss = self._acquire(dreams, soft_labels)
         except TrainingError:
             self.model.load_state_dict(before)
             raise
+        metrics = self.measure(distil_loss, number=number)
+        if metrics.rolled_back:
+            self._teacher = teacher
+        return metrics
 
-    def _acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> Metrics:
+    def _acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> float:
         settings = self.settings
         self._rounds += 1
         self._window.append((dreams, soft_labels))
@@ -252,7 +319,7 @@ class Participant:
             if settings.teacher == "trained":
                 self._teacher = copy.deepcopy(self.model)
                 self._window.clear()  # what it says from now on is better than what it said before
-        return self.measure(distil_loss)
+        return distil_loss
 
     def recall(self, dreams: FloatArray, soft_labels: FloatArray) -> None:
         """A batch that an earlier process has learnt from: it joins the window, and nothing is trained.
@@ -264,13 +331,23 @@ class Participant:
         if self._train_accuracy:
             self._rounds += 1
 
-    def measure(self, distil_loss: float = 0.0) -> Metrics:
-        """Measure the model as it is."""
-        self._metrics = Metrics(
+    def measure(self, distil_loss: float = 0.0, *, number: int | None = None) -> Metrics:
+        """Judge the model as it is after round `number`, roll it back if it is worse, and measure it."""
+        verdict, rolled_back = None, False
+        if self._judge is not None:
+            verdict = self._judge.judge(self.model, self._rounds if number is None else number)
+            if rolled_back := verdict.worse and self._rolls_back:
+                self._judge.restore(self.model)
+        self._metrics = measured(
+            self.model,
+            self._train if self._train_accuracy else None,
+            self._test,
+            self._device,
             rounds=self._rounds,
-            accuracy=None if self._test is None else evaluate(self.model, self._test, self._device),
-            train_accuracy=evaluate(self.model, self._train, self._device) if self._train_accuracy else None,
             distil_loss=distil_loss,
+            judge=self._judge,
+            verdict=verdict,
+            rolled_back=rolled_back,
         )
         return self._metrics
 

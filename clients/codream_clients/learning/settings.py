@@ -60,6 +60,16 @@ class Learning(Settings):
     distil_lr: Annotated[_Rate, doc("rate of SGD on dreams")] = 0.02
     schedule: Annotated[Schedule, doc("the rate on own images stays, or falls to 0 as a cosine")] = "constant"
     distil_schedule: Annotated[Schedule, doc("the same of the rate on dreams")] = "constant"
+    held_back: Annotated[
+        float,
+        Ge(0),
+        Le(0.5),
+        doc(
+            "share of a client's own images that are not trained on and judge each round, where it has 100 or more; 0 "
+            "holds none back, as `[privacy]` does unless it is given, and comparisons do"
+        ),
+    ] = 0.1
+    distil_clip: Annotated[_Weight, doc("norm to which longer gradients of a distillation are cut; 0 cuts none")] = 5.0
     momentum: Annotated[float, Ge(0), Lt(1), doc("of SGD")] = 0.9
     weight_decay: Annotated[_Weight, doc("of SGD")] = 5e-4
     temperature: Annotated[_Rate, doc("of the soft labels in distillation")] = 4.0

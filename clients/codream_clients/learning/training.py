@@ -107,10 +107,17 @@ def scheduled(optimiser: torch.optim.Optimizer, schedule: Schedule, steps: int) 
     return LambdaLR(optimiser, lambda step: rate_factor(schedule, step, steps))
 
 
-def descend(loss: torch.Tensor, optimiser: torch.optim.Optimizer, rates: LambdaLR) -> torch.Tensor:
-    """One step down the loss and one along the rates; returns the loss, which holds on to nothing."""
+def descend(
+    loss: torch.Tensor, optimiser: torch.optim.Optimizer, rates: LambdaLR, *, longest: float = math.inf
+) -> torch.Tensor:
+    """One step down the loss and one along the rates; returns the loss, which holds on to nothing.
+
+    A gradient over all parameters whose Euclidean norm is above `longest` is shortened to it.
+    """
     optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
+    if longest < math.inf:
+        nn.utils.clip_grad_norm_([weight for group in optimiser.param_groups for weight in group["params"]], longest)
     optimiser.step()
     rates.step()
     return loss.detach()

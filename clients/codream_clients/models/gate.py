@@ -11,13 +11,13 @@ depend on who shares the batch. Private training asks for more (`codream_clients
 """
 
 import copy
-import io
 import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional
@@ -244,7 +244,7 @@ def changed(images: torch.Tensor, kept: int) -> torch.Tensor:
 
 
 def _kept(model: nn.Module) -> None:
-    """What `model.pt` holds: tensors alone, which torch reads back without running code."""
+    """What a model's file holds: tensors alone, which are read back without running code."""
     try:
         state = model.state_dict()
         for name, value in state.items():
@@ -253,11 +253,13 @@ def _kept(model: nn.Module) -> None:
                     f"its state_dict has {name!r} of type {type(value).__name__}; tensors alone are kept: a constant "
                     "belongs into __init__, numbers that change into a buffer"
                 )
-        file = io.BytesIO()
-        empty = {name: (value[:0] if value.ndim else value).detach().clone() for name, value in state.items()}
-        torch.save(empty, file)
-        file.seek(0)
-        torch.load(file, weights_only=True)
+        empty = {
+            name: (value[:0] if value.ndim else value)
+            .detach()
+            .to("cpu", memory_format=torch.contiguous_format, copy=True)
+            for name, value in state.items()
+        }
+        safetensors.torch.load(safetensors.torch.save(empty))
         _copied(model, next(model.parameters()).device, with_weights=False).load_state_dict(state, assign=True)
     except ModelRefused:
         raise

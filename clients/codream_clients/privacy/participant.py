@@ -15,6 +15,7 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.dreaming import ChannelStatistics
+from codream_clients.learning.judge import Judge
 from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.models.gate import trial_images
 from codream_clients.models.refusals import GIVEN
@@ -100,10 +101,12 @@ def private_participant(
     noise: NoiseSource,
     name: str = GIVEN,
     warmed_up: bool = False,
+    judge: Judge | None = None,
 ) -> Participant:
     """A participant under `plan`; the histogram is released here, the rest when the participant is asked to learn.
 
     `warmed_up`: the model is to be that of an earlier process, which goes on with `begin`: all training is a round's.
+    `judge`: looks at records without noise, so the weights that it finds best are kept, and never answer.
 
     `releases` is called once model and settings have passed: what is refused does not even begin a ledger.
 
@@ -128,6 +131,8 @@ def private_participant(
         local_training=training,
         class_counts=counts,
         feature_statistics=_statistics(plan, train, float(counts.sum()), opened, noise, device),
+        judge=judge,
+        rolls_back=False,
     )
 
 

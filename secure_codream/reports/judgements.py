@@ -1,0 +1,45 @@
+"""What a client's own judge found, in sentences for its screen and for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secure_codream.reports.words import counted, listed
+
+
+def judge_line(event: Mapping[str, Any]) -> str:
+    """By what a client's rounds are judged, from the event `judge` of its log."""
+    images = event["images"]
+    if event["held_back"]:
+        return f"{counted(images, 'image')} of its own are held back from training and judge each round"
+    if images:
+        return (
+            f"{counted(images, 'image')} are too few to hold some back: those that are trained on judge each round, "
+            "and they can tell of a collapse alone"
+        )
+    return "no image is held back from training, and nothing judges the rounds"
+
+
+def fall_line(event: Mapping[str, Any]) -> str:
+    """A round that left a worse model, from the event `worse` of its log."""
+    images = f"{event['judged_by']} {'held-back' if event['held_back'] else 'own'} images"
+    fall = f"{event['best_accuracy']:.2f} to {event['held_accuracy']:.2f}"
+    best = "the warm-up" if event["best_round"] == 0 else f"round {event['best_round']}"
+    after = (
+        f"the weights of {best} are kept"
+        if event["rolled_back"]
+        else f"best.safetensors has the weights of {best}; the model that takes part stays as it is"
+    )
+    return f"round {event['round']} made the model worse on {images} ({fall}): {after}"
+
+
+def rolled_back_note(rounds: Mapping[str, Sequence[int]]) -> str:
+    """Whose models were rolled back, and after which rounds; empty for nobody's."""
+    clients = [
+        f"{name} after {'round' if len(of) == 1 else 'rounds'} {listed([str(number) for number in of])}"
+        for name, of in rounds.items()
+    ]
+    if not clients:
+        return ""
+    return f"Judged worse than before on the client's own images, and rolled back: {listed(clients)}."
