@@ -525,7 +525,9 @@ class ServerRunner:
         elif not self._opened and not protocol.under_way and self._timing.join is not None and now > self._timing.join:
             raise AggregationFailed(
                 self.story.too_few(
-                    {one for one in protocol.charter.everybody if self._is_present(one)}, self._invitations.held, now
+                    {one for one in protocol.charter.everybody if self._is_present(one)},
+                    self._invitations.held,
+                    self._timing.join,
                 ),
                 "enough for an epoch",
                 "start the missing clients, or allow more time with join in [timing]",
