@@ -9,24 +9,28 @@ from enum import StrEnum
 from importlib import metadata
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from codream_clients.journal import JournalBusy, JournalMismatch
 from codream_protocols.charter import default_threshold
-from codream_protocols.errors import BadSignature, ProtocolError, RosterRefused, UnknownIdentity
+from codream_protocols.errors import BadSignature, NotAccepted, ProtocolError, RosterRefused, UnknownIdentity
 from codream_server.record_folder import RecordFolderBusy
 from secure_codream.check_commands import check, threats
 from secure_codream.command_parts import Json, Out, console, fail, say, say_failure
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
 from secure_codream.configuration.reading import check as check_values
-from secure_codream.deployment.keys import KeyFileError
 from secure_codream.experiment_commands import audit, compare, report, sweep
+from secure_codream.membership.keys import KeyFileError
+from secure_codream.membership_commands import charter, join_request, keygen, roster, withdraw
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
 from secure_codream.reports.words import counted
+
+if TYPE_CHECKING:
+    from secure_codream.deployment.verify import Verified
 
 app = typer.Typer(
     name="secure-codream",
@@ -69,7 +73,8 @@ EXIT_CODES = {
     1: "the federation or this party's part in it failed or was refused, its results are not on disk, or what was "
     "checked does not hold",
     2: "wrong usage or configuration, or a client or server that is running already",
-    3: "a key, a roster or a signature was refused, a key of another party included",
+    3: "a key, a roster or a signature was refused, a key of another party included, or what is to be begun with was "
+    "not accepted here",
     130: "interrupted",
 }
 
@@ -90,7 +95,7 @@ def main() -> None:
 def exit_code(error: BaseException) -> int:
     """What a command returns that ends with this error, which `main` takes."""
     match error:
-        case KeyFileError() | RosterRefused() | BadSignature() | UnknownIdentity():
+        case KeyFileError() | RosterRefused() | BadSignature() | UnknownIdentity() | NotAccepted():
             return 3
         case RecordError() | ValueError() | JournalBusy() | JournalMismatch() | RecordFolderBusy():
             return 2
@@ -181,7 +186,10 @@ def provision(
     out: Annotated[Path, typer.Option(help="Folder to make; nothing in it is overwritten.")],
     serial: Annotated[int, typer.Option(min=1, help="Serial number of the roster; raise it with every change.")] = 1,
 ) -> None:
-    """Make keys, the signed roster, and one folder to hand to each party (the administrator's act, offline)."""
+    """On one machine: make everybody's keys, roster and charter, accepted for everybody, and one folder a party.
+
+    Where sites make their own keys: `keygen`, `join-request`, `roster`, `charter`.
+    """
     from secure_codream.deployment.exposure import exposures
     from secure_codream.deployment.provision import provision as make
 
@@ -204,7 +212,12 @@ def provision(
     if course in PARAMETER_COURSES:
         model = (federation.averaging or AveragingTable()).model
         screen.print(f"Course {course}: everybody trains {model}, the model of [averaging], and no client its own.")
-    screen.print(f"Hand out: {out}/server to the aggregator, {out}/clients/NAME to each client.", soft_wrap=True)
+    say(
+        screen,
+        f"All private keys were made here, and {out} has them: whoever reads it can be each of the clients, and has "
+        "accepted for them. Sites of their own make keys with keygen.",
+    )
+    screen.print(f"Folders: {out}/server of the aggregator, {out}/clients/NAME of each client.", soft_wrap=True)
     screen.print(f"Keep offline: {out}/administrator/administrator.key", soft_wrap=True)
 
 
@@ -222,7 +235,7 @@ def server(
     with LivePanel(screen) as panel:
 
         def show(event: dict[str, Any]) -> None:
-            if event["event"] == "exposure":
+            if event["event"] in ("exposure", "acceptances", "expiry"):
                 say(screen, event["text"])
             elif event["event"] == "federation_started" and event["certified"]:
                 panel.feed(event)
@@ -268,7 +281,7 @@ def client(
 def _client_line(event: dict[str, Any]) -> str | None:
     """What a client's screen says of a line of its log; its own text, or what the log has made printable."""
     match event["event"]:
-        case "exposure":
+        case "exposure" | "expiry":
             return str(event["text"])
         case "warm-up":
             return f"beginning with {event['model']}" if event["model"] else None
@@ -317,15 +330,15 @@ def verify(
     """
     from dataclasses import asdict
 
-    from secure_codream.deployment.verify import RecordRefused, successor_table, verify_record
+    from secure_codream.deployment.verify import RecordRefused, successor_table, verify_history
 
     key = None if administrator is None else _key(administrator)
     try:
-        verified = verify_record(record, administrator=key, permitted=_permitted(code or []))
+        verified, *before = verify_history(record, administrator=key, permitted=_permitted(code or []))
     except RecordRefused as error:
         fail(str(error), 1)
     if json:
-        typer.echo(dumps(asdict(verified), indent=2))
+        typer.echo(dumps({**asdict(verified), "before": [asdict(one) for one in before]}, indent=2))
         return
     if successor:
         typer.echo(successor_table(verified))
@@ -336,8 +349,16 @@ def verify(
     say(screen, f"Members: {names}")
     known = "which is the key given" if administrator else "compare it with the administrator's"
     screen.print(f"Roster signed by {verified.administrator}; {known}.", soft_wrap=True)
+    say(
+        screen,
+        f"Charter {'signed' if verified.signed else 'not signed'} by the administrator. {_acceptances(verified)}",
+    )
     if verified.earlier:
         say(screen, f"It follows charter {verified.follows}, which had certified {counted(verified.earlier, 'epoch')}.")
+    for one in before:
+        say(
+            screen, f"Charter {one.charter} verified: {counted(one.epochs, 'epoch')}, and ended with the head it names."
+        )
     votes = ", ".join(map(str, verified.votes)) or "none"
     planned = verified.planned - verified.earlier
     screen.print(
@@ -345,6 +366,13 @@ def verify(
     )
     screen.print(f"Head: {verified.head}", soft_wrap=True)
     screen.print("Compare the head with a member's: whoever has the same one has the same history.", soft_wrap=True)
+
+
+def _acceptances(verified: Verified) -> str:
+    missing = ", ".join(name for name in verified.members if name not in verified.accepted)
+    if not missing:
+        return "All members have accepted it."
+    return f"Accepted by {', '.join(verified.accepted) or 'nobody'}; no acceptance here of {missing}."
 
 
 def _permitted(code: list[str]) -> dict[str, str]:
@@ -365,6 +393,11 @@ def _key(text: str) -> bytes:
 
 
 # in the order of the help
+app.command(epilog="Example: secure-codream keygen sites/alice --name alice --model resnet8")(keygen)
+app.command("join-request", epilog="Example: secure-codream join-request sites/alice")(join_request)
+app.add_typer(roster, name="roster", no_args_is_help=True)
+app.command(epilog="Example: secure-codream charter admin config.toml")(charter)
+app.command(epilog="Example: secure-codream withdraw sites/alice")(withdraw)
 app.command(
     epilog="Example: secure-codream compare --algorithms isolated,codream,fedavg,centralised "
     "--partitions iid,dirichlet:0.5 --seeds 0-4 --data digits --per-client 30"

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 from codream_clients.learning.participant import Metrics
 from codream_protocols.course import Learner, Publication
 from secure_codream.deployment.checkpoint import CheckpointError, read_weights, weights_bytes
-from secure_codream.deployment.files import EventLog, sums_bytes
+from secure_codream.deployment.files import MODEL, SUMS, EventLog, sums_bytes
 from secure_codream.reports.files import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
-
-MODEL, SUMS = "model.pt", "sums.json"
 
 
 class OutputsUnwritten(RuntimeError):
