@@ -55,7 +55,7 @@ def printed(command: str, fingerprint: str) -> list[str]:
 
 
 def run_section(page: str) -> list[tuple[str, list[str]]]:
-    """Run it all in the current folder, each command on Alice's folder also on the others'; what is printed for hers."""
+    """Run it all in the current folder, each command on Alice's folder also on the others'; what hers printed."""
     Path("config.toml").write_text(CONFIG)
     shown, fingerprint = [], ""
     for command, _ in blocks(page):
@@ -75,10 +75,12 @@ def test_every_command_prints_what_the_page_shows(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     page = PAGE.read_text(encoding="utf-8")
     assert len(blocks(page)) >= 13
-    for (command, expected), (_, lines) in zip(blocks(page), run_section(page), strict=True):
+    shown = run_section(page)
+    for (command, expected), (_, lines) in zip(blocks(page), shown, strict=True):
         assert alike(lines) == alike(expected), command
     keys = [path.read_text().strip() for path in tmp_path.rglob("*.key")]
     assert len(keys) == 1 + 1 + 2 * 4
+    assert not any(key in "\n".join(lines) for key in keys for _, lines in shown)
     for path in tmp_path.rglob("*"):
         if path.is_file() and path.suffix != ".key":
             assert not any(key in path.read_text() for key in keys), path
