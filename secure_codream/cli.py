@@ -9,13 +9,13 @@ from enum import StrEnum
 from importlib import metadata
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from codream_clients.journal import JournalBusy, JournalMismatch
 from codream_protocols.charter import default_threshold
-from codream_protocols.errors import BadSignature, ProtocolError, RosterRefused, UnknownIdentity
+from codream_protocols.errors import BadSignature, NotAccepted, ProtocolError, RosterRefused, UnknownIdentity
 from codream_server.record_folder import RecordFolderBusy
 from secure_codream.check_commands import check, threats
 from secure_codream.command_parts import Json, Out, console, fail, say, say_failure
@@ -23,13 +23,17 @@ from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
 from secure_codream.configuration.reading import check as check_values
 from secure_codream.data_commands import data
-from secure_codream.deployment.keys import KeyFileError
 from secure_codream.experiment_commands import audit, compare, report
+from secure_codream.membership.keys import KeyFileError
+from secure_codream.membership_commands import charter, join_request, keygen, roster, withdraw
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
 from secure_codream.reports.judgements import fall_line, judge_line
 from secure_codream.reports.words import counted
 from secure_codream.use_commands import evaluate, export, predict
+
+if TYPE_CHECKING:
+    from secure_codream.deployment.verify import Verified
 
 app = typer.Typer(
     name="secure-codream",
@@ -72,7 +76,8 @@ EXIT_CODES = {
     1: "the federation or this party's part in it failed or was refused, its results are not on disk, what was checked "
     "does not hold, or none of the inputs could be read",
     2: "wrong usage or configuration, or a client or server that is running already",
-    3: "a key, a roster or a signature was refused, a key of another party included",
+    3: "a key, a roster or a signature was refused, a key of another party included, or what is to be begun with was "
+    "not accepted here",
     130: "interrupted",
 }
 
@@ -101,7 +106,7 @@ def told(error: BaseException) -> str:
 def exit_code(error: BaseException) -> int:
     """What a command returns that ends with this error, which `main` takes."""
     match error:
-        case KeyFileError() | RosterRefused() | BadSignature() | UnknownIdentity():
+        case KeyFileError() | RosterRefused() | BadSignature() | UnknownIdentity() | NotAccepted():
             return 3
         case RecordError() | ValueError() | JournalBusy() | JournalMismatch() | RecordFolderBusy():
             return 2
@@ -192,7 +197,10 @@ def provision(
     out: Annotated[Path, typer.Option(help="Folder to make; nothing in it is overwritten.")],
     serial: Annotated[int, typer.Option(min=1, help="Serial number of the roster; raise it with every change.")] = 1,
 ) -> None:
-    """Make keys, the signed roster, and one folder to hand to each party (the administrator's act, offline)."""
+    """On one machine: make everybody's keys, roster and charter, accepted for everybody, and one folder a party.
+
+    Where sites make their own keys: `keygen`, `join-request`, `roster`, `charter`.
+    """
     from secure_codream.deployment.exposure import exposures
     from secure_codream.deployment.provision import provision as make
 
@@ -219,7 +227,12 @@ def provision(
     if course in PARAMETER_COURSES:
         model = (federation.averaging or AveragingTable()).model
         screen.print(f"Course {course}: everybody trains {model}, the model of [averaging], and no client its own.")
-    screen.print(f"Hand out: {out}/server to the aggregator, {out}/clients/NAME to each client.", soft_wrap=True)
+    say(
+        screen,
+        f"All private keys were made here, and {out} has them: whoever reads it can be each of the clients, and has "
+        "accepted for them. Sites of their own make keys with keygen.",
+    )
+    screen.print(f"Folders: {out}/server of the aggregator, {out}/clients/NAME of each client.", soft_wrap=True)
     screen.print(f"Keep offline: {out}/administrator/administrator.key", soft_wrap=True)
 
 
@@ -237,7 +250,7 @@ def server(
     with LivePanel(screen) as panel:
 
         def show(event: dict[str, Any]) -> None:
-            if event["event"] == "exposure":
+            if event["event"] in ("exposure", "acceptances", "expiry"):
                 say(screen, event["text"])
             elif event["event"] == "federation_started" and event["certified"]:
                 panel.feed(event)
@@ -286,7 +299,7 @@ def client(
 def _client_line(event: dict[str, Any]) -> str | None:
     """What a client's screen says of a line of its log; its own text, or what the log has made printable."""
     match event["event"]:
-        case "exposure":
+        case "exposure" | "expiry":
             return str(event["text"])
         case "data":
             return str(event["text"])
@@ -341,15 +354,15 @@ def verify(
     """
     from dataclasses import asdict
 
-    from secure_codream.deployment.verify import RecordRefused, successor_table, verify_record
+    from secure_codream.deployment.verify import RecordRefused, successor_table, verify_history
 
     key = None if administrator is None else _key(administrator)
     try:
-        verified = verify_record(record, administrator=key, permitted=_permitted(code or []))
+        verified, *before = verify_history(record, administrator=key, permitted=_permitted(code or []))
     except RecordRefused as error:
         fail(str(error), 1)
     if json:
-        typer.echo(dumps(asdict(verified), indent=2))
+        typer.echo(dumps({**asdict(verified), "before": [asdict(one) for one in before]}, indent=2))
         return
     if successor:
         typer.echo(successor_table(verified))
@@ -360,8 +373,16 @@ def verify(
     say(screen, f"Members: {names}")
     known = "which is the key given" if administrator else "compare it with the administrator's"
     screen.print(f"Roster signed by {verified.administrator}; {known}.", soft_wrap=True)
+    say(
+        screen,
+        f"Charter {'signed' if verified.signed else 'not signed'} by the administrator. {_acceptances(verified)}",
+    )
     if verified.earlier:
         say(screen, f"It follows charter {verified.follows}, which had certified {counted(verified.earlier, 'epoch')}.")
+    for one in before:
+        say(
+            screen, f"Charter {one.charter} verified: {counted(one.epochs, 'epoch')}, and ended with the head it names."
+        )
     votes = ", ".join(map(str, verified.votes)) or "none"
     planned = verified.planned - verified.earlier
     screen.print(
@@ -369,6 +390,13 @@ def verify(
     )
     screen.print(f"Head: {verified.head}", soft_wrap=True)
     screen.print("Compare the head with a member's: whoever has the same one has the same history.", soft_wrap=True)
+
+
+def _acceptances(verified: Verified) -> str:
+    missing = ", ".join(name for name in verified.members if name not in verified.accepted)
+    if not missing:
+        return "All members have accepted it."
+    return f"Accepted by {', '.join(verified.accepted) or 'nobody'}; no acceptance here of {missing}."
 
 
 def _permitted(code: list[str]) -> dict[str, str]:
@@ -389,6 +417,11 @@ def _key(text: str) -> bytes:
 
 
 # in the order of the help
+app.command(epilog="Example: secure-codream keygen sites/alice --name alice --model resnet8")(keygen)
+app.command("join-request", epilog="Example: secure-codream join-request sites/alice")(join_request)
+app.add_typer(roster, name="roster", no_args_is_help=True)
+app.command(epilog="Example: secure-codream charter admin config.toml")(charter)
+app.command(epilog="Example: secure-codream withdraw sites/alice")(withdraw)
 app.command(epilog="Example: secure-codream data scans --sheet scans.png")(data)
 app.command(epilog="Example: secure-codream predict federation/clients/alice scans/ --out predicted.csv")(predict)
 app.command(epilog="Example: secure-codream evaluate federation/clients/alice scans.npz")(evaluate)

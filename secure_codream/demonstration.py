@@ -28,8 +28,9 @@ from codream_protocols.charter import Charter, default_threshold
 from secure_codream.configuration.client import ClientConfig, DataTable, read_client
 from secure_codream.configuration.federation import FederationConfig, privacy_settings
 from secure_codream.configuration.reading import check
-from secure_codream.deployment.files import load_roster, read_metrics
+from secure_codream.deployment.files import read_metrics
 from secure_codream.deployment.provision import provision
+from secure_codream.membership.accepted import load_roster
 from secure_codream.reports.panel import LivePanel
 from secure_codream.reports.report import write_report
 from secure_codream.reports.run_folder import RunFolder

@@ -140,7 +140,7 @@ def all_errors() -> tuple[type[ProtocolError], ...]:
 
 def _below(kind: type[ProtocolError]) -> Iterator[type[ProtocolError]]:
     yield kind
-    for one in kind.__subclasses__():
+    for one in sorted(kind.__subclasses__(), key=lambda one: one.__module__):  # not as they happened to be imported
         yield from _below(one)
 
 

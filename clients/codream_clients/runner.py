@@ -46,6 +46,7 @@ from codream_protocols.errors import (
     PolicyViolation,
     ProtocolError,
     RemoteProtocolError,
+    UnknownIdentity,
     UnsupportedVersion,
     WrongSum,
 )
@@ -193,6 +194,7 @@ class ClientRunner:
         self._farewell: Farewell | None = None
         self._hellos, self._refusals, self._welcomes_due = Allowance(*HELLOS), Allowance(*REFUSALS), 0
         self._heard = self._asked = 0.0
+        self._admitted = False
         self._seen: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -204,6 +206,7 @@ class ClientRunner:
                 word from it for longer than `patience`.
             UnsupportedVersion: the server speaks another version.
             CharterRefused: the server holds another charter, so another roster or other settings.
+            UnknownIdentity: the server refuses this client's transport key from the beginning.
             Exception: whatever `prepare` raises, or the journal.
         """
         self._turn, self._news = asyncio.Lock(), asyncio.Event()
@@ -234,7 +237,7 @@ class ClientRunner:
                 self._working.shutdown(wait=False, cancel_futures=True)
                 self._asking.shutdown(wait=True, cancel_futures=True)
                 self._protocol.abandon()
-                self._socket.close(linger=1000)
+                self._disconnect(linger=1000)
                 context.destroy(linger=1000)
 
     # -- the connection ---------------------------------------------
@@ -251,14 +254,21 @@ class ClientRunner:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
+        self._refused_keys = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         try:
             socket.connect(self._address)
         except zmq.ZMQError as error:
+            self._refused_keys.close(linger=0)
             socket.close(linger=0)
             raise AddressRefused(
                 f"{self._address!r} ({zmq.strerror(error.errno or 0)})", "tcp://HOST:PORT, the server's"
             ) from error
         return socket
+
+    def _disconnect(self, linger: int) -> None:
+        self._refused_keys.close(linger=0)
+        self._socket.disable_monitor()
+        self._socket.close(linger=linger)
 
     async def _listen(self, context: zmq.asyncio.Context) -> None:
         """Take what comes, one message after the other, until a farewell."""
@@ -266,9 +276,25 @@ class ClientRunner:
             if await self._socket.poll(1000):
                 await self._take(await self._next_message())
                 self._heard = self._asked = time.monotonic()
+                self._admitted = True
             else:
+                await self._see_refused_key()
                 await self._after_silence(context)
         await self._learnt_all()
+
+    async def _see_refused_key(self) -> None:
+        """End where the server refuses this client's key from the beginning.
+
+        Nothing proves that it was the server: whoever sits on the line can say so, and could be silent as well. So it
+        stops nobody who was once let in.
+        """
+        while await self._refused_keys.poll(0):
+            await self._refused_keys.recv_multipart()
+            found, allowed = "a server that refuses this client's transport key", "a client of the server's roster"
+            remedy = "it is revoked, or has another roster than the server; ask the administrator for the newest"
+            if not self._admitted:
+                raise UnknownIdentity(found, allowed, remedy)
+            self._say("warning", "not-admitted", UnknownIdentity.code, found=found, allowed=allowed, remedy=remedy)
 
     async def _next_message(self) -> list[bytes]:
         """The parts of a message; no more are kept than show that it has too many.
@@ -301,7 +327,7 @@ class ClientRunner:
             return
         self._log.warning("silence", seconds=round(now - self._heard), address=self._address)
         # Whatever answered at the address first may have ended ZeroMQ's own attempts for good.
-        self._socket.close(linger=0)
+        self._disconnect(linger=0)
         self._socket = self._connected(context)
         await self._hello()
 

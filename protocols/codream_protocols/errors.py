@@ -40,6 +40,12 @@ class AddressRefused(LocalProtocolError):
     code = "address"
 
 
+class NotAccepted(LocalProtocolError):
+    """A roster or a charter that this party has not accepted, or whose settings were changed since."""
+
+    code = "not-accepted"
+
+
 class RemoteProtocolError(ProtocolError):
     """A peer or an outside file broke a rule."""
 
@@ -62,6 +68,12 @@ class UnknownIdentity(RemoteProtocolError):
     """A party that is not in the roster."""
 
     code = "unknown-identity"
+
+
+class Revoked(UnknownIdentity):
+    """A party that was in the roster, and is revoked, or its old keys."""
+
+    code = "revoked"
 
 
 class BadSignature(RemoteProtocolError):

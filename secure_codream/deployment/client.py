@@ -25,7 +25,7 @@ from codream_protocols.charter import Charter
 from codream_protocols.client import Begun, ClientProtocol, Memory
 from codream_protocols.course import Course
 from codream_protocols.courses.sums import Sums
-from codream_protocols.identity import Member, Roster, Signer
+from codream_protocols.identity import Roster
 from codream_protocols.record import Kept, certified_epochs
 from secure_codream.configuration.assembly import load_client_data
 from secure_codream.configuration.charter_file import charter_bytes
@@ -40,11 +40,13 @@ from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.description import Description, describe
 from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import all_noised, exposures
-from secure_codream.deployment.files import Appended, EventLog, load_roster, never_fails
-from secure_codream.deployment.keys import check_key, public_transport_key, read_private_key
+from secure_codream.deployment.files import FAILURES, Appended, EventLog, never_fails
 from secure_codream.deployment.outputs import Counted, Outputs, OutputsUnwritten
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.statements import own_statement
+from secure_codream.membership.accepted import check_accepted, expiry_warning, keep_in_record, load_roster, own_keys
+from secure_codream.membership.keys import public_transport_key
+from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.files import write_whole
 from secure_codream.reports.statement import write_statement
 
@@ -65,9 +67,6 @@ class Agreed:
     roster: Roster
     charter: Charter
     course: Course
-
-
-FAILURES = "failures.json"
 
 
 class LearnerFailed(RuntimeError):
@@ -126,8 +125,11 @@ class ChargedJournal:
 
 def read_agreed(folder: Path) -> Agreed:
     """Read a client's folder; raises as `run_client` does."""
-    client, federation = read_client(folder / "client.toml"), read_federation(folder / "config.toml")
+    client = read_client(folder / "client.toml")
     roster = load_roster(folder, least_serial=client.least_roster_serial)
+    roster.number_of(client.name)  # who is revoked accepts nothing
+    federation = read_federation(folder / "config.toml")
+    check_accepted(folder, federation, roster, client.name)  # before any code that the charter names is run
     course = make_course(federation, client.policy.code)
     return Agreed(client, federation, roster, federation.charter(roster), course)
 
@@ -173,14 +175,16 @@ def run_client(
         LedgerError: the privacy budget does not allow what is planned, or the ledger cannot be used.
         JournalError: this client is running already, or its journal is damaged or another charter's.
         CheckpointError: a model of another federation, or with other settings.
-        ConfigError, KeyFileError, RosterRefused, BadSignature, CharterRefused: as their names say.
+        NotAccepted: this client has not accepted this roster with these settings.
+        ConfigError, KeyFileError, RosterRefused, Revoked, BadSignature, CharterRefused: as their names say.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     agreed = read_agreed(folder)
     client, federation, roster, charter = agreed.client, agreed.federation, agreed.roster, agreed.charter
     member = roster.number_of(client.name)
-    transport_secret, signer = _own_keys(folder, roster.members[member])
+    transport_secret, signer = own_keys(folder, roster, client.name, Passphrase())
+    assert signer is not None  # noqa: S101 - a client's
     answered = BlocksAnswered(folder / "answered.json")
     cut = answered.check(
         roster,
@@ -198,6 +202,8 @@ def run_client(
         log = _log_of(opened.enter_context(Appended(folder / "log.jsonl")), watch)
         for line in [*exposures(federation, roster), *([cut] if cut else [])]:
             log.info("exposure", text=line)
+        if (warning := expiry_warning(roster)) is not None:
+            log.info("expiry", text=warning)
         opened.enter_context(convergence_warnings_to(lambda text: log.warning("training", found=text)))
         figures = EventLog(opened.enter_context(Appended(folder / "metrics.jsonl")))
         ledgers = _Ledgers(folder, agreed, opened, log)
@@ -310,14 +316,6 @@ def run_client(
         log.info("finished", compute_seconds=round(runner.compute_seconds, 3), head=protocol.head.hex())
 
 
-def _own_keys(folder: Path, member: Member) -> tuple[bytes, Signer]:
-    """The transport key and the identity; with others' the server would never answer, or refuse every word."""
-    secret, signer = read_private_key(folder / "transport.key"), Signer(read_private_key(folder / "identity.key"))
-    check_key(folder / "transport.key", public_transport_key(secret), member.transport_key, member.name)
-    check_key(folder / "identity.key", signer.public, member.identity_key, member.name)
-    return secret, signer
-
-
 class _Ledgers:
     """What a client's privacy costs: of its records, and of its noised sums; opened where the federation has them."""
 
@@ -405,6 +403,7 @@ def _keep_record(folder: Path, agreed: Agreed) -> None:
     """Beside the epochs in the journal, what is needed to verify them."""
     write_whole(folder / "journal" / "roster.json", (folder / "roster.json").read_bytes())
     write_whole(folder / "journal" / "charter.json", charter_bytes(agreed.federation, agreed.roster))
+    keep_in_record(folder, folder / "journal", agreed.charter, agreed.roster)
 
 
 def _client_class(folder: Path, exhibit: tuple[int, int] | None) -> Any:

@@ -63,7 +63,7 @@ def predecessors_blocks(charter: Charter) -> list[list[str]]:
 
 def cut_exposure(roster: Roster, least: int, parts: Sequence[Sequence[str]]) -> str:
     """What a client is shown before it takes a charter that cuts a block; every part would need `least` members."""
-    names = {member.identity_key.hex(): member.name for member in roster.members}
+    names = {member.identity_key.hex(): member.name for member in (*roster.revoked, *roster.members)}
     shown = "; ".join(sorted(", ".join(sorted(names.get(one, f"{one[:16]}…") for one in part)) for part in parts))
     return (
         f"a charter that cuts a block: sums before it and after it together tell apart {shown}, fewer than the "

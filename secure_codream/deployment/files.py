@@ -14,18 +14,8 @@ from typing import Any, TextIO
 import msgspec
 
 from codream_protocols.course import Publication
-from codream_protocols.identity import Roster, read_roster
-from secure_codream.deployment.keys import read_public_key
 
-
-def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
-    """Read and verify a party's roster under the administrator's key that the party pins.
-
-    Raises:
-        KeyFileError, RosterRefused, BadSignature: as their names say.
-    """
-    data = (folder / "roster.json").read_bytes()
-    return read_roster(data, read_public_key(folder / "administrator.pub"), least_serial=least_serial)
+MODEL, BEST, SUMS, FAILURES = "model.safetensors", "best.safetensors", "sums.json", "failures.json"
 
 
 class Appended:

@@ -13,15 +13,13 @@ from codream_clients.learning.participant import Metrics
 from codream_protocols.course import Learner, Publication
 from secure_codream.deployment.checkpoint import CheckpointError, checkpoint_bytes, go_on
 from secure_codream.deployment.description import Description, Figures, figures_of
-from secure_codream.deployment.files import EventLog, sums_bytes
+from secure_codream.deployment.files import BEST, MODEL, SUMS, EventLog, sums_bytes
 from secure_codream.reports.files import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
 
     from codream_clients.learning.judge import Judge, Weights
-
-MODEL, BEST, SUMS = "model.safetensors", "best.safetensors", "sums.json"
 
 
 class OutputsUnwritten(RuntimeError):

@@ -1,32 +1,62 @@
-"""Provisioning: the administrator's act. Keys, a signed roster, and one folder to hand to each party.
+"""Provisioning, for one machine: everybody's keys, a signed roster and charter, and everybody's acceptance.
 
-    <out>/administrator/   administrator.key (keep it offline), administrator.pub
-    <out>/server/          transport.key, roster.json, administrator.pub, config.toml
-    <out>/clients/<name>/  identity.key, transport.key, roster.json, administrator.pub, config.toml, client.toml
+    <out>/administrator/   administrator.key, administrator.pub, roster-1.json, charter-1/
+    <out>/server/          transport.key, acceptances/, and what all have
+    <out>/clients/<name>/  identity.key, transport.key, client.toml, acceptance.json, and what all have
 
-Private keys are files of mode 0600 that hold 64 hexadecimal digits; a key that others may read is refused when it
-is read. Folders are of mode 0700. Nothing is ever overwritten.
+What all have: roster.json, newest_roster.json, administrator.pub, charter.json, charter.signature, config.toml. Whoever
+provisions has been everybody; where nobody should be, sites make their own keys (`membership_commands`). Private keys
+are files of mode 0600 that hold 64 hexadecimal digits; a key that others may read is refused when it is read. Folders
+are of mode 0700. Nothing is ever overwritten.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 
 import tomli_w
 
-from codream_protocols.charter import Offer, derive_plan
-from codream_protocols.identity import Member, Roster, ServerEntry, Signer, read_roster, sign_roster
+from codream_protocols.identity import Member, Roster, ServerEntry, Signer, read_roster
+from codream_protocols.membership import accept, sign_charter, statement_bytes
+from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.client import ClientConfig
-from secure_codream.configuration.courses import make_course, with_layout
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.reference import with_comments
-from secure_codream.deployment.keys import KEY_BYTES, KeyFileError, new_transport_key, public_transport_key
+from secure_codream.deployment.charter import config_file, runnable
+from secure_codream.membership.accepted import (
+    ACCEPTANCE,
+    ACCEPTANCES,
+    CHARTER,
+    CONFIG,
+    NEWEST,
+    ROSTER,
+    SIGNATURE,
+    Newest,
+)
+from secure_codream.membership.administration import VALID_DAYS, checked, last_day
+from secure_codream.membership.files import WouldOverwrite, write_new
+from secure_codream.membership.keys import (
+    ADMINISTRATOR,
+    IDENTITY,
+    PINNED,
+    TRANSPORT,
+    KeyFileError,
+    new_identity_key,
+    new_transport_key,
+    pinned_bytes,
+    public_transport_key,
+    write_key,
+)
 
 
 def provision(
-    out: Path, *, config: FederationConfig, clients: list[ClientConfig], address: str, serial: int = 1
+    out: Path,
+    *,
+    config: FederationConfig,
+    clients: list[ClientConfig],
+    address: str,
+    serial: int = 1,
+    valid_days: int = VALID_DAYS,
 ) -> Roster:
     """Make every party's folder under `out` and return the signed roster.
 
@@ -36,14 +66,15 @@ def provision(
         clients: one configuration for each client, in the roster's order.
         address: where the server will listen, such as "tcp://aggregator.example:7447".
         serial: the roster's serial number.
+        valid_days: how long the roster may be begun with, from today on.
 
     Raises:
         KeyFileError: a file exists already.
         RosterRefused: two clients have one name, or a client's name, the address or their number does not fit.
         ConfigError, UnsafePlan: a federation that could never run: too few clients for its settings, for example.
     """
-    administrator_key, server_key = secrets.token_bytes(KEY_BYTES), new_transport_key()
-    identity_keys = [secrets.token_bytes(KEY_BYTES) for _ in clients]
+    administrator_key, server_key = new_identity_key(), new_transport_key()
+    identity_keys = [new_identity_key() for _ in clients]
     transport_keys = [new_transport_key() for _ in clients]
     administrator = Signer(administrator_key)
     members = tuple(
@@ -51,42 +82,49 @@ def provision(
         for client, identity, transport in zip(clients, identity_keys, transport_keys, strict=True)
     )
     server = ServerEntry(address, public_transport_key(server_key))
-    signed = sign_roster(Roster(config.federation.name, serial, server, members), administrator)
+    pinned, expires = (administrator.public,), last_day(valid_days)
     # Whatever would be refused later is refused here, before anything is written.
+    signed = checked(Roster(config.federation.name, serial, server, members, pinned, expires), administrator)
     roster = read_roster(signed, administrator.public)
-    config = with_layout(config)
-    charter = config.charter(roster)
-    derive_plan(charter, make_course(config), Offer(0, charter.everybody, charter.first_head), 0)
-    _write_key(out / "administrator" / "administrator.key", administrator_key)
-    _write_key(out / "server" / "transport.key", server_key)
-    for client, identity, transport in zip(clients, identity_keys, transport_keys, strict=True):
-        folder = out / "clients" / client.name
-        _write_key(folder / "identity.key", identity)
-        _write_key(folder / "transport.key", transport)
-        _write_new(folder / "client.toml", with_comments(tomli_w.dumps(_plain(client)), ClientConfig).encode())
-    for folder in (out / "server", *(out / "clients" / client.name for client in clients)):
-        _write_new(folder / "roster.json", signed)
-        _write_new(folder / "administrator.pub", administrator.public.hex().encode() + b"\n")
-        _write_new(folder / "config.toml", tomli_w.dumps(_plain(config)).encode())
-    _write_new(out / "administrator" / "administrator.pub", administrator.public.hex().encode() + b"\n")
+    config, charter = runnable(config, roster)
+    said = {
+        client.name: statement_bytes(accept(Signer(identity), client.name, charter, roster))
+        for client, identity in zip(clients, identity_keys, strict=True)
+    }
+    handed_out = {
+        ROSTER: signed,
+        CHARTER: charter_bytes(config, roster),
+        SIGNATURE: statement_bytes(sign_charter(charter, administrator)),
+    }
+    shared = {
+        **handed_out,
+        NEWEST: statement_bytes(Newest(roster.serial, roster.hash)),
+        PINNED: pinned_bytes(pinned),
+        CONFIG: config_file(config),
+    }
+    try:
+        write_key(out / "administrator" / ADMINISTRATOR, administrator_key)
+        write_key(out / "server" / TRANSPORT, server_key)
+        for client, identity, transport in zip(clients, identity_keys, transport_keys, strict=True):
+            folder = out / "clients" / client.name
+            write_key(folder / IDENTITY, identity)
+            write_key(folder / TRANSPORT, transport)
+            write_new(folder / "client.toml", client_file(client))
+            _write_all(folder, {**shared, ACCEPTANCE: said[client.name]})
+        _write_all(out / "server", shared)
+        _write_all(out / "server" / ACCEPTANCES, {f"{name}.json": content for name, content in said.items()})
+        _write_all(out / "administrator", {PINNED: shared[PINNED], f"roster-{serial}.json": signed})
+        _write_all(out / "administrator" / "charter-1", handed_out)
+    except WouldOverwrite as error:
+        raise KeyFileError(str(error)) from None
     return roster
 
 
-def _write_key(path: Path, key: bytes) -> None:
-    _write_new(path, key.hex().encode() + b"\n")
+def client_file(client: ClientConfig) -> bytes:
+    """A client's `client.toml`, with the sentence of each key above it."""
+    return with_comments(tomli_w.dumps(client.model_dump(mode="json", exclude_none=True)), ClientConfig).encode()
 
 
-def _write_new(path: Path, content: bytes) -> None:
-    for folder in (*reversed(path.parent.parents), path.parent):
-        if not folder.exists():
-            folder.mkdir(mode=0o700, exist_ok=True)  # each of them: `parents=True` would leave those above readable
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise KeyFileError(f"{path}: found a file already; choose another folder, nothing is overwritten") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-
-
-def _plain(table: ClientConfig | FederationConfig) -> dict[str, object]:
-    return table.model_dump(mode="json", exclude_none=True)
+def _write_all(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        write_new(folder / name, content)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from codream_protocols.charter import Charter
 from codream_protocols.course import Publication
 from codream_protocols.courses.sums import Sums
 from codream_protocols.identity import Roster
@@ -24,10 +25,18 @@ from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import read_federation
 from secure_codream.deployment.exposure import exposures
-from secure_codream.deployment.files import Appended, EventLog, load_roster, sums_bytes
-from secure_codream.deployment.keys import check_key, public_transport_key, read_private_key
+from secure_codream.deployment.files import Appended, EventLog, sums_bytes
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.statements import own_statement
+from secure_codream.membership.accepted import (
+    ACCEPTANCES,
+    check_accepted,
+    expiry_warning,
+    keep_in_record,
+    load_roster,
+    own_keys,
+)
+from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.files import write_whole
 from secure_codream.reports.statement import write_statement
 
@@ -55,13 +64,13 @@ def run_server(
     Raises:
         AggregationFailed: too few clients, or none that takes part.
         ResultsUnwritten: all is certified, and the disk does not take the results.
+        NotAccepted: `config.toml` is not what was accepted in this folder.
         ConfigError, KeyFileError, RosterRefused, BadSignature, RecordFolderRefused: as their names say.
         RecordFolderBusy: another process serves from this folder.
     """
-    config, roster = read_federation(folder / "config.toml"), load_roster(folder)
-    transport_secret = read_private_key(folder / "transport.key")
-    public = public_transport_key(transport_secret)
-    check_key(folder / "transport.key", public, roster.server.transport_key, "the server")
+    roster, config = load_roster(folder), read_federation(folder / "config.toml")
+    transport_secret, _ = own_keys(folder, roster, None, Passphrase())
+    check_accepted(folder, config, roster, None)
     charter, course = config.charter(roster), make_course(config)
     timing = config.timing
     rounds = folder / "rounds"
@@ -86,6 +95,10 @@ def run_server(
         events = Events(log)
         for line in exposures(config, roster):
             events.say("exposure", text=line)
+        for line in _accepted_by(folder, charter, roster):
+            events.say("acceptances", text=line)
+        if (warning := expiry_warning(roster)) is not None:
+            events.say("expiry", text=warning)
         protocol = ServerProtocol(
             charter,
             roster,
@@ -149,6 +162,15 @@ def _missed(
             return  # a course of other things: none of its epochs has a file
         if number - 1 in numbers and not (rounds / batch_name(number - 1)).exists():
             yield number, publication
+
+
+def _accepted_by(folder: Path, charter: Charter, roster: Roster) -> list[str]:
+    """Copy acceptances to the record; who has accepted, and which files are no acceptances, in words."""
+    found, wrong = keep_in_record(folder, folder / "record", charter, roster)
+    missing = ", ".join(member.name for member in roster.members if member.name not in found)
+    if missing:
+        wrong.append(f"No acceptance in {folder / ACCEPTANCES} of {missing}; put in what their operators send.")
+    return wrong
 
 
 def _announce(folder: Path, endpoint: str) -> None:

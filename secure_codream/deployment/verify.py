@@ -1,8 +1,9 @@
 """A third party's look at a record: signatures, plans, chains and certificates, without any secret.
 
-A record is what the server, and each client, keeps of a federation: `roster.json`, `charter.json` and one file for
-each certified epoch. From these every state is computed again, and every signature checked, so that one changed byte
-anywhere is found. What a record cannot show is that nothing was cut off at its end: compare its head with a member's.
+A record is what the server, and each client, keeps of a federation: `roster.json`, `charter.json`, one file for each
+certified epoch, and what says that the charter was signed (`charter.signature`) and accepted (`acceptances/`). From
+these every state is computed again, and every signature checked, so that one changed byte anywhere is found. What a
+record cannot show is that nothing was cut off at its end: compare its head with a member's.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from typing import Any
 
 import msgspec
 
-from codream_protocols.charter import successor_of
+from codream_protocols.charter import Charter, successor_of
 from codream_protocols.course import Course
 from codream_protocols.errors import ProtocolError, RosterRefused
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, SignedRoster, read_roster
+from codream_protocols.membership import Acceptance, CharterSignature
 from codream_protocols.record import Kept, certified_epochs
 from codream_protocols.record_file import parse_record, record_name
 from secure_codream.configuration.charter_file import read_charter
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.reading import ConfigError
+from secure_codream.membership.accepted import ACCEPTANCES, SIGNATURE
+from secure_codream.membership.files import statement_of
 
 
 class RecordRefused(RuntimeError):
@@ -45,7 +49,11 @@ class Verified:
         planned: how many epochs the charter's course has, those of predecessors counted.
         earlier: how many epochs its predecessors had certified.
         follows: the digest of the charter that it follows, 64 hexadecimal digits; empty for a first one.
+        followed_head: the head with which that one ended; empty for a first one.
         successor: what a charter that follows this one has under `[predecessor]`.
+        signed: whether an administrator of the roster has signed the charter.
+        accepted: the members whose acceptances are there.
+        serial: the roster's serial number.
     """
 
     federation: str
@@ -58,7 +66,11 @@ class Verified:
     planned: int
     earlier: int
     follows: str
+    followed_head: str
     successor: dict[str, Any]
+    signed: bool
+    accepted: tuple[str, ...]
+    serial: int
 
 
 def find_record(path: Path) -> Path:
@@ -67,7 +79,7 @@ def find_record(path: Path) -> Path:
     Raises:
         RecordRefused: there is none.
     """
-    for folder in (path, path / "record", path / "journal", path / "server" / "record"):
+    for folder in (path / "record", path / "journal", path / "server" / "record", path):
         if (folder / "charter.json").is_file():
             return folder
     raise RecordRefused(f"{path}: found no record; a folder with charter.json, roster.json and epochs is needed")
@@ -94,6 +106,7 @@ def verify_record(
         course: Course = make_course(config, permitted or {})
     except (ProtocolError, ConfigError, OSError) as error:
         raise RecordRefused(f"{folder / 'charter.json'}: {error}") from error
+    signed, accepted = _said(folder, charter, roster)
     files = sorted(folder.glob("epoch-*.record"))
     first = 0 if charter.predecessor is None else charter.predecessor.certified
     head = charter.first_head
@@ -126,8 +139,33 @@ def verify_record(
         planned=course.epochs,
         earlier=first,
         follows="" if charter.predecessor is None else charter.predecessor.charter.hex(),
+        followed_head="" if charter.predecessor is None else charter.predecessor.head.hex(),
         successor=_hexadecimal(msgspec.structs.asdict(successor_of(charter, roster, head, first + len(files)))),
+        signed=signed,
+        accepted=accepted,
+        serial=roster.serial,
     )
+
+
+def verify_history(
+    path: Path, *, administrator: bytes | None = None, permitted: dict[str, str] | None = None
+) -> list[Verified]:
+    """Check a record, and those of the charters before it that the party has set aside (`earlier/`), newest first.
+
+    Raises:
+        RecordRefused: one does not verify, or does not end as the charter that follows it says.
+    """
+    found = [verify_record(path, administrator=administrator, permitted=permitted)]
+    while found[-1].follows:
+        after, place = found[-1], find_record(path).parent / "earlier" / found[-1].follows[:16]
+        if not place.is_dir():
+            break
+        before = verify_record(place, permitted=permitted)
+        ends = (before.charter, before.head, before.earlier + before.epochs)
+        if ends != (after.follows, after.followed_head, after.earlier):
+            raise RecordRefused(f"{place}: found a record that does not end as the charter that follows it says")
+        found.append(before)
+    return found
 
 
 def successor_table(verified: Verified) -> str:
@@ -144,6 +182,22 @@ def _hexadecimal(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _hexadecimal(inner) for name, inner in value.items()}
     return [_hexadecimal(inner) for inner in value] if isinstance(value, tuple) else value
+
+
+def _said(folder: Path, charter: Charter, roster: Roster) -> tuple[bool, tuple[str, ...]]:
+    """Whether the charter is signed, and who has accepted it; what is there must verify."""
+    path = folder / SIGNATURE
+    try:
+        if path.exists():
+            statement_of(path, CharterSignature).check(charter, roster)
+        signed, names = path.exists(), set[str]()
+        for path in sorted((folder / ACCEPTANCES).glob("*")):
+            acceptance = statement_of(path, Acceptance)
+            acceptance.check(charter, roster)
+            names.add(acceptance.member)
+    except (ProtocolError, OSError) as error:
+        raise RecordRefused(f"{path}: {error}") from error
+    return signed, tuple(member.name for member in roster.members if member.name in names)
 
 
 def _read_roster(folder: Path, administrator: bytes | None) -> tuple[Roster, bytes]:

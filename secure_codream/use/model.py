@@ -26,7 +26,7 @@ from codream_clients.own_parts import is_reference, load_own_part
 from secure_codream.configuration.own_code import load_named, source_digest
 from secure_codream.deployment.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from secure_codream.deployment.description import Description
-from secure_codream.deployment.outputs import MODEL
+from secure_codream.deployment.files import MODEL
 
 BATCH_VALUES, MOST_IN_BATCH = 1 << 21, 256
 """A batch is of so many numbers, and so many images, at most: memory is bounded whatever the images are."""

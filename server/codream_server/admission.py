@@ -13,6 +13,7 @@ class RosterKeys:
 
     def __init__(self, roster: Roster, events: Events) -> None:
         self._keys = {member.transport_key for member in roster.members}
+        self._revoked = {member.transport_key: member.name for member in roster.revoked}
         self._strangers, self._events = 0, events
 
     def callback(self, domain: str, key: bytes) -> bool:
@@ -24,8 +25,8 @@ class RosterKeys:
         if worth_a_line(self._strangers):
             self._events.say(
                 "refused",
-                client=f"key {raw.hex()[:16]}…",
-                code="unknown-identity",
+                client=self._revoked.get(raw, f"key {raw.hex()[:16]}…"),
+                code="revoked" if raw in self._revoked else "unknown-identity",
                 by="server",
                 count=self._strangers,
             )

@@ -275,6 +275,9 @@ class Epoch:
                 Member(f"client-{member}", signers[member].public, fixed(f"transport {member}")(32))
                 for member in self.members
             ),
+            administrators=(administrator.public,),
+            expires="2030-12-31",
+            revoked=(Member("left", fixed("left")(32), fixed("left transport")(32)),),
         )
         self.roster_file = sign_roster(self.roster, administrator)
         self.administrator = administrator.public

@@ -154,8 +154,8 @@ def make_federation(roster_file: str, administrator: bytes, settings: bytes, mod
         if isinstance(value, dict):
             return {name: plain(item, name) for name, item in value.items()}
         if isinstance(value, list):
-            return [plain(item) for item in value]
-        return base64.b64decode(value) if key.endswith("_key") else value
+            return [plain(item, key) for item in value]
+        return base64.b64decode(value) if key.endswith("_key") or key == "administrators" else value
 
     roster = plain(file["roster"])
     found = digest("roster", msgpack.packb(roster))

@@ -111,7 +111,8 @@ def roster_of(members: int, name: str = "federation") -> tuple[Sequence[Signer],
     entries = tuple(
         Member(f"client-{number}", signer.public, bytes([100 + number]) * 32) for number, signer in enumerate(signers)
     )
-    return signers, Roster(name, 1, ServerEntry("tcp://127.0.0.1:1", bytes(32)), entries)
+    server = ServerEntry("tcp://127.0.0.1:1", bytes(32))
+    return signers, Roster(name, 1, server, entries, administrators=(ADMINISTRATOR.public,))
 
 
 def record_of(folder: Path, config: FederationConfig, epochs: int, members: int = 3) -> SmallFederation:

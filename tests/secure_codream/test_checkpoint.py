@@ -36,8 +36,8 @@ from secure_codream.deployment.checkpoint import (
     write_checkpoint,
 )
 from secure_codream.deployment.description import Description, Figures, Standardisation, describe
-from secure_codream.deployment.files import Appended, EventLog
-from secure_codream.deployment.outputs import BEST, MODEL, Outputs
+from secure_codream.deployment.files import BEST, MODEL, Appended, EventLog
+from secure_codream.deployment.outputs import Outputs
 from tests.secure_codream.models import DESCRIBED, small_model
 
 

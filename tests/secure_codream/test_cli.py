@@ -19,7 +19,7 @@ from codream_clients.journal import JournalBusy, JournalDamaged, JournalMismatch
 from codream_protocols.errors import AggregationFailed, BadSignature, PolicyViolation, RosterRefused
 from secure_codream import cli, command_parts
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.deployment.keys import KeyFileError
+from secure_codream.membership.keys import KeyFileError
 from secure_codream.reports.files import RecordError
 
 COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands if not command.hidden]

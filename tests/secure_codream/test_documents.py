@@ -33,8 +33,8 @@ from codream_server.unwritten import ResultsUnwritten
 from secure_codream import cli
 from secure_codream.cli import EXIT_CODES, exit_code
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.deployment.keys import KeyFileError
 from secure_codream.documents import OUTSIDE, all_errors
+from secure_codream.membership.keys import KeyFileError
 from secure_codream.reports.files import RecordError
 from secure_codream.threats.promises import PROMISES
 

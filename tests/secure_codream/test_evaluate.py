@@ -19,7 +19,7 @@ from codream_clients.data.datasets import LabelledImages, load_digits_data
 from secure_codream import cli
 from secure_codream.deployment.checkpoint import write_checkpoint
 from secure_codream.deployment.description import Standardisation
-from secure_codream.deployment.outputs import MODEL
+from secure_codream.deployment.files import MODEL
 from secure_codream.use.evaluate import FEW, Evaluation, evaluate, measure
 from secure_codream.use.intervals import Figure, Samples, areas, exact
 from secure_codream.use.labelled import labelled_images

@@ -16,7 +16,7 @@ from codream_clients.models.zoo import NETWORKS, ZOO, build
 from secure_codream import cli
 from secure_codream.deployment.checkpoint import write_checkpoint
 from secure_codream.deployment.description import Standardisation
-from secure_codream.deployment.outputs import MODEL
+from secure_codream.deployment.files import MODEL
 from secure_codream.use.export import export
 from secure_codream.use.model import OpenedModel, UseError, open_model
 from tests.secure_codream.models import DESCRIBED, small_model

@@ -22,20 +22,25 @@ from msgspec.structs import replace
 pytest.importorskip("torch")
 
 from codream_clients.journal import FileJournal, JournalBusy
-from codream_protocols.errors import AggregationFailed, PolicyViolation
+from codream_protocols.errors import AggregationFailed, NotAccepted, PolicyViolation
+from codream_protocols.identity import Signer
 from secure_codream.configuration.assembly import load_client_data, make_model
 from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import ConfigError
+from secure_codream.deployment.acceptance import read_offered
+from secure_codream.deployment.charter import sign
 from secure_codream.deployment.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from secure_codream.deployment.client import Agreed, read_agreed, run_client
 from secure_codream.deployment.description import describe
-from secure_codream.deployment.files import load_roster, read_metrics
-from secure_codream.deployment.keys import KeyFileError
-from secure_codream.deployment.outputs import MODEL, OutputsUnwritten
+from secure_codream.deployment.files import MODEL, read_metrics
+from secure_codream.deployment.outputs import OutputsUnwritten
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.verify import verify_record
+from secure_codream.membership.accepted import load_roster
+from secure_codream.membership.keys import KeyFileError, read_private_key
+from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.events import read_events
 from secure_codream.reports.files import write_whole
 
@@ -269,18 +274,30 @@ def test_successors_records_count_on_in_server_and_client(tmp_path: Path) -> Non
 
 
 def test_charter_that_cuts_a_block_is_refused_by_the_clients_process_unless_permitted(tmp_path: Path) -> None:
-    folder = provisioned(tmp_path / "out", patience=0.2) / "clients" / "alice"
+    out = provisioned(tmp_path / "out", patience=0.2)
+    folder = out / "clients" / "alice"
     block = [*(member.identity_key.hex() for member in load_roster(folder).members), "ab" * 32]
     (folder / "answered.json").write_text(json.dumps({"colluders": 1, "blocks": [block]}))
-    with (folder / "config.toml").open("a") as file:
-        previous = {"charter": "ab" * 32, "head": "cd" * 32, "certified": 1}
-        file.write("\n".join(["[predecessor]", *(f"{key} = {json.dumps(value)}" for key, value in previous.items())]))
-        file.write(f"\nblocks = {json.dumps([block])}\n")
-    with pytest.raises(PolicyViolation, match="cuts a block"):
+    previous = {"charter": "ab" * 32, "head": "cd" * 32, "certified": 1, "blocks": [block]}
+    following = FederationConfig.model_validate({**SMALL, "predecessor": previous})
+    administrator = Signer(read_private_key(out / "administrator" / "administrator.key"))
+    offered, _, _ = sign(out / "administrator", administrator, following)
+
+    def accept() -> None:
+        files = offered / "roster.json", offered / "charter.json"
+        read_offered(folder, *files, administrator=None, passphrase=Passphrase()).accept(folder)
+
+    with pytest.raises(NotAccepted, match="cuts a block"):
+        accept()
+    strict = (folder / "client.toml").read_text()
+    permitting = strict.replace("[policy.code]", "[policy]\ncuts = true\n\n[policy.code]")
+    (folder / "client.toml").write_text(permitting)
+    accept()
+    (folder / "client.toml").write_text(strict)
+    with pytest.raises(PolicyViolation, match="cuts a block"):  # also where it was permitted once
         run_client(folder, address=NOWHERE)
     assert not (folder / "journal").exists() and not (folder / MODEL).exists()
-    text = (folder / "client.toml").read_text()
-    (folder / "client.toml").write_text(text.replace("[policy.code]", "[policy]\ncuts = true\n\n[policy.code]"))
+    (folder / "client.toml").write_text(permitting)
     with pytest.raises(AggregationFailed):
         run_client(folder, address=NOWHERE)
     told = [line["text"] for line in log_of(folder) if line["event"] == "exposure"]

@@ -22,12 +22,13 @@ from codream_protocols.errors import AggregationFailed
 from codream_server.settings import Timing
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, TaskTable
-from secure_codream.deployment.files import Appended, EventLog, load_roster, read_metrics
-from secure_codream.deployment.keys import KeyFileError
+from secure_codream.deployment.files import Appended, EventLog, read_metrics
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.verify import verify_record
+from secure_codream.membership.accepted import load_roster
+from secure_codream.membership.keys import KeyFileError
 from secure_codream.reports.events import parse_event, read_events
 
 NAMES = ("alice", "bob", "carol")

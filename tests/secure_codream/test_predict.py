@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from secure_codream import cli
 from secure_codream.deployment.checkpoint import write_checkpoint
 from secure_codream.deployment.description import Description, Standardisation
-from secure_codream.deployment.outputs import MODEL
+from secure_codream.deployment.files import MODEL
 from secure_codream.use.inputs import Form, InputsError, read_inputs
 from secure_codream.use.model import OpenedModel, UseError, open_model
 from secure_codream.use.predict import predict

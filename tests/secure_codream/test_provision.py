@@ -22,10 +22,10 @@ from secure_codream.configuration.client import ClientConfig, PolicyTable, read_
 from secure_codream.configuration.federation import FederationConfig, TaskTable, read_federation
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.client import run_client
-from secure_codream.deployment.files import load_roster
-from secure_codream.deployment.keys import KeyFileError, public_transport_key, read_private_key, read_public_key
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
+from secure_codream.membership.accepted import load_roster
+from secure_codream.membership.keys import KeyFileError, public_transport_key, read_pinned_keys, read_private_key
 
 NAMES = ["alice", "bob", "carol"]
 TASK = TaskTable(shape=(1, 8, 8), classes=10)
@@ -49,12 +49,16 @@ def mode(path: Path) -> int:
 
 
 def test_each_party_gets_its_files_and_no_others(out: Path) -> None:
-    shared = {"roster.json", "administrator.pub", "config.toml"}
-    assert {path.name for path in (out / "administrator").iterdir()} == {"administrator.key", "administrator.pub"}
-    assert {path.name for path in (out / "server").iterdir()} == {"transport.key", *shared}
+    handed_out = {"roster.json", "charter.json", "charter.signature"}
+    shared = {*handed_out, "newest_roster.json", "administrator.pub", "config.toml"}
+    administrators = {"administrator.key", "administrator.pub", "roster-1.json", "charter-1"}
+    assert {path.name for path in (out / "administrator").iterdir()} == administrators
+    assert {path.name for path in (out / "administrator" / "charter-1").iterdir()} == handed_out
+    assert {path.name for path in (out / "server").iterdir()} == {"transport.key", "acceptances", *shared}
+    assert {path.name for path in (out / "server" / "acceptances").iterdir()} == {f"{name}.json" for name in NAMES}
     for name in NAMES:
         files = {path.name for path in (out / "clients" / name).iterdir()}
-        assert files == {"identity.key", "transport.key", "client.toml", *shared}
+        assert files == {"identity.key", "transport.key", "client.toml", "acceptance.json", *shared}
         assert read_client(out / "clients" / name / "client.toml").name == name
         assert read_federation(out / "clients" / name / "config.toml") == CONFIG
     assert sorted(path.name for path in (out / "clients").iterdir()) == NAMES
@@ -69,8 +73,8 @@ def test_keys_and_folders_are_for_their_owner_alone(out: Path) -> None:
 
 def test_roster_verifies_and_names_every_key(out: Path) -> None:
     roster = load_roster(out / "server")
-    administrator = read_public_key(out / "administrator" / "administrator.pub")
-    assert Signer(read_private_key(out / "administrator" / "administrator.key")).public == administrator
+    administrator = read_pinned_keys(out / "administrator" / "administrator.pub")
+    assert (Signer(read_private_key(out / "administrator" / "administrator.key")).public,) == administrator
     assert [member.name for member in roster.members] == NAMES and roster.serial == 1
     for member in roster.members:
         folder = out / "clients" / member.name
@@ -114,7 +118,7 @@ def test_folders_above_are_for_their_owner_alone_too(tmp_path: Path, umask: int)
     finally:
         os.umask(before)
     made = [path for path in (tmp_path / "deep", *(tmp_path / "deep").rglob("*")) if path.is_dir()]
-    assert len(made) == 3 + 2 + 1 + 3 and {mode(path) for path in made} == {0o700}
+    assert len(made) == 3 + (2 + 2) + 1 + 3 and {mode(path) for path in made} == {0o700}
 
 
 def test_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
@@ -260,10 +264,10 @@ def test_malformed_key_is_refused_without_showing_it(out: Path, change: str) -> 
 
 
 def test_missing_key_is_named(tmp_path: Path) -> None:
-    with pytest.raises(KeyFileError, match="found no such file; a key made by `secure-codream provision`"):
+    with pytest.raises(KeyFileError, match="found no such file; a key made by `secure-codream keygen`"):
         read_private_key(tmp_path / "identity.key")
     with pytest.raises(KeyFileError, match="the administrator's public key is needed"):
-        read_public_key(tmp_path / "administrator.pub")
+        read_pinned_keys(tmp_path / "administrator.pub")
 
 
 # -- what a party refuses when it starts ---------------------------------------------
@@ -299,7 +303,7 @@ def test_roster_of_another_administrator_is_refused(out: Path, tmp_path: Path) -
     with pytest.raises(RosterRefused, match="a roster of administrator"):
         run_client(out / "clients" / "alice")
     # Control: under the key of its own administrator it verifies.
-    assert read_roster(foreign, read_public_key(tmp_path / "other" / "administrator" / "administrator.pub"))
+    assert read_roster(foreign, read_pinned_keys(tmp_path / "other" / "administrator" / "administrator.pub"))
 
 
 def test_older_roster_than_the_client_knows_is_refused(tmp_path: Path) -> None:

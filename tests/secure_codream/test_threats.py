@@ -19,8 +19,8 @@ from secure_codream import cli
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.deployment.files import load_roster
 from secure_codream.deployment.provision import provision
+from secure_codream.membership.accepted import load_roster
 from secure_codream.threats.attacks.leaks import text
 from secure_codream.threats.document import attacks_section, results_section, write_document
 from secure_codream.threats.laboratory import seizure

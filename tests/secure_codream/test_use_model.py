@@ -22,7 +22,7 @@ from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.checkpoint import CheckpointError, write_checkpoint
 from secure_codream.deployment.description import Description, Standardisation
-from secure_codream.deployment.outputs import MODEL
+from secure_codream.deployment.files import MODEL
 from secure_codream.use.model import MOST_IN_BATCH, OpenedModel, UseError, open_model
 from tests.secure_codream.models import DESCRIBED, small_model
 

@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from codream_protocols.identity import Signer, sign_roster
+from codream_protocols.identity import SignedRoster, Signer, sign_roster
 from secure_codream import cli
 from secure_codream.deployment.verify import RecordRefused, Verified, find_record, verify_record
 from tests.secure_codream.small import ADMINISTRATOR, SUMS, SmallFederation, codream, config_of, record_of
@@ -47,6 +48,10 @@ def test_whole_record_verifies(finished: tuple[SmallFederation, Path]) -> None:
         planned=3,
         earlier=0,
         follows="",
+        followed_head="",
+        signed=False,
+        accepted=(),
+        serial=1,
         successor={
             "charter": federation.charter.digest.hex(),
             "head": federation.server.head.hex(),
@@ -162,11 +167,17 @@ def test_administrator_is_the_one_that_was_asked_for(finished: tuple[SmallFedera
     stranger = Signer(b"s" * 32)
     with pytest.raises(RecordRefused, match=r"roster\.json"):
         verify_record(record, administrator=stranger.public)
-    # A roster that somebody else has signed verifies by itself; so the key is shown, to be compared.
-    (record / "roster.json").write_bytes(sign_roster(finished[0].roster, stranger))
-    assert verify_record(record).administrator == stranger.public.hex()
-    with pytest.raises(RecordRefused, match=r"roster\.json"):
-        verify_record(record, administrator=ADMINISTRATOR.public)
+    # Somebody else's signature under the same roster: the roster names who may sign it.
+    signature = stranger.sign("roster signature", finished[0].roster.hash)
+    signed = SignedRoster(finished[0].roster, stranger.public, signature)
+    (record / "roster.json").write_bytes(msgspec.json.format(msgspec.json.encode(signed), indent=2) + b"\n")
+    with pytest.raises(RecordRefused, match="does not name who signed it"):
+        verify_record(record)
+    # A roster that names the stranger is another roster: nobody has voted under it.
+    other = msgspec.structs.replace(finished[0].roster, administrators=(stranger.public,))
+    (record / "roster.json").write_bytes(sign_roster(other, stranger))
+    with pytest.raises(RecordRefused, match=EPOCHS[0]):
+        verify_record(record)
 
 
 def test_sums_and_successors_have_records_too(tmp_path: Path) -> None:

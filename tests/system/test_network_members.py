@@ -12,13 +12,16 @@ from typing import Any
 
 import msgspec
 import pytest
+from zmq.utils import z85
 
 from codream_clients.runner import ClientRunner
 from codream_protocols.client import Send
-from codream_protocols.errors import AggregationFailed
-from codream_protocols.identity import Signer
+from codream_protocols.errors import AggregationFailed, UnknownIdentity
+from codream_protocols.identity import Member, Roster, ServerEntry, Signer
 from codream_protocols.messages import Advertisement, Beat, Hello, MaskedInput, Refusal, Welcome, encode_message
 from codream_server import inbound
+from codream_server.admission import RosterKeys
+from codream_server.events import Events
 from codream_server.settings import Timing
 from secure_codream.simulation.toy_course import LaboratoryCourse
 from tests.system.scenarios import MODES, NAMES, Gate, assert_all_learnt, bad_messages, everybody, opened, until, whole
@@ -42,6 +45,60 @@ def test_strangers_transport_key_is_not_let_in(network: Any, parts: Any) -> None
             assert [event["client"] for event in net.of("client_joined")] == ["client-0"]
 
     net.run(scenario)
+
+
+def test_client_whose_key_is_refused_from_the_beginning_ends_and_says_why(
+    network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = network()
+
+    async def scenario() -> None:
+        async with net.serving():
+            joined = net.happens("client_joined")
+            net.start(1)
+            await joined  # control: a key of the roster
+            monkeypatch.setattr(RosterKeys, "callback", lambda self, domain, key: False)
+            with pytest.raises(UnknownIdentity, match="it is revoked, or has another roster"):
+                await net.start(0)
+
+    net.run(scenario)
+
+
+def test_refused_key_stops_nobody_who_was_once_let_in(network: Any, parts: Any) -> None:
+    class Monitor:
+        """Whoever sits on the line says it three times."""
+
+        left = 3
+
+        async def poll(self, timeout: int) -> int:
+            return self.left
+
+        async def recv_multipart(self) -> list[bytes]:
+            self.left -= 1
+            return []
+
+    def runner(*, admitted: bool) -> ClientRunner:
+        found = ClientRunner.__new__(ClientRunner)
+        vars(found).update(_refused_keys=Monitor(), _admitted=admitted)
+        vars(found).update(_say=lambda *words, **more: said.append(words))
+        return found
+
+    said: list[Any] = []
+    asyncio.run(runner(admitted=True)._see_refused_key())
+    assert len(said) == 3 and said[0][1] == "not-admitted"
+    with pytest.raises(UnknownIdentity):
+        asyncio.run(runner(admitted=False)._see_refused_key())
+
+
+def test_revoked_clients_key_is_refused_by_its_name() -> None:
+    keys = [bytes([number]) * 32 for number in range(1, 9)]
+    members = tuple(Member(name, keys[2 * at], keys[2 * at + 1]) for at, name in enumerate("abc"))
+    roster = Roster("study", 2, ServerEntry("tcp://127.0.0.1:1", bytes(32)), members[:2], revoked=members[2:])
+    told: list[Any] = []
+    admission = RosterKeys(roster, Events(told.append))
+    assert admission.callback("*", z85.encode(members[0].transport_key))
+    assert not admission.callback("*", z85.encode(members[2].transport_key))
+    assert told[0]["client"] == "c" and told[0]["code"] == "revoked"
 
 
 def test_socket_without_curve_is_not_heard(network: Any, parts: Any) -> None:

@@ -47,19 +47,21 @@ def test_permitted_cut_is_refused_first_then_said_and_runs_to_its_end(tmp_path: 
     assert first["patients"] == [21] and first["members"] == [6]
 
     verify: list[str | Path] = [*SECURE_CODREAM, "verify", out]
-    written = subprocess.run([*verify, "--successor"], capture_output=True, text=True, check=True)
     blocks = 'blocks = [["a", "d", "e"], ["b", "c", "f"]]'  # for a, b, c; d, e, f: a and f stand alone
-    for folder in (out / "server", *(out / "clients" / name for name in NAMES)):
-        config = (folder / "config.toml").read_text().replace("[aggregation]\n", f"[aggregation]\n{blocks}\n")
-        (folder / "config.toml").write_text(f"{config}\n{written.stdout}")
-        for kept in ("record", "journal", "model.safetensors"):
-            if (folder / kept).exists():
-                (folder / kept).rename(folder / f"first-{kept}")
-    refused = subprocess.run(client_command(out / "clients" / "a", "tcp://127.0.0.1:9"), capture_output=True, text=True)
-    assert refused.returncode == 1 and "tell apart a; b, c; d, e; f" in refused.stderr, refused.stderr
+    config = CONFIG.replace("[aggregation]\n", f"[aggregation]\n{blocks}\n")
+    written = subprocess.run([*verify, "--successor"], capture_output=True, text=True, check=True)
+    (tmp_path / "config.toml").write_text(f"{config}\n{written.stdout}")
+    sign: list[str | Path] = [*SECURE_CODREAM, "charter", out / "administrator", tmp_path / "config.toml"]
+    subprocess.run(sign, check=True)
+    accept: list[str | Path] = [*SECURE_CODREAM, "roster", "verify"]
+    offered: list[str | Path] = [out / "administrator" / "charter-2", "--accept"]
+    refused = subprocess.run([*accept, out / "clients" / "a", *offered], capture_output=True, text=True)
+    assert refused.returncode == 3 and "tell apart a; b, c; d, e; f" in " ".join(refused.stderr.split())
+    subprocess.run([*accept, out / "server", *offered], check=True)
     for name in NAMES:
         toml = out / "clients" / name / "client.toml"
         toml.write_text(toml.read_text().replace("[policy.code]", "[policy]\ncuts = true\n\n[policy.code]"))
+        subprocess.run([*accept, out / "clients" / name, *offered], check=True)
     assert run_federation(out, NAMES, in_its_folder) == 7 * [0]
     found = json.loads(subprocess.run([*verify, "--json"], capture_output=True, text=True, check=True).stdout)
     assert found["epochs"] == 1 and found["successor"]["certified"] == 2 and len(found["successor"]["blocks"]) == 4

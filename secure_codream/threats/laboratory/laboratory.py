@@ -31,7 +31,7 @@ from secure_codream.configuration.client import read_client
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import read_federation
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.deployment.keys import KeyFileError, read_public_key
+from secure_codream.membership.keys import KeyFileError, read_pinned_keys
 from secure_codream.simulation.wire import PERMISSIVE, Federation
 from secure_codream.threats.laboratory.defences import Defences, Inapplicable
 from secure_codream.threats.laboratory.switches import weakened
@@ -143,7 +143,7 @@ def _roster(config: Path) -> Roster:
         if len(data) > MAX_ROSTER_BYTES:
             raise RosterRefused(f"{len(data)} bytes", f"at most {MAX_ROSTER_BYTES}")
         if administrator.exists():
-            return read_roster(data, read_public_key(administrator))
+            return read_roster(data, read_pinned_keys(administrator))
         return msgspec.json.decode(data, type=SignedRoster).roster
     except (msgspec.DecodeError, ProtocolError, KeyFileError) as error:
         raise ConfigError(f"{path}: found no roster ({error}); `secure-codream provision` makes one") from None
