@@ -49,14 +49,14 @@ per_client = 20
 
 def run(*words: str | Path) -> str:
     """What a command prints that must succeed."""
-    done = subprocess.run([*SECURE_CODREAM, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    done = subprocess.run([*SECURE_CODREAM, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
 
 def refused(*words: str | Path) -> str:
     """What a command says that must end with exit code 3."""
-    done = subprocess.run([*SECURE_CODREAM, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    done = subprocess.run([*SECURE_CODREAM, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
     assert done.returncode == 3, (done.returncode, done.stderr, done.stdout)
     return " ".join(done.stderr.split())
 

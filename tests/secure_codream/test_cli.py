@@ -28,7 +28,7 @@ COMMANDS = [command.name or command.callback.__name__ for command in cli.app.reg
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "secure_codream", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
 def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

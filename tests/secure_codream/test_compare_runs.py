@@ -102,7 +102,7 @@ def command(*arguments: str) -> list[str]:
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1"}
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, env=environment, cwd=folder)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600, env=environment, cwd=folder)
 
 
 def only_run(out: Path) -> Path:
@@ -151,7 +151,7 @@ def test_interrupted_comparison_goes_on_to_the_same_table(folder: Path, whole: P
             break
     started = children(process.pid)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     run = only_run(folder / "broken")
     if how == signal.SIGINT:

@@ -157,10 +157,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         command = [sys.executable, "-m", "secure_codream", "client", str(seen.client("alice")), "--address", endpoint]
-        seen.twice = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+        seen.twice = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
         until(lambda: happened("client_lost", client="carol"), running)
         start("carol", "client", seen.client("carol"), endpoint)
-        seen.codes = {name: process.wait(timeout=300) for name, process in running.items()}
+        seen.codes = {name: process.wait(timeout=900) for name, process in running.items()}
         yield seen
     finally:
         for process in running.values():
@@ -434,7 +434,7 @@ import dataclasses, sys, time
 import secure_codream.deployment.client as client
 from secure_codream import cli
 real = client.make_learner
-client.make_learner = lambda *a, **o: dataclasses.replace(real(*a, **o), warm_up=lambda: time.sleep(60))
+client.make_learner = lambda *a, **o: dataclasses.replace(real(*a, **o), warm_up=lambda: time.sleep(3600))
 sys.argv = ["secure-codream", "client", *sys.argv[1:]]
 cli.main()
 """
@@ -447,7 +447,7 @@ def test_interrupted_client_ends_at_once_although_it_computes(tmp_path: Path) ->
     try:
         until(lambda: (folder / "log.jsonl").exists() and "warm-up" in (folder / "log.jsonl").read_text(), {})
         running.send_signal(signal.SIGINT)
-        _, told = running.communicate(timeout=20)
+        _, told = running.communicate(timeout=300)
     finally:
         running.kill()
         running.wait()

@@ -376,7 +376,7 @@ def test_private_clients_over_the_network(tmp_path: Path) -> None:
         for config in clients:
             start = [*COMMAND, "client", tmp_path / "clients" / config.name, "--address", endpoint, "--threads", "1"]
             running.append(subprocess.Popen(start, env=ENVIRONMENT))
-        assert [process.wait(timeout=300) for process in running] == [0, 0, 0, 0]
+        assert [process.wait(timeout=900) for process in running] == [0, 0, 0, 0]
     finally:
         for process in running:
             process.kill()
@@ -401,6 +401,6 @@ def test_process_of_a_client_whose_budget_is_smaller_says_so_and_ends(tmp_path: 
     clients = [strict, client("b"), client("c")]
     provision(tmp_path, config=federation(), clients=clients, address="tcp://127.0.0.1:1")
     start = [*COMMAND, "client", tmp_path / "clients" / "a", "--threads", "1"]
-    done = subprocess.run(start, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(start, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1
     assert "this client's own budget is 1" in " ".join(done.stderr.split()) and "Traceback" not in done.stderr

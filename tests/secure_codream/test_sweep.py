@@ -117,7 +117,7 @@ def test_sweep_is_compare_with_budgets(flags: list[str], monkeypatch: pytest.Mon
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "secure_codream", "sweep", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, cwd=folder)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT, cwd=folder)
 
 
 def test_a_real_sweep(tmp_path: Path) -> None:

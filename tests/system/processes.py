@@ -36,7 +36,7 @@ def run_federation(
         for name in names:
             start = command(folder / "clients" / name, endpoint)
             running.append(subprocess.Popen(start, env=ENVIRONMENT, cwd=cwd))
-        return [process.wait(timeout=300) for process in running]
+        return [process.wait(timeout=900) for process in running]
     finally:
         for process in running:
             process.kill()

@@ -24,7 +24,7 @@ SMALL = {
 @pytest.mark.system
 def test_local_federation() -> None:
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "local_federation.py"], capture_output=True, text=True, timeout=300, env=ENVIRONMENT
+        [sys.executable, EXAMPLES / "local_federation.py"], capture_output=True, text=True, timeout=900, env=ENVIRONMENT
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("round ") == 3 and "kB sent" in done.stdout

@@ -102,7 +102,7 @@ def test_a_function_that_never_returns_does_not_keep_the_exit_code_back(tmp_path
         while '"event": "waiting"' not in log.read_text():  # a and b have answered
             time.sleep(0.05)
         server.kill()
-        _, told = started[-1].communicate(timeout=120)
+        _, told = started[-1].communicate(timeout=600)
         assert started[-1].returncode == 1 and "no word from the server for 3 s" in told
     finally:
         for process in [server, *started]:
