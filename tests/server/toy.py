@@ -230,7 +230,7 @@ class Federation:
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == kind]
 
-    async def until(self, condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    async def until(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:
         """Wait for a condition; fails when it does not come true."""
         async with asyncio.timeout(seconds):
             while not (found := condition()):
@@ -384,7 +384,7 @@ def go_on(client: ToyClient) -> None:
     client.hold = None
 
 
-def run(scenario: Callable[[], Any], seconds: float = 60.0) -> None:
+def run(scenario: Callable[[], Any], seconds: float = 300.0) -> None:
     """Run a scenario to its end, but not for ever."""
 
     async def bounded() -> None:
