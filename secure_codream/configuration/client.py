@@ -12,26 +12,9 @@ from codream_clients.models.names import GROUP_NORM_SUFFIX, LITERATURE_MODELS, S
 from codream_protocols.charter import Policy
 from secure_codream.configuration.reading import DIGEST, REFERENCE, PartyName, Table, as_struct, check, read_toml
 
-GroupsKey = Annotated[
-    Literal["folder"] | None,
-    doc("folder: the folders right below a folder's class folders are persons, whose images are never divided"),
-]
-PagesKey = Annotated[
-    Literal["first", "each"] | None,
-    doc("of picture files with several pages: the first, or each as an image of its own; refused unless given"),
-]
-ChannelsKey = Annotated[
-    Literal["first", "last"] | None,
-    doc("where the channels of arrays stand, (N, C, H, W) or (N, H, W, C), where that is in doubt"),
-]
 
-
-class DataTable(Table):
-    """`[data]`: where a client's images are, and which of them it takes.
-
-    The source is split among `clients`, and this client takes one part; with one client, the default, it takes all.
-    Relative paths start at the folder where the process was started.
-    """
+class ImagesTable(Table):
+    """Where images are, and how they are read: what every `[data]` has."""
 
     source: Annotated[
         str,
@@ -46,16 +29,40 @@ class DataTable(Table):
     size: Annotated[
         Annotated[int, Field(ge=8, le=1024)] | None, doc("pixels to which each side of a folder's images is resized")
     ] = None
-    groups: GroupsKey = None
-    pages: PagesKey = None
-    channels: ChannelsKey = None
+    groups: Annotated[
+        Literal["folder"] | None,
+        doc("folder: the folders right below a folder's class folders are persons, whose images are never divided"),
+    ] = None
+    pages: Annotated[
+        Literal["first", "each"] | None,
+        doc("of picture files with several pages: the first, or each as an image of its own; refused unless given"),
+    ] = None
+    channels: Annotated[
+        Literal["first", "last"] | None,
+        doc("where the channels of arrays stand, (N, C, H, W) or (N, H, W, C), where that is in doubt"),
+    ] = None
     standardise: Annotated[
         Literal["public", "train"],
         doc(
             "public takes the constants published for a set, or mean and deviation 1/2; train measures the whole "
-            "training part, for experiments that deal one source out; `[task]` overrules both"
+            "training part, for experiments that deal one source out; a federation's `[task]` overrules both"
         ),
     ] = "public"
+    train_limit: Annotated[
+        Annotated[int, Field(ge=2)] | None, doc("random images to which the training part is reduced before the split")
+    ] = None
+    augment: Annotated[Literal["none", "shift", "affine", "flip-crop"], doc("how images are varied in training")] = (
+        "none"
+    )
+
+
+class DataTable(ImagesTable):
+    """`[data]`: where a client's images are, and which of them it takes.
+
+    The source is split among `clients`, and this client takes one part; with one client, the default, it takes all.
+    Relative paths start at the folder where the process was started.
+    """
+
     partition: Annotated[
         Literal["iid", "dirichlet", "dirichlet-by-label", "shards"], doc("how the source is split among the clients")
     ] = "iid"
@@ -68,15 +75,9 @@ class DataTable(Table):
     per_client: Annotated[
         Annotated[int, Field(ge=1)] | None, doc("images of each client; all of them, evenly, unless given")
     ] = None
-    train_limit: Annotated[
-        Annotated[int, Field(ge=2)] | None, doc("random images to which the training part is reduced before the split")
-    ] = None
     test_limit: Annotated[
         Annotated[int, Field(ge=1)] | None, doc("random images to which the test part is reduced")
     ] = None
-    augment: Annotated[Literal["none", "shift", "affine", "flip-crop"], doc("how images are varied in training")] = (
-        "none"
-    )
     seed: Annotated[int, Field(ge=0), doc("of every random choice among the images")] = 0
 
     @field_validator("source")

@@ -43,7 +43,7 @@ from codream_clients.models.refusals import ModelRefused
 from codream_clients.models.zoo import ModelShapeError, build
 from codream_clients.own_parts import OwnPartError
 from codream_protocols.courses.codream import Dreams
-from secure_codream.configuration.client import ChannelsKey, DataTable, GroupsKey, PagesKey
+from secure_codream.configuration.client import DataTable, ImagesTable
 from secure_codream.configuration.federation import (
     AggregationTable,
     FederationConfig,
@@ -161,27 +161,11 @@ class CompareTable(Table):
     device: Annotated[str, doc("where models are trained: auto, cpu, cuda, cuda:INDEX or mps")] = "cpu"
 
 
-class SourceTable(Table):
-    """`[data]`: what is dealt out; `[compare]` and its partitions stand for the other keys of a client's."""
+class SourceTable(ImagesTable):
+    """`[data]`: what is dealt out; `[compare]` and its partitions stand for the other keys of a client's.
 
-    source: Annotated[str, doc("as in a client's `[data]`")] = "digits"
-    root: Annotated[Path | None, doc("the folder where torchvision's sets lie; no part of a cell's digest")] = None
-    download: Annotated[bool, doc("whether a set that is not there is fetched into it")] = False
-    size: Annotated[
-        Annotated[int, Field(ge=8, le=1024)] | None, doc("pixels to which each side of a folder's images is resized")
-    ] = None
-    groups: GroupsKey = None
-    pages: PagesKey = None
-    channels: ChannelsKey = None
-    standardise: Annotated[
-        Literal["public", "train"], doc("by the constants published for a set, or by the training part's own")
-    ] = "public"
-    train_limit: Annotated[
-        Annotated[int, Field(ge=2)] | None, doc("random images to which the training part is reduced before the split")
-    ] = None
-    augment: Annotated[Literal["none", "shift", "affine", "flip-crop"], doc("how images are varied in training")] = (
-        "none"
-    )
+    `root` is no part of a cell's digest.
+    """
 
 
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]

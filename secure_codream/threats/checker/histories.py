@@ -17,25 +17,10 @@ from itertools import islice, product
 import msgspec
 
 from codream_protocols import chain as links
+from codream_protocols import messages
 from codream_protocols.charter import Offer, Policy
 from codream_protocols.client import ClientProtocol, Send, State
 from codream_protocols.errors import RemoteProtocolError
-from codream_protocols.messages import (
-    Advertisements,
-    Certificate,
-    Complaint,
-    GivenUp,
-    Hello,
-    Invitation,
-    Published,
-    Refusal,
-    Seal,
-    SealDelivery,
-    Seals,
-    SignedBy,
-    Vote,
-    decode_to_client,
-)
 from codream_protocols.packing import pack
 from codream_protocols.record import Trajectory
 from secure_codream.threats.checker.enumerator import Set
@@ -140,19 +125,22 @@ class Histories:
                 record, frames = public.record(votes)
                 for after in (
                     node.tell(record, frames) if votes else None,
-                    node.tell(Certificate(public.plan.digest, votes)),
+                    node.tell(messages.Certificate(public.plan.digest, votes)),
                 ):
                     if after is not None:
                         yield replace(scene, nodes={**scene.nodes, member: after})
             if self._crashes and (node.machine.state is not State.IDLE):
                 yield replace(scene, nodes={**scene.nodes, member: node.restart()})
 
-    def _all_votes(self, scene: Scene, public: Trajectory) -> tuple[SignedBy, ...]:
+    def _all_votes(self, scene: Scene, public: Trajectory) -> tuple[messages.SignedBy, ...]:
         """Every vote for the end of an epoch that is to be had."""
         found = {member: _votes(node).get(public.chain) for member, node in scene.nodes.items()}
-        votes = [SignedBy(member, signature) for member, signature in found.items() if signature is not None]
+        votes = [messages.SignedBy(member, signature) for member, signature in found.items() if signature is not None]
         statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
-        votes += [SignedBy(member, self.world.signers[member].sign("vote", *statement)) for member in self.world.played]
+        votes += [
+            messages.SignedBy(member, self.world.signers[member].sign("vote", *statement))
+            for member in self.world.played
+        ]
         return tuple(sorted(votes, key=lambda vote: vote.member))
 
     def _epochs(self, scene: Scene) -> Iterator[Scene]:
@@ -162,7 +150,8 @@ class Histories:
             joined = {
                 member: after
                 for member, node in scene.nodes.items()
-                if (after := node.tell(Invitation(Offer(scene.epochs, self._cohort(scene, head), head)))) is not None
+                if (after := node.tell(messages.Invitation(Offer(scene.epochs, self._cohort(scene, head), head))))
+                is not None
                 and after.machine.state is State.ADVERTISED
             }
             plans = {after.advertisement.plan for after in joined.values()}
@@ -202,7 +191,11 @@ class Histories:
 
 def _votes(node: Node) -> dict[bytes, bytes]:
     """All votes that a client has sent: chain -> signature."""
-    return {sent.message.chain: sent.message.signature for sent in node.story.sent if isinstance(sent.message, Vote)}
+    return {
+        sent.message.chain: sent.message.signature
+        for sent in node.story.sent
+        if isinstance(sent.message, messages.Vote)
+    }
 
 
 # -- true ---------------------------------------------
@@ -229,7 +222,7 @@ def lies(world: World, cohort: Set = ()) -> Tried:
             ]
             tags += [bytes(16), secrets.token_bytes(16)]
             for members, words, tag in product(world.sets, sums, tags):
-                message = Published(plan.digest, node.public.step, members, tag)
+                message = messages.Published(plan.digest, node.public.step, members, tag)
                 after = node.tell(message, (pack(words, plan.modulus_bits),))
                 count += 1
                 if after is not None and len(after.story.took) > len(node.story.took):
@@ -289,7 +282,7 @@ def rewritten_records(world: World) -> Tried:
                 frame = pack(words, public.plan.modulus_bits)
                 public.absorb(public.members, frame, world.tag(node.machine, words, public.members))
             statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
-            told = SignedBy(other, world.signers[other].sign("vote", *statement))
+            told = messages.SignedBy(other, world.signers[other].sign("vote", *statement))
             for there in (node, node.restart()):
                 count += 1
                 after = there.tell(*public.record([*_played_votes(world, public), told]))
@@ -298,9 +291,9 @@ def rewritten_records(world: World) -> Tried:
     return Tried(count)
 
 
-def _played_votes(world: World, public: Trajectory) -> tuple[SignedBy, ...]:
+def _played_votes(world: World, public: Trajectory) -> tuple[messages.SignedBy, ...]:
     statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
-    return tuple(SignedBy(member, world.signers[member].sign("vote", *statement)) for member in world.played)
+    return tuple(messages.SignedBy(member, world.signers[member].sign("vote", *statement)) for member in world.played)
 
 
 def framed(world: World) -> Tried:
@@ -321,17 +314,17 @@ def framed(world: World) -> Tried:
                     if sender == member:
                         continue
                     message = sealed[sender].last
-                    assert isinstance(message, Seals)  # noqa: S101 - just sealed
+                    assert isinstance(message, messages.Seals)  # noqa: S101 - just sealed
                     seal = next(item for item in message.items if item.member == member)
-                    seal = Seal(sender, seal.kem, seal.ciphertext, seal.signature)
+                    seal = messages.Seal(sender, seal.kem, seal.ciphertext, seal.signature)
                     if sender == theirs.member:
                         data = bytearray(getattr(seal, part))
                         data[7] ^= 1
                         seal = msgspec.structs.replace(seal, **{part: bytes(data)})
                     items.append(seal)
                 count += 1
-                after = node.tell(SealDelivery(node.advertisement.plan, tuple(items)))
-                if after is not None and isinstance(after.last, Complaint):
+                after = node.tell(messages.SealDelivery(node.advertisement.plan, tuple(items)))
+                if after is not None and isinstance(after.last, messages.Complaint):
                     return Tried(count, Leak("Inputs", f"member {member} complains of honest member {other}", (after,)))
     return Tried(count)
 
@@ -345,10 +338,10 @@ def impersonated(world: World) -> Tried:
     assert plan is not None  # noqa: S101 - invited
     seats = {member: world.seat(plan, member, 0) for member in world.everybody if member != 0}
     items = [node.advertisement, *(seat.advertisement for seat in seats.values())]
-    after = node.tell(Advertisements(plan.digest, tuple(items)))
+    after = node.tell(messages.Advertisements(plan.digest, tuple(items)))
     if after is None:
         return Tried(1)
-    shown = after.tell(SealDelivery(plan.digest, tuple(seat.seal(after.machine) for seat in seats.values())))
+    shown = after.tell(messages.SealDelivery(plan.digest, tuple(seat.seal(after.machine) for seat in seats.values())))
     return Tried(1, None if shown is None else explorer.reader.leak([shown]))
 
 
@@ -365,13 +358,13 @@ def two_values(world: World) -> Tried:
         for sender in world.everybody:
             if sender in world.honest and sender != node.member:
                 message = sealed[sender].last
-                assert isinstance(message, Seals)  # noqa: S101 - just sealed
+                assert isinstance(message, messages.Seals)  # noqa: S101 - just sealed
                 seal = next(item for item in message.items if item.member == node.member)
-                items.append(Seal(sender, seal.kem, seal.ciphertext, seal.signature))
+                items.append(messages.Seal(sender, seal.kem, seal.ciphertext, seal.signature))
             elif sender in world.played:
                 items.append(world.seat(epoch.plan, sender, 0).seal(node.machine, value=secrets.token_bytes(32)))
         count += 1
-        after = node.tell(SealDelivery(epoch.plan.digest, tuple(items)))
+        after = node.tell(messages.SealDelivery(epoch.plan.digest, tuple(items)))
         if after is not None and after.chain:
             return Tried(count, Leak("What", "begins an epoch at a start that a colluder chose", (after,)))
     return Tried(count)
@@ -416,10 +409,10 @@ def replays(world: World) -> Tried:
         for stage in (invited, sealed, masked, answered, ended):
             said = dict.fromkeys(one for node in stage.values() for one in node.heard)
             for (data, frames), node in product(said, stage.values()):
-                after = node.tell(decode_to_client(data), frames)
+                after = node.tell(messages.decode_to_client(data), frames)
                 count += 1
                 new: tuple[Send, ...] = () if after is None else after.story.sent[len(node.story.sent) :]
-                if any(not isinstance(sent.message, Hello | Refusal) for sent in new):
+                if any(not isinstance(sent.message, messages.Hello | messages.Refusal) for sent in new):
                     kind = type(new[0].message).__name__
                     return Tried(count, Leak("Inputs", f"answers what was said before with a new {kind}", (node,)))
         nodes = ended
@@ -468,14 +461,14 @@ def asked_too_often(setting: Setting, client_class: type[ClientProtocol], *, rou
                 told = node.tell(msgspec.structs.replace(message, tag=bytes(16)), frames)
                 nodes[member] = told or node
             elif kind == 1:
-                nodes[member] = node.tell(GivenUp(plan.digest, "given up")) or node
+                nodes[member] = node.tell(messages.GivenUp(plan.digest, "given up")) or node
             else:
                 nodes[member] = node.restart()
         if nodes[0].story.wrong_sums > policy.most_wrong_sums + 1:
             wrong = nodes[0].story.wrong_sums
             return Tried(count, Leak("True", f"goes on after {wrong} sums that failed their check", (nodes[0],)))
         for old in nodes[0].story.joined:
-            again = nodes[0].tell(Invitation(Offer(old[0], world.everybody, nodes[0].machine.head)))
+            again = nodes[0].tell(messages.Invitation(Offer(old[0], world.everybody, nodes[0].machine.head)))
             count += 1
             if again is not None and len(again.story.joined) > len(nodes[0].story.joined):
                 return Tried(count, Leak("What", f"joins epoch {old[0]} twice", (again,)))
@@ -495,14 +488,14 @@ def asked_at_old_heads(world: World) -> Tried:
     }
     public = voted[0].machine._vote
     assert public is not None  # noqa: S101 - the only sum is in
-    votes = [SignedBy(member, _votes(node)[public[0].chain]) for member, node in voted.items()]
-    message = Certificate(public[0].plan.digest, (*votes, *_played_votes(world, public[0])))
+    votes = [messages.SignedBy(member, _votes(node)[public[0].chain]) for member, node in voted.items()]
+    message = messages.Certificate(public[0].plan.digest, (*votes, *_played_votes(world, public[0])))
     count = 0
     for node in voted.values():
         after = node.tell(message)
         assert after is not None and after.story.learnt  # noqa: S101 - all have voted
         for head in after.machine.history.heads[:-1]:
-            again = after.tell(Invitation(Offer(1, world.everybody, head)))
+            again = after.tell(messages.Invitation(Offer(1, world.everybody, head)))
             count += 1
             if again is not None and again.machine.plan is not None:
                 return Tried(count, Leak("What", "joins an epoch at a head that is not its newest", (again,)))
@@ -525,7 +518,7 @@ def refused_by_policy(client_class: type[ClientProtocol]) -> Tried:
     for count, (name, policy) in enumerate(forbidden.items(), 1):
         world = World(Setting("lockstep", 3, steps=2, policy=policy), client_class)
         node = roots(world)[0]
-        after = node.tell(Invitation(Offer(0, world.everybody, node.machine.head)))
+        after = node.tell(messages.Invitation(Offer(0, world.everybody, node.machine.head)))
         if after is not None and after.machine.plan is not None:
             return Tried(count, Leak("Budget", f"joins an epoch beyond its policy's {name}", (after,)))
     return Tried(len(forbidden))

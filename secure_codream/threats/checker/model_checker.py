@@ -14,19 +14,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from codream_protocols import messages
 from codream_protocols.charter import Offer
-from codream_protocols.messages import (
-    Advertisements,
-    Invitation,
-    Seal,
-    SealDelivery,
-    Seals,
-    SignedBy,
-    Survivors,
-    SurvivorSignature,
-    SurvivorSignatures,
-    survivor_statement,
-)
 from secure_codream.threats.checker.enumerator import Set
 from secure_codream.threats.checker.node import Node
 from secure_codream.threats.checker.reader import Reader
@@ -133,7 +122,7 @@ class Explorer:
         """The cohorts that a client joins an epoch with, and the client after each."""
         found = []
         for cohort in cohorts:
-            after = node.tell(Invitation(Offer(epoch, cohort, node.machine.head)))
+            after = node.tell(messages.Invitation(Offer(epoch, cohort, node.machine.head)))
             if after is not None and after.machine.plan is not None:
                 found.append((cohort, after))
         return found
@@ -160,7 +149,7 @@ class Explorer:
             if not set(chosen) <= set(there):
                 continue
             for items in product(*(list(enumerate(there[member])) for member in chosen)):
-                after = node.tell(Advertisements(plan.digest, tuple(item for _, item in items)))
+                after = node.tell(messages.Advertisements(plan.digest, tuple(item for _, item in items)))
                 if after is not None:
                     version = {member: number for member, (number, _) in zip(chosen, items, strict=True)}
                     found.append((tuple(sorted(version.items())), after))
@@ -171,20 +160,20 @@ class Explorer:
         epoch = node.machine._epoch
         if epoch is None or epoch.seals is None:
             return []
-        seals: dict[int, Seal] = {}
+        seals: dict[int, messages.Seal] = {}
         for member, other in nodes.items():
             for sent in other.story.sent if member != node.member else ():
-                if isinstance(sent.message, Seals) and sent.message.plan == epoch.plan.digest:
+                if isinstance(sent.message, messages.Seals) and sent.message.plan == epoch.plan.digest:
                     for item in sent.message.items:
                         if item.member == node.member:
-                            seals[member] = Seal(member, item.kem, item.ciphertext, item.signature)
+                            seals[member] = messages.Seal(member, item.kem, item.ciphertext, item.signature)
         for (plan, member, _), seat in self.world.seats.items():
             if plan == epoch.plan.digest and epoch.advertised.get(member) == seat.advertisement:
                 seals[member] = seat.seal(node.machine)
         others = [member for member in epoch.advertised if member != node.member]
         if not set(others) <= set(seals):
             return []
-        message, found = SealDelivery(epoch.plan.digest, tuple(seals[member] for member in others)), []
+        message, found = messages.SealDelivery(epoch.plan.digest, tuple(seals[member] for member in others)), []
         for slow in (False, True) if self.late else (False,):
             after = node.tell(message, late=slow)
             if after is not None and after.chain:
@@ -248,7 +237,7 @@ class Explorer:
 
     def _hear(self, node: Node, survivors: Set) -> Node | None:
         assert node.public is not None  # noqa: S101 - in a step
-        return node.tell(Survivors(node.public.plan.digest, node.public.step, survivors))
+        return node.tell(messages.Survivors(node.public.plan.digest, node.public.step, survivors))
 
     def _signatures(
         self, nodes: Mapping[int, Node], strategy: Mapping[int, tuple[Set, ...]]
@@ -262,7 +251,7 @@ class Explorer:
                 if after is None:
                     continue
                 node = after
-                if isinstance(after.last, SurvivorSignature):
+                if isinstance(after.last, messages.SurvivorSignature):
                     found.setdefault((after.chain, survivors), {})[member] = after.last.signature
         return found
 
@@ -282,14 +271,14 @@ class Explorer:
 
     def _answered(self, node: Node, survivors: Set, signed: Mapping[int, bytes]) -> Node | None:
         after = self._hear(node, survivors)
-        if after is None or after.public is None or not isinstance(after.last, SurvivorSignature):
+        if after is None or after.public is None or not isinstance(after.last, messages.SurvivorSignature):
             return after
-        statement = survivor_statement(after.chain, after.public.step, survivors)
-        items = {member: SignedBy(member, signature) for member, signature in signed.items()}
+        statement = messages.survivor_statement(after.chain, after.public.step, survivors)
+        items = {member: messages.SignedBy(member, signature) for member, signature in signed.items()}
         for member in self.world.played:
             if member in after.public.members:
-                items[member] = SignedBy(member, self.world.signers[member].sign("survivors", *statement))
-        message = SurvivorSignatures(
+                items[member] = messages.SignedBy(member, self.world.signers[member].sign("survivors", *statement))
+        message = messages.SurvivorSignatures(
             after.public.plan.digest, after.public.step, tuple(items[member] for member in sorted(items))
         )
         return after.tell(message) or after

@@ -28,33 +28,6 @@ from codream_protocols.client import ClientProtocol, State
 from codream_protocols.errors import LocalProtocolError, ProtocolError
 from codream_protocols.hybrid import KEM_CIPHERTEXT_BYTES, KEM_KEY_BYTES
 from codream_protocols.keyschedule import KEY_BYTES
-from codream_protocols.messages import (
-    Advertisement,
-    Advertisements,
-    Certificate,
-    Complaint,
-    EpochRecord,
-    Farewell,
-    GivenUp,
-    Invitation,
-    MaskedInput,
-    Published,
-    Refusal,
-    Seal,
-    SealDelivery,
-    Seals,
-    SignedBy,
-    StepRecord,
-    Survivors,
-    SurvivorSignature,
-    SurvivorSignatures,
-    ToClient,
-    ToServer,
-    UnmaskShares,
-    Vote,
-    Welcome,
-    encode_message,
-)
 from codream_protocols.packing import packed_size
 from codream_protocols.ring import modulus_bits_for
 from codream_protocols.server import Phase, ServerProtocol
@@ -141,7 +114,7 @@ def sections() -> dict[str, str]:
 
 def message_types() -> list[type[msgspec.Struct]]:
     """Every message, in the order of the module that defines them."""
-    kinds = {*ToClient.__args__, *ToServer.__args__}
+    kinds = {*messages.ToClient.__args__, *messages.ToServer.__args__}
     return [kind for kind in vars(messages).values() if isinstance(kind, type) and kind in kinds]
 
 
@@ -150,7 +123,11 @@ def message_table() -> str:
     rows = []
     kinds = message_types()
     for kind in kinds:
-        ways = [way for way, union in (("to client", ToClient), ("to server", ToServer)) if kind in union.__args__]
+        ways = [
+            way
+            for way, union in (("to client", messages.ToClient), ("to server", messages.ToServer))
+            if kind in union.__args__
+        ]
         tag = f"`{kind.__struct_config__.tag}`"
         rows.append((f"`{kind.__name__}`", tag, " and ".join(ways) if len(ways) == 1 else "either way", _fields(kind)))
     inside = dict.fromkeys(struct for kind in kinds for struct in _structures(inspect.type_info(kind)))
@@ -252,25 +229,30 @@ def _seal(T: int, resilient: bool) -> int:
 # Message -> its keys, signatures and vectors in bytes: in words, and as a function of (n, tau, q, T, P, resilient), P
 # being the bytes of a packed vector. What stands in brackets is the resilient mode's.
 SIZES: dict[type, tuple[str, Formula]] = {
-    Invitation: ("32 + n", lambda n, tau, q, T, P, r: 32 + n),
-    Advertisement: ("1,376 [+ 64 T]", lambda n, tau, q, T, P, r: _advertisement(T, r)),
-    Advertisements: ("n (1,376 [+ 64 T]) + 32", lambda n, tau, q, T, P, r: n * _advertisement(T, r) + 32),
-    Seals: ("(n - 1)(1,200 [+ 64 T]) + 32", lambda n, tau, q, T, P, r: (n - 1) * _seal(T, r) + 32),
-    SealDelivery: ("(n - 1)(1,200 [+ 64 T]) + 32", lambda n, tau, q, T, P, r: (n - 1) * _seal(T, r) + 32),
-    MaskedInput: ("P + 80; in the first step + 32 n", lambda n, tau, q, T, P, r: P + 80),
-    Survivors: ("[n' + 32]", lambda n, tau, q, T, P, r: n + 32),
-    SurvivorSignature: ("[96]", lambda n, tau, q, T, P, r: 96),
-    SurvivorSignatures: ("[64 tau + 32]", lambda n, tau, q, T, P, r: 64 * tau + 32),
-    UnmaskShares: ("[32 n + 32]", lambda n, tau, q, T, P, r: 32 * n + 32),
-    Published: ("P + n' + 48", lambda n, tau, q, T, P, r: P + n + 48),
-    Vote: ("128", lambda n, tau, q, T, P, r: 128),
-    Certificate: ("64 q + 32", lambda n, tau, q, T, P, r: 64 * q + 32),
-    EpochRecord: (
+    messages.Invitation: ("32 + n", lambda n, tau, q, T, P, r: 32 + n),
+    messages.Advertisement: ("1,376 [+ 64 T]", lambda n, tau, q, T, P, r: _advertisement(T, r)),
+    messages.Advertisements: ("n (1,376 [+ 64 T]) + 32", lambda n, tau, q, T, P, r: n * _advertisement(T, r) + 32),
+    messages.Seals: ("(n - 1)(1,200 [+ 64 T]) + 32", lambda n, tau, q, T, P, r: (n - 1) * _seal(T, r) + 32),
+    messages.SealDelivery: ("(n - 1)(1,200 [+ 64 T]) + 32", lambda n, tau, q, T, P, r: (n - 1) * _seal(T, r) + 32),
+    messages.MaskedInput: ("P + 80; in the first step + 32 n", lambda n, tau, q, T, P, r: P + 80),
+    messages.Survivors: ("[n' + 32]", lambda n, tau, q, T, P, r: n + 32),
+    messages.SurvivorSignature: ("[96]", lambda n, tau, q, T, P, r: 96),
+    messages.SurvivorSignatures: ("[64 tau + 32]", lambda n, tau, q, T, P, r: 64 * tau + 32),
+    messages.UnmaskShares: ("[32 n + 32]", lambda n, tau, q, T, P, r: 32 * n + 32),
+    messages.Published: ("P + n' + 48", lambda n, tau, q, T, P, r: P + n + 48),
+    messages.Vote: ("128", lambda n, tau, q, T, P, r: 128),
+    messages.Certificate: ("64 q + 32", lambda n, tau, q, T, P, r: 64 * q + 32),
+    messages.EpochRecord: (
         "n (1,408 [+ 64 T]) + T (P + n' + 16) + 64 q + 32",
         lambda n, tau, q, T, P, r: n * (_advertisement(T, r) + 32) + T * (P + n + 16) + 64 * q + 32,
     ),
 }
-ONE_WAY = (Survivors, SurvivorSignature, SurvivorSignatures, UnmaskShares)  # of the resilient mode alone
+ONE_WAY = (
+    messages.Survivors,
+    messages.SurvivorSignature,
+    messages.SurvivorSignatures,
+    messages.UnmaskShares,
+)  # of the resilient mode alone
 
 
 def modulus_bits(members: int, value_bits: int = 16) -> int:
@@ -290,28 +272,33 @@ def sample_sizes(mode: Mode, members: int, steps: int, coordinates: int) -> dict
     rows = bytes(steps * KEY_BYTES if resilient else 0)
     packed = packed_size(coordinates, modulus_bits(members))
     offer = charter.Offer(1, everybody, key)
-    advertisement = Advertisement(plan, members - 1, key, bytes(KEM_KEY_BYTES), key, key, rows, rows, signature)
-    seal = Seal(members - 1, bytes(KEM_CIPHERTEXT_BYTES), bytes(KEY_BYTES + 2 * len(rows) + 16), signature)
-    votes = tuple(SignedBy(member, signature) for member in everybody[: quorum(members, mode)])
-    signed = tuple(SignedBy(member, signature) for member in everybody[: default_threshold(members, 1)])
-    sums = (StepRecord(everybody, bytes(16)),) * steps
-    samples: tuple[tuple[ToClient | ToServer, int], ...] = (
-        (Invitation(offer), 0),
-        (advertisement, 0),
-        (Advertisements(plan, (advertisement,) * members), 0),
-        (Seals(plan, (seal,) * (members - 1)), 0),
-        (SealDelivery(plan, (seal,) * (members - 1)), 0),
-        (MaskedInput(plan, last, key, bytes(16), b""), packed),
-        (Survivors(plan, last, everybody), 0),
-        (SurvivorSignature(plan, last, signature), 0),
-        (SurvivorSignatures(plan, last, signed), 0),
-        (UnmaskShares(plan, last, bytes(KEY_BYTES * members)), 0),
-        (Published(plan, last, everybody, bytes(16)), packed),
-        (Vote(plan, key, signature), 0),
-        (Certificate(plan, votes), 0),
-        (EpochRecord(offer, (advertisement,) * members, bytes(KEY_BYTES * members), sums, votes), steps * packed),
+    advertisement = messages.Advertisement(
+        plan, members - 1, key, bytes(KEM_KEY_BYTES), key, key, rows, rows, signature
     )
-    sizes = {type(message): len(encode_message(message)) + frames for message, frames in samples}
+    seal = messages.Seal(members - 1, bytes(KEM_CIPHERTEXT_BYTES), bytes(KEY_BYTES + 2 * len(rows) + 16), signature)
+    votes = tuple(messages.SignedBy(member, signature) for member in everybody[: quorum(members, mode)])
+    signed = tuple(messages.SignedBy(member, signature) for member in everybody[: default_threshold(members, 1)])
+    sums = (messages.StepRecord(everybody, bytes(16)),) * steps
+    samples: tuple[tuple[messages.ToClient | messages.ToServer, int], ...] = (
+        (messages.Invitation(offer), 0),
+        (advertisement, 0),
+        (messages.Advertisements(plan, (advertisement,) * members), 0),
+        (messages.Seals(plan, (seal,) * (members - 1)), 0),
+        (messages.SealDelivery(plan, (seal,) * (members - 1)), 0),
+        (messages.MaskedInput(plan, last, key, bytes(16), b""), packed),
+        (messages.Survivors(plan, last, everybody), 0),
+        (messages.SurvivorSignature(plan, last, signature), 0),
+        (messages.SurvivorSignatures(plan, last, signed), 0),
+        (messages.UnmaskShares(plan, last, bytes(KEY_BYTES * members)), 0),
+        (messages.Published(plan, last, everybody, bytes(16)), packed),
+        (messages.Vote(plan, key, signature), 0),
+        (messages.Certificate(plan, votes), 0),
+        (
+            messages.EpochRecord(offer, (advertisement,) * members, bytes(KEY_BYTES * members), sums, votes),
+            steps * packed,
+        ),
+    )
+    sizes = {type(message): len(messages.encode_message(message)) + frames for message, frames in samples}
     return {kind: size for kind, size in sizes.items() if resilient or kind not in ONE_WAY}
 
 
@@ -327,8 +314,8 @@ def size_table(members: int = 12, steps: int = 12, coordinates: int = 100_000) -
     lines = []
     for mode in MODES:
         found = sizes[mode]
-        once = found[Advertisement] + found[Seals] + KEY_BYTES * members + found[Vote]
-        a_step = found[MaskedInput] + found.get(UnmaskShares, 0)
+        once = found[messages.Advertisement] + found[messages.Seals] + KEY_BYTES * members + found[messages.Vote]
+        a_step = found[messages.MaskedInput] + found.get(messages.UnmaskShares, 0)
         total = once + steps * a_step
         lines.append(
             f"- {mode}: {once:,} bytes once an epoch and {a_step:,} a step, {total:,} in all: "
@@ -392,7 +379,7 @@ def laboratory(mode: Mode, *, lost: bool, steps: int = 2) -> Federation:
     """
     federation = Federation(3 if mode == "lockstep" else 4, mode=mode, steps=steps, losses="allow")
     federation.set_up()
-    federation.step({(len(federation.clients) - 1, MaskedInput)} if lost else ())
+    federation.step({(len(federation.clients) - 1, messages.MaskedInput)} if lost else ())
     while federation.server.step is not None:
         federation.step()
     federation.finish()
@@ -414,17 +401,17 @@ def _client_states(mode: Mode) -> Table:
         one = msgspec.structs.replace(record, votes=record.votes[1:2])
         told.update(dict.fromkeys(item for item in federation.sent if not item.to_server and item.member == 0))
         for shown in (record, one):
-            told[Packet(0, False, EpochRecord, encode_message(shown), frames)] = None
+            told[Packet(0, False, messages.EpochRecord, messages.encode_message(shown), frames)] = None
     federation = runs[0]
     plan, offer = federation.plan.digest, federation.plan.offer
-    more: tuple[ToClient, ...] = (
-        Invitation(msgspec.structs.replace(offer, epoch=1)),
-        GivenUp(plan, "over"),
-        Refusal("policy", "", ""),
-        Welcome(federation.plan.protocol, 1.0, offer.head),
-        Farewell("over", True),
+    more: tuple[messages.ToClient, ...] = (
+        messages.Invitation(msgspec.structs.replace(offer, epoch=1)),
+        messages.GivenUp(plan, "over"),
+        messages.Refusal("policy", "", ""),
+        messages.Welcome(federation.plan.protocol, 1.0, offer.head),
+        messages.Farewell("over", True),
     )
-    told.update(dict.fromkeys(Packet(0, False, type(message), encode_message(message)) for message in more))
+    told.update(dict.fromkeys(Packet(0, False, type(message), messages.encode_message(message)) for message in more))
     moves: list[Move[ClientProtocol]] = [
         (item.kind.__name__, lambda client, item=item: client.receive(item.message, item.frames))  # type: ignore[misc]
         for item in told
@@ -461,7 +448,7 @@ def _server_states(mode: Mode) -> Table:
     sent = dict.fromkeys(item for item in federation.sent if item.to_server)
     if mode == "resilient":
         other = laboratory(mode, lost=True)
-        sent.update(dict.fromkeys(item for item in other.sent if item.to_server and item.kind is not Seals))
+        sent.update(dict.fromkeys(item for item in other.sent if item.to_server and item.kind is not messages.Seals))
     last, plan, (certified,) = len(federation.clients) - 1, federation.plan.digest, federation.certified
     record, frames = certified.kept
     own = msgspec.structs.replace(record, votes=record.votes[-1:])
@@ -474,9 +461,9 @@ def _server_states(mode: Mode) -> Table:
     moves += [
         ("Hello", lambda server: server.hello(last, hello)),
         ("Hello", lambda server: server.hello(last, msgspec.structs.replace(hello, plan=plan))),
-        ("Refusal", lambda server: server.receive(last, Refusal("policy", "", "", plan))),
-        ("Refusal", lambda server: server.receive(last, Refusal("policy", "", ""))),
-        ("Complaint", lambda server: server.receive(last, Complaint(plan, 0))),
+        ("Refusal", lambda server: server.receive(last, messages.Refusal("policy", "", "", plan))),
+        ("Refusal", lambda server: server.receive(last, messages.Refusal("policy", "", ""))),
+        ("Complaint", lambda server: server.receive(last, messages.Complaint(plan, 0))),
         ("EpochRecord", lambda server: server.receive(giver, own, frames)),
         ("EpochRecord", lambda server: server.receive(0, record, frames)),
         ("an epoch may begin", _open),
