@@ -20,7 +20,7 @@ from codream_clients.privacy.ledger import LedgerError
 from codream_protocols.course import Array, Publication, Task
 from codream_protocols.courses.codream import UPDATE
 from codream_protocols.courses.labels import LOGITS
-from codream_protocols.courses.metrics import COUNTS, METRICS
+from codream_protocols.courses.metrics import COUNTS, HELD, METRICS
 from codream_protocols.errors import VectorRefused
 from codream_protocols.ring import clipped_fraction
 from codream_protocols.specs import VectorSpec
@@ -66,7 +66,11 @@ class DreamLearner:
             VectorRefused: an unknown task.
         """
         if task.name == METRICS:
-            return metrics_values(self._participant.counts, tells=self._tells_accuracy)
+            values = metrics_values(self._participant.counts, tells=self._tells_accuracy)
+            if HELD[0] not in {block.name for block in spec.blocks}:
+                return values
+            held = zip(HELD, self._participant.held_counts, strict=True)  # asked by the charter, for the run's end
+            return {**values, **{name: np.array([count]) for name, count in held}}
         if task.name == UPDATE:
             return self._update(np.array(task.arrays["dreams"]), spec)  # torch wants a writable copy
         if task.name == LOGITS:

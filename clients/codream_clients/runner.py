@@ -545,7 +545,7 @@ class ClientRunner:
             raise AggregationFailed(
                 f"a federation given up ({visible(self._farewell.reason)})", "one that comes to its end"
             )
-        if self._protocol.certified < self._epochs:
+        if not self._protocol.history.over:
             raise AggregationFailed(
                 f"a farewell after {self._protocol.certified} of {self._epochs} certified epochs "
                 f"({visible(self._farewell.reason)})",

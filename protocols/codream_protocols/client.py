@@ -30,7 +30,7 @@ from typing import Any, Protocol, TypeVar
 from codream_protocols import chain as links
 from codream_protocols import hybrid, keyschedule
 from codream_protocols.advertisements import check_advertisement, check_distinct_keys, check_public_keys, check_shown
-from codream_protocols.charter import Charter, Offer, Plan, Policy, check_charter, derive_plan
+from codream_protocols.charter import Charter, Offer, Plan, Policy, check_charter
 from codream_protocols.course import Array, Course, Publication, Task
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.encoding import check_range, encode, integers
@@ -458,7 +458,7 @@ class ClientProtocol(HoldsHistory):
         self._rule_whole_blocks(offer.cohort)
         if self._member not in offer.cohort:
             raise CohortRefused("a cohort without this client", "one that includes it")
-        plan = derive_plan(self.charter, self._course, offer, self.certified)
+        plan = self.history.plan(offer)
         self._rule_policy(plan)
         self._rule_budget(plan.steps)
         self._rule_privacy_budget(plan.total_rho)
@@ -658,7 +658,7 @@ class ClientProtocol(HoldsHistory):
             raise WrongContext(f"a certificate of plan {message.plan.hex()[:16]}…", "the plan that was voted for")
         effects = self._certify(public, message.votes)
         # A server that has the last word must know that it was heard, before it ends.
-        return [*effects, Send(self.hello())] if self.certified >= self._course.epochs else effects
+        return [*effects, Send(self.hello())] if self.history.over else effects
 
     def _on_repeated(self, message: Published | SealDelivery, frames: tuple[bytes, ...]) -> list[Effect]:
         """A server that repeats what was answered has missed the vote."""

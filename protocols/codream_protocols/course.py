@@ -46,11 +46,14 @@ class Task:
 
 
 class Course(Protocol):
-    """See the module. Own courses need these methods and nothing else."""
+    """See the module. Own courses need these methods and nothing else.
+
+    A course may also have `over(publication) -> bool`: whether it ends early, after an epoch that published this.
+    """
 
     @property
     def epochs(self) -> int:
-        """How many epochs there are to certify."""
+        """How many epochs there are to certify, at most."""
 
     def specs(self, honest: int) -> tuple[VectorSpec, ...]:
         """The kinds of vector; where there is noise, `honest` shares of it are the whole."""
@@ -95,6 +98,12 @@ class Learner(Protocol):
 
     def learn(self, number: int, publication: Publication) -> None:
         """Learn from a certified epoch, the `number`-th; called once for each, in order, before the next step."""
+
+
+def is_over(course: Course, certified: int, publication: Publication | None) -> bool:
+    """Whether nothing follows after so many certified epochs, of which the newest has published this."""
+    ends = getattr(course, "over", None)
+    return certified >= course.epochs or (ends is not None and publication is not None and bool(ends(publication)))
 
 
 def canonical(arrays: Arrays) -> dict[str, Array]:

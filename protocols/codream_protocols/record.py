@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from codream_protocols import chain as links
 from codream_protocols.advertisements import check_advertisement, check_distinct_keys, check_shown, check_start_shares
-from codream_protocols.charter import Charter, Plan, derive_plan
-from codream_protocols.course import Array, Course, Publication, State, canonical
+from codream_protocols.charter import Charter, Offer, Plan, derive_plan
+from codream_protocols.course import Array, Course, Publication, State, canonical, is_over
 from codream_protocols.encoding import check_range, decode
 from codream_protocols.errors import (
     BadSignature,
@@ -185,6 +185,17 @@ class History:
         before = 0 if self._charter.predecessor is None else self._charter.predecessor.certified
         return before + len(self.heads) - 1
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing follows: all epochs of the course are certified, or it has ended early."""
+        return is_over(self._course, self.certified, self.publication)
+
+    def plan(self, offer: Offer) -> Plan:
+        """The plan of an epoch after this history; raises as `derive_plan`, and `WrongContext` after the end."""
+        if self.over and self.certified < self._course.epochs:
+            raise WrongContext(f"an epoch after {self.certified} certified ones", "none: the course has ended early")
+        return derive_plan(self._charter, self._course, offer, self.certified)
+
     def begin(self, plan: Plan, advertised: tuple[Advertisement, ...], start: bytes) -> Trajectory:
         """The public side of an epoch after this history; for the arguments see `Trajectory`."""
         return Trajectory(plan, self._course, self.publication, advertised, start)
@@ -199,7 +210,7 @@ class History:
         if record.offer.head != self.head:
             found, due = record.offer.head.hex()[:16], self.head.hex()[:16]
             raise WrongContext(f"a record after head {found}…", f"one after {due}…")
-        plan = derive_plan(self._charter, self._course, record.offer, self.certified)
+        plan = self.plan(record.offer)
         check_shown(plan, record.advertisements)
         check_distinct_keys(record.advertisements)
         check_start_shares(plan, record.advertisements, record.start)

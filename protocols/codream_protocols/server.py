@@ -30,7 +30,7 @@ from codream_protocols.advertisements import (
     check_public_keys,
     check_start_shares,
 )
-from codream_protocols.charter import Charter, Offer, Plan, check_charter, derive_plan
+from codream_protocols.charter import Charter, Offer, Plan, check_charter
 from codream_protocols.course import Array, Course, Publication, Sums
 from codream_protocols.errors import (
     CertificateRefused,
@@ -305,8 +305,8 @@ class ServerProtocol(HoldsHistory):
 
     @property
     def done(self) -> bool:
-        """Whether all epochs of the course are certified."""
-        return self.certified >= self.course.epochs
+        """Whether all epochs of the course are certified, or it has ended early."""
+        return self.history.over
 
     @property
     def plan(self) -> Plan | None:
@@ -472,7 +472,7 @@ class ServerProtocol(HoldsHistory):
         if self._epoch is not None or self.done:
             raise LocalProtocolError(f"open_epoch while {self.phase.value}", "while idle, before the last epoch")
         offer = Offer(self._number(), tuple(sorted(cohort)), self.head)
-        plan = derive_plan(self.charter, self.course, offer, self.certified)
+        plan = self.history.plan(offer)
         self._next_epoch, self._opened = offer.epoch + 1, self._opened + 1
         self._epoch, self.phase = _Epoch(plan), Phase.ADVERTISING
         return [EpochBegan(plan), *(SendTo(member, Invitation(offer)) for member in offer.cohort)]

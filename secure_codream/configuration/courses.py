@@ -16,7 +16,13 @@ from codream_protocols.courses.sums import Sums, SumsPrivacy
 from codream_protocols.settings import Settings, SettingsError, declared
 from codream_protocols.specs import Block
 from codream_protocols.starts import StartRule, start_rule
-from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FastTable, FederationConfig
+from secure_codream.configuration.federation import (
+    PARAMETER_COURSES,
+    AveragingTable,
+    FastTable,
+    FederationConfig,
+    learning_settings,
+)
 from secure_codream.configuration.own_code import load_named
 from secure_codream.configuration.reading import ConfigError
 
@@ -52,12 +58,16 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
     if permitted is not None:
         permissions.append(permitted)
     name = config.federation.course
+    _check_stop(config)
     try:
         if ":" in name:
             return _own_course(name, load_named(name, *permissions), config)
         if name == "codream":
             return CoDream(
-                config.dream_settings(), _start_rule(config.dreams.start, permissions), config.client_privacy
+                config.dream_settings(),
+                _start_rule(config.dreams.start, permissions),
+                config.client_privacy,
+                stop_after=config.federation.stop_after,
             )
         if config.client_privacy is not None and name != "sums":
             raise ConfigError(f"[client_privacy] with course {name!r}; 'codream' and 'sums' are allowed with it")
@@ -68,6 +78,22 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
         return course_class(name)(averaging_settings(config))  # type: ignore[no-any-return]
     except SettingsError as error:
         raise ConfigError(f"course {name!r}: {error}") from None
+
+
+def _check_stop(config: FederationConfig) -> None:
+    """An end by held-back figures needs some: of a course that asks for them, from clients that may tell them."""
+    stop, course = config.federation.stop_after, config.federation.course
+    if stop == 0 or ":" in course:  # an own course goes by its settings as it likes
+        return
+    lacking = {
+        f"course {course!r}; 'codream' is allowed with it": course != "codream",
+        "[privacy]; 0 is allowed, since figures without noise would be told": config.privacy is not None,
+        "[client_privacy]; 0 is allowed, since there are no metrics": config.client_privacy is not None,
+        "held_back = 0 in [learning]; a share above 0 is needed": learning_settings(config).held_back == 0,
+    }
+    for reason, found in lacking.items():
+        if found:
+            raise ConfigError(f"[federation] stop_after: found {stop} with {reason}")
 
 
 def _own_course(name: str, make: Any, config: FederationConfig) -> Course:

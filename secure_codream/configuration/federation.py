@@ -58,6 +58,14 @@ class FederationTable(Table):
     rounds: Annotated[
         int, Field(ge=1, le=100_000), doc("rounds, in each of which something is learnt; the course sums has one")
     ] = 4
+    stop_after: Annotated[
+        int,
+        Field(ge=0, le=100_000),
+        doc(
+            "of the course codream: the run ends once the sum of the held-back images that clients get right has not "
+            "risen for so many rounds; 0 never"
+        ),
+    ] = 0
     seed: Annotated[int, Field(ge=0, lt=1 << 32), doc("of the adaptive student, which all parties train alike")] = 0
 
     @field_validator("course")

@@ -286,7 +286,7 @@ def run_client(
             log=log,
         )
         try:
-            if protocol.certified >= agreed.course.epochs:
+            if protocol.history.over:
                 prepare()  # all that there was to do is certified; what was missed is learnt now
                 log.info("over", epochs=protocol.certified)
             else:

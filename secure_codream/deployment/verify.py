@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from codream_protocols.charter import Charter, successor_of
-from codream_protocols.course import Course
+from codream_protocols.course import Course, is_over
 from codream_protocols.errors import ProtocolError, RosterRefused
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, SignedRoster, read_roster
 from codream_protocols.membership import Acceptance, CharterSignature
@@ -109,7 +109,7 @@ def verify_record(
     signed, accepted = _said(folder, charter, roster)
     files = sorted(folder.glob("epoch-*.record"))
     first = 0 if charter.predecessor is None else charter.predecessor.certified
-    head = charter.first_head
+    head, planned = charter.first_head, course.epochs
     votes: list[int] = []
     begun: list[Path] = []
 
@@ -123,8 +123,10 @@ def verify_record(
             yield kept
 
     try:
-        for _, after, _ in certified_epochs(charter, roster, course, records()):
+        for certified, after, epoch in certified_epochs(charter, roster, course, records()):
             head = after
+            if is_over(course, certified, epoch.publication()):
+                planned = certified
     except (ProtocolError, OSError) as error:
         hint = "; or charter.json was changed" if len(begun) == 1 else ""
         raise RecordRefused(f"{begun[-1]}: damaged or altered: {error}{hint}") from error
@@ -136,7 +138,7 @@ def verify_record(
         epochs=len(files),
         votes=tuple(votes),
         head=head.hex(),
-        planned=course.epochs,
+        planned=planned,
         earlier=first,
         follows="" if charter.predecessor is None else charter.predecessor.charter.hex(),
         followed_head="" if charter.predecessor is None else charter.predecessor.head.hex(),

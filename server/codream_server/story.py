@@ -88,7 +88,10 @@ class Story:
         """All epochs are certified."""
         protocol = self._protocol
         self._events.say(
-            "federation_finished", rounds=rounds_of(protocol), epochs=protocol.certified, head=protocol.head.hex()
+            "federation_finished",
+            rounds=min(rounds_of(protocol), protocol.certified),
+            epochs=protocol.certified,
+            head=protocol.head.hex(),
         )
 
     def epoch_began(self, began: EpochBegan) -> None:

@@ -213,6 +213,15 @@ class Participant:
         return correct, tested, train_correct, trained
 
     @property
+    def held_counts(self) -> tuple[int, int]:
+        """Of the images that are held back, how many the model as it is gets right, of how many; 0 of 0 without any."""
+        found = self._metrics
+        if found is None or not found.held_back:
+            return 0, 0
+        share = found.best_accuracy if found.rolled_back else found.held_accuracy
+        return round((share or 0.0) * found.judged_by), found.judged_by
+
+    @property
     def judge(self) -> Judge | None:
         """What judges its rounds."""
         return self._judge

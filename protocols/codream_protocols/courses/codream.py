@@ -149,14 +149,28 @@ class CoDream(Rounds):
         settings: of the dreams.
         start_rule: makes the start images: (seed, B, (C, H, W)) -> float32 (B, C, H, W).
         privacy: client-level noise; None for none.
+        stop_after: the run ends once the sum of the held-back images that clients get right has not risen for so many
+            rounds, after the epoch whose metrics say so; 0 never. State and publication then have `held` int64 (2,):
+            the most so far, and for how many epochs it has not been exceeded.
     """
 
-    def __init__(self, settings: DreamSettings, start_rule: StartRule, privacy: ClientPrivacy | None = None) -> None:
+    def __init__(
+        self,
+        settings: DreamSettings,
+        start_rule: StartRule,
+        privacy: ClientPrivacy | None = None,
+        *,
+        stop_after: int = 0,
+    ) -> None:
+        if stop_after and privacy is not None:
+            raise SettingsError(
+                f"stop_after is {stop_after} with client-level privacy; 0 is allowed: it has no metrics"
+            )
         half = settings.steps // 2
         middle = (LOGITS,) if settings.half_way else ()
         updates = (UPDATE,) * half + middle + (UPDATE,) * (settings.steps - half)
-        super().__init__(settings.rounds, (*updates, LOGITS), metrics=privacy is None)
-        self.settings, self.privacy, self._start_rule = settings, privacy, start_rule
+        super().__init__(settings.rounds, (*updates, LOGITS), metrics=privacy is None, held=stop_after > 0)
+        self.settings, self.privacy, self._start_rule, self._stop_after = settings, privacy, start_rule, stop_after
 
     @property
     def noise_multiplier(self) -> float:
@@ -172,24 +186,42 @@ class CoDream(Rounds):
         Raises:
             LocalProtocolError: start images of another type or shape, or that are not finite.
         """
+        held = self._held_so_far(last)
         if self._closes(certified):
-            return {}
+            return held
         settings = self.settings
         images = self._start_rule(seed, settings.batch, settings.shape)
         images = check_start(images, settings.batch, settings.shape)
         kept = OPTIMISERS[settings.optimiser].fresh(images.shape)
-        return {"dreams": bounded(images, settings.pixel_bound), **kept}
+        return {"dreams": bounded(images, settings.pixel_bound), **kept, **held}
 
     def publication(self, state: State) -> Publication:
         """See `Course`."""
+        held = {name: state[name] for name in ("held",) if name in state}
         if "soft_labels" not in state:
-            return {}
+            return held
         parts = [("half_dreams", "half_soft_labels")] if self.settings.half_way else []
         parts.append(("dreams", "soft_labels"))
         return {
             "dreams": np.concatenate([state[dreams] for dreams, _ in parts]),
             "soft_labels": np.concatenate([state[labels] for _, labels in parts]),
+            **held,
         }
+
+    def over(self, publication: Publication) -> bool:
+        """Whether the sum of held-back figures has not risen for `stop_after` rounds."""
+        return self._stop_after > 0 and int(publication["held"][1]) >= self._stop_after
+
+    def _held_so_far(self, last: Publication | None) -> State:
+        if not self._stop_after:
+            return {}
+        return {"held": np.array([-1, 0]) if last is None else last["held"]}
+
+    def _measured(self, state: State, sums: Sums) -> State:
+        if not self._stop_after:
+            return state
+        found, (most, since) = int(sums["held_correct"][0]), state["held"].tolist()
+        return {**state, "held": np.array([found, 0] if found > most else [most, since + 1])}
 
     def _spec(self, name: str, honest: int) -> VectorSpec:
         settings, privacy = self.settings, self.privacy

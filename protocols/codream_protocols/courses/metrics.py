@@ -10,13 +10,16 @@ from codream_protocols.course import Sums
 from codream_protocols.specs import MAX_COUNT, Block, VectorSpec
 
 METRICS = "metrics"
+HELD = ("held_correct", "held")
+"""Images that clients hold back from training and get right, of how many; where the charter ends the run by them."""
 COUNTS = ("correct", "tested", "train_correct", "trained")
 """Test images that the model gets right, of how many; images of its own training likewise."""
 
 
-def metrics_spec() -> VectorSpec:
-    """One exact sum for each of `COUNTS`."""
-    return VectorSpec(METRICS, tuple(Block(name, 1, MAX_COUNT, "count") for name in COUNTS))
+def metrics_spec(*, held: bool = False) -> VectorSpec:
+    """One exact sum for each of `COUNTS`, and with `held` of `HELD`."""
+    names = (*COUNTS, *HELD) if held else COUNTS
+    return VectorSpec(METRICS, tuple(Block(name, 1, MAX_COUNT, "count") for name in names))
 
 
 def metrics_figures(sums: Sums) -> dict[str, float | int | None]:

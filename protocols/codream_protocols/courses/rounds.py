@@ -22,10 +22,11 @@ class Rounds(ABC):
         rounds: how many.
         steps: the task of each step of a round, metrics apart.
         metrics: whether there are metrics at all; not where everything that is sent must be noised.
+        held: whether clients also count images that they hold back.
     """
 
-    def __init__(self, rounds: int, steps: tuple[str, ...], *, metrics: bool = True) -> None:
-        self._rounds, self._metrics = rounds, metrics
+    def __init__(self, rounds: int, steps: tuple[str, ...], *, metrics: bool = True, held: bool = False) -> None:
+        self._rounds, self._metrics, self._held = rounds, metrics, held
         self._steps = (METRICS, *steps) if metrics else steps
         self._kinds = tuple(dict.fromkeys(self._steps))
 
@@ -36,7 +37,8 @@ class Rounds(ABC):
 
     def specs(self, honest: int) -> tuple[VectorSpec, ...]:
         """See `Course`: the kinds that are asked for, in the order in which they first come."""
-        return tuple(metrics_spec() if name == METRICS else self._spec(name, honest) for name in self._kinds)
+        metrics = metrics_spec(held=self._held)
+        return tuple(metrics if name == METRICS else self._spec(name, honest) for name in self._kinds)
 
     def schedule(self, certified: int) -> tuple[int, ...]:
         """See `Course`: metrics and the round's steps; after the last round, metrics alone."""
@@ -49,9 +51,9 @@ class Rounds(ABC):
         return Task(name, {} if name == METRICS else self._shown(state))
 
     def absorb(self, state: State, step: int, sums: Sums, count: int) -> State:
-        """See `Course`; metrics leave the state as it is."""
+        """See `Course`."""
         name = self._steps[step]
-        return state if name == METRICS else self._absorbed(name, state, step, sums, count)
+        return self._measured(state, sums) if name == METRICS else self._absorbed(name, state, step, sums, count)
 
     def figures(self, task: str, sums: Sums, count: int) -> Figures:
         """What people may see of a sum: means, for the screen and the log; they decide nothing.
@@ -79,6 +81,10 @@ class Rounds(ABC):
 
     @abstractmethod
     def _absorbed(self, name: str, state: State, step: int, sums: Sums, count: int) -> State: ...
+
+    def _measured(self, state: State, sums: Sums) -> State:
+        """The state after metrics: as it was, unless a course goes by them."""
+        return state
 
     def _figures(self, task: str, sums: Sums) -> Figures:
         return {}
