@@ -108,7 +108,7 @@ def run(data: LabelledImages, classes: int, seed: int, *, guarded: bool) -> list
 def _error(first: dict[str, Any]) -> float:
     images = first["judged_by"] if first["held_back"] else LEAST_IMAGES // 10
     share = first["held_accuracy"] if first["held_back"] else first["accuracy"]
-    return Score(round(share * images), images, 0.0, 0.0).standard_error
+    return Score(round(share * images), images, 0.0, 0.0, 0.0).standard_error
 
 
 def table(records: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from enum import StrEnum
 from importlib import metadata
@@ -16,6 +17,7 @@ import typer
 from codream_clients.journal import JournalBusy, JournalMismatch
 from codream_protocols.charter import default_threshold
 from codream_protocols.errors import BadSignature, NotAccepted, ProtocolError, RosterRefused, UnknownIdentity
+from codream_protocols.membership import fingerprint
 from codream_server.record_folder import RecordFolderBusy
 from secure_codream.check_commands import check, threats
 from secure_codream.command_parts import Json, Out, console, fail, say, say_failure
@@ -201,7 +203,7 @@ def provision(
 
     Where sites make their own keys: `keygen`, `join-request`, `roster`, `charter`.
     """
-    from secure_codream.deployment.exposure import exposures
+    from secure_codream.deployment.exposure import agreed_names, exposures
     from secure_codream.deployment.provision import provision as make
 
     pairs = [text.partition("=") for text in client]
@@ -217,13 +219,9 @@ def provision(
     screen = console()
     screen.print(f"Roster {roster.hash.hex()[:16]}… of {len(roster.members)} clients, serial {serial}.")
     federation = read_federation(config)
-    for line in exposures(federation, roster):
+    for line in [*exposures(federation, roster), *agreed_names(federation)]:
         say(screen, line)
     course = federation.federation.course
-    if course != "sums" and federation.task.class_names is None:
-        say(
-            screen, "[task] has no class_names: a client whose images name their classes will not take part without it."
-        )
     if course in PARAMETER_COURSES:
         model = (federation.averaging or AveragingTable()).model
         screen.print(f"Course {course}: everybody trains {model}, the model of [averaging], and no client its own.")
@@ -336,7 +334,8 @@ def verify(
         Path, typer.Argument(exists=True, file_okay=False, help="A record, a journal, or a run's or party's folder.")
     ],
     administrator: Annotated[
-        str | None, typer.Option(help="Public key that must have signed the roster, 64 hexadecimal digits.")
+        str | None,
+        typer.Option(help="Who must have signed the roster: a fingerprint, as it is read out, or a public key."),
     ] = None,
     code: Annotated[
         list[str] | None,
@@ -356,11 +355,20 @@ def verify(
 
     from secure_codream.deployment.verify import RecordRefused, successor_table, verify_history
 
-    key = None if administrator is None else _key(administrator)
+    if administrator is not None and not re.fullmatch(r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}", _digits(administrator)):
+        raise typer.BadParameter(
+            f"found {administrator!r}; 40 hexadecimal digits of a fingerprint, or 64 of a key, are needed",
+            param_hint="--administrator",
+        )
+    digits = "" if administrator is None else _digits(administrator).lower()
+    key = bytes.fromhex(digits) if len(digits) == 64 else None
     try:
         verified, *before = verify_history(record, administrator=key, permitted=_permitted(code or []))
     except RecordRefused as error:
         fail(str(error), 1)
+    signer = fingerprint(bytes.fromhex(verified.administrator))
+    if key is None and digits not in ("", _digits(signer)):
+        fail(f"{record}: found a roster.json of the administrator {signer}; {administrator}'s is needed", 1)
     if json:
         typer.echo(dumps({**asdict(verified), "before": [asdict(one) for one in before]}, indent=2))
         return
@@ -371,8 +379,8 @@ def verify(
     names = ", ".join(verified.members)
     say(screen, f"Federation {verified.federation}, charter {verified.charter}")
     say(screen, f"Members: {names}")
-    known = "which is the key given" if administrator else "compare it with the administrator's"
-    screen.print(f"Roster signed by {verified.administrator}; {known}.", soft_wrap=True)
+    known = "as given" if administrator else "compare it with what the administrator reads out"
+    say(screen, f"Roster signed by the administrator with the fingerprint {signer}; {known}.")
     say(
         screen,
         f"Charter {'signed' if verified.signed else 'not signed'} by the administrator. {_acceptances(verified)}",
@@ -392,6 +400,11 @@ def verify(
     screen.print("Compare the head with a member's: whoever has the same one has the same history.", soft_wrap=True)
 
 
+def _digits(text: str) -> str:
+    """A fingerprint, however people group it."""
+    return "".join(text.split()).replace("-", "")
+
+
 def _acceptances(verified: Verified) -> str:
     missing = ", ".join(name for name in verified.members if name not in verified.accepted)
     if not missing:
@@ -404,16 +417,6 @@ def _permitted(code: list[str]) -> dict[str, str]:
     if any(not (name and found) for name, _, found in pairs):
         raise typer.BadParameter(f"found {code}; MODULE:NAME=SHA256 is needed", param_hint="--code")
     return {name: found for name, _, found in pairs}
-
-
-def _key(text: str) -> bytes:
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise typer.BadParameter("64 hexadecimal digits are needed", param_hint="--administrator")
-    return key
 
 
 # in the order of the help

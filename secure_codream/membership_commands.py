@@ -316,7 +316,7 @@ def charter(
 ) -> None:
     """Sign the charter: all settings of config.toml, for the newest roster. Its folder is handed to every party."""
     from secure_codream.deployment.charter import following, sign
-    from secure_codream.deployment.exposure import exposures
+    from secure_codream.deployment.exposure import agreed_names, exposures
     from secure_codream.deployment.verify import RecordRefused
 
     federation = read_federation(config)
@@ -329,7 +329,7 @@ def charter(
     out, found, federation = sign(folder, signer, federation)
     screen = console()
     _tell_settings(federation, found)
-    for line in exposures(federation, found):
+    for line in [*exposures(federation, found), *agreed_names(federation)]:
         say(screen, line)
     say(screen, f"Hand out to every party: {out} ({ROSTER}, {CHARTER}, charter.signature). Nothing in it is secret.")
     say(screen, f"Fingerprint, to read out to every site: {fingerprint(signer.public)}")

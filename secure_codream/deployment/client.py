@@ -180,10 +180,11 @@ def run_client(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    passphrase = Passphrase()  # before own code of the charter is run, which would find it in the environment
     agreed = read_agreed(folder)
     client, federation, roster, charter = agreed.client, agreed.federation, agreed.roster, agreed.charter
     member = roster.number_of(client.name)
-    transport_secret, signer = own_keys(folder, roster, client.name, Passphrase())
+    transport_secret, signer = own_keys(folder, roster, client.name, passphrase)
     assert signer is not None  # noqa: S101 - a client's
     answered = BlocksAnswered(folder / "answered.json")
     cut = answered.check(
@@ -388,8 +389,8 @@ def _judged_by(judge: Judge | None) -> dict[str, Any]:
 
 def _fall(metrics: Metrics, round: int) -> dict[str, Any]:
     """What the log says of a round that left a worse model."""
-    names = ("judged_by", "held_back", "held_accuracy", "best_accuracy", "best_round", "rolled_back")
-    return {"round": round, **{name: getattr(metrics, name) for name in names}}
+    names = ("judged_by", "held_back", "held_accuracy", "held_recall", "best_accuracy", "best_recall", "best_round")
+    return {"rolled_back": metrics.rolled_back, "round": round, **{name: getattr(metrics, name) for name in names}}
 
 
 def _with_spent(memory: Memory, spent_rho: float) -> Memory:

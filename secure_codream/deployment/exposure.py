@@ -10,6 +10,13 @@ from codream_protocols.identity import Roster
 from secure_codream.configuration.federation import FederationConfig
 
 
+def agreed_names(config: FederationConfig) -> list[str]:
+    """What is to be said of the classes' names, to whoever signs the settings: nothing, where all is well."""
+    if config.federation.course == "sums" or config.task.class_names is not None:
+        return []
+    return ["[task] has no class_names: a client whose images name their classes will not take part without it."]
+
+
 def exposures(config: FederationConfig, roster: Roster) -> list[str]:
     """One line a fact: the mode, the blocks, and what losses would show."""
     charter = config.charter(roster)

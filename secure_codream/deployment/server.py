@@ -68,8 +68,9 @@ def run_server(
         ConfigError, KeyFileError, RosterRefused, BadSignature, RecordFolderRefused: as their names say.
         RecordFolderBusy: another process serves from this folder.
     """
+    passphrase = Passphrase()  # before any code of the charter is run
     roster, config = load_roster(folder), read_federation(folder / "config.toml")
-    transport_secret, _ = own_keys(folder, roster, None, Passphrase())
+    transport_secret, _ = own_keys(folder, roster, None, passphrase)
     check_accepted(folder, config, roster, None)
     charter, course = config.charter(roster), make_course(config)
     timing = config.timing

@@ -1,7 +1,8 @@
 """A passphrase, and a private key under it: scrypt (RFC 7914), then ChaCha20-Poly1305 (RFC 8439), both the library's.
 
-A passphrase comes from a file, an environment variable or the terminal, never from an option, which everybody on the
-machine could read. The variable is taken out of the environment before anything is started that would inherit it.
+A passphrase comes from a file that its owner alone may read, an environment variable or the terminal, never from an
+option, which everybody on the machine could read. The variable is taken out of the environment as soon as there is a
+`Passphrase`, which is before any code of others is run or started; what Linux shows of it in `/proc` stays.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import getpass
 import os
 import secrets
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,12 +41,13 @@ class Sealed(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Passphrase:
-    """A person's passphrase, asked for when it is first needed, and once."""
+    """A person's passphrase, asked for when it is first needed, and once; out of the environment at once."""
 
-    __slots__ = ("_secret",)
+    __slots__ = ("_secret", "_variable")
 
     def __init__(self) -> None:
         self._secret: bytes | None = None
+        self._variable = os.environ.pop(VARIABLE, "")
 
     def get(self, *, twice: bool = False) -> bytes:
         """The passphrase.
@@ -56,7 +59,8 @@ class Passphrase:
             PassphraseError: there is none, it is too short or too long, or was said in two ways.
         """
         if self._secret is None:
-            self._secret = _checked(_given() or _asked(twice))
+            self._secret = _checked(_of_file() or self._variable or _asked(twice))
+            self._variable = ""
         return self._secret
 
     def __repr__(self) -> str:
@@ -94,16 +98,19 @@ def _stretched(passphrase: bytes, salt: bytes) -> bytes:
     return Scrypt(salt=salt, length=32, n=_COST, r=_BLOCK, p=_LANES).derive(passphrase)
 
 
-def _given() -> str:
+def _of_file() -> str:
     path = os.environ.get(FILE)
-    if path:
-        with Path(path).open("rb") as file:
-            content = file.read(MOST_BYTES + 2)
-        try:
-            return content.decode().removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError:
-            raise PassphraseError(f"{path}: found no UTF-8 text; a passphrase on one line is needed") from None
-    return os.environ.pop(VARIABLE, "")
+    if not path:
+        return ""
+    with Path(path).open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & 0o077:
+            raise PassphraseError(f"{path}: found mode {mode:04o}; 0600 is needed; run: chmod 600 {path}")
+        content = file.read(MOST_BYTES + 2)
+    try:
+        return content.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise PassphraseError(f"{path}: found no UTF-8 text; a passphrase on one line is needed") from None
 
 
 def _asked(twice: bool) -> str:

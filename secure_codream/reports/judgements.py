@@ -25,13 +25,14 @@ def fall_line(event: Mapping[str, Any]) -> str:
     """A round that left a worse model, from the event `worse` of its log."""
     images = f"{event['judged_by']} {'held-back' if event['held_back'] else 'own'} images"
     fall = f"{event['best_accuracy']:.2f} to {event['held_accuracy']:.2f}"
+    by_class = f"{event['best_recall']:.2f} to {event['held_recall']:.2f} in the mean over the classes"
     best = "the warm-up" if event["best_round"] == 0 else f"round {event['best_round']}"
     after = (
         f"the weights of {best} are kept"
         if event["rolled_back"]
         else f"best.safetensors has the weights of {best}; the model that takes part stays as it is"
     )
-    return f"round {event['round']} made the model worse on {images} ({fall}): {after}"
+    return f"round {event['round']} made the model worse on {images} ({fall}; {by_class}): {after}"
 
 
 def rolled_back_note(rounds: Mapping[str, Sequence[int]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,13 +144,37 @@ def test_passphrase_comes_from_a_file_and_without_one_it_is_said_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "said").write_text(CANARY + "\n")
+    (tmp_path / "said").chmod(0o600)
     (tmp_path / keys.IDENTITY).write_bytes(seal(KEY, CANARY.encode(), keys.IDENTITY))
     (tmp_path / keys.IDENTITY).chmod(0o600)
     monkeypatch.setenv(FILE, str(tmp_path / "said"))
     assert read_private_key(tmp_path / keys.IDENTITY) == KEY
+    (tmp_path / "said").chmod(0o640)
+    with pytest.raises(KeyFileError, match="found mode 0640; 0600 is needed"):
+        read_private_key(tmp_path / keys.IDENTITY)
     monkeypatch.delenv(FILE)
     with pytest.raises(KeyFileError, match=r"no terminal to ask.*SECURE_CODREAM_PASSPHRASE_FILE"):
         read_private_key(tmp_path / keys.IDENTITY)
+
+
+@pytest.mark.parametrize("run", [run_client, run_server])
+def test_passphrase_is_out_of_the_environment_before_any_code_of_the_charter_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[[Path], None]
+) -> None:
+    """A charter's own module is imported as the course is made: it found the passphrase of sealed keys."""
+    seen: list[bool] = []
+
+    def load(folder: Path, **options: int) -> None:  # what comes before a course is made
+        seen.append(VARIABLE in os.environ)
+        raise NotADirectoryError
+
+    monkeypatch.setenv(VARIABLE, CANARY)
+    monkeypatch.setenv(FILE, str(tmp_path / "said"))
+    monkeypatch.setattr(sys.modules[run.__module__], "load_roster", load)
+    (tmp_path / "client.toml").write_text('name = "a"\nmodel = "cnn2"\n')
+    with pytest.raises(NotADirectoryError):
+        run(tmp_path)
+    assert seen == [False]
 
 
 @pytest.mark.parametrize("text", ["short", "x" * 2000])

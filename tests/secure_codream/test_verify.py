@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from codream_protocols.identity import SignedRoster, Signer, sign_roster
+from codream_protocols.membership import fingerprint
 from secure_codream import cli
 from secure_codream.deployment.verify import RecordRefused, Verified, find_record, verify_record
 from tests.secure_codream.small import ADMINISTRATOR, SUMS, SmallFederation, codream, config_of, record_of
@@ -210,8 +211,13 @@ def test_command_ends_with_0_and_shows_what_to_compare(finished: tuple[SmallFede
     federation, folder = finished
     code, out, _ = command(folder.parent.parent)
     assert code == 0
-    for found in (federation.server.head.hex(), ADMINISTRATOR.public.hex(), "client-2", "3 of 3 epochs verified"):
-        assert found in out
+    for found in (
+        federation.server.head.hex(),
+        fingerprint(ADMINISTRATOR.public),
+        "client-2",
+        "3 of 3 epochs verified",
+    ):
+        assert found in " ".join(out.split())
 
 
 def test_command_ends_with_1_and_names_the_file(record: Path) -> None:
@@ -235,6 +241,11 @@ def test_command_takes_the_administrators_key(finished: tuple[SmallFederation, P
     assert command(folder, "--administrator", ADMINISTRATOR.public.hex())[0] == 0
     code, _, err = command(folder, "--administrator", "ab" * 32)
     assert code == 1 and "roster.json" in "".join(err.split())
+    read_out = fingerprint(ADMINISTRATOR.public)
+    code, out, _ = command(folder, "--administrator", read_out)
+    assert code == 0 and read_out in " ".join(out.split())
+    code, _, err = command(folder, "--administrator", fingerprint(b"k" * 32))
+    assert code == 1 and read_out in " ".join(err.split())
     assert command(folder, "--administrator", "ab")[0] == 2
     assert command(tmp_path / "nowhere")[0] == 2
     assert command(tmp_path)[0] == 1

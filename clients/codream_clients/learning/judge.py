@@ -1,10 +1,11 @@
 """A judge of one client's model: its own images that were not trained on, asked after the warm-up and each round.
 
 Distillation can fail (a rate, labels that are wrong for this client), and a round must not take in silence what the
-client had. So the judge keeps the best weights so far. A model that gets fewer held-back images right than those did,
-by more than one standard error of that share, is worse than they are: with fewer it may be chance, and a client that
-turned back at each small fall would hardly learn from the others. The comparison is with the best of all rounds, so
-that small falls do not add up.
+client had. So the judge keeps the best weights so far. A model is worse where fewer held-back images are right than
+were, by more than one standard error of that share: with less it may be chance, and a client that turned back at each
+small fall would hardly learn from the others. The same goes for the mean over the classes, since a model that gives a
+rare class up loses few images by it. The comparison is with the most of all rounds that were not worse, so that small
+falls do not add up; the best has the highest mean of both.
 
 A client with too few images to hold some back is judged by those that it trains on, and they can only tell of a
 collapse: of what the best weights had beyond a guess, in the mean over its classes, less than half is left.
@@ -15,9 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
@@ -34,12 +37,14 @@ class Score:
         correct: how many it gets right.
         images: of how many.
         recall: mean over the classes that there are of the share of each that it gets right.
-        loss: mean cross-entropy in nats; decides where counts tie.
+        recall_error: the standard error of that.
+        loss: mean cross-entropy in nats; decides where all else ties.
     """
 
     correct: int
     images: int
     recall: float
+    recall_error: float
     loss: float
 
     @property
@@ -50,8 +55,12 @@ class Score:
     @property
     def standard_error(self) -> float:
         """Of the accuracy; with one more image right and one wrong (Laplace), so that it is 0 for none."""
-        share = (self.correct + 1) / (self.images + 2)
-        return math.sqrt(share * (1 - share) / self.images)
+        return math.sqrt(float(_variance(np.array(self.correct), np.array(self.images))))
+
+    @property
+    def value(self) -> tuple[float, float]:
+        """What the best has most of."""
+        return (self.accuracy + self.recall) / 2, -self.loss
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Verdict:
         score: the model's.
         best: the best one's, this model's with the others.
         best_round: of which round that is; 0 is the warm-up.
-        worse: whether the model is worse than the best weights before it.
+        worse: whether the model is worse than what there was before it.
     """
 
     score: Score
@@ -85,6 +94,7 @@ class Judge:
         self._images, self._device = images, device
         self._classes = int(np.count_nonzero(images.class_counts))
         self._best: Score | None = None
+        self._accuracy = self._recall = 0.0  # less than this is worse
         self._weights: Weights = {}
         self._round = 0
 
@@ -107,7 +117,10 @@ class Judge:
         """Judge a model as it stands after a round; weights that are the best so far are kept."""
         score = self._score(model)
         worse = self._best is not None and self._worse(score, self._best)
-        if self._best is None or (score.correct, -score.loss) > (self._best.correct, -self._best.loss):
+        if not worse:
+            self._accuracy = max(self._accuracy, score.accuracy - score.standard_error)
+            self._recall = max(self._recall, score.recall - score.recall_error)
+        if self._best is None or (score.value > self._best.value and not worse):
             self._best, self._round = score, round
             self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         return Verdict(score, self._best, self._round, worse)
@@ -118,7 +131,7 @@ class Judge:
 
     def _worse(self, score: Score, best: Score) -> bool:
         if self.held_back:
-            return score.accuracy < best.accuracy - best.standard_error
+            return score.accuracy < self._accuracy or score.recall < self._recall
         guess = 1 / self._classes if self._classes > 1 else 0.0
         return best.recall > guess and score.recall - guess < (best.recall - guess) / 2
 
@@ -131,5 +144,19 @@ class Judge:
         top = logits.max(axis=1)
         losses = top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - logits[np.arange(len(labels)), labels]
         counts = self._images.class_counts
-        recalls = np.bincount(labels[right], minlength=len(counts))[counts > 0] / counts[counts > 0]
-        return Score(int(right.sum()), len(labels), float(recalls.mean()), float(losses.mean()))
+        there = counts > 0
+        found, counts = np.bincount(labels[right], minlength=len(counts))[there], counts[there]
+        return Score(
+            correct=int(right.sum()),
+            images=len(labels),
+            recall=float((found / counts).mean()),
+            recall_error=float(np.sqrt(_variance(found, counts).sum()) / len(counts)),
+            loss=float(losses.mean()),
+        )
+
+
+def _variance(right: NDArray[np.integer[Any]], images: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Of a share of images that are right; with one more right and one wrong (Laplace), so that it is 0 for none."""
+    share = (right + 1) / (images + 2)
+    variance: NDArray[np.float64] = share * (1 - share) / images
+    return variance

@@ -63,9 +63,10 @@ class Metrics:
     `distil_loss` is the last epoch's mean, in nats times T^2 (0 after the warm-up and in rounds without distillation).
 
     Of its judge (`judge.Judge`; None and False without one): `judged_by` is how many images judge, `held_accuracy` how
-    many of them were right after this round's training, `best_accuracy` the best of that so far, which the weights of
-    `best_round` have (0: warm-up). `worse` says that the round left a model that is worse than those, `rolled_back`
-    that the model has their weights again; the other figures are then theirs. `held_back` is False where the images
+    many of them were right after this round's training, `held_recall` the mean of that over the classes, and
+    `best_accuracy` and `best_recall` those of the best weights so far, of `best_round` (0: warm-up). `worse` says that
+    the round left a model that is worse, `rolled_back` that it has the best weights again; the other figures are then
+    theirs. `held_back` is False where the images
     that judge were trained on, for want of more.
     """
 
@@ -76,7 +77,9 @@ class Metrics:
     judged_by: int = 0
     held_back: bool = False
     held_accuracy: float | None = None
+    held_recall: float | None = None
     best_accuracy: float | None = None
+    best_recall: float | None = None
     best_round: int | None = None
     worse: bool = False
     rolled_back: bool = False
@@ -103,7 +106,9 @@ def measured(
         judged_by=0 if judge is None else judge.images,
         held_back=judge is not None and judge.held_back,
         held_accuracy=None if verdict is None else verdict.score.accuracy,
+        held_recall=None if verdict is None else verdict.score.recall,
         best_accuracy=None if verdict is None else verdict.best.accuracy,
+        best_recall=None if verdict is None else verdict.best.recall,
         best_round=None if verdict is None else verdict.best_round,
         worse=verdict is not None and verdict.worse,
         rolled_back=rolled_back,
