@@ -50,5 +50,8 @@ def read_charter(data: bytes, roster: Roster) -> tuple[FederationConfig, Charter
         reason = str(error).splitlines()[0][:160] if isinstance(error, ConfigError) else type(error).__name__
         raise MalformedMessage(f"a charter that cannot be read ({reason})", "the file that the server wrote") from None
     if not same:
-        raise MalformedMessage("a charter in another form than is written", "the file that the server wrote")
+        raise MalformedMessage(
+            "a charter that this version would write otherwise",
+            "the file as it was written, read by the version that did",
+        )
     return config, config.charter(roster)
