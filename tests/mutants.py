@@ -403,6 +403,58 @@ MUTANTS = (
         "tests/clients/test_private_training.py",
         finding="T1",
     ),
+    # What a run rests on besides: its end, its beginning, and what a person is told of it.
+    text(
+        "nothing follows an early end",
+        P + "record.py",
+        "if self.over and self.certified < self._course.epochs:",
+        "if False:",
+        "tests/clients/test_early_end.py",
+    ),
+    text(
+        "colluders cannot say that epochs were opened",
+        P + "server.py",
+        "return claims[colluders] if len(claims) > colluders else 0",
+        "return max(claims, default=0)",
+        "tests/server/test_first_start.py",
+    ),
+    text(
+        "whatever a learner raises is a failure",
+        C + "runner.py",
+        "    except BaseException as error:\n        return Raised(error)",
+        "    except Exception as error:\n        return Raised(error)",
+        "tests/clients/test_failures.py",
+    ),
+    text(
+        "a rare class that is given up is seen",
+        C + "learning/judge.py",
+        "score.accuracy < self._accuracy or score.recall < self._recall",
+        "score.accuracy < self._accuracy",
+        "tests/clients/test_judge.py",
+        finding="U1",
+    ),
+    text(
+        "nothing runs that was not accepted",
+        U + "membership/accepted.py",
+        "if accepted != charter_bytes(config, roster):",
+        "if False:",
+        "tests/secure_codream/test_membership.py",
+    ),
+    text(
+        "a revoked key is refused under any name",
+        P + "identity.py",
+        "next((one for one in self.revoked if {one.identity_key, one.transport_key} & {*keys}), None)",
+        "None",
+        "tests/protocols/test_identity.py",
+        "tests/secure_codream/test_membership.py",
+    ),
+    text(
+        "a passphrase leaves the environment at once",
+        U + "membership/passphrase.py",
+        'os.environ.pop(VARIABLE, "")',
+        'os.environ.get(VARIABLE, "")',
+        "tests/secure_codream/test_membership.py",
+    ),
 )
 
 
