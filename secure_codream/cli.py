@@ -26,6 +26,7 @@ from secure_codream.data_commands import data
 from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.membership_commands import charter, join_request, keygen, roster, withdraw
+from secure_codream.party_commands import doctor
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
 from secure_codream.reports.judgements import fall_line, judge_line
@@ -422,6 +423,7 @@ app.command("join-request", epilog="Example: secure-codream join-request sites/a
 app.add_typer(roster, name="roster", no_args_is_help=True)
 app.command(epilog="Example: secure-codream charter admin config.toml")(charter)
 app.command(epilog="Example: secure-codream withdraw sites/alice")(withdraw)
+app.command(epilog="Example: secure-codream doctor sites/alice")(doctor)
 app.command(epilog="Example: secure-codream data scans --sheet scans.png")(data)
 app.command(epilog="Example: secure-codream predict federation/clients/alice scans/ --out predicted.csv")(predict)
 app.command(epilog="Example: secure-codream evaluate federation/clients/alice scans.npz")(evaluate)
