@@ -135,7 +135,7 @@ def run_server(
         "head": protocol.head.hex(),
         "secure_steps": runner.story.secure_steps,
         "seconds": runner.story.seconds,
-        "traffic": {member.name: vars(traffic) for member, traffic in zip(roster.members, runner.traffic, strict=True)},
+        "traffic": vars(runner.traffic),
     }
     write_whole(folder / "server.json", json.dumps(report, indent=2).encode())
     if config.client_privacy is not None:

@@ -99,7 +99,7 @@ class ServerRunner:
         clock: seconds, for tests.
 
     Attributes:
-        traffic: each member's bytes.
+        traffic: bytes of all members together; nobody's are counted apart.
         story: what happened, and what it has cost so far.
         exhibition: what is kept for the report.
     """
@@ -120,7 +120,7 @@ class ServerRunner:
     ) -> None:
         size = len(roster.members)
         self.protocol = protocol
-        self.traffic = [Traffic() for _ in range(size)]
+        self.traffic = Traffic()
         self._events = Events(emit)
         self.story = Story(protocol, roster, self.traffic, self._events, clock)
         self.exhibition = Exhibition(protocol, exhibit)
@@ -290,7 +290,7 @@ class ServerRunner:
                 return
             self._bounds.check_frames(message, parts[2:])
             frames = tuple(part.bytes for part in parts[2:])
-            self.traffic[member].came(message, len(parts[1].bytes), frames)
+            self.traffic.came(message, len(parts[1].bytes), frames)
             if isinstance(message, Hello):
                 self._on_hello(member, route, message)
                 return
@@ -383,7 +383,7 @@ class ServerRunner:
 
     def _on_refusal(self, member: int, message: Refusal) -> None:
         in_a_row = self._invitations.refused(member, message)
-        self.story.client_refused(member, message, in_a_row)
+        self.story.client_refused(member, message)
         if in_a_row and message.code in (WrongHead.code, BoundByVote.code):
             self._want_hello(member)  # it stands elsewhere than was thought when it was invited
         self._failure = self._invitations.failure(message.code) or self._failure
@@ -403,7 +403,7 @@ class ServerRunner:
     def _answer(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
         """Say what was refused, up to a rate."""
         if self._rates[member].answers.admits():
-            self._outbox.answer(member, route, error)
+            self._outbox.answer(route, error)
 
     # -- patience ---------------------------------------------
 
@@ -419,10 +419,10 @@ class ServerRunner:
             if peer.present:
                 self._lose(member, peer, "it does not take what it is sent")
 
-    def _lose(self, member: int, peer: Peer, reason: str, *, since: float | None = None) -> None:
+    def _lose(self, member: int, peer: Peer, reason: str) -> None:
         peer.present = False
         peer.leave()
-        self.story.lost(member, reason, self._patient.now - (peer.heard if since is None else since))
+        self.story.lost(member, reason, self._patient.now - peer.heard)
         self._lost(member)
 
     def _lost(self, member: int) -> None:
@@ -467,7 +467,7 @@ class ServerRunner:
             return
         for member in sorted(awaited & set(self.protocol.waiting_for())):
             self._passed_over.add(member)
-            self._lose(member, self._peers[member], "it is there and does not answer", since=self._waiting_since)
+            self._lose(member, self._peers[member], "it is there and does not answer")
 
     def _is_present(self, member: int) -> bool:
         peer = self._peers.get(member)

@@ -1,12 +1,13 @@
 """The story of a federation: what happens, told event by event with the members' names, and what it has cost so far.
 
-docs/events.md lists the events. Of many alike, ever fewer are written: a flood must not fill the disk.
+docs/events.md lists the events. Of many alike, ever fewer are written: a flood must not fill the disk. Of one member
+they tell its name, whether it is there, when it was last heard, and what it refuses or is refused, by code: how long it
+computes, what it sends and how often it errs stay uncounted here, or are told of all members together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.identity import Roster
@@ -42,7 +43,7 @@ class Story:
     Args:
         protocol: the server's machine, which is only looked at.
         roster: has the names.
-        traffic: each member's bytes.
+        traffic: bytes of all members together.
         events: where all of it is said.
         clock: seconds.
 
@@ -50,13 +51,13 @@ class Story:
         seconds: time spent waiting for members to compute, and for all else of the epochs.
         secure_steps: sums made.
         spent_rho: what all steps begun cost a client, in zCDP.
-        refusals: of each member, how many of its messages were refused.
-        refused_by: of each member, how many messages it refused.
-        dropped: of each member, how many of its messages were over a rate.
+        refusals: of each member, how many of its messages were refused; for this process alone.
+        refused_by: of each member, how many messages it refused; likewise.
+        dropped: of each member, how many of its messages were over a rate; likewise.
     """
 
     def __init__(
-        self, protocol: ServerProtocol, roster: Roster, traffic: list[Traffic], events: Events, clock: Clock
+        self, protocol: ServerProtocol, roster: Roster, traffic: Traffic, events: Events, clock: Clock
     ) -> None:
         size = len(roster.members)
         self.seconds = {"compute": 0.0, "aggregation": 0.0}
@@ -129,8 +130,8 @@ class Story:
             figures=figures,
             entropy=figures.get("entropy"),
             clipped=figures.get("clipped"),
-            bytes_up=sum(traffic.up for traffic in self._traffic),
-            bytes_down=sum(traffic.down for traffic in self._traffic),
+            bytes_up=self._traffic.up,
+            bytes_down=self._traffic.down,
         )
 
     def _place(self) -> dict[str, int]:
@@ -222,15 +223,15 @@ class Story:
     def server_refused(self, member: int, error: RemoteProtocolError) -> None:
         """The server refused a member's message."""
         self.refusals[member] += 1
-        self._refused("server", member, error, self.refusals[member])
+        self._refused("server", member, error, self.refusals)
 
-    def client_refused(self, member: int, message: Refusal, in_a_row: int) -> None:
-        """A member refused the server's, and so many invitations in a row."""
+    def client_refused(self, member: int, message: Refusal) -> None:
+        """A member refused the server's."""
         self.refused_by[member] += 1
-        self._refused("client", member, message, self.refused_by[member], invitations=in_a_row)
+        self._refused("client", member, message, self.refused_by)
 
-    def _refused(self, by: str, member: int, what: RemoteProtocolError | Refusal, count: int, **more: Any) -> None:
-        if worth_a_line(count):
+    def _refused(self, by: str, member: int, what: RemoteProtocolError | Refusal, counts: list[int]) -> None:
+        if worth_a_line(counts[member]):  # each member's own, so that one's flood hides no other's
             self._events.say(
                 "refused",
                 client=self._name(member),
@@ -238,8 +239,7 @@ class Story:
                 by=by,
                 found=printable(what.found),
                 allowed=printable(what.allowed),
-                **more,
-                count=count,
+                count=sum(counts),
             )
 
     def over_limit(self, member: int, message: ToServer, over: int) -> None:
@@ -247,7 +247,7 @@ class Story:
         self.dropped[member] += 1
         if is_power_of_two(over):
             kind = type(message).__name__
-            self._events.say("rate_limited", client=self._name(member), kind=kind, count=over)
+            self._events.say("rate_limited", client=self._name(member), kind=kind, count=sum(self.dropped))
 
     def _name(self, member: int) -> str:
         return self._roster.members[member].name
