@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json as json_text
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from secure_codream.command_parts import console, say
+from secure_codream.reports.status import Status
+from secure_codream.reports.words import clock_face, counted
 
 Party = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A client's folder, or the server's.")]
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -45,3 +49,42 @@ def doctor(
         say(screen, f"failed: {', '.join(failing)}" if failing else "all that a run needs is there")
     if not well(findings):
         raise typer.Exit(1)
+
+
+def status(
+    folder: Party,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")] = False,
+) -> None:
+    """Say how the party of this folder stands, from what it wrote last: what it is at, and for whom it waits.
+
+    Exit code 0 if it runs or has finished; 1 otherwise.
+    """
+    from secure_codream.deployment.earlier import is_running
+    from secure_codream.reports.status import read_status
+
+    found = read_status(folder)
+    running = is_running(folder)
+    if json:
+        typer.echo(json_text.dumps({"running": running, **msgspec.to_builtins(found)}, indent=2))
+    else:
+        screen = console()
+        for line in _told(found, running=running, now=time.time()):
+            say(screen, line)
+    if not running and found.phase != "finished":
+        raise typer.Exit(1)
+
+
+def _told(found: Status, *, running: bool, now: float) -> list[str]:
+    """A status as a few lines."""
+    age = clock_face(max(0.0, now - found.written))
+    lines = [f"{found.party} of {found.federation}: {'running' if running else 'not running'}, written {age} ago"]
+    step = "" if found.step is None or found.steps is None else f"; step {min(found.step + 1, found.steps)} "
+    of = f"of {found.steps}" if step else ""
+    lines.append(f"{found.phase}; {found.certified} of {counted(found.epochs, 'epoch')} certified{step}{of}")
+    if found.members:
+        there = sum(member.present for member in found.members)
+        lines.append(f"{there} of {len(found.members)} clients there")
+    for member in found.waiting:
+        heard = "never heard" if member.heard is None else f"last heard {clock_face(max(0.0, now - member.heard))} ago"
+        lines.append(f"waiting for {member.name}, {'it is there' if member.present else heard}")
+    return lines

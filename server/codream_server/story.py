@@ -54,6 +54,7 @@ class Story:
         refusals: of each member, how many of its messages were refused; for this process alone.
         refused_by: of each member, how many messages it refused; likewise.
         dropped: of each member, how many of its messages were over a rate; likewise.
+        given_up: epochs.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Story:
         self.seconds = {"compute": 0.0, "aggregation": 0.0}
         self.secure_steps = 0
         self.spent_rho = rho_of_records(protocol)
+        self.given_up = 0
         self.refusals, self.refused_by, self.dropped = [0] * size, [0] * size, [0] * size
         self._protocol, self._roster, self._traffic, self._events = protocol, roster, traffic, events
         self._clock = clock
@@ -162,6 +164,7 @@ class Story:
 
     def epoch_given_up(self, given_up: EpochGivenUp, again_in: float) -> None:
         """An effect of the machine; the next try is in so many seconds."""
+        self.given_up += 1
         self._events.say(
             "epoch_given_up",
             epoch=given_up.epoch,
@@ -191,12 +194,20 @@ class Story:
         """It counts as gone after so many seconds."""
         self._events.say("client_lost", client=self._name(member), reason=reason, seconds=round(seconds, 3))
 
-    def waiting(self, awaited: Iterable[int], lost: Iterable[int], refusing: dict[int, str], seconds: float) -> None:
-        """Who is waited for, who of them is not there, and who refuses what."""
+    def waiting(
+        self,
+        awaited: Iterable[int],
+        lost: Iterable[int],
+        heard: dict[int, float],
+        refusing: dict[int, str],
+        seconds: float,
+    ) -> None:
+        """Who is waited for, who of them is not there, since when nothing was heard of it, and who refuses what."""
         self._events.say(
             "waiting",
             clients=self._names(sorted(awaited)),
             lost=self._names(sorted(lost)),
+            heard={self._name(member): round(ago, 1) for member, ago in sorted(heard.items())},
             refusing={self._name(member): code for member, code in refusing.items()},
             bound=self._names(self._protocol.bound_elsewhere()),
             phase=self._protocol.phase.value,
@@ -218,7 +229,9 @@ class Story:
     def waiting_for_late(self, seconds: float) -> None:
         """After the end: who lacks its last certificates."""
         late, seconds = self._names(self._protocol.behind()), round(seconds, 1)
-        self._events.say("waiting", clients=late, lost=late, refusing={}, bound=[], phase="finished", seconds=seconds)
+        self._events.say(
+            "waiting", clients=late, lost=late, heard={}, refusing={}, bound=[], phase="finished", seconds=seconds
+        )
 
     def server_refused(self, member: int, error: RemoteProtocolError) -> None:
         """The server refused a member's message."""
