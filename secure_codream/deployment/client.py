@@ -40,7 +40,7 @@ from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.description import Description, describe
 from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import all_noised, exposures
-from secure_codream.deployment.files import FAILURES, Appended, EventLog, never_fails
+from secure_codream.deployment.files import FAILURES, LOG_BYTES, Appended, EventLog, never_fails
 from secure_codream.deployment.outputs import Counted, Outputs, OutputsUnwritten
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.statements import own_statement
@@ -202,7 +202,9 @@ def run_client(
         )
         _keep_record(folder, agreed)
         phase = ClientPhase()
-        log = _log_of(opened.enter_context(Appended(folder / "log.jsonl")), phase.saw, never_fails(watch))
+        log = _log_of(
+            opened.enter_context(Appended(folder / "log.jsonl", most_bytes=LOG_BYTES)), phase.saw, never_fails(watch)
+        )
         for line in [*exposures(federation, roster), *([cut] if cut else [])]:
             log.info("exposure", text=line)
         if (warning := expiry_warning(roster)) is not None:
