@@ -26,7 +26,7 @@ from secure_codream.data_commands import data
 from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.membership_commands import charter, join_request, keygen, roster, withdraw
-from secure_codream.party_commands import doctor, status
+from secure_codream.party_commands import doctor, status, unreachable
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
 from secure_codream.reports.judgements import fall_line, judge_line
@@ -289,6 +289,8 @@ def client(
         if line is not None:
             say(screen, line)
 
+    if (why := unreachable(folder, address)) is not None:
+        say(screen, why, style="yellow")
     try:
         run_client(folder, address=address, threads=threads, exhibit=_at(exhibit), watch=show)
     except MENDABLE as error:
@@ -321,7 +323,8 @@ def _client_line(event: dict[str, Any]) -> str | None:
         case "worse":
             return fall_line(event)
         case "silence":
-            return f"no word from {event['address'] or 'the server'} for {event['seconds']} s; asking again"
+            where = event["address"] or "the server"
+            return f"no word from {where} for {event['seconds']} s; asking again; `doctor` says what is in the way"
         case "certified":
             return f"epoch {event['number']} certified; head {event['head']}…"
         case "learnt":

@@ -51,6 +51,19 @@ def doctor(
         raise typer.Exit(1)
 
 
+def unreachable(folder: Path, address: str | None) -> str | None:
+    """Why a client that starts now will wait, in words; None if somebody listens, or what is wrong is said anyway."""
+    from secure_codream.doctor.findings import MENDABLE
+    from secure_codream.doctor.reachability import of_port
+    from secure_codream.membership.accepted import load_roster
+
+    try:
+        found = of_port(address or load_roster(folder).server.address)
+    except MENDABLE:
+        return None  # `client` ends with it
+    return None if found is None else f"{found.found}; asking again until it is there. If it should be: {found.do}"
+
+
 def status(
     folder: Party,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")] = False,

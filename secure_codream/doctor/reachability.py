@@ -38,33 +38,39 @@ def of_server(address: str, *, secret: bytes, server_key: bytes, seconds: float 
         server_key: the server's public key, 32 bytes, as the roster has it.
         seconds: how long the port, and then the handshake, may take.
     """
+    route, unreachable = address.removeprefix("tcp://"), of_port(address, seconds)
+    if unreachable is not None:
+        yield unreachable
+    else:
+        yield _judged(_handshake(address, secret, server_key, seconds), route, seconds)
+
+
+def of_port(address: str, seconds: float = SECONDS) -> Finding | None:
+    """Why nobody can be reached at tcp://HOST:PORT within so many seconds; None if somebody listens there."""
     route = address.removeprefix("tcp://")
     host, port = _parts(address)
     try:
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
-        yield failed(
+        return failed(
             REACHABILITY,
             f"no machine of the name {host!r} ({getattr(error, 'strerror', None) or error})",
             "a name that this machine's resolver knows",
             "compare the address with the administrator's, ask who runs the network, or give --address",
         )
-        return
     try:
         socket.create_connection((host, port), timeout=seconds).close()
     except ConnectionRefusedError:
-        yield failed(REACHABILITY, f"nobody listens at {route}", "the server", "ask whether it has been started")
-        return
+        return failed(REACHABILITY, f"nobody listens at {route}", "the server", "ask whether it has been started")
     except OSError as error:
         reason = f"no answer within {seconds:g} s" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        yield failed(
+        return failed(
             REACHABILITY,
             f"{route} cannot be connected to ({reason})",
             f"an outbound TCP connection to {route}; it is the only one that is needed",
             "ask who runs the firewall to permit it, and whether the server's machine is up",
         )
-        return
-    yield _judged(_handshake(address, secret, server_key, seconds), route, seconds)
+    return None
 
 
 def _judged(event: int | None, route: str, seconds: float) -> Finding:

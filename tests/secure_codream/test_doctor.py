@@ -264,6 +264,27 @@ def test_nobody_another_program_and_an_unknown_host(port: int, keys: tuple[bytes
         list(of_server("tcp://host", secret=client, server_key=public_transport_key(server)))
 
 
+def test_a_client_says_at_once_that_nobody_is_there_and_waits_all_the_same(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = provisioned(tmp_path / "f", port) / "clients" / "a"
+    started: list[Path] = []
+
+    def run_client(folder: Path, **options: Any) -> None:
+        started.append(folder)
+
+    monkeypatch.setattr("secure_codream.deployment.client.run_client", run_client)
+    alone = CliRunner().invoke(cli.app, ["client", str(folder)])
+    assert alone.output.startswith(f"nobody listens at 127.0.0.1:{port}; asking again until it is there")
+    with socket.socket() as there:
+        there.bind(("127.0.0.1", port))
+        there.listen()
+        assert "nobody listens" not in CliRunner().invoke(cli.app, ["client", str(folder)]).output
+    unknown = CliRunner().invoke(cli.app, ["client", str(folder), "--address", "tcp://nowhere.invalid:1"])
+    assert "no machine of the name 'nowhere.invalid'" in unknown.output
+    assert started == [folder] * 3
+
+
 # -- the machine ---------------------------------------------
 
 
