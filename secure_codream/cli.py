@@ -28,6 +28,7 @@ from secure_codream.data_commands import data
 from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.membership_commands import charter, join_request, keygen, roster, withdraw
+from secure_codream.party_commands import doctor, status, unreachable
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
 from secure_codream.reports.judgements import fall_line, judge_line
@@ -241,6 +242,7 @@ def server(
     exhibit: At = None,
 ) -> None:
     """Run the aggregator until its federation is over. It needs no torch."""
+    from secure_codream.deployment.endings import server_ending
     from secure_codream.deployment.server import run_server
     from secure_codream.reports.panel import LivePanel
 
@@ -257,6 +259,8 @@ def server(
                 panel.feed(event)
 
         run_server(folder, listen=listen, exhibit=_at(exhibit), watch=show)
+    for line in server_ending(folder):
+        say(screen, line)
 
 
 @app.command(epilog="Example: secure-codream client federation/clients/alice")
@@ -274,6 +278,7 @@ def client(
     """
     from codream_clients.runner import still_learning
     from secure_codream.deployment.client import run_client
+    from secure_codream.deployment.endings import client_ending
 
     screen = console()
 
@@ -282,6 +287,8 @@ def client(
         if line is not None:
             say(screen, line)
 
+    if (why := unreachable(folder, address)) is not None:
+        say(screen, why, style="yellow")
     try:
         run_client(folder, address=address, threads=threads, exhibit=_at(exhibit), watch=show)
     except MENDABLE as error:
@@ -292,6 +299,8 @@ def client(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code(error))
+    for line in client_ending(folder):
+        say(screen, line)
 
 
 def _client_line(event: dict[str, Any]) -> str | None:
@@ -302,7 +311,7 @@ def _client_line(event: dict[str, Any]) -> str | None:
         case "data":
             return str(event["text"])
         case "warm-up":
-            return f"beginning with {event['model']}" if event["model"] else None
+            return f"training alone: {event['model']}" if event["model"] else None
         case "resume":
             return f"going on with {event['model']}, which has learnt {counted(event['certified'], 'epoch')}"
         case "prepared":
@@ -312,7 +321,8 @@ def _client_line(event: dict[str, Any]) -> str | None:
         case "worse":
             return fall_line(event)
         case "silence":
-            return f"no word from {event['address'] or 'the server'} for {event['seconds']} s; asking again"
+            where = event["address"] or "the server"
+            return f"no word from {where} for {event['seconds']} s; asking again; `doctor` says what is in the way"
         case "certified":
             return f"epoch {event['number']} certified; head {event['head']}…"
         case "learnt":
@@ -425,6 +435,8 @@ app.command("join-request", epilog="Example: secure-codream join-request sites/a
 app.add_typer(roster, name="roster", no_args_is_help=True)
 app.command(epilog="Example: secure-codream charter admin config.toml")(charter)
 app.command(epilog="Example: secure-codream withdraw sites/alice")(withdraw)
+app.command(epilog="Example: secure-codream doctor sites/alice")(doctor)
+app.command(epilog="Example: secure-codream status federation/server")(status)
 app.command(epilog="Example: secure-codream data scans --sheet scans.png")(data)
 app.command(epilog="Example: secure-codream predict federation/clients/alice scans/ --out predicted.csv")(predict)
 app.command(epilog="Example: secure-codream evaluate federation/clients/alice scans.npz")(evaluate)

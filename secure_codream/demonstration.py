@@ -399,8 +399,7 @@ def _summarise(
     alone_finished = fmean(value for value, last in zip(alone, final, strict=True) if last is not None)
     gap = references["centralised"] - alone_finished
     roster = load_roster(run.server)
-    traffic = [server["traffic"][name] for name in options.names]
-    means = {key: fmean(row[key] for row in traffic) for key in ("up", "down", "setup", "payload")}
+    means = {key: total / options.clients for key, total in server["traffic"].items()}
     charter = federation.charter(roster)
     return Summary(
         name=federation.federation.name,

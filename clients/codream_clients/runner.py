@@ -240,6 +240,11 @@ class ClientRunner:
                 self._disconnect(linger=1000)
                 context.destroy(linger=1000)
 
+    @property
+    def standing(self) -> tuple[bool, int, float | None]:
+        """Whether an epoch is under way, how many of its sums are here, and seconds since the server's last word."""
+        return bool(self._progress[0]), self._progress[1], time.monotonic() - self._heard if self._admitted else None
+
     # -- the connection ---------------------------------------------
 
     def _connected(self, context: zmq.asyncio.Context) -> zmq.asyncio.Socket:

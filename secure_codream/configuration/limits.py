@@ -22,21 +22,38 @@ def open_ledger(path: Path, client: ClientConfig, federation: FederationConfig, 
         BudgetExceeded: nothing is spent yet, and the whole plan would not fit: better not to begin.
         LedgerError: it is another client's, damaged, rolled back, or open elsewhere.
     """
-    own = client.budget
-    budget = (
-        Budget(epsilon=plan.epsilon, delta=plan.delta, accountant=plan.settings.accountant)
-        if own is None
-        else Budget(epsilon=own.epsilon, delta=own.delta, accountant=own.accountant)
-    )
+    budget = own_budget(client, plan)
     ledger = Ledger.open(path, federation=federation.federation.name, member=client.name, budget=budget)
-    planned = epsilon_of(plan.charges, budget.delta, budget.accountant)
-    if not ledger.charges and planned > budget.epsilon:
+    try:
+        if not ledger.charges:
+            check_planned(plan, budget)
+    except BudgetExceeded:
         ledger.close()
+        raise
+    return ledger
+
+
+def own_budget(client: ClientConfig, plan: PrivacyPlan) -> Budget:
+    """The client's own `[budget]`, or the plan's where it has none."""
+    own = client.budget
+    if own is None:
+        return Budget(epsilon=plan.epsilon, delta=plan.delta, accountant=plan.settings.accountant)
+    return Budget(epsilon=own.epsilon, delta=own.delta, accountant=own.accountant)
+
+
+def check_planned(plan: PrivacyPlan, budget: Budget) -> float:
+    """The epsilon that a whole plan comes to, as the budget counts.
+
+    Raises:
+        BudgetExceeded: more than the budget.
+    """
+    planned = epsilon_of(plan.charges, budget.delta, budget.accountant)
+    if planned > budget.epsilon:
         raise BudgetExceeded(
             f"the federation plans epsilon {planned:.4g} at delta {budget.delta:g}; this client's own budget is "
             f"{budget.epsilon:g}"
         )
-    return ledger
+    return planned
 
 
 def open_client_ledger(path: Path, client: ClientConfig, federation: FederationConfig) -> Ledger:
@@ -44,10 +61,16 @@ def open_client_ledger(path: Path, client: ClientConfig, federation: FederationC
 
     Its budget lies above the federation's by what the rounding of many sums takes: `Policy.most_rho` decides first.
     """
+    return Ledger.open(
+        path, federation=federation.federation.name, member=client.name, budget=client_level_budget(federation)
+    )
+
+
+def client_level_budget(federation: FederationConfig) -> Budget:
+    """What a federation with `[client_privacy]` may spend of each client."""
     privacy = federation.client_privacy
     assert privacy is not None  # noqa: S101 - only a federation with client-level noise has one
-    budget = Budget(epsilon=privacy.epsilon * (1 + 1e-8), delta=privacy.delta, accountant="zcdp")
-    return Ledger.open(path, federation=federation.federation.name, member=client.name, budget=budget)
+    return Budget(epsilon=privacy.epsilon * (1 + 1e-8), delta=privacy.delta, accountant="zcdp")
 
 
 def client_policy(client: ClientConfig, federation: FederationConfig, course: Course) -> Policy:

@@ -136,11 +136,11 @@ def read_offered(
         found = config, charter = read_charter(read_bounded(charter_path, MAX_CHARTER_BYTES), roster)
         signature = statement_of(charter_path.with_name(SIGNATURE), CharterSignature)
         signature.check(charter, roster)
-        permitted = config.code if client is None else client.policy.code
-        follows = what_it_follows(folder, charter, dict(permitted))
+        runs = config.code if client is None else client.policy.code
+        follows = what_it_follows(folder, charter, dict(runs))
         exposed = exposures(config, roster)
         if client is not None:
-            exposed += _permitted(folder, client, config, roster, charter)
+            exposed += permitted(folder, client, config, roster, charter)
     return Offered(
         roster=roster,
         signer=signer,
@@ -156,10 +156,14 @@ def read_offered(
     )
 
 
-def _permitted(
+def permitted(
     folder: Path, client: ClientConfig, config: FederationConfig, roster: Roster, charter: Charter
 ) -> list[str]:
-    """What a client's own policy, own code and answered blocks say to a charter; a permitted cut in words."""
+    """What a client's own policy, own code and answered blocks say to a charter; a permitted cut in words.
+
+    Raises:
+        NotAccepted: one of them refuses it.
+    """
     from secure_codream.configuration.limits import client_policy  # needs torch, which a server has not
 
     try:

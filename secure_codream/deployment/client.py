@@ -40,10 +40,11 @@ from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.description import Description, describe
 from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import all_noised, exposures
-from secure_codream.deployment.files import FAILURES, Appended, EventLog, never_fails
+from secure_codream.deployment.files import FAILURES, LOG_BYTES, Appended, EventLog, never_fails
 from secure_codream.deployment.outputs import Counted, Outputs, OutputsUnwritten
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.statements import own_statement
+from secure_codream.deployment.status import ClientPhase, StatusFiles, shown
 from secure_codream.membership.accepted import check_accepted, expiry_warning, keep_in_record, load_roster, own_keys
 from secure_codream.membership.keys import public_transport_key
 from secure_codream.membership.passphrase import Passphrase
@@ -147,8 +148,9 @@ def run_client(
 ) -> None:
     """Take part with the client of `folder` until the federation is over.
 
-    Writes into the folder: `log.jsonl`; round by round, `metrics.jsonl` and `model.safetensors` (`checkpoint`);
-    `best.safetensors`, in the same form, the weights that its own judge finds best; `journal/`, what it has joined,
+    Writes into the folder: `log.jsonl`; `status.json` and `metrics.prom`, how it stands; round by round,
+    `metrics.jsonl` and `model.safetensors` (`checkpoint`); `best.safetensors`, in the same form, the weights that its
+    own judge finds best; `journal/`, what it has joined,
     voted for and seen certified, which anybody can verify; at the end `privacy.json` and `privacy.html`, what the run
     may say about privacy. In a federation with `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms
     have released, `releases/`; in one with `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`.
@@ -200,7 +202,10 @@ def run_client(
             FileJournal.open(folder / "journal", charter=charter.digest, member=client.name, first=earlier)
         )
         _keep_record(folder, agreed)
-        log = _log_of(opened.enter_context(Appended(folder / "log.jsonl")), watch)
+        phase = ClientPhase()
+        log = _log_of(
+            opened.enter_context(Appended(folder / "log.jsonl", most_bytes=LOG_BYTES)), phase.saw, never_fails(watch)
+        )
         for line in [*exposures(federation, roster), *([cut] if cut else [])]:
             log.info("exposure", text=line)
         if (warning := expiry_warning(roster)) is not None:
@@ -286,12 +291,17 @@ def run_client(
             failures=failures,
             log=log,
         )
+        status = StatusFiles(folder, client.name, federation.federation.name, charter, agreed.course.epochs)
+
+        def show() -> None:
+            status.of_client(runner, agreed.course, protocol.certified, phase)
+
         try:
             if protocol.history.over:
                 prepare()  # all that there was to do is certified; what was missed is learnt now
                 log.info("over", epochs=protocol.certified)
             else:
-                asyncio.run(until_signal(runner.run()))
+                asyncio.run(until_signal(shown(runner.run(), show)))
         finally:  # whatever has been spent is stated, also of a run that was cut short
             write_statement(
                 folder,
@@ -315,6 +325,7 @@ def run_client(
         if unwritten:
             raise unwritten
         log.info("finished", compute_seconds=round(runner.compute_seconds, 3), head=protocol.head.hex())
+        show()
 
 
 class _Ledgers:
@@ -417,11 +428,10 @@ def _client_class(folder: Path, exhibit: tuple[int, int] | None) -> Any:
     return made
 
 
-def _log_of(file: Any, watch: Callable[[dict[str, Any]], object] | None) -> Any:
-    show = never_fails(watch)
-
+def _log_of(file: Any, *watching: Callable[[dict[str, Any]], object]) -> Any:
     def watched(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        show(dict(event))
+        for watch in watching:
+            watch(dict(event))
         return event
 
     return structlog.wrap_logger(

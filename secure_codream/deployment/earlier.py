@@ -51,6 +51,22 @@ def not_running(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def is_running(folder: Path) -> bool:
+    """Whether a process runs from this folder; looked at, nothing is written or held."""
+    for path in (folder / JOURNAL / LOCK, folder / RECORD):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not see each other
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
 def what_it_follows(folder: Path, charter: Charter, permitted: dict[str, str]) -> Verified | None:
     """What this party's own record says of the charter before; None where it has none, or it is this very charter.
 

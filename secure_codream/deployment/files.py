@@ -15,6 +15,7 @@ import msgspec
 
 from codream_protocols.course import Publication
 
+LOG_BYTES, KEPT = 8 << 20, 3  # of a log for people, and how many older ones are kept
 MODEL, BEST, SUMS, FAILURES = "model.safetensors", "best.safetensors", "sums.json", "failures.json"
 
 
@@ -23,14 +24,22 @@ class Appended:
 
     It is opened when it is first written to, so that a disk that fails stops nobody before. What is written begins on a
     line of its own, also after a process that was killed, or a disk that was full, in the middle of one.
+
+    Args:
+        path: the file.
+        most_bytes: from this size on it becomes `NAME.1`, that one `NAME.2` and so on, and the oldest of `KEPT` goes;
+            None lets it grow, as a file must whose reader needs all of it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, most_bytes: int | None = None) -> None:
         self._path, self._descriptor, self._torn = path, -1, False
+        self._most_bytes = most_bytes
 
     def write(self, text: str) -> None:
         """Append whole lines. Raises `OSError`."""
         self._open()
+        if self._most_bytes is not None and os.fstat(self._descriptor).st_size >= self._most_bytes:
+            self._turn_over()
         content = memoryview(b"\n" * self._torn + text.encode())
         try:
             while content:
@@ -54,6 +63,16 @@ class Appended:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _turn_over(self) -> None:
+        """Begin a new file; where the folder does not let it, the old one goes on."""
+        names = [self._path, *(self._path.with_name(f"{self._path.name}.{number}") for number in range(1, KEPT + 1))]
+        with contextlib.suppress(OSError):
+            for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
+                if newer.exists():
+                    newer.replace(older)
+            self.close()
+        self._open()
 
     def _open(self) -> None:
         if self._descriptor < 0:

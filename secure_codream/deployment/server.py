@@ -28,6 +28,7 @@ from secure_codream.deployment.exposure import exposures
 from secure_codream.deployment.files import Appended, EventLog, sums_bytes
 from secure_codream.deployment.signals import until_signal
 from secure_codream.deployment.statements import own_statement
+from secure_codream.deployment.status import StatusFiles
 from secure_codream.membership.accepted import (
     ACCEPTANCES,
     check_accepted,
@@ -50,10 +51,11 @@ def run_server(
 ) -> None:
     """Run the aggregator of `folder` until its federation is over.
 
-    Writes `events.jsonl`, `record/` (what anybody can verify), `rounds/`, `endpoint` (where it listens) and at the end
-    `server.json` into the folder; with course `sums` also `sums.json`; with `[client_privacy]` also `privacy.json` and
-    `privacy.html`. A server that starts again goes on from its record, and writes what an earlier process had recorded
-    and not written. An `events.jsonl` that cannot be written ends nothing: events go to standard error then.
+    Writes into the folder `events.jsonl`, `record/` (what anybody can verify), `rounds/`, `endpoint` (where it
+    listens), `status.json` and `metrics.prom` (how it stands) and at the end `server.json`; with course `sums` also
+    `sums.json`; with `[client_privacy]` also `privacy.json` and `privacy.html`. A server that starts again goes on from
+    its record, and writes what an earlier process had recorded and not written. An `events.jsonl` that cannot be
+    written ends nothing: events go to standard error then.
 
     Args:
         folder: the server's folder.
@@ -119,8 +121,13 @@ def run_server(
             certified=certified,
             missed=_missed(protocol, roster, record, rounds),
             exhibit=exhibit,
+            stands=lambda found: status.of_server(runner, found),
         )
-        asyncio.run(until_signal(runner.run(lambda endpoint: _announce(folder, endpoint))))
+        status = StatusFiles(folder, "server", config.federation.name, charter, course.epochs)
+        try:
+            asyncio.run(until_signal(runner.run(lambda endpoint: _announce(folder, endpoint))))
+        finally:
+            status.of_server(runner, runner.standing())
     if runner.exhibition.exhibit is not None:
         seen = runner.exhibition.exhibit
         np.savez_compressed(
@@ -136,7 +143,7 @@ def run_server(
         "head": protocol.head.hex(),
         "secure_steps": runner.story.secure_steps,
         "seconds": runner.story.seconds,
-        "traffic": {member.name: vars(traffic) for member, traffic in zip(roster.members, runner.traffic, strict=True)},
+        "traffic": vars(runner.traffic),
     }
     write_whole(folder / "server.json", json.dumps(report, indent=2).encode())
     if config.client_privacy is not None:

@@ -64,6 +64,8 @@ class EpochGivenUp(_Event, frozen=True, kw_only=True, tag="epoch_given_up"):
 class Waiting(_Event, frozen=True, kw_only=True, tag="waiting"):
     """The server waits; of those it waits for, `lost` are silent, and `refusing` refuse (name -> code).
 
+    `heard` says of those that are lost how many seconds ago they were last heard, where they were.
+
     `bound` have voted for sums that the server does not have.
     """
 
@@ -71,6 +73,7 @@ class Waiting(_Event, frozen=True, kw_only=True, tag="waiting"):
     lost: list[str]
     phase: str
     seconds: Amount
+    heard: dict[str, Amount] = {}
     refusing: dict[str, str] = {}
     bound: list[str] = []
 
@@ -123,6 +126,7 @@ class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
     code: str
     by: str = "server"
     found: str = ""
+    allowed: str = ""
 
     @property
     def ordinary(self) -> bool:

@@ -128,6 +128,9 @@ class LivePanel:
             case ClientJoined():
                 self._joined.add(event.client)
                 self._lost.discard(event.client)
+                there = len(self._joined - self._lost)
+                of = f"{there} of {len(self._clients)}" if self._clients else str(there)
+                self._say(f"{_printable(event.client)} joined: {of}")
             case ClientLost():
                 self._lose({event.client})
             case EpochStarted():
@@ -160,7 +163,8 @@ class LivePanel:
                 self._say(self._round_line(event))
             case Refused():
                 self._refusals += not event.ordinary
-                self._say(f"refused: {_printable(event.client)}, {_printable(event.code)}")
+                if not event.ordinary:
+                    self._say(_refusal(event))
             case StorageFailed():
                 self._disk_failures = event.count
                 self._say(f"cannot write the {_printable(event.what)}, trying again: {_printable(event.reason)}")
@@ -169,9 +173,11 @@ class LivePanel:
                 self._say(f"finished {counted(event.rounds, 'round')} in {clock_face(self._elapsed())}")
 
     def _wait(self, event: Waiting) -> None:
-        names = _some(sorted(event.lost or event.clients))
+        ago = {name: f" (last heard {clock_face(seconds)} ago)" for name, seconds in event.heard.items()}
+        names = _some(sorted(event.lost or event.clients), ago)
         late = event.phase == "finished"
-        why = "who may have missed the end" if late else "lost" if event.lost else event.phase
+        away = "lost" if (self._joined | self._lost).intersection(event.lost) else "not there yet"
+        why = "who may have missed the end" if late else away if event.lost else event.phase
         refusing = "".join(f"; {_printable(name)} refuses ({code})" for name, code in sorted(event.refusing.items()))
         bound = f"; {_some(sorted(event.bound))} voted for sums that are not here" if event.bound else ""
         self._phase = f"waiting for {names}, {why}, {clock_face(event.seconds)}{_printable(refusing)}{bound}"
@@ -294,6 +300,18 @@ class LivePanel:
         return self._clock() - self._began
 
 
+def _refusal(event: Refused) -> str:
+    """In full where it was this side that refused; of a member's refusal its code, and what every such one says."""
+    who, code = _printable(event.client), _printable(event.code)
+    if event.by == "client":
+        allowed = f"; it takes {_printable(event.allowed)}" if event.allowed else ""
+        return f"{who} refuses: {code}{allowed}; its own screen says why"
+    words = [
+        f"{name} {_printable(text)}" for name, text in (("found", event.found), ("allowed", event.allowed)) if text
+    ]
+    return "; ".join([f"refused: {who}, {code}", *words])
+
+
 def result_table(summary: Summary) -> Table:
     """The results of a run: each client, the means, and the references."""
     accuracy = summary.accuracy
@@ -360,8 +378,8 @@ def _when(rounds: int | None) -> str:
     return " alone" if rounds == 0 else f" after {counted(rounds, 'round')}"
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(_shortened(_printable(name)) for name in names[:most])
+def _some(names: Sequence[str], notes: Mapping[str, str] | None = None, most: int = 3) -> str:
+    shown = ", ".join(_shortened(_printable(name)) + (notes or {}).get(name, "") for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 

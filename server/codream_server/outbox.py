@@ -19,7 +19,7 @@ class Outbox:
 
     Args:
         peers: who has said Hello, by number; the runner's own.
-        traffic: each member's bytes, counted up here.
+        traffic: bytes of all members together, counted up here.
         quorum: votes that make a record certified.
         patient: the server's time.
 
@@ -27,9 +27,9 @@ class Outbox:
         overflowed: members for whom too much waits.
     """
 
-    def __init__(self, peers: dict[int, Peer], traffic: list[Traffic], quorum: int, patient: PatientClock) -> None:
+    def __init__(self, peers: dict[int, Peer], traffic: Traffic, quorum: int, patient: PatientClock) -> None:
         self._peers, self._traffic, self._quorum, self._patient = peers, traffic, quorum, patient
-        self._answers: list[tuple[int, list[bytes]]] = []  # refusals, also to members that have not said Hello
+        self._answers: list[list[bytes]] = []  # refusals, also to members that have not said Hello
         self._encoded: tuple[ToClient | None, bytes] = None, b""
         self.overflowed: list[int] = []
 
@@ -58,26 +58,26 @@ class Outbox:
         """
         return isinstance(message, EpochRecord) and len(message.votes) >= self._quorum
 
-    def answer(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
-        """Queue a refusal for a member's connection."""
+    def answer(self, route: bytes, error: RemoteProtocolError) -> None:
+        """Queue a refusal for a connection."""
         data = encode_message(Refusal(error.code, error.found[:512], error.allowed[:512]))
-        self._answers.append((member, [route, data]))
+        self._answers.append([route, data])
 
     async def flush(self, socket: zmq.asyncio.Socket) -> None:
         """Send what has been decided, as far as the connections take it."""
         answers, self._answers = self._answers, []
-        for member, parts in answers:
+        for parts in answers:
             # A connection that is gone or full: the refusal is of no use there.
             with contextlib.suppress(zmq.ZMQError):
                 await socket.send_multipart(parts, zmq.NOBLOCK)
-                self._traffic[member].down += len(parts[1])
-        for member, peer in self._peers.items():
+                self._traffic.down += len(parts[1])
+        for peer in self._peers.values():
             try:
                 while peer.queue:
                     _, parts = peer.queue[0]
                     await socket.send_multipart(parts, zmq.NOBLOCK)
                     peer.sent()
-                    self._traffic[member].down += sum(map(len, parts[1:]))
+                    self._traffic.down += sum(map(len, parts[1:]))
             except zmq.Again:
                 continue  # full for now
             except zmq.ZMQError:

@@ -71,12 +71,13 @@ from codream_server.outbox import Outbox
 from codream_server.patience import Clock, Growing, PatientClock
 from codream_server.peers import Peer, Traffic
 from codream_server.settings import Timing
+from codream_server.standing import Standing, Waits, standing
 from codream_server.story import Story
 from codream_server.unwritten import Unwritten
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds after an epoch that was given up
 SETTLE = 0.1  # seconds after a Hello: who has voted gives its vote first, and no start is wasted
-LONGEST_SILENCE_OF_SERVER = 600.0  # between two `waiting` events
+SHOWN_EVERY = 1.0  # seconds between two looks at how it stands
 TIMES_THE_SLOWEST = 10  # as long as all others took: so much slower an honest member may be, in the resilient mode
 FAREWELL_SECONDS, LAST_WRITE_SECONDS = 10.0, 60.0
 _HELLO_PLEASE = HelloNeeded("a client that may have missed messages", "Hello first")
@@ -96,10 +97,11 @@ class ServerRunner:
             raises is said, and it is called again later.
         missed: (number, publication) of epochs that earlier processes did not live to hand on, handed on first.
         exhibit: (epoch, step) whose first masked input is kept for the report; None keeps nothing.
+        stands: called once a second, about, with how it stands; for whoever looks while it runs.
         clock: seconds, for tests.
 
     Attributes:
-        traffic: each member's bytes.
+        traffic: bytes of all members together; nobody's are counted apart.
         story: what happened, and what it has cost so far.
         exhibition: what is kept for the report.
     """
@@ -116,11 +118,12 @@ class ServerRunner:
         certified: Callable[[int, Publication], None] | None = None,
         missed: Iterable[tuple[int, Publication]] = (),
         exhibit: tuple[int, int] | None = None,
+        stands: Callable[[Standing], object] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         size = len(roster.members)
         self.protocol = protocol
-        self.traffic = [Traffic() for _ in range(size)]
+        self.traffic = Traffic()
         self._events = Events(emit)
         self.story = Story(protocol, roster, self.traffic, self._events, clock)
         self.exhibition = Exhibition(protocol, exhibit)
@@ -136,7 +139,8 @@ class ServerRunner:
         self._open_at, self._pause, self._settled = 0.0, FIRST_PAUSE, 0.0
         self._invitations = Invitations()
         self._plans: deque[bytes] = deque(maxlen=64)  # of the newest epochs
-        self._waiting = Growing(timing.lost_after, LONGEST_SILENCE_OF_SERVER)
+        self._waits = Waits(timing.lost_after)
+        self._stands, self._showing = stands, Growing(SHOWN_EVERY, SHOWN_EVERY)
         self._waiting_for: tuple[object, ...] = ()
         self._waiting_since = self._answered_at = 0.0
         self._awaited: set[int] = set()
@@ -218,7 +222,7 @@ class ServerRunner:
     async def _wait_for_late(self) -> None:
         """Who took part and was lost before the end can still have the last certificates, for `timing.step` seconds."""
         since = self._patient.now
-        self._waiting.start(since)
+        self._waits.start(since)
         asking = Growing(1.0, 10.0)
         asking.start(since)
         if self.protocol.behind() and not self._peers:  # started again when all was over
@@ -232,7 +236,7 @@ class ServerRunner:
                 for member in self.protocol.behind():
                     if self._is_present(member):
                         self._ask_hello(member)
-            if self._waiting.is_due(self._patient.now):
+            if self._waits.telling.is_due(self._patient.now):
                 self.story.waiting_for_late(self._patient.now - since)
 
     async def _listen(self) -> None:
@@ -244,6 +248,13 @@ class ServerRunner:
                     self._take(next_message(socket))
                     await self._outbox.flush(self._socket)
         self._patient.look()
+        if self._stands is not None and self._showing.is_due(self._patient.now):
+            self._stands(self.standing())
+
+    def standing(self) -> Standing:
+        """How it stands now."""
+        now = self._patient.now
+        return standing(self.protocol, self._roster, self._peers, self._waits.named, now - self._waiting_since, now)
 
     async def _say_farewell(self, reason: str, *, completed: bool) -> None:
         """Tell everybody that it is over, and stay until they have left: a certificate must not be lost on the way.
@@ -290,7 +301,7 @@ class ServerRunner:
                 return
             self._bounds.check_frames(message, parts[2:])
             frames = tuple(part.bytes for part in parts[2:])
-            self.traffic[member].came(message, len(parts[1].bytes), frames)
+            self.traffic.came(message, len(parts[1].bytes), frames)
             if isinstance(message, Hello):
                 self._on_hello(member, route, message)
                 return
@@ -383,7 +394,7 @@ class ServerRunner:
 
     def _on_refusal(self, member: int, message: Refusal) -> None:
         in_a_row = self._invitations.refused(member, message)
-        self.story.client_refused(member, message, in_a_row)
+        self.story.client_refused(member, message)
         if in_a_row and message.code in (WrongHead.code, BoundByVote.code):
             self._want_hello(member)  # it stands elsewhere than was thought when it was invited
         self._failure = self._invitations.failure(message.code) or self._failure
@@ -403,7 +414,7 @@ class ServerRunner:
     def _answer(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
         """Say what was refused, up to a rate."""
         if self._rates[member].answers.admits():
-            self._outbox.answer(member, route, error)
+            self._outbox.answer(route, error)
 
     # -- patience ---------------------------------------------
 
@@ -419,10 +430,10 @@ class ServerRunner:
             if peer.present:
                 self._lose(member, peer, "it does not take what it is sent")
 
-    def _lose(self, member: int, peer: Peer, reason: str, *, since: float | None = None) -> None:
+    def _lose(self, member: int, peer: Peer, reason: str) -> None:
         peer.present = False
         peer.leave()
-        self.story.lost(member, reason, self._patient.now - (peer.heard if since is None else since))
+        self.story.lost(member, reason, self._patient.now - peer.heard)
         self._lost(member)
 
     def _lost(self, member: int) -> None:
@@ -439,15 +450,18 @@ class ServerRunner:
         key = (plan.digest if plan else b"", protocol.phase, protocol.step, protocol.certified)
         if key != self._waiting_for:
             self._waiting_for, self._waiting_since, self._answered_at = key, now, now
-            self._waiting.start(now)
+            self._waits.start(now)
         awaited = set(self._missing() if plan is None else protocol.waiting_for())
         if any(self._is_present(member) for member in self._awaited - awaited):  # answered; others fell silent
             self._answered_at = now
         self._awaited = awaited
         lost = {member for member in awaited if not self._is_present(member)}
-        if awaited and self._waiting.is_due(now):
-            refusing = self._invitations.held_for(awaited)
-            self.story.waiting(awaited, lost, refusing, now - self._waiting_since)
+        self._waits.look(now, awaited)
+        if awaited and self._waits.telling.is_due(now):
+            heard = {member: now - self._peers[member].heard for member in lost & set(self._peers)}
+            held = self._invitations.held_for(awaited)
+            self.story.waiting(awaited, lost, heard, held, now - self._waiting_since)
+        if self._waits.asking.is_due(now):
             for member in awaited - lost:
                 self._ask_hello(member)
         if plan is not None and protocol.phase is not Phase.VOTING and self._absent_too_long(lost):
@@ -467,7 +481,7 @@ class ServerRunner:
             return
         for member in sorted(awaited & set(self.protocol.waiting_for())):
             self._passed_over.add(member)
-            self._lose(member, self._peers[member], "it is there and does not answer", since=self._waiting_since)
+            self._lose(member, self._peers[member], "it is there and does not answer")
 
     def _is_present(self, member: int) -> bool:
         peer = self._peers.get(member)

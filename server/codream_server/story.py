@@ -1,12 +1,13 @@
 """The story of a federation: what happens, told event by event with the members' names, and what it has cost so far.
 
-docs/events.md lists the events. Of many alike, ever fewer are written: a flood must not fill the disk.
+docs/events.md lists the events. Of many alike, ever fewer are written: a flood must not fill the disk. Of one member
+they tell its name, whether it is there, when it was last heard, and what it refuses or is refused, by code: how long it
+computes, what it sends and how often it errs stay uncounted here, or are told of all members together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.identity import Roster
@@ -42,7 +43,7 @@ class Story:
     Args:
         protocol: the server's machine, which is only looked at.
         roster: has the names.
-        traffic: each member's bytes.
+        traffic: bytes of all members together.
         events: where all of it is said.
         clock: seconds.
 
@@ -50,18 +51,20 @@ class Story:
         seconds: time spent waiting for members to compute, and for all else of the epochs.
         secure_steps: sums made.
         spent_rho: what all steps begun cost a client, in zCDP.
-        refusals: of each member, how many of its messages were refused.
-        refused_by: of each member, how many messages it refused.
-        dropped: of each member, how many of its messages were over a rate.
+        refusals: of each member, how many of its messages were refused; for this process alone.
+        refused_by: of each member, how many messages it refused; likewise.
+        dropped: of each member, how many of its messages were over a rate; likewise.
+        given_up: epochs.
     """
 
     def __init__(
-        self, protocol: ServerProtocol, roster: Roster, traffic: list[Traffic], events: Events, clock: Clock
+        self, protocol: ServerProtocol, roster: Roster, traffic: Traffic, events: Events, clock: Clock
     ) -> None:
         size = len(roster.members)
         self.seconds = {"compute": 0.0, "aggregation": 0.0}
         self.secure_steps = 0
         self.spent_rho = rho_of_records(protocol)
+        self.given_up = 0
         self.refusals, self.refused_by, self.dropped = [0] * size, [0] * size, [0] * size
         self._protocol, self._roster, self._traffic, self._events = protocol, roster, traffic, events
         self._clock = clock
@@ -132,8 +135,8 @@ class Story:
             figures=figures,
             entropy=figures.get("entropy"),
             clipped=figures.get("clipped"),
-            bytes_up=sum(traffic.up for traffic in self._traffic),
-            bytes_down=sum(traffic.down for traffic in self._traffic),
+            bytes_up=self._traffic.up,
+            bytes_down=self._traffic.down,
         )
 
     def _place(self) -> dict[str, int]:
@@ -164,6 +167,7 @@ class Story:
 
     def epoch_given_up(self, given_up: EpochGivenUp, again_in: float) -> None:
         """An effect of the machine; the next try is in so many seconds."""
+        self.given_up += 1
         self._events.say(
             "epoch_given_up",
             epoch=given_up.epoch,
@@ -193,12 +197,20 @@ class Story:
         """It counts as gone after so many seconds."""
         self._events.say("client_lost", client=self._name(member), reason=reason, seconds=round(seconds, 3))
 
-    def waiting(self, awaited: Iterable[int], lost: Iterable[int], refusing: dict[int, str], seconds: float) -> None:
-        """Who is waited for, who of them is not there, and who refuses what."""
+    def waiting(
+        self,
+        awaited: Iterable[int],
+        lost: Iterable[int],
+        heard: dict[int, float],
+        refusing: dict[int, str],
+        seconds: float,
+    ) -> None:
+        """Who is waited for, who of them is not there, since when nothing was heard of it, and who refuses what."""
         self._events.say(
             "waiting",
             clients=self._names(sorted(awaited)),
             lost=self._names(sorted(lost)),
+            heard={self._name(member): round(ago, 1) for member, ago in sorted(heard.items())},
             refusing={self._name(member): code for member, code in refusing.items()},
             bound=self._names(self._protocol.bound_elsewhere()),
             phase=self._protocol.phase.value,
@@ -220,20 +232,22 @@ class Story:
     def waiting_for_late(self, seconds: float) -> None:
         """After the end: who lacks its last certificates."""
         late, seconds = self._names(self._protocol.behind()), round(seconds, 1)
-        self._events.say("waiting", clients=late, lost=late, refusing={}, bound=[], phase="finished", seconds=seconds)
+        self._events.say(
+            "waiting", clients=late, lost=late, heard={}, refusing={}, bound=[], phase="finished", seconds=seconds
+        )
 
     def server_refused(self, member: int, error: RemoteProtocolError) -> None:
         """The server refused a member's message."""
         self.refusals[member] += 1
-        self._refused("server", member, error, self.refusals[member])
+        self._refused("server", member, error, self.refusals)
 
-    def client_refused(self, member: int, message: Refusal, in_a_row: int) -> None:
-        """A member refused the server's, and so many invitations in a row."""
+    def client_refused(self, member: int, message: Refusal) -> None:
+        """A member refused the server's."""
         self.refused_by[member] += 1
-        self._refused("client", member, message, self.refused_by[member], invitations=in_a_row)
+        self._refused("client", member, message, self.refused_by)
 
-    def _refused(self, by: str, member: int, what: RemoteProtocolError | Refusal, count: int, **more: Any) -> None:
-        if worth_a_line(count):
+    def _refused(self, by: str, member: int, what: RemoteProtocolError | Refusal, counts: list[int]) -> None:
+        if worth_a_line(counts[member]):  # each member's own, so that one's flood hides no other's
             self._events.say(
                 "refused",
                 client=self._name(member),
@@ -241,8 +255,7 @@ class Story:
                 by=by,
                 found=printable(what.found),
                 allowed=printable(what.allowed),
-                **more,
-                count=count,
+                count=sum(counts),
             )
 
     def over_limit(self, member: int, message: ToServer, over: int) -> None:
@@ -250,7 +263,7 @@ class Story:
         self.dropped[member] += 1
         if is_power_of_two(over):
             kind = type(message).__name__
-            self._events.say("rate_limited", client=self._name(member), kind=kind, count=over)
+            self._events.say("rate_limited", client=self._name(member), kind=kind, count=sum(self.dropped))
 
     def _name(self, member: int) -> str:
         return self._roster.members[member].name

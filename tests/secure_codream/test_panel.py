@@ -193,6 +193,28 @@ def test_refusals_that_a_late_message_comes_to_are_no_alarm() -> None:
     assert "refusals: 1" in drawn(panel, 80)
 
 
+def test_who_joins_who_was_last_heard_when_and_what_was_refused_are_said_in_lines() -> None:
+    file = io.StringIO()
+    refused = {"time": 1.0, "event": "refused", "client": "alder", "code": "bad-signature", "by": "server"}
+    with LivePanel(Console(file=file, width=80), clock=lambda: 0.0) as panel:
+        panel.feed(started())
+        for name in NAMES[:2]:
+            panel.feed({"time": 0.0, "event": "client_joined", "client": name})
+        panel.feed(waiting(["birch", "cedar"]) | {"heard": {"birch": 14.2}})
+        panel.feed(refused | {"found": "an\x1b[2J echo", "allowed": "the roster's"})
+        panel.feed(
+            refused | {"by": "client", "code": "policy", "found": "private", "allowed": "what its policy permits"}
+        )
+        panel.feed(refused | {"code": "hello-needed"})
+    assert file.getvalue().splitlines()[1:] == [
+        "alder joined: 1 of 5",
+        "birch joined: 2 of 5",
+        "waiting for birch (last heard 00:14 ago), cedar, lost, 01:15",
+        "refused: alder, bad-signature; found an?[2J echo; allowed the roster's",
+        "alder refuses: policy; it takes what its policy permits; its own screen says why",
+    ]
+
+
 def given_up(number: int = 1, epoch: int = 1, reason: str = "damson was lost") -> dict[str, Any]:
     return {"time": 3.0, "event": "epoch_given_up", "round": number, "epoch": epoch, "reason": reason}
 
@@ -227,6 +249,7 @@ def test_why_one_is_waited_for_is_said() -> None:
         panel.feed(waiting([], "idle") | {"bound": ["cedar"]})
     assert file.getvalue().splitlines() == [
         "5 clients, 1 round of 12 secure steps",
+        "alder joined: 1 of 5",
         "waiting for alder, birch, idle, 01:15; bi?rch refuses (policy)",
         "waiting for alder, birch, idle, 01:15; cedar voted for sums that are not here",
     ]
@@ -250,7 +273,8 @@ def test_who_is_waited_for_is_a_plain_line_once_somebody_is_there() -> None:
         last = {"time": 9.0, "event": "round_finished", "round": 4, "metrics": {"accuracy": 0.9}}
         panel.feed(last | {"metrics_round": 4, "learnt": False})
     assert file.getvalue().splitlines()[1:] == [
-        "waiting for birch, lost, 01:15",
+        "alder joined: 1 of 5",
+        "waiting for birch, not there yet, 01:15",
         "round 2: epoch given up, x?[2J",
         "all rounds are over; mean accuracy after 4 rounds 90.0%; 00:00",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,8 @@ from secure_codream.deployment.charter import sign
 from secure_codream.deployment.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from secure_codream.deployment.client import Agreed, read_agreed, run_client
 from secure_codream.deployment.description import describe
+from secure_codream.deployment.earlier import is_running
+from secure_codream.deployment.endings import client_ending, server_ending
 from secure_codream.deployment.files import MODEL, read_metrics
 from secure_codream.deployment.outputs import OutputsUnwritten
 from secure_codream.deployment.provision import provision
@@ -43,6 +46,7 @@ from secure_codream.membership.keys import KeyFileError, read_private_key
 from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.events import read_events
 from secure_codream.reports.files import write_whole
+from secure_codream.reports.status import read_status
 
 NAMES = ("alice", "bob", "carol")
 NOWHERE = "tcp://127.0.0.1:9"  # where nobody listens
@@ -192,6 +196,35 @@ def test_same_record_is_with_everybody_and_verifies(finished: Finished) -> None:
     assert {one.head for one in found} == {json.loads((finished.out / "server" / "server.json").read_text())["head"]}
     assert {one.epochs for one in found} == {3} and found[0].votes == (3, 3, 3)
     assert {log_of(finished.client(name))[-1]["head"] for name in NAMES} == {found[0].head}
+
+
+@pytest.mark.system
+def test_what_a_server_leaves_behind_counts_nobody_apart(finished: Finished) -> None:
+    """In totals and metrics there is no member's name but beside its presence and when it was last heard."""
+    server = finished.out / "server"
+    totals, metrics = (server / "server.json").read_text(), (server / "metrics.prom").read_text().splitlines()
+    named = [line.partition("{")[0] for line in metrics if any(f'"{name}"' in line for name in NAMES)]
+    assert not any(name in totals for name in NAMES) and json.loads(totals)["traffic"]["up"] > 0
+    assert set(named) == {"codream_member_present", "codream_member_heard_time_seconds"}
+    for name in NAMES:
+        assert "member" not in (finished.client(name) / "metrics.prom").read_text()
+        others = set(NAMES) - {name}
+        assert not any(other in (finished.client(name) / "status.json").read_text() for other in others)
+
+
+@pytest.mark.system
+def test_status_says_that_all_have_finished_and_the_ending_what_came_of_it(finished: Finished) -> None:
+    for folder in (finished.out / "server", *map(finished.client, NAMES)):
+        found = read_status(folder)
+        assert (found.phase, found.certified, found.epochs, found.waiting) == ("finished", 3, 3, ())
+        assert not is_running(folder)
+    (test, held, *files) = client_ending(finished.client("carol"))
+    assert re.fullmatch(r"accuracy on test images: alone \d+\.\d%, now \d+\.\d%", test)
+    assert re.fullmatch(r"accuracy on .* images: alone .*, now .*, best .* \(of (round [12]|training alone)\)", held)
+    assert {"model.safetensors", "best.safetensors"} <= {Path(line.split(": ")[0].strip()).name for line in files}
+    totals, head, *files = server_ending(finished.out / "server")
+    assert "all clients together" in totals and log_of(finished.client("bob"))[-1]["head"] in head
+    assert any("record" in line for line in files)
 
 
 @pytest.mark.system
@@ -351,6 +384,7 @@ class Replaced:
     """A `ClientRunner` whose `run` a test writes."""
 
     compute_seconds = 0.0
+    standing = (False, 0, None)
     failures: Counter[str] = Counter()
 
     def __init__(self, *, learner: Any, prepare: Callable[[], object], **rest: Any) -> None:
@@ -465,6 +499,7 @@ def test_clients_log_tells_of_a_training_that_came_to_nothing(
     class OnlyPrepares:
         compute_seconds = 0.0
         failures: Counter[str] = Counter()
+        standing = (False, 0, None)
 
         def __init__(self, *, prepare: Callable[[], object], **rest: Any) -> None:
             self._prepare = prepare

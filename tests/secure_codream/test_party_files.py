@@ -22,7 +22,7 @@ from codream_protocols.errors import AggregationFailed
 from codream_server.settings import Timing
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, TaskTable
-from secure_codream.deployment.files import Appended, EventLog, read_metrics
+from secure_codream.deployment.files import KEPT, Appended, EventLog, read_metrics
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
 from secure_codream.deployment.signals import until_signal
@@ -201,3 +201,37 @@ def test_exhibit_is_of_its_epoch_and_step_alone_and_stays_in_the_clients_folder(
     with np.load(tmp_path / "exhibit.npz") as kept:
         # Two dreams' soft labels over two classes are 4 numbers, of 0.1 each; the weights of classes come besides.
         assert len(np.unique(kept["plain"])) <= 4 and int(kept["value_bits"]) == 16
+
+
+# -- a log that does not grow for ever ---------------------------------------------
+
+
+def test_a_log_turns_over_at_its_size_and_the_oldest_goes(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with Appended(path, most_bytes=100) as file:
+        for number in range(100):
+            file.write(f"{number:09}\n")  # ten bytes each
+    files = sorted(tmp_path.iterdir())
+    assert [one.name for one in files] == ["log.jsonl", *(f"log.jsonl.{number}" for number in range(1, KEPT + 1))]
+    kept = [line for one in [*reversed(files[1:]), path] for line in one.read_text().splitlines()]
+    assert kept == [f"{number:09}" for number in range(60, 100)]  # whole lines, none missing since the oldest
+    with Appended(path, most_bytes=100) as file:  # another process goes on
+        file.write("last\n")
+    assert path.read_text() == "last\n" and (tmp_path / "log.jsonl.1").read_text().endswith("000000099\n")
+
+
+def test_a_log_that_cannot_turn_over_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    (tmp_path / f"log.jsonl.{KEPT}").mkdir()
+    (tmp_path / f"log.jsonl.{KEPT - 1}").touch()  # a file takes no folder's place
+    with Appended(path, most_bytes=10) as file:
+        for number in range(4):
+            file.write(f"{number:09}\n")
+    assert path.read_text().splitlines() == [f"{number:09}" for number in range(4)]
+
+
+def test_a_file_whose_reader_needs_all_of_it_is_never_turned_over(tmp_path: Path) -> None:
+    with Appended(tmp_path / "events.jsonl") as file:
+        for _ in range(1000):
+            file.write("x" * 99 + "\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]

@@ -193,11 +193,11 @@ def test_flood_is_dropped_counted_and_written_down_in_a_few_lines(kind: str) -> 
                 "Beat": Beat(*client.protocol.progress),
             }[kind]
             flooder = await raw(federation, member=2)  # beside the client, which is told to say Hello now and then
-            sent = federation.server.traffic[2].down
+            sent = federation.server.traffic.down
             for _ in range(number):
                 await flooder.send(encode_message(client.protocol.hello() if kind == "Hello" else message))
             await federation.until(lambda: federation.server.story.dropped[2] > number * 0.9)
-            assert federation.server.traffic[2].down - sent < 200_000
+            assert federation.server.traffic.down - sent < 200_000
             flooder.close()
             client.send(client.protocol.hello())
             if kind == "Refusal":  # in lockstep that is the end of an epoch, and its member is waited for
@@ -223,7 +223,8 @@ def test_refusals_of_a_member_that_refuses_without_end_are_written_down_in_a_few
         server._on_refusal(2, Refusal("made-up", "\U0010ffff" * 512, "\x1b" * 512, bytes(32)))
     server._on_refusal(1, Refusal("made-up", "found", "allowed", bytes(32)))
     of_two = [event for event in federation.of("refused") if event["client"] == "site-2"]
-    assert len(of_two) == 100 + 5 and of_two[-1]["count"] == 2048
+    assert len(of_two) == 100 + 5 and of_two[-1]["count"] == 2048  # of all members, and so is the next one's
+    assert federation.events[-1]["count"] == 3001
     assert all(len(event["found"]) == len(event["allowed"]) == 512 for event in of_two)
     assert federation.events[-1]["client"] == "site-1"  # another's are said all the same
 

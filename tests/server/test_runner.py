@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,11 @@ def test_traffic_is_counted_and_most_of_it_is_payload() -> None:
             await server
 
     run(scenario)
-    for traffic in federation.server.traffic:
-        assert traffic.payload == 3 * (20_000 * 18 // 8)
-        assert 0 < traffic.setup < traffic.up <= 1.1 * traffic.payload
-        assert traffic.down >= traffic.payload
-    assert federation.events[-3]["bytes_up"] <= sum(traffic.up for traffic in federation.server.traffic)
+    traffic = federation.server.traffic  # of all members together
+    assert traffic.payload == 3 * 3 * (20_000 * 18 // 8)
+    assert 0 < traffic.setup < traffic.up <= 1.1 * traffic.payload
+    assert traffic.down >= traffic.payload
+    assert federation.events[-3]["bytes_up"] <= traffic.up
 
 
 def test_exhibit_keeps_the_first_masked_vector_and_its_steps_sum() -> None:
@@ -268,7 +269,7 @@ def test_resilient_goes_on_without_one_that_beats_and_never_answers() -> None:
     run(scenario)
     lost = federation.of("client_lost")
     assert {(event["client"], event["reason"]) for event in lost} == {("site-4", "it is there and does not answer")}
-    assert all(event["seconds"] > 0.8 for event in lost)
+    assert all(event["seconds"] < 0.8 for event in lost)  # since it was last heard: how long it works is its own affair
     assert [event["survivors"] for event in federation.of("step_finished")] == [NAMES[:3]] * 4
     assert published(federation) == pytest.approx(federation.total([0, 1, 2]), abs=1e-3)
 
@@ -517,7 +518,8 @@ def test_invitations_that_everybody_refuses_end_the_federation_and_say_why(aggre
     assert len(federation.of("epoch_started")) == 3
     by_client = [event for event in federation.of("refused") if event["by"] == "client"]
     assert {event["code"] for event in by_client} == {PolicyViolation.code}
-    assert sorted(event["invitations"] for event in by_client) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert sorted(event["count"] for event in by_client) == list(range(1, 10))  # of all clients together
+    assert Counter(event["client"] for event in by_client) == dict.fromkeys(NAMES[:3], 3)
     waits = [event["again_in"] for event in federation.of("epoch_given_up")]
     assert waits == [0.2, 0.4, 0.8]
 

@@ -152,6 +152,29 @@ class Ledger:
             raise
         return ledger
 
+    @classmethod
+    def look(cls, path: Path, *, federation: str, member: str, budget: Budget) -> tuple[SampledGaussian, ...]:
+        """What was charged until now, without writing, locking or beginning anything; nothing where no ledger is.
+
+        Raises:
+            LedgerRolledBack, LedgerDamaged, LedgerMismatch, OSError: as `open` does.
+        """
+        anchor = path.with_name(path.name + ".anchor")
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if anchor.exists() and (seen := cls(path, anchor, -1)._read_anchor()) is not None and seen.entries:
+                raise LedgerRolledBack(f"{path}: found no ledger, but {anchor} has seen one; put it back") from None
+            return ()
+        ledger = cls(path, anchor, descriptor)
+        try:
+            ledger._load()
+            if ledger._entries:
+                ledger._check_belongs(_Opened(federation, member, budget))
+            return ledger.charges
+        finally:
+            ledger.close()
+
     def reserve(self, charge: SampledGaussian) -> None:
         """Charge for a mechanism that is about to run; returns once that is durable, and only then may it run.
 
@@ -247,27 +270,12 @@ class Ledger:
             raise LedgerBusy(f"{self._path}: open elsewhere; one process at a time may spend")
 
     def _read(self, expected: _Opened) -> None:
-        seen = self._read_anchor()
-        content = self._content()
-        digests, whole = [_START], 0
-        for line in content.splitlines(keepends=True):
-            try:
-                entry, digest = _parse(line, digests[-1])
-            except ValueError as error:
-                if seen is None or len(digests) <= seen.entries:
-                    raise LedgerDamaged(f"{self._path}, line {len(digests)}: {error}; it was altered") from None
-                structlog.get_logger().warning(
-                    "privacy-ledger-torn-entry-dropped",
-                    path=str(self._path),
-                    after=len(digests) - 1,
-                )
-                break
-            self._entries.append(entry)
-            digests.append(digest)
-            whole += len(line)
-        self._check_anchored(seen, digests)
+        content, seen, digests, whole = self._load()
         self._digest = digests[-1]
         if whole < len(content):
+            structlog.get_logger().warning(
+                "privacy-ledger-torn-entry-dropped", path=str(self._path), after=len(digests) - 1
+            )
             os.ftruncate(self._file, whole)
             os.fsync(self._file)
         if not self._entries:
@@ -278,6 +286,24 @@ class Ledger:
             os.fsync(self._file)
             self._write_anchor()
         self._check_belongs(expected)
+
+    def _load(self) -> tuple[bytes, _Anchor | None, list[str], int]:
+        """Take the entries; the file's bytes, what the anchor has seen, all digests, and how many bytes are whole."""
+        seen = self._read_anchor()
+        content = self._content()
+        digests, whole = [_START], 0
+        for line in content.splitlines(keepends=True):
+            try:
+                entry, digest = _parse(line, digests[-1])
+            except ValueError as error:
+                if seen is None or len(digests) <= seen.entries:
+                    raise LedgerDamaged(f"{self._path}, line {len(digests)}: {error}; it was altered") from None
+                break
+            self._entries.append(entry)
+            digests.append(digest)
+            whole += len(line)
+        self._check_anchored(seen, digests)
+        return content, seen, digests, whole
 
     def _check_belongs(self, expected: _Opened) -> None:
         first = self._entries[0]

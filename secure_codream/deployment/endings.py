@@ -1,0 +1,81 @@
+"""What a party's screen says when its federation is over: what came of it, and where the files are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from secure_codream.deployment.files import read_metrics
+from secure_codream.reports.files import bytes_of
+from secure_codream.reports.words import counted, format_bytes
+
+_CLIENT_FILES = (
+    ("model.safetensors", "the model as it is now"),
+    ("best.safetensors", "the best weights that its own judge has seen"),
+    ("sums.json", "what was summed"),
+    ("metrics.jsonl", "figures of each round"),
+    ("privacy.html", "what may be said of privacy"),
+    ("journal", "the certified epochs; `secure-codream verify` checks them"),
+)
+_SERVER_FILES = (
+    ("sums.json", "what was summed"),
+    ("rounds", "dreams and soft labels"),
+    ("events.jsonl", "what happened"),
+    ("privacy.html", "what may be said of privacy"),
+    ("record", "the public record; `secure-codream verify` checks it"),
+)
+
+
+def client_ending(folder: Path) -> list[str]:
+    """A client's accuracies alone, now and at best, and its files; its own screen alone says them."""
+    return [*accuracies(read_metrics(folder / "metrics.jsonl")), *_files(folder, _CLIENT_FILES)]
+
+
+def accuracies(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a client's figures say, from the newest training alone on; nothing where nothing was measured.
+
+    Args:
+        lines: of its `metrics.jsonl`.
+    """
+    if not lines:
+        return []
+    alone = next((line for line in reversed(lines) if line["rounds"] == 0), None)
+    last = lines[-1]
+    said = []
+    for key, images in (("accuracy", "test images"), ("held_accuracy", _judging(last))):
+        if last.get(key) is None:
+            continue
+        parts = [] if alone is None or alone.get(key) is None else [f"alone {alone[key]:.1%}"]
+        parts.append(f"now {last[key]:.1%}")
+        if key == "held_accuracy" and last.get("best_accuracy") is not None:
+            of = "training alone" if last["best_round"] == 0 else f"round {last['best_round']}"
+            parts.append(f"best {last['best_accuracy']:.1%} (of {of})")
+        said.append(f"accuracy on {images}: {', '.join(parts)}")
+    return said
+
+
+def server_ending(folder: Path) -> list[str]:
+    """What a finished server has done, and its files.
+
+    Raises:
+        MissingRecord: it has not finished.
+    """
+    found = json.loads(bytes_of(folder / "server.json", "the totals of a finished server"))
+    traffic = found["traffic"]
+    totals = f"{counted(found['secure_steps'], 'secure step')} by this process; all clients together: "
+    totals += f"{format_bytes(traffic['up'])} up, {format_bytes(traffic['down'])} down"
+    return [totals, f"head {found['head']}", *_files(folder, _SERVER_FILES)]
+
+
+def _judging(line: Mapping[str, Any]) -> str:
+    return f"{line.get('judged_by', 0)} {'held-back' if line.get('held_back') else 'own'} images"
+
+
+def _files(folder: Path, names: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"  {folder / name}: {about}" for name, about in names if _has_something(folder / name)]
+
+
+def _has_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()

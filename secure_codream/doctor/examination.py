@@ -1,0 +1,260 @@
+"""All checks of a party's folder, in the order in which a run would stumble.
+
+A check whose ground another one has taken away is left out: without a roster there is no charter to compare with, and
+code that a charter names is not run before that charter was accepted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from codream_protocols.charter import Charter
+from codream_protocols.course import Course
+from codream_protocols.identity import Roster
+from codream_protocols.membership import CharterSignature, fingerprint
+from secure_codream.configuration.client import ClientConfig, read_client
+from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import FederationConfig, read_federation
+from secure_codream.deployment.acceptance import permitted
+from secure_codream.deployment.earlier import JOURNAL, RECORD, is_running
+from secure_codream.deployment.exposure import exposures
+from secure_codream.doctor.findings import MENDABLE, Finding, State, failure, looked, ok, warning
+from secure_codream.doctor.machine import bytes_to_write, of_clock, of_descriptors, of_disk
+from secure_codream.doctor.reachability import REACHABILITY, of_own_port, of_server
+from secure_codream.membership.accepted import (
+    ACCEPTANCES,
+    ROSTER,
+    SIGNATURE,
+    check_accepted,
+    expiry_warning,
+    gathered,
+    load_roster,
+    own_keys,
+)
+from secure_codream.membership.files import statement_of
+from secure_codream.membership.keys import IDENTITY, PINNED, TRANSPORT, read_pinned_keys, read_private_key
+from secure_codream.membership.passphrase import Passphrase
+from secure_codream.reports.words import counted
+
+SETTINGS, KEYS, ROSTER_CHECK, CHARTER, ACCEPTANCE = "settings", "keys", "roster", "charter", "acceptance"
+POLICY, BLOCKS, LOSSES = "policy", "blocks", "losses"
+CLIENT_FILE = "client.toml"
+
+
+@dataclass
+class _Known:
+    """What the checks so far have made sure of."""
+
+    client: ClientConfig | None = None
+    federation: FederationConfig | None = None
+    roster: Roster | None = None
+    secret: bytes | None = None
+    charter: Charter | None = None
+    accepted: bool = False
+
+
+def examine(folder: Path, *, address: str | None = None) -> list[Finding]:
+    """Look at everything that a run from this folder needs.
+
+    Args:
+        folder: a client's, which has a `client.toml`, or the server's.
+        address: where the server listens, or is to listen; None takes the roster's.
+
+    Returns:
+        At least one finding of each check that could be made.
+    """
+    with _no_bytecode():
+        return _Examination(folder, address).findings()
+
+
+def well(findings: list[Finding]) -> bool:
+    """Whether a run may begin."""
+    return not any(finding.state is State.FAILED for finding in findings)
+
+
+class _Examination:
+    def __init__(self, folder: Path, address: str | None) -> None:
+        self._folder, self._address, self._known = folder, address, _Known()
+        self._is_client = (folder / CLIENT_FILE).exists()
+
+    def findings(self) -> list[Finding]:
+        known, folder = self._known, self._folder
+        found = looked(SETTINGS, self._settings)
+        found += looked(ROSTER_CHECK, self._roster)
+        found += looked(KEYS, self._keys)
+        if known.roster is not None and known.federation is not None:
+            found += looked(CHARTER, self._charter)
+            if known.accepted:
+                found += looked(ACCEPTANCE, self._acceptance)
+        course: Course | None = None
+        if known.charter is not None and known.federation is not None and known.roster is not None:
+            federation, roster, charter = known.federation, known.roster, known.charter
+            if known.accepted or not federation.code:
+                try:
+                    course = make_course(federation, None if known.client is None else known.client.policy.code)
+                except MENDABLE as error:
+                    found.append(failure(POLICY, error))
+            found += looked(BLOCKS, self._blocks)
+            found += looked(LOSSES, self._losses)
+            weights = None
+            if course is not None and known.client is not None:
+                found += looked(POLICY, self._policy)
+                weights = self._learning(found, known.client, federation, charter, course)
+            if course is not None:
+                record = folder / (JOURNAL if self._is_client else RECORD)
+                needed = bytes_to_write(record, federation, roster, charter, course, weights=weights)
+                found += looked("disk", lambda: of_disk(folder, needed))
+        found += looked("clock", lambda: of_clock(folder))
+        if known.roster is not None:
+            members = 1 if self._is_client else len(known.roster.members)
+            found += looked("descriptors", lambda: of_descriptors(members))
+            found += looked(REACHABILITY, self._reachability)
+        return found
+
+    def _settings(self) -> Iterator[Finding]:
+        if self._is_client:
+            self._known.client = read_client(self._folder / CLIENT_FILE)
+        self._known.federation = read_federation(self._folder / "config.toml")
+        names = f"{CLIENT_FILE} and config.toml" if self._is_client else "config.toml"
+        yield ok(SETTINGS, f"{names} can be read")
+
+    def _roster(self) -> Iterator[Finding]:
+        client = self._known.client
+        if (self._folder / ROSTER).exists() and (self._folder / PINNED).exists():
+            least = 1 if client is None else client.least_roster_serial
+            roster = self._known.roster = load_roster(self._folder, least_serial=least)
+            if client is not None:
+                roster.number_of(client.name)
+            pinned = " and ".join(map(fingerprint, read_pinned_keys(self._folder / PINNED)))
+            yield ok(
+                ROSTER_CHECK,
+                f"{roster.federation}, serial {roster.serial}, {counted(len(roster.members), 'client')}, until "
+                f"{roster.expires}; pinned administrator {pinned}",
+            )
+            if (text := expiry_warning(roster)) is not None:
+                yield warning(ROSTER_CHECK, text, "a roster of more than 30 days")
+        else:
+            load_roster(self._folder)  # says which of the two is missing
+
+    def _keys(self) -> Iterator[Finding]:
+        known = self._known
+        passphrase = Passphrase()
+        names = [TRANSPORT, IDENTITY] if self._is_client else [TRANSPORT]
+        if known.roster is None or (self._is_client and known.client is None):
+            for file in names:
+                read_private_key(self._folder / file, passphrase)
+            yield ok(KEYS, f"{' and '.join(names)}, readable by their owner alone")
+            return
+        name = None if known.client is None else known.client.name
+        known.secret, _ = own_keys(self._folder, known.roster, name, passphrase)
+        yield ok(KEYS, f"{' and '.join(names)}, readable by their owner alone, and the roster's")
+
+    def _charter(self) -> Iterator[Finding]:
+        federation, roster = self._known.federation, self._known.roster
+        assert federation is not None and roster is not None  # noqa: S101 - asked first
+        self._known.charter = federation.charter(roster)
+        check_accepted(self._folder, federation, roster, None)
+        charter = self._known.charter
+        self._known.accepted = True
+        if (self._folder / SIGNATURE).exists():
+            statement_of(self._folder / SIGNATURE, CharterSignature).check(charter, roster)
+        yield ok(CHARTER, f"config.toml says what was accepted, {charter.digest.hex()[:16]}…")
+
+    def _acceptance(self) -> Iterator[Finding]:
+        known = self._known
+        assert known.federation is not None and known.roster is not None and known.charter is not None  # noqa: S101
+        if known.client is not None:
+            known.accepted = False
+            check_accepted(self._folder, known.federation, known.roster, known.client.name)
+            known.accepted = True
+            yield ok(ACCEPTANCE, f"accepted by {known.client.name}")
+            return
+        found, wrong = gathered(self._folder / ACCEPTANCES, known.charter, known.roster)
+        missing = [member.name for member in known.roster.members if member.name not in found]
+        if not missing and not wrong:
+            yield ok(ACCEPTANCE, f"accepted by all {len(found)} clients")
+        if missing:
+            place = self._folder / ACCEPTANCES
+            yield warning(
+                ACCEPTANCE, f"none of {', '.join(missing)}", "one of each client", f"put into {place} what they send"
+            )
+        for problem in wrong:
+            yield warning(ACCEPTANCE, problem, "acceptances of this charter", "take the file away")
+
+    def _policy(self) -> Iterator[Finding]:
+        known = self._known
+        assert known.client is not None and known.federation is not None  # noqa: S101 - a client's
+        assert known.roster is not None and known.charter is not None  # noqa: S101 - asked first
+        cut = permitted(self._folder, known.client, known.federation, known.roster, known.charter)
+        if cut:
+            allowed = "charters that keep blocks whole"
+            yield warning(POLICY, "; ".join(cut), allowed, "nothing: this client's policy permits it, cuts = true")
+        else:
+            yield ok(POLICY, "this client's own policy permits the charter")
+
+    def _blocks(self) -> Iterator[Finding]:
+        known = self._known
+        assert known.federation is not None and known.roster is not None  # noqa: S101 - asked first
+        yield ok(BLOCKS, exposures(known.federation, known.roster)[0])
+
+    def _losses(self) -> Iterator[Finding]:
+        charter = self._known.charter
+        assert charter is not None  # noqa: S101 - asked first
+        aggregation = charter.aggregation
+        least = 2 * (aggregation.colluders + 2)
+        if aggregation.mode == "lockstep":
+            yield ok(LOSSES, "while a client is away, the others wait; it is started again, and nothing is lost")
+        elif len(charter.blocks) == 1:
+            yield warning(
+                LOSSES,
+                f"one block of {charter.members} clients: this cohort bears no loss",
+                f"{least} clients or more, which make two blocks",
+                "mode = 'lockstep' under [aggregation] waits for who is away; or let more sites join",
+            )
+        else:
+            yield ok(LOSSES, f"{len(charter.blocks)} blocks: whoever drops out takes its block along, the others go on")
+
+    def _learning(
+        self,
+        found: list[Finding],
+        client: ClientConfig,
+        federation: FederationConfig,
+        charter: Charter,
+        course: Course,
+    ) -> int:
+        """A client's data, model and budget; returns the bytes of its model."""
+        from secure_codream.doctor.learning import BUDGET, DATA, MODEL, Weighed, of_budget, of_data
+
+        weighed = Weighed()
+        data = looked(DATA, lambda: of_data(client, federation))
+        found += data
+        found += looked(MODEL, lambda: weighed.of_model(client, federation))
+        if well(data):
+            found += looked(BUDGET, lambda: of_budget(self._folder, client, federation, charter, course))
+        return weighed.bytes
+
+    def _reachability(self) -> Iterator[Finding]:
+        known = self._known
+        assert known.roster is not None  # noqa: S101 - asked first
+        address = self._address or known.roster.server.address
+        if not self._is_client:
+            if is_running(self._folder):
+                yield ok(REACHABILITY, "this server is running")
+            else:
+                yield from of_own_port(address)
+        elif known.secret is not None:
+            yield from of_server(address, secret=known.secret, server_key=known.roster.server.transport_key)
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Code of one's own is loaded, and leaves no `__pycache__` behind."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before

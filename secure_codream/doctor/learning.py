@@ -1,0 +1,179 @@
+"""A client's images, its model and what the run will cost its records: read as `client` reads them, and no further.
+
+Nothing is trained, reserved, downloaded or sent. Imports torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from codream_clients.data.understanding import lines
+from codream_clients.devices import pick_device
+from codream_clients.models.gate import trial_images
+from codream_clients.models.refusals import ModelRefused
+from codream_clients.own_parts import load_own_part
+from codream_clients.privacy.accounting import concentrated_rho, epsilon_of
+from codream_clients.privacy.gate import examine_private, modes_of
+from codream_clients.privacy.ledger import Ledger
+from codream_clients.privacy.plan import PrivacyPlan, plan_privacy
+from codream_protocols.charter import Charter, Offer, derive_plan
+from codream_protocols.course import Course
+from codream_protocols.zcdp import rho_of
+from secure_codream.configuration.assembly import build_model, held_back, load_client_data
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import (
+    PARAMETER_COURSES,
+    AveragingTable,
+    FederationConfig,
+    privacy_settings,
+)
+from secure_codream.configuration.images import what_was_understood
+from secure_codream.configuration.limits import check_planned, client_level_budget, own_budget
+from secure_codream.doctor.findings import Finding, ok, warning
+from secure_codream.reports.words import counted
+
+DATA, MODEL, BUDGET = "data", "model", "budget"
+FEW_STEPS = 20  # of DP-SGD: a budget spent in fewer buys noise and hardly any learning
+
+
+def of_data(client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
+    """What is understood of a client's images; of what answers sums, that it can be loaded. Raises as `client` does."""
+    if federation.federation.course == "sums":
+        if client.answers is None:
+            raise ValueError("found no answers in client.toml; module:function, (task) -> {block: numbers}, is needed")
+        load_own_part(client.answers)
+        yield ok(DATA, f"{client.answers} is there, and answers")
+        return
+    here = _without_download(client)
+    text = "; ".join(line.strip() for line in lines(what_was_understood(here.data, federation.task)))
+    train, _ = load_client_data(here, federation)
+    yield ok(DATA, f"{text}; this client takes {counted(len(train), 'training image')}")
+
+
+class Weighed:
+    """Remembers the bytes of the model that was looked at, for the disk."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def of_model(self, client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
+        """The gate's page, in short. Raises as `client` does."""
+        course = federation.federation.course
+        if course == "sums":
+            return
+        averaged = course in PARAMETER_COURSES
+        name = (federation.averaging or AveragingTable()).model if averaged else client.model
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model = build_model(name, federation, seed=client.seed, device=client.device)
+            if federation.privacy is not None:
+                settings, task = privacy_settings(federation.privacy), federation.task
+                try:
+                    examine_private(
+                        model,
+                        trial_images(task.shape, classes=task.classes, device=pick_device(client.device)),
+                        classes=task.classes,
+                        name=name,
+                        modes=modes_of(settings),
+                        statistics=bool(settings.statistics_share),
+                    )
+                except ModelRefused as error:
+                    raise ValueError(f"model: {error}") from error
+        weights = sum(tensor.numel() for tensor in model.parameters())
+        self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        found = f"{name}, {weights:,} weights, on {pick_device(client.device)}; it goes through the gate"
+        private = " and its gradients are each record's own" if federation.privacy is not None else ""
+        yield ok(MODEL, found + private)
+        for one in said:
+            yield warning(MODEL, str(one.message), "a model all of which is trained")
+
+
+def of_budget(
+    folder: Path, client: ClientConfig, federation: FederationConfig, charter: Charter, course: Course
+) -> Iterator[Finding]:
+    """What the run will charge, what is left, and whether that buys any learning. Raises `LedgerError`."""
+    if federation.privacy is not None:
+        yield from _of_records(folder, client, federation)
+    elif client.budget is not None:
+        raise ValueError(
+            "found [budget] in client.toml: this client trains privately or not at all; the federation has no [privacy]"
+        )
+    if federation.client_privacy is not None:
+        yield from _of_sums(folder, client, federation, charter, course)
+    if federation.privacy is None and federation.client_privacy is None:
+        yield ok(BUDGET, "none is spent: no differential privacy in this federation")
+
+
+def _of_records(folder: Path, client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
+    settings = privacy_settings(federation.privacy or {})
+    train, _ = load_client_data(_without_download(client), federation)
+    train, _ = held_back(federation, train, seed=client.seed, device=client.device)
+    own = client.budget.records if client.budget is not None else None
+    records = own or settings.records or len(train)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        plan = plan_privacy(settings, records=records, rounds=federation.federation.rounds)
+    budget = own_budget(client, plan)
+    charged = Ledger.look(
+        folder / "privacy.jsonl", federation=federation.federation.name, member=client.name, budget=budget
+    )
+    if charged:
+        spent = epsilon_of(charged, budget.delta, budget.accountant)
+        about = f"epsilon {spent:.4g} of {budget.epsilon:g} at delta {budget.delta:g} is spent"
+        if spent >= budget.epsilon * (1 - 1e-3):
+            yield warning(BUDGET, about, "some of it left", "this client learns nothing more from its own data")
+        else:
+            yield ok(BUDGET, f"{about}; the run goes on within the rest")
+    else:
+        planned = check_planned(plan, budget)
+        yield ok(
+            BUDGET,
+            f"the run will charge epsilon {planned:.4g} of {budget.epsilon:g} at delta {budget.delta:g}; none "
+            "is spent yet",
+        )
+    steps = _steps(plan)
+    if steps < FEW_STEPS:
+        yield warning(
+            BUDGET,
+            f"the whole budget is spent in {counted(steps, 'step')}: batches of {settings.batch_size} of "
+            f"{records:,} images, noise of {plan.noise_multiplier:.3g} times the clipping bound in each",
+            f"{FEW_STEPS} steps or more",
+            "a smaller batch_size under [privacy], which all parties agree on; the model will hardly learn as it is",
+        )
+    for one in said:
+        yield warning(BUDGET, str(one.message), "a delta well below 1/n")
+
+
+def _of_sums(
+    folder: Path, client: ClientConfig, federation: FederationConfig, charter: Charter, course: Course
+) -> Iterator[Finding]:
+    privacy, before = federation.client_privacy, 0
+    assert privacy is not None  # noqa: S101 - only a federation with client-level noise is asked
+    if charter.predecessor is not None:
+        before = charter.predecessor.certified
+    charged = Ledger.look(
+        folder / "client_privacy.jsonl",
+        federation=federation.federation.name,
+        member=client.name,
+        budget=client_level_budget(federation),
+    )
+    offer = Offer(0, charter.everybody, charter.first_head)
+    planned = sum(derive_plan(charter, course, offer, number).total_rho for number in range(before, course.epochs))
+    allowed, spent = rho_of(privacy.epsilon, privacy.delta), concentrated_rho(charged)
+    text = f"noised sums will charge rho {planned:.3g} of {allowed:.3g} (epsilon {privacy.epsilon:g} at delta "
+    text += f"{privacy.delta:g}); {spent:.3g} is spent"
+    if spent + planned > allowed * (1 + 1e-8) and not spent:
+        yield warning(BUDGET, text, "a plan within the budget", "fewer rounds or steps; the client stops where it ends")
+    else:
+        yield ok(BUDGET, text)
+
+
+def _steps(plan: PrivacyPlan) -> int:
+    apart = (plan.histogram, plan.statistics)
+    return sum(charge.steps for charge in plan.charges if charge not in apart)
+
+
+def _without_download(client: ClientConfig) -> ClientConfig:
+    return client.model_copy(update={"data": client.data.model_copy(update={"download": False})})

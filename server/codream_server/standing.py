@@ -1,0 +1,115 @@
+"""How a server stands, for whoever looks while it runs: its phase, who is there, and whom it waits for by name.
+
+Of one member it says the name, whether it is there and when it was last heard. Whom it waits for is looked up only so
+often (`NAMED_EVERY`), and of a phase that lasts: who answers first, and how long a member computes, cannot be read off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from codream_protocols.identity import Roster
+from codream_protocols.server import Phase, ServerProtocol
+from codream_server.patience import Growing
+from codream_server.peers import Peer
+
+LONGEST_SILENCE = 600.0  # seconds between two `waiting` events, and between two requests
+NAMED_EVERY = 10.0
+"""Seconds; within 15 s somebody who looks knows for whom a federation waits."""
+
+
+class Waits:
+    """Of the present phase: when to say for whom it waits, when to ask them again, and who they are, for a status.
+
+    Args:
+        lost_after: seconds after which those that are there are asked; names are known and said no later.
+    """
+
+    def __init__(self, lost_after: float) -> None:
+        named = min(NAMED_EVERY, lost_after)
+        self.named: tuple[int, ...] = ()
+        self._naming = Growing(named, named)
+        self.telling, self.asking = (Growing(first, LONGEST_SILENCE) for first in (named, lost_after))
+
+    def start(self, now: float) -> None:
+        """A phase begins."""
+        self.named = ()
+        for moments in (self._naming, self.telling, self.asking):
+            moments.start(now)
+
+    def look(self, now: float, awaited: Iterable[int]) -> None:
+        """Who is waited for now; they are named only now and then."""
+        if self._naming.is_due(now):
+            self.named = tuple(awaited)
+
+
+@dataclass(frozen=True)
+class Present:
+    """A member: whether it is there, and how many seconds ago it was last heard, None if never by this process."""
+
+    name: str
+    present: bool
+    heard: float | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A server at one moment.
+
+    Attributes:
+        phase: of the present epoch (docs/events.md); `idle` before one, `finished` after the last.
+        certified: epochs, those of predecessors counted.
+        step: of the present epoch, from 0; None outside one.
+        steps: of the present epoch.
+        members: all, in the roster's order.
+        waiting: names of those that are waited for, as of the last time that it was looked.
+        seconds: how long they have been.
+    """
+
+    phase: str
+    certified: int
+    step: int | None
+    steps: int | None
+    members: tuple[Present, ...]
+    waiting: tuple[str, ...]
+    seconds: float
+
+
+def standing(
+    protocol: ServerProtocol,
+    roster: Roster,
+    peers: Mapping[int, Peer],
+    waiting: Iterable[int],
+    seconds: float,
+    now: float,
+) -> Standing:
+    """Put it together.
+
+    Args:
+        protocol: the server's machine.
+        roster: has the names.
+        peers: who has said Hello, by number.
+        waiting: who is waited for.
+        seconds: for how long.
+        now: the time on the patient clock.
+    """
+    plan = protocol.plan
+    over = plan is None and protocol.done
+    named = [roster.members[member].name for member in sorted(protocol.behind() if over else waiting)]
+    return Standing(
+        phase="finished" if over else protocol.phase.value,
+        certified=protocol.certified,
+        step=protocol.step if plan is not None and protocol.phase is not Phase.IDLE else None,
+        steps=None if plan is None else len(plan.schedule),
+        members=tuple(
+            Present(
+                member.name,
+                number in peers and peers[number].present,
+                now - peers[number].heard if number in peers else None,
+            )
+            for number, member in enumerate(roster.members)
+        ),
+        waiting=tuple(named),
+        seconds=seconds if named else 0.0,
+    )

@@ -1,0 +1,121 @@
+"""How a server stands, for who looks: whom it waits for by name and soon, and nothing else of one member."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from codream_protocols.messages import Refusal
+from codream_server.settings import Timing
+from codream_server.standing import NAMED_EVERY, Standing, Waits
+from tests.server.toy import Federation, ToyClient, ToyCourse, computing, run
+
+NAMES = {"site-0", "site-1", "site-2"}
+
+
+def test_who_is_waited_for_is_named_by_name_and_whether_it_is_there() -> None:
+    federation = Federation(3, course=ToyCourse(1, 1), timing=Timing(step=30.0, beat=0.1, lost_after=0.6))
+    seen: list[Standing] = []
+
+    async def scenario() -> None:
+        async with federation.serving(stands=seen.append) as server:
+            client = await computing(federation)
+            client.hold = lambda compute: True
+            await federation.until(lambda: seen and seen[-1].waiting == ("site-2",))
+            assert seen[-1].phase == "collecting" and seen[-1].step == 0 and seen[-1].seconds > 0
+            assert all(one.present and one.heard is not None for one in seen[-1].members)
+            client.beating = False
+            await federation.until_event("client_lost")
+            await federation.until(lambda: not seen[-1].members[2].present)
+            client.hold, client.beating = None, True
+            await server
+
+    run(scenario)
+    assert [one.name for one in seen[0].members] == sorted(NAMES)
+    assert federation.server.standing().phase == "finished" and federation.server.standing().waiting == ()
+    heard = [event["heard"] for event in federation.of("waiting") if event["lost"]]
+    assert all(set(ago) <= {"site-2"} for ago in heard)
+
+
+def test_who_is_waited_for_is_looked_up_only_now_and_then() -> None:
+    """Looked up at each message, a status would time every member's work."""
+    waits = Waits(lost_after=30.0)
+    waits.start(100.0)
+    waits.look(100.0 + NAMED_EVERY - 0.1, {0, 1, 2})
+    named = [waits.named]
+    for later, awaited in ((NAMED_EVERY, {1, 2}), (NAMED_EVERY + 1, {2}), (2 * NAMED_EVERY, {2})):
+        waits.look(100.0 + later, awaited)
+        named.append(waits.named)
+    assert named == [(), (1, 2), (1, 2), (2,)]
+    assert NAMED_EVERY + 1.0 <= 15  # a file a second after it
+    waits.start(200.0)
+    assert waits.named == ()
+
+
+PERMITTED = {
+    ("client_lost", "seconds"),  # since it was last heard
+    ("refused", "count"),  # of all members together
+    ("rate_limited", "count"),
+    ("waiting", "heard"),
+}
+
+
+def numbers_of_one(event: dict[str, Any], names: set[str]) -> Iterator[tuple[str, str]]:
+    """Where an event tells a number of one member: beside its name, or in a table by name."""
+    for key, value in event.items():
+        if isinstance(value, dict) and names.intersection(value) and any(map(is_number, value.values())):
+            yield event["event"], key
+        if is_number(value) and event.get("client") in names:
+            yield event["event"], key
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@pytest.mark.parametrize("canary", [3, 17])
+def test_what_one_member_sends_and_how_often_it_errs_is_nowhere(canary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Canaries: the bytes of each member, by its own count, and how many nonsensical messages one of them sends."""
+    sent = dict.fromkeys(range(3), 0)
+    send = ToyClient.send_raw
+
+    def counted(client: ToyClient, *parts: bytes) -> None:
+        sent[client.member] += sum(map(len, parts))
+        send(client, *parts)
+
+    monkeypatch.setattr(ToyClient, "send_raw", counted)
+    federation = Federation(3, course=ToyCourse(1, 2, length=1000))
+    seen: list[Standing] = []
+    during: set[int] = set()
+
+    async def scenario() -> None:
+        async with federation.serving(stands=seen.append) as server:
+            client = await computing(federation)
+            for number in range(canary):
+                client.send_raw(b"nonsense" * (number + 1))
+                client.send(Refusal("made-up", "x", "y"))
+            await federation.until(lambda: federation.server.story.refusals[2] >= canary)
+            federation.clients[1].send_raw(b"nonsense")
+            await federation.until(lambda: federation.server.story.refusals[1])
+            during.update(sent.values())
+            await asyncio.sleep(1.1)
+            federation.clients[2] = client
+            await client.kill()
+            federation.start(2)
+            await server
+
+    run(scenario)
+    found = {place for event in federation.events for place in numbers_of_one(event, NAMES)}
+    assert found <= PERMITTED
+    last = federation.of("refused")[-1]
+    assert last["count"] > canary or last["by"] == "client"
+    text = json.dumps([*federation.events, *map(asdict, seen), vars(federation.server.traffic)])
+    for own in {*during, *sent.values()}:
+        assert f" {own}," not in text and f" {own}}}" not in text
+    for standing in seen:
+        assert {key for one in standing.members for key in asdict(one)} == {"name", "present", "heard"}
