@@ -23,7 +23,9 @@ from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
 from secure_codream.configuration.reading import check as check_values
 from secure_codream.data_commands import data
+from secure_codream.deployment.signals import Stopped
 from secure_codream.experiment_commands import audit, compare, report
+from secure_codream.extras import require, told_of
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.membership_commands import charter, join_request, keygen, roster, withdraw
 from secure_codream.reports.events import Refused
@@ -72,7 +74,7 @@ At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="EPOCH
 
 
 EXIT_CODES = {
-    0: "done",
+    0: "done; of a server or a client that was stopped by SIGTERM, too",
     1: "the federation or this party's part in it failed or was refused, its results are not on disk, what was checked "
     "does not hold, or none of the inputs could be read",
     2: "wrong usage or configuration, or a client or server that is running already",
@@ -86,11 +88,25 @@ def main() -> None:
     """Run the command line; errors a person can mend are one line on standard error, without a traceback."""
     try:
         app()
+    except ImportError as error:
+        missing = told_of(error)
+        if missing is None:
+            raise
+        fail(str(missing), 2)
     except MENDABLE as error:
         fail(told(error), exit_code(error))
 
 
-MENDABLE = (OSError, RecordError, ValueError, ProtocolError, RuntimeError, KeyboardInterrupt, asyncio.CancelledError)
+MENDABLE = (
+    OSError,
+    RecordError,
+    ValueError,
+    ProtocolError,
+    RuntimeError,
+    KeyboardInterrupt,
+    asyncio.CancelledError,
+    Stopped,
+)
 
 
 def told(error: BaseException) -> str:
@@ -106,6 +122,8 @@ def told(error: BaseException) -> str:
 def exit_code(error: BaseException) -> int:
     """What a command returns that ends with this error, which `main` takes."""
     match error:
+        case Stopped():
+            return 0
         case KeyFileError() | RosterRefused() | BadSignature() | UnknownIdentity() | NotAccepted():
             return 3
         case RecordError() | ValueError() | JournalBusy() | JournalMismatch() | RecordFolderBusy():
@@ -134,6 +152,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run a federation of real processes on this machine: digits data, different models, everything masked."""
+    require("torch")  # its processes would each end without
     from secure_codream.demonstration import DemoOptions, run_demo
     from secure_codream.reports.panel import LivePanel, result_table
     from secure_codream.reports.statement import read_statement

@@ -213,7 +213,11 @@ class ClientRunner:
         self._asking, self._working = ThreadPoolExecutor(1, "protocol"), ThreadPoolExecutor(1, LEARNER)
         context = zmq.asyncio.Context()
         self._heard = self._asked = time.monotonic()
-        self._socket = self._connected(context)
+        try:
+            self._socket = self._connected(context)
+        except AddressRefused:
+            context.destroy(linger=0)
+            raise
         parts: list[asyncio.Task[None]] = []
         try:
             await self._hello()

@@ -19,6 +19,7 @@ from codream_clients.journal import JournalBusy, JournalDamaged, JournalMismatch
 from codream_protocols.errors import AggregationFailed, BadSignature, PolicyViolation, RosterRefused
 from secure_codream import cli, command_parts
 from secure_codream.configuration.reading import ConfigError
+from secure_codream.deployment.signals import Stopped
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.reports.files import RecordError
 
@@ -170,6 +171,7 @@ def test_federation_that_nobody_joins_ends_with_1(config: Path, tmp_path: Path) 
         (RosterRefused("x", "y"), 3),
         (BadSignature("x", "y"), 3),
         (KeyboardInterrupt(), 130),
+        (Stopped(), 0),
     ],
 )
 def test_exit_codes(
