@@ -7,6 +7,7 @@ import os
 import sys
 from enum import StrEnum
 from importlib import metadata
+from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,6 +87,9 @@ EXIT_CODES = {
 
 def main() -> None:
     """Run the command line; errors a person can mend are one line on standard error, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without a sign must not end what has been done
+            stream.reconfigure(errors="replace")
     try:
         app()
     except ImportError as error:
@@ -226,8 +230,6 @@ def provision(
     pairs = [text.partition("=") for text in client]
     if any(not (name and model) for name, _, model in pairs):
         raise typer.BadParameter(f"found {client}; NAME=MODEL is needed", param_hint="--client")
-    if not address.startswith("tcp://"):
-        raise typer.BadParameter(f"found {address!r}; tcp://HOST:PORT is needed", param_hint="--address")
     configs = [
         check_values(f"--client {name}={model}", ClientConfig, {"name": name, "model": model, "seed": number})
         for number, (name, _, model) in enumerate(pairs)

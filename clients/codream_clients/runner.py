@@ -50,7 +50,7 @@ from codream_protocols.errors import (
     UnsupportedVersion,
     WrongSum,
 )
-from codream_protocols.identity import Roster
+from codream_protocols.identity import Roster, is_ipv6
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import (
     MAX_MESSAGE_BYTES,
@@ -258,6 +258,7 @@ class ClientRunner:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
+        socket.setsockopt(zmq.IPV6, is_ipv6(self._address))
         self._refused_keys = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         try:
             socket.connect(self._address)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -67,13 +68,24 @@ def in_a_loop_as_a_notebooks(work: Callable[[], object]) -> None:
         loop.close()
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
 async def listening(server: Path) -> str:
     while not (server / "endpoint").exists():
         await asyncio.sleep(0.02)
     return (server / "endpoint").read_text()
 
 
-def test_whole_federation_runs_beside_what_a_users_loop_does(out: Path) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_whole_federation_runs_beside_what_a_users_loop_does(out: Path, host: str) -> None:
+    if host == "[::1]" and not has_ipv6():
+        pytest.skip("this machine has no IPv6 on loopback")
     figures: dict[str, list[Any]] = {name: [] for name in ("alice", "bob", "carol", "server")}
     threads: set[threading.Thread] = set()
 
@@ -85,7 +97,7 @@ def test_whole_federation_runs_beside_what_a_users_loop_does(out: Path) -> None:
         return keep
 
     async def program() -> None:
-        server = asyncio.ensure_future(Server(out / "server").arun(listen="tcp://127.0.0.1:*", on_round=told("server")))
+        server = asyncio.ensure_future(Server(out / "server").arun(listen=f"tcp://{host}:*", on_round=told("server")))
         address = await listening(out / "server")
         clients = [
             Client(out / "clients" / name).arun(address=address, on_round=told(name))
