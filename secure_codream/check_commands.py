@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from secure_codream.command_parts import Json, Out, console, fail, listed
+from secure_codream.command_parts import Json, Out, console, fail, listed, say
 
 
 def check(
@@ -37,10 +37,10 @@ def check(
     if json:
         typer.echo(dumps(findings.as_json(), indent=2))
     else:
-        if not screen.is_terminal:
-            screen.width = 120
         for table in tables(findings):
             screen.print(table)
+        if findings.as_promised:
+            say(screen, "All is as the protocol promises.")
     if write_tables is not None:
         from secure_codream.threats.checker.protocol_tables import write_document
 
@@ -96,8 +96,6 @@ def threats(
         )
     torch.set_num_threads(1)  # the models are small: threads would only wait for each other
     screen = console(stderr=json)
-    if not screen.is_terminal:
-        screen.width = 200
     entries = chosen(all_attacks(attack or []), listed(only) if only else [], quick=quick)
     if list_only:
         if json:

@@ -8,6 +8,7 @@ import re
 import sys
 from enum import StrEnum
 from importlib import metadata
+from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,9 @@ from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
 from secure_codream.configuration.reading import check as check_values
 from secure_codream.data_commands import data
+from secure_codream.deployment.signals import Stopped
 from secure_codream.experiment_commands import audit, compare, report
+from secure_codream.extras import require, told_of
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.membership_commands import charter, join_request, keygen, roster, withdraw
 from secure_codream.party_commands import doctor, status, unreachable
@@ -75,7 +78,7 @@ At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="EPOCH
 
 
 EXIT_CODES = {
-    0: "done",
+    0: "done; of a server or a client that was stopped by SIGTERM, too",
     1: "the federation or this party's part in it failed or was refused, its results are not on disk, what was checked "
     "does not hold, or none of the inputs could be read",
     2: "wrong usage or configuration, or a client or server that is running already",
@@ -87,13 +90,30 @@ EXIT_CODES = {
 
 def main() -> None:
     """Run the command line; errors a person can mend are one line on standard error, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without a sign must not end what has been done
+            stream.reconfigure(errors="replace")
     try:
         app()
+    except ImportError as error:
+        missing = told_of(error)
+        if missing is None:
+            raise
+        fail(str(missing), 2)
     except MENDABLE as error:
         fail(told(error), exit_code(error))
 
 
-MENDABLE = (OSError, RecordError, ValueError, ProtocolError, RuntimeError, KeyboardInterrupt, asyncio.CancelledError)
+MENDABLE = (
+    OSError,
+    RecordError,
+    ValueError,
+    ProtocolError,
+    RuntimeError,
+    KeyboardInterrupt,
+    asyncio.CancelledError,
+    Stopped,
+)
 
 
 def told(error: BaseException) -> str:
@@ -109,6 +129,8 @@ def told(error: BaseException) -> str:
 def exit_code(error: BaseException) -> int:
     """What a command returns that ends with this error, which `main` takes."""
     match error:
+        case Stopped():
+            return 0
         case KeyFileError() | RosterRefused() | BadSignature() | UnknownIdentity() | NotAccepted():
             return 3
         case RecordError() | ValueError() | JournalBusy() | JournalMismatch() | RecordFolderBusy():
@@ -137,6 +159,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run a federation of real processes on this machine: digits data, different models, everything masked."""
+    require("torch")  # its processes would each end without
     from secure_codream.demonstration import DemoOptions, run_demo
     from secure_codream.reports.panel import LivePanel, result_table
     from secure_codream.reports.statement import read_statement
@@ -210,8 +233,6 @@ def provision(
     pairs = [text.partition("=") for text in client]
     if any(not (name and model) for name, _, model in pairs):
         raise typer.BadParameter(f"found {client}; NAME=MODEL is needed", param_hint="--client")
-    if not address.startswith("tcp://"):
-        raise typer.BadParameter(f"found {address!r}; tcp://HOST:PORT is needed", param_hint="--address")
     configs = [
         check_values(f"--client {name}={model}", ClientConfig, {"name": name, "model": model, "seed": number})
         for number, (name, _, model) in enumerate(pairs)

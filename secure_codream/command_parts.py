@@ -5,6 +5,7 @@ A failure is one line on standard error and an exit code; see `cli` for what the
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -13,6 +14,8 @@ import typer
 from rich.console import Console
 
 from codream_clients.words import visible
+
+WIDTH_OF_FILES = 200  # columns
 
 Root = Annotated[Path | None, typer.Option(help="Where torchvision's files lie.")]
 Out = Annotated[Path, typer.Option(help="Where the run's folder is made.")]
@@ -31,8 +34,11 @@ def say_failure(text: str) -> None:
 
 
 def console(*, stderr: bool = False, **options: Any) -> Console:
-    """Where commands write; a stranger's `:skull:` stays as it is."""
-    return Console(stderr=stderr, **{"highlight": False, "emoji": False, **options})
+    """Where commands write; a stranger's `:skull:` stays as it is, and no table is cut where there is no terminal."""
+    made = Console(stderr=stderr, **{"highlight": False, "emoji": False, **options})
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = WIDTH_OF_FILES
+    return made
 
 
 def say(where: Console, text: str, style: str | None = None) -> None:

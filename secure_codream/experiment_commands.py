@@ -111,7 +111,7 @@ def compare(
         typer.echo(comparison.run.summary.read_text(encoding="utf-8"), nl=False)
     else:
         for table in result_tables(results):
-            screen.print(table, width=None if screen.is_terminal else 120)
+            screen.print(table)
         for algorithm, reason in results.not_applicable.items():
             say(screen, f"{algorithm} is not applicable: {reason}")
         for warned in results.warnings:
@@ -172,7 +172,7 @@ def audit(
     if json:
         typer.echo(summary.read_text(encoding="utf-8"), nl=False)
     else:
-        screen.print(audit_table(result), width=None if screen.is_terminal else 120)
+        screen.print(audit_table(result))
         screen.print(f"The figures: {summary}", highlight=False, soft_wrap=True)
     if refuted := result.refuted:
         fail(

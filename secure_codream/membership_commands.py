@@ -23,6 +23,7 @@ from secure_codream.configuration.federation import FederationConfig, read_feder
 from secure_codream.configuration.reading import check
 from secure_codream.membership import administration, keys
 from secure_codream.membership.accepted import CHARTER, ROSTER, expiry_warning, same_fingerprint
+from secure_codream.membership.addresses import require_address
 from secure_codream.membership.administration import MOST_VALID_DAYS, VALID_DAYS, Change
 from secure_codream.membership.files import read_bounded, write_new
 from secure_codream.membership.passphrase import Passphrase
@@ -114,9 +115,9 @@ def join_request(
         request = ask_to_join(signer, client.name, transport, client.model)
         path = folder / f"{client.name}.join.json"
     else:
-        if address is None or not address.startswith("tcp://"):
-            raise typer.BadParameter(f"found {address!r}; tcp://HOST:PORT is needed", param_hint="--address")
-        request = ServerRequest(address, transport)
+        if address is None:
+            raise typer.BadParameter("found none; tcp://HOST:PORT is needed", param_hint="--address")
+        request = ServerRequest(require_address(address), transport)
         path = folder / "server.join.json"
     content = statement_bytes(request)
     if not (path.exists() and read_bounded(path, 2 * len(content)) == content):

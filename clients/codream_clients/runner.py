@@ -50,7 +50,7 @@ from codream_protocols.errors import (
     UnsupportedVersion,
     WrongSum,
 )
-from codream_protocols.identity import Roster
+from codream_protocols.identity import Roster, is_ipv6
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import (
     MAX_MESSAGE_BYTES,
@@ -213,7 +213,11 @@ class ClientRunner:
         self._asking, self._working = ThreadPoolExecutor(1, "protocol"), ThreadPoolExecutor(1, LEARNER)
         context = zmq.asyncio.Context()
         self._heard = self._asked = time.monotonic()
-        self._socket = self._connected(context)
+        try:
+            self._socket = self._connected(context)
+        except AddressRefused:
+            context.destroy(linger=0)
+            raise
         parts: list[asyncio.Task[None]] = []
         try:
             await self._hello()
@@ -259,6 +263,7 @@ class ClientRunner:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
+        socket.setsockopt(zmq.IPV6, is_ipv6(self._address))
         self._refused_keys = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         try:
             socket.connect(self._address)

@@ -67,8 +67,10 @@ def written_whole(path: Path, mode: int = PRIVATE) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(descriptor)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from None  # it is said which file
         raise
     sync_folder(path.parent)
 

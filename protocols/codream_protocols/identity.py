@@ -75,6 +75,11 @@ def verify(public: bytes, signature: bytes, label: str, *parts: bytes) -> None:
         ) from None
 
 
+def is_ipv6(address: str) -> bool:
+    """Whether an address has an IPv6 host, tcp://[...]:PORT; a socket is told so, since it cannot tell."""
+    return address.startswith("tcp://[")
+
+
 class Member(Struct, frozen=True, forbid_unknown_fields=True):
     """One client: its name and public keys (Ed25519 identity, Curve25519 transport), 32 bytes each."""
 

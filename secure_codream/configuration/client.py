@@ -60,7 +60,8 @@ class DataTable(ImagesTable):
     """`[data]`: where a client's images are, and which of them it takes.
 
     The source is split among `clients`, and this client takes one part; with one client, the default, it takes all.
-    Relative paths start at the folder where the process was started.
+    Relative paths start at the folder of `client.toml`, wherever the process is started; a comparison's and an audit's
+    at the folder where the process is started.
     """
 
     partition: Annotated[
@@ -190,6 +191,13 @@ class ClientConfig(Table):
 
 
 def read_client(path: Path) -> ClientConfig:
-    """Read `client.toml`; raises as `read_federation` does."""
+    """Read `client.toml`, whose relative paths start at its own folder; raises as `read_federation` does."""
+    from codream_clients.data.sources import kind_of
+
     found: ClientConfig = check(path.name, ClientConfig, read_toml(path))
-    return found
+    data, folder, places = found.data, path.absolute().parent, dict[str, object]()
+    if kind_of(data.source) in ("npz", "folder") and not data.source.startswith("~"):
+        places["source"] = str(folder / data.source)
+    if data.root is not None and not str(data.root).startswith("~"):
+        places["root"] = folder / data.root
+    return found.model_copy(update={"data": data.model_copy(update=places)})

@@ -50,7 +50,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path}: found {path.stat().st_size} bytes; at most {MAX_CONFIG_BYTES} are allowed")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows writes it
     except FileNotFoundError:
         raise ConfigError(f"{path}: found no such file; a TOML file is needed") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

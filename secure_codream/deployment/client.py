@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,7 +41,8 @@ from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import all_noised, exposures
 from secure_codream.deployment.files import FAILURES, LOG_BYTES, Appended, EventLog, never_fails
 from secure_codream.deployment.outputs import Counted, Outputs, OutputsUnwritten
-from secure_codream.deployment.signals import until_signal
+from secure_codream.deployment.rounds import on_round_of
+from secure_codream.deployment.signals import Stop, run_until_stopped, stopped_by_sigterm
 from secure_codream.deployment.statements import own_statement
 from secure_codream.deployment.status import ClientPhase, StatusFiles, shown
 from secure_codream.membership.accepted import check_accepted, expiry_warning, keep_in_record, load_roster, own_keys
@@ -135,6 +135,7 @@ def read_agreed(folder: Path) -> Agreed:
     return Agreed(client, federation, roster, federation.charter(roster), course)
 
 
+@stopped_by_sigterm()
 def run_client(
     folder: Path,
     *,
@@ -145,6 +146,8 @@ def run_client(
     data: tuple[LabelledImages, LabelledImages | None] | None = None,
     understood: Understanding | None = None,
     watch: Callable[[dict[str, Any]], object] | None = None,
+    on_round: Callable[[Metrics], object] | None = None,
+    stop: Stop | None = None,
 ) -> None:
     """Take part with the client of `folder` until the federation is over.
 
@@ -169,8 +172,12 @@ def run_client(
         data: replaces the configured data: (train, test or None).
         understood: how `data` was understood; that of the configured data is found here.
         watch: called with what each line of `log.jsonl` has.
+        on_round: called with the figures after the warm-up and after each round, in the thread that learns; what it
+            raises is logged by `secure_codream`'s logger, and ends nothing.
+        stop: asks it to end, from another thread.
 
     Raises:
+        Stopped: by SIGTERM, in the main thread, or by `stop`.
         AggregationFailed: the server has fallen silent.
         OutputsUnwritten: the federation is over, and the disk does not take what was learnt.
         LearnerFailed: the federation is over, and this client's learner failed in it.
@@ -227,9 +234,11 @@ def run_client(
         )
         opened.callback(outputs.close)  # before the journal is let go of
         images = None if isinstance(agreed.course, Sums) else load_client_data(client, federation, data)
+        tell_round = on_round_of(on_round)
 
         def kept(metrics: Metrics) -> None:
             outputs.keep(metrics)
+            tell_round(replace(metrics, rounds=outputs.learnt))
             if metrics.worse:
                 log.warning("worse", **_fall(metrics, outputs.learnt))
 
@@ -301,7 +310,7 @@ def run_client(
                 prepare()  # all that there was to do is certified; what was missed is learnt now
                 log.info("over", epochs=protocol.certified)
             else:
-                asyncio.run(until_signal(shown(runner.run(), show)))
+                run_until_stopped(shown(runner.run(), show), stop)
         finally:  # whatever has been spent is stated, also of a run that was cut short
             write_statement(
                 folder,
@@ -406,8 +415,6 @@ def _fall(metrics: Metrics, round: int) -> dict[str, Any]:
 
 def _with_spent(memory: Memory, spent_rho: float) -> Memory:
     """What the ledger of noised sums says counts, if it says more than the journal."""
-    from dataclasses import replace
-
     return replace(memory, rho=max(memory.rho, spent_rho))
 
 

@@ -16,11 +16,14 @@ from pathlib import Path
 
 import tomli_w
 
+from codream_clients.models.names import GROUP_NORM_SUFFIX, split_norm
+from codream_clients.own_parts import is_reference
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer, read_roster
 from codream_protocols.membership import accept, sign_charter, statement_bytes
 from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.client import ClientConfig
-from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.federation import PARAMETER_COURSES, FederationConfig
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.configuration.reference import with_comments
 from secure_codream.deployment.charter import config_file, runnable
 from secure_codream.membership.accepted import (
@@ -33,6 +36,7 @@ from secure_codream.membership.accepted import (
     SIGNATURE,
     Newest,
 )
+from secure_codream.membership.addresses import require_address
 from secure_codream.membership.administration import VALID_DAYS, checked, last_day
 from secure_codream.membership.files import WouldOverwrite, write_new
 from secure_codream.membership.keys import (
@@ -71,8 +75,12 @@ def provision(
     Raises:
         KeyFileError: a file exists already.
         RosterRefused: two clients have one name, or a client's name, the address or their number does not fit.
-        ConfigError, UnsafePlan: a federation that could never run: too few clients for its settings, for example.
+        ConfigError, UnsafePlan: a federation that could never run: too few clients for its settings, an address that
+            nobody can connect to, or a model that mixes records in one with `[privacy]`.
     """
+    require_address(address)
+    for client in clients:
+        _require_private(client, config)
     administrator_key, server_key = new_identity_key(), new_transport_key()
     identity_keys = [new_identity_key() for _ in clients]
     transport_keys = [new_transport_key() for _ in clients]
@@ -118,6 +126,17 @@ def provision(
     except WouldOverwrite as error:
         raise KeyFileError(str(error)) from None
     return roster
+
+
+def _require_private(client: ClientConfig, config: FederationConfig) -> None:
+    """A model of the zoo's whose name says batch norm; what a reference builds is seen at the client."""
+    if config.privacy is None or config.federation.course in ("sums", *PARAMETER_COURSES):
+        return
+    if split_norm(client.model) == (client.model, None) and not is_reference(client.model):
+        raise ConfigError(
+            f"client {client.name}: found model {client.model!r}, whose batch norm mixes records, in a federation with "
+            f"[privacy]; take {client.model}{GROUP_NORM_SUFFIX}, which has group norm"
+        )
 
 
 def client_file(client: ClientConfig) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,8 +24,9 @@ from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import read_federation
 from secure_codream.deployment.exposure import exposures
-from secure_codream.deployment.files import Appended, EventLog, sums_bytes
-from secure_codream.deployment.signals import until_signal
+from secure_codream.deployment.files import Appended, EventLog, never_fails, sums_bytes
+from secure_codream.deployment.rounds import on_round_of
+from secure_codream.deployment.signals import Stop, run_until_stopped, stopped_by_sigterm
 from secure_codream.deployment.statements import own_statement
 from secure_codream.deployment.status import StatusFiles
 from secure_codream.membership.accepted import (
@@ -42,12 +42,15 @@ from secure_codream.reports.files import write_whole
 from secure_codream.reports.statement import write_statement
 
 
+@stopped_by_sigterm()
 def run_server(
     folder: Path,
     *,
     listen: str | None = None,
     exhibit: tuple[int, int] | None = None,
     watch: Callable[[dict[str, Any]], object] | None = None,
+    on_round: Callable[[dict[str, Any]], object] | None = None,
+    stop: Stop | None = None,
 ) -> None:
     """Run the aggregator of `folder` until its federation is over.
 
@@ -62,8 +65,12 @@ def run_server(
         listen: endpoint; None takes the roster's address.
         exhibit: (epoch, step) of which the first masked vector is kept as `exhibit.npz`, for a report.
         watch: called with each event that is written.
+        on_round: called with each `round_finished` event (docs/events.md), in the thread that serves, so briefly; what
+            it raises is logged by `secure_codream`'s logger, and ends nothing.
+        stop: asks it to end, from another thread.
 
     Raises:
+        Stopped: by SIGTERM, in the main thread, or by `stop`.
         AggregationFailed: too few clients, or none that takes part.
         ResultsUnwritten: all is certified, and the disk does not take the results.
         NotAccepted: `config.toml` is not what was accepted in this folder.
@@ -94,7 +101,7 @@ def run_server(
             first=0 if charter.predecessor is None else charter.predecessor.certified,
         )
         opened.callback(record.close)
-        log = EventLog(opened.enter_context(Appended(folder / "events.jsonl")), watch)
+        log = EventLog(opened.enter_context(Appended(folder / "events.jsonl")), _and_rounds(watch, on_round))
         events = Events(log)
         for line in exposures(config, roster):
             events.say("exposure", text=line)
@@ -125,7 +132,7 @@ def run_server(
         )
         status = StatusFiles(folder, "server", config.federation.name, charter, course.epochs)
         try:
-            asyncio.run(until_signal(runner.run(lambda endpoint: _announce(folder, endpoint))))
+            run_until_stopped(runner.run(lambda endpoint: _announce(folder, endpoint)), stop)
         finally:
             status.of_server(runner, runner.standing())
     if runner.exhibition.exhibit is not None:
@@ -179,6 +186,21 @@ def _accepted_by(folder: Path, charter: Charter, roster: Roster) -> list[str]:
     if missing:
         wrong.append(f"No acceptance in {folder / ACCEPTANCES} of {missing}; put in what their operators send.")
     return wrong
+
+
+def _and_rounds(
+    watch: Callable[[dict[str, Any]], object] | None, on_round: Callable[[dict[str, Any]], object] | None
+) -> Callable[[dict[str, Any]], object] | None:
+    if on_round is None:
+        return watch
+    tell, tell_round = never_fails(watch), on_round_of(on_round)
+
+    def both(event: dict[str, Any]) -> None:
+        tell(event)
+        if event["event"] == "round_finished":
+            tell_round(event)
+
+    return both
 
 
 def _announce(folder: Path, endpoint: str) -> None:

@@ -54,6 +54,7 @@ def write_new(path: Path, content: bytes) -> None:
 
     Raises:
         WouldOverwrite: something is in its place, be it a link.
+        OSError: the disk does not take it; the error names the file.
     """
     for folder in (*reversed(path.parent.parents), path.parent):
         if not folder.exists():
@@ -62,7 +63,10 @@ def write_new(path: Path, content: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise WouldOverwrite(f"{path}: found a file already; choose another folder, nothing is overwritten") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # it is said which file

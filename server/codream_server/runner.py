@@ -39,7 +39,7 @@ from codream_protocols.errors import (
     RemoteProtocolError,
     WrongHead,
 )
-from codream_protocols.identity import Roster
+from codream_protocols.identity import Roster, is_ipv6
 from codream_protocols.messages import (
     Advertisement,
     Beat,
@@ -192,6 +192,7 @@ class ServerRunner:
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.IPV6, is_ipv6(self._endpoint))
 
     def _bind(self, socket: zmq.asyncio.Socket) -> None:
         try:

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from codream_clients.journal import JournalBusy, JournalDamaged, JournalMismatch
 from codream_protocols.errors import AggregationFailed, BadSignature, PolicyViolation, RosterRefused
 from secure_codream import cli, command_parts
-from secure_codream.configuration.reading import ConfigError
+from secure_codream.configuration.reading import ConfigError, read_toml
+from secure_codream.deployment.signals import Stopped
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.reports.files import RecordError
 
@@ -108,6 +109,35 @@ def test_wrong_usage_ends_with_2(arguments: list[str], message: str) -> None:
     assert result.exit_code == 2 and message in result.output
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_terminal_that_lacks_a_sign_ends_nothing(
+    config: Path, tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    monkeypatch.setenv("LANG", "C")
+    done = call(*provisioned(config, tmp_path / "federation"))
+    assert done.returncode == 0 and "Keep offline" in done.stdout and done.stderr == ""
+
+
+def test_file_that_begins_with_a_byte_order_mark_is_read(config: Path, tmp_path: Path) -> None:
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert read_toml(config)["task"]["classes"] == 10
+
+
+def test_misspelt_key_under_learning_is_refused_before_a_key_is_made(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text() + "[learning]\ntemprature = 3.0\n")
+    done = call(*provisioned(config, tmp_path / "federation"))
+    assert done.returncode == 2 and "did you mean temperature?" in done.stderr
+    assert not (tmp_path / "federation").exists()
+
+
+def test_what_is_not_a_terminal_is_wide_enough_for_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert command_parts.console().width == command_parts.WIDTH_OF_FILES
+    monkeypatch.setenv("COLUMNS", "90")
+    assert command_parts.console().width == 90
+
+
 def test_client_without_a_model_is_named(config: Path, tmp_path: Path) -> None:
     done = call("provision", str(config), "--client", "alice", "--address", "tcp://h:1", "--out", str(tmp_path / "out"))
     assert done.returncode == 2 and "NAME=MODEL is needed" in done.stderr
@@ -170,6 +200,7 @@ def test_federation_that_nobody_joins_ends_with_1(config: Path, tmp_path: Path) 
         (RosterRefused("x", "y"), 3),
         (BadSignature("x", "y"), 3),
         (KeyboardInterrupt(), 130),
+        (Stopped(), 0),
     ],
 )
 def test_exit_codes(

@@ -208,6 +208,30 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         read_client(tmp_path / "client.toml")
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "read"),
+    [
+        ("source", "scans.npz", "{folder}/scans.npz"),
+        ("source", "./scans", "{folder}/scans"),
+        ("source", "../scans/", "{folder}/../scans"),
+        ("source", "/data/scans.npz", "/data/scans.npz"),
+        ("source", "~/scans.npz", "~/scans.npz"),
+        ("source", "digits", "digits"),
+        ("source", "my_module:load", "my_module:load"),
+        ("root", "sets", "{folder}/sets"),
+        ("root", "/sets", "/sets"),
+    ],
+)
+def test_relative_paths_of_a_client_start_at_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, given: str, read: str
+) -> None:
+    """So that a service finds them wherever it is started."""
+    write(tmp_path, "client.toml", {"name": "alice", "model": "cnn2", "data": {key: given}})
+    monkeypatch.chdir(tmp_path.parent)
+    found = read_client(Path(tmp_path.name) / "client.toml")
+    assert str(getattr(found.data, key)) == read.format(folder=tmp_path)
+
+
 def test_clients_file_is_checked_too(tmp_path: Path) -> None:
     assert read_client(write(tmp_path, "client.toml", {"name": "alice", "model": "cnn2"})).policy.colluders is None
     for content, message in [

@@ -160,7 +160,7 @@ def test_a_commented_file_reads_as_the_same_configuration(tmp_path: Path) -> Non
             "name": "alice",
             "model": "cnn2",
             "answers": "hospital:answer",
-            "data": {"source": "scans # [policy]/", "root": "a = b"},
+            "data": {"source": "/scans # [policy]", "root": "/a = b"},
             "policy": {"modes": ["lockstep"], "cuts": True, "code": {reference: digest}},
             "budget": {"epsilon": 2.0, "delta": 1e-6},
         }

@@ -307,7 +307,8 @@ def test_a_client_in_a_script_goes_through_the_same_gate(tmp_path: Path) -> None
     assert client._data is not None
     assert np.allclose(client._data[0].images[:, 0], (train[0] / 255 - 0.25) / 0.5, atol=1e-6)
     assert client._data[1] is not None and len(client._data[1]) == 6
-    assert Client(tmp_path, train=train)._data[1] is None
+    without = Client(tmp_path, train=train)
+    assert without._data is not None and without._data[1] is None
     with pytest.raises(ConfigError, match=r"fractions such as 0.9"):
         Client(tmp_path, train=(train[0], train[1] + 0.9))
     with pytest.warns(DataWarning, match="the training part has no image of 1"):

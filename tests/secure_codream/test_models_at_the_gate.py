@@ -25,7 +25,7 @@ from codream_clients.privacy.participant import private_participant
 from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, PrivacySettings, plan_privacy
 from codream_clients.privacy.releases import Releases
 from codream_protocols.settings import SettingsError
-from secure_codream.api import run_local
+from secure_codream.api.local import run_local
 from secure_codream.configuration.assembly import make_participant
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course, model_layout

@@ -125,7 +125,7 @@ class Finished:
         return self.out / "clients" / name
 
 
-def until(condition: Callable[[], Any], running: dict[str, subprocess.Popen[bytes]], seconds: float = 300.0) -> Any:
+def until(condition: Callable[[], Any], running: dict[str, subprocess.Popen[Any]], seconds: float = 300.0) -> Any:
     """Wait; a process that fails meanwhile ends the waiting."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -474,20 +474,42 @@ cli.main()
 """
 
 
-def test_interrupted_client_ends_at_once_although_it_computes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 0, "stopped; start it again to go on")],
+)
+def test_client_that_is_interrupted_or_stopped_ends_at_once_although_it_computes(
+    tmp_path: Path, number: int, code: int, line: str
+) -> None:
     folder = provisioned(tmp_path / "out") / "clients" / "alice"
     command = [sys.executable, "-c", SLOW, str(folder), "--address", NOWHERE, "--threads", "1"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         until(lambda: (folder / "log.jsonl").exists() and "warm-up" in (folder / "log.jsonl").read_text(), {})
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         _, told = running.communicate(timeout=300)
     finally:
         running.kill()
         running.wait()
-    assert running.returncode == 130
-    assert told.splitlines() == ["secure-codream: interrupted"]
+    assert running.returncode == code
+    assert told.splitlines() == [f"secure-codream: {line}"]
     assert (folder / "privacy.json").exists()  # what was spent is stated all the same
+
+
+def test_server_that_is_stopped_ends_with_0_and_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
+    server = provisioned(tmp_path / "out") / "server"
+    for _ in range(2):
+        command = [sys.executable, "-m", "secure_codream", "server", str(server), "--listen", "tcp://127.0.0.1:*"]
+        running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            until((server / "endpoint").exists, {"server": running})
+            running.send_signal(signal.SIGTERM)
+            _, told = running.communicate(timeout=300)
+        finally:
+            running.kill()
+            running.wait()
+        assert (running.returncode, told) == (0, "secure-codream: stopped; start it again to go on\n")
+        (server / "endpoint").unlink()
 
 
 @pytest.mark.parametrize(("epochs", "told"), [(0, False), (1, True)])

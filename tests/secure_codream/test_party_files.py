@@ -25,7 +25,7 @@ from secure_codream.configuration.federation import FederationConfig, TaskTable
 from secure_codream.deployment.files import KEPT, Appended, EventLog, read_metrics
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
-from secure_codream.deployment.signals import until_signal
+from secure_codream.deployment.signals import Stopped, run_until_stopped
 from secure_codream.deployment.verify import verify_record
 from secure_codream.membership.accepted import load_roster
 from secure_codream.membership.keys import KeyFileError
@@ -163,8 +163,8 @@ def test_metrics_that_are_no_number_can_be_read_again(tmp_path: Path) -> None:
     json.loads(file.getvalue(), parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_cancels_the_work_so_that_it_can_clean_up(number: int) -> None:
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, asyncio.CancelledError), (signal.SIGTERM, Stopped)])
+def test_signal_cancels_the_work_so_that_it_can_clean_up(number: int, raised: type[BaseException]) -> None:
     cleaned = []
 
     async def work() -> None:
@@ -174,9 +174,9 @@ def test_signal_cancels_the_work_so_that_it_can_clean_up(number: int) -> None:
         finally:
             cleaned.append(True)
 
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(until_signal(work()))
-    assert cleaned == [True]
+    with pytest.raises(raised) as ended:
+        run_until_stopped(work())
+    assert cleaned == [True] and ended.type is raised
 
 
 def test_exhibit_is_of_its_epoch_and_step_alone_and_stays_in_the_clients_folder(tmp_path: Path) -> None:

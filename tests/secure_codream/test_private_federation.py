@@ -33,7 +33,7 @@ from codream_protocols.courses.codream import CoDream, DreamSettings
 from codream_protocols.courses.metrics import METRICS, metrics_spec
 from codream_protocols.settings import SettingsError
 from codream_protocols.starts import start_rule
-from secure_codream.api import run_local
+from secure_codream.api.local import run_local
 from secure_codream.configuration.assembly import make_participant
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig

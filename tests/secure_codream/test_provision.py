@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import re
 import stat
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from codream_protocols import durable
 from codream_protocols.charter import Policy
 from codream_protocols.errors import BadSignature, RosterRefused
 from codream_protocols.identity import Roster, Signer, read_roster
@@ -25,6 +29,7 @@ from secure_codream.deployment.client import run_client
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
 from secure_codream.membership.accepted import load_roster
+from secure_codream.membership.files import write_new
 from secure_codream.membership.keys import KeyFileError, public_transport_key, read_pinned_keys, read_private_key
 
 NAMES = ["alice", "bob", "carol"]
@@ -215,8 +220,6 @@ def test_own_code_of_the_charter_is_run_by_whoever_provisions_only_if_its_source
     [
         (["alice", "alice", "bob"], ADDRESS),
         (["alice"], ADDRESS),
-        (NAMES, "aggregator.example:7447"),
-        (NAMES, "tcp://two words"),
     ],
 )
 def test_roster_that_no_party_would_take_is_refused_before_a_file_is_written(
@@ -225,6 +228,40 @@ def test_roster_that_no_party_would_take_is_refused_before_a_file_is_written(
     with pytest.raises(RosterRefused):
         make(tmp_path / "out", names=names, address=address)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tables", [{}, {"privacy": {"epsilon": 2.0}}])
+def test_batch_norm_is_refused_before_a_file_is_written_where_each_record_is_protected(
+    tmp_path: Path, tables: dict[str, Any]
+) -> None:
+    config = FederationConfig.model_validate({"task": TASK, **tables})
+    clients = [ClientConfig(name=name, model="cnn2" if name == "bob" else "mlp_gn") for name in NAMES]
+    if not tables:  # the control
+        provision(tmp_path / "out", config=config, clients=clients, address=ADDRESS)
+        return
+    with pytest.raises(ConfigError, match=r"client bob: found model 'cnn2', whose batch norm .* take cnn2_gn"):
+        provision(tmp_path / "out", config=config, clients=clients, address=ADDRESS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("address", ["tcp://h:99999", "aggregator.example:7447", "tcp://two words"])
+def test_address_that_nobody_can_connect_to_is_refused_before_a_file_is_written(tmp_path: Path, address: str) -> None:
+    with pytest.raises(ConfigError, match="address: found"):
+        make(tmp_path / "out", address=address)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("write", [write_new, durable.write_whole])
+def test_full_disk_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, bytes], None]
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write(tmp_path / "roster.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "roster.json")
 
 
 # -- key files ---------------------------------------------

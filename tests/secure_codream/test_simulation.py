@@ -17,7 +17,7 @@ from codream_protocols.course import Array, Publication, Task
 from codream_protocols.courses.sums import Sums, SumsPrivacy
 from codream_protocols.errors import AggregationFailed, UnsafePlan
 from codream_protocols.specs import Block, VectorSpec
-from secure_codream.api import LocalRun, run_local
+from secure_codream.api.local import LocalRun, run_local
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.simulation.in_process import Simulation
 

@@ -83,8 +83,6 @@ def _run_parties(run: RunFolder, names: list[str], random_bytes: Callable[[int],
         made(self, **arguments, random_bytes=random_bytes)
 
     with (
-        patch.object(party, "until_signal", lambda work: work),  # signals reach the main thread alone
-        patch.object(client_process, "until_signal", lambda work: work),
         patch.object(ClientProtocol, "__init__", make),
         ThreadPoolExecutor(len(names) + 1) as threads,
     ):

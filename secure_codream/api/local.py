@@ -1,113 +1,30 @@
-"""The public API: take part with your own model and data, run the aggregator, or run everything in one process.
-
-    from secure_codream import Client
-
-    client = Client("federation/clients/alice", model=model, train=(images, labels), test=(images, labels))
-    client.run()
-
-Images are bytes (N, H, W) or (N, H, W, C), or standardised floats (N, C, H, W); labels (N,) integers from 0 to K - 1,
-or words; the federation's `[task]` says C, H, W, K and the words. Arrays go through the same gate as files
-(`codream_clients.data`): they are understood, or refused with the reason.
-`LabelledImages` with a `scale` let the model's file say how pixels are standardised. `open_model` opens that file:
-
-    probabilities = open_model("federation/clients/alice").probabilities_of_pixels(pixels)  # uint8 (N, H, W, C)
-"""
+"""A whole federation in a person's own process, with the machines of a deployment."""
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from codream_clients.data.arrays import Told
-from codream_clients.data.datasets import DatasetError, LabelledImages
-from codream_clients.data.given import given_images
-from codream_clients.data.pixels import HALF, RawImages
-from codream_clients.data.understanding import DataWarning, Notes, Understanding, understood
+from codream_clients.data.pixels import HALF
 from codream_clients.learning.participant import Metrics
 from codream_clients.models.gate import require_own_weights
 from codream_clients.models.layouts import layout_of
 from codream_clients.models.refusals import ModelRefused
 from codream_server.feddream import Batch
 from codream_server.privacy_statement import ClientPrivacyStatement, client_privacy_statement
+from secure_codream.api.images import Images, given
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
-from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig, read_federation
+from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig
 from secure_codream.configuration.images import agreed_scale, standardised
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.reading import ConfigError, check
-from secure_codream.deployment.server import run_server
 from secure_codream.simulation.in_process import Simulation
-from secure_codream.use.model import open_model as open_model
-
-Images = LabelledImages | tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-
-
-class Client:
-    """A client of a federation, from the folder that `secure-codream provision` made for it.
-
-    Args:
-        folder: the client's folder.
-        model: an `nn.Module`, (N, C, H, W) to logits (N, K), trained in place; None takes the configured one.
-        train: the client's own images; None takes the configured data, `test` included.
-        test: images to report accuracy on, never to train on; they may be left out.
-
-    Raises:
-        ConfigError: images that are none, or could be understood in two ways.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        model: nn.Module | None = None,
-        train: Images | None = None,
-        test: Images | None = None,
-    ) -> None:
-        self._folder, self._model = Path(folder), model
-        self._data: tuple[LabelledImages, LabelledImages | None] | None = None
-        self._understood: Understanding | None = None
-        if train is not None:
-            task = read_federation(self._folder / "config.toml").task
-            parts = {"training": train, **({} if test is None else {"test": test})}
-            found, notes = _given(
-                parts, classes=task.classes, class_names=task.class_names, told=Told(shape=task.shape)
-            )
-            self._understood = understood("the arrays given", "in a script", list(found.items()), notes)
-            for warning in self._understood.warnings:
-                warnings.warn(warning, DataWarning, stacklevel=2)
-            ready = [standardised(part, agreed_scale(task) or HALF) for part in found.values()]
-            self._data = (ready[0], ready[1] if len(ready) > 1 else None)
-
-    def run(self, *, address: str | None = None) -> None:
-        """Take part until the federation is over; the model holds what was learnt.
-
-        Args:
-            address: where the server listens; None takes the roster's.
-
-        Raises:
-            ProtocolError, ConfigError, KeyFileError: see `secure_codream.deployment.client.run_client`.
-        """
-        from secure_codream.deployment.client import run_client
-
-        run_client(self._folder, address=address, model=self._model, data=self._data, understood=self._understood)
-
-
-class Server:
-    """The aggregator of a federation, from its folder."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder)
-
-    def run(self, *, listen: str | None = None) -> None:
-        """Serve until the federation is over; raises as `secure_codream.deployment.server.run_server`."""
-        run_server(self._folder, listen=listen)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,6 +59,7 @@ def run_local(
     classes: int,
     seed: int | None = None,
     device: str = "auto",
+    on_round: Callable[[tuple[Metrics, ...]], object] | None = None,
     **config: dict[str, Any],
 ) -> LocalRun:
     """A whole federation in this process: the course, the learners and the protocol machines of a deployment.
@@ -154,6 +72,7 @@ def run_local(
         seed: makes the run repeatable, keys included, but for the noise of `privacy`; without it starts and keys are
             the operating system's.
         device: "auto", "cpu", "cuda" or "mps".
+        on_round: called after each round with every client's figures; what it raises ends the run.
         config: tables of `config.toml`: `federation` (its course and rounds), `dreams`, `learning`, `aggregation`,
             `averaging`, `fast`, `privacy`, `client_privacy`.
 
@@ -170,7 +89,7 @@ def run_local(
     except ModelRefused as error:
         raise ConfigError(f"run_local: {error}") from error
     images = {"test": test, **{f"client {number}": shard for number, shard in enumerate(shards)}}
-    found, _ = _given(images, classes=classes, class_names=config.get("task", {}).get("class_names"))
+    found, _ = given(images, classes=classes, class_names=config.get("task", {}).get("class_names"))
     first = found["test"]
     task = {"shape": first.shape, "classes": classes, "class_names": first.class_names}
     federation: FederationConfig = check("run_local", FederationConfig, {"task": task, **config})
@@ -210,6 +129,8 @@ def run_local(
     while not simulation.server.done:
         published = simulation.run_epoch()
         accuracies.append([_accuracy(found[-1]) for found in figures])
+        if on_round is not None and len(accuracies) <= federation.federation.rounds + 1:
+            on_round(tuple(found[-1] for found in figures))
         if "dreams" in published:
             dreams.append((np.array(published["dreams"]), np.array(published["soft_labels"])))
     if averages:
@@ -230,12 +151,3 @@ def run_local(
 
 def _accuracy(metrics: Metrics | None) -> float:
     return float(metrics.accuracy or 0.0) if metrics is not None else 0.0
-
-
-def _given(parts: dict[str, Images], **known: Any) -> tuple[dict[str, RawImages] | dict[str, LabelledImages], Notes]:
-    """The parts as `given_images` understands them, and what it noticed."""
-    notes = Notes()
-    try:
-        return given_images(parts, notes=notes, **known), notes
-    except DatasetError as error:
-        raise ConfigError(f"images: {error}") from error

@@ -1,0 +1,49 @@
+"""What the base install, an aggregator's, does not bring: whose module is missing, and which extra brings it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+EXTRAS = {
+    "torch": "client",
+    "torchvision": "client",
+    "opacus": "client",
+    "sklearn": "client",
+    "scipy": "client",
+    "safetensors": "client",
+    "PIL": "client",  # torchvision's
+    "matplotlib": "experiments",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "tensorboard": "tensorboard",
+}
+"""Module -> the extra of `pyproject.toml` that brings it."""
+
+
+class ExtraMissing(ImportError):
+    """What was asked for needs a package that is not installed; the text says how to install it."""
+
+
+def told_of(error: ImportError) -> ExtraMissing | None:
+    """The same in one line that names the extra; None where none brings what is missing."""
+    if isinstance(error, ExtraMissing):
+        return error
+    module = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or module not in EXTRAS:
+        return None
+    return ExtraMissing(
+        f'found no {module}, which this needs; install it with: pip install "secure-codream[{EXTRAS[module]}]"',
+        name=module,
+    )
+
+
+def require(module: str) -> None:
+    """See that a module of an extra is there, before work is begun that would end without it.
+
+    Raises:
+        ExtraMissing: it is not.
+    """
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        raise told_of(error) or error from None
