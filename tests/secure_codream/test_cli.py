@@ -225,7 +225,10 @@ def test_words_of_strangers_on_the_screen_move_no_cursor_and_become_no_picture(
     line = cli._client_line({"event": "silence", "address": "tcp://\x1b[31m:skull:", "seconds": 3})
     assert line is not None
     command_parts.say(command_parts.console(), line)
-    assert capsys.readouterr().out == "no word from tcp://\\x1b[31m:skull: for 3 s; asking again\n"
+    assert (
+        capsys.readouterr().out
+        == "no word from tcp://\\x1b[31m:skull: for 3 s; asking again; `doctor` says what is in the way\n"
+    )
 
 
 def test_second_server_of_a_folder_ends_with_2(config: Path, tmp_path: Path) -> None:
