@@ -379,8 +379,8 @@ MUTANTS = (
     text(
         "a softmax at the end",
         C + "models/gate.py",
-        "    if end or kept ==",
-        "    if False and kept ==",
+        '    if end or kept == "between 0 and 1" or bent in NO_LOGITS:',
+        "    if False:",
         GATE,
         "-k",
         "softmax",
