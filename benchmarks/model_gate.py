@@ -19,7 +19,7 @@ import torch
 import torchvision
 from torch import nn
 
-from codream_clients.models.gate import FrozenWeights, examine, trial_images
+from codream_clients.models.gate import ModelWarning, examine, trial_images
 from codream_clients.models.refusals import ModelRefused
 from codream_clients.models.zoo import NETWORKS, ZOO, build
 from codream_clients.privacy.gate import BOTH, examine_private
@@ -82,7 +82,7 @@ def from_torchvision(name: str) -> nn.Module:
 
 def main() -> None:
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", FrozenWeights)
+    warnings.simplefilter("ignore", ModelWarning)
     names = (*ZOO, *NETWORKS)
     tried(build("cnn2_gn", channels=1, size=8, classes=CLASSES, seed=0), (1, 8, 8), BOTH)
     for shape in SHAPES:

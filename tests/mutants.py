@@ -371,6 +371,7 @@ MUTANTS = (
     # what a model must be
     rule("_records_apart", f"{PRIVATE_GATE} -k bound_is_refused", "D1", C + "privacy/gate.py"),
     rule("_nothing_kept", f"{PRIVATE_GATE} -k bound_is_refused", "D1", C + "privacy/gate.py"),
+    rule("_nothing_drawn_for_all", f"{PRIVATE_GATE} -k bound_is_refused", "D1", C + "privacy/gate.py"),
     rule("_require_same_sum", f"{PRIVATE_GATE} -k bound_is_refused", "B1", C + "privacy/gate.py"),
     rule("_move_constants", f"{GATE} -k mistake_is_refused", "D1", C + "models/gate.py"),
     rule("_kept", f"{GATE} -k mistake_is_refused", "B6", C + "models/gate.py"),
@@ -378,8 +379,8 @@ MUTANTS = (
     text(
         "a softmax at the end",
         C + "models/gate.py",
-        "    if end:\n        raise",
-        "    if False:\n        raise",
+        '    if end or kept == "between 0 and 1" or bent in NO_LOGITS:',
+        "    if False:",
         GATE,
         "-k",
         "softmax",

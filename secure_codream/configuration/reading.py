@@ -18,9 +18,9 @@ from codream_protocols.settings import Settings, SettingsError, declared, out_of
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 MAX_CONFIG_BYTES = 1 << 20
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # what a roster takes, and a folder
-DIGEST = r"^[0-9a-f]{64}$"
-REFERENCE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"  # what a roster takes, and a folder; $ would let a newline follow
+DIGEST = r"^[0-9a-f]{64}\Z"
+REFERENCE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z"
 
 
 class ConfigError(ValueError):
@@ -28,9 +28,12 @@ class ConfigError(ValueError):
 
 
 class Table(BaseModel):
-    """A table of a configuration: no key but its own, and none that changes."""
+    """A table of a configuration: no key but its own, and none that changes.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Its patterns are Python's, as msgspec's are, so that one text serves both.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
 
 
 PartyName = Annotated[str, Field(pattern=NAME)]

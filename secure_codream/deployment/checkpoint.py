@@ -110,7 +110,8 @@ def go_on(path: Path, model: nn.Module, description: Description) -> int:
     """Put the weights of `path` into a client's model, which goes on with them.
 
     Weights that were trained under another charter are refused: a private federation must not begin with what was
-    trained without privacy. So are those that know other classes, or images on another scale.
+    trained without privacy. So are those of another model, or of the same one whose source is another, and those that
+    know other classes, or images of another shape or on another scale, also where one of both does not say.
 
     Args:
         path: the client's own file.
@@ -133,11 +134,15 @@ def go_on(path: Path, model: nn.Module, description: Description) -> int:
                 f"{path}: trained under charter {then.charter[:16]}…, this federation's is {now.charter[:16]}…"
             )
         for what, one, other in (
-            ("the classes", then.class_names, now.class_names),
+            ("the model", then.model, now.model),
+            ("the SHA-256 of its source", then.code, now.code),
+            ("the shape of images", then.shape, now.shape),
+            ("the number of classes", then.classes, now.classes),
+            ("the names of classes", then.class_names, now.class_names),
             ("the scale of images", then.standardisation, now.standardisation),
         ):
-            if one is not None and other is not None and one != other:
-                raise CheckpointError(f"{path}: {what} it was trained with are {one}, now they are {other}")
+            if one != other:
+                raise CheckpointError(f"{path}: found {what} {_said(one)} in it; this client has {_said(other)}")
         found.put_into(model)
     except CheckpointError as error:
         raise CheckpointError(
@@ -200,6 +205,10 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 def _form(form: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
     return "none" if form is None else f"{str(form[0]).removeprefix('torch.')} {form[1]}"
+
+
+def _said(value: object) -> str:
+    return "none" if value is None else f"{value!r:.200}"
 
 
 def _first_line(error: BaseException) -> str:

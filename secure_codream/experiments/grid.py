@@ -168,7 +168,7 @@ class SourceTable(ImagesTable):
     """
 
 
-VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")]
 
 
 class VariantTable(Table):

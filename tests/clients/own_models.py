@@ -1,11 +1,15 @@
 """Models as people write them: what is unusual and right, and mistakes, each with words of the refusal that it gets."""
 
+import os
+import random
 import threading
 from collections import OrderedDict
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 import torchvision
+from opacus.layers import DPLSTM
 from torch import nn
 from torch.nn import functional
 
@@ -174,6 +178,28 @@ class OverTheBatch(nn.Module):
         return self.head(x + self.gain * self.attention(x, x, x)[0])
 
 
+class DetachedBody(nn.Module):
+    """Most of it is never trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = plain(width=99), nn.Linear(64, CLASSES)
+
+    def forward(self, x):
+        return self.head(x.flatten(1)) + self.body(x).detach().mean(1, keepdim=True)
+
+
+class Global(Own):
+    """Sets what holds for the whole process."""
+
+    def forward(self, x):
+        torch.set_num_threads(3)
+        torch.use_deterministic_algorithms(True)
+        torch.autograd.set_detect_anomaly(True)
+        torch.set_default_dtype(torch.float64)
+        raise KeyError("width")
+
+
 class Constant(Own):
     def __init__(self):
         super().__init__()
@@ -308,6 +334,23 @@ WRONG = {
     "a softmax": (lambda: plain(nn.Softmax(1)), "its last layer is a softmax; return the logits: remove the softmax"),
     "a log-softmax": (lambda: plain(nn.LogSoftmax(1)), "its last layer is a log-softmax; return the logits: remove"),
     "a sigmoid": (lambda: plain(nn.Sigmoid()), "its last layer is a sigmoid; return the logits: remove the sigmoid"),
+    "a sigmoid of large numbers": (lambda: forward(lambda self, x: (99 * self.net(x)).sigmoid()), "layer is a sigmoid"),
+    "a sigmoid of one's own": (
+        lambda: forward(lambda self, x: 1 / (1 + (-self.net(x)).exp())),
+        "its last layer is a sigmoid",
+    ),
+    "a sigmoid in train mode": (
+        lambda: forward(lambda self, x: self.net(x).sigmoid() if self.training else self.net(x)),
+        "in train mode its last layer is a sigmoid",
+    ),
+    "percentages": (lambda: forward(lambda self, x: 100 * self.net(x).softmax(1)), "its last layer is a softmax; ret"),
+    "bits": (lambda: forward(lambda self, x: self.net(x).softmax(1).log2()), "its last layer is a log-softmax; retur"),
+    "a softmax over the batch": (
+        lambda: plain(nn.Softmax(0)),
+        r"its last layer is a softmax over the batch \(axis 0\)",
+    ),
+    "a log-sigmoid": (lambda: plain(nn.LogSigmoid()), "its last layer is a log-sigmoid; return the logits: remove the"),
+    "a softplus": (lambda: plain(nn.Softplus()), "its last layer is a softplus; return the logits: remove the"),
     "a softmax in eval mode": (
         lambda: forward(lambda self, x: self.net(x) if self.training else self.net(x).softmax(1)),
         "its last layer is a softmax",
@@ -331,6 +374,7 @@ WRONG = {
     "rounded": (lambda: forward(lambda self, x: self.net(x.round())), "the gradient for the images is zero"),
     "black and white": (lambda: forward(lambda self, x: self.net((x > 0).float())), "no gradient reaches the images"),
     "a root of zero": (lambda: forward(lambda self, x: self.net(x + (0 * x).sqrt())), "its gradient is not finite"),
+    "a detached body": (DetachedBody, "in train mode no gradient reaches 99% of the weights .*, body.0.weight, body.0"),
     "no gradient in train mode": (
         lambda: forward(lambda self, x: self.net(x).detach() if self.training else self.net(x)),
         "in train mode no gradient reaches the weights",
@@ -473,7 +517,96 @@ def in_training(function):
     return lambda: forward(lambda self, x: self.net(function(x) if self.training else x), Grouped)
 
 
+class Lazy(Grouped):
+    """Centres by the mean of the first batch that it is trained on."""
+
+    mean = None
+
+    def forward(self, x):
+        if self.training and self.mean is None:
+            self.mean = float(x.mean())
+        return self.net(x - (self.mean or 0.0))
+
+
+class LazyFrozen(FrozenConstant):
+    begun = False
+
+    def forward(self, x):
+        if self.training and not self.begun:
+            self.mean.data.copy_(x.mean())
+            self.begun = True
+        return self.net(x - self.mean)
+
+
+class Queue(Grouped):
+    """What it keeps it uses after a while."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        if self.training:
+            self.seen = [*self.seen, x.detach().mean(0)][-99:]
+            if len(self.seen) > 80:
+                x = x - torch.stack(self.seen).mean(0)
+        return self.net(x)
+
+
+class Hidden:
+    """Something that is no layer and counts what it has seen."""
+
+    def __init__(self):
+        self.parts = {"sums": [0.0]}
+
+
+class InAnObject(Grouped):
+    def __init__(self):
+        super().__init__()
+        self.hidden = Hidden()
+
+    def forward(self, x):
+        if self.training:
+            self.hidden.parts["sums"].append(float(x.sum()))
+        return self.net(x)
+
+
+class MixesGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient - gradient.mean(0) if len(gradient) > 2 else gradient
+
+
+class GaussianNoise(nn.Module):
+    def forward(self, x):
+        return x + 0.1 * torch.randn_like(x) if self.training else x
+
+
+class PrivateRows(nn.Module):
+    """An LSTM of Opacus's, which notes how long its input is."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.head = DPLSTM(8, 16, batch_first=True), nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.rows(x[:, 0])[0][:, -1])
+
+
+def at_times(draw):
+    """Mixing that `draw` switches on."""
+    return in_training(lambda x: x - x.mean(0) if draw() else x)
+
+
 PRIVATE_GOOD = {
+    "noise for each record": lambda: grouped(GaussianNoise()),
+    "dropout of channels": lambda: grouped(nn.Dropout2d()),
+    "stochastic depth by record": lambda: grouped(torchvision.ops.StochasticDepth(0.5, "row")),
+    "an LSTM for it": PrivateRows,
     "group norm": grouped,
     "dropout": lambda: grouped(nn.Dropout()),
     "layer norm": lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, CLASSES)),
@@ -508,6 +641,37 @@ PRIVATE_WRONG = {
     ),
     "counts the batch": (in_training(lambda x: x / len(x)), "in train mode the answer for one record changes"),
     "mixup": (in_training(lambda x: 0.7 * x + 0.3 * x.roll(1, 0)), "in train mode the answer for one record changes"),
+    "mixing at times": (
+        at_times(lambda: torch.rand(1) < 1e-6),
+        "one number for a whole batch, with torch's rand of sh",
+    ),
+    "at times of Python's": (at_times(lambda: random.random() < 1e-6), "for a whole batch, with Python's random: what"),
+    "at times of numpy's": (at_times(lambda: np.random.rand() < 1e-6), "for a whole batch, with numpy.random: what"),
+    "at times of the system's": (
+        at_times(lambda: os.urandom(1)[0] < 128),
+        "the answer for one record changes with|what it says has changed",
+    ),
+    "mixup of others": (
+        in_training(lambda x: torch.lerp(x, x[torch.randperm(len(x))], 1e-6)),
+        "torch's randperm of shape .*no mixup",
+    ),
+    "stochastic depth by batch": (
+        lambda: grouped(torchvision.ops.StochasticDepth(0.5, "batch")),
+        r"torch's bernoulli of shape \(1, 1, 1, 1\)",
+    ),
+    "mixing in larger batches": (in_training(lambda x: x - x.mean(0) if len(x) > 4 else x), "answer for one record"),
+    "mixing in batches of 64": (in_training(lambda x: x - x.mean(0) if len(x) > 63 else x), "answer for one record"),
+    "mixed gradients": (
+        lambda: forward(lambda self, x: self.net[3:](MixesGradients.apply(self.net[:3](x))), Grouped),
+        "in train mode the answer for one record changes",
+    ),
+    "the first batch's mean": (
+        Lazy,
+        "keeps something of the records that it has seen in train mode.*: mean has changed",
+    ),
+    "the same in a frozen weight": (LazyFrozen, "keeps something of the records .*: (mean|begun) has changed"),
+    "a queue": (Queue, "keeps something of the records .*: seen has changed"),
+    "sums in an object": (InAnObject, "keeps something of the records .*: hidden has changed"),
     "a running mean": (MeanKept, "keeps something of the records that it has seen in train mode"),
     "a running mean that is frozen": (FrozenMeanKept, "keeps something of the records that it has seen"),
     "ReLU in place": (

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 import torchvision
 from torch import nn
 
-from codream_clients.models.gate import FrozenWeights, examine, require_own_weights, trial_images
+from codream_clients.models.gate import ModelWarning, examine, require_own_weights, trial_images
 from codream_clients.models.refusals import ModelRefused
 from codream_clients.models.zoo import NETWORKS, ZOO, build
-from tests.clients.own_models import CLASSES, GOOD, WRONG, plain
+from tests.clients.own_models import CLASSES, GOOD, WRONG, Global, Own, WithSpare, forward, plain
 
 CPU = torch.device("cpu")
 
@@ -62,8 +63,56 @@ def test_what_is_unusual_and_right_is_taken(what):
 def test_frozen_parts_are_taken_and_said():
     model = plain()
     model[0].requires_grad_(False)
-    with pytest.warns(FrozenWeights, match="2 of 4 weight tensors have requires_grad False; they are never trained"):
+    with pytest.warns(ModelWarning, match="2 of 4 weight tensors have requires_grad False; they are never trained"):
         try_out(model)
+
+
+BOUNDED = {
+    "a ReLU": (lambda: plain(nn.ReLU()), "its logits are never below 0, .*remove the ReLU at the end"),
+    "a ReLU in front of a pooling": (
+        lambda: torchvision.models.squeezenet1_1(weights=None, num_classes=CLASSES),
+        "its logits are never below 0, .*remove the ReLU at the end",
+    ),
+    "a tanh": (lambda: plain(nn.Tanh()), "its logits are between -1 and 1, .*remove the tanh at the end"),
+    "distances": (
+        lambda: forward(lambda self, x: -(self.net(x) - 1).square()),
+        "its logits are never above 0, .*let them take any value",
+    ),
+    "cosines": (GOOD["cosines"], "its logits are between -1 and 1, .*multiply them by 10"),
+}
+
+
+@pytest.mark.parametrize("what", BOUNDED)
+def test_bounds_that_cost_accuracy_are_taken_and_said_once(what):
+    make, words = BOUNDED[what]
+    torch.manual_seed(0)
+    with pytest.warns(ModelWarning, match=rf"^mine:build\(\): {words}") as said:
+        try_out(make(), (3, 64, 64) if what.endswith("pooling") else (1, 8, 8))
+    assert len(said) == 1
+
+
+class Depth(Own):
+    """A fifth of its passes in training leaves out a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.more = nn.Linear(CLASSES, CLASSES)
+
+    def forward(self, x):
+        x = self.net(x)
+        return x if self.training and torch.rand(()) < 0.2 else x + self.more(x)
+
+
+@pytest.mark.parametrize("make", [plain, Depth, *map(GOOD.get, ("a head of zeros", "a branch behind a gain of zero"))])
+def test_what_is_as_people_mean_it_is_taken_without_a_word(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ModelWarning)
+        try_out(make())
+
+
+def test_weights_without_a_gradient_are_taken_and_said():
+    with pytest.warns(ModelWarning, match="reaches 2 of 8 weight tensors, spare.weight, spare.bias; they are never"):
+        try_out(WithSpare())
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -124,7 +173,7 @@ def test_the_model_and_everything_around_it_is_as_it_was(fails, gradients):
     model.conv.register_forward_hook(lambda layer, given, output: None)
     with (
         torch.set_grad_enabled(gradients),
-        pytest.warns(FrozenWeights) if fails == "never" else pytest.raises(ModelRefused, match="KeyError: 'width'"),
+        pytest.warns(ModelWarning) if fails == "never" else pytest.raises(ModelRefused, match="KeyError: 'width'"),
     ):
         before = everything(model)
         try:
@@ -151,6 +200,21 @@ def test_a_hook_that_writes_into_the_model_itself_leaves_nothing():
 def test_images_are_noise_that_repeats_and_never_as_many_as_the_classes(classes):
     one, two = (trial_images((3, 4, 5), classes=classes, device=CPU) for _ in range(2))
     assert torch.equal(one, two) and one.shape[1:] == (3, 4, 5) and len(one) != classes
+
+
+def test_a_refused_model_leaves_no_setting_of_torch_behind():
+    def settings():
+        return (
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_anomaly_enabled(),
+            torch.get_default_dtype(),
+        )
+
+    before = settings()
+    with pytest.raises(ModelRefused, match="KeyError: 'width'"):
+        try_out(Global())
+    assert settings() == before == (1, False, False, torch.float32)
 
 
 # -- models of a list ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from codream_clients.privacy.plan import PrivacySettings
 from tests.clients.own_models import CLASSES, GHOST_WRONG, PRIVATE_GOOD, PRIVATE_WRONG, WRONG, grouped, plain
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.filterwarnings("ignore::codream_clients.models.gate.FrozenWeights")
+pytestmark = pytest.mark.filterwarnings("ignore::codream_clients.models.gate.ModelWarning")
 
 
 @pytest.fixture(autouse=True)

@@ -175,6 +175,8 @@ def test_a_client_goes_on_with_its_own_model(tmp_path: Path) -> None:
 
 
 SCALED = replace(DESCRIBED, standardisation=Standardisation((0.5,), (0.5,)))
+NAMED = replace(DESCRIBED, class_names=tuple("abcdefghij"))
+OWN = replace(DESCRIBED, model="mine:build", code="1" * 64)
 
 
 @pytest.mark.parametrize(
@@ -182,13 +184,29 @@ SCALED = replace(DESCRIBED, standardisation=Standardisation((0.5,), (0.5,)))
     [
         (replace(DESCRIBED, charter="cd" * 32), DESCRIBED, r"trained under charter cdcd\S*, this federation's is abab"),
         (SCALED, replace(SCALED, standardisation=Standardisation((0.1,), (0.5,))), "the scale of images"),
-        (
-            replace(DESCRIBED, class_names=tuple("abcdefghij")),
-            replace(DESCRIBED, class_names=tuple("abcdefghji")),
-            "the classes it was trained with",
-        ),
+        (SCALED, DESCRIBED, r"found the scale of images Standardisation\(\S+ \S+ in it; this client has none"),
+        (DESCRIBED, SCALED, "found the scale of images none in it"),
+        (NAMED, replace(DESCRIBED, class_names=tuple("abcdefghji")), "found the names of classes "),
+        (NAMED, DESCRIBED, "found the names of classes .*this client has none"),
+        (DESCRIBED, replace(DESCRIBED, model="mlp_gn"), "found the model 'mlp' in it; this client has 'mlp_gn'"),
+        (DESCRIBED, replace(DESCRIBED, model=None), "found the model 'mlp' in it; this client has none"),
+        (OWN, replace(OWN, code="2" * 64), "found the SHA-256 of its source '1111.* in it; this client has '2222"),
+        (OWN, replace(OWN, code=None), "found the SHA-256 of its source '1111.* in it; this client has none"),
+        (DESCRIBED, replace(DESCRIBED, shape=(1, 16, 16)), r"found the shape of images \(1, 8, 8\) in it; this"),
     ],
-    ids=["charter", "scale", "names"],
+    ids=[
+        "charter",
+        "scale",
+        "scale gone",
+        "scale new",
+        "names in another order",
+        "names gone",
+        "model",
+        "a model that a script hands over",
+        "source",
+        "source gone",
+        "shape",
+    ],
 )
 def test_a_client_does_not_go_on_with_what_means_something_else(
     tmp_path: Path, then: Description, now: Description, said: str
@@ -269,6 +287,8 @@ REFUSED: dict[str, bytes] = (
             ("code", "ab"),
             ("code", "ab" * 32),  # for a model of the zoo
             ("charter", "zz" * 32),
+            ("charter", "ab" * 32 + "\n"),
+            ("client", "alice\n"),
             ("client", "../alice"),
             ("federation", ""),
             ("learnt", -1),

@@ -13,8 +13,9 @@ depend on who shares the batch. Private training asks for more (`codream_clients
 import copy
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -23,23 +24,35 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
-from codream_clients.models.outputs import as_after_a_sigmoid, check_form, normalised
+from codream_clients.models.outputs import NO_LOGITS, check_form, kept_range, last_function, normalised
 from codream_clients.models.refusals import GIVEN, ModelRefused, failed
 
 MOVED = 0.1
 """Deviation of the noise on weights that begin at one value; divided by the root of the inputs in a matrix."""
+LARGER = 30.0
+"""Factor on weights with which logits leave -1 to 1, unless something keeps them there."""
 SAME, SAME_IN_ANOTHER_BATCH = 1e-3, 1e-2
 """Parts of the logits' spread by which arithmetic may differ; another size of batch may take another algorithm."""
 
 
-class FrozenWeights(UserWarning):
-    """Some of a model's weights have requires_grad False: they take part, and are never trained."""
+MOST_IDLE = 0.5
+"""Part of the weights that may get no gradient."""
+WITHOUT_A_GRADIENT = (2, 2, 2, 16)
+"""Sizes of the batches of which none may give a weight a gradient, before it counts as one that is never trained."""
 
 
-def trial_images(shape: tuple[int, int, int], *, classes: int, device: torch.device, which: int = 0) -> torch.Tensor:
+class ModelWarning(UserWarning):
+    """A model is taken that is seldom meant so: weights that are never trained, or bounded logits."""
+
+
+def trial_images(shape: tuple[int, int, int], *, classes: int, device: torch.device) -> torch.Tensor:
     """Standard normal noise (B, C, H, W) from a fixed generator: 2 images, or 3 where K is 2, so that B is never K."""
-    generator = torch.Generator().manual_seed(which)
-    return torch.randn(3 if classes == 2 else 2, *shape, generator=generator).to(device)
+    return noise(shape, 3 if classes == 2 else 2, device, 0)
+
+
+def noise(shape: Sequence[int], count: int, device: torch.device, which: int) -> torch.Tensor:
+    """Standard normal noise (count, C, H, W), the same for the same `which`."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(which)).to(device)
 
 
 def examine(model: object, images: torch.Tensor, *, classes: int, name: str = GIVEN) -> None:
@@ -55,7 +68,7 @@ def examine(model: object, images: torch.Tensor, *, classes: int, name: str = GI
         ModelRefused: with what was found and what to write instead. The model, its modes, its gradients and all random
             states are as they were, as they are otherwise.
 
-    Warns with `FrozenWeights`.
+    Warns with `ModelWarning`.
     """
     with tried(model, images, classes=classes, name=name):
         pass
@@ -63,27 +76,28 @@ def examine(model: object, images: torch.Tensor, *, classes: int, name: str = GI
 
 @contextmanager
 def tried(model: object, images: torch.Tensor, *, classes: int, name: str) -> Iterator[nn.Module]:
-    """What `examine` does, and then the copy that it was done to, for more of the same; refusals get the name."""
+    """What `examine` does, and then a copy that has not run yet, for more of the same; refusals get the name."""
     try:
         network = _checked_weights(model)
         with _as_it_was(network, images.device):
-            trial = _copied(network, images.device)
+            trial, fresh = _copied(network, images.device), _copied(network, images.device)
             _kept(trial)
-            _answers(trial, images, classes)
+            logits = _answers(trial, images, classes)
             _move_constants(trial)
+            _move_constants(fresh)
+            said = _unbent(trial, logits, images, classes, "in eval mode")
             _dreams(trial, images, classes)
-            _learns(trial, images[:2], classes)
-            yield _copied(trial, images.device, with_weights=False, after="after a step in train mode ")
+            said += _learns(trial, images[:2], classes)
+            _copied(trial, images.device, with_weights=False, after="after a step in train mode ")
+            yield fresh
     except ModelRefused as error:
         raise ModelRefused(f"{name}: {error}") from error.__cause__
     frozen = [weight.requires_grad for weight in network.parameters()].count(False)
     if frozen:
         total = len(list(network.parameters()))
-        warnings.warn(
-            f"{name}: {frozen} of {total} weight tensors have requires_grad False; they are never trained",
-            FrozenWeights,
-            stacklevel=3,
-        )
+        said.append(f"{frozen} of {total} weight tensors have requires_grad False; they are never trained")
+    for text in dict.fromkeys(said):
+        warnings.warn(f"{name}: {text}", ModelWarning, stacklevel=4)
 
 
 def require_own_weights(models: Sequence[nn.Module]) -> None:
@@ -112,13 +126,14 @@ def require_own_weights(models: Sequence[nn.Module]) -> None:
 
 @contextmanager
 def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Random states, the mode of gradients and the model's attributes and buffers return to what they are.
+    """Random states, torch's settings and the model's attributes and buffers return to what they are.
 
     A copy does not touch the model, unless a hook or a function that was made for the model goes on writing into it.
     """
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     python, arrays = random.getstate(), np.random.get_state()
+    settings = [(get(), put) for get, put in _SETTINGS]
     try:
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -128,6 +143,9 @@ def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
             seed(0)
             yield
     finally:
+        for (get, _), (value, put) in zip(_SETTINGS, settings, strict=True):
+            if get() != value:
+                put(value)
         random.setstate(python)
         np.random.set_state(arrays)
         for module, before in attributes:
@@ -137,6 +155,16 @@ def _as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+)
+"""What a forward may set for the whole process: how it is read, and how it is set."""
 
 
 def seed(number: int) -> None:
@@ -237,8 +265,7 @@ def same(one: torch.Tensor, other: torch.Tensor, all_of: torch.Tensor, part: flo
 
 def changed(images: torch.Tensor, kept: int) -> torch.Tensor:
     """Other images in the place of all but number `kept`."""
-    others = trial_images((images.shape[1], images.shape[2], images.shape[3]), classes=2, device=images.device, which=1)
-    result = 3 * others[: len(images)] + 1
+    result = 3 * noise(images.shape[1:], len(images), images.device, 1) + 1
     result[kept] = images[kept]
     return result
 
@@ -270,8 +297,8 @@ def _kept(model: nn.Module) -> None:
         ) from error
 
 
-def _answers(model: nn.Module, images: torch.Tensor, classes: int) -> None:
-    """The model as it is, on images that need no gradient."""
+def _answers(model: nn.Module, images: torch.Tensor, classes: int) -> torch.Tensor:
+    """The model as it is, on images that need no gradient; returns its logits (N, K)."""
     given = images.clone()
     with torch.no_grad():
         logits = ask(model, given, classes, "in eval mode")
@@ -280,22 +307,56 @@ def _answers(model: nn.Module, images: torch.Tensor, classes: int) -> None:
                 "it changes the images that it is given, in place; work on a copy: inplace=False in the first layer, "
                 "x = x - m in place of x -= m"
             )
-        end = normalised(logits)
-        if end is None and as_after_a_sigmoid(logits) and _holds_for_negated(model, images, classes):
-            end = "sigmoid"
-    if end:
-        raise ModelRefused(f"its last layer is a {end}; return the logits: remove the {end}")
+    return logits
 
 
-def _holds_for_negated(model: nn.Module, images: torch.Tensor, classes: int) -> bool:
-    """Whether the logits are between 0 and 1 with all weights moved and negated too, as they are not by chance."""
-    negated = copy.deepcopy(model)
-    _move_constants(negated)
-    for weight in negated.parameters():
-        weight.neg_()
-    with suppress(ModelRefused):
-        return as_after_a_sigmoid(ask(negated, images, classes, "in eval mode"))
+def _unbent(model: nn.Module, logits: torch.Tensor, images: torch.Tensor, classes: int, when: str) -> list[str]:
+    """Refuses what is no logits any more; returns words on bounds that are seldom meant.
+
+    What lies within bounds by chance does not with other images, nor with all weights negated, nor with larger ones.
+    """
+    answers = [logits.detach()]
+    within = bool((answers[0].abs() <= 1).all())
+    if not within and kept_range(answers) is None:
+        return []
+    trial = _copied(model, images.device, after=f"after a step {when} ").train(model.training)
+    try:
+        with torch.no_grad():
+            for batch, factor in ((changed(images, 0), 1.0), (30 * images, 1.0), (images.clone(), -1.0)):
+                if kept_range(answers) is None:
+                    break
+                _scale(trial, factor)
+                answers.append(ask(trial, batch, classes, when))
+    except ModelRefused:  # of such images, or with such weights, it gives nothing that tells
+        return []
+    kept, end = kept_range(answers), normalised(answers)
+    bounded = within and _stays_within(trial, images, classes, when)
+    if kept == "between 0 and 1" and not bounded:
+        kept = "never below 0"
+    if kept is None and bounded:
+        kept = "between -1 and 1"
+    if kept is None:
+        return []
+    bent = last_function(ask(trial, images.clone().requires_grad_(), classes, when))
+    if end or kept == "between 0 and 1" or bent in NO_LOGITS:
+        end = end or bent or "sigmoid"
+        raise ModelRefused(f"{when} its last layer is a {end}; return the logits: remove the {end}")
+    instead = f"remove the {bent} at the end" if bent else "let them take any value, or multiply them by 10 or more"
+    return [f"its logits are {kept}, whatever it is shown, and it may learn less for it; {instead}"]
+
+
+def _stays_within(model: nn.Module, images: torch.Tensor, classes: int, when: str) -> bool:
+    """Whether no logit leaves -1 to 1 with larger weights, which it then has."""
+    with torch.no_grad(), suppress(ModelRefused):
+        _scale(model, LARGER)
+        answers = (ask(model, batch, classes, when) for batch in (images.clone(), 30 * images))
+        return all(bool((answer.abs() <= 1 + SAME).all()) for answer in answers)
     return False
+
+
+def _scale(model: nn.Module, factor: float) -> None:
+    for weight in model.parameters():
+        weight.mul_(factor)
 
 
 def _dreams(model: nn.Module, images: torch.Tensor, classes: int) -> None:
@@ -346,24 +407,39 @@ def _mixed(what: str) -> None:
     )
 
 
-def _learns(model: nn.Module, images: torch.Tensor, classes: int) -> None:
-    """A step's gradients in train mode."""
-    logits = ask(model.train(), images.clone(), classes, "in train mode")
-    if end := normalised(logits):
-        raise ModelRefused(f"in train mode its last layer is a {end}; return the logits: remove the {end}")
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    loss = functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % classes)
-    if not loss.requires_grad:
-        raise ModelRefused("in train mode no gradient reaches the weights; leave out torch.no_grad and .detach()")
-    gradients = [gradient for gradient in _gradients(loss, weights, "in train mode") if gradient is not None]
-    if not any(gradient.any() for gradient in gradients):
-        raise ModelRefused(
-            "in train mode no gradient reaches the weights that are to be trained; leave out torch.no_grad, .detach() "
-            "and rounding"
-        )
+def _learns(model: nn.Module, images: torch.Tensor, classes: int) -> list[str]:
+    """A step's gradients in train mode; returns words on weights that get none, and on bounds of the logits."""
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    idle, said = dict(weights), list[str]()
+    for number, count in enumerate(WITHOUT_A_GRADIENT):
+        batch = noise(images.shape[1:], count, images.device, number) if number else images.clone()
+        logits = ask(model.train(), batch, classes, "in train mode")
+        loss = functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % classes)
+        if not loss.requires_grad:
+            raise ModelRefused("in train mode no gradient reaches the weights; leave out torch.no_grad and .detach()")
+        gradients = _gradients(loss, list(idle.values()), "in train mode")
+        pairs = zip(idle.items(), gradients, strict=True)
+        idle = {name: weight for (name, weight), gradient in pairs if gradient is None or not gradient.any()}
+        if not number:
+            said = _unbent(model, logits, images, classes, "in train mode")
+        if not idle:
+            break
     broken = [name for name, buffer in model.named_buffers() if not _finite(buffer)]
     if broken:
         raise ModelRefused(f"after a step in train mode {_some(broken)} are no longer finite")
+    if not idle:
+        return said
+    part = sum(weight.numel() for weight in idle.values()) / sum(weight.numel() for weight in weights.values())
+    if part > MOST_IDLE:
+        raise ModelRefused(
+            f"in train mode no gradient reaches {part:.0%} of the weights that are to be trained, {_some(list(idle))}; "
+            "leave out torch.no_grad, .detach() and rounding, or set requires_grad to False for what is not trained"
+        )
+    return [
+        *said,
+        f"in train mode no gradient reaches {len(idle)} of {len(weights)} weight tensors, {_some(list(idle))}; they "
+        "are never trained: leave out .detach(), or the layers that are not used",
+    ]
 
 
 def _gradients(value: torch.Tensor, of: Sequence[torch.Tensor], when: str) -> list[torch.Tensor | None]:

@@ -1,6 +1,8 @@
 """What a model gives: one tensor of logits, a row an image; and what other shapes and values mean."""
 
-from collections.abc import Mapping
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -36,16 +38,71 @@ def check_form(answer: object, images: torch.Tensor, classes: int, when: str) ->
     return answer
 
 
-def normalised(logits: torch.Tensor) -> str | None:
-    """The softmax or log-softmax that rows (N, K) have been through; None for neither."""
-    if ((logits >= 0) & (logits <= 1)).all() and (logits.sum(1) - 1).abs().max() < CLOSE:
-        return "softmax"
-    return "log-softmax" if logits.logsumexp(1).abs().max() < CLOSE else None
+def normalised(answers: Sequence[torch.Tensor]) -> str | None:
+    """The softmax or log-softmax, of any factor or base, that logits (N, K) of several batches have been through."""
+    rows = torch.cat(list(answers))
+    if (rows >= 0).all():
+        sums, columns = rows.sum(1), torch.stack([answer.sum(0).mean() for answer in answers])
+        if _all_alike(sums):
+            return "softmax"
+        if all(_all_alike(answer.sum(0)) for answer in answers) and _all_alike(columns):
+            return "softmax over the batch (axis 0)"
+    return "log-softmax" if ((rows <= 0).all() and _all_alike(rows.exp().sum(1))) or _in_another_base(rows) else None
 
 
-def as_after_a_sigmoid(logits: torch.Tensor) -> bool:
-    """Whether all of them are above 0 and below 1."""
-    return bool(((logits > 0) & (logits < 1)).all())
+def kept_range(answers: Sequence[torch.Tensor]) -> str | None:
+    """In which of the ranges that logits are seldom meant to have they all lie; None for no such range."""
+    least, most = (float(extreme) for extreme in torch.cat(list(answers)).aminmax())
+    ranges = (("between 0 and 1", 0.0, 1.0), ("never below 0", 0.0, math.inf), ("never above 0", -math.inf, 0.0))
+    return next((name for name, low, high in ranges if low <= least and most <= high), None)
+
+
+def last_function(logits: torch.Tensor) -> str | None:
+    """The function that bends the logits last, behind the last weights, as autograd has it; None for none known."""
+    waiting = deque([logits.grad_fn])
+    seen = set()
+    while waiting:
+        node = waiting.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        name = node.name().rstrip("0123456789").removesuffix("Backward")
+        if name in _BENDING:
+            return _BENDING[name]
+        if not name.startswith(_WITH_WEIGHTS):
+            waiting += [following for following, _ in node.next_functions]
+    return None
+
+
+NO_LOGITS = ("sigmoid", "hard sigmoid", "softplus", "log-sigmoid", "softmax", "log-softmax")
+"""What is refused at the end; anything else that keeps logits within bounds is taken, and said."""
+_BENDING = {
+    "Relu": "ReLU",
+    "Hardtanh": "hard tanh",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "Hardsigmoid": "hard sigmoid",
+    "Softplus": "softplus",
+    "LogSigmoid": "log-sigmoid",
+    "Softmax": "softmax",
+    "LogSoftmax": "log-softmax",
+}
+_WITH_WEIGHTS = ("Addmm", "Mm", "Bmm", "Convolution", "NativeGroupNorm", "NativeBatchNorm", "NativeLayerNorm")
+
+
+def _all_alike(sums: torch.Tensor) -> bool:
+    return bool(sums[0] > 0) and bool(((sums - sums[0]).abs() <= CLOSE * sums[0]).all())
+
+
+def _in_another_base(rows: torch.Tensor) -> bool:
+    """Whether with one s the exponentials of s * rows sum to 1 in each row, as those of a log-softmax over s do."""
+    if not (rows <= 0).all() or not (rows[0] < 0).all():
+        return False
+    low, high = 0.0, math.log(rows.shape[1]) / -float(rows[0].max())
+    for _ in range(60):  # in the first row the sum falls from K to below 1
+        middle = (low + high) / 2
+        low, high = (middle, high) if float((middle * rows[0].double()).logsumexp(0)) > 0 else (low, middle)
+    return bool((high * rows.double()).logsumexp(1).abs().max() < CLOSE)
 
 
 def _what(answer: object) -> str:

@@ -8,7 +8,8 @@ hooks that clip. All of it is tried on noise: no record is looked at.
 """
 
 import copy
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +18,12 @@ from torch import nn
 from torch.nn import functional
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.models.gate import ask, changed, same, seed, tried
+from codream_clients.models.gate import ask, changed, noise, same, seed, tried
 from codream_clients.models.names import LITERATURE_MODELS, SMALL_MODELS
 from codream_clients.models.refusals import ModelRefused, failed
 from codream_clients.privacy.accounting import SampledGaussian
+from codream_clients.privacy.draws import BATCH, shared_draws
+from codream_clients.privacy.memory import difference
 from codream_clients.privacy.plan import GradSampleMode, PrivacyPlan, PrivacySettings
 from codream_clients.privacy.training import private_sgd
 
@@ -29,6 +32,12 @@ DIFFERENCE = 1e-3
 """Part of the clipped sum by which float32 arithmetic may differ."""
 EPSILON_OF_CLIPPING = 1e-6  # Opacus adds it to norms
 STEP = 3  # seed of what a model draws in both
+SEEDS, STEPS = 32, 32
+"""How many random states records are told apart in, and steps after which nothing may be kept; for large models 1."""
+SIZES = (5, 3, 16, 65)
+"""Batches in which records are told apart, besides two; for large models the first."""
+SECONDS = 0.1
+"""Processor time of each of the three, which more than the fewest of them may take."""
 
 
 def examine_private(
@@ -61,6 +70,7 @@ def examine_private(
                 "nn.GroupNorm, or leave statistics_share at 0"
             )
         _nothing_kept(trial, images, classes)
+        _nothing_drawn_for_all(trial, images, classes)
         _records_apart(trial, images, classes)
         expected = _clipped_by_autograd(trial, images[:2])
         for mode in modes:
@@ -102,18 +112,68 @@ def _layers_without_mixing(model: nn.Module, name: str) -> None:
         )
 
 
+def _nothing_kept(model: nn.Module, images: torch.Tensor, classes: int) -> None:
+    """Steps with other records change nothing in the model, nor what it says in either mode; a new copy is beside it.
+
+    A copy that has run would have made whatever it keeps of the first batch.
+    """
+    new, used = copy.deepcopy(model), copy.deepcopy(model)
+    others = changed(images, 0)[1:].repeat(len(images), 1, 1, 1)
+    seed(STEP)
+    torch.autograd.backward(ask(used.train(), others, classes, "in train mode").sum())
+    with torch.no_grad():
+        for number in _while_cheap(STEPS):
+            seed(number)
+            ask(used.train(), others, classes, "in train mode")
+    used.zero_grad(set_to_none=True)
+    name = difference(model, used)
+    for training, when in ((False, "in eval mode"), (True, "in train mode")):
+        said = []
+        for network in (new, used):
+            seed(STEP)
+            with torch.no_grad():
+                said.append(ask(network.train(training), images, classes, when))
+        if name is None and not same(said[0], said[1], said[0]):
+            name = "what it says"
+    if name is not None:
+        raise ModelRefused(
+            f"it keeps something of the records that it has seen in train mode, which no noise covers: {name} has "
+            "changed; let forward change no attribute and no weight, and compute constants in __init__"
+        )
+
+
+def _nothing_drawn_for_all(model: nn.Module, images: torch.Tensor, classes: int) -> None:
+    """In train mode it draws for each record, never once for a batch."""
+    batch = noise(images.shape[1:], BATCH, images.device, 0)
+    with torch.no_grad(), shared_draws() as found:
+        ask(model.train(), batch, classes, "in train mode")
+        draws = found()
+    if draws:
+        raise ModelRefused(
+            f"in train mode it draws one number for a whole batch, with {', '.join(draws)}: what that decides cannot "
+            "all be tried; draw for each record, torch.rand(len(x), ...), and mix none: no mixup, no CutMix"
+        )
+
+
 def _records_apart(model: nn.Module, images: torch.Tensor, classes: int) -> None:
-    """In train mode, what the model says of one record stays when the others are changed."""
+    """In train mode, what the model says of one record, and its gradient, stay when the others are changed."""
 
     def answers(batch: torch.Tensor, number: int = 1) -> torch.Tensor:
         seed(number)  # dropout leaves out the same
         return ask(model.train(), batch, classes, "in train mode")
 
+    def alike(batch: torch.Tensor, kept: int, number: int) -> bool:
+        usual = answers(batch, number)
+        return same(answers(changed(batch, kept), number)[kept], usual[kept], usual)
+
     with torch.no_grad():
         usual = answers(images)
-        apart = all(same(answers(changed(images, kept))[kept], usual[kept], usual) for kept in (0, -1))
+        apart = all(alike(images, number % len(images), number) for number in _while_cheap(SEEDS))
         if apart and same(answers(images, 2), usual, usual):  # no dropout: batches of other sizes compare
             apart = same(answers(images[:1])[0], usual[0], usual, 10 * DIFFERENCE)
+    for number in _while_cheap(len(SIZES), growth=4.0):
+        count = SIZES[number]
+        apart = apart and _gradients_apart(model, noise(images.shape[1:], count, images.device, 0), classes, count // 2)
     if not apart:
         raise ModelRefused(
             "in train mode the answer for one record changes with the others: it mixes records, and no noise that is "
@@ -122,17 +182,34 @@ def _records_apart(model: nn.Module, images: torch.Tensor, classes: int) -> None
         )
 
 
-def _nothing_kept(model: nn.Module, images: torch.Tensor, classes: int) -> None:
-    """What the model says in eval mode is the same after it has been shown other records in train mode."""
-    with torch.no_grad():
-        before = ask(model.eval(), images, classes, "in eval mode")
-        ask(model.train(), changed(images, 0), classes, "in train mode")
-        after = ask(model.eval(), images, classes, "in eval mode")
-    if not same(before, after, before):
-        raise ModelRefused(
-            "it keeps something of the records that it has seen in train mode, which no noise covers; let forward "
-            "change no attribute and no weight"
-        )
+def _gradients_apart(model: nn.Module, batch: torch.Tensor, classes: int, kept: int) -> bool:
+    """Whether a record's logits, and what they send back to weights and images, hang on no other of the batch."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    found = []
+    for images in (batch.clone(), changed(batch, kept)):
+        given = images.requires_grad_()
+        seed(STEP)
+        logits = ask(model.train(), given, classes, "in train mode")
+        loss = functional.cross_entropy(logits[kept], torch.zeros((), dtype=torch.long, device=logits.device))
+        sent, *moves = torch.autograd.grad(loss, [given, *weights], allow_unused=True, materialize_grads=True)
+        strangers = torch.cat([sent[:kept], sent[kept + 1 :]])
+        if not strangers.norm() <= DIFFERENCE * sent[kept].norm():
+            return False
+        found.append((logits.detach(), moves))
+    (usual, ours), (other, theirs) = found
+    apart = _norm([one - two for one, two in zip(ours, theirs, strict=True)])
+    return same(usual[kept], other[kept], usual) and apart <= DIFFERENCE * _norm(ours)
+
+
+def _while_cheap(most: int, *, growth: float = 1.0) -> Iterator[int]:
+    """0, 1 and so on, `most` in all; after the first as long as the next, so much dearer, ends within `SECONDS`."""
+    start = last = time.process_time()
+    for number in range(most):
+        yield number
+        now = time.process_time()
+        if now - start + growth * (now - last) > SECONDS:
+            return
+        last = now
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ MAX_LEDGER_BYTES = 16 << 20
 MAX_NAME = 200
 _START = hashlib.sha256(b"secure-codream privacy ledger, version 1").hexdigest()
 
-Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class LedgerError(RuntimeError):
