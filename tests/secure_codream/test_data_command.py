@@ -71,6 +71,18 @@ def test_the_command_says_what_it_found_counted_and_left_out(tmp_path: Path) -> 
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (240 + 10 * 76, 2 * 76)
         assert len(set(np.asarray(sheet.convert("L")).ravel().tolist())) > 100
+
+
+def test_a_sheet_replaces_nothing_and_lies_beside_what_is_read(tmp_path: Path) -> None:
+    root = folder(tmp_path / "scans")
+    content = b"something dear"
+    (tmp_path / "dear").write_bytes(content)
+    for place, words in (("dear", "--force to replace a file"), ("scans/ill/new.png", "a place outside what is read")):
+        refused = CliRunner().invoke(app, ["data", str(root), "--sheet", str(tmp_path / place)])
+        assert words in str(refused.exception)
+    assert (tmp_path / "dear").read_bytes() == content
+    said(str(root), "--sheet", str(tmp_path / "dear"), "--force")
+    assert (tmp_path / "dear").read_bytes() != content
     assert not list(tmp_path.glob("runs"))
 
 
