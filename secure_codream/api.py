@@ -29,7 +29,7 @@ from codream_clients.data.arrays import Told
 from codream_clients.data.datasets import DatasetError, LabelledImages
 from codream_clients.data.given import given_images
 from codream_clients.data.pixels import HALF, RawImages
-from codream_clients.data.understanding import DataWarning, Notes, Understanding, understood
+from codream_clients.data.understanding import DataWarning, Notes, Understanding, numbers_mean, understood
 from codream_clients.learning.participant import Metrics
 from codream_clients.models.gate import require_own_weights
 from codream_clients.models.layouts import layout_of
@@ -79,6 +79,8 @@ class Client:
             found, notes = _given(
                 parts, classes=task.classes, class_names=task.class_names, told=Told(shape=task.shape)
             )
+            if task.class_names is not None and found["training"].class_names is None:
+                notes.reads(numbers_mean(task.class_names))
             self._understood = understood("the arrays given", "in a script", list(found.items()), notes)
             for warning in self._understood.warnings:
                 warnings.warn(warning, DataWarning, stacklevel=2)
