@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -19,7 +20,45 @@ WIDTH_OF_FILES = 200  # columns
 
 Root = Annotated[Path | None, typer.Option(help="Where torchvision's files lie.")]
 Out = Annotated[Path, typer.Option(help="Where the run's folder is made.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
+
+
+class GroupsIn(StrEnum):
+    """Where it stands whose an image is."""
+
+    FOLDER = "folder"
+
+
+class Pages(StrEnum):
+    """Of a stack."""
+
+    FIRST = "first"
+    EACH = "each"
+
+
+class Channels(StrEnum):
+    """Where they stand in an array."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
+Groups = Annotated[GroupsIn | None, typer.Option(help="Folders below the class folders are persons.")]
+OfStacks = Annotated[Pages | None, typer.Option("--pages", help="Which pages of a stack are images.")]
+OfArrays = Annotated[Channels | None, typer.Option("--channels", help="Where an array's channels stand.")]
+
+
+def as_source(text: str) -> str:
+    """A source of images as it is written on the command line, where a path needs no slash."""
+    from codream_clients.data.datasets import DatasetError
+    from codream_clients.data.sources import kind_of
+
+    try:
+        kind_of(text)
+    except DatasetError:
+        return f"./{text}" if Path(text).exists() else text
+    return text
 
 
 def fail(text: str, code: int) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secure_codream.command_parts import Root, console, given, say
+from secure_codream.command_parts import Force, Groups, OfArrays, OfStacks, Root, as_source, console, given, say
 
 
 def data(
@@ -19,11 +19,12 @@ def data(
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write a PNG of images with their labels to this file.")] = None,
     size: Annotated[int | None, typer.Option(min=8, max=1024, help="Resize a folder's images to this side.")] = None,
-    groups: Annotated[str | None, typer.Option(help="folder: folders below the class folders are persons.")] = None,
-    pages: Annotated[str | None, typer.Option(help="Of stacks: first, or each.")] = None,
-    channels: Annotated[str | None, typer.Option(help="Of arrays: first, or last.")] = None,
+    groups: Groups = None,
+    pages: OfStacks = None,
+    channels: OfArrays = None,
     root: Root = None,
     seed: Annotated[int, typer.Option(min=0, help="Splits what comes in one piece.")] = 0,
+    force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON and nothing else.")] = False,
 ) -> None:
     """Say what is understood of images: classes, parts, sizes, duplicates, what is left out and why.
@@ -37,11 +38,12 @@ def data(
     from secure_codream.configuration.federation import read_federation
     from secure_codream.configuration.images import names_line, source_of
     from secure_codream.configuration.reading import check
+    from secure_codream.use.predict import check_out
 
     flags = {"size": size, "groups": groups, "pages": pages, "channels": channels, "root": root}
-    if _is_path(source):
-        source = f"./{source}"  # on the command line a path needs no slash
-    table: DataTable = check("data", DataTable, {"source": source, "seed": seed, **given(flags)})
+    if sheet is not None:
+        check_out(sheet, [Path(source)], force=force, option="--sheet")
+    table: DataTable = check("data", DataTable, {"source": as_source(source), "seed": seed, **given(flags)})
     task = read_federation(config).task if config is not None else None
     found = source_of(table, task)
     understood = found.understanding
@@ -69,18 +71,6 @@ def data(
         say(screen, f"under [task] in config.toml: {names_line(understood.class_names)}")
     if sheet is not None:
         say(screen, f"The sheet: {sheet}")
-
-
-def _is_path(source: str) -> bool:
-    """Whether a text that names no source names something on the disk."""
-    from codream_clients.data.datasets import DatasetError
-    from codream_clients.data.sources import kind_of
-
-    try:
-        kind_of(source)
-    except DatasetError:
-        return Path(source).exists()
-    return False
 
 
 def _say_by_class(screen: Any, understood: Any) -> None:

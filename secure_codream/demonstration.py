@@ -189,6 +189,7 @@ def run_demo(options: DemoOptions, panel: LivePanel) -> tuple[Summary, RunFolder
             "demo",
             record=_record_level(run, options, federation, summary),
             colluders=federation.aggregation.colluders,
+            dealt_out=True,
         ),
     )
     write_report(run.path)

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codream_clients.words import visible
-from secure_codream.command_parts import Root, console, fail, listed, say
+from secure_codream.command_parts import (
+    Force,
+    Groups,
+    OfArrays,
+    OfStacks,
+    Root,
+    as_source,
+    console,
+    fail,
+    listed,
+    say,
+)
 from secure_codream.reports.words import counted
 
 if TYPE_CHECKING:
@@ -35,7 +46,6 @@ Builder = Annotated[
 Mean = Annotated[str | None, typer.Option(help="Of pixels divided by 255, where the model's file knows none; commas.")]
 Std = Annotated[str | None, typer.Option(help="Their deviation, in the same form.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 
 def predict(
@@ -69,8 +79,14 @@ def predict(
 def evaluate(
     model: Model,
     data: Annotated[str, typer.Argument(help="digits, mnist, ..., a path to a folder or .npz, or module:function.")],
-    part: Annotated[Part | None, typer.Option(help="The test part, unless given; all of a folder without one.")] = None,
+    part: Annotated[Part | None, typer.Option(help="The test part, unless given; all of what has none.")] = None,
     root: Root = None,
+    groups: Groups = None,
+    pages: OfStacks = None,
+    channels: OfArrays = None,
+    class_names: Annotated[
+        str | None, typer.Option(help="What the model's numbers mean, in order, where its file has no names; commas.")
+    ] = None,
     builder: Builder = None,
     mean: Mean = None,
     std: Std = None,
@@ -82,20 +98,40 @@ def evaluate(
     """Measure a model on labelled images: accuracy, balanced accuracy, AUC, each class, calibration, with intervals."""
     import msgspec
 
+    from codream_clients.data.understanding import lines
     from secure_codream.use.evaluate import evaluate as measure
     from secure_codream.use.labelled import labelled_images
     from secure_codream.use.table import tables
 
     opened = _opened(model, builder, mean, std, device)
-    images, taken = labelled_images(opened, data, part=None if part is None else part.value, root=root, seed=seed)
-    found = measure(opened, images, resamples=resamples, seed=seed)
+    read = labelled_images(
+        opened,
+        as_source(data),
+        part=None if part is None else part.value,
+        root=root,
+        seed=seed,
+        groups="folder" if groups is not None else None,
+        pages=None if pages is None else pages.value,
+        channels=None if channels is None else channels.value,
+        class_names=None if class_names is None else tuple(listed(class_names)),
+    )
+    found = measure(opened, read.images, resamples=resamples, seed=seed, names=read.images.class_names)
     if json:
-        described = {"model": str(opened.path), "description": opened.description, "data": data, "part": taken}
+        described = {
+            "model": str(opened.path),
+            "description": opened.description,
+            "data": data,
+            "part": read.part,
+            "understood": read.understanding.as_json(),
+        }
         typer.echo(msgspec.json.format(msgspec.json.encode({**described, "figures": found}), indent=2).decode())
         return
     screen = console()
     say(screen, f"{opened.path}: {_what(opened)}")
-    say(screen, f"{data}, {'all of it' if taken == 'all' else f'its {taken} part'}: {counted(len(images), 'image')}")
+    for line in lines(read.understanding):
+        say(screen, line)
+    of_it = "all of it" if read.part == "all" else f"its {read.part} part"
+    say(screen, f"{data}, {of_it}: {counted(len(read.images), 'image')}")
     for table in tables(found):
         screen.print(table)
 

@@ -11,7 +11,7 @@ from torch import nn
 from codream_clients.data.arrays import Told
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.pixels import HALF
-from codream_clients.data.understanding import DataWarning, Understanding, understood
+from codream_clients.data.understanding import DataWarning, Understanding, numbers_mean, understood
 from codream_clients.learning.participant import Metrics
 from secure_codream.api.beside import arun, in_this_loop, run
 from secure_codream.api.images import Images, given
@@ -52,6 +52,8 @@ class Client:
             task = read_federation(self._folder / "config.toml").task
             parts = {"training": train, **({} if test is None else {"test": test})}
             found, notes = given(parts, classes=task.classes, class_names=task.class_names, told=Told(shape=task.shape))
+            if task.class_names is not None and found["training"].class_names is None:
+                notes.reads(numbers_mean(task.class_names))
             self._understood = understood("the arrays given", "in a script", list(found.items()), notes)
             for warning in self._understood.warnings:
                 warnings.warn(warning, DataWarning, stacklevel=2)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from codream_clients.data.datasets import LabelledImages
+from codream_clients.data.datasets import DatasetError, LabelledImages
 from codream_clients.data.held_back import hold_back
 from codream_clients.devices import pick_device
 from codream_clients.learning.judge import Judge
@@ -23,10 +23,10 @@ from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.participant import private_participant
 from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, plan_privacy, warn_of_weak_delta
 from codream_clients.privacy.releases import Releases
-from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
 from secure_codream.configuration.images import load_data as load_data
-from secure_codream.configuration.images import require_names
+from secure_codream.configuration.images import require_names, what_was_understood
 from secure_codream.configuration.reading import ConfigError
 
 
@@ -124,9 +124,15 @@ def held_back(
     """The images that a client trains on, and what judges its rounds: those held back, or with too few the same.
 
     There is no judge where `held_back` is 0, and in a federation with `[privacy]` none without images held back.
+
+    Raises:
+        ConfigError: images in groups, of which none can be held back in a federation with `[privacy]`.
     """
     share, private = learning_settings(federation).held_back, federation.privacy is not None
-    trained, held = hold_back(train, share, seed, one_by_one=private)
+    try:
+        trained, held = hold_back(train, share, seed, one_by_one=private)
+    except DatasetError as error:
+        raise ConfigError(f"[learning]: held_back {share}: {error}") from error
     if held is not None:
         return trained, Judge(held, pick_device(device), held_back=True)
     return train, None if private or share == 0 else Judge(train, pick_device(device), held_back=False)
@@ -147,11 +153,8 @@ def load_client_data(
             "[data]: standardise 'train' in a federation with [privacy]; 'public' is allowed, or mean and std in "
             "[task], since statistics of the images without noise would go into everything that is learnt"
         )
-    if federation.privacy is not None and client.data.train_limit is not None:
-        raise ConfigError(
-            f"[data]: train_limit {client.data.train_limit} in a federation with [privacy]; a file of the images that "
-            "take part is needed, since with one more or less, others would be taken, and the budget is for one record"
-        )
+    if federation.privacy is not None:
+        _refuse_a_random_part(client.data, federation, given=data is not None)
     train, test = data or load_data(client.data, federation.task)
     require_names(train.class_names, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
@@ -160,6 +163,27 @@ def load_client_data(
             f"{federation.task.shape} in {federation.task.classes}"
         )
     return train, test
+
+
+def _refuse_a_random_part(table: DataTable, federation: FederationConfig, *, given: bool) -> None:
+    """Where a draw among the records says who is trained on, one record more or less moves others.
+
+    Known sets are public, and their dealing out is an experiment's; the privacy statement says it.
+    """
+    found = f"train_limit {table.train_limit}" if table.train_limit is not None else None
+    if found is None and not table.public:
+        if table.clients > 1:
+            found = f"clients {table.clients}"
+        elif table.per_client is not None:
+            found = f"per_client {table.per_client}"
+        elif not given and what_was_understood(table, federation.task).one_piece:
+            found = f"source {table.source!r} in one piece, of which a test part would be split off"
+    if found is not None:
+        raise ConfigError(
+            f"[data]: {found}, in a federation with [privacy]; a folder or file of the images that take part, with a "
+            "test part of its own, is needed, since with one more or less, others would be taken, and the budget is "
+            "for one record"
+        )
 
 
 def assemble(

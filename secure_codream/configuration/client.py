@@ -20,8 +20,9 @@ class ImagesTable(Table):
         str,
         doc(
             "digits; a set of torchvision's (mnist, fashion-mnist, emnist, cifar10, cifar100, svhn); a path to an .npz "
-            "with MedMNIST's keys or to a folder of image folders; or module:function, WHICH RUNS THAT CODE; "
-            "`secure-codream data` says what is understood of it"
+            "with MedMNIST's keys or to a folder of image folders (./scans; relative to where the process is started, "
+            "not to this file); or module:function, WHICH RUNS THAT CODE; `secure-codream data` says what is "
+            "understood of it"
         ),
     ] = "digits"
     root: Annotated[Path | None, doc("the folder where torchvision's sets lie")] = None
@@ -80,6 +81,18 @@ class DataTable(ImagesTable):
         Annotated[int, Field(ge=1)] | None, doc("random images to which the test part is reduced")
     ] = None
     seed: Annotated[int, Field(ge=0), doc("of every random choice among the images")] = 0
+
+    @property
+    def public(self) -> bool:
+        """Whether the source is a known set, whose images protect nobody."""
+        from codream_clients.data.sources import kind_of
+
+        return kind_of(self.source) == "name"
+
+    @property
+    def dealt(self) -> bool:
+        """Whether this client takes a part of the source, as the sites of an experiment do."""
+        return self.clients > 1 or self.per_client is not None
 
     @field_validator("source")
     @classmethod

@@ -322,6 +322,7 @@ def run_client(
                     agreed.course,
                     protocol.spent_rho,
                     metrics_reported=tells_accuracy and federation.client_privacy is None,
+                    dealt_out=data is None and client.data.dealt,
                 ),
             )
         unwritten = _unwritten(outputs)

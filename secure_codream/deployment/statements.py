@@ -24,6 +24,7 @@ def own_statement(
     spent_rho: float,
     *,
     metrics_reported: bool = False,
+    dealt_out: bool = False,
 ) -> PrivacyStatement:
     """What a party may say of its own records and of all that it has sent."""
     privacy, noised = federation.client_privacy, None
@@ -35,4 +36,5 @@ def own_statement(
         client=noised,
         colluders=federation.aggregation.colluders,
         metrics_reported=metrics_reported,
+        dealt_out=dealt_out,
     )

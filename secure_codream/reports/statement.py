@@ -42,6 +42,10 @@ NOT_COVERED_CLIENT = (
     "hyperparameters, if they were chosen by looking at the clients' data",
 )
 METRICS_REPORTED = "accuracies that clients report to the server; they are computed from images without noise"
+DEALT_OUT = (
+    "who of a known set is dealt out to which client: this is an experiment, and one image more in the set would deal "
+    "others; what is promised holds for the images that each client got"
+)
 ANOTHER_RUN = "a second run on the same data, which has a cost of its own; a client's ledger covers its own runs alone"
 
 
@@ -229,16 +233,19 @@ def privacy_statement(
     client: ClientLevel | None = None,
     colluders: int = 0,
     metrics_reported: bool = True,
+    dealt_out: bool = False,
     audit: AuditResult | None = None,
 ) -> PrivacyStatement:
     """The statement of `run`; without `record` and `client` it says that there is no differential privacy.
 
-    `metrics_reported`: whether clients told the server accuracies, which no epsilon covers.
+    `metrics_reported`: whether clients told the server accuracies, which no epsilon covers. `dealt_out`: whether
+    clients took parts of one known set, as in an experiment.
     """
     not_covered = [*(NOT_COVERED_RECORD if record else ()), *(NOT_COVERED_CLIENT if client else ())]
     if record or client:
         not_covered += [*([METRICS_REPORTED] if metrics_reported else []), ANOTHER_RUN]
         if record is not None:
+            not_covered += [DEALT_OUT] if dealt_out else []
             of_what = "of the histogram and of statistics " if record.secure_mode else ""
             not_covered.append(
                 f"attacks on floating-point noise {of_what}and on a generator that is fast, not cryptographic"

@@ -86,7 +86,14 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     persons: PersonFigures | None
 
 
-def evaluate(model: OpenedModel, images: LabelledImages, *, resamples: int = RESAMPLES, seed: int = 0) -> Evaluation:
+def evaluate(
+    model: OpenedModel,
+    images: LabelledImages,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+) -> Evaluation:
     """Measure a model.
 
     Args:
@@ -94,6 +101,7 @@ def evaluate(model: OpenedModel, images: LabelledImages, *, resamples: int = RES
         images: on its scale, as `OpenedModel.standardised` gives them.
         resamples: samples of each resampled interval.
         seed: of these.
+        names: of the classes, where the model's file has none.
 
     Raises:
         UseError: there are no images, or an answer is not finite.
@@ -101,9 +109,8 @@ def evaluate(model: OpenedModel, images: LabelledImages, *, resamples: int = RES
     probabilities = model.probabilities(images.images)
     if bad := int((~np.isfinite(probabilities)).any(axis=1).sum()):
         raise UseError(f"found answers that are not finite to {bad} of {len(images)} images; finite ones are needed")
-    return measure(
-        probabilities, images.labels, model.description.names, groups=images.groups, resamples=resamples, seed=seed
-    )
+    shown = model.description.names if names is None else names
+    return measure(probabilities, images.labels, shown, groups=images.groups, resamples=resamples, seed=seed)
 
 
 def measure(

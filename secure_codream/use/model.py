@@ -58,11 +58,25 @@ class OpenedModel:
         values = int(np.prod(self.description.shape))
         return max(1, min(MOST_IN_BATCH, BATCH_VALUES // values))
 
-    def standardised(self, images: RawImages | LabelledImages) -> LabelledImages:
-        """Labelled images as the network takes them.
+    def names_with(self, told: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """The classes' names: those of the file, else those `told`.
 
         Raises:
-            UseError: images of another form, in other classes, or standardised by anything else than the model's were.
+            UseError: some are told, and the file has some, or has another number of classes.
+        """
+        known, classes = self.description.class_names, self.description.classes
+        if told is not None and known is not None:
+            raise UseError(f"found class names; {self.path} has its own: {_listed(known)}")
+        if told is not None and (len(told) != classes or len(set(told)) != classes):
+            raise UseError(f"found the class names {_listed(told)}; {classes} different ones are needed")
+        return known if told is None else told
+
+    def standardised(self, images: RawImages | LabelledImages, names: tuple[str, ...] | None = None) -> LabelledImages:
+        """Labelled images as the network takes them; `names` are the classes' where the file has none.
+
+        Raises:
+            UseError: images of another form, in other classes, with names that nobody has said the model's numbers
+                mean, or standardised by anything else than the model's were.
         """
         expected = self.description
         if (images.shape, images.classes) != (expected.shape, expected.classes):
@@ -70,10 +84,15 @@ class OpenedModel:
                 f"found images of shape {images.shape} in {images.classes} classes; {self.path} takes "
                 f"{expected.shape} in {expected.classes}"
             )
-        if None not in (images.class_names, expected.class_names) and images.class_names != expected.class_names:
+        known = expected.class_names or names
+        if known is None and images.class_names not in (None, expected.names):
             raise UseError(
-                f"found the classes {_listed(images.class_names)}; {self.path} knows {_listed(expected.class_names)}, "
-                "in this order"
+                f"found the classes {_listed(images.class_names)}; {self.path} has numbers alone, and nobody has said "
+                "what they mean: --class-names with the names in the order of its numbers is needed"
+            )
+        if None not in (images.class_names, known) and images.class_names != known:
+            raise UseError(
+                f"found the classes {_listed(images.class_names)}; {self.path} knows {_listed(known)}, in this order"
             )
         if isinstance(images, RawImages):
             return images.standardised(self.scale_of_pixels)

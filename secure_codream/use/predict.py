@@ -68,7 +68,7 @@ def predict(model: OpenedModel, paths: Sequence[Path], out: Path, *, force: bool
     return counted
 
 
-def check_out(out: Path, others: Iterable[Path], *, force: bool) -> None:
+def check_out(out: Path, others: Iterable[Path], *, force: bool, option: str = "--out") -> None:
     """See that a file may be written to `out`: nothing finished is lost, and no input is made on the way.
 
     Raises:
@@ -76,7 +76,7 @@ def check_out(out: Path, others: Iterable[Path], *, force: bool) -> None:
     """
     for other in others:
         if out.resolve() == other.resolve() or (other.is_dir() and out.resolve().is_relative_to(other.resolve())):
-            raise UseError(f"found --out {out}, which is or lies in {other}; a place outside what is read is needed")
+            raise UseError(f"found {option} {out}, which is or lies in {other}; a place outside what is read is needed")
     if out.is_dir() or (out.exists() and not force):
         raise UseError(f"{out}: found one that exists; another name, or --force to replace a file, is needed")
 

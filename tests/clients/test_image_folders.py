@@ -60,7 +60,9 @@ def test_class_names_fix_the_order_for_a_client_that_lacks_some(tmp_path):
     with pytest.raises(DatasetError, match=r"found folders \['c'\]; the classes are"):
         load_image_folder(tmp_path, class_names=("a", "b"))
     (tmp_path / "b").mkdir()
-    assert load_image_folder(tmp_path)[0].classes == 3
+    assert load_image_folder(tmp_path)[0].class_names == ("a", "c"), (
+        "an empty folder is a class where it is named alone"
+    )
     train, *_ = load_image_folder(tmp_path, class_names=("c", "b", "a"))
     assert np.bincount(train.labels).tolist() == [4, 0, 4]
 
@@ -94,12 +96,13 @@ def test_an_image_that_unpacks_to_too_much_is_refused_by_its_header(tmp_path):
 def test_layouts_that_do_not_fit(tmp_path):
     with pytest.raises(DatasetError, match="found no such folder"):
         load_image_folder(tmp_path / "none")
-    (tmp_path / "only").mkdir()
+    fill(tmp_path, {"only": 5})
+    (tmp_path / "other").mkdir()
     with pytest.raises(DatasetError, match=r"found class folders \['only'\]; at least 2"):
         load_image_folder(tmp_path)
-    (tmp_path / "other").mkdir()
+    (tmp_path / "only").rename(tmp_path / ".only")
     with pytest.raises(DatasetError, match="no training images"):
-        load_image_folder(tmp_path)
+        load_image_folder(tmp_path, class_names=("other", "third"))
     fill(tmp_path / "x", {"a": 1, "b": 1})
     with pytest.raises(DatasetError, match="no test images"):
         load_image_folder(tmp_path / "x")

@@ -2,16 +2,19 @@
 
 import io
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from codream_clients.data.arrays import Told
 from codream_clients.data.datasets import DatasetError, LabelledImages
 from codream_clients.data.given import given_images
 from codream_clients.data.npz_files import load_npz
 from codream_clients.data.sources import Reading, load_source
-from codream_clients.data.understanding import Notes
+from codream_clients.data.understanding import Notes, lines
 
 N, T, K = 60, 30, 3
 RNG = np.random.default_rng(0)
@@ -325,3 +328,62 @@ def test_the_number_of_classes_may_be_told_and_is_held_to():
     with pytest.raises(DatasetError, match="one-hot of 2 classes; 5 classes is needed"):
         given((images(6, 8, 8), np.eye(2)[np.arange(6) % 2]), classes=5)
     assert given((images(6, 3, 8, 3), np.arange(6) % 2), told=Told(channels="first"))[0]["training"].shape == (3, 8, 3)
+
+
+# -- whose images are, and choices that say nothing ----------------------
+
+
+def whole(**arrays: Any) -> dict[str, Any]:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    return {"images": pixels, "labels": np.arange(40) % 2, **arrays}
+
+
+@pytest.mark.parametrize("twin", ["P1", "p1 "])
+def test_a_person_in_two_spellings_is_refused(tmp_path: Path, twin: str) -> None:
+    np.savez(tmp_path / "a.npz", **whole(groups=np.array(["p1", twin, "p2", "p3"] * 10)))
+    with pytest.raises(DatasetError, match=r"found groups '.1 ?' and '.1 ?', which differ in case or spaces alone"):
+        load_source(str(tmp_path / "a.npz"))
+
+
+def test_a_person_whose_name_unicode_spells_in_two_ways_is_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **whole(groups=np.array(["jos\u00e9", "jose\u0301", "p2", "p3"] * 10)))
+    found = load_source(str(tmp_path / "a.npz"), Reading(split=False)).understanding
+    assert [part.groups for part in found.parts] == [3]
+
+
+@pytest.mark.parametrize("name", ["patient", "patient_id", "subjectIDs", "group", "id"])
+def test_arrays_that_may_say_whose_images_are_do_not_go_unnoticed(tmp_path: Path, name: str) -> None:
+    np.savez(tmp_path / "a.npz", **whole(**{name: np.arange(40)}))
+    assert f"the array {name} is not used" in "\n".join(lines(load_source(str(tmp_path / "a.npz")).understanding))
+
+
+def test_validation_arrays_as_keras_names_them_are_left_out_as_such(tmp_path: Path) -> None:
+    x, y = whole()["images"], whole()["labels"]
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y, x_val=x, y_val=y)
+    said = "\n".join(lines(load_source(str(tmp_path / "a.npz")).understanding))
+    assert "arrays of the validation part: 2 (x_val, y_val)" in said and "other names" not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "applies"),
+    [({"size": 8}, 1), ({"groups": "folder"}, 1), ({"pages": "first"}, 1), ({"channels": "last"}, 0)],
+)
+def test_a_choice_that_a_source_does_not_leave_is_refused(tmp_path: Path, option: dict[str, Any], applies: int) -> None:
+    np.savez(tmp_path / "a.npz", **whole())
+    for name in ("a", "b"):
+        for number in range(5):
+            (tmp_path / "f" / name / "p" / f"{number}.png").parent.mkdir(parents=True, exist_ok=True)
+            image = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(image).save(tmp_path / "f" / name / "p" / f"{number}.png")
+    sources = [str(tmp_path / "a.npz"), f"{tmp_path}/f"]
+    with pytest.raises(DatasetError, match=f"found {next(iter(option))} = .*; it says nothing there"):
+        load_source(sources[1 - applies], Reading(**option))
+    load_source(sources[applies], Reading(**option, split=False))
+    with pytest.raises(DatasetError, match="it says nothing there"):
+        load_source("digits", Reading(**option))
+
+
+def test_what_numbers_mean_is_said_where_classes_have_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **whole())
+    found = load_source(str(tmp_path / "a.npz"), Reading(classes=2, class_names=("cat", "dog"))).understanding
+    assert "  read: labels are numbers, in the order of class_names: 0 is 'cat', 1 is 'dog'" in lines(found)

@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ def picture(file, pixels=None, number=0, **options):
 
 
 def fill(folder, count=10, suffix=".png", **options):
+    first = zlib.crc32("/".join(folder.parts[-2:]).encode(errors="replace"))  # no two folders have the same pictures
     for number in range(count):
-        picture(folder / f"im{number:02}{suffix}", number=number, **options)
+        picture(folder / f"im{number:02}{suffix}", number=first + number, **options)
 
 
 def classes(root, names=("a", "b"), count=10, **options):
@@ -114,7 +116,7 @@ BESIDE = {
     "a file linked twice": (linked_twice, [10, 10], r"reached again: 1 \(a/im00.png|reached again: 1 \(a/again.png"),
     "a pipe": (pipe, [10, 10], "neither files nor folders: 1"),
     "a folder named .png": (empty_folder("a/folder.png"), [10, 10], ""),
-    "an empty class": (empty_folder("c"), [10, 10, 0], "warning: the training part has no image of c"),
+    "an empty class": (empty_folder("c"), [10, 10], "left out: empty folders: 1 \\(c\\)"),
     "a vehicle": (with_pictures("train", 10), [10, 10, 10], "'train' is a class, since it holds images"),
     "black and white": (
         lambda root: picture(root / "a" / "bw.bmp", grey() > 127),
@@ -463,3 +465,89 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DatasetError, match=r"/a: cannot be read \(Permission denied\)"):
         load_image_folder(tmp_path)
+
+
+# -- parts, persons and copies that are not what they seem ---------------
+
+
+def tree(*places, count=5):
+    def make(root):
+        for place in places:
+            fill(root / place, count)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (tree("train_set/a", "train_set/b", "test_set/a", "test_set/b"), "'test_set', 'train_set' with folders of one"),
+        (
+            tree("images_train/a", "images_train/b", "images_test/a", "images_test/b"),
+            "with folders of one name in each",
+        ),
+        (tree("tr/a", "tr/b", "ts/a", "ts/b"), "with folders of one name in each, 'a', 'b'"),
+        (tree("_train/a", "_train/b", "_test/a", "_test/b"), "with folders of one name in each"),
+        (tree("fold1/a", "fold1/b", "fold2/a", "fold2/b"), "with folders of one name in each"),
+        (tree("a/train", "a/test", "b/train", "b/test"), "with folders of one name in each, 'test', 'train'"),
+        (tree("a/Train ", "a/x", "b"), "found 'Train ' below a class folder"),
+        (tree("train /a", "train /b", "train/a", "test /b"), "one folder is needed for the training part"),
+    ],
+)
+def test_parts_under_other_names_are_not_taken_as_classes(tmp_path, make, words):
+    make(tmp_path)
+    with pytest.raises(DatasetError, match=words):
+        load_image_folder(tmp_path)
+
+
+def test_names_of_parts_count_without_spaces_at_their_ends(tmp_path):
+    tree("train /a", "train /b", "test /a", "test /b")(tmp_path)
+    assert [part.by_class for part in load_image_folder(tmp_path)[2].parts] == [(5, 5), (5, 5)]
+
+
+def test_folders_of_one_name_within_classes_are_taken_where_somebody_says_what_they_are(tmp_path):
+    tree("a/p1", "a/p2", "b/p1", "b/p2")(tmp_path)
+    for told in ({"groups": "folder"}, {"class_names": ("a", "b")}):
+        assert load_image_folder(tmp_path, **told)[2].class_names == ("a", "b")
+    with pytest.raises(DatasetError, match='if the inner ones are persons, groups = "folder"'):
+        load_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("twin", ["P1", "p1 "])
+def test_a_person_in_two_spellings_is_refused(tmp_path, twin):
+    tree("a/p1", "a/p2", f"b/{twin}", "b/p3")(tmp_path)
+    with pytest.raises(DatasetError, match=r"found groups '.1 ?' and '.1 ?', which differ in case or spaces alone"):
+        load_image_folder(tmp_path, groups="folder")
+
+
+def test_a_person_whose_name_unicode_spells_in_two_ways_is_one(tmp_path):
+    name = "Jos\u00e9"
+    tree(f"a/{name}", f"b/{unicodedata.normalize('NFD', name)}", "a/x", "b/y")(tmp_path)
+    assert [part.groups for part in load_image_folder(tmp_path, groups="folder", split=False)[2].parts] == [3]
+
+
+def test_copies_stay_on_one_side_of_a_split_made_here_and_are_counted(tmp_path):
+    for name in "ab":
+        fill(tmp_path / name, 40)
+        for file in sorted((tmp_path / name).iterdir()):
+            (tmp_path / name / f"{file.stem} (1).png").write_bytes(file.read_bytes())
+    for seed in range(3):
+        train, test, found = load_image_folder(tmp_path, seed=seed)
+        assert not {image.tobytes() for image in train.pixels} & {image.tobytes() for image in test.pixels}
+        assert np.bincount(test.labels).tolist() == [16, 16]
+        assert "warning: 64 images of the training part are copies of others in it" in "\n".join(lines(found))
+
+
+def test_copies_across_a_split_that_was_given_are_warned_of(tmp_path):
+    for part in ("train", "test"):
+        classes(tmp_path / part)
+    for number in range(3):
+        picture(tmp_path / "train" / "a" / f"x{number}.png", number=number)
+        picture(tmp_path / "test" / "a" / f"y{number}.png", number=number)
+    assert "3 images of the test part are in the training part too" in "\n".join(lines(load_image_folder(tmp_path)[2]))
+
+
+def test_an_undivided_folder_is_both_parts(tmp_path):
+    classes(tmp_path, count=1)
+    train, test, found = load_image_folder(tmp_path, split=False)
+    assert train is test and [part.name for part in found.parts] == ["whole"] and found.one_piece

@@ -23,7 +23,7 @@ from secure_codream.cli import app
 from secure_codream.configuration.assembly import make_participant
 from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig, read_federation
-from secure_codream.configuration.images import load_data, who_holds_what
+from secure_codream.configuration.images import load_data, what_was_understood, who_holds_what
 from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.deployment.provision import provision
 from secure_codream.experiments.cell import problem_of
@@ -71,6 +71,18 @@ def test_the_command_says_what_it_found_counted_and_left_out(tmp_path: Path) -> 
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (240 + 10 * 76, 2 * 76)
         assert len(set(np.asarray(sheet.convert("L")).ravel().tolist())) > 100
+
+
+def test_a_sheet_replaces_nothing_and_lies_beside_what_is_read(tmp_path: Path) -> None:
+    root = folder(tmp_path / "scans")
+    content = b"something dear"
+    (tmp_path / "dear").write_bytes(content)
+    for place, words in (("dear", "--force to replace a file"), ("scans/ill/new.png", "a place outside what is read")):
+        refused = CliRunner().invoke(app, ["data", str(root), "--sheet", str(tmp_path / place)])
+        assert words in str(refused.exception)
+    assert (tmp_path / "dear").read_bytes() == content
+    said(str(root), "--sheet", str(tmp_path / "dear"), "--force")
+    assert (tmp_path / "dear").read_bytes() != content
     assert not list(tmp_path.glob("runs"))
 
 
@@ -221,6 +233,21 @@ def test_images_that_are_not_square_are_taken_everywhere(tmp_path: Path) -> None
 
 
 # -- what the screens say ---------------------------------------------
+
+
+def test_a_clients_start_says_what_numbers_mean_and_counts_copies(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[task]\nshape = [1, 4, 16]\nclasses = 2\nclass_names = ["ill", "well"]\n')
+    pixels, labels = arrays(12, 0, 4, 16)
+    twice = (np.concatenate([pixels, pixels[:3]]), np.concatenate([labels, labels[:3]]))
+    with pytest.warns(DataWarning, match="3 images of the training part are copies of others in it"):
+        found = Client(tmp_path, train=twice)._understood
+    np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
+    task = read_federation(tmp_path / "config.toml").task
+    started = what_was_understood(DataTable(source=str(tmp_path / "a.npz")), task)
+    assert found is not None
+    for understood in (found, started):
+        assert "labels are numbers, in the order of class_names: 0 is 'ill', 1 is 'well'" in understood.readings
+    assert "0 is 'ill', 1 is 'well'" in said(str(tmp_path / "a.npz"), "--config", str(tmp_path / "config.toml"))
 
 
 def test_a_comparison_says_what_it_understood_before_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

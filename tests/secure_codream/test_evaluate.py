@@ -15,7 +15,7 @@ from rich.console import Console
 from sklearn import metrics
 from typer.testing import CliRunner
 
-from codream_clients.data.datasets import LabelledImages, load_digits_data
+from codream_clients.data.datasets import DatasetError, LabelledImages, load_digits_data
 from secure_codream import cli
 from secure_codream.deployment.checkpoint import write_checkpoint
 from secure_codream.deployment.description import Standardisation
@@ -266,10 +266,10 @@ def opened(folder: Path) -> OpenedModel:
 
 def test_parts_of_a_source(tmp_path: Path) -> None:
     model = opened(tmp_path)
-    sizes = {part: len(labelled_images(model, "digits", part=part)[0]) for part in ("test", "train", "all")}
+    sizes = {part: len(labelled_images(model, "digits", part=part).images) for part in ("test", "train", "all")}
     assert sizes == {"test": 600, "train": 1197, "all": 1797}
-    images, part = labelled_images(model, "digits")
-    assert part == "test" and len(images) == 600
+    read = labelled_images(model, "digits")
+    assert read.part == "test" and len(read.images) == 600
 
 
 def test_a_folder_without_a_test_part_is_measured_whole(tmp_path: Path) -> None:
@@ -279,8 +279,71 @@ def test_a_folder_without_a_test_part_is_measured_whole(tmp_path: Path) -> None:
         place = tmp_path / "scans" / "0123456789"[number % 10] / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), 5 * number, np.uint8)).save(place)
-    images, part = labelled_images(opened(tmp_path), str(tmp_path / "scans"))
-    assert part == "all" and len(images) == 50 and images.class_counts.tolist() == 10 * [5]
+    read = labelled_images(opened(tmp_path), str(tmp_path / "scans"))
+    assert read.part == "all" and len(read.images) == 50 and read.images.class_counts.tolist() == 10 * [5]
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+
+
+def test_a_small_file_in_one_piece_needs_no_split(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=PIXELS[:10], labels=np.arange(10))
+    assert len(labelled_images(opened(tmp_path), str(tmp_path / "a.npz")).images) == 10
+    with pytest.raises(DatasetError, match="too few to split off"):
+        labelled_images(opened(tmp_path), str(tmp_path / "a.npz"), part="test")  # the control
+
+
+def test_a_person_in_both_parts_is_one(tmp_path: Path) -> None:
+    parts = {
+        f"{part}_{kind}": value
+        for part in ("train", "test")
+        for kind, value in (("images", PIXELS), ("labels", np.arange(20) % 10), ("groups", np.arange(20) // 2))
+    }
+    np.savez(tmp_path / "a.npz", **parts)
+    images = labelled_images(opened(tmp_path), str(tmp_path / "a.npz"), part="all").images
+    assert images.groups is not None and len(images) == 40 and len(np.unique(images.groups)) == 10
+
+
+def test_what_a_models_numbers_mean_is_never_guessed(tmp_path: Path) -> None:
+    words = np.array([f"kind {number}" for number in range(10)])
+    np.savez(tmp_path / "a.npz", images=PIXELS[:10], labels=words)
+    without, source = opened(tmp_path), str(tmp_path / "a.npz")
+    with pytest.raises(UseError, match=r"has numbers alone, .*: --class-names with the names in the order"):
+        labelled_images(without, source)
+    told = tuple(reversed(words.tolist()))
+    assert labelled_images(without, source, class_names=told).images.labels.tolist() == list(range(9, -1, -1))
+    with pytest.raises(UseError, match="10 different ones are needed"):
+        labelled_images(without, source, class_names=told[:3])
+
+
+def test_what_numbers_mean_to_a_model_with_names_is_on_the_screen(tmp_path: Path) -> None:
+    names = tuple(f"kind {number}" for number in range(10))
+    write_checkpoint(tmp_path / MODEL, small_model(1), replace(DIGITS, class_names=names))
+    np.savez(tmp_path / "a.npz", images=PIXELS[:10], labels=np.arange(10))
+    with pytest.raises(UseError, match="has its own"):
+        labelled_images(open_model(tmp_path, device="cpu"), str(tmp_path / "a.npz"), class_names=names)
+    command = ["evaluate", str(tmp_path), str(tmp_path / "a.npz"), "--resamples", "200"]
+    shown = CliRunner().invoke(cli.app, command)
+    assert shown.exit_code == 0, shown.output
+    assert "labels are numbers, in the order of class_names: 0 is 'kind 0', 1 is 'kind 1'" in shown.output
+
+
+def test_the_command_takes_a_bare_folder_and_what_data_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    for number in range(20):
+        place = tmp_path / "scans" / str(number % 10) / f"p{number // 10}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[number]).save(place)
+    model = opened(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(
+        cli.app, ["evaluate", str(model.path), "scans", "--groups", "folder", "--resamples", "200"]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "of 2 groups" in shown.output
+    with pytest.raises(DatasetError, match=r"a folder here is written \./scans"):
+        labelled_images(model, "scans")
 
 
 def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from codream_protocols.courses.metrics import METRICS, metrics_spec
 from codream_protocols.settings import SettingsError
 from codream_protocols.starts import start_rule
 from secure_codream.api.local import run_local
-from secure_codream.configuration.assembly import make_participant
+from secure_codream.configuration.assembly import load_client_data, make_participant
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.limits import open_ledger
@@ -232,9 +233,33 @@ def test_scale_measured_on_the_records_is_refused(digits: Any) -> None:
 
 def test_random_part_of_the_records_is_refused(digits: Any) -> None:
     own, shards = {"source": "digits", "train_limit": 40}, digits[0]
-    with pytest.raises(ConfigError, match=r"train_limit 40 in a federation with \[privacy\]; a file of the images"):
+    with pytest.raises(ConfigError, match=r"train_limit 40, in a federation with \[privacy\]; a folder or file"):
         make_participant(client(data=own), federation(), data=(shards[0], None))
     make_participant(client(data=own), federation(privacy=None), data=(shards[0], None))  # control: not private
+
+
+@pytest.mark.parametrize("table", [{"clients": 2}, {"per_client": 20}, {}])
+def test_who_is_trained_on_is_never_drawn_from_private_records(tmp_path: Path, table: dict[str, int]) -> None:
+    """One record more would move others. Controls: not private; a test part of its own; a set that is public."""
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8), np.arange(60) % 10
+    np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
+    own = client(data={"source": str(tmp_path / "a.npz"), **table})
+    with pytest.raises(
+        ConfigError, match=r"in a federation with \[privacy\]; a folder or file of the images that take"
+    ):
+        load_client_data(own, federation())
+    load_client_data(own, federation(privacy=None))
+    load_client_data(client(data={"source": "digits", **table}), federation())
+    np.savez(tmp_path / "b.npz", train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels)
+    load_client_data(client(data={"source": str(tmp_path / "b.npz")}), federation())
+
+
+def test_images_in_groups_are_not_held_back_under_privacy(digits: Any) -> None:
+    shards, test = digits
+    grouped = replace(shards[0], groups=np.arange(len(shards[0])) // 2)
+    share = {"learning": {**SMALL["learning"], "held_back": 0.2}}
+    with pytest.raises(ConfigError, match=r"\[learning\]: held_back 0.2: found images in groups"):
+        make_participant(client(), federation(**share), data=(grouped, test), model=model())
 
 
 @pytest.mark.parametrize(("delta", "warned"), [(0.1, True), (1e-3, False)])

@@ -68,6 +68,12 @@ def page(folder: Path, statement: PrivacyStatement) -> str:
     return text
 
 
+def test_an_experiment_that_deals_a_known_set_out_says_so() -> None:
+    for dealt_out in (True, False):
+        said = privacy_statement("run", record=record(), dealt_out=dealt_out).not_covered
+        assert any("this is an experiment" in line for line in said) is dealt_out
+
+
 def test_spending_is_the_ledgers(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "l.jsonl", federation="example", member="alice", budget=BUDGET) as ledger:
         for charge in CHARGES:

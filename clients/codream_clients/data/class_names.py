@@ -1,8 +1,9 @@
-"""Names of classes: one spelling for each, and the order that numbers them.
+"""Names of classes and of persons: one spelling for each, and the order that numbers classes.
 
 Two spellings that Unicode calls the same ("é" as one sign or as two; file systems differ in it) are one class. Names
 that differ in case or in spaces at their ends alone are refused: they may be one class or two, and a wrong guess moves
-every label behind them. Names that are all whole numbers are ordered by their numbers, all others as texts.
+every label behind them, or puts a person on both sides of a split. Names that are all whole numbers are ordered by
+their numbers, all others as texts.
 """
 
 import unicodedata
@@ -32,7 +33,7 @@ def numbered(found: Iterable[str], told: Sequence[str] | None = None, *, what: s
         if not name.strip() or any("\ud800" <= char <= "\udfff" for char in name):
             raise DatasetError(f"found {what} with the name {name!r}; names of letters that can be read are needed")
     order = tuple(map(one_spelling, told)) if told is not None else in_order(names)
-    _refuse_twins({*names, *order}, what)
+    refuse_twins({*names, *order}, what)
     if unknown := sorted(names - set(order)):
         raise DatasetError(f"found {what} {unknown}; the classes are {list(order)}")
     return order
@@ -45,12 +46,13 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(texts, key=lambda name: (int(name), name)) if numbers else texts)
 
 
-def _refuse_twins(names: Iterable[str], what: str) -> None:
+def refuse_twins(names: Iterable[str], what: str) -> None:
+    """Raises `DatasetError` for two names that differ in case or in spaces at their ends alone."""
     seen: dict[str, str] = {}
     for name in sorted(names):
         twin = seen.setdefault(name.casefold().strip(), name)
         if twin != name:
             raise DatasetError(
                 f"found {what} {twin!r} and {name!r}, which differ in case or spaces alone; give them one name if they "
-                "are one class, and names that cannot be mistaken if they are two"
+                "are one, and names that cannot be mistaken if they are two"
             )

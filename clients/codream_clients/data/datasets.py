@@ -114,8 +114,11 @@ def check_names_and_groups(
         )
 
 
-def pool(parts: list[LabelledImages]) -> LabelledImages:
-    """All parts in one place, in order. Raises `DatasetError` if there is none or they are of different kinds."""
+def pool(parts: list[LabelledImages], *, one_source: bool = False) -> LabelledImages:
+    """All parts in one place, in order; with `one_source`, a group's number means the same in all of them.
+
+    Raises `DatasetError` if there is none or they are of different kinds.
+    """
     if not parts:
         raise DatasetError("no data to pool; give at least one part")
     kinds = {(part.shape, part.classes, part.augment, part.class_names, part.scale) for part in parts}
@@ -128,17 +131,20 @@ def pool(parts: list[LabelledImages]) -> LabelledImages:
         parts[0],
         images=np.concatenate([part.images for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
-        groups=_pooled_groups([part.groups for part in parts]),
+        groups=_pooled_groups([part.groups for part in parts], one_source),
     )
 
 
-def _pooled_groups(parts: list[Groups | None]) -> Groups | None:
-    """The groups of all parts, those of two parts apart; None unless every part has some."""
+def _pooled_groups(parts: list[Groups | None], one_source: bool) -> Groups | None:
+    """The groups of all parts, those of two sources apart; None unless every part has some."""
     numbered: list[Groups] = []
     first = 0
     for groups in parts:
         if groups is None:
             return None
+        if one_source:
+            numbered.append(groups)
+            continue
         found, inverse = np.unique(groups, return_inverse=True)
         numbered.append((inverse + first).astype(np.int64))
         first += len(found)

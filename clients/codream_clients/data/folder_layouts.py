@@ -66,9 +66,13 @@ def layout_of(root: Path, *, class_names: Sequence[str] | None, groups: GroupsIn
         raise DatasetError(f"{root}: found no such folder; {_FOR_CLASSES} there")
     walk = _Walk(root, notes)
     parts = _parts(walk, class_names or ())
+    if parts == {"training": root} and groups is None and class_names is None:
+        _refuse_what_may_be_parts(walk)
     folders: dict[str, dict[str, list[Path]]] = {}  # part -> class -> its folders, several by spellings of Unicode
     for part, place in parts.items():
         folders[part] = _class_folders(walk, place, part)
+    if class_names is None:
+        _leave_out_empty(walk, folders)
     found = [folder.name for of_part in folders.values() for same in of_part.values() for folder in same]
     if class_names is None and len({one_spelling(name) for name in found}) < 2:
         raise _too_few(walk, root, found)
@@ -100,7 +104,7 @@ def _parts(walk: "_Walk", told: Sequence[str]) -> dict[str, Path]:
     split: dict[str, Path] = {}
     others = []
     for folder in folders:
-        part = _PART_OF.get(folder.name.casefold())
+        part = _part_of(folder)
         if part is None or folder.name in told:
             others.append(folder)
         elif part in split:
@@ -144,6 +148,35 @@ def _parts(walk: "_Walk", told: Sequence[str]) -> dict[str, Path]:
     return {part: split[part] for part in ("training", "test") if part in split}
 
 
+def _part_of(folder: Path) -> str | None:
+    return _PART_OF.get(folder.name.casefold().strip())
+
+
+def _refuse_what_may_be_parts(walk: "_Walk") -> None:
+    """Folders without images of their own, and with the same folders in each: parts, classes of parts, or persons?"""
+    within: dict[str, list[str]] = defaultdict(list)  # inner name -> the outer ones
+    for folder in walk.quietly(walk.root)[0]:
+        inner, files = walk.quietly(folder)
+        if not any(file.suffix.lower() in SUFFIXES for file in files):
+            for name in sorted({one_spelling(one.name).casefold().strip() for one in inner if walk.holds_images(one)}):
+                within[name].append(folder.name)
+    shared = [name for name, outer in within.items() if len(outer) > 1]
+    if len(shared) > 1:
+        raise DatasetError(
+            f"{walk.root}: found {_shown(within[shared[0]])} with folders of one name in each, {_shown(shared)}; if "
+            "the outer ones are parts, they must be named train and test (val); if the inner ones are persons, groups "
+            '= "folder" says so; if the outer ones are the classes in any case, class_names says so'
+        )
+
+
+def _refuse_parts_below(walk: "_Walk", folder: Path) -> None:
+    if found := [one for one in walk.quietly(folder)[0] if _part_of(one) and walk.holds_images(one)]:
+        raise DatasetError(
+            f"{folder}: found {_names(found)} below a class folder, which would be pooled and split anew; a folder for "
+            "each part, with the class folders in it, is needed"
+        )
+
+
 def _class_folders(walk: "_Walk", place: Path, part: str) -> dict[str, list[Path]]:
     """Class -> its folders in this part; spellings of one name that Unicode calls the same are one class."""
     folders, files = walk.entries(place) if place != walk.root else walk.quietly(place)
@@ -154,8 +187,20 @@ def _class_folders(walk: "_Walk", place: Path, part: str) -> dict[str, list[Path
             walk.leaves_out_file(file, "files beside the class folders", "they are in no class")
     found: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
+        _refuse_parts_below(walk, folder)
         found[one_spelling(folder.name)].append(folder)
     return found
+
+
+def _leave_out_empty(walk: "_Walk", folders: dict[str, dict[str, list[Path]]]) -> None:
+    """Folders in which there is nothing, in any part, are no classes unless somebody has named them."""
+    for name in sorted({name for of_part in folders.values() for name in of_part}):
+        same = [folder for of_part in folders.values() for folder in of_part.get(name, ())]
+        if all(walk.is_empty(folder) for folder in same):
+            for folder in same:
+                walk.notes.leaves_out("empty folders", "there is nothing in them", walk.told(folder))
+            for of_part in folders.values():
+                of_part.pop(name, None)
 
 
 def _too_few(walk: "_Walk", root: Path, found: Sequence[str]) -> DatasetError:
@@ -324,6 +369,10 @@ class _Walk:
         )
         return True
 
+    def is_empty(self, folder: Path) -> bool:
+        """Whether there is no file at any depth."""
+        return next(self._files(folder), None) is None
+
     def holds_images(self, folder: Path) -> bool:
         """Whether there is an image file at any depth."""
         return next(self._images(folder), None) is not None
@@ -333,6 +382,9 @@ class _Walk:
         return sum(1 for _ in self._images(folder))
 
     def _images(self, folder: Path) -> Iterator[Path]:
+        return (file for file in self._files(folder) if file.suffix.lower() in SUFFIXES)
+
+    def _files(self, folder: Path) -> Iterator[Path]:
         seen, waiting = set(), [folder]
         while waiting:
             here = waiting.pop()
@@ -341,7 +393,7 @@ class _Walk:
             seen.add(real)
             folders, files = self.quietly(here)
             waiting += folders
-            yield from (file for file in files if file.suffix.lower() in SUFFIXES)
+            yield from files
 
 
 def _asks(question: Callable[[], bool]) -> bool:

@@ -1,21 +1,25 @@
 """The part of a client's own images that it does not train on, so that they can judge what training does to its model.
 
-Of every class the same share, of a rare one a few images at least; all images of a group go the same way. Which ones,
-follows from the seed: a client that starts again holds back the same.
+Each image is held back, or not, by a digest of itself under the client's seed: a client that starts again, with images
+added or taken away, holds back the same ones of those that stayed. Copies of one image, or else the images of a group,
+go the same way: the least of their digests decides. Of each class about the share is held back, and of a rare one a few
+images at least: these few may change where images are added.
 
-Under differential privacy for each record the choice must be each image's own affair: were one image more to change who
-else is trained on, the budget, which is for one record, would not cover the difference. So there an image (or its
-group) is held back by a digest of itself, and shares are met on average alone.
+Under differential privacy for each record the choice must be each image's own affair alone: were one image more to
+change who else is trained on, the budget, which is for one record, would not cover the difference. So there nothing but
+the digest counts: no least number of images, no least of a class, and no groups, whose other images would count.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codream_clients.data.datasets import LabelledImages
+from codream_clients.data.datasets import DatasetError, LabelledImages
+from codream_clients.data.units import digests, members_of, units_of
 
 LEAST_IMAGES = 100
 """Below, nothing is held back: a tenth would be too few to judge by, and too many to do without."""
@@ -23,6 +27,7 @@ LEAST_OF_CLASS = 3
 """Held back of a class at least, unless that would be more than a quarter of it."""
 
 Chosen = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 def hold_back(
@@ -34,62 +39,62 @@ def hold_back(
         data: all of them.
         share: of each class, in [0, 1).
         seed: the client's.
-        one_by_one: choose each image or group by itself, as privacy for each record needs it.
+        one_by_one: choose each image by itself alone, as privacy for each record needs it.
+
+    Raises:
+        DatasetError: one by one, images in groups, or all of them held back.
     """
-    if share == 0 or len(data) < LEAST_IMAGES:
+    if share == 0 or not len(data) or (not one_by_one and len(data) < LEAST_IMAGES):
         return data, None
-    if one_by_one:
-        chosen = _by_themselves(data, share, seed)
-    else:
-        rng, wanted = np.random.default_rng([seed, len(data)]), _wanted(data.class_counts, share)
-        chosen = _of_classes(data, wanted, rng) if data.groups is None else _of_groups(data, wanted, rng)
-    if not 0 < chosen.sum() < len(data):
+    chosen = _by_themselves(data, share, seed) if one_by_one else _of_units(data, share, seed)
+    if not chosen.any():
         return data, None
     return data.subset(np.flatnonzero(~chosen)), data.subset(np.flatnonzero(chosen))
 
 
-def _wanted(counts: NDArray[np.int64], share: float) -> NDArray[np.int64]:
-    wanted: NDArray[np.int64] = np.maximum(np.rint(share * counts), np.minimum(LEAST_OF_CLASS, counts // 4)).astype(
-        np.int64
-    )
-    return wanted
-
-
-def _of_classes(data: LabelledImages, wanted: NDArray[np.int64], rng: np.random.Generator) -> Chosen:
-    chosen: Chosen = np.zeros(len(data), dtype=np.bool_)
-    for label, count in enumerate(wanted):
-        chosen[rng.permutation(np.flatnonzero(data.labels == label))[:count]] = True
-    return chosen
-
-
-def _of_groups(data: LabelledImages, wanted: NDArray[np.int64], rng: np.random.Generator) -> Chosen:
-    """Whole groups, in random order, as long as no class gets more than is wanted of it.
-
-    A class that got none, since its groups are larger than that, gives its smallest group, unless it is half of it.
-    """
-    assert data.groups is not None  # noqa: S101 - the caller has looked
-    names, of = np.unique(data.groups, return_inverse=True)
-    table = np.zeros((len(names), data.classes), dtype=np.int64)
-    np.add.at(table, (of, data.labels), 1)
-    held, taken = np.zeros(data.classes, dtype=np.int64), np.zeros(len(names), dtype=np.bool_)
-    for group in rng.permutation(len(names)):
-        if (held + table[group] <= np.where(table[group] > 0, wanted, held)).all():
-            taken[group] = True
-            held += table[group]
-    for label in np.flatnonzero((held == 0) & (wanted > 0)):
-        able = np.flatnonzero((table[:, label] > 0) & (2 * (held + table) <= data.class_counts).all(axis=1))
-        if len(able):
-            group = able[np.argmin(table[able].sum(axis=1))]
-            taken[group] = True
-            held += table[group]
-    return taken[of]
+def _places(own: Iterable[bytes], seed: int) -> Floats:
+    """For each digest a place in [0, 1) that is random to whoever does not know the seed."""
+    key = hashlib.blake2b(str(seed).encode(), digest_size=32).digest()
+    keyed = (hashlib.blake2b(digest, digest_size=6, key=key).digest() for digest in own)
+    return np.array([int.from_bytes(found) / 2**48 for found in keyed])
 
 
 def _by_themselves(data: LabelledImages, share: float, seed: int) -> Chosen:
-    if data.groups is None:
-        own = [image.tobytes() + label.tobytes() for image, label in zip(data.images, data.labels, strict=True)]
-    else:
-        own = [group.tobytes() for group in data.groups]
-    below = int(share * 2**64)
-    keyed = (hashlib.blake2b(content, digest_size=8, key=seed.to_bytes(8, "big")) for content in own)
-    return np.array([int.from_bytes(found.digest()) < below for found in keyed], dtype=np.bool_)
+    if data.groups is not None:
+        raise DatasetError(
+            "found images in groups to be held back one by one; under [privacy] a group would move with the images "
+            "that are added to it: held_back = 0, or images without groups, are needed"
+        )
+    chosen: Chosen = _places(digests(data.images), seed) < share
+    if chosen.all():
+        raise DatasetError(f"all of {len(data)} images would be held back; more images, or held_back = 0, are needed")
+    return chosen
+
+
+def _of_units(data: LabelledImages, share: float, seed: int) -> Chosen:
+    """Units whose place is below the share, as long as no class gives too many; then what a class lacks."""
+    units, own, counts = units_of(data.images, data.groups), digests(data.images), data.class_counts
+    members = members_of(units)
+    place = _places((min(own[image] for image in of_unit) for of_unit in members), seed)
+    sizes = np.bincount(units)
+    least = np.minimum(LEAST_OF_CLASS, counts // 4)
+    most = np.maximum(np.rint(2 * share * counts).astype(np.int64), counts // 4)
+    held, taken = np.zeros(data.classes, np.int64), np.zeros(len(members), np.bool_)
+
+    def take(unit: int, limit: NDArray[np.int64]) -> None:
+        labels, more = np.unique(data.labels[members[unit]], return_counts=True)
+        if not taken[unit] and (held[labels] + more <= limit[labels]).all():
+            taken[unit] = True
+            held[labels] += more
+
+    for unit in np.argsort(place)[: int((place < share).sum())]:
+        take(unit, most)
+    for label in np.flatnonzero(held < least):
+        able = np.unique(units[data.labels == label])
+        for unit in able[np.argsort(place[able])]:
+            if held[label] < least[label]:
+                take(unit, most)
+        for unit in able[np.argsort(sizes[able], kind="stable")]:
+            if held[label] == 0:  # all are larger than that: the smallest, up to half of the class
+                take(unit, counts // 2)
+    return taken[units]

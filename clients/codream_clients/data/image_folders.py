@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from codream_clients.data.class_names import refuse_twins
 from codream_clients.data.datasets import DatasetError, Groups, Labels
 from codream_clients.data.folder_layouts import GroupsIn, Layout, Listed, layout_of
 from codream_clients.data.pictures import SUFFIXES, Page, Pages, pages_of, pixels_of
-from codream_clients.data.pixels import MAX_BYTES, MAX_SIDE, RawImages, train_and_test
+from codream_clients.data.pixels import MAX_BYTES, MAX_SIDE, RawImages
 from codream_clients.data.splits import split_off
 from codream_clients.data.understanding import Notes, Understanding, understood
 
@@ -30,6 +31,7 @@ def load_image_folder(
     *,
     seed: int = 0,
     test_share: float = 0.2,
+    split: bool = True,
     size: int | None = None,
     channels: int | None = None,
     class_names: Sequence[str] | None = None,
@@ -39,7 +41,8 @@ def load_image_folder(
 ) -> tuple[RawImages, RawImages, Understanding]:
     """The images under `path` as (train, test, what was understood), not yet standardised; see `pixels` for the scale.
 
-    `test_share` of each class, rounded, is split off by `seed` where there is no test folder. `size` resizes all
+    `test_share` of each class, rounded, is split off by `seed` where there is no test folder; without `split`, all
+    images are then both parts. `size` resizes all
     images to size x size pixels (bilinear, antialiased; the aspect ratio is not kept); None wants them of one size.
     `channels`: 1 (grey) or 3 (colour) converts all; None takes grey if all are grey. `class_names` are the classes in
     their order; None takes the folders there are. `groups`: "folder" takes the folders right below the class folders
@@ -55,28 +58,28 @@ def load_image_folder(
             f"1 or 3 channels or none given, and 1 to {MAX_SIDE} pixels or none given"
         )
     layout = layout_of(path, class_names=class_names, groups=groups, notes=notes)
-    train = _images(layout.train, pages, notes)
-    numbers = _numbered_groups(train)
+    of_parts = {"training": _images(layout.train, pages, notes)}
     if layout.test is None:
         notes.one_piece = True
-        train, test = _split(path, train, numbers, test_share, seed)
         _warn_of_persons(layout, groups, notes)
     else:
-        test = _images(layout.test, pages, notes)
-        numbers = _numbered_groups([*train, *test])
-    for name, part in (("training", train), ("test", test)):
-        if not part:
+        of_parts["test"] = _images(layout.test, pages, notes)
+    for name, images in of_parts.items():
+        if not images:
             raise DatasetError(f"{path}: no {name} images; files ending in {', '.join(SUFFIXES)} are needed")
-    form = _form([*train, *test], size, channels, max_bytes, notes)
-    parts = train_and_test(
-        (_pixels(train, form, notes), _labels(train)),
-        (_pixels(test, form, notes), _labels(test)),
-        len(layout.names),
-        class_names=layout.names,
-        groups=(_groups(train, numbers), _groups(test, numbers)),
-    )
+    everything = [image for images in of_parts.values() for image in images]
+    form, numbers = _form(everything, size, channels, max_bytes, notes), _numbered_groups(path, everything)
+    read = [
+        RawImages(
+            _pixels(images, form, notes), _labels(images), len(layout.names), layout.names, _groups(images, numbers)
+        )
+        for images in of_parts.values()
+    ]
     kind = "a folder of image folders"
-    return *parts, understood(str(path), kind, (("training", parts[0]), ("test", parts[1])), notes)
+    if layout.test is None and not split:
+        return read[0], read[0], understood(str(path), kind, (("whole", read[0]),), notes)
+    train, test = read if len(read) == 2 else _split(path, read[0], test_share, seed)
+    return train, test, understood(str(path), kind, (("training", train), ("test", test)), notes)
 
 
 def _images(listed: Sequence[Listed], pages: Pages | None, notes: Notes) -> list[_Image]:
@@ -96,8 +99,12 @@ def _warn_of_persons(layout: Layout, groups: GroupsIn | None, notes: Notes) -> N
         )
 
 
-def _numbered_groups(images: Sequence[_Image]) -> dict[str, int]:
+def _numbered_groups(path: Path, images: Sequence[_Image]) -> dict[str, int]:
     names = sorted({image.group for image in images if image.group is not None})
+    try:
+        refuse_twins(names, "groups")
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
     return {name: number for number, name in enumerate(names)}
 
 
@@ -111,16 +118,12 @@ def _labels(images: Sequence[_Image]) -> Labels:
     return np.array([image.label for image in images], np.int64)
 
 
-def _split(
-    path: Path, images: list[_Image], numbers: dict[str, int], test_share: float, seed: int
-) -> tuple[list[_Image], list[_Image]]:
-    if not images:
-        return [], []
+def _split(path: Path, images: RawImages, test_share: float, seed: int) -> tuple[RawImages, RawImages]:
     try:
-        train, test = split_off(_labels(images), _groups(images, numbers), test_share, seed)
+        train, test = split_off(images.pixels, images.labels, images.groups, test_share, seed)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
-    return [images[number] for number in train], [images[number] for number in test]
+    return images.subset(train), images.subset(test)
 
 
 def _form(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codream_clients.data.class_names import numbered, one_spelling
+from codream_clients.data.class_names import numbered, one_spelling, refuse_twins
 from codream_clients.data.datasets import DatasetError, Groups, Labels
 from codream_clients.data.pixels import MAX_CLASSES
 from codream_clients.data.understanding import Notes
@@ -60,7 +60,8 @@ def labels_of(
 def groups_of(parts: Mapping[str, tuple[NDArray[Any], int]]) -> dict[str, Groups]:
     """Name -> whose each image is, (N,) int64, from whole numbers or words; one number is one group in all parts.
 
-    Raises `DatasetError`, naming the part, for any other type or shape.
+    Words have one spelling each, as classes have.
+    Raises `DatasetError`, naming the part, for any other type or shape, and for two words that may be one.
     """
     flat = {}
     for name, (groups, count) in parts.items():
@@ -69,10 +70,13 @@ def groups_of(parts: Mapping[str, tuple[NDArray[Any], int]]) -> dict[str, Groups
                 f"{name} is {groups.dtype} of shape {groups.shape}; whole numbers or words, one for each of {count} "
                 "images, are needed"
             )
-        flat[name] = groups.reshape(-1)
+        flat[name] = groups.reshape(-1) if groups.dtype.kind in "iu" else _spelt(groups.reshape(-1), name)
     if len({groups.dtype.kind in "US" for groups in flat.values()}) > 1:
         raise DatasetError("groups are numbers in one part and words in another; one kind is needed")
-    _, inverse = np.unique(np.concatenate(list(flat.values())), return_inverse=True)
+    everything = np.concatenate(list(flat.values()))
+    if everything.dtype.kind == "U":
+        refuse_twins(set(everything.tolist()), "groups")
+    _, inverse = np.unique(everything, return_inverse=True)
     ends = np.cumsum([len(groups) for groups in flat.values()])[:-1]
     return {name: part.astype(np.int64) for name, part in zip(flat, np.split(inverse, ends), strict=True)}
 
@@ -157,11 +161,7 @@ def _of_words(
 ) -> Found:
     words: dict[str, list[str]] = {}
     for name, labels in parts.items():
-        try:
-            decoded = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
-        except UnicodeDecodeError as error:
-            raise DatasetError(f"{name} holds bytes that are no text ({error}); words are needed") from error
-        words[name] = [one_spelling(str(word)) for word in decoded]
+        words[name] = _spelt(labels, name).tolist()
     distinct = {word for of_part in words.values() for word in of_part}
     if len(distinct) > MAX_CLASSES:
         raise DatasetError(f"found {len(distinct)} different words as labels; at most {MAX_CLASSES} are allowed")
@@ -178,6 +178,16 @@ def _of_words(
         len(names),
         names,
     )
+
+
+def _spelt(words: NDArray[Any], name: str) -> NDArray[np.str_]:
+    """Words as text, each in one spelling."""
+    try:
+        decoded = np.char.decode(words, "utf-8") if words.dtype.kind == "S" else words
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{name} holds bytes that are no text ({error}); words are needed") from error
+    distinct, inverse = np.unique(decoded, return_inverse=True)
+    return np.array([one_spelling(str(word)) for word in distinct], dtype=np.str_)[inverse]
 
 
 def _of_rows(parts: Mapping[str, NDArray[Any]], classes: int | None, notes: Notes) -> Found:

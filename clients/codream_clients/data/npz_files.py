@@ -11,6 +11,7 @@ would have to be unpickled, are refused, and every array's header is checked aga
 limits before its memory is taken.
 """
 
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -26,13 +27,15 @@ from numpy.typing import NDArray
 from codream_clients.data.arrays import Told, images_of
 from codream_clients.data.datasets import DatasetError, Groups
 from codream_clients.data.labels import groups_of, labels_of
-from codream_clients.data.pixels import MAX_BYTES, RawImages, train_and_test
+from codream_clients.data.pixels import MAX_BYTES, RawImages, train_and_test, with_channels
 from codream_clients.data.splits import split_off
 from codream_clients.data.understanding import Notes, Understanding, understood
+from codream_clients.words import visible
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 _WHOLE = "images"  # the part of a file in one piece
+_WHOSE = {"group", "groups", "id", "ids", "pid", "pids", "case", "cases"}
 _KINDS = {"images": "biuf", "labels": "biufUS", "groups": "iuUS"}
 
 
@@ -44,14 +47,16 @@ def load_npz(
     told: Told | None = None,
     seed: int = 0,
     test_share: float = 0.2,
+    split: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[RawImages, RawImages, Understanding]:
     """The images of `path` as (train, test, what was understood), not yet standardised; see `pixels` for the scale.
 
     `classes`: how many there are, in case this file lacks some; None takes one more than the largest label, where every
     label below it is on some image. `class_names`: all classes in their order, for labels that are words. `told`: what
-    is known of the arrays. `test_share` of each class is split off by `seed` where the file is in one piece.
-    `max_bytes` bounds the arrays that are read, together, unpacked.
+    is known of the arrays. `test_share` of each class is split off by `seed` where the file is in one
+    piece; without `split`, all images are then both parts. `max_bytes` bounds the arrays that are read, together,
+    unpacked.
     Raises `DatasetError`, which names the file and the key, says what was found (shape, type, range) and what is
     needed, if the file is missing or no archive, a key is missing, an array is of another type or shape, could be read
     in two ways, is larger than allowed or than the file says, holds objects, or labels are out of range.
@@ -60,7 +65,7 @@ def load_npz(
     try:
         with _opened(path) as arrays:
             held = _read_all(arrays, notes, max_bytes)
-        train, test = _parts(held, classes, class_names, told or Told(), notes, (test_share, seed))
+        parts = _parts(held, classes, class_names, told or Told(), notes, (test_share, seed) if split else None)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
     except FileNotFoundError:
@@ -68,7 +73,8 @@ def load_npz(
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise DatasetError(f"{path}: found no sound .npz archive{_looks_like(path)} ({error})") from error
     kind = "a folder of arrays" if path.is_dir() else "a file of arrays"
-    return train, test, understood(str(path), kind, (("training", train), ("test", test)), notes)
+    (_, train), (_, test) = parts[0], parts[-1]
+    return train, test, understood(str(path), kind, parts, notes)
 
 
 def holds_arrays(folder: Path) -> bool:
@@ -212,10 +218,16 @@ def _note_the_rest(names: Sequence[str], used: Sequence[str], notes: Notes) -> N
     for name in names:
         if name in used:
             continue
-        if name.startswith("val_"):
+        words = set(re.split(r"[^a-z]+", name.casefold()))
+        if name.startswith("val_") or name.casefold() in ("x_val", "y_val"):
             notes.leaves_out("arrays of the validation part", "nothing is tuned on them", name)
-        else:
-            notes.leaves_out("arrays under other names", f"known are {', '.join(KEYS)} and train_groups", name)
+            continue
+        notes.leaves_out("arrays under other names", f"known are {', '.join(KEYS)} and train_groups", name)
+        if words & _WHOSE or any(word in name.casefold() for word in ("patient", "subject", "person")):
+            notes.warns(
+                f"the array {visible(name)} is not used: if it says whose each image is, name it groups, or "
+                "train_groups and test_groups, so that no split divides a person"
+            )
 
 
 # -- from arrays to images ---------------------------------------------
@@ -227,8 +239,8 @@ def _parts(
     class_names: Sequence[str] | None,
     told: Told,
     notes: Notes,
-    split: tuple[float, int],
-) -> tuple[RawImages, RawImages]:
+    split: tuple[float, int] | None,
+) -> list[tuple[str, RawImages]]:
     named = {part: "" if part == _WHOLE else f"{part}_" for part in held}
     images = images_of(
         {f"{named[part]}images": of_part["images"] for part, of_part in held.items()},
@@ -252,15 +264,18 @@ def _parts(
         )
     pixels, numbers = list(images.values()), list(labels.values())
     whose: list[Groups | None] = list(groups.values()) or [None, None]
-    if _WHOLE in held:
-        train, test = split_off(numbers[0], whose[0], *split)
-        notes.reads("a test part is split off, since the images are in one piece")
-        notes.one_piece = True
-        pixels, numbers = [pixels[0][train], pixels[0][test]], [numbers[0][train], numbers[0][test]]
-        whose = [None if whose[0] is None else whose[0][side] for side in (train, test)]
-    return train_and_test(
-        (pixels[0], numbers[0]), (pixels[1], numbers[1]), classes, class_names=names, groups=(whose[0], whose[1])
-    )
+    if _WHOLE not in held:
+        both = train_and_test(
+            (pixels[0], numbers[0]), (pixels[1], numbers[1]), classes, class_names=names, groups=(whose[0], whose[1])
+        )
+        return list(zip(("training", "test"), both, strict=True))
+    notes.one_piece = True
+    whole = RawImages(with_channels(pixels[0]), numbers[0], classes, names, whose[0])
+    if split is None:
+        return [("whole", whole)]
+    train, test = split_off(whole.pixels, whole.labels, whole.groups, *split)
+    notes.reads("a test part is split off, since the images are in one piece")
+    return [("training", whole.subset(train)), ("test", whole.subset(test))]
 
 
 def _read(arrays: _Arrays, key: str, kind: str, left: int, max_bytes: int) -> NDArray[Any]:

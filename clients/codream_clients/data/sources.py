@@ -10,7 +10,7 @@ All come out alike: a training and a test part, what was understood of them, and
 if any. This is the one gate of data: `client`, `compare`, `run_local` and `secure-codream data` read through it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from codream_clients.data.npz_files import holds_arrays, load_npz
 from codream_clients.data.own_data import load_own_data
 from codream_clients.data.pictures import Pages
 from codream_clients.data.pixels import RawImages, Scale
-from codream_clients.data.understanding import Notes, Understanding, understood
+from codream_clients.data.understanding import Notes, Understanding, numbers_mean, understood
 from codream_clients.own_parts import is_reference
 
 NAMES = ("digits", *IMAGE_SETS)
@@ -34,6 +34,7 @@ class DataSource:
     """A training and a test part: both still pixels, or both standardised already (digits, a user's own).
 
     `understanding` says how they were read, and `published` is the scale that goes with a named set, or None.
+    Of a source in one piece that was not to be split, both parts are all of it.
     """
 
     train: RawImages | LabelledImages
@@ -56,8 +57,8 @@ def kind_of(source: str) -> Literal["name", "own", "npz", "folder"]:
     if "/" in source or "\\" in source or source.startswith((".", "~")):
         return "folder"
     raise DatasetError(
-        f"unknown data source {source!r}; allowed are {', '.join(NAMES)}, a path (./scans.npz or ./scans/), "
-        "or module:function"
+        f"unknown data source {source!r}; allowed are {', '.join(NAMES)}, a path (a folder here is written "
+        f"./{source}), or module:function"
     )
 
 
@@ -67,6 +68,7 @@ class Reading:
 
     Attributes:
         seed: splits what comes in one piece (digits, a folder or file without a test part).
+        split: whether a folder or file in one piece is split.
         size: to which a folder's images are resized.
         groups: "folder" takes the folders below the class folders as persons.
         pages: which pages of a stack are images.
@@ -77,6 +79,7 @@ class Reading:
     """
 
     seed: int = 0
+    split: bool = True
     size: int | None = None
     groups: GroupsIn | None = None
     pages: Pages | None = None
@@ -97,20 +100,51 @@ def load_source(
     """Everything that `source` holds.
 
     `root`, `download`: for torchvision's sets, see `load_image_set`.
-    Raises `DatasetError` or `OwnPartError`, as the loaders do, and `DatasetError` if a root is missing.
+    Raises `DatasetError` or `OwnPartError`, as the loaders do, and `DatasetError` if a root is missing or `reading` has
+    a choice that such a source does not leave.
     """
-    kind, reading = kind_of(source), reading or Reading()
+    reading = reading or Reading()
+    _refuse_what_does_not_apply(source, reading)
+    found = _loaded(source, reading, root, download, digits_test_size)
+    if reading.class_names is None or found.understanding.class_names is not None:
+        return found
+    readings = (*found.understanding.readings, numbers_mean(reading.class_names))
+    return replace(found, understanding=replace(found.understanding, readings=readings))
+
+
+def is_image_folder(source: str) -> bool:
+    """Whether `source` is a folder of pictures; raises as `kind_of` does."""
+    return kind_of(source) == "folder" and not holds_arrays(Path(source).expanduser())
+
+
+def _refuse_what_does_not_apply(source: str, reading: Reading) -> None:
+    kind, folder = kind_of(source), is_image_folder(source)
+    for name, applies, where in (
+        ("size", folder, "folders of pictures"),
+        ("groups", folder, "folders of pictures; an .npz has groups, or train_groups and test_groups"),
+        ("pages", folder, "folders of pictures"),
+        ("channels", kind in ("own", "npz") or (kind == "folder" and not folder), "arrays"),
+    ):
+        if not applies and (value := getattr(reading, name)) is not None:
+            raise DatasetError(f"found {name} = {value!r} for {source}; it says nothing there: it is for {where}")
+
+
+def _loaded(source: str, reading: Reading, root: Path | None, download: bool, digits_test_size: int) -> DataSource:
+    kind = kind_of(source)
     told = Told(reading.channels, reading.shape)
     names, classes = reading.class_names, reading.classes
     if kind == "own":
         return DataSource(*load_own_data(source, classes=classes, class_names=names, told=told))
     path = Path(source).expanduser()
     if kind == "npz" or (kind == "folder" and holds_arrays(path)):
-        return DataSource(*load_npz(path, classes=classes, class_names=names, told=told, seed=reading.seed))
+        return DataSource(
+            *load_npz(path, classes=classes, class_names=names, told=told, seed=reading.seed, split=reading.split)
+        )
     if kind == "folder":
         found = load_image_folder(
             path,
             seed=reading.seed,
+            split=reading.split,
             size=reading.size,
             channels=reading.shape[0] if reading.shape is not None and reading.shape[0] in (1, 3) else None,
             class_names=names,

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.pixels import RawImages
 from codream_clients.data.understanding import FEW, Understanding
+from codream_clients.data.units import digests
 
 Part = RawImages | LabelledImages
 
@@ -41,8 +41,8 @@ class Survey:
 def survey(train: Part, test: Part, understood: Understanding) -> Survey:
     """Count; images are the same if all their pixels are."""
     labels: dict[bytes, set[int]] = defaultdict(set)
-    digests = {name: _digests(part) for name, part in (("training", train), ("test", test))}
-    for part, found in ((train, digests["training"]), (test, digests["test"])):
+    seen = {name: _digests(part) for name, part in (("training", train), ("test", test))}
+    for part, found in ((train, seen["training"]), (test, seen["test"])):
         for digest, label in zip(found, part.labels.tolist(), strict=True):
             labels[digest].add(label)
     both = None
@@ -50,8 +50,8 @@ def survey(train: Part, test: Part, understood: Understanding) -> Survey:
         both = len(np.intersect1d(train.groups, test.groups))
     training = understood.parts[0].by_class
     return Survey(
-        duplicates={name: len(found) - len(set(found)) for name, found in digests.items()},
-        in_both=len(set(digests["test"]) & set(digests["training"])),
+        duplicates={name: len(found) - len(set(found)) for name, found in seen.items()},
+        in_both=len(set(seen["test"]) & set(seen["training"])),
         two_labels=sum(len(of_image) > 1 for of_image in labels.values()),
         few={understood.name_of(label): count for label, count in enumerate(training) if count < FEW},
         groups_in_both=both,
@@ -59,5 +59,4 @@ def survey(train: Part, test: Part, understood: Understanding) -> Survey:
 
 
 def _digests(part: Part) -> Sequence[bytes]:
-    images = part.pixels if isinstance(part, RawImages) else part.images
-    return [blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+    return digests(part.pixels if isinstance(part, RawImages) else part.images)

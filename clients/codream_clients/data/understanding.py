@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.pixels import RawImages
+from codream_clients.data.units import digests
 from codream_clients.words import visible
 
 
@@ -183,10 +185,28 @@ def _warnings(found: Understanding, parts: Sequence[tuple[str, Part]]) -> Iterat
                 f"{len(both)} of {len(np.unique(other))} groups of the test part, {of_them} of its images, are in the "
                 "training part too: its accuracy will say more than it should"
             )
+    yield from _copies(parts)
     for name, images in parts:
-        values = images.pixels if isinstance(images, RawImages) else images.images
+        values = _values(images)
         if len(values) and values.min() == values.max():
             yield f"all pixels of the {name} part have one value: there is nothing to learn from"
+
+
+def _copies(parts: Sequence[tuple[str, Part]]) -> Iterator[str]:
+    """Copies, pixel by pixel; what is split here keeps them on one side."""
+    found = [digests(_values(images)) for _, images in parts]
+    for (name, _), of_part in zip(parts, found, strict=True):
+        if (copies := len(of_part) - len(set(of_part))) > 0:
+            yield f"{copies} images of the {name} part are copies of others in it"
+    if len(found) > 1 and (both := sum(map(set(found[0]).__contains__, found[1]))):
+        yield (
+            f"{both} images of the {parts[1][0]} part are in the {parts[0][0]} part too: its accuracy will say more "
+            "than it should"
+        )
+
+
+def _values(images: Part) -> NDArray[Any]:
+    return images.pixels if isinstance(images, RawImages) else images.images
 
 
 def lines(found: Understanding) -> list[str]:
@@ -204,6 +224,13 @@ def lines(found: Understanding) -> list[str]:
     told += [f"  left out: {of_kind(one)}" for one in found.left_out]
     told += [f"  warning: {warning}" for warning in found.warnings]
     return [visible(line, most=None) for line in told]
+
+
+def numbers_mean(names: Sequence[str]) -> str:
+    """How labels that are numbers are read where the classes have names."""
+    return "labels are numbers, in the order of class_names: " + _shown(
+        [f"{number} is {name!r}" for number, name in enumerate(names)]
+    )
 
 
 def of_kind(one: LeftOut) -> str:

@@ -66,7 +66,8 @@ class Learning(Settings):
         Le(0.5),
         doc(
             "share of a client's own images that are not trained on and judge each round, where it has 100 or more; 0 "
-            "holds none back, as `[privacy]` does unless it is given, and comparisons do"
+            "holds none back, as `[privacy]` does unless it is given (then of any number, and of no images in groups), "
+            "and comparisons do"
         ),
     ] = 0.1
     distil_clip: Annotated[_Weight, doc("norm to which longer gradients of a distillation are cut; 0 cuts none")] = 5.0

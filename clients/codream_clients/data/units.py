@@ -1,0 +1,34 @@
+"""What stays together when images are divided: those of one group, and copies of one image.
+
+An image that is there twice, once to learn from and once to measure by, makes every accuracy say too much, as a person
+on both sides does. Where groups are known they alone count: one black picture that all have would make all of them one.
+"""
+
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codream_clients.data.datasets import Groups
+
+Units = NDArray[np.int64]
+DIGEST_BYTES = 16
+
+
+def digests(images: NDArray[Any]) -> list[bytes]:
+    """For images (N, ...), a digest of each one's values: the same for copies alone."""
+    return [blake2b(np.ascontiguousarray(image).data, digest_size=DIGEST_BYTES).digest() for image in images]
+
+
+def units_of(images: NDArray[Any], groups: Groups | None) -> Units:
+    """For images (N, ...) and whose each is, where that is known, the number of each one's unit, (N,), from 0."""
+    own = np.array(digests(images), dtype=f"S{DIGEST_BYTES}") if groups is None else groups
+    _, number = np.unique(own, return_inverse=True)
+    return number.astype(np.int64)
+
+
+def members_of(units: Units) -> list[NDArray[np.int64]]:
+    """By its number, the indices of each unit's images, in their order."""
+    order = np.argsort(units, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(units[order])) + 1)
