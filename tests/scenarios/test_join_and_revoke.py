@@ -123,7 +123,7 @@ def test_join_and_revoke(tmp_path: Path) -> None:
     unfinished = Path(shutil.copytree(study.site("c"), tmp_path / "c"))  # who has finished has no need of the server
     assert run_federation(study.folder, "abc") == 4 * [0]
     batches = {path.name: path.read_bytes() for path in (study.server / "rounds").iterdir()}
-    weights = (study.site("a") / "model.pt").read_bytes()
+    weights = (study.site("a") / "model.safetensors").read_bytes()
     assert "All members have accepted it." in run("verify", study.server)
 
     # One change, one signature, one serial number; the charter follows the record.
@@ -177,7 +177,7 @@ def test_join_and_revoke(tmp_path: Path) -> None:
         after[name] == content for name, content in batches.items() if name in after
     )
     (aside,) = (study.site("a") / "earlier").iterdir()
-    assert (aside / "model.pt").read_bytes() == weights
+    assert (aside / "model.safetensors").read_bytes() == weights
     found = json.loads(run("verify", study.server, "--json"))
     assert found["members"] == ["a", "b", "d"] and found["accepted"] == ["a", "b", "d"] and found["signed"]
     assert [before["members"] for before in found["before"]] == [["a", "b", "c"]]
