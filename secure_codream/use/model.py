@@ -167,15 +167,11 @@ def open_model(
 
 def _built(kept: Checkpoint, builder: str | None) -> nn.Module:
     description = kept.description
-    channels, size, width = description.shape
-    form: dict[str, Any] = {"channels": channels, "size": size, "classes": description.classes, "seed": 0}
+    channels, *sides = description.shape
+    form: dict[str, Any] = {"channels": channels, "size": tuple(sides), "classes": description.classes, "seed": 0}
     if description.model is not None and description.own_code is None:
         if builder is not None:
             raise UseError(f"found --model {builder}; {kept.path} holds {description.model}, which needs no code")
-        if size != width:
-            raise CheckpointError(
-                f"{kept.path}: {description.model} of {size} x {width} pixels; square ones are needed"
-            )
         try:
             with torch.device("meta"):
                 kept.check(build(description.model, **form))
@@ -193,7 +189,8 @@ def _built(kept: Checkpoint, builder: str | None) -> nn.Module:
 
 
 def _by_own_code(kept: Checkpoint, builder: str) -> nn.Module:
-    code, (channels, size, _) = kept.description.code, kept.description.shape
+    code, (channels, height, width) = kept.description.code, kept.description.shape
+    size = height if height == width else (height, width)  # as `build` asks for it in training
     if code is None:
         function = load_own_part(builder)
     elif (found := source_digest(builder)) != code:

@@ -98,13 +98,21 @@ def test_a_shape_that_the_weights_do_not_have_is_refused_before_it_takes_memory(
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"), [((1, 8, 9), "square ones are needed"), ((1, 4, 4), "size >= 8"), ((1, 8, 8), "another model")]
+    ("shape", "said"), [((1, 8, 9), "another model"), ((1, 4, 4), "sides >= 8"), ((1, 8, 8), "another model")]
 )
 def test_a_shape_that_the_zoo_does_not_build_is_refused(tmp_path: Path, shape: tuple[int, int, int], said: str) -> None:
-    name = "cnn2" if said == "another model" else "mlp"
+    name = "cnn2" if shape == (1, 8, 8) else "mlp"
     write_checkpoint(tmp_path / MODEL, small_model(1), replace(HALF, shape=shape, model=name))
     with pytest.raises(CheckpointError, match=said):
         open_model(tmp_path, device="cpu")
+
+
+def test_a_model_of_images_that_are_not_square_is_used(tmp_path: Path) -> None:
+    """Training takes them, and so must whoever predicts with what came of it."""
+    model = build("cnn2", channels=1, size=(8, 12), classes=10, seed=1)
+    write_checkpoint(tmp_path / MODEL, model, replace(HALF, shape=(1, 8, 12), model="cnn2"))
+    opened = open_model(tmp_path, device="cpu")
+    assert opened.probabilities(np.zeros((3, 1, 8, 12), np.float32)).shape == (3, 10)
 
 
 # -- somebody's own code ---------------------------------------------
