@@ -241,8 +241,7 @@ class ClientRunner:
                 self._working.shutdown(wait=False, cancel_futures=True)
                 self._asking.shutdown(wait=True, cancel_futures=True)
                 self._protocol.abandon()
-                self._disconnect(linger=1000)
-                context.destroy(linger=1000)
+                context.destroy(linger=1000)  # with all of its sockets
 
     @property
     def standing(self) -> tuple[bool, int, float | None]:

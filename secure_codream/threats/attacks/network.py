@@ -445,6 +445,7 @@ def _plain() -> Iterator[None]:
     def connected(self: ClientRunner, context: Any) -> Any:
         socket = context.socket(zmq.DEALER)
         socket.setsockopt(zmq.ROUTING_ID, b"k" + self._public)
+        self._refused_keys = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         socket.connect(self._address)
         return socket
 
