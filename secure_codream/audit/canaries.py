@@ -6,7 +6,7 @@ learnt without disturbing each other, which makes them stronger than mislabelled
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +26,8 @@ class Canaries:
 
     def planted(self, genuine: LabelledImages) -> LabelledImages:
         """The genuine images, and after them the canaries that were included."""
-        return pool([genuine, self.images.subset(np.flatnonzero(self.included))])
+        included = self.images.subset(np.flatnonzero(self.included))
+        return pool([genuine, replace(included, scale=genuine.scale)])  # noise is on every scale
 
 
 def make_canaries(number: int, shape: tuple[int, int, int], classes: int, rng: np.random.Generator) -> Canaries:

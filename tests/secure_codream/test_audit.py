@@ -127,5 +127,5 @@ def test_files_that_are_no_settings_are_refused(tmp_path: Path) -> None:
 
 def test_a_model_that_mixes_records_is_refused() -> None:
     tiny = {"canaries": 20, "runs": 20, "epochs": 1, "model": "mlp"}
-    with pytest.raises(ValueError, match="mix records"):
+    with pytest.raises(ValueError, match="mixes records"):
         run_audit(read_audit(None, {"audit": tiny, "data": {"per_client": 20}}))

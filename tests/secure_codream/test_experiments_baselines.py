@@ -34,7 +34,7 @@ from codream_protocols.courses.parameters import FedAvg as AveragingCourse
 from codream_protocols.specs import VectorSpec
 from secure_codream.configuration.federation import AggregationTable
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.experiments.algorithms import isolated
+from secure_codream.experiments.algorithms import isolated, own_images
 from secure_codream.experiments.algorithms.avgkd import AvgKD, averaged_targets, model_bytes
 from secure_codream.experiments.algorithms.centralised import Centralised
 from secure_codream.experiments.algorithms.fedavg import FedAvg
@@ -153,7 +153,7 @@ def test_passes_over_local_data_are_a_codream_clients(monkeypatch: pytest.Monkey
 
         return counted
 
-    monkeypatch.setattr(isolated, "warm_up", counting(warm_up))
+    monkeypatch.setattr(own_images, "warm_up", counting(warm_up))
     monkeypatch.setattr(isolated, "train_round", counting(train_round))
     list(Isolated().run(problem))
     batches = sum(math.ceil(size / problem.learning.batch_size) for size in SIZES)

@@ -236,7 +236,7 @@ def test_interruption_ends_with_130_and_leaves_no_process(tmp_path: Path) -> Non
         [*COMMAND, "--json", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while not any("epoch_started" in path.read_text() for path in tmp_path.glob("*/server/events.jsonl")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
