@@ -125,7 +125,7 @@ def test_summary_survives_the_file(tmp_path: Path) -> None:
     summary = summary_of(SUMMARY)
     path = write_summary(tmp_path, summary)
     assert read_summary(path) == summary
-    assert json.loads(path.read_text()) == SUMMARY
+    assert json.loads(path.read_text()) == {**SUMMARY, "rolled_back": {}}
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 

@@ -65,7 +65,7 @@ def test_names_say_method_and_budget() -> None:
         ),
         ({"sweep": {"epsilons": "x"}}, r"sweep\.epsilons\.0: 'x' is no budget"),
         ({"sweep": {"epsilons": [True]}}, r"sweep\.epsilons\.0: True is no budget"),
-        ({"compare": SMALL | {"models": ["cnn2"]}}, r"compare\.models: model cnn2: found BatchNorm.* take cnn2_gn"),
+        ({"compare": SMALL | {"models": ["cnn2"]}}, r"compare\.models: cnn2: found BatchNorm.* take cnn2_gn"),
         ({"sweep": {"methods": ["fedavg"]}}, r"sweep\.methods"),
         ({"compare": {"algorithms": ["fedavg"]}}, r"compare\.algorithms: found fedavg; a sweep has \[sweep\] methods"),
     ],
