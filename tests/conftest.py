@@ -1,8 +1,13 @@
-"""In which order tests are handed out."""
+"""In which order tests are handed out, and what a run in the background has to mend first."""
 
 from __future__ import annotations
 
+import signal
+
 import pytest
+
+# A shell that starts a run in the background has it ignore interruptions: then no test of them could end.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
