@@ -29,6 +29,7 @@ from secure_codream.data_commands import data
 from secure_codream.deployment.signals import Stopped
 from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.extras import require, told_of
+from secure_codream.membership.accepted import digits_of
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.membership_commands import charter, join_request, keygen, roster, withdraw
 from secure_codream.party_commands import doctor, status, unreachable
@@ -386,19 +387,19 @@ def verify(
 
     from secure_codream.deployment.verify import RecordRefused, successor_table, verify_history
 
-    if administrator is not None and not re.fullmatch(r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}", _digits(administrator)):
+    digits = "" if administrator is None else digits_of(administrator)
+    if administrator is not None and not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", digits):
         raise typer.BadParameter(
             f"found {administrator!r}; 40 hexadecimal digits of a fingerprint, or 64 of a key, are needed",
             param_hint="--administrator",
         )
-    digits = "" if administrator is None else _digits(administrator).lower()
     key = bytes.fromhex(digits) if len(digits) == 64 else None
     try:
         verified, *before = verify_history(record, administrator=key, permitted=_permitted(code or []))
     except RecordRefused as error:
         fail(str(error), 1)
     signer = fingerprint(bytes.fromhex(verified.administrator))
-    if key is None and digits not in ("", _digits(signer)):
+    if key is None and digits not in ("", digits_of(signer)):
         fail(f"{record}: found a roster.json of the administrator {signer}; {administrator}'s is needed", 1)
     if json:
         typer.echo(dumps({**asdict(verified), "before": [asdict(one) for one in before]}, indent=2))
@@ -429,11 +430,6 @@ def verify(
     )
     screen.print(f"Head: {verified.head}", soft_wrap=True)
     screen.print("Compare the head with a member's: whoever has the same one has the same history.", soft_wrap=True)
-
-
-def _digits(text: str) -> str:
-    """A fingerprint, however people group it."""
-    return "".join(text.split()).replace("-", "")
 
 
 def _acceptances(verified: Verified) -> str:

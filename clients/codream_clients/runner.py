@@ -213,13 +213,9 @@ class ClientRunner:
         self._asking, self._working = ThreadPoolExecutor(1, "protocol"), ThreadPoolExecutor(1, LEARNER)
         context = zmq.asyncio.Context()
         self._heard = self._asked = time.monotonic()
-        try:
-            self._socket = self._connected(context)
-        except AddressRefused:
-            context.destroy(linger=0)
-            raise
         parts: list[asyncio.Task[None]] = []
         try:
+            self._socket = self._connected(context)
             await self._hello()
             parts = [asyncio.ensure_future(part) for part in (self._listen(context), self._keep_beating())]
             work = asyncio.ensure_future(self._work())
@@ -267,8 +263,6 @@ class ClientRunner:
         try:
             socket.connect(self._address)
         except zmq.ZMQError as error:
-            self._refused_keys.close(linger=0)
-            socket.close(linger=0)
             raise AddressRefused(
                 f"{self._address!r} ({zmq.strerror(error.errno or 0)})", "tcp://HOST:PORT, the server's"
             ) from error

@@ -117,6 +117,11 @@ class Charter(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, 
         return digest("first head", self.digest, last)
 
     @property
+    def earlier(self) -> int:
+        """How many epochs the predecessors had certified."""
+        return 0 if self.predecessor is None else self.predecessor.certified
+
+    @property
     def everybody(self) -> tuple[int, ...]:
         """All members of the roster."""
         return tuple(range(self.members))
@@ -322,6 +327,11 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dic
 def default_threshold(cohort: int, colluders: int) -> int:
     """floor(2n/3) + 1, never more than n; or the least threshold that tolerates the colluders, if that is more."""
     return max(min(cohort, 2 * cohort // 3 + 1), (cohort + colluders) // 2 + 1)
+
+
+def first_plan(charter: Charter, course: PlannedCourse) -> Plan:
+    """The plan of a charter's first epoch, of everybody; raises as `derive_plan`: what fails here could never run."""
+    return derive_plan(charter, course, Offer(0, charter.everybody, charter.first_head), charter.earlier)
 
 
 def derive_plan(charter: Charter, course: PlannedCourse, offer: Offer, certified: int) -> Plan:

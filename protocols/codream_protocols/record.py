@@ -182,8 +182,7 @@ class History:
     @property
     def certified(self) -> int:
         """How many epochs are certified, those of predecessors counted."""
-        before = 0 if self._charter.predecessor is None else self._charter.predecessor.certified
-        return before + len(self.heads) - 1
+        return self._charter.earlier + len(self.heads) - 1
 
     @property
     def over(self) -> bool:

@@ -424,9 +424,7 @@ class ServerProtocol(HoldsHistory):
 
         More members than may collude must say so, so that a server that was started again knows it without its record.
         """
-        predecessor = self.charter.predecessor
-        first = 0 if predecessor is None else predecessor.certified
-        return self.certified > first or self._believed() > 0
+        return self.certified > self.charter.earlier or self._believed() > 0
 
     def bound_elsewhere(self) -> tuple[int, ...]:
         """Who has voted for an epoch, or for an end of the running one, that this server does not have.

@@ -44,11 +44,10 @@ def make_course(config: FederationConfig, permitted: Mapping[str, str] | None = 
         ConfigError: settings that do not fit each other, or own code that is not permitted.
     """
     course = _made(config, permitted)
-    before = 0 if config.predecessor is None else config.predecessor.certified
-    if course.epochs <= before:
+    if course.epochs <= config.earlier:
         raise ConfigError(
-            f"[federation] rounds: found {config.federation.rounds}, which are {course.epochs} epochs, after {before} "
-            "that the predecessor has certified; more are needed"
+            f"[federation] rounds: found {config.federation.rounds}, which are {course.epochs} epochs, after "
+            f"{config.earlier} that the predecessor has certified; more are needed"
         )
     return course
 
@@ -209,4 +208,4 @@ def _sums(config: FederationConfig) -> Sums:
             epsilon=privacy.epsilon, delta=privacy.delta, norm=config.sums.norm, spare_rounds=privacy.spare_rounds
         )
     )
-    return Sums(vectors, noised, earlier=0 if config.predecessor is None else config.predecessor.certified)
+    return Sums(vectors, noised, earlier=config.earlier)

@@ -253,6 +253,11 @@ class FederationConfig(Table):
     # -- the charter ---------------------------------------------
 
     @property
+    def earlier(self) -> int:
+        """How many epochs the charter's predecessors had certified."""
+        return 0 if self.predecessor is None else self.predecessor.certified
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that all parties share but who they are and how sums are made, every default resolved."""
         course = self.federation.course

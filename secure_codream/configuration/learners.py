@@ -100,7 +100,7 @@ def make_learner(
             raise ConfigError("[privacy] with a course that averages parameters; 'codream' is allowed with it")
         return _of_parameters(client, federation, course, model, data, tells_accuracy, on_metrics)
     participant = make_participant(client, federation, model=model, data=data, releases=releases, warmed_up=goes_on)
-    certified = 0 if federation.predecessor is None else federation.predecessor.certified
+    certified = federation.earlier
     if isinstance(course, CoDream):
         learner: Any = DreamLearner(
             participant,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from codream_protocols.charter import Charter, Offer, derive_plan
+from codream_protocols.charter import Charter, first_plan
 from codream_protocols.errors import NotAccepted, ProtocolError, Revoked
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, Signer, parse_roster, read_roster
 from codream_protocols.membership import CharterSignature, statement_bytes
@@ -168,8 +168,7 @@ def permitted(
 
     try:
         course = make_course(config, client.policy.code)
-        certified = 0 if charter.predecessor is None else charter.predecessor.certified
-        plan = derive_plan(charter, course, Offer(0, charter.everybody, charter.first_head), certified)
+        plan = first_plan(charter, course)
         client_policy(client, config, course).check(plan)
         cut = BlocksAnswered(folder / "answered.json").check(
             roster,

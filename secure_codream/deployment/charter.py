@@ -7,7 +7,7 @@ from typing import Any
 
 import tomli_w
 
-from codream_protocols.charter import Charter, Offer, derive_plan
+from codream_protocols.charter import Charter, first_plan
 from codream_protocols.errors import RosterRefused
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, Signer, read_roster
 from codream_protocols.membership import sign_charter, statement_bytes
@@ -30,8 +30,7 @@ def runnable(config: FederationConfig, roster: Roster) -> tuple[FederationConfig
     """
     config = with_layout(config)
     charter, course = config.charter(roster), make_course(config)
-    certified = 0 if charter.predecessor is None else charter.predecessor.certified
-    derive_plan(charter, course, Offer(0, charter.everybody, charter.first_head), certified)
+    first_plan(charter, course)
     return config, charter
 
 

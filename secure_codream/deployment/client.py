@@ -204,7 +204,7 @@ def run_client(
         noised=all_noised(agreed.course, charter),
     )
     with ExitStack() as opened:
-        earlier = 0 if charter.predecessor is None else charter.predecessor.certified
+        earlier = charter.earlier
         journal = opened.enter_context(
             FileJournal.open(folder / "journal", charter=charter.digest, member=client.name, first=earlier)
         )

@@ -98,7 +98,7 @@ def run_server(
             folder / "record",
             roster=(folder / "roster.json").read_bytes(),
             charter=charter_bytes(config, roster),
-            first=0 if charter.predecessor is None else charter.predecessor.certified,
+            first=charter.earlier,
         )
         opened.callback(record.close)
         log = EventLog(opened.enter_context(Appended(folder / "events.jsonl")), _and_rounds(watch, on_round))

@@ -108,7 +108,7 @@ def verify_record(
         raise RecordRefused(f"{folder / 'charter.json'}: {error}") from error
     signed, accepted = _said(folder, charter, roster)
     files = sorted(folder.glob("epoch-*.record"))
-    first = 0 if charter.predecessor is None else charter.predecessor.certified
+    first = charter.earlier
     head, planned = charter.first_head, course.epochs
     votes: list[int] = []
     begun: list[Path] = []

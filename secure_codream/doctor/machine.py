@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from codream_protocols.charter import Charter, Offer, derive_plan
+from codream_protocols.charter import Charter, first_plan
 from codream_protocols.course import Course
 from codream_protocols.identity import Roster
 from codream_protocols.record_file import record_numbers
@@ -99,10 +99,9 @@ def bytes_to_write(
         weights: bytes of a client's model, written as it is and as the best one; None for the server, which keeps
             the dreams.
     """
-    before = 0 if charter.predecessor is None else charter.predecessor.certified
     there = len(record_numbers(path.name for path in record.iterdir())) if record.is_dir() else 0
-    epochs = max(0, course.epochs - before - there)
-    plan = derive_plan(charter, course, Offer(0, charter.everybody, charter.first_head), before)
+    epochs = max(0, course.epochs - charter.earlier - there)
+    plan = first_plan(charter, course)
     sums = sum(plan.specs[kind].words * plan.modulus_bits // 8 + 16 for kind in plan.schedule)
     epoch = sums + BYTES_OF_RECORD * len(roster.members)
     if weights is not None:

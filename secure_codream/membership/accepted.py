@@ -85,10 +85,14 @@ def load_roster(folder: Path, *, least_serial: int = 1) -> Roster:
     return roster
 
 
+def digits_of(fingerprint: str) -> str:
+    """A fingerprint's hexadecimal digits, however people group it."""
+    return "".join(fingerprint.split()).replace("-", "").lower()
+
+
 def same_fingerprint(one: str, other: str) -> bool:
-    """Whether two people read the same, however they group it."""
-    first, second = ("".join(text.split()).replace("-", "").lower() for text in (one, other))
-    return first == second
+    """Whether two people read the same."""
+    return digits_of(one) == digits_of(other)
 
 
 def trusted_keys(signer: bytes, pinned: tuple[bytes, ...], given: str | None) -> tuple[bytes, ...]:

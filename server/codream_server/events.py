@@ -103,11 +103,5 @@ def rho_of_records(protocol: ServerProtocol) -> float:
         return 0.0
     offer = Offer(0, protocol.charter.everybody, protocol.head)  # a plan's cost hangs on neither
     running = 1 if protocol.plan is not None else 0  # gone on with in its votes: all its steps were begun
-    certified = range(first_of(protocol), protocol.certified + running)
+    certified = range(protocol.charter.earlier, protocol.certified + running)
     return sum(derive_plan(protocol.charter, protocol.course, offer, number).total_rho for number in certified)
-
-
-def first_of(protocol: ServerProtocol) -> int:
-    """How many epochs the charter's predecessors had certified."""
-    predecessor = protocol.charter.predecessor
-    return 0 if predecessor is None else predecessor.certified

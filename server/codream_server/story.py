@@ -23,7 +23,6 @@ from codream_protocols.server import (
 )
 from codream_server.events import (
     Events,
-    first_of,
     metrics_of,
     printable,
     rho_of_records,
@@ -81,7 +80,7 @@ class Story:
             rounds=rounds_of(protocol),
             epochs=protocol.course.epochs,
             certified=protocol.certified,
-            steps_per_round=len(protocol.course.schedule(first_of(protocol))),
+            steps_per_round=len(protocol.course.schedule(protocol.charter.earlier)),
             mode=protocol.charter.aggregation.mode,
             charter=protocol.charter.digest.hex(),
             head=protocol.head.hex(),
@@ -160,7 +159,7 @@ class Story:
             votes=self._names(vote.member for vote in record.votes),
             learnt=round_number < rounds_of(self._protocol),
             metrics=metrics,
-            metrics_round=round_number - first_of(self._protocol)
+            metrics_round=round_number - self._protocol.charter.earlier
             if metrics
             else None,  # a successor's models begin anew
         )

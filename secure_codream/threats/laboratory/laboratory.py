@@ -23,7 +23,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from codream_protocols.charter import Aggregation, Charter, Offer, Policy, derive_plan, even_blocks
+from codream_protocols.charter import Aggregation, Charter, Policy, even_blocks, first_plan
 from codream_protocols.client import ClientProtocol
 from codream_protocols.errors import ProtocolError, RosterRefused
 from codream_protocols.identity import MAX_ROSTER_BYTES, Member, Roster, ServerEntry, SignedRoster, read_roster
@@ -120,8 +120,7 @@ def cohort_of(config: Path, clients: int | None = None) -> Cohort:
     try:
         charter = federation.charter(roster)
         course = make_course(federation, None if client is None else client.policy.code)
-        earlier = 0 if charter.predecessor is None else charter.predecessor.certified
-        plan = derive_plan(charter, course, Offer(0, charter.everybody, charter.first_head), earlier)
+        plan = first_plan(charter, course)
         policy = None
         if client is not None:
             from secure_codream.configuration.limits import client_policy
