@@ -1,10 +1,15 @@
-"""In which order tests are handed out, and what a run in the background has to mend first."""
+"""In which order tests are handed out, and what a run has to mend first of where it was started."""
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+
+# Where pytest has imported readline, its workers inherit the size of a terminal that tests do not write to.
+for size in ("COLUMNS", "LINES"):
+    os.environ.pop(size, None)
 
 # A shell that starts a run in the background has it ignore interruptions: then no test of them could end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
