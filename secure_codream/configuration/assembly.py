@@ -27,6 +27,7 @@ from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
 from secure_codream.configuration.images import load_data as load_data
 from secure_codream.configuration.images import require_names, what_was_understood
+from secure_codream.configuration.limits import check_budget
 from secure_codream.configuration.reading import ConfigError
 
 
@@ -99,8 +100,7 @@ def make_participant(
         model = make_model(client, federation)
     elif federation.privacy is None:  # else `private_participant` examines it, and more
         take_model(model, federation, device=client.device)
-    if client.budget is not None and federation.privacy is None:
-        raise ConfigError("[budget]: this client trains privately or not at all; the federation has no [privacy]")
+    check_budget(client, federation)
     train, judge = held_back(federation, train, seed=client.seed, device=client.device)
     if client.budget is not None:
         warn_of_weak_delta(client.budget.delta, client.budget.records or len(train))

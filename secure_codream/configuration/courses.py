@@ -68,6 +68,8 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
                 config.client_privacy,
                 stop_after=config.federation.stop_after,
             )
+        if config.privacy is not None and name in PARAMETER_COURSES:
+            raise ConfigError("[privacy] with a course that averages parameters; 'codream' is allowed with it")
         if config.client_privacy is not None and name != "sums":
             raise ConfigError(f"[client_privacy] with course {name!r}; 'codream' and 'sums' are allowed with it")
         if name == "sums":

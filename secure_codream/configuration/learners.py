@@ -39,6 +39,7 @@ from secure_codream.configuration.assembly import (
 )
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import AveragingTable, FastTable, FederationConfig, learning_settings
+from secure_codream.configuration.limits import check_budget
 from secure_codream.configuration.reading import ConfigError
 
 
@@ -91,13 +92,12 @@ def make_learner(
         tell: called with what is wrong with an answer that is sent all the same.
 
     Raises:
-        ConfigError: settings, a model or data that do not fit the course.
+        ConfigError: settings, a model or data that do not fit the course, or a budget where none is spent.
     """
+    check_budget(client, federation)
     if isinstance(course, Sums):
         return _of_functions(client, federation, tell)
     if isinstance(course, FedAvg):
-        if federation.privacy is not None:
-            raise ConfigError("[privacy] with a course that averages parameters; 'codream' is allowed with it")
         return _of_parameters(client, federation, course, model, data, tells_accuracy, on_metrics)
     participant = make_participant(client, federation, model=model, data=data, releases=releases, warmed_up=goes_on)
     certified = federation.earlier
@@ -206,8 +206,6 @@ def _of_parameters(
 def _of_functions(client: ClientConfig, federation: FederationConfig, tell: Callable[[str], object]) -> Learning:
     if client.answers is None:
         raise ConfigError("answers: found none in client.toml; module:function, (task) -> {block: numbers}, is needed")
-    if client.budget is not None:
-        raise ConfigError("[budget] with course 'sums', which spends none; [client_privacy] is what bounds it")
     answer = load_own_part(client.answers)
     assert federation.sums is not None  # noqa: S101 - the configuration checks it
 

@@ -12,7 +12,7 @@ from codream_protocols.course import Course
 from codream_protocols.zcdp import rho_of
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
-from secure_codream.configuration.images import load_data as load_data
+from secure_codream.configuration.reading import ConfigError
 
 
 def open_ledger(path: Path, client: ClientConfig, federation: FederationConfig, plan: PrivacyPlan) -> Ledger:
@@ -31,6 +31,19 @@ def open_ledger(path: Path, client: ClientConfig, federation: FederationConfig, 
         ledger.close()
         raise
     return ledger
+
+
+def check_budget(client: ClientConfig, federation: FederationConfig) -> None:
+    """A client with a budget of its own trains privately or not at all.
+
+    Raises:
+        ConfigError: the federation spends none, so that the client would train without.
+    """
+    if client.budget is None or federation.privacy is not None:
+        return
+    if federation.federation.course == "sums":
+        raise ConfigError("[budget] with course 'sums', which spends none; [client_privacy] is what bounds it")
+    raise ConfigError("[budget]: this client trains privately or not at all; the federation has no [privacy]")
 
 
 def own_budget(client: ClientConfig, plan: PrivacyPlan) -> Budget:

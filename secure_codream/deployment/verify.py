@@ -158,8 +158,10 @@ def verify_history(
         RecordRefused: one does not verify, or does not end as the charter that follows it says.
     """
     found = [verify_record(path, administrator=administrator, permitted=permitted)]
+    record = find_record(path)
+    party = record.parent if (record.parent / "earlier").is_dir() else record  # itself, before it begins anew
     while found[-1].follows:
-        after, place = found[-1], find_record(path).parent / "earlier" / found[-1].follows[:16]
+        after, place = found[-1], party / "earlier" / found[-1].follows[:16]
         if not place.is_dir():
             break
         before = verify_record(place, permitted=permitted)

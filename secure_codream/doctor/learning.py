@@ -30,7 +30,7 @@ from secure_codream.configuration.federation import (
     privacy_settings,
 )
 from secure_codream.configuration.images import what_was_understood
-from secure_codream.configuration.limits import check_planned, client_level_budget, own_budget
+from secure_codream.configuration.limits import check_budget, check_planned, client_level_budget, own_budget
 from secure_codream.doctor.findings import Finding, ok, warning
 from secure_codream.reports.words import counted
 
@@ -94,12 +94,9 @@ def of_budget(
     folder: Path, client: ClientConfig, federation: FederationConfig, charter: Charter, course: Course
 ) -> Iterator[Finding]:
     """What the run will charge, what is left, and whether that buys any learning. Raises `LedgerError`."""
+    check_budget(client, federation)
     if federation.privacy is not None:
         yield from _of_records(folder, client, federation)
-    elif client.budget is not None:
-        raise ValueError(
-            "found [budget] in client.toml: this client trains privately or not at all; the federation has no [privacy]"
-        )
     if federation.client_privacy is not None:
         yield from _of_sums(folder, client, federation, charter, course)
     if federation.privacy is None and federation.client_privacy is None:
@@ -149,10 +146,8 @@ def _of_records(folder: Path, client: ClientConfig, federation: FederationConfig
 def _of_sums(
     folder: Path, client: ClientConfig, federation: FederationConfig, charter: Charter, course: Course
 ) -> Iterator[Finding]:
-    privacy, before = federation.client_privacy, 0
+    privacy = federation.client_privacy
     assert privacy is not None  # noqa: S101 - only a federation with client-level noise is asked
-    if charter.predecessor is not None:
-        before = charter.predecessor.certified
     charged = Ledger.look(
         folder / "client_privacy.jsonl",
         federation=federation.federation.name,
@@ -160,7 +155,9 @@ def _of_sums(
         budget=client_level_budget(federation),
     )
     offer = Offer(0, charter.everybody, charter.first_head)
-    planned = sum(derive_plan(charter, course, offer, number).total_rho for number in range(before, course.epochs))
+    planned = sum(
+        derive_plan(charter, course, offer, number).total_rho for number in range(charter.earlier, course.epochs)
+    )
     allowed, spent = rho_of(privacy.epsilon, privacy.delta), concentrated_rho(charged)
     text = f"noised sums will charge rho {planned:.3g} of {allowed:.3g} (epsilon {privacy.epsilon:g} at delta "
     text += f"{privacy.delta:g}); {spent:.3g} is spent"

@@ -15,6 +15,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
+from codream_protocols.identity import is_ipv6
 from secure_codream.doctor.findings import Finding, failed, ok, warning
 from secure_codream.membership.keys import public_transport_key
 
@@ -103,6 +104,7 @@ def _handshake(address: str, secret: bytes, server_key: bytes, seconds: float) -
         dealer.curve_publickey = z85.encode(public_transport_key(secret))
         dealer.curve_serverkey = z85.encode(server_key)
         dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+        dealer.setsockopt(zmq.IPV6, is_ipv6(address))
         monitor = dealer.get_monitor_socket()
         dealer.connect(address)
         ends = time.monotonic() + seconds

@@ -185,12 +185,12 @@ def own_keys(folder: Path, roster: Roster, name: str | None, passphrase: Passphr
     public = public_transport_key(secret)
     if roster.revoked_by_key(public, *([] if signer is None else [signer.public])) is not None:
         raise revoked(name or "the server's key", roster.serial)
-    entry = roster.server if name is None else roster.members[roster.number_of(name)]
-    check_key(folder / TRANSPORT, public, entry.transport_key, name or "the server")
-    if signer is not None:
-        check_key(
-            folder / IDENTITY, signer.public, roster.members[roster.number_of(name or "")].identity_key, name or ""
-        )
+    if name is None or signer is None:
+        check_key(folder / TRANSPORT, public, roster.server.transport_key, "the server")
+        return secret, None
+    member = roster.members[roster.number_of(name)]
+    check_key(folder / TRANSPORT, public, member.transport_key, name)
+    check_key(folder / IDENTITY, signer.public, member.identity_key, name)
     return secret, signer
 
 

@@ -124,7 +124,7 @@ def make_keys(folder: Path, *names: str, passphrase: Passphrase | None = None) -
     Raises:
         KeyFileError: one is there already, or the passphrase is none.
     """
-    for name in names:
+    for name in (*names, PINNED) if ADMINISTRATOR in names else names:
         if os.path.lexists(folder / name):
             raise KeyFileError(f"{folder / name}: found a file already; choose another folder, nothing is overwritten")
     if passphrase is not None:
@@ -132,11 +132,11 @@ def make_keys(folder: Path, *names: str, passphrase: Passphrase | None = None) -
             passphrase.get(twice=True)
         except PassphraseError as error:
             raise KeyFileError(str(error)) from None
-    for name in names:
-        write_key(folder / name, new_transport_key() if name == TRANSPORT else new_identity_key(), passphrase)
-    if ADMINISTRATOR in names:
-        public = Signer(read_private_key(folder / ADMINISTRATOR, passphrase)).public
-        write_new(folder / PINNED, pinned_bytes((public,)))
+    made = {name: new_transport_key() if name == TRANSPORT else new_identity_key() for name in names}
+    for name, key in made.items():
+        write_key(folder / name, key, passphrase)
+    if ADMINISTRATOR in made:
+        write_new(folder / PINNED, pinned_bytes((Signer(made[ADMINISTRATOR]).public,)))
 
 
 def _content(path: Path) -> bytes:

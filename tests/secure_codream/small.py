@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,11 @@ def record_of(folder: Path, config: FederationConfig, epochs: int, members: int 
     assert federation.record is not None
     federation.record.close()
     return federation
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False

@@ -28,6 +28,7 @@ from secure_codream.doctor.findings import Finding, State
 from secure_codream.doctor.machine import of_clock, of_descriptors, of_disk
 from secure_codream.doctor.reachability import of_server
 from secure_codream.membership.keys import new_transport_key, public_transport_key
+from tests.secure_codream.small import has_ipv6
 
 NAMES = ("a", "b", "c")
 SMALL = {
@@ -193,7 +194,7 @@ def test_code_of_a_charter_that_was_not_accepted_is_not_run(
 class Listening:
     """A ROUTER with CURVE that lets one key in, and counts what it hears."""
 
-    def __init__(self, server_secret: bytes, admitted: bytes) -> None:
+    def __init__(self, server_secret: bytes, admitted: bytes, host: str = "127.0.0.1") -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.authenticator = ThreadAuthenticator(self.context)
         self.authenticator.start()
@@ -202,7 +203,8 @@ class Listening:
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.curve_server = True
         self.socket.curve_secretkey = z85.encode(server_secret)
-        self.port = self.socket.bind_to_random_port("tcp://127.0.0.1")
+        self.socket.setsockopt(zmq.IPV6, ":" in host)
+        self.port = self.socket.bind_to_random_port(f"tcp://{host}")
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether a transport key is let in."""
@@ -227,8 +229,8 @@ def listening(keys: tuple[bytes, bytes]) -> Iterator[Listening]:
     found.close()
 
 
-def reached(port: int, client: bytes, server_key: bytes, seconds: float = 5.0) -> Finding:
-    address = f"tcp://127.0.0.1:{port}"
+def reached(port: int, client: bytes, server_key: bytes, seconds: float = 5.0, host: str = "127.0.0.1") -> Finding:
+    address = f"tcp://{host}:{port}"
     (found,) = of_server(address, secret=client, server_key=server_key, seconds=seconds)
     return found
 
@@ -237,6 +239,17 @@ def test_the_right_key_is_let_in_and_nothing_is_said(listening: Listening, keys:
     server, client = keys
     assert reached(listening.port, client, public_transport_key(server)).state is State.OK
     assert listening.socket.poll(200) == 0
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on the loopback of this machine")
+def test_a_server_with_an_ipv6_address_is_reached(keys: tuple[bytes, bytes]) -> None:
+    """It was taken for somebody else, with another key."""
+    server, client = keys
+    found = Listening(server, z85.encode(public_transport_key(client)), "[::1]")
+    try:
+        assert reached(found.port, client, public_transport_key(server), host="[::1]").state is State.OK
+    finally:
+        found.close()
 
 
 def test_a_key_that_is_not_let_in_and_a_server_with_another_key(

@@ -213,6 +213,25 @@ def test_codream_fast_has_its_adversarial_term_from_its_round_on(begins: int, ro
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("course", ["codream", "codream-fast", "fedavg", "fedprox", "scaffold", "moon", "sums"])
+def test_a_client_with_a_budget_of_its_own_trains_privately_or_not_at_all(course: str) -> None:
+    """Where parameters are averaged it trained without privacy, against what its own file promises."""
+    tables: dict[str, Any] = {"federation": {"course": course}}
+    if course == "sums":
+        tables["sums"] = {"vectors": {"visits": {"patients": {"bound": 1000, "count": True}}}}
+    config = federation(**tables)
+    who = client(name="alice", answers="mine:answer", budget={"epsilon": 1.0, "delta": 1e-5})
+    with pytest.raises(ConfigError, match=r"\[budget\]"):
+        make_learner(who, config, make_course(config))
+
+
+@pytest.mark.parametrize("course", ["fedavg", "fedprox", "scaffold", "moon"])
+def test_privacy_with_averaged_parameters_is_refused_before_anybody_signs(course: str) -> None:
+    """`provision`, `charter` and `doctor` make the course, too; each client refused only at its start."""
+    with pytest.raises(ConfigError, match=r"\[privacy\] with a course that averages parameters"):
+        make_course(federation(federation={"course": course}, privacy={"epsilon": 8.0}))
+
+
 def test_sums_need_no_table_of_images_and_their_charter_has_none() -> None:
     vectors = {"visits": {"patients": {"bound": 1000, "count": True}}}
     tables = {"federation": {"course": "sums"}, "sums": {"vectors": vectors}}

@@ -110,6 +110,13 @@ def test_keys_are_made_once_for_their_owner_alone(tmp_path: Path) -> None:
     assert not (folder / keys.IDENTITY).exists() and before[folder / keys.TRANSPORT]
 
 
+def test_administrators_keys_are_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / keys.PINNED).write_text("somebody's")
+    with pytest.raises(KeyFileError, match="nothing is overwritten"):
+        make_keys(tmp_path, keys.ADMINISTRATOR)
+    assert [path.name for path in tmp_path.iterdir()] == [keys.PINNED]
+
+
 def test_link_in_a_new_keys_place_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / keys.TRANSPORT).symlink_to(tmp_path / "elsewhere")

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from codream_clients.runner import LEARNER
 from secure_codream import Client, Server, run_local
 from secure_codream.deployment.rounds import on_round_of
 from secure_codream.deployment.signals import Stop, Stopped, run_until_stopped
+from tests.secure_codream.small import has_ipv6
 from tests.secure_codream.test_data_command import arrays, model
 from tests.secure_codream.test_party import NOWHERE, log_of, provisioned
 
@@ -66,14 +66,6 @@ def in_a_loop_as_a_notebooks(work: Callable[[], object]) -> None:
         loop.run_until_complete(cell())
     finally:
         loop.close()
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            return True
-    except OSError:
-        return False
 
 
 async def listening(server: Path) -> str:

@@ -62,6 +62,9 @@ def test_permitted_cut_is_refused_first_then_said_and_runs_to_its_end(tmp_path: 
         toml = out / "clients" / name / "client.toml"
         toml.write_text(toml.read_text().replace("[policy.code]", "[policy]\ncuts = true\n\n[policy.code]"))
         subprocess.run([*accept, out / "clients" / name, *offered], check=True)
+    begun: list[str | Path] = [*SECURE_CODREAM, "verify", out / "clients" / "a", "--json"]
+    found = json.loads(subprocess.run(begun, capture_output=True, text=True, check=True).stdout)
+    assert (found["epochs"], [one["epochs"] for one in found["before"]]) == (0, [1]), "accepted, and not begun with yet"
     assert run_federation(out, NAMES, in_its_folder) == 7 * [0]
     found = json.loads(subprocess.run([*verify, "--json"], capture_output=True, text=True, check=True).stdout)
     assert found["epochs"] == 1 and found["successor"]["certified"] == 2 and len(found["successor"]["blocks"]) == 4
