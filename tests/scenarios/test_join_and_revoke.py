@@ -10,12 +10,12 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("torch")
 
+from tests.scenarios.study import Study, refused, run
 from tests.system.processes import ENVIRONMENT, SECURE_CODREAM, client_command, run_federation
 
 CONFIG = """
@@ -47,74 +47,14 @@ per_client = 20
 """
 
 
-def run(*words: str | Path) -> str:
-    """What a command prints that must succeed."""
-    done = subprocess.run([*SECURE_CODREAM, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
-
-
-def refused(*words: str | Path) -> str:
-    """What a command says that must end with exit code 3."""
-    done = subprocess.run([*SECURE_CODREAM, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
-    assert done.returncode == 3, (done.returncode, done.stderr, done.stdout)
-    return " ".join(done.stderr.split())
-
-
-class Study:
-    """The parties' folders."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.administrator, self.server = folder, folder / "administrator", folder / "server"
-
-    def site(self, name: str) -> Path:
-        return self.folder / "clients" / name
-
-    def request(self, name: str) -> Path:
-        """A site makes its keys and asks to join."""
-        folder = self.site(name)
-        folder.mkdir(parents=True)
-        (folder / "client.toml").write_text(CLIENT.format(name=name, part="abcd".index(name)))
-        run("keygen", folder, "--name", name)
-        run("join-request", folder)
-        return folder / f"{name}.join.json"
-
-    def charter(self, rounds: int, *options: str | Path) -> Path:
-        """The administrator signs; what is handed out."""
-        config = self.folder / "config.toml"
-        config.write_text(CONFIG.format(rounds=rounds))
-        said = run("charter", self.administrator, config, *options)
-        number = len(list(self.administrator.glob("charter-*")))
-        assert f"{self.administrator}/charter-{number}" in said
-        return self.administrator / f"charter-{number}"
-
-    def accept(self, name: str, offered: Path, *options: str) -> str:
-        """A site accepts, and its operator sends the acceptance to the server's."""
-        said = run("roster", "verify", self.site(name), offered, *options, "--accept")
-        (self.server / "acceptances").mkdir(exist_ok=True)
-        shutil.copy(self.site(name) / "acceptance.json", self.server / "acceptances" / f"{name}.json")
-        return said
-
-    def events(self, name: str) -> list[Any]:
-        lines = (self.site(name) / "log.jsonl").read_text().splitlines()
-        return [json.loads(line)["event"] for line in lines]
-
-
 def permit_cuts(folder: Path) -> None:
     path = folder / "client.toml"
     path.write_text(path.read_text() + "[policy]\ncuts = true\n")
 
 
 def test_join_and_revoke(tmp_path: Path) -> None:
-    study = Study(tmp_path / "study")
-    made = run("keygen", study.administrator, "--administrator")
-    fingerprint = made.rpartition("site: ")[2].strip()
-    run("keygen", study.server, "--server")
-    run("join-request", study.server, "--address", "tcp://127.0.0.1:7447")
-    requests = [study.request(name) for name in "abc"]
-    clients = [word for request in requests for word in ("--client", request)]
-    hub = study.server / "server.join.json"
-    run("roster", "create", study.administrator, "--name", "study", "--server", hub, *clients)
+    study = Study(tmp_path / "study", CONFIG, CLIENT)
+    fingerprint = study.begin("abc")
     first = study.charter(1)
     run("roster", "verify", study.server, first, "--administrator", fingerprint, "--accept")
     assert "found no roster.json" in refused("client", study.site("a"))  # nothing unaccepted runs
