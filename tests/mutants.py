@@ -205,7 +205,7 @@ MUTANTS = (
     ),
     text(
         "numbers that are not finite",
-        P + "encoding.py",
+        P + "ring.py",
         "if not finite.all():",
         "if False:",
         "tests/protocols/test_encoding.py",
@@ -250,8 +250,8 @@ MUTANTS = (
     text(
         "clips are applied",
         P + "ring.py",
-        "scaled = (np.clip(values, -clip, clip) + clip)",
-        "scaled = (values + clip)",
+        "np.clip(scaled, -1.0, 1.0, out=scaled)",
+        "scaled += 0.0",
         "tests/protocols/test_encoding.py",
         "-k",
         "beyond_its_bound",

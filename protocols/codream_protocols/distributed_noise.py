@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import numpy as np
 from msgspec import Meta, Struct
@@ -23,7 +23,7 @@ from codream_protocols import zcdp
 from codream_protocols.discrete_gaussian import MAX_VARIANCE, Integers, RandomBytes, discrete_gaussian
 from codream_protocols.errors import LocalProtocolError
 from codream_protocols.masks import word_type
-from codream_protocols.ring import Floats, Rounding, Words
+from codream_protocols.ring import Floats, Words
 from codream_protocols.rotation import block_size, padded_length, rotate, unrotate
 
 MAX_RADIUS = 1 << 20
@@ -33,6 +33,13 @@ _FINENESS = 8  # radius over sqrt(coordinates): rounding then adds 0.4 % to the 
 _LEAST_DEVIATION = 8  # of a share, in ring units: tau is then below 10^-270
 _GRID = 1 << 20  # of noise multipliers
 _MOST_TRIES = 1000  # each succeeds with probability 1 - beta or more
+
+
+class Rounding(Protocol):
+    """Uniform numbers in [0, 1) for stochastic rounding."""
+
+    def random(self, size: int, /) -> Floats:
+        """`size` numbers."""
 
 
 class Noise(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ client that refused would tell something of its model by it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,16 +28,23 @@ Array = np.ndarray[Any, Any]
 
 
 class StreamRounding:
-    """Uniform numbers in [0, 1) for stochastic rounding, 32 bits each, from a fresh key of the given generator."""
+    """Uniform numbers for stochastic rounding, each call's from a fresh key of the given generator."""
 
     def __init__(self, random_bytes: RandomBytes) -> None:
         self._random_bytes = random_bytes
 
     def random(self, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """`size` numbers, float64; each call has a key of its own."""
-        words = np.zeros(size, dtype="<u4")
+        """`size` numbers in [0, 1), float64, of 32 bits each."""
+        return self._words(size, "<u4") * np.float64(2.0**-32)
+
+    def dither(self, size: int) -> Array:
+        """`size` numbers of 16 bits, uint16."""
+        return self._words(size, "<u2")
+
+    def _words(self, size: int, dtype: str) -> Array:
+        words = np.zeros(size, dtype=dtype)
         add_mask(words, self._random_bytes(KEY_BYTES), suite="aes-256-ctr")
-        return words * np.float64(2.0**-32)
+        return words
 
 
 def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_bytes: RandomBytes) -> tuple[Array, int]:
@@ -61,18 +68,15 @@ def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_byt
     names = {block.name for block in spec.blocks}
     if set(values) != names:
         raise LocalProtocolError(f"blocks {sorted(values)}", f"exactly {sorted(names)}")
-    parts, replaced = [], 0
+    parts = []
     for block in spec.blocks:
-        flat = np.asarray(values[block.name], dtype=np.float64).reshape(-1)
+        single = getattr(values[block.name], "dtype", None) == np.float32
+        flat = np.asarray(values[block.name], dtype=np.float32 if single else np.float64).reshape(-1)
         if len(flat) != block.length:
             raise LocalProtocolError(f"{len(flat)} values for {spec.task}.{block.name}", f"{block.length}")
-        finite = np.isfinite(flat / block.clip)  # what is divided by its clip later must not overflow there
-        if not finite.all():
-            replaced += int(np.count_nonzero(~finite))
-            flat = np.where(finite, flat, 0.0)
         parts.append(flat)
     if spec.noise is not None:
-        scaled = np.concatenate([flat / block.clip for flat, block in zip(parts, spec.blocks, strict=True)])
+        scaled, replaced = _scaled(spec.blocks, parts)
         words = distributed_noise.encode(
             scaled,
             spec.noise,
@@ -82,17 +86,35 @@ def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_byt
             random_bytes=random_bytes,
         )
         return words, replaced
-    encoded = [_encode_block(plan, block, flat, rounding) for block, flat in zip(spec.blocks, parts, strict=True)]
-    return np.concatenate(encoded), replaced
+    words, start, replaced = np.empty(spec.words, dtype=word_type(plan.modulus_bits)), 0, 0
+    for block, flat in zip(spec.blocks, parts, strict=True):
+        part = words[start : start + block.words]
+        if block.kind == "count":
+            replaced += _count_digits(block, flat, part)
+        else:
+            bits = plan.aggregation.value_bits
+            replaced += ring.encode(flat, block.clip, part, value_bits=bits, dither=rounding.dither)
+        start += block.words
+    return words, replaced
 
 
-def _encode_block(plan: Plan, block: Block, flat: Array, rounding: StreamRounding) -> Array:
-    if block.kind == "count":
-        counts = np.clip(np.rint(flat), 0, block.clip).astype(np.uint64)
-        digits = [(counts >> np.uint64(DIGIT_BITS * place)) & np.uint64(255) for place in range(block.digits)]
-        return np.concatenate(digits).astype(word_type(plan.modulus_bits))
-    bits = plan.aggregation.value_bits
-    return ring.encode(flat, block.clip, value_bits=bits, modulus_bits=plan.modulus_bits, rounding=rounding)
+def _scaled(blocks: Sequence[Block], parts: Sequence[Array]) -> tuple[Array, int]:
+    """All values over their clips, as one vector; and how many were not finite, or would not be, and are 0."""
+    with np.errstate(over="ignore"):
+        scaled = np.concatenate(
+            [flat.astype(np.float64) / block.clip for flat, block in zip(parts, blocks, strict=True)]
+        )
+    finite = np.isfinite(scaled)
+    return np.where(finite, scaled, 0.0), int(np.count_nonzero(~finite))
+
+
+def _count_digits(block: Block, flat: Array, words: Array) -> int:
+    """Writes counts as digits of a byte; how many were not finite."""
+    finite = np.isfinite(flat)
+    counts = np.clip(np.rint(np.where(finite, flat, 0.0).astype(np.float64)), 0, block.clip).astype(np.uint64)
+    for place, digits in enumerate(words.reshape(block.digits, block.length)):
+        digits[:] = (counts >> np.uint64(DIGIT_BITS * place)) & np.uint64(255)
+    return len(flat) - int(np.count_nonzero(finite))
 
 
 def integers(plan: Plan, step: int, words: Array) -> Array:

@@ -1,9 +1,11 @@
 """Mask streams: a key of 32 bytes stretched into ring elements, added to or taken from a running vector.
 
-AES-256-CTR (NIST SP 800-38A) with a zero initial counter, or ChaCha20 (RFC 8439 block function) with a zero nonce:
-a key serves one stream only, so a fixed start is sound. The vector is walked in pieces that stay in the processor's
-cache. Streams are read as little-endian words, 16 bits wide up to a modulus of 2^16, else 32; the ring reduces at
-the end.
+A stream comes in pieces of 2^18 bytes, which stay in the processor's cache, and any of which can be made alone: piece p
+is the key stream of AES-256 in counter mode from the block p || 2 on, p in 12 bytes and 2 in 4, big-endian; or of
+ChaCha20 (RFC 8439) with block counter 0 and the nonce p, little-endian in 12 bytes. The first is what GCM (NIST SP
+800-38D) encrypts with under the nonce p, and processors make it faster than CTR mode; its tag is thrown away. A key
+serves one stream only, so nonces that everybody knows are sound. Streams are read as little-endian words, 16 bits wide
+up to a modulus of 2^16, else 32; the ring reduces at the end.
 """
 
 from __future__ import annotations
@@ -12,25 +14,40 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
-from cryptography.hazmat.primitives.ciphers.algorithms import AES, ChaCha20
-from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 from codream_protocols.errors import LocalProtocolError
 
-SUITES: Mapping[str, Callable[[bytes], CipherContext]] = {
-    "aes-256-ctr": lambda key: Cipher(AES(key), CTR(bytes(16))).encryptor(),
-    "chacha20": lambda key: Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor(),
-}
-"""Name -> the stream of a key, as encryption of zeros: one entry a back-end; charters and policies take these names."""
+Stream = Callable[[int, memoryview, memoryview], object]
+"""Writes a piece, by its number, as the encryption of the zeros given; room for 16 bytes more stands behind it."""
+
+_PIECE_BYTES = 1 << 18
+_ROOM = 16  # GCM's tag
+_ZEROS = memoryview(bytes(_PIECE_BYTES))
+
+
+def _aes_256_ctr(key: bytes) -> Stream:
+    cipher = AESGCM(key)
+    return lambda piece, zeros, out: cipher.encrypt_into(piece.to_bytes(12, "big"), zeros, None, out)
+
+
+def _chacha20(key: bytes) -> Stream:
+    def fill(piece: int, zeros: memoryview, out: memoryview) -> None:
+        nonce = bytes(4) + piece.to_bytes(12, "little")
+        Cipher(ChaCha20(key, nonce), mode=None).encryptor().update_into(zeros, out)
+
+    return fill
+
+
+SUITES: Mapping[str, Callable[[bytes], Stream]] = {"aes-256-ctr": _aes_256_ctr, "chacha20": _chacha20}
+"""Name -> the stream of a key: one entry a back-end; charters and policies take these names."""
 
 if TYPE_CHECKING:
     Suite = str
 else:
     Suite = Literal[tuple(SUITES)]
-
-_PIECE_BYTES = 1 << 18
-_ZEROS = bytes(_PIECE_BYTES)
 
 
 def word_type(modulus_bits: int) -> np.dtype[Any]:
@@ -38,12 +55,6 @@ def word_type(modulus_bits: int) -> np.dtype[Any]:
     if not 1 <= modulus_bits <= 32:
         raise LocalProtocolError(f"a modulus of {modulus_bits} bits", "1 to 32 bits")
     return np.dtype("<u2") if modulus_bits <= 16 else np.dtype("<u4")
-
-
-def _keystream(key: bytes, suite: str) -> CipherContext:
-    if suite not in SUITES:
-        raise LocalProtocolError(f"mask suite {suite!r}", " or ".join(SUITES))
-    return SUITES[suite](key)
 
 
 def add_mask(vector: np.ndarray[Any, Any], key: bytes, *, suite: str, negative: bool = False) -> None:
@@ -55,14 +66,13 @@ def add_mask(vector: np.ndarray[Any, Any], key: bytes, *, suite: str, negative: 
         suite: one of `SUITES`.
         negative: subtract instead.
     """
-    stream = _keystream(key, suite)
-    piece = _PIECE_BYTES // vector.itemsize
-    buffer = bytearray(_PIECE_BYTES + 15)  # update_into asks for room for one block more
-    for start in range(0, len(vector), piece):
-        part = vector[start : start + piece]
-        stream.update_into(memoryview(_ZEROS)[: part.nbytes], buffer)
-        words = np.frombuffer(buffer, dtype=vector.dtype, count=len(part))
-        if negative:
-            np.subtract(part, words, out=part)
-        else:
-            np.add(part, words, out=part)
+    if suite not in SUITES:
+        raise LocalProtocolError(f"mask suite {suite!r}", " or ".join(SUITES))
+    stream, change = SUITES[suite](key), np.subtract if negative else np.add
+    size = min(_PIECE_BYTES, vector.nbytes)
+    buffer = memoryview(bytearray(size + _ROOM))
+    masks, count = np.frombuffer(buffer[:size], dtype=vector.dtype), _PIECE_BYTES // vector.itemsize
+    for piece, start in enumerate(range(0, len(vector), count)):
+        part = vector[start : start + count]
+        stream(piece, _ZEROS[: part.nbytes], buffer[: part.nbytes + _ROOM])
+        change(part, masks[: len(part)], out=part)

@@ -1,29 +1,27 @@
 """Fixed-point numbers in the ring of integers modulo 2^m.
 
 A value is clipped to [-clip, clip], mapped to 0 .. 2^v - 1 and rounded stochastically (up with the probability of
-the remainder), so that the rounding is unbiased. With m >= v + ceil(log2 n) the sum of n encodings cannot wrap: the
-decoded sum is exactly the sum of what was encoded. Adding survivors' encodings adds n' offsets of -clip, which
-decoding removes.
+the remainder), so that the rounding is unbiased: to the nearest of 2^k parts of a step first, k = min(16, 31 - v), then
+up or down by k random bits, all of it in integers. With m >= v + ceil(log2 n) the sum of n encodings cannot wrap: the
+decoded sum is exactly the sum of what was encoded. Adding survivors' encodings adds n' offsets of -clip, which decoding
+removes.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from codream_protocols.errors import LocalProtocolError
-from codream_protocols.masks import word_type
-
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Words = np.ndarray[Any, Any]
+Dither = Callable[[int], Words]
+"""N -> N uniform numbers of 16 bits, uint16; they need not be secret."""
 
-
-class Rounding(Protocol):
-    """Uniform numbers in [0, 1) for stochastic rounding."""
-
-    def random(self, size: int, /) -> Floats:
-        """`size` numbers."""
+_PIECE = 1 << 15  # values whose steps stay in the processor's cache
+_DITHER_BITS = 16
+_SIGNED_BITS = 31
 
 
 def modulus_bits_for(value_bits: int, clients: int) -> int:
@@ -31,28 +29,37 @@ def modulus_bits_for(value_bits: int, clients: int) -> int:
     return value_bits + (clients - 1).bit_length()
 
 
-def encode(values: Floats, clip: float, *, value_bits: int, modulus_bits: int, rounding: Rounding) -> Words:
+def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bits: int, dither: Dither) -> int:
     """Clip and round to ring elements.
 
     Args:
-        values: shape (N,), finite.
+        values: shape (N,), real; what is not finite, or would not be over `clip`, counts 0.
         clip: positive bound.
-        value_bits: v, bits of one value (1 to 31).
-        modulus_bits: m, bits of a ring element.
-        rounding: generator for the stochastic rounding; it need not be secret.
+        words: shape (N,), of any unsigned type of 16 bits or more that holds 2^v - 1: filled with numbers below 2^v.
+        value_bits: v, bits of one value (1 to 24).
+        dither: for the stochastic rounding, asked for a piece at a time.
 
     Returns:
-        Shape (N,), words of `word_type(modulus_bits)`, each below 2^v.
-
-    Raises:
-        LocalProtocolError: values are not finite.
+        How many values were not finite.
     """
-    if not np.isfinite(values).all():
-        raise LocalProtocolError("values that are not finite", "finite values", "check the model and its learning rate")
-    top = (1 << value_bits) - 1
-    scaled = (np.clip(values, -clip, clip) + clip) * (top / (2 * clip))
-    rounded = np.floor(scaled + rounding.random(len(scaled)))
-    return np.minimum(rounded, top).astype(word_type(modulus_bits))
+    fine = min(_DITHER_BITS, _SIGNED_BITS - value_bits)
+    half = ((1 << value_bits) - 1) * (1 << fine) / 2
+    replaced = 0
+    for start in range(0, len(values), _PIECE):
+        with np.errstate(over="ignore"):
+            scaled = np.divide(values[start : start + _PIECE], clip, dtype=np.float64)
+        finite = np.isfinite(scaled)
+        if not finite.all():
+            replaced += len(scaled) - int(np.count_nonzero(finite))
+            scaled[~finite] = 0.0
+        np.clip(scaled, -1.0, 1.0, out=scaled)
+        scaled *= half
+        scaled += half + 0.5
+        steps = scaled.astype(np.int32)
+        steps += dither(len(steps)) >> _DITHER_BITS - fine
+        steps >>= fine
+        words[start : start + _PIECE] = steps
+    return replaced
 
 
 def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int) -> Floats:

@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-import numpy as np
-
 from codream_protocols import chain as links
 from codream_protocols.advertisements import (
     check_advertisement,
@@ -49,7 +47,6 @@ from codream_protocols.errors import (
 from codream_protocols.identity import Roster, verify
 from codream_protocols.keyschedule import KEY_BYTES, PROTOCOL
 from codream_protocols.lockstep import plain_seal_bytes, seal_statement
-from codream_protocols.masks import word_type
 from codream_protocols.messages import (
     Advertisement,
     Advertisements,
@@ -77,7 +74,7 @@ from codream_protocols.messages import (
     largest_message,
     survivor_statement,
 )
-from codream_protocols.packing import pack, unpack
+from codream_protocols.packing import Packed, PackedSum, pack
 from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, valid_votes
 from codream_protocols.tag import tag_bytes, tag_number
 from codream_protocols.unmasking import rebuild, unmask
@@ -214,7 +211,7 @@ class _Step:
     """The running step: a running sum of vectors and of tags for each block."""
 
     number: int
-    totals: dict[int, Array] = field(default_factory=dict)
+    totals: dict[int, PackedSum] = field(default_factory=dict)
     tags: dict[int, int] = field(default_factory=dict)
     inputs: set[int] = field(default_factory=set)
     survivors: tuple[int, ...] = ()
@@ -582,7 +579,8 @@ class ServerProtocol(HoldsHistory):
         if len(frames) != 1:
             raise VectorRefused(f"{len(frames)} frames behind a masked input", "one")
         plan = epoch.plan
-        words = unpack(frames[0], plan.spec(step.number).words, plan.modulus_bits)
+        form = plan.spec(step.number).words, plan.modulus_bits
+        vector = Packed(frames[0], *form)
         if epoch.public is None:
             check_start_shares(plan, epoch.shown, message.start)
             epoch.public = self.history.begin(plan, epoch.shown, message.start)
@@ -593,10 +591,7 @@ class ServerProtocol(HoldsHistory):
             refusal = SendTo(member, Refusal(error.code, error.found, error.allowed, plan.digest))
             return [refusal, *self._advance_or_give_up(member, f"{name} stands at another state of the course")]
         block = self._block_of(member)
-        if block in step.totals:
-            step.totals[block] += words
-        else:
-            step.totals[block] = words
+        step.totals.setdefault(block, PackedSum(*form)).add(vector)
         step.tags[block] = step.tags.get(block, 0) + tag_number(message.tag)
         step.inputs.add(member)
         return self._advance()
@@ -730,11 +725,11 @@ class ServerProtocol(HoldsHistory):
             away = sorted(set(epoch.members) - step.inputs)
             names = ", ".join(self._roster.members[member].name for member in away)
             return self._give_up(f"too few vectors for step {step.number}: none of use from {names}")
-        width = word_type(epoch.plan.modulus_bits)
-        total = np.zeros(epoch.plan.spec(step.number).words, dtype=width)
+        packed = PackedSum(epoch.plan.spec(step.number).words, epoch.plan.modulus_bits)
         for block in {self._block_of(member) for member in survivors}:
-            total += step.totals[block]
+            packed.merge(step.totals[block])
             step.tag += step.tags[block]
+        total = packed.total()
         step.survivors, step.total = survivors, total
         step.totals = {}
         if lockstep:

@@ -173,13 +173,15 @@ def start_images() -> Cases:
 
 
 def masks() -> Cases:
-    """The first 40 bytes of each suite's stream, read as words of 16 and of 32 bits."""
+    """The first 40 bytes of the first two pieces of each suite's stream, read as words of 16 and of 32 bits."""
     cases = []
     for suite in SUITES:
         for modulus_bits in (16, 32):
-            vector = np.zeros(40 * 8 // modulus_bits, dtype=word_type(modulus_bits))
+            words, piece = 40 * 8 // modulus_bits, (1 << 18) * 8 // modulus_bits
+            vector = np.zeros(piece + words, dtype=word_type(modulus_bits))
             add_mask(vector, PRIVATE, suite=suite)
-            cases.append({"suite": suite, "modulus_bits": modulus_bits, "words": vector.tolist()})
+            first, second = vector[:words].tolist(), vector[piece:].tolist()
+            cases.append({"suite": suite, "modulus_bits": modulus_bits, "words": first, "second piece": second})
     return cases
 
 

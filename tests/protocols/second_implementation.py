@@ -96,15 +96,36 @@ def cut(data: bytes) -> list[bytes]:
 # -- sections 3 to 6 ---------------------------------------------
 
 
+def planes(count: int, bits: int) -> Iterator[tuple[int, int, int, int]]:
+    """First bit, width, elements a word and words of each plane."""
+    shift = 0
+    while left := bits - shift:
+        width = 16 if left >= 16 else 8 if left > 8 else left
+        yield shift, width, 16 // width, -(-count // (16 // width))
+        shift += width
+
+
 def pack(elements: Sequence[int], bits: int) -> bytes:
-    joined = sum(element << (bits * place) for place, element in enumerate(elements))
-    return joined.to_bytes(-(-bits * len(elements) // 8), "little")
+    words = []
+    for shift, width, parts, length in planes(len(elements), bits):
+        column = [0] * length
+        for place, element in enumerate(elements):
+            part, word = divmod(place, length)
+            assert part < parts
+            column[word] |= (element >> shift & (1 << width) - 1) << part * width
+        words += column
+    return struct.pack(f"<{len(words)}H", *words)
 
 
 def unpack(frame: bytes, count: int, bits: int) -> list[int]:
-    joined = int.from_bytes(frame, "little")
-    assert len(frame) == -(-bits * count // 8) and joined < 1 << (bits * count)
-    return [joined >> (bits * place) & ((1 << bits) - 1) for place in range(count)]
+    words, elements = list(struct.unpack(f"<{len(frame) // 2}H", frame)), [0] * count
+    for shift, width, _, length in planes(count, bits):
+        column, words = words[:length], words[length:]
+        for place in range(count):
+            part, word = divmod(place, length)
+            elements[place] |= (column[word] >> part * width & (1 << width) - 1) << shift
+    assert not words and pack(elements, bits) == frame
+    return elements
 
 
 @dataclass
@@ -448,7 +469,9 @@ class Member:
         tag = tag_product(secret, words) + tag_pad(secret, self.me)
         for sign, key in self.keys(step):
             tag += sign * int.from_bytes(expand(key, "tag mask")[:16], "little")
-            masks = struct.unpack(f"<{len(words)}H", stream(key, 2 * len(words)))  # m is at most 16 here
+            masks = struct.unpack(
+                f"<{len(words)}H", stream(key, 2 * len(words), 2)
+            )  # m is at most 16 here, and one piece
             words = [(word + sign * mask) % (1 << bits) for word, mask in zip(words, masks, strict=True)]
         start = b"".join(self.shares) if step == 0 else b""
         message = ["masked-input", self.plan.digest, step, chain, (tag % (1 << 128)).to_bytes(16, "little"), start]

@@ -82,7 +82,7 @@ def test_chacha20(case: dict[str, Any]) -> None:
     key, nonce, output = (bytes.fromhex(case[field]) for field in ("key", "nonce", "keystream"))
     start = case["counter"].to_bytes(4, "little") + nonce
     assert Cipher(ChaCha20(key, start), mode=None).encryptor().update(bytes(len(output))) == output
-    if not any(start[4:]):  # the masks' nonce is zero and their counter starts at zero
+    if not any(start[4:]):  # the first piece of masks: their nonce is zero and their counter starts at zero
         before = 64 * case["counter"]
         assert stream(key, "chacha20", before + len(output))[before:] == output
 
@@ -93,14 +93,20 @@ def test_aes256_ctr(case: dict[str, str]) -> None:
         bytes.fromhex(case[field]) for field in ("key", "counter", "plaintext", "ciphertext")
     )
     assert Cipher(AES(key), CTR(counter)).encryptor().update(plain) == sealed
-    if not any(counter):
-        assert stream(key, "aes-256-ctr", len(sealed)) == sealed  # of a plaintext of zeros
 
 
-def test_aes_masks_are_counter_mode_from_zero() -> None:
-    """SP 800-38A, section 6.5, written out with the block cipher alone."""
-    key = bytes(range(32))
-    blocks = b"".join(counter.to_bytes(16, "big") for counter in range(300))
+def test_aes_masks_are_what_gcm_encrypts_with() -> None:
+    """The GCM specification's test case 14 (McGrew, Viega): key, nonce and plaintext of zeros; and the second block."""
+    found = stream(bytes(32), "aes-256-ctr", 32)
+    assert found[:16].hex() == "cea7403d4d606b6e074ec5d3baf39d18"
+    assert found[16:] == Cipher(AES(bytes(32)), ECB()).encryptor().update((3).to_bytes(16, "big"))
+
+
+def test_aes_masks_are_counter_mode_from_the_piece_and_two() -> None:
+    """SP 800-38A, section 6.5, written out with the block cipher alone, across the end of a piece."""
+    key, size = bytes(range(32)), 1 << 18
+    counters = [(0, count) for count in range(2, 2 + size // 16)] + [(1, count) for count in range(2, 10)]
+    blocks = b"".join(piece.to_bytes(12, "big") + count.to_bytes(4, "big") for piece, count in counters)
     assert stream(key, "aes-256-ctr", len(blocks)) == Cipher(AES(key), ECB()).encryptor().update(blocks)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from codream_protocols import charter as charter_module
 from codream_protocols import hybrid, messages
 from codream_protocols import server as server_module
+from codream_protocols.charter import Plan
 from codream_protocols.errors import ProtocolError, RemoteProtocolError
 from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.masks import add_mask
@@ -43,7 +44,7 @@ from secure_codream.threats.laboratory.defences import Defences
 from secure_codream.threats.laboratory.evidence import Try, Vector, counted, numbered, recovered
 from secure_codream.threats.laboratory.laboratory import Laboratory
 from secure_codream.threats.laboratory.switches import SWITCHES as COMMON
-from secure_codream.threats.laboratory.switches import Switch
+from secure_codream.threats.laboratory.switches import Switch, elements_bits
 
 # -- collusion ---------------------------------------------
 
@@ -199,6 +200,11 @@ _BAD_VECTORS: Mapping[str, str] = {
 }
 
 
+def _outside(plan: Plan) -> Vector:
+    """Which bits of a first step's packed vector no element has, as ones."""
+    return ~elements_bits(plan.spec(0).words, plan.modulus_bits)
+
+
 class MalformedVectors(Attack):
     """Masked inputs that are none."""
 
@@ -215,8 +221,7 @@ class MalformedVectors(Attack):
             with alone(standing, _VECTOR_CHECKS):
                 return self._counted(how, lockstep(laboratory, Defences()))
 
-        plan = lockstep(laboratory, Defences()).plan
-        spare = plan.spec(0).words * plan.modulus_bits % 8
+        spare = _outside(lockstep(laboratory, Defences()).plan).any()
         tries = {
             how: Try(partial(attempt, how), (defence,))
             for how, defence in _BAD_VECTORS.items()
@@ -231,11 +236,11 @@ class MalformedVectors(Attack):
         vectors = collect(federation, MaskedInput)
         federation.deliver(vectors[1])
         message, (frame,) = vectors[VICTIM].message, vectors[VICTIM].frames
-        replace = msgspec.structs.replace
+        replace, outside = msgspec.structs.replace, _outside(federation.plan)
         changed, frames = {
             "too short": (message, (frame[:-1],)),
             "too long": (message, (frame + b"\0",)),
-            "bits outside the ring": (message, (frame[:-1] + b"\xff",)),
+            "bits outside the ring": (message, ((np.frombuffer(frame, dtype=np.uint8) | outside).tobytes(),)),
             "no vector": (message, ()),
             "two vectors": (message, (frame, frame)),
             "of another plan": (replace(message, plan=bytes(32)), (frame,)),

@@ -43,6 +43,7 @@ from codream_protocols.messages import (
     decode_to_server,
     encode_message,
 )
+from codream_protocols.packing import unpack
 from codream_protocols.resilient import ResilientKeys
 from codream_protocols.specs import Block, VectorSpec
 from secure_codream.simulation.wire import Federation, Stuck
@@ -190,12 +191,17 @@ class MaskedBytes(Attack):
     defences = ("masks",)
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
-        """Pack every client's masked vector and test the bytes."""
+        """Test the bits of every client's masked elements, m of each, joined to bytes."""
         length = 16_000 if laboratory.quick else 256_000
         specs = (VectorSpec("update", (Block("dream", length, 1.0),)),)
         federation = laboratory.federation(defences, specs=specs, steps=1).masked()
-        frames = [item.frames[0] for item in federation.sent if item.kind is MaskedInput]
-        data = np.frombuffer(b"".join(frames), dtype=np.uint8)
+        places = np.arange(federation.plan.modulus_bits, dtype=np.uint32)
+        masked = (
+            unpack(item.frames[0], length, len(places)).astype(np.uint32)
+            for item in federation.sent
+            if item.kind is MaskedInput
+        )
+        data = np.concatenate([np.packbits((words[:, None] >> places & 1).astype(np.uint8)) for words in masked])
         tests = {"bytes": byte_frequencies(data), "bits": bit_balance(data), "pairs": neighbours(data)}
         smallest = min(1.0, len(tests) * min(tests.values()))  # Bonferroni
         value = max(0.0, min(300.0, -math.log10(smallest))) if smallest else 300.0

@@ -29,7 +29,7 @@ from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.lockstep import LockstepKeys
 from codream_protocols.masks import word_type
 from codream_protocols.messages import SealDelivery, UnmaskShares
-from codream_protocols.packing import packed_size, unpack
+from codream_protocols.packing import Packed, pack, packed_size
 from codream_protocols.resilient import ResilientKeys
 from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.server import ServerProtocol
@@ -284,14 +284,17 @@ def _any_context() -> AbstractContextManager[Any]:
 
 
 def _any_frame() -> AbstractContextManager[Any]:
-    def lenient(data: bytes, count: int, bits: int) -> Any:
+    def lenient(data: bytes, count: int, bits: int) -> Packed:
         size = packed_size(count, bits)
-        fitted = bytes(data)[:size].ljust(size, b"\0")
-        spare = size * 8 - count * bits
-        last = fitted[-1] & (0xFF >> spare)
-        return unpack(fitted[:-1] + bytes([last]), count, bits).astype(word_type(bits))
+        fitted = np.frombuffer(bytes(data)[:size].ljust(size, b"\0"), dtype=np.uint8)
+        return Packed((fitted & elements_bits(count, bits)).tobytes(), count, bits)
 
-    return patch.object(server_module, "unpack", lenient)
+    return patch.object(server_module, "Packed", lenient)
+
+
+def elements_bits(count: int, bits: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Which bits of a packed vector's bytes an element has, as ones."""
+    return np.frombuffer(pack(np.full(count, (1 << bits) - 1, dtype=word_type(bits)), bits), dtype=np.uint8)
 
 
 def _no_schema() -> AbstractContextManager[Any]:
