@@ -185,10 +185,15 @@ def audit(
         )
 
 
-def report(run: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A run's folder.")]) -> None:
-    """Write report.html of a finished run again."""
+def report(
+    run: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A run's folder, or a party's own.")],
+) -> None:
+    """Write report.html: of a finished run again, of a server's or a client's folder as it stands now."""
+    from secure_codream.reports.party_report import write_party_report
     from secure_codream.reports.report import write_report
+    from secure_codream.reports.status import STATUS
 
     if (run / "cells").is_dir():
         raise ConfigError(f"{run}: found a comparison; its report is written by: secure-codream compare --resume {run}")
-    console().print(f"The report: {write_report(run)}", soft_wrap=True)
+    written = write_party_report(run) if (run / STATUS).exists() else write_report(run)
+    console().print(f"The report: {written}", soft_wrap=True)

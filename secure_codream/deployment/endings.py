@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from secure_codream.deployment.files import read_metrics
-from secure_codream.reports.files import bytes_of
+from secure_codream.reports.files import RecordError, bytes_of
+from secure_codream.reports.party_report import REPORT, write_party_report
 from secure_codream.reports.words import counted, format_bytes
 
 _CLIENT_FILES = (
+    (REPORT, "all of this on a page, for this site's own eyes"),
     ("model.safetensors", "the model as it is now"),
     ("best.safetensors", "the best weights that its own judge has seen"),
     ("sums.json", "what was summed"),
@@ -20,6 +22,7 @@ _CLIENT_FILES = (
     ("journal", "the certified epochs; `secure-codream verify` checks them"),
 )
 _SERVER_FILES = (
+    (REPORT, "what happened, and the dreams, on a page"),
     ("sums.json", "what was summed"),
     ("rounds", "dreams and soft labels"),
     ("events.jsonl", "what happened"),
@@ -30,7 +33,8 @@ _SERVER_FILES = (
 
 def client_ending(folder: Path) -> list[str]:
     """A client's accuracies alone, now and at best, and its files; its own screen alone says them."""
-    return [*accuracies(read_metrics(folder / "metrics.jsonl")), *_files(folder, _CLIENT_FILES)]
+    said = accuracies(read_metrics(folder / "metrics.jsonl"))
+    return [*said, *_reported(folder), *_files(folder, _CLIENT_FILES)]
 
 
 def accuracies(lines: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -66,7 +70,16 @@ def server_ending(folder: Path) -> list[str]:
     traffic = found["traffic"]
     totals = f"{counted(found['secure_steps'], 'secure step')} by this process; all clients together: "
     totals += f"{format_bytes(traffic['up'])} up, {format_bytes(traffic['down'])} down"
-    return [totals, f"head {found['head']}", *_files(folder, _SERVER_FILES)]
+    return [totals, f"head {found['head']}", *_reported(folder), *_files(folder, _SERVER_FILES)]
+
+
+def _reported(folder: Path) -> list[str]:
+    """Writes the party's page; why there is none, which ends nothing."""
+    try:
+        write_party_report(folder)
+    except (RecordError, OSError) as error:
+        return [f"no report was written: {error}; try again with: secure-codream report {folder}"]
+    return []
 
 
 def _judging(line: Mapping[str, Any]) -> str:

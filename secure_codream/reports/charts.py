@@ -6,11 +6,13 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Point = tuple[float, float]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -100,3 +102,10 @@ def bars(counts: npt.NDArray[np.int64], top: float) -> str:
         for i, height in enumerate(heights)
         if height > 0
     )
+
+
+def spread(items: Sequence[_Item], most: int) -> list[_Item]:
+    """At most `most` of the items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

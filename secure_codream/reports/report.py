@@ -15,23 +15,15 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from secure_codream.reports.charts import Chart, Line, Point, Reference, Tick, axis, dots, svg_path, unbroken
+from secure_codream.reports.charts import Chart, Line, Point, Reference, Tick, axis, dots, spread, svg_path, unbroken
+from secure_codream.reports.course_of_events import ROUNDS_SHOWN, incidents_of, path_rows, timeline
+from secure_codream.reports.dream_pictures import dream_round
 from secure_codream.reports.events import (
-    ClientJoined,
-    ClientLost,
-    EpochGivenUp,
     Event,
-    FederationStarted,
-    Refused,
     RoundFinished,
     StepFinished,
     read_events,
@@ -39,15 +31,12 @@ from secure_codream.reports.events import (
 from secure_codream.reports.files import MissingRecord, write_whole
 from secure_codream.reports.judgements import rolled_back_note
 from secure_codream.reports.pages import page_environment
-from secure_codream.reports.pictures import data_uri, picture
-from secure_codream.reports.run_folder import Dreams, Exhibit, RunFolder, read_dreams, read_exhibit
+from secure_codream.reports.run_folder import Exhibit, RunFolder, read_dreams, read_exhibit
 from secure_codream.reports.statement import read_statement
 from secure_codream.reports.summary import Summary, read_summary
 from secure_codream.reports.what_the_server_saw import exhibit_view
 from secure_codream.reports.words import counted, duration, listed, percent, size
 
-DREAMS_SHOWN = 20
-ROUNDS_SHOWN = 8
 POINTS_SHOWN = 800
 PALETTE = 8
 
@@ -62,7 +51,7 @@ def write_report(folder: Path) -> Path:
     events = _events(run)
     exhibit = _exhibit(run)
     rounds = run.finished_rounds()
-    shown = _spread(rounds, ROUNDS_SHOWN)
+    shown = spread(rounds, ROUNDS_SHOWN)
     dreams = {number: read_dreams(run.round(number)) for number in shown}
     page = page_environment(percent=percent, size=size, duration=duration).get_template("report.html.j2")
     html = page.render(
@@ -75,14 +64,14 @@ def write_report(folder: Path) -> Path:
         dropped=_dropped(summary),
         rolled_back=rolled_back_note(summary.rolled_back),
         accuracy=_accuracy_chart(summary, events),
-        dreams=[_dream_round(number, dreams[number]) for number in shown],
+        dreams=[dream_round(number, dreams[number]) for number in shown],
         dream_rounds=len(rounds),
         entropy=_entropy_chart(summary, events),
         traffic=_traffic(summary),
         exhibit=exhibit_view(exhibit, dreams) if exhibit else None,
-        timeline=_timeline(events, summary.rounds),
-        paths=_path_rows(events),
-        incidents=_incidents(events),
+        timeline=timeline(events, summary.rounds),
+        paths=path_rows(events),
+        incidents=incidents_of(events),
         has_events=bool(events),
         statement=read_statement(run.path) if (run.path / "privacy.json").exists() else None,
         config=run.config.read_text("utf-8", errors="replace") if run.config.exists() else None,
@@ -155,7 +144,7 @@ def _accuracy_chart(summary: Summary, events: Sequence[Event]) -> Chart | None:
     return Chart(
         title="Test accuracy after each round",
         x_title="round; 0 is each client alone, before the first dreams" if rounds[0] == 0 else "round",
-        x_ticks=[Tick(x(r), str(r)) for r in _spread(rounds, 10)],
+        x_ticks=[Tick(x(r), str(r)) for r in spread(rounds, 10)],
         y_ticks=[Tick(y(tick), f"{100 * tick:.3g}\N{NO-BREAK SPACE}%") for tick in ticks],
         lines=lines,
         references=[
@@ -200,12 +189,12 @@ def _entropy_chart(summary: Summary, events: Sequence[Event]) -> Chart | None:
 
     rounds = [list(steps) for _, steps in itertools.groupby(measured, key=lambda step: step[1])]
     most = max(2, POINTS_SHOWN // len(rounds))
-    runs = [[at(index, entropy) for index, _, entropy in _spread(steps, most)] for steps in rounds]
+    runs = [[at(index, entropy) for index, _, entropy in spread(steps, most)] for steps in rounds]
     few = len(measured) <= 120
     return Chart(
         title="Entropy of the teachers on the dreams (nats), by secure step",
         x_title="round",
-        x_ticks=[Tick(at(steps[0][0], 0)[0], str(steps[0][1] + 1)) for steps in _spread(rounds, 10)],
+        x_ticks=[Tick(at(steps[0][0], 0)[0], str(steps[0][1] + 1)) for steps in spread(rounds, 10)],
         y_ticks=[Tick(at(0, tick)[1], f"{tick:g}") for tick in ticks],
         lines=[Line("mean of the clients", "mean", svg_path(runs), dots(itertools.chain(*runs)) if few else "", True)],
         references=[Reference(f"no idea: ln {classes} = {uniform:.2f}", at(0, uniform)[1])],
@@ -295,64 +284,6 @@ def _client_rows(summary: Summary) -> list[ClientRow]:
 
 
 @dataclass(frozen=True)
-class DreamView:
-    """A dream with its three likeliest classes and their probabilities."""
-
-    uri: str
-    top: list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class DreamRound:
-    """The dreams of a round: how many in all, how many of each class, and a selection."""
-
-    number: int
-    total: int
-    shape: str
-    by_class: list[tuple[int, float]]
-    shown: list[DreamView]
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
-
-
-def _dream_round(number: int, dreams: Dreams) -> DreamRound:
-    probabilities = _softmax(dreams.logits)
-    predicted = probabilities.argmax(axis=1)
-    counts = np.bincount(predicted, minlength=probabilities.shape[1])
-    chosen = _most_confident_in_turn(probabilities)
-    return DreamRound(
-        number=number,
-        total=len(predicted),
-        shape=" × ".join(map(str, dreams.images.shape[1:])),
-        by_class=[(int(count), float(count) / max(1, int(counts.max()))) for count in counts],
-        shown=[
-            DreamView(
-                uri=data_uri(picture(dreams.images[i])),
-                top=[(int(k), float(probabilities[i, k])) for k in np.argsort(-probabilities[i])[:3]],
-            )
-            for i in chosen
-        ],
-    )
-
-
-def _most_confident_in_turn(probabilities: npt.NDArray[np.float64]) -> list[int]:
-    """Of each class the most confident, then of each the second, and so on; the result is by class."""
-    predicted = probabilities.argmax(axis=1)
-    confidence = probabilities.max(axis=1)
-    ranks: Counter[int] = Counter()
-    ranked = []
-    for i in np.argsort(-confidence, kind="stable"):
-        k = int(predicted[i])
-        ranked.append((ranks[k], k, int(i)))
-        ranks[k] += 1
-    taken = sorted(ranked)[:DREAMS_SHOWN]
-    return [i for _, _, i in sorted(taken, key=lambda entry: (entry[1], entry[0]))]
-
-
-@dataclass(frozen=True)
 class TrafficPart:
     """A part of the bytes that a client sends; `width` is per cent of the widest bar."""
 
@@ -385,97 +316,6 @@ def _traffic(summary: Summary) -> TrafficView:
     )
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Consecutive steps of one round that went the same way."""
-
-    path: str
-    first: int
-    last: int
-    survivors: int
-    cohort: int
-
-
-def _timeline(events: Sequence[Event], learnt: int) -> list[tuple[str, list[Stretch]]]:
-    """Round by round, how the steps went; after the last one come the metrics of what was learnt."""
-    flow = [event for event in events if isinstance(event, StepFinished | EpochGivenUp)]
-    rounds: list[tuple[int, list[Stretch]]] = []
-    for number, steps in itertools.groupby(flow, key=lambda event: event.round):
-        stretches: list[Stretch] = []
-        for event in steps:
-            if isinstance(event, EpochGivenUp):
-                stretches.append(Stretch("failed" if event.wrong_sum else "given-up", 0, 0, 0, 0))
-                continue
-            survivors, cohort = len(event.survivors), len(event.survivors) + len(event.dropped)
-            before = stretches[-1] if stretches else None
-            same = before and (before.path, before.survivors, before.cohort) == (
-                event.path,
-                survivors,
-                cohort,
-            )
-            first = before.first if same and before else event.step
-            if same:
-                stretches.pop()
-            stretches.append(Stretch(event.path, first, event.step, survivors, cohort))
-        rounds.append((number, stretches))
-    incidents = [entry for entry in rounds if any(stretch.path != "fast" for stretch in entry[1])]
-    kept = {number for number, _ in (*_spread(rounds, ROUNDS_SHOWN), *incidents[: 2 * ROUNDS_SHOWN])}
-    names = {number: f"round {number + 1}" if number < learnt else "at the end" for number in kept}
-    return [(names[number], stretches) for number, stretches in rounds if number in kept]
-
-
-@dataclass(frozen=True)
-class PathRow:
-    """The steps that went by one path, with the median of their seconds."""
-
-    path: str
-    steps: int
-    seconds: float
-
-
-def _path_rows(events: Sequence[Event]) -> list[PathRow]:
-    steps = [event for event in events if isinstance(event, StepFinished)]
-    by_path = {path: [step.seconds for step in steps if step.path == path] for path in ("fast", "dropout")}
-    return [PathRow(path, len(times), statistics.median(times)) for path, times in by_path.items() if times]
-
-
-def _incidents(events: Sequence[Event]) -> list[tuple[float, str, str]]:
-    """What went otherwise than planned: seconds since the start, kind, words."""
-    start = next((event.time for event in events if isinstance(event, FederationStarted)), None)
-    if start is None:
-        start = events[0].time if events else 0.0
-    found: list[tuple[float, str, str]] = []
-    missing: set[str] = set()
-    lost: dict[str, float] = {}
-    for event in events:
-        since = event.time - start
-        match event:
-            case ClientLost():
-                lost[event.client] = since
-                found.append((since, "lost", f"{event.client} no longer answered"))
-            case ClientJoined() if event.client in lost:
-                away = duration(max(0.0, since - lost.pop(event.client)))
-                found.append((since, "back", f"{event.client} is back after {away}"))
-            case StepFinished():
-                if left_out := sorted(set(event.dropped) - missing):
-                    where = f"round {event.round + 1}, step {event.step + 1}"
-                    words = (
-                        f"without {listed(left_out)} from {where} on; the sum is over {len(event.survivors)} clients"
-                    )
-                    found.append((since, "dropout", words))
-                missing = (missing | set(event.dropped)) - set(event.survivors)
-            case EpochGivenUp():
-                kind = "failed" if event.wrong_sum else "given up"
-                again = "nothing of it is learnt, it begins anew"
-                found.append((since, kind, f"round {event.round + 1}: {event.reason}; {again}"))
-            case Refused():
-                kind = "late" if event.ordinary else "refused"
-                whose = f"{event.client} refused a message" if event.by == "client" else f"a message of {event.client}"
-                about = f", {event.found}" if event.found else ""
-                found.append((since, kind, f"{whose}: {event.code}{about}"))
-    return found
-
-
 # --- reading and rendering -------------------------------------------------------------------------
 
 
@@ -491,10 +331,3 @@ def _exhibit(run: RunFolder) -> Exhibit | None:
         return read_exhibit(run.exhibit)
     except MissingRecord:
         return None
-
-
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` of the items, evenly spread, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

@@ -116,6 +116,8 @@ def test_keys_to_prediction(study: Study) -> None:
             process.kill()
             process.wait()
 
+    for folder, whose in ((study.server, "the aggregator"), *((study.site(name), name) for name in SITES)):
+        assert f"<h1>study: {whose}</h1>" in (folder / "report.html").read_text()
     for number, name in enumerate(SITES):
         no_worse_than_alone(study.site(name))
         predicted(study.site(name), number)
