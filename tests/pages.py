@@ -73,6 +73,11 @@ def fits(expected: list[str], printed: list[str], *, ordered: bool = True) -> bo
     return all(line in left for line in wanted) if ordered else not set(wanted) - set(got)
 
 
+def found(pattern: str, lines: list[str]) -> list[str]:
+    """What fits a pattern, in order."""
+    return [match[0] for match in re.finditer(pattern, "\n".join(lines))]
+
+
 class Walkthrough:
     """Somebody who does what a page says.
 
@@ -80,10 +85,14 @@ class Walkthrough:
         folder: where they start; the page calls it `home`.
         home: what the page shows in its place.
         replaced: texts of the page that are others here, such as a port.
+        others: whose commands a page leaves out, since they are the same as somebody's: (somebody, the others).
     """
 
-    def __init__(self, folder: Path, *, home: str, replaced: dict[str, str]) -> None:
-        self._folder, self._home, self._replaced = folder, home, replaced
+    def __init__(
+        self, folder: Path, *, home: str, replaced: dict[str, str], others: tuple[str, tuple[str, ...]] = ("", ())
+    ) -> None:
+        self._folder, self._home, self._replaced, self._others = folder, home, replaced, others
+        self._fingerprints: dict[str, str] = {}  # the page's -> those of here
         self._beside: list[tuple[Shown, subprocess.Popen[Any], Path]] = []
         programs = folder.parent / "bin"
         programs.mkdir()
@@ -109,7 +118,8 @@ class Walkthrough:
                 name = re.match(r"# ([\w./-]+\.\w+)\n", text)
                 if kind == "console":
                     for one in shown(text):
-                        self._type(one)
+                        for typed in (one, *self._of_others(one)):
+                            self._type(typed)
                 elif name is not None:
                     (self._folder / name[1]).write_text(text)
             self._wait()
@@ -118,7 +128,14 @@ class Walkthrough:
                 process.kill()
                 process.wait()
 
+    def _of_others(self, one: Shown) -> list[Shown]:
+        somebody, others = self._others
+        if not others or somebody not in one.command or any(other in one.command for other in others):
+            return []
+        return [Shown(one.command.replace(somebody, other), [LEFT_OUT]) for other in others]
+
     def _type(self, one: Shown) -> None:
+        one = Shown(re.sub(FINGERPRINT, lambda one: self._fingerprints.get(one[0], one[0]), one.command), one.lines)
         words = one.command.split()
         if words[:2] in (["secure-codream", "server"], ["secure-codream", "client"]):
             output = self._folder.parent / f"terminal-{len(self._beside)}"
@@ -136,8 +153,9 @@ class Walkthrough:
             if words[1:2] != ["doctor"]:
                 self._wait()
             code, printed, errors = self._run(one)
-            fails = any(line.startswith("failed: ") for line in one.lines)
+            fails = words[1:2] == ["doctor"] and any(line.startswith("failed: ") for line in printed)
             assert code == int(fails) and fits(one.lines, printed), (one.command, "\n".join(printed), errors)
+            self._fingerprints.update(zip(*(found(FINGERPRINT, lines) for lines in (one.lines, printed)), strict=False))
 
     def _run(self, one: Shown) -> tuple[int, list[str], str]:
         """A command's exit code, its lines, and what it says of errors."""
