@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -73,9 +74,16 @@ def fits(expected: list[str], printed: list[str], *, ordered: bool = True) -> bo
     return all(line in left for line in wanted) if ordered else not set(wanted) - set(got)
 
 
-def found(pattern: str, lines: list[str]) -> list[str]:
+def matches(pattern: str, lines: list[str]) -> list[str]:
     """What fits a pattern, in order."""
     return [match[0] for match in re.finditer(pattern, "\n".join(lines))]
+
+
+def free_port() -> str:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 class Walkthrough:
@@ -93,6 +101,7 @@ class Walkthrough:
     ) -> None:
         self._folder, self._home, self._replaced, self._others = folder, home, replaced, others
         self._fingerprints: dict[str, str] = {}  # the page's -> those of here
+        self._last: tuple[int, list[str], str] = (0, [], "")  # what a command came to
         self._beside: list[tuple[Shown, subprocess.Popen[Any], Path]] = []
         programs = folder.parent / "bin"
         programs.mkdir()
@@ -135,7 +144,7 @@ class Walkthrough:
         return [Shown(one.command.replace(somebody, other), [LEFT_OUT]) for other in others]
 
     def _type(self, one: Shown) -> None:
-        one = Shown(re.sub(FINGERPRINT, lambda one: self._fingerprints.get(one[0], one[0]), one.command), one.lines)
+        one = Shown(re.sub(FINGERPRINT, lambda seen: self._fingerprints.get(seen[0], seen[0]), one.command), one.lines)
         words = one.command.split()
         if words[:2] in (["secure-codream", "server"], ["secure-codream", "client"]):
             output = self._folder.parent / f"terminal-{len(self._beside)}"
@@ -144,18 +153,23 @@ class Walkthrough:
                     shlex.split(one.command), stdout=stream, stderr=stream, cwd=self._folder, env=self._environment
                 )
             self._beside.append((one, process, output))
-        elif words[:2] == ["secure-codream", "status"] and any(beside.poll() is None for _, beside, _ in self._beside):
+        elif words[1:2] in (["status"], ["doctor"]) and self._beside:
             end = time.monotonic() + _PATIENCE
-            while (found := self._run(one))[0] != 0 or not fits(one.lines, found[1]):
-                assert time.monotonic() < end, (one.command, *found)
+            while not self._shows(one):  # who reads on has waited until it does
+                assert time.monotonic() < end, (one.command, self._last)
                 time.sleep(0.5)
         else:
-            if words[1:2] != ["doctor"]:
-                self._wait()
-            code, printed, errors = self._run(one)
-            fails = words[1:2] == ["doctor"] and any(line.startswith("failed: ") for line in printed)
-            assert code == int(fails) and fits(one.lines, printed), (one.command, "\n".join(printed), errors)
-            self._fingerprints.update(zip(*(found(FINGERPRINT, lines) for lines in (one.lines, printed)), strict=False))
+            self._wait()
+            assert self._shows(one), (one.command, self._last)
+
+    def _shows(self, one: Shown) -> bool:
+        """Run a command: whether it ends and prints as the page says. Fingerprints that it prints are remembered."""
+        code, printed, _ = self._last = self._run(one)
+        fails = any(line.startswith("failed: ") for line in one.lines)
+        as_shown = code == int(fails) and fits(one.lines, printed)
+        if as_shown and LEFT_OUT not in one.lines:
+            self._fingerprints.update(zip(matches(FINGERPRINT, one.lines), matches(FINGERPRINT, printed), strict=True))
+        return as_shown
 
     def _run(self, one: Shown) -> tuple[int, list[str], str]:
         """A command's exit code, its lines, and what it says of errors."""

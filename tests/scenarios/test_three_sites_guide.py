@@ -8,8 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.pages import ROOT, Walkthrough
-from tests.system.test_tutorial import free_port
+from tests.pages import ROOT, Walkthrough, free_port
 
 
 @pytest.mark.system

@@ -87,7 +87,12 @@ def test_the_images_install_commands_install_the_program(tmp_path: Path) -> None
     subprocess.run(make.replace("python ", f"{sys.executable} ", 1), shell=True, check=True, timeout=300)
     for extra, command in (("", install), ("[client]", install.replace(" install ", " install --dry-run --quiet ", 1))):
         done = subprocess.run(
-            command, shell=True, capture_output=True, text=True, env={"EXTRA": extra, "PATH": "/usr/bin:/bin"}, timeout=900
+            command,
+            shell=True,
+            capture_output=True,
+            text=True,
+            env={"EXTRA": extra, "PATH": "/usr/bin:/bin"},
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr
     said = subprocess.run([environment / "bin" / "secure-codream", "--version"], capture_output=True, text=True)

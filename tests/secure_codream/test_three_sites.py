@@ -1,4 +1,4 @@
-"""The keys, rosters and charters of docs/three-sites.md: each command of theirs runs, and prints what the page shows."""
+"""Keys, rosters and charters of docs/three-sites.md: each command of theirs runs, and prints what the page shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from secure_codream import cli
-from tests.pages import FENCED, FINGERPRINT, ROOT, Shown, alike, found, shown
+from tests.pages import FENCED, FINGERPRINT, ROOT, Shown, alike, matches, shown
 
 PAGE = (ROOT / "docs" / "three-sites.md").read_text(encoding="utf-8")
 OTHERS = ("bob", "carol")
@@ -34,7 +34,7 @@ def run_all(commands: list[Shown]) -> list[list[str]]:
     fingerprint = ""
     for one in commands:
         lines.append(printed(one.command, fingerprint))
-        fingerprint = fingerprint or found(FINGERPRINT, lines[-1])[0]  # the administrator's is the first
+        fingerprint = fingerprint or matches(FINGERPRINT, lines[-1])[0]  # the administrator's is the first
         if "alice" in one.command and "bob" not in one.command:
             for name in OTHERS:
                 printed(one.command.replace("alice", name), fingerprint)

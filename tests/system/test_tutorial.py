@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
-from tests.pages import ROOT, Walkthrough
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+from tests.pages import ROOT, Walkthrough, free_port
 
 
 @pytest.mark.system
