@@ -35,7 +35,8 @@ def test_figures_differ_and_words_do_not() -> None:
 
 
 def test_commands_and_their_lines() -> None:
-    assert [(one.command, one.lines) for one in shown(PAGE)][0] == ("cat kept.txt", ["# kept.txt", "is written"])
+    first, _ = shown(PAGE)
+    assert (first.command, first.lines) == ("cat kept.txt", ["# kept.txt", "is written"])
 
 
 @pytest.mark.parametrize("change", [None, ("is written\n$", "is not\n$"), ("cat kept", "cat other"), ("\ndone", "")])
