@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^ *```(\w+)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 FINGERPRINT = r"\b[0-9a-f]{4}( [0-9a-f]{4}){9}\b"
 LEFT_OUT = "..."
 _DIFFERS = (

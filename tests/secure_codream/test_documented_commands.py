@@ -20,7 +20,9 @@ def command_lines(text: str) -> list[list[str]]:
     found = []
     for block in [block for kind, block in FENCED.findall(text) if kind in ("console", "yaml", "ini")]:
         for line in block.replace("\\\n", " ").splitlines():
-            typed = re.match(r"(?:\$ )?(?:.*&& )?(?:ExecStart=)?(?:\S*/)?secure-codream (.*)", line.strip())
+            typed = re.match(
+                r"(?:\$ )?(?:.*&& )?(?:sudo -u \S+ )?(?:ExecStart=)?(?:\S*/)?secure-codream (.*)", line.strip()
+            )
             if typed is not None:
                 found.append(shlex.split(typed[1], comments=True))
     return found
@@ -43,4 +45,5 @@ def test_what_is_no_command_is_seen() -> None:
     for words in (["clint", "a"], ["client", "a", "--fast"], ["roster", "swap", "a"]):
         assert "No such" in refusal(words), words
     page = "```console\n$ secure-codream verify a \\\n    --json  # said\n.venv/bin/secure-codream demo\n```\n"
-    assert command_lines(page) == [["verify", "a", "--json"], ["demo"]]
+    page += "1. ...\n\n   ```console\n   sudo -u codream /opt/bin/secure-codream status a\n   ```\n"
+    assert command_lines(page) == [["verify", "a", "--json"], ["demo"], ["status", "a"]]
