@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all coverage mutants lint documents constraints clean setup
+.PHONY: demo test test-all coverage mutants lint documents site constraints clean setup
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make mutants   disable each defence in turn, and see that its tests notice"
 	@echo "make lint      ruff, mypy --strict, import-linter"
 	@echo "make documents write the pages that the code says itself"
+	@echo "make site      the documents as a site, in site/index.html; a warning fails it"
 	@echo "make constraints  write constraints.txt from what is installed in .venv"
 	@echo "make clean     remove .venv, caches and runs"
 
@@ -47,6 +48,9 @@ coverage: setup
 documents: setup
 	$(BIN)/python -m secure_codream.documents docs
 
+site: setup
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs site
+
 constraints: setup
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
 
@@ -54,5 +58,5 @@ mutants: setup
 	$(BIN)/python -m tests.mutants $(ARGS)
 
 clean:
-	rm -rf .venv runs dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv runs dist site .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -49,7 +49,7 @@ CONFIGURATION = """# Configuration
 Every key of every file that people write, from the declarations in the code: `python -m secure_codream.documents docs`
 writes this page, and a test holds it to them. A value out of its range is refused with the key, what was found and what
 is allowed; so is a key that no table has. [federations.md](federations.md) has complete examples, and
-[`examples/`](../examples) files to start from."""
+the folder `examples` files to start from."""
 
 FILES: dict[str, tuple[str, tuple[tuple[str, type[Any]], ...]]] = {
     "config.toml": (
