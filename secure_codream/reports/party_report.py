@@ -26,7 +26,7 @@ from secure_codream.reports.status import Status, read_status
 from secure_codream.reports.words import counted, duration, percent, size
 
 REPORT = "report.html"
-TITLES = {"accuracy": "test images", "held_accuracy": "its own images, held back", "best_accuracy": "best so far"}
+TITLES = {"accuracy": "test images", "held_accuracy": "its own images, by which it is judged"}
 
 
 def write_party_report(folder: Path) -> Path:
