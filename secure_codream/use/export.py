@@ -75,7 +75,7 @@ def export(model: OpenedModel, out: Path, *, force: bool = False) -> None:
             content = _as_onnx(whole, model, text) if out.suffix == ".onnx" else _as_program(whole, model, text)
     except UseError:
         raise
-    except Exception as error:  # whatever a network that cannot be traced leads torch to raise
+    except (Exception, SystemExit) as error:  # whatever a network that cannot be traced leads torch to raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UseError(f"{model.path}: this model cannot be exported ({reason[:300]})") from error
     write_whole(out, content)

@@ -369,7 +369,7 @@ def own_data() -> tuple[LabelledImages, LabelledImages]:
 def test_the_command_counts_persons_where_the_source_knows_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codream_clients.data.own_data.call_own_part", lambda reference: own_data())
+    monkeypatch.setattr("codream_clients.data.own_data.load_own_part", lambda reference: own_data)
     model = opened(tmp_path)
     done = CliRunner().invoke(cli.app, ["evaluate", str(model.path), "hospital:load", "--resamples", "200", "--json"])
     assert done.exit_code == 0, done.output
