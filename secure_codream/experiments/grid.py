@@ -164,7 +164,7 @@ class CompareTable(Table):
 class SourceTable(ImagesTable):
     """`[data]`: what is dealt out; `[compare]` and its partitions stand for the other keys of a client's.
 
-    `root` is no part of a cell's digest.
+    Relative paths start at the folder where the process does. `root` is no part of a cell's digest.
     """
 
 

@@ -287,7 +287,7 @@ class _Look:
 
 
 class _Walk:
-    """Folders read once and in order, however often they are looked at; hidden, dead and repeated entries are left out."""
+    """Folders read once and in order, however often they are looked at, without what is hidden or dead."""
 
     def __init__(self, root: Path, notes: Notes) -> None:
         self.root, self.notes = root, notes
