@@ -4,6 +4,7 @@ An image that is there twice, once to learn from and once to measure by, makes e
 on both sides does. Where groups are known they alone count: one black picture that all have would make all of them one.
 """
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -19,6 +20,16 @@ DIGEST_BYTES = 16
 def digests(images: NDArray[Any]) -> list[bytes]:
     """For images (N, ...), a digest of each one's values: the same for copies alone."""
     return [blake2b(np.ascontiguousarray(image).data, digest_size=DIGEST_BYTES).digest() for image in images]
+
+
+def copies_within(found: Sequence[bytes]) -> int:
+    """How many images are there already, by the digests of all."""
+    return len(found) - len(set(found))
+
+
+def copies_of(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    """How many images of the other part are in the one, by the digests of both."""
+    return sum(map(set(one).__contains__, other))
 
 
 def units_of(images: NDArray[Any], groups: Groups | None) -> Units:
