@@ -328,6 +328,15 @@ def test_what_numbers_mean_to_a_model_with_names_is_on_the_screen(tmp_path: Path
     assert "labels are numbers, in the order of class_names: 0 is 'kind 0', 1 is 'kind 1'" in shown.output
 
 
+def test_names_that_are_told_are_shown_for_a_source_of_numbers(tmp_path: Path) -> None:
+    opened(tmp_path)
+    told = [f"kind {number}" for number in range(10)]
+    command = ["evaluate", str(tmp_path), "digits", "--class-names", ",".join(told), "--resamples", "200"]
+    found = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
+    assert [one["name"] for one in found["figures"]["by_class"]] == told
+    assert "9 kind 9" in CliRunner().invoke(cli.app, command).stdout
+
+
 def test_the_command_takes_a_bare_folder_and_what_data_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
