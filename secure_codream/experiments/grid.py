@@ -557,7 +557,7 @@ def _try_private_models(
     for name in dict.fromkeys(names):
         try:
             examine_private(
-                build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0),
+                build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0, examined=True),
                 images,
                 classes=classes,
                 name=name,

@@ -43,12 +43,14 @@ def build(
     seed: int,
     norm: Norm = "batch",
     device: torch.device = CPU,
+    examined: bool = False,
 ) -> nn.Module:
     """A freshly initialised model, on the CPU: (N, channels, height, width) -> logits (N, classes).
 
     `name` is one of `ZOO` or `NETWORKS`, with `_gn` at its end for group norm whatever `norm` says, or
     module:function, which is called as function(channels, size, classes) and RUNS THAT MODULE'S CODE; its model goes
-    through the gate (`gate.examine`) on `device`, where it is to be used. `norm` is of no effect there.
+    through the gate (`gate.examine`) on `device`, where it is to be used, unless the caller has it `examined`, and asks
+    for more. `norm` is of no effect there.
     `size` is the side of a square, or (height, width); what an own function gets says `call_builder`.
     The weights depend on `seed` and the other arguments alone, as far as an own function draws from torch's
     global generator; the global random state stays as it was.
@@ -72,8 +74,9 @@ def build(
             # takes group norm alone, cannot read gradients of such a layout.
             return network.to(memory_format=torch.channels_last) if norm == "batch" else network
         model = call_builder(base, load_own_part(base), (channels, *sides), classes)
-    images = trial_images((channels, *sides), classes=classes, device=device)
-    examine(model, images, classes=classes, name=f"{base}()")
+    if not examined:
+        images = trial_images((channels, *sides), classes=classes, device=device)
+        examine(model, images, classes=classes, name=f"{base}()")
     return model  # type: ignore[no-any-return]
 
 
