@@ -6,7 +6,7 @@ Loaders write into `Notes` while they read; `understood` makes an `Understanding
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -162,8 +162,8 @@ def understood(source: str, kind: str, parts: Sequence[tuple[str, Part]], notes:
     )
     for warning in _warnings(found, parts):
         notes.warns(warning)
-    return Understanding(
-        **{key: getattr(found, key) for key in ("source", "kind", "shape", "class_names", "parts")},
+    return replace(
+        found,
         forms=tuple(notes.forms.most_common()),
         readings=notes.readings,
         left_out=notes.left_out,

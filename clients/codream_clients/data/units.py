@@ -34,7 +34,12 @@ def copies_of(one: Sequence[bytes], other: Sequence[bytes]) -> int:
 
 def units_of(images: NDArray[Any], groups: Groups | None) -> Units:
     """For images (N, ...) and whose each is, where that is known, the number of each one's unit, (N,), from 0."""
-    own = np.array(digests(images), dtype=f"S{DIGEST_BYTES}") if groups is None else groups
+    return units_by(digests(images) if groups is None else groups)
+
+
+def units_by(marks: Sequence[bytes] | Groups) -> Units:
+    """The same by the images' digests, or by their groups: images of one mark are one unit."""
+    own = marks if isinstance(marks, np.ndarray) else np.array(marks, dtype=f"S{DIGEST_BYTES}")
     _, number = np.unique(own, return_inverse=True)
     return number.astype(np.int64)
 
