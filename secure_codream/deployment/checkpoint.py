@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from secure_codream.deployment.description import Description
-from secure_codream.reports.files import write_whole
 from secure_codream.reports.words import first_line
 
 MAX_BYTES, MAX_HEADER_BYTES, MAX_TENSORS = 8 << 30, 8 << 20, 20_000
@@ -76,11 +75,6 @@ def checkpoint_bytes(model: nn.Module | Mapping[str, torch.Tensor], description:
     tensors = {name: _on_its_own(tensor) for name, tensor in _state_of(model).items()}
     content: bytes = safetensors.torch.save(tensors, {_KEY: text})
     return content
-
-
-def write_checkpoint(path: Path, model: nn.Module, description: Description) -> None:
-    """Write `checkpoint_bytes` in one piece."""
-    write_whole(path, checkpoint_bytes(model, description))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -20,14 +20,13 @@ from codream_clients.models.zoo import build
 from codream_clients.own_parts import OwnPartError
 from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.deployment.checkpoint import CheckpointError, write_checkpoint
+from secure_codream.deployment.checkpoint import CheckpointError
 from secure_codream.deployment.description import Description, Standardisation
 from secure_codream.deployment.files import MODEL
 from secure_codream.use.export import export
 from secure_codream.use.model import MOST_IN_BATCH, OpenedModel, UseError, open_model
-from tests.secure_codream.models import DESCRIBED, small_model
+from tests.secure_codream.models import DESCRIBED, HALF, opened, small_model, write_checkpoint
 
-HALF = replace(DESCRIBED, standardisation=Standardisation((0.5,), (0.25,)))
 OWN = """
 from pathlib import Path
 from torch import nn
@@ -44,11 +43,6 @@ class Ending(nn.Sequential):
 def build(channels, size, classes):
     return Ending(nn.Flatten(), nn.Linear(channels * size * size, classes))
 """
-
-
-def opened(folder: Path, description: Description = HALF, **options: object) -> OpenedModel:
-    write_checkpoint(folder / MODEL, small_model(1), description)
-    return open_model(folder, device="cpu", **options)
 
 
 def pixels(count: int = 5) -> np.ndarray:
