@@ -18,11 +18,11 @@ from codream_clients.journal import LOCK, JournalBusy
 from codream_protocols.charter import Charter
 from codream_protocols.durable import sync_folder
 from codream_protocols.errors import NotAccepted
-from secure_codream.deployment.files import BEST, FAILURES, MODEL, SUMS
+from secure_codream.deployment.files import BEST, FAILURES, JOURNAL, MODEL, RECORD, SUMS
 from secure_codream.deployment.verify import Verified, verify_record
 from secure_codream.membership.accepted import ACCEPTANCE, ACCEPTANCES, CHARTER, ROSTER, SIGNATURE
 
-EARLIER, RECORD, JOURNAL = "earlier", "record", "journal"
+EARLIER = "earlier"
 _SET_ASIDE = (MODEL, BEST, SUMS, FAILURES, ACCEPTANCES, ACCEPTANCE, SIGNATURE, CHARTER, ROSTER)
 
 

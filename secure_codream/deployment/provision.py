@@ -25,6 +25,7 @@ from secure_codream.configuration.federation import PARAMETER_COURSES, Federatio
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.configuration.reference import with_comments
 from secure_codream.deployment.charter import config_file, handed_out, runnable
+from secure_codream.deployment.files import CLIENT_FILE
 from secure_codream.membership.accepted import (
     ACCEPTANCE,
     ACCEPTANCES,
@@ -109,7 +110,7 @@ def provision(
             folder = out / "clients" / client.name
             write_key(folder / IDENTITY, identity)
             write_key(folder / TRANSPORT, transport)
-            write_new(folder / "client.toml", client_file(client))
+            write_new(folder / CLIENT_FILE, client_file(client))
             _write_all(folder, {**shared, ACCEPTANCE: said[client.name]})
         _write_all(out / "server", shared)
         _write_all(out / "server" / ACCEPTANCES, {f"{name}.json": content for name, content in said.items()})

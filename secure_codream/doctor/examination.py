@@ -20,8 +20,9 @@ from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.deployment.acceptance import permitted
-from secure_codream.deployment.earlier import JOURNAL, RECORD, is_running
+from secure_codream.deployment.earlier import is_running
 from secure_codream.deployment.exposure import exposures
+from secure_codream.deployment.files import CLIENT_FILE, JOURNAL, RECORD
 from secure_codream.doctor.findings import MENDABLE, Finding, State, failure, looked, ok, warning
 from secure_codream.doctor.machine import bytes_to_write, of_clock, of_descriptors, of_disk
 from secure_codream.doctor.reachability import REACHABILITY, of_own_port, of_server
@@ -42,7 +43,6 @@ from secure_codream.reports.words import counted
 
 SETTINGS, KEYS, ROSTER_CHECK, CHARTER, ACCEPTANCE = "settings", "keys", "roster", "charter", "acceptance"
 POLICY, BLOCKS, LOSSES = "policy", "blocks", "losses"
-CLIENT_FILE = "client.toml"
 
 
 @dataclass
