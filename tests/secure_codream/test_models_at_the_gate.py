@@ -43,9 +43,7 @@ TASK = {"shape": (1, 8, 8), "classes": 10}
 PRIVACY = {"epsilon": 8.0, "batch_size": 16, "warm_up_epochs": 1, "accountant": "rdp"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
