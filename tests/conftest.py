@@ -1,4 +1,4 @@
-"""In which order tests are handed out, what a run has to mend first of where it was started, and what many tests need."""
+"""In which order tests are handed out, what a run has to mend first of where it was started, and what many share."""
 
 from __future__ import annotations
 
