@@ -38,6 +38,7 @@ def data(
     from secure_codream.configuration.federation import read_federation
     from secure_codream.configuration.images import names_line, source_of
     from secure_codream.configuration.reading import check
+    from secure_codream.reports.files import written_whole
     from secure_codream.use.predict import check_out
 
     flags = {"size": size, "groups": groups, "pages": pages, "channels": channels, "root": root}
@@ -49,7 +50,8 @@ def data(
     understood = found.understanding
     figures = survey(found.train, found.test, understood)
     if sheet is not None:
-        write_sheet(sheet, found.train, understood)
+        with written_whole(sheet) as file:
+            write_sheet(file, found.train, understood)
     if json:
         typer.echo(json_text.dumps({**understood.as_json(), "survey": figures.as_json()}, indent=2))
         return

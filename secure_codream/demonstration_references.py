@@ -23,6 +23,7 @@ from secure_codream.configuration.assembly import assemble, make_model
 from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.federation import FederationConfig, learning_settings, read_federation
 from secure_codream.configuration.images import load_data
+from secure_codream.deployment.files import CLIENT_FILE
 from secure_codream.reports.files import write_whole
 from secure_codream.reports.run_folder import RunFolder
 
@@ -38,7 +39,7 @@ def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -
         dreams_ready: a line arrives here when all rounds are over; its end without one means that nobody waits.
     """
     torch.set_num_threads(1)
-    clients = [read_client(run.client(name) / "client.toml") for name in names]
+    clients = [read_client(run.client(name) / CLIENT_FILE) for name in names]
     federation = read_federation(run.config)
     settings, rounds = learning_settings(federation), federation.federation.rounds
     data = [load_data(client.data, federation.task) for client in clients]

@@ -14,7 +14,6 @@ import typer
 from secure_codream.command_parts import Json, Out, Root, console, fail, given, listed, say
 from secure_codream.configuration.reading import ConfigError
 
-Resume = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Go on with this run's folder.")]
 Data = Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")]
 
 SWEEP = {"compare": {"name": "sweep", "models": ["cnn2_gn"]}, "sweep": {}}
@@ -95,7 +94,7 @@ def compare(
     screen = console(stderr=json, highlight=None)
     usual = SWEEP if context.info_name == "sweep" or flags["sweep"] else None
     comparison = resume_run(resume) if resume is not None else prepare(config, flags, out, usual)
-    for line in lines(comparison.grid.understood()):
+    for line in lines(comparison.grid.understood):
         say(screen, line)
     command = comparison.grid.config.command
     jobs = jobs or usual_jobs(comparison.grid.config.compare.device)

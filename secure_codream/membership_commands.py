@@ -21,6 +21,7 @@ from secure_codream.command_parts import console, fail, say
 from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.configuration.reading import check
+from secure_codream.deployment.files import CLIENT_FILE
 from secure_codream.membership import administration, keys
 from secure_codream.membership.accepted import CHARTER, ROSTER, expiry_warning, same_fingerprint
 from secure_codream.membership.addresses import require_address
@@ -31,8 +32,6 @@ from secure_codream.reports.words import counted
 
 if TYPE_CHECKING:
     from secure_codream.deployment.acceptance import Offered
-
-CLIENT_FILE = "client.toml"
 
 Party = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="This party's folder.")]
 Administrator = Annotated[

@@ -115,7 +115,7 @@ def evaluate(
         channels=None if channels is None else channels.value,
         class_names=None if class_names is None else tuple(listed(class_names)),
     )
-    found = measure(opened, read.images, resamples=resamples, seed=seed, names=read.images.class_names)
+    found = measure(opened, read.images, resamples=resamples, seed=seed, names=read.names)
     if json:
         described = {
             "model": str(opened.path),

@@ -1,9 +1,10 @@
-"""In which order tests are handed out, and what a run has to mend first of where it was started."""
+"""In which order tests are handed out, what a run has to mend first of where it was started, and what many share."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,3 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     a file, has these last.
     """
     items.sort(key=lambda item: item.path.parent.name != "system")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread: the models of tests are small, and threads would only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

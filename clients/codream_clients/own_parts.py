@@ -9,7 +9,8 @@ client's folder by an administrator reads `client.toml` before starting it.
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +40,17 @@ def load_own_part(reference: str) -> Callable[..., Any]:
     if not is_reference(reference):
         raise OwnPartError(f"found {reference!r}; module:name is needed, such as my_module:build")
     module_name, _, name = reference.partition(":")
-    here = str(Path.cwd())
-    _refuse_hiding(Path(here))
-    if here not in sys.path:
-        sys.path.insert(0, here)
-        importlib.invalidate_caches()
+    here = look_here()
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+        with guarded(f"{reference}: importing {module_name!r}"):
+            module = importlib.import_module(module_name)
+    except OwnPartError as error:
+        lacking = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
+        if lacking is not None and (module_name == lacking or module_name.startswith(f"{lacking}.")):
             raise OwnPartError(
                 f"{reference}: no module {module_name!r} in {here} or among the installed packages"
             ) from error
-        raise OwnPartError(f"{reference}: importing {module_name!r} failed: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise OwnPartError(
-            f"{reference}: importing {module_name!r} failed: {type(error).__name__}: {error}{_left(error)}"
-        ) from error
+        raise
     part = getattr(module, name, None)
     if part is None:
         names = [other for other, value in vars(module).items() if callable(value) and not other.startswith("_")]
@@ -65,28 +60,34 @@ def load_own_part(reference: str) -> Callable[..., Any]:
     return part  # type: ignore[no-any-return]
 
 
-def call_own_part(reference: str, *arguments: Any) -> Any:
-    """What the part that `reference` names returns; raises `OwnPartError` if it raises anything."""
-    part = load_own_part(reference)
-    try:
+def call_own_part(reference: str, part: Callable[..., Any], *arguments: Any) -> Any:
+    """What `part`, loaded as `reference` names it, returns; raises `OwnPartError` if it raises anything."""
+    given = ", ".join(repr(argument) for argument in arguments)
+    with guarded(f"{reference}({given})"):
         return part(*arguments)
-    except (Exception, SystemExit) as error:
-        given = ", ".join(repr(argument) for argument in arguments)
-        raise OwnPartError(f"{reference}({given}) failed: {type(error).__name__}: {error}{_left(error)}") from error
 
 
-def _left(error: BaseException) -> str:
-    """What to write where own code has called for the end of the process."""
-    if not isinstance(error, SystemExit):
-        return ""
-    return '; leave out exit() and sys.exit(), or put them under `if __name__ == "__main__":`'
+@contextmanager
+def guarded(doing: str) -> Iterator[None]:
+    """Within, code of the user's own runs.
 
-
-def _refuse_hiding(folder: Path) -> None:
-    """Raise `OwnPartError` for a file that would be imported in the place of Python's or an installed package's module.
-
-    The folder is first on the path, so `random.py` in it would be what every library imports as `random`.
+    Whatever it raises, and its call for the end of the process, is an `OwnPartError` that begins with `doing`.
     """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        left = '; leave out exit() and sys.exit(), or put them under `if __name__ == "__main__":`'
+        instead = left if isinstance(error, SystemExit) else ""
+        raise OwnPartError(f"{doing} failed: {type(error).__name__}: {error}{instead}") from error
+
+
+def look_here() -> Path:
+    """Modules are looked for in the current folder first, as `python -m` does; that folder.
+
+    Raises `OwnPartError` for a file in it that would be imported in the place of Python's or an installed package's
+    module: `random.py` would be what every library imports as `random`.
+    """
+    folder = Path.cwd()
     for file in sorted(folder.glob("*.py")):
         known = getattr(sys.modules.get(file.stem), "__file__", None) or ""
         installed = "site-packages" in Path(known).parts and folder not in Path(known).parents
@@ -96,3 +97,7 @@ def _refuse_hiding(folder: Path) -> None:
                 f"found {file}, which hides {whose} own module {file.stem!r} from every library; give the file "
                 "another name"
             )
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+    return folder

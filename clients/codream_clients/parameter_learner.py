@@ -212,9 +212,7 @@ class AveragingLearner:
 
     def _measure(self, number: int) -> Metrics:
         verdict = None if self._judge is None else self._judge.judge(self.model, number)
-        return measured(
-            self.model, self._data, self._test, self._device, rounds=number, judge=self._judge, verdict=verdict
-        )
+        return measured(self.model, self._data, self._test, self._device, rounds=number, verdict=verdict)
 
     def _counts(self) -> tuple[int, int, int, int]:
         found = self.metrics

@@ -487,7 +487,9 @@ class ClientRunner:
         return self._progress == (job.plan, job.step)
 
     async def _learn(self, job: Certified) -> None:
-        await self._at_work(lambda: self.learn(job.number, job.publication))
+        raised = await self._at_work(lambda: self.learn(job.number, job.publication))
+        if isinstance(raised, Raised):  # not the learner's: that it failed could not be kept
+            raise raised.error
 
     def learn(self, number: int, publication: Publication) -> None:
         """Have the learner learn a certified epoch, in the calling thread; a failure is said, and counted.

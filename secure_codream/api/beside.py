@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from secure_codream.deployment.rounds import on_round_of
 from secure_codream.deployment.signals import Stop, Stopped
 
 T = TypeVar("T")
@@ -52,10 +53,10 @@ async def arun(call: Callable[[Stop | None], None]) -> None:
 
 
 def in_this_loop(on_round: Callable[[T], object] | None) -> Callable[[T], object] | None:
-    """The same, called in the running loop's thread; all of it before what `arun` awaits is over."""
+    """The same as `on_round_of`, called in the running loop's thread; all of it before what `arun` awaits is over."""
     if on_round is None:
         return None
-    loop, told = asyncio.get_running_loop(), on_round
+    loop, told = asyncio.get_running_loop(), on_round_of(on_round)
     return lambda found: loop.call_soon_threadsafe(told, found)
 
 

@@ -18,7 +18,6 @@ from secure_codream.api.images import Images, given
 from secure_codream.configuration.federation import read_federation
 from secure_codream.configuration.images import agreed_scale, standardised
 from secure_codream.deployment.client import run_client
-from secure_codream.deployment.rounds import on_round_of
 from secure_codream.deployment.signals import Stop
 
 OnRound = Callable[[Metrics], object]
@@ -78,7 +77,7 @@ class Client:
 
     async def arun(self, *, address: str | None = None, on_round: OnRound | None = None) -> None:
         """The same beside what this event loop does, which also calls `on_round`; cancel it to stop."""
-        await arun(self._running(address, in_this_loop(None if on_round is None else on_round_of(on_round))))
+        await arun(self._running(address, in_this_loop(on_round)))
 
     def _running(self, address: str | None, on_round: OnRound | None) -> Callable[[Stop | None], None]:
         return lambda stop: run_client(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from secure_codream.api.beside import arun, in_this_loop, run
-from secure_codream.deployment.rounds import on_round_of
 from secure_codream.deployment.server import run_server
 from secure_codream.deployment.signals import Stop
 
@@ -40,7 +39,7 @@ class Server:
 
     async def arun(self, *, listen: str | None = None, on_round: OnRound | None = None) -> None:
         """The same beside what this event loop does, which also calls `on_round`; cancel it to stop."""
-        await arun(self._running(listen, in_this_loop(None if on_round is None else on_round_of(on_round))))
+        await arun(self._running(listen, in_this_loop(on_round)))
 
     def _running(self, listen: str | None, on_round: OnRound | None) -> Callable[[Stop | None], None]:
         return lambda stop: run_server(self._folder, listen=listen, on_round=on_round, stop=stop)

@@ -13,7 +13,10 @@ from secure_codream.configuration.reading import Table, check, read_toml
 
 
 class SourceTable(Table):
-    """`[data]`: the images of an audit's clients."""
+    """`[data]`: the images of an audit's clients.
+
+    Relative paths start at the folder where the process does.
+    """
 
     source: Annotated[str, doc("as in a client's `[data]`")] = "digits"
     root: Annotated[Path | None, doc("the folder where torchvision's sets lie")] = None

@@ -34,6 +34,9 @@ from secure_codream.configuration.reading import ConfigError
 def build_model(name: str, federation: FederationConfig, *, seed: int, device: str = "cpu") -> nn.Module:
     """A model for the federation's task, initialised from a seed, on the CPU; `device` is where it is to be used.
 
+    A user's own has been through the gate, but for one that is to be trained under `[privacy]`: `examine_private` asks
+    the same of it, and more.
+
     Raises:
         ConfigError: a model that cannot take them, or a user's own that is refused.
     """
@@ -46,6 +49,7 @@ def build_model(name: str, federation: FederationConfig, *, seed: int, device: s
             classes=federation.task.classes,
             seed=seed,
             device=pick_device(device),
+            examined=federation.privacy is not None,
         )
     except (UnknownModelError, ModelShapeError, OwnPartError) as error:
         raise ConfigError(f"model: {error}") from error

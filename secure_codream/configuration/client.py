@@ -12,19 +12,17 @@ from codream_clients.models.names import GROUP_NORM_SUFFIX, LITERATURE_MODELS, S
 from codream_protocols.charter import Policy
 from secure_codream.configuration.reading import DIGEST, REFERENCE, PartyName, Table, as_struct, check, read_toml
 
+SOURCE = (
+    "digits; a set of torchvision's (mnist, fashion-mnist, emnist, cifar10, cifar100, svhn); a path to an .npz with "
+    "MedMNIST's keys or to a folder of image folders (./scans); or module:function, WHICH RUNS THAT CODE; "
+    "`secure-codream data` says what is understood of it"
+)
+
 
 class ImagesTable(Table):
     """Where images are, and how they are read: what every `[data]` has."""
 
-    source: Annotated[
-        str,
-        doc(
-            "digits; a set of torchvision's (mnist, fashion-mnist, emnist, cifar10, cifar100, svhn); a path to an .npz "
-            "with MedMNIST's keys or to a folder of image folders (./scans; relative to where the process is started, "
-            "not to this file); or module:function, WHICH RUNS THAT CODE; `secure-codream data` says what is "
-            "understood of it"
-        ),
-    ] = "digits"
+    source: Annotated[str, doc(SOURCE)] = "digits"
     root: Annotated[Path | None, doc("the folder where torchvision's sets lie")] = None
     download: Annotated[bool, doc("whether a set that is not there is fetched into it")] = False
     size: Annotated[
@@ -61,10 +59,11 @@ class DataTable(ImagesTable):
     """`[data]`: where a client's images are, and which of them it takes.
 
     The source is split among `clients`, and this client takes one part; with one client, the default, it takes all.
-    Relative paths start at the folder of `client.toml`, wherever the process is started; a comparison's and an audit's
-    at the folder where the process is started.
     """
 
+    source: Annotated[
+        str, doc(f"{SOURCE}; relative paths, this and `root`, start at this file's folder, wherever the client does")
+    ] = "digits"
     partition: Annotated[
         Literal["iid", "dirichlet", "dirichlet-by-label", "shards"], doc("how the source is split among the clients")
     ] = "iid"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from codream_clients.own_parts import OwnPartError, guarded
 from codream_protocols.course import Course
 from codream_protocols.courses.codream import CoDream
 from codream_protocols.courses.generator import CoDreamFast, Fast, GeneratorSettings
@@ -99,10 +100,11 @@ def _check_stop(config: FederationConfig) -> None:
 
 def _own_course(name: str, make: Any, config: FederationConfig) -> Course:
     try:
-        course = make(config.settings)
-        lacking = [method for method in _COURSE_METHODS if not hasattr(course, method)]
-    except Exception as error:
-        raise ConfigError(f"course {name!r}: {name}(settings) failed: {type(error).__name__}: {error}") from error
+        with guarded(f"course {name!r}: {name}(settings)"):
+            course = make(config.settings)
+            lacking = [method for method in _COURSE_METHODS if not hasattr(course, method)]
+    except OwnPartError as error:
+        raise ConfigError(str(error)) from error
     if lacking:
         raise ConfigError(f"course {name!r}: found no {', '.join(lacking)}; an own course needs all of `Course`")
     return course  # type: ignore[no-any-return]

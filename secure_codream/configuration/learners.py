@@ -16,7 +16,7 @@ from codream_clients.generator_learner import GeneratorLearner
 from codream_clients.learning.judge import Judge
 from codream_clients.learning.participant import Metrics, Participant
 from codream_clients.learning.student import AdaptiveTerm, adaptive_student
-from codream_clients.own_parts import load_own_part
+from codream_clients.own_parts import guarded, load_own_part
 from codream_clients.parameter_learner import (
     AveragingLearner,
     ContrastiveLearner,
@@ -121,7 +121,8 @@ def make_learner(
             certified=certified,
         )
     elif hasattr(course, "learner"):
-        learner = course.learner(participant)  # an own course brings what answers it
+        with guarded(f"course {federation.federation.course!r}: learner(participant)"):
+            learner = course.learner(participant)  # an own course brings what answers it
     else:
         raise ConfigError(
             f"course {federation.federation.course!r}: found no method learner(participant), which an own course needs"

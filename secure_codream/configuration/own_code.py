@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from codream_clients.own_parts import OwnPartError, guarded, look_here
 from secure_codream.configuration.reading import ConfigError
 
 
@@ -45,7 +46,8 @@ def load_named(reference: str, *permissions: Mapping[str, str]) -> Any:
         permissions: reference -> digest: the charter's `[code]`, and for a client its own `[policy.code]`.
 
     Raises:
-        ConfigError: not permitted, other source than was named, or no such name in it.
+        ConfigError: not permitted, other source than was named, it fails or ends the process, no such name in it, or a
+            file of the current folder hides a module that Python or an installed package needs.
     """
     path = source_of(reference)
     source = path.read_bytes()
@@ -66,15 +68,14 @@ def load_named(reference: str, *permissions: Mapping[str, str]) -> Any:
     module = ModuleType(module_name)
     module.__file__ = str(path)
     module.__package__ = module_name.rpartition(".")[0]  # so that `from .layers import ...` finds its package
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    # Found by its classes' own look-ups (dataclasses among them); never by whoever imports that name later.
-    sys.modules.setdefault(module_name, module)
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - the digest above is the permission
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{reference}: running {path} failed: {type(error).__name__}: {error}") from error
+        look_here()
+        # Found by its classes' own look-ups (dataclasses among them); never by whoever imports that name later.
+        sys.modules.setdefault(module_name, module)
+        with guarded(f"{reference}: running {path}"):
+            exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - the digest above is the permission
+    except OwnPartError as error:
+        raise ConfigError(str(error)) from error
     part = getattr(module, name, None)
     if part is None or not callable(part):
         raise ConfigError(f"{reference}: found no {name!r} that can be called in {path}")

@@ -18,6 +18,7 @@ from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.charter import config_file
 from secure_codream.deployment.earlier import not_running, set_aside, what_it_follows
 from secure_codream.deployment.exposure import all_noised, exposures
+from secure_codream.deployment.files import CLIENT_FILE
 from secure_codream.deployment.verify import Verified
 from secure_codream.membership.accepted import (
     CHARTER,
@@ -115,7 +116,7 @@ def read_offered(
         NotAccepted: what its own policy forbids, or what does not follow its own record.
         ConfigError: a `client.toml` that cannot be used.
     """
-    client = read_client(folder / "client.toml") if (folder / "client.toml").exists() else None
+    client = read_client(folder / CLIENT_FILE) if (folder / CLIENT_FILE).exists() else None
     data = read_bounded(roster_path, MAX_ROSTER_BYTES)
     signer = parse_roster(data).administrator
     pinned = read_pinned_keys(folder / PINNED) if (folder / PINNED).exists() else ()

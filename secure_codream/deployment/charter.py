@@ -10,7 +10,7 @@ import tomli_w
 from codream_protocols.charter import Charter, first_plan
 from codream_protocols.errors import RosterRefused
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, Signer, read_roster
-from codream_protocols.membership import sign_charter, statement_bytes
+from codream_protocols.membership import CharterSignature, sign_charter, statement_bytes
 from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.courses import make_course, with_layout
 from secure_codream.configuration.federation import FederationConfig, PredecessorTable
@@ -71,10 +71,16 @@ def sign(folder: Path, administrator: Signer, config: FederationConfig) -> tuple
         )
     config, charter = runnable(config, roster)
     out = _next_folder(folder)
-    write_new(out / ROSTER, data)
-    write_new(out / CHARTER, charter_bytes(config, roster))
-    write_new(out / SIGNATURE, statement_bytes(sign_charter(charter, administrator)))
+    for name, content in handed_out(config, roster, data, sign_charter(charter, administrator)).items():
+        write_new(out / name, content)
     return out, roster, config
+
+
+def handed_out(
+    config: FederationConfig, roster: Roster, roster_file: bytes, signature: CharterSignature
+) -> dict[str, bytes]:
+    """What an administrator hands out to be accepted: file name -> content."""
+    return {ROSTER: roster_file, CHARTER: charter_bytes(config, roster), SIGNATURE: statement_bytes(signature)}
 
 
 def config_file(config: FederationConfig) -> bytes:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from secure_codream.deployment.description import Description
-from secure_codream.reports.files import write_whole
+from secure_codream.reports.words import first_line
 
 MAX_BYTES, MAX_HEADER_BYTES, MAX_TENSORS = 8 << 30, 8 << 20, 20_000
 _KEY = "secure_codream"
@@ -77,11 +77,6 @@ def checkpoint_bytes(model: nn.Module | Mapping[str, torch.Tensor], description:
     return content
 
 
-def write_checkpoint(path: Path, model: nn.Module, description: Description) -> None:
-    """Write `checkpoint_bytes` in one piece."""
-    write_whole(path, checkpoint_bytes(model, description))
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """What the file holds; nothing of it is run.
 
@@ -98,7 +93,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # whatever tensors that are none lead the library to raise
         raise CheckpointError(
-            f"{path}: found no sound model ({_first_line(error)}); one that is whole is needed"
+            f"{path}: found no sound model ({first_line(error)}); one that is whole is needed"
         ) from error
     for name, tensor in weights.items():
         if not _finite(tensor):
@@ -180,7 +175,7 @@ def _description_in(content: bytes) -> Description:
             raise CheckpointError("found weights, but not what model they are; a file that `client` wrote is needed")
         return msgspec.json.decode(text.encode(), type=Description)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise CheckpointError(f"found no sound description ({_first_line(error)}); a whole one is needed") from error
+        raise CheckpointError(f"found no sound description ({first_line(error)}); a whole one is needed") from error
 
 
 def _state_of(model: nn.Module | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -209,7 +204,3 @@ def _form(form: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
 
 def _said(value: object) -> str:
     return "none" if value is None else f"{value!r:.200}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__

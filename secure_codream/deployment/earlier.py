@@ -11,60 +11,55 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from codream_clients.journal import LOCK, JournalBusy
 from codream_protocols.charter import Charter
 from codream_protocols.durable import sync_folder
 from codream_protocols.errors import NotAccepted
-from secure_codream.deployment.files import BEST, FAILURES, MODEL, SUMS
+from secure_codream.deployment.files import BEST, FAILURES, JOURNAL, MODEL, RECORD, SUMS
 from secure_codream.deployment.verify import Verified, verify_record
 from secure_codream.membership.accepted import ACCEPTANCE, ACCEPTANCES, CHARTER, ROSTER, SIGNATURE
 
-EARLIER, RECORD, JOURNAL = "earlier", "record", "journal"
+EARLIER = "earlier"
 _SET_ASIDE = (MODEL, BEST, SUMS, FAILURES, ACCEPTANCES, ACCEPTANCE, SIGNATURE, CHARTER, ROSTER)
 
 
-@contextmanager
-def not_running(folder: Path) -> Iterator[None]:
+def not_running(folder: Path) -> AbstractContextManager[None]:
     """Hold the locks of whoever runs from this folder.
 
     Raises:
-        JournalBusy: it is running.
+        JournalBusy: on entering, it is running.
     """
-    held: list[int] = []
+    return _locked(folder, fcntl.LOCK_EX)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process runs from this folder; looked at, nothing is written or held."""
     try:
+        with _locked(folder, fcntl.LOCK_SH):  # shared: two who look do not see each other
+            return False
+    except JournalBusy:
+        return True
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    with ExitStack() as held:
         for path in (folder / JOURNAL / LOCK, folder / RECORD):
-            if not path.exists():
-                continue
-            held.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
             try:
-                fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+            held.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise JournalBusy(
                     f"{folder} in use by a running party", "one that is stopped", "stop it first"
                 ) from None
         yield
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process runs from this folder; looked at, nothing is written or held."""
-    for path in (folder / JOURNAL / LOCK, folder / RECORD):
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not see each other
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-    return False
 
 
 def what_it_follows(folder: Path, charter: Charter, permitted: dict[str, str]) -> Verified | None:

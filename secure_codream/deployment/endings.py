@@ -7,27 +7,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secure_codream.deployment.files import read_metrics
+from secure_codream.deployment.files import BEST, JOURNAL, MODEL, RECORD, SUMS, read_metrics
 from secure_codream.reports.files import RecordError, bytes_of
 from secure_codream.reports.party_report import REPORT, write_party_report
 from secure_codream.reports.words import counted, format_bytes
 
 _CLIENT_FILES = (
     (REPORT, "all of this on a page, for this site's own eyes"),
-    ("model.safetensors", "the model as it is now"),
-    ("best.safetensors", "the best weights that its own judge has seen"),
-    ("sums.json", "what was summed"),
+    (MODEL, "the model as it is now"),
+    (BEST, "the best weights that its own judge has seen"),
+    (SUMS, "what was summed"),
     ("metrics.jsonl", "figures of each round"),
     ("privacy.html", "what may be said of privacy"),
-    ("journal", "the certified epochs; `secure-codream verify` checks them"),
+    (JOURNAL, "the certified epochs; `secure-codream verify` checks them"),
 )
 _SERVER_FILES = (
     (REPORT, "what happened, and the dreams, on a page"),
-    ("sums.json", "what was summed"),
+    (SUMS, "what was summed"),
     ("rounds", "dreams and soft labels"),
     ("events.jsonl", "what happened"),
     ("privacy.html", "what may be said of privacy"),
-    ("record", "the public record; `secure-codream verify` checks it"),
+    (RECORD, "the public record; `secure-codream verify` checks it"),
 )
 
 

@@ -20,20 +20,17 @@ from codream_clients.models.names import GROUP_NORM_SUFFIX, split_norm
 from codream_clients.own_parts import is_reference
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer, read_roster
 from codream_protocols.membership import accept, sign_charter, statement_bytes
-from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, FederationConfig
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.configuration.reference import with_comments
-from secure_codream.deployment.charter import config_file, runnable
+from secure_codream.deployment.charter import config_file, handed_out, runnable
+from secure_codream.deployment.files import CLIENT_FILE
 from secure_codream.membership.accepted import (
     ACCEPTANCE,
     ACCEPTANCES,
-    CHARTER,
     CONFIG,
     NEWEST,
-    ROSTER,
-    SIGNATURE,
     Newest,
 )
 from secure_codream.membership.addresses import require_address
@@ -99,13 +96,9 @@ def provision(
         client.name: statement_bytes(accept(Signer(identity), client.name, charter, roster))
         for client, identity in zip(clients, identity_keys, strict=True)
     }
-    handed_out = {
-        ROSTER: signed,
-        CHARTER: charter_bytes(config, roster),
-        SIGNATURE: statement_bytes(sign_charter(charter, administrator)),
-    }
+    offered = handed_out(config, roster, signed, sign_charter(charter, administrator))
     shared = {
-        **handed_out,
+        **offered,
         NEWEST: statement_bytes(Newest(roster.serial, roster.hash)),
         PINNED: pinned_bytes(pinned),
         CONFIG: config_file(config),
@@ -117,12 +110,12 @@ def provision(
             folder = out / "clients" / client.name
             write_key(folder / IDENTITY, identity)
             write_key(folder / TRANSPORT, transport)
-            write_new(folder / "client.toml", client_file(client))
+            write_new(folder / CLIENT_FILE, client_file(client))
             _write_all(folder, {**shared, ACCEPTANCE: said[client.name]})
         _write_all(out / "server", shared)
         _write_all(out / "server" / ACCEPTANCES, {f"{name}.json": content for name, content in said.items()})
         _write_all(out / "administrator", {PINNED: shared[PINNED], f"roster-{serial}.json": signed})
-        _write_all(out / "administrator" / "charter-1", handed_out)
+        _write_all(out / "administrator" / "charter-1", offered)
     except WouldOverwrite as error:
         raise KeyFileError(str(error)) from None
     return roster

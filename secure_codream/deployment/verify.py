@@ -26,6 +26,7 @@ from codream_protocols.record_file import parse_record, record_name
 from secure_codream.configuration.charter_file import read_charter
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.reading import ConfigError
+from secure_codream.deployment.files import JOURNAL, RECORD
 from secure_codream.membership.accepted import ACCEPTANCES, SIGNATURE
 from secure_codream.membership.files import statement_of
 
@@ -79,7 +80,7 @@ def find_record(path: Path) -> Path:
     Raises:
         RecordRefused: there is none.
     """
-    for folder in (path / "record", path / "journal", path / "server" / "record", path):
+    for folder in (path / RECORD, path / JOURNAL, path / "server" / RECORD, path):
         if (folder / "charter.json").is_file():
             return folder
     raise RecordRefused(f"{path}: found no record; a folder with charter.json, roster.json and epochs is needed")

@@ -9,8 +9,8 @@ from pathlib import Path
 from codream_protocols.errors import ProtocolError
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, Signer, read_roster
 from codream_protocols.membership import Withdrawal, statement_bytes, withdraw
-from secure_codream.deployment.earlier import EARLIER, JOURNAL, not_running
-from secure_codream.deployment.files import BEST, FAILURES, MODEL, SUMS
+from secure_codream.deployment.earlier import EARLIER, not_running
+from secure_codream.deployment.files import BEST, FAILURES, JOURNAL, MODEL, SUMS
 from secure_codream.membership.accepted import ACCEPTANCE, ROSTER
 from secure_codream.membership.files import read_bounded, statement_of
 from secure_codream.membership.keys import IDENTITY, PINNED, TRANSPORT, read_pinned_keys, read_private_key

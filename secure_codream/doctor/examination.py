@@ -20,8 +20,9 @@ from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.deployment.acceptance import permitted
-from secure_codream.deployment.earlier import JOURNAL, RECORD, is_running
+from secure_codream.deployment.earlier import is_running
 from secure_codream.deployment.exposure import exposures
+from secure_codream.deployment.files import CLIENT_FILE, JOURNAL, RECORD
 from secure_codream.doctor.findings import MENDABLE, Finding, State, failure, looked, ok, warning
 from secure_codream.doctor.machine import bytes_to_write, of_clock, of_descriptors, of_disk
 from secure_codream.doctor.reachability import REACHABILITY, of_own_port, of_server
@@ -42,7 +43,6 @@ from secure_codream.reports.words import counted
 
 SETTINGS, KEYS, ROSTER_CHECK, CHARTER, ACCEPTANCE = "settings", "keys", "roster", "charter", "acceptance"
 POLICY, BLOCKS, LOSSES = "policy", "blocks", "losses"
-CLIENT_FILE = "client.toml"
 
 
 @dataclass
@@ -86,33 +86,40 @@ class _Examination:
         found = looked(SETTINGS, self._settings)
         found += looked(ROSTER_CHECK, self._roster)
         found += looked(KEYS, self._keys)
-        if known.roster is not None and known.federation is not None:
-            found += looked(CHARTER, self._charter)
-            if known.accepted:
-                found += looked(ACCEPTANCE, self._acceptance)
-        course: Course | None = None
-        if known.charter is not None and known.federation is not None and known.roster is not None:
-            federation, roster, charter = known.federation, known.roster, known.charter
-            if known.accepted or not federation.code:
-                try:
-                    course = make_course(federation, None if known.client is None else known.client.policy.code)
-                except MENDABLE as error:
-                    found.append(failure(POLICY, error))
-            found += looked(BLOCKS, self._blocks)
-            found += looked(LOSSES, self._losses)
-            weights = None
-            if course is not None and known.client is not None:
-                found += looked(POLICY, self._policy)
-                weights = self._learning(found, known.client, federation, charter, course)
-            if course is not None:
-                record = folder / (JOURNAL if self._is_client else RECORD)
-                needed = bytes_to_write(record, federation, roster, charter, course, weights=weights)
-                found += looked("disk", lambda: of_disk(folder, needed))
+        federation, roster = known.federation, known.roster
+        if federation is not None and roster is not None:
+            found += looked(CHARTER, lambda: self._charter(federation, roster))
+            if known.charter is not None:
+                found += self._under(federation, roster, known.charter)
         found += looked("clock", lambda: of_clock(folder))
-        if known.roster is not None:
-            members = 1 if self._is_client else len(known.roster.members)
+        if roster is not None:
+            members = 1 if self._is_client else len(roster.members)
             found += looked("descriptors", lambda: of_descriptors(members))
-            found += looked(REACHABILITY, self._reachability)
+            found += looked(REACHABILITY, lambda: self._reachability(roster))
+        return found
+
+    def _under(self, federation: FederationConfig, roster: Roster, charter: Charter) -> list[Finding]:
+        """What this party does under its charter, and what it needs for it."""
+        found: list[Finding] = []
+        known, folder, client = self._known, self._folder, self._known.client
+        if known.accepted:
+            found += looked(ACCEPTANCE, lambda: self._acceptance(federation, roster, charter))
+        course: Course | None = None
+        if known.accepted or not federation.code:
+            try:
+                course = make_course(federation, None if client is None else client.policy.code)
+            except MENDABLE as error:
+                found.append(failure(POLICY, error))
+        found += looked(BLOCKS, lambda: _blocks(federation, roster))
+        found += looked(LOSSES, lambda: _losses(charter))
+        weights = None
+        if course is not None and client is not None:
+            found += looked(POLICY, lambda: _policy(folder, client, federation, roster, charter))
+            weights = self._learning(found, client, federation, charter, course)
+        if course is not None:
+            record = folder / (JOURNAL if self._is_client else RECORD)
+            needed = bytes_to_write(record, federation, roster, charter, course, weights=weights)
+            found += looked("disk", lambda: of_disk(folder, needed))
         return found
 
     def _settings(self) -> Iterator[Finding]:
@@ -153,28 +160,24 @@ class _Examination:
         known.secret, _ = own_keys(self._folder, known.roster, name, passphrase)
         yield ok(KEYS, f"{' and '.join(names)}, readable by their owner alone, and the roster's")
 
-    def _charter(self) -> Iterator[Finding]:
-        federation, roster = self._known.federation, self._known.roster
-        assert federation is not None and roster is not None  # noqa: S101 - asked first
-        self._known.charter = federation.charter(roster)
+    def _charter(self, federation: FederationConfig, roster: Roster) -> Iterator[Finding]:
+        charter = self._known.charter = federation.charter(roster)
         check_accepted(self._folder, federation, roster, None)
-        charter = self._known.charter
         self._known.accepted = True
         if (self._folder / SIGNATURE).exists():
             statement_of(self._folder / SIGNATURE, CharterSignature).check(charter, roster)
         yield ok(CHARTER, f"config.toml says what was accepted, {charter.digest.hex()[:16]}…")
 
-    def _acceptance(self) -> Iterator[Finding]:
+    def _acceptance(self, federation: FederationConfig, roster: Roster, charter: Charter) -> Iterator[Finding]:
         known = self._known
-        assert known.federation is not None and known.roster is not None and known.charter is not None  # noqa: S101
         if known.client is not None:
             known.accepted = False
-            check_accepted(self._folder, known.federation, known.roster, known.client.name)
+            check_accepted(self._folder, federation, roster, known.client.name)
             known.accepted = True
             yield ok(ACCEPTANCE, f"accepted by {known.client.name}")
             return
-        found, wrong = gathered(self._folder / ACCEPTANCES, known.charter, known.roster)
-        missing = [member.name for member in known.roster.members if member.name not in found]
+        found, wrong = gathered(self._folder / ACCEPTANCES, charter, roster)
+        missing = [member.name for member in roster.members if member.name not in found]
         if not missing and not wrong:
             yield ok(ACCEPTANCE, f"accepted by all {len(found)} clients")
         if missing:
@@ -184,39 +187,6 @@ class _Examination:
             )
         for problem in wrong:
             yield warning(ACCEPTANCE, problem, "acceptances of this charter", "take the file away")
-
-    def _policy(self) -> Iterator[Finding]:
-        known = self._known
-        assert known.client is not None and known.federation is not None  # noqa: S101 - a client's
-        assert known.roster is not None and known.charter is not None  # noqa: S101 - asked first
-        cut = permitted(self._folder, known.client, known.federation, known.roster, known.charter)
-        if cut:
-            allowed = "charters that keep blocks whole"
-            yield warning(POLICY, "; ".join(cut), allowed, "nothing: this client's policy permits it, cuts = true")
-        else:
-            yield ok(POLICY, "this client's own policy permits the charter")
-
-    def _blocks(self) -> Iterator[Finding]:
-        known = self._known
-        assert known.federation is not None and known.roster is not None  # noqa: S101 - asked first
-        yield ok(BLOCKS, exposures(known.federation, known.roster)[0])
-
-    def _losses(self) -> Iterator[Finding]:
-        charter = self._known.charter
-        assert charter is not None  # noqa: S101 - asked first
-        aggregation = charter.aggregation
-        least = 2 * (aggregation.colluders + 2)
-        if aggregation.mode == "lockstep":
-            yield ok(LOSSES, "while a client is away, the others wait; it is started again, and nothing is lost")
-        elif len(charter.blocks) == 1:
-            yield warning(
-                LOSSES,
-                f"one block of {charter.members} clients: this cohort bears no loss",
-                f"{least} clients or more, which make two blocks",
-                "mode = 'lockstep' under [aggregation] waits for who is away; or let more sites join",
-            )
-        else:
-            yield ok(LOSSES, f"{len(charter.blocks)} blocks: whoever drops out takes its block along, the others go on")
 
     def _learning(
         self,
@@ -237,17 +207,46 @@ class _Examination:
             found += looked(BUDGET, lambda: of_budget(self._folder, client, federation, charter, course))
         return weighed.bytes
 
-    def _reachability(self) -> Iterator[Finding]:
-        known = self._known
-        assert known.roster is not None  # noqa: S101 - asked first
-        address = self._address or known.roster.server.address
+    def _reachability(self, roster: Roster) -> Iterator[Finding]:
+        address, secret = self._address or roster.server.address, self._known.secret
         if not self._is_client:
             if is_running(self._folder):
                 yield ok(REACHABILITY, "this server is running")
             else:
                 yield from of_own_port(address)
-        elif known.secret is not None:
-            yield from of_server(address, secret=known.secret, server_key=known.roster.server.transport_key)
+        elif secret is not None:
+            yield from of_server(address, secret=secret, server_key=roster.server.transport_key)
+
+
+def _policy(
+    folder: Path, client: ClientConfig, federation: FederationConfig, roster: Roster, charter: Charter
+) -> Iterator[Finding]:
+    cut = permitted(folder, client, federation, roster, charter)
+    if cut:
+        allowed = "charters that keep blocks whole"
+        yield warning(POLICY, "; ".join(cut), allowed, "nothing: this client's policy permits it, cuts = true")
+    else:
+        yield ok(POLICY, "this client's own policy permits the charter")
+
+
+def _blocks(federation: FederationConfig, roster: Roster) -> Iterator[Finding]:
+    yield ok(BLOCKS, exposures(federation, roster)[0])
+
+
+def _losses(charter: Charter) -> Iterator[Finding]:
+    aggregation = charter.aggregation
+    least = 2 * (aggregation.colluders + 2)
+    if aggregation.mode == "lockstep":
+        yield ok(LOSSES, "while a client is away, the others wait; it is started again, and nothing is lost")
+    elif len(charter.blocks) == 1:
+        yield warning(
+            LOSSES,
+            f"one block of {charter.members} clients: this cohort bears no loss",
+            f"{least} clients or more, which make two blocks",
+            "mode = 'lockstep' under [aggregation] waits for who is away; or let more sites join",
+        )
+    else:
+        yield ok(LOSSES, f"{len(charter.blocks)} blocks: whoever drops out takes its block along, the others go on")
 
 
 @contextmanager

@@ -164,7 +164,7 @@ class CompareTable(Table):
 class SourceTable(ImagesTable):
     """`[data]`: what is dealt out; `[compare]` and its partitions stand for the other keys of a client's.
 
-    `root` is no part of a cell's digest.
+    Relative paths start at the folder where the process does. `root` is no part of a cell's digest.
     """
 
 
@@ -322,11 +322,13 @@ class Grid:
         config: as it was given, complete with defaults.
         cells: what is to be run, in order: seed by seed, so that early results compare like with like.
         not_applicable: algorithm -> why it gets no cells.
+        understood: how the source of all cells was read; of the first seed, where a seed makes a difference.
     """
 
     config: CompareConfig
     cells: tuple[Cell, ...]
     not_applicable: Mapping[str, str]
+    understood: Understanding
 
     def to_toml(self) -> str:
         """The whole configuration; read again, it gives the same cells."""
@@ -339,10 +341,6 @@ class Grid:
             if cell.measure == "learning":
                 first.setdefault(cell.partition, cell.data)
         return {partition: who_holds_what(data) for partition, data in first.items()}
-
-    def understood(self) -> Understanding:
-        """How the source of all cells was read; of the first seed, where a seed makes a difference."""
-        return what_was_understood(self.cells[0].data)
 
 
 def read_grid(
@@ -386,7 +384,8 @@ def _grid(config: CompareConfig) -> Grid:
         key = "device" if isinstance(error, DeviceError) else "models"
         raise ConfigError(f"compare.{key}: {error}") from error
     data = {(partition, seed): _data(config, partition, seed) for partition in table.partitions for seed in table.seeds}
-    shape, classes = _try_data([data[partition, table.seeds[0]] for partition in table.partitions])
+    understood = _try_data([data[partition, table.seeds[0]] for partition in table.partitions])
+    shape, classes = understood.shape, understood.classes
     _try_models(
         [("compare.models", models), ("communication.models", config.communication.models)],
         shape,
@@ -415,7 +414,7 @@ def _grid(config: CompareConfig) -> Grid:
         for seed, partition, name in product(table.seeds, table.partitions, table.algorithms)
         if name not in not_applicable
     ]
-    return Grid(config, (*cells, *_communication_cells(config, shape, classes)), not_applicable)
+    return Grid(config, (*cells, *_communication_cells(config, shape, classes)), not_applicable, understood)
 
 
 @dataclass(frozen=True)
@@ -526,13 +525,13 @@ def _absolute(data: SourceTable) -> SourceTable:
     return data.model_copy(update=update)
 
 
-def _try_data(tables: Sequence[DataTable]) -> tuple[tuple[int, int, int], int]:
-    """Read the data once before anything starts, in every partition; returns an image's shape and the classes."""
-    test = None
-    for data in tables:
-        _, test = load_data(data)
-    assert test is not None  # noqa: S101 - there is at least one partition
-    return test.shape, test.classes
+def _try_data(tables: Sequence[DataTable]) -> Understanding:
+    """Read the data before anything starts, in every partition; returns how they were read in the first."""
+    load_data(tables[0])
+    understood = what_was_understood(tables[0])
+    for data in tables[1:]:
+        load_data(data)
+    return understood
 
 
 def _try_models(
@@ -557,7 +556,7 @@ def _try_private_models(
     for name in dict.fromkeys(names):
         try:
             examine_private(
-                build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0),
+                build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0, examined=True),
                 images,
                 classes=classes,
                 name=name,

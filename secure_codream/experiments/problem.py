@@ -70,6 +70,7 @@ class Problem:
             size=(height, width),
             classes=self.test.classes,
             seed=self.client_seed(client),
+            device=self.device,
         )
         return model.to(self.device)
 

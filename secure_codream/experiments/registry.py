@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from codream_clients.own_parts import OwnPartError, is_reference, load_own_part
+from codream_clients.own_parts import OwnPartError, guarded, is_reference, load_own_part
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.problem import Algorithm
 
@@ -48,8 +48,10 @@ class Entry:
             ConfigError: it cannot be loaded, does not take the options, or has no `run`.
         """
         try:
-            algorithm = load_own_part(self.reference)(**self.options)
-        except (OwnPartError, TypeError, ValueError) as error:
+            make = load_own_part(self.reference)
+            with guarded("making it"):
+                algorithm = make(**self.options)
+        except OwnPartError as error:
             options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
             raise ConfigError(f"algorithm {self.reference}({options}): {error}") from error
         if not callable(getattr(algorithm, "run", None)):

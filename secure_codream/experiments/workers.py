@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from secure_codream.experiments.cell import run_cell, write_record
 from secure_codream.experiments.grid import Cell
 from secure_codream.experiments.problem import Row
 
@@ -76,8 +77,6 @@ def work(cell: Cell, cells: Path, logs: Path, tell: Callable[[Row], None]) -> Fi
         logs: folder of the tracebacks.
         tell: called with each row as soon as it is there.
     """
-    from secure_codream.experiments.cell import run_cell, write_record  # the parent needs no tensor library for this
-
     try:
         record = run_cell(cell, tell, cells.parent / "releases")
         write_record(cells, cell, record)

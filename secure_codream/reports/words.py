@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and errors as people read them."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ def duration(seconds: float) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence: "a, b and c"."""
     return " and ".join(", ".join(names).rsplit(", ", 1))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of 200 characters at most: the error's name where it says nothing."""
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 
 def counted(number: int, noun: str) -> str:

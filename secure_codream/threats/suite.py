@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-from codream_clients.own_parts import OwnPartError, load_own_part
+from codream_clients.own_parts import OwnPartError, call_own_part, load_own_part
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.threats.laboratory.attack import (
     Attack,
@@ -140,13 +140,9 @@ class _NotThere(Attack):
 def own_attack(reference: str) -> Entry:
     """A user's own attack, and the switches (`SWITCHES`) of its module; raises as `all_attacks` does."""
     try:
-        attack = load_own_part(reference)()
+        attack = call_own_part(reference, load_own_part(reference))
     except OwnPartError as error:
         raise ConfigError(f"attack {error}") from None
-    except TypeError as error:
-        raise ConfigError(
-            f"attack {reference}: found something that cannot be made without arguments ({error})"
-        ) from None
     missing = [
         name for name in ("name", "adversary", "goal", "promises", "defences", "run") if not hasattr(attack, name)
     ]

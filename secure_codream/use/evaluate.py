@@ -39,7 +39,7 @@ from secure_codream.use.intervals import (
     Statistic,
     areas,
     exact,
-    share,
+    shares,
 )
 from secure_codream.use.model import OpenedModel, UseError
 
@@ -135,39 +135,41 @@ def measure(
     answers = probabilities.argmax(axis=1)
     each = np.arange(len(names))
     truly, taken = labels[:, None] == each, answers[:, None] == each
-
-    def part(counted: NDArray[np.bool_], of: NDArray[np.bool_]) -> Figure:
-        """A share of images: exact where they are independent of each other, else by whole groups."""
-        if not known:
-            return exact(int((counted & of).sum()), int(of.sum()))
-        figure = samples.figures(share(counted, of))[0]
-        if figure.value in (0.0, 1.0) and figure.low is None:  # no sample says more than that all agree
-            persons = len(np.unique(units[of]))
-            return exact(round(figure.value) * persons, persons)
-        return figure
-
-    everything = np.ones(len(labels), bool)
-    balance, area = _balanced(truly, taken), _with_mean(areas(probabilities, truly))
+    right, everything = (answers == labels)[:, None], np.ones((len(labels), 1), bool)
+    counted, of = np.hstack([right, taken, ~taken]), np.hstack([everything, truly, ~truly])
+    balance, area, resampled_shares = (
+        _balanced(truly, taken),
+        _with_mean(areas(probabilities, truly)),
+        shares(counted, of),
+    )
     squares = ((probabilities - truly) ** 2).sum(axis=1) / (2 if len(names) == 2 else 1)
     surplus, bins = _calibration(probabilities, answers == labels)
     chance = _calibrated_up_to(probabilities.max(axis=1), bins, resamples, seed)
-    balanced, brier, error, *class_areas, mean_area = samples.figures(
+    balanced, brier, error, *others = samples.figures(  # of all, on the same samples
         lambda weights: np.hstack(
             [
                 balance(weights),
                 (weights @ squares / weights.sum(axis=1))[:, None],
                 _error(weights * surplus, weights, bins),
                 area(weights),
+                *([resampled_shares(weights)] if known else []),
             ]
         )
     )
+    class_areas, mean_area = others[: len(names)], others[len(names)]
+    accuracy, *of_classes = (
+        [_of_groups(figure, units[of[:, number]]) for number, figure in enumerate(others[len(names) + 1 :])]
+        if known
+        else [exact(int(one.sum()), int(other.sum())) for one, other in zip((counted & of).T, of.T, strict=True)]
+    )
+    sensitivities, specificities = of_classes[: len(names)], of_classes[len(names) :]
     if error.value is not None and error.value <= chance:
         error = Figure(error.value, 0.0, error.high)
     return Evaluation(
         images=len(labels),
         resamples=resamples,
         seed=seed,
-        accuracy=part(answers == labels, everything),
+        accuracy=accuracy,
         balanced_accuracy=balanced,
         auc=mean_area,
         brier=brier,
@@ -178,8 +180,8 @@ def measure(
                 name=name,
                 images=int(truly[:, number].sum()),
                 few=bool(truly[:, number].sum() < FEW),
-                sensitivity=part(taken[:, number], truly[:, number]),
-                specificity=part(~taken[:, number], ~truly[:, number]),
+                sensitivity=sensitivities[number],
+                specificity=specificities[number],
                 auc=class_areas[number],
             )
             for number, name in enumerate(names)
@@ -189,6 +191,14 @@ def measure(
         ),
         persons=_of_persons(probabilities, labels, units, names, resamples, seed) if known else None,
     )
+
+
+def _of_groups(share: Figure, units: NDArray[np.int64]) -> Figure:
+    """A resampled share of images that are of these units; exact, of whole groups, where no sample says otherwise."""
+    if share.value in (0.0, 1.0) and share.low is None:
+        persons = len(np.unique(units))
+        return exact(round(share.value) * persons, persons)
+    return share
 
 
 def _of_persons(

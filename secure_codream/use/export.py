@@ -20,6 +20,7 @@ from torch import nn
 
 from codream_clients.data.pixels import Scale
 from secure_codream.reports.files import write_whole
+from secure_codream.reports.words import first_line
 from secure_codream.use.model import OpenedModel, UseError
 from secure_codream.use.predict import check_out
 
@@ -75,9 +76,8 @@ def export(model: OpenedModel, out: Path, *, force: bool = False) -> None:
             content = _as_onnx(whole, model, text) if out.suffix == ".onnx" else _as_program(whole, model, text)
     except UseError:
         raise
-    except Exception as error:  # whatever a network that cannot be traced leads torch to raise
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UseError(f"{model.path}: this model cannot be exported ({reason[:300]})") from error
+    except (Exception, SystemExit) as error:  # whatever a network that cannot be traced leads torch to raise
+        raise UseError(f"{model.path}: this model cannot be exported ({first_line(error)})") from error
     write_whole(out, content)
 
 

@@ -13,16 +13,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from codream_clients.data.datasets import DatasetError
+from codream_clients.data.npz_files import header_of
 from codream_clients.data.pictures import pages_of, pixels_of
 from codream_clients.data.pixels import MAX_BYTES
 from codream_clients.data.understanding import Notes
+from secure_codream.reports.words import first_line
 
 Pixels = NDArray[np.uint8]
 
@@ -103,7 +104,7 @@ def _picture(path: Path, form: Form) -> Input:
             return Input(str(path), problem=f"{found} pixels; {needed} are needed, as in training")
         (pixels,) = pixels_of(path, [page], (height, width, channels), notes)
     except DatasetError as error:
-        return Input(str(path), problem=_first_line(error).removeprefix(f"{path}: "))
+        return Input(str(path), problem=first_line(error).removeprefix(f"{path}: "))
     return Input(str(path), pixels)
 
 
@@ -120,11 +121,11 @@ def _of_archive(path: Path, form: Form) -> Iterator[Input]:
                 with archive.open(info) as file:
                     yield from _of_array(f"{path}:{name}", file, info.file_size, form)
     except Exception as error:  # whatever an archive that is none leads its readers to raise
-        yield Input(str(path), problem=f"no sound .npz archive ({_first_line(error)})")
+        yield Input(str(path), problem=f"no sound .npz archive ({first_line(error)})")
 
 
 def _of_array(name: str, file: IO[bytes], size: int, form: Form) -> Iterator[Input]:
-    shape, fortran, dtype = _header(file)
+    shape, fortran, dtype = header_of(file)
     stored = size - file.tell()
     if dtype.hasobject or len(shape) not in (3, 4) or min(shape[1:]) < 1 or not shape[0] >= 0:
         yield Input(name, problem=f"{dtype} of shape {shape}; uint8 of shape (N, H, W) or (N, H, W, C) is needed")
@@ -150,19 +151,8 @@ def _of_array(name: str, file: IO[bytes], size: int, form: Form) -> Iterator[Inp
         yield Input(f"{name}:{number}", pixels if one == (height, width, channels) else np.moveaxis(pixels, 0, 2))
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"npy version {version}; (1, 0) or (2, 0) is needed")
-    return npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
-
-
 def _exactly(file: IO[bytes], count: int) -> bytes:
     content = file.read(count)
     if len(content) != count:
         raise EOFError("ends too early")
     return content
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__

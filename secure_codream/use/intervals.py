@@ -85,11 +85,12 @@ def _percentiles(value: float, drawn: Floats) -> Figure:
     return Figure(float(value), float(low), float(high))
 
 
-def share(counted: NDArray[np.bool_], of: NDArray[np.bool_]) -> Statistic:
-    """The share of images `counted` (N,) among those `of` (N,)."""
+def shares(counted: NDArray[np.bool_], of: NDArray[np.bool_]) -> Statistic:
+    """In each column, the share of images `counted` (N, F) among those `of` (N, F)."""
+    above, below = (counted & of).astype(np.float64), of.astype(np.float64)
 
     def statistic(weights: Floats) -> Floats:
-        return _ratio(weights @ (counted & of), weights @ of)[:, None]
+        return _ratio(weights @ above, weights @ below)
 
     return statistic
 
@@ -110,8 +111,9 @@ def areas(scores: Floats, positive: NDArray[np.bool_]) -> Statistic:
         found = np.empty((len(weights), len(ranked)))
         for number, (order, starts, of_class) in enumerate(ranked):
             ordered = weights[:, order]
-            ups = np.add.reduceat(ordered * of_class, starts, axis=1)  # of each score that occurs
-            downs = np.add.reduceat(ordered * ~of_class, starts, axis=1)
+            ups, downs = ordered * of_class, ordered * ~of_class
+            if len(starts) < len(order):  # of each score that occurs
+                ups, downs = (np.add.reduceat(values, starts, axis=1) for values in (ups, downs))
             below = np.cumsum(downs, axis=1) - downs / 2
             found[:, number] = _ratio((ups * below).sum(axis=1), ups.sum(axis=1) * downs.sum(axis=1))
         return found

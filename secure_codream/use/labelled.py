@@ -20,11 +20,12 @@ Part = Literal["test", "train", "all"]
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Images on a model's scale, which part of their source they are, and how that was read."""
+    """Images on a model's scale, which part of their source they are, how that was read, and the classes' names."""
 
     images: LabelledImages
     part: Part
     understanding: Understanding
+    names: tuple[str, ...] | None
 
 
 def labelled_images(
@@ -71,7 +72,7 @@ def labelled_images(
     )
     found = load_source(source, reading, root=root, digits_test_size=TEST_SIZE)
     part = part or ("all" if found.understanding.one_piece else "test")
-    return Labelled(_taken(model, found, part, names), part, found.understanding)
+    return Labelled(_taken(model, found, part, names), part, found.understanding, names)
 
 
 def _taken(model: OpenedModel, found: DataSource, part: Part, names: tuple[str, ...] | None) -> LabelledImages:

@@ -21,8 +21,8 @@ from torch import nn
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.pixels import RawImages, Scale
 from codream_clients.devices import pick_device
-from codream_clients.models.zoo import build
-from codream_clients.own_parts import is_reference, load_own_part
+from codream_clients.models.zoo import build, call_builder
+from codream_clients.own_parts import guarded, is_reference, load_own_part
 from secure_codream.configuration.own_code import load_named, source_digest
 from secure_codream.deployment.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from secure_codream.deployment.description import Description
@@ -119,10 +119,9 @@ class OpenedModel:
     def _in_batches(self, images: NDArray[np.float32]) -> Iterator[NDArray[np.float64]]:
         yield np.empty((0, self.description.classes))
         device = next(self.network.parameters()).device
-        with torch.inference_mode():
-            for first in range(0, len(images), self.batch):
-                given = torch.from_numpy(images[first : first + self.batch]).to(device)
-                yield self.network(given).cpu().double().softmax(dim=1).numpy()
+        for first in range(0, len(images), self.batch):
+            given = torch.from_numpy(images[first : first + self.batch]).to(device)
+            yield _answer(self.network, given, self.path).cpu().double().softmax(dim=1).numpy()
 
     @property
     def scale_of_pixels(self) -> Scale:
@@ -189,8 +188,7 @@ def _built(kept: Checkpoint, builder: str | None) -> nn.Module:
 
 
 def _by_own_code(kept: Checkpoint, builder: str) -> nn.Module:
-    code, (channels, height, width) = kept.description.code, kept.description.shape
-    size = height if height == width else (height, width)  # as `build` asks for it in training
+    code = kept.description.code
     if code is None:
         function = load_own_part(builder)
     elif (found := source_digest(builder)) != code:
@@ -200,10 +198,7 @@ def _by_own_code(kept: Checkpoint, builder: str) -> nn.Module:
         )
     else:
         function = load_named(builder, {builder: code})
-    try:
-        network = function(channels, size, kept.description.classes)
-    except Exception as error:
-        raise UseError(f"{builder}({channels}, {size}, {kept.description.classes}) failed: {error}") from error
+    network = call_builder(builder, function, kept.description.shape, kept.description.classes)
     if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
         raise UseError(f"{builder} returned {type(network).__name__}; an nn.Module with weights is needed")
     return network
@@ -213,16 +208,18 @@ def _try(kept: Checkpoint, network: nn.Module) -> None:
     """One image of zeros: a model whose weights fit, and which gives something else, is found here."""
     shape, classes = kept.description.shape, kept.description.classes
     given = torch.zeros(1, *shape, device=next(network.parameters()).device)
-    try:
-        with torch.inference_mode():
-            logits = network(given)
-    except Exception as error:
-        raise UseError(f"{kept.path}: the model failed on an image of shape {shape}: {error}") from error
+    logits: object = _answer(network, given, kept.path)
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, classes) or not logits.is_floating_point():
         came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UseError(
             f"{kept.path}: for an image of shape {shape} the model gave {came}; logits (1, {classes}) are needed"
         )
+
+
+def _answer(network: nn.Module, images: torch.Tensor, path: Path) -> torch.Tensor:
+    """Its logits; raises `OwnPartError` if it raises anything."""
+    with torch.inference_mode(), guarded(f"{path}: the model on images of shape {tuple(images.shape)}"):
+        return network(images)  # type: ignore[no-any-return]
 
 
 def _fitting(scale: Scale | None, description: Description) -> Scale | None:

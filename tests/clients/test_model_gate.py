@@ -19,9 +19,7 @@ from tests.clients.own_models import CLASSES, GOOD, WRONG, Global, Own, WithSpar
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def try_out(model, shape=(1, 8, 8), classes=CLASSES):

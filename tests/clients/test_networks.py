@@ -16,12 +16,7 @@ def size_of(name, channels=3, size=32, classes=10, **options):
     return sum(weight.numel() for weight in model.parameters())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_names_are_those_of_the_tables():

@@ -124,7 +124,7 @@ def test_modules_and_names_that_are_not_there(module):
         load_own_part("build")
     with pytest.raises(OwnPartError, match="failed: SyntaxError"):
         load_own_part(f"{module('def build(:')}:build")
-    with pytest.raises(OwnPartError, match="failed: No module named 'not_installed'"):
+    with pytest.raises(OwnPartError, match="failed: ModuleNotFoundError: No module named 'not_installed'"):
         load_own_part(f"{module('import not_installed')}:build")
     with pytest.raises(OwnPartError, match=r"failed: .*TypeError"):
         build_own(f"{module('def build(channels): ...')}:build")

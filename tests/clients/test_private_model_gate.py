@@ -16,9 +16,7 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore::codream_clients.models.gate.ModelWarning")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def try_out(model, modes=BOTH, shape=(1, 8, 8), classes=CLASSES, name="mine:build", **more):

@@ -31,9 +31,7 @@ CPU = torch.device("cpu")
 QUICK = PrivacySettings(epsilon=8.0, batch_size=16, warm_up_epochs=2, accountant="rdp")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count=24, seed=0, scale=1.0):

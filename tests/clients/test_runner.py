@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from codream_clients import runner as module
+from codream_clients.failures import Failures
 from codream_clients.function_learner import FunctionLearner
 from codream_clients.journal import FileJournal, JournalError
 from codream_clients.runner import ALLOWED, refusal
@@ -135,6 +136,24 @@ def test_what_a_learner_raises_is_for_its_own_screen_and_zeros_are_sent() -> Non
     assert all(level == "error" for level, event, _ in log.lines if event.endswith("-failed"))
     said = [message for _, message in whole.heard if not isinstance(message, Hello | Beat)]
     assert not any("4711" in repr(message) or "spent" in repr(message) for message in said)
+
+
+def test_failures_that_cannot_be_kept_end_the_client() -> None:
+    """They would be forgotten at the next start, and a federation that missed them would look as if all were well."""
+
+    class Failing(FakeLearner):
+        def learn(self, number: int, publication: Publication) -> None:
+            raise ValueError("no room in the budget")
+
+    def keep(content: bytes) -> None:
+        raise OSError("the disk is full")
+
+    async def scenario(whole: Federation) -> None:
+        runners = [whole.runner(0, Failing(), failures=Failures(keep=keep)), whole.runner(1), whole.runner(2)]
+        await take_part(whole, runners)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        over_network(Federation(), scenario)
 
 
 # -- one client against a script ---------------------------------------------

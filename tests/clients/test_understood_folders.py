@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from codream_clients.data import folder_layouts
 from codream_clients.data.datasets import DatasetError
 from codream_clients.data.folder_layouts import MAX_DEPTH
 from codream_clients.data.image_folders import load_image_folder
@@ -551,3 +552,18 @@ def test_an_undivided_folder_is_both_parts(tmp_path):
     classes(tmp_path, count=1)
     train, test, found = load_image_folder(tmp_path, split=False)
     assert train is test and [part.name for part in found.parts] == ["whole"] and found.one_piece
+
+
+@pytest.mark.parametrize("parts", [("",), ("train", "val"), ("train", "val", "test")])
+def test_the_limit_is_on_the_entries_that_there_are_however_often_they_are_looked_at(tmp_path, monkeypatch, parts):
+    for part in parts:
+        classes(tmp_path / part, count=6)
+        (tmp_path / part / "a" / ".hidden").touch()
+    entries = sum(1 for _ in tmp_path.rglob("*"))
+    monkeypatch.setattr(folder_layouts, "MAX_ENTRIES", entries)
+    *_, found = load_image_folder(tmp_path)
+    [hidden] = [left.count for left in found.left_out if left.what.startswith("hidden")]
+    assert hidden == min(2, len(parts))  # nobody reads a validation part beside a test part
+    monkeypatch.setattr(folder_layouts, "MAX_ENTRIES", entries - 1)
+    with pytest.raises(DatasetError, match=f"found more than {entries - 1} files"):
+        load_image_folder(tmp_path)

@@ -28,17 +28,11 @@ from codream_clients.learning.training import predict_logits
 from codream_clients.models.zoo import NETWORKS, ZOO, build
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
-from secure_codream.deployment.checkpoint import (
-    CheckpointError,
-    checkpoint_bytes,
-    go_on,
-    read_checkpoint,
-    write_checkpoint,
-)
+from secure_codream.deployment.checkpoint import CheckpointError, checkpoint_bytes, go_on, read_checkpoint
 from secure_codream.deployment.description import Description, Figures, Standardisation, describe
 from secure_codream.deployment.files import BEST, MODEL, Appended, EventLog
 from secure_codream.deployment.outputs import Outputs
-from tests.secure_codream.models import DESCRIBED, small_model
+from tests.secure_codream.models import DESCRIBED, small_model, write_checkpoint
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -484,8 +478,7 @@ WRITES = """
 import sys
 from pathlib import Path
 from msgspec.structs import replace
-from secure_codream.deployment.checkpoint import write_checkpoint
-from tests.secure_codream.models import DESCRIBED, small_model
+from tests.secure_codream.models import DESCRIBED, small_model, write_checkpoint
 path = Path(sys.argv[1])
 models = [small_model(0), small_model(1)]
 for number in range(1_000_000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,30 @@ def test_a_sheet_replaces_nothing_and_lies_beside_what_is_read(tmp_path: Path) -
     said(str(root), "--sheet", str(tmp_path / "dear"), "--force")
     assert (tmp_path / "dear").read_bytes() != content
     assert not list(tmp_path.glob("runs"))
+
+
+def test_a_sheet_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(image: Any, file: Any, *form: Any) -> None:
+        with file.open("wb") if isinstance(file, Path) else nullcontext(file) as opened:
+            opened.write(b"half of it")
+        raise OSError("the disk is full")
+
+    (tmp_path / "dear").write_bytes(b"something dear")
+    monkeypatch.setattr(Image.Image, "save", fails)
+    failed = CliRunner().invoke(app, ["data", "digits", "--sheet", str(tmp_path / "dear"), "--force"])
+    assert "the disk is full" in str(failed.exception)
+    assert (tmp_path / "dear").read_bytes() == b"something dear" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_copies_have_one_figure_on_a_screen(tmp_path: Path) -> None:
+    images, labels = arrays(6, 0, 8, 8)
+    images[3:] = images[0]
+    name = tmp_path / "copied.npz"
+    np.savez(name, train_images=images, train_labels=labels, test_images=images[2:], test_labels=labels[2:])
+    text = said(str(name))
+    assert "4 images of the test part are in the training part too" in text
+    assert "duplicates of training images in the test part: 4" in text
+    assert "3 images of the training part are copies" in text and "duplicates within the training part: 3" in text
 
 
 def test_the_command_as_json(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from codream_clients.data.datasets import DatasetError, LabelledImages, load_digits_data
 from secure_codream import cli
-from secure_codream.deployment.checkpoint import write_checkpoint
 from secure_codream.deployment.description import Standardisation
 from secure_codream.deployment.files import MODEL
 from secure_codream.use.evaluate import FEW, Evaluation, evaluate, measure
@@ -25,7 +24,7 @@ from secure_codream.use.intervals import Figure, Samples, areas, exact
 from secure_codream.use.labelled import labelled_images
 from secure_codream.use.model import OpenedModel, UseError, open_model
 from secure_codream.use.table import MOST_CLASSES, tables
-from tests.secure_codream.models import DESCRIBED, small_model
+from tests.secure_codream.models import DESCRIBED, opened, small_model, write_checkpoint
 
 NAMES = tuple("abcd")
 DIGITS = replace(DESCRIBED, standardisation=Standardisation((0.3053,), (0.3761,)))
@@ -140,7 +139,7 @@ def test_no_images_and_answers_that_are_not_finite_are_refused(tmp_path: Path, m
     monkeypatch.setattr(OpenedModel, "probabilities", lambda self, images: np.full((len(images), 10), np.nan))
     digits, _ = load_digits_data(0)
     with pytest.raises(UseError, match="not finite to 5 of 5 images"):
-        evaluate(opened(tmp_path), digits.subset(np.arange(5)))
+        evaluate(opened(tmp_path, DIGITS), digits.subset(np.arange(5)))
 
 
 # -- intervals ---------------------------------------------
@@ -259,13 +258,8 @@ def test_tables_are_whole_on_80_columns(classes: int) -> None:
     assert ("What is confused most" in shown) == (classes > MOST_CLASSES)
 
 
-def opened(folder: Path) -> OpenedModel:
-    write_checkpoint(folder / MODEL, small_model(1), DIGITS)
-    return open_model(folder, device="cpu")
-
-
 def test_parts_of_a_source(tmp_path: Path) -> None:
-    model = opened(tmp_path)
+    model = opened(tmp_path, DIGITS)
     sizes = {part: len(labelled_images(model, "digits", part=part).images) for part in ("test", "train", "all")}
     assert sizes == {"test": 600, "train": 1197, "all": 1797}
     read = labelled_images(model, "digits")
@@ -279,7 +273,7 @@ def test_a_folder_without_a_test_part_is_measured_whole(tmp_path: Path) -> None:
         place = tmp_path / "scans" / "0123456789"[number % 10] / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), 5 * number, np.uint8)).save(place)
-    read = labelled_images(opened(tmp_path), str(tmp_path / "scans"))
+    read = labelled_images(opened(tmp_path, DIGITS), str(tmp_path / "scans"))
     assert read.part == "all" and len(read.images) == 50 and read.images.class_counts.tolist() == 10 * [5]
 
 
@@ -288,9 +282,9 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
 
 def test_a_small_file_in_one_piece_needs_no_split(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=PIXELS[:10], labels=np.arange(10))
-    assert len(labelled_images(opened(tmp_path), str(tmp_path / "a.npz")).images) == 10
+    assert len(labelled_images(opened(tmp_path, DIGITS), str(tmp_path / "a.npz")).images) == 10
     with pytest.raises(DatasetError, match="too few to split off"):
-        labelled_images(opened(tmp_path), str(tmp_path / "a.npz"), part="test")  # the control
+        labelled_images(opened(tmp_path, DIGITS), str(tmp_path / "a.npz"), part="test")  # the control
 
 
 def test_a_person_in_both_parts_is_one(tmp_path: Path) -> None:
@@ -300,14 +294,14 @@ def test_a_person_in_both_parts_is_one(tmp_path: Path) -> None:
         for kind, value in (("images", PIXELS), ("labels", np.arange(20) % 10), ("groups", np.arange(20) // 2))
     }
     np.savez(tmp_path / "a.npz", **parts)
-    images = labelled_images(opened(tmp_path), str(tmp_path / "a.npz"), part="all").images
+    images = labelled_images(opened(tmp_path, DIGITS), str(tmp_path / "a.npz"), part="all").images
     assert images.groups is not None and len(images) == 40 and len(np.unique(images.groups)) == 10
 
 
 def test_what_a_models_numbers_mean_is_never_guessed(tmp_path: Path) -> None:
     words = np.array([f"kind {number}" for number in range(10)])
     np.savez(tmp_path / "a.npz", images=PIXELS[:10], labels=words)
-    without, source = opened(tmp_path), str(tmp_path / "a.npz")
+    without, source = opened(tmp_path, DIGITS), str(tmp_path / "a.npz")
     with pytest.raises(UseError, match=r"has numbers alone, .*: --class-names with the names in the order"):
         labelled_images(without, source)
     told = tuple(reversed(words.tolist()))
@@ -328,6 +322,15 @@ def test_what_numbers_mean_to_a_model_with_names_is_on_the_screen(tmp_path: Path
     assert "labels are numbers, in the order of class_names: 0 is 'kind 0', 1 is 'kind 1'" in shown.output
 
 
+def test_names_that_are_told_are_shown_for_a_source_of_numbers(tmp_path: Path) -> None:
+    opened(tmp_path, DIGITS)
+    told = [f"kind {number}" for number in range(10)]
+    command = ["evaluate", str(tmp_path), "digits", "--class-names", ",".join(told), "--resamples", "200"]
+    found = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
+    assert [one["name"] for one in found["figures"]["by_class"]] == told
+    assert "9 kind 9" in CliRunner().invoke(cli.app, command).stdout
+
+
 def test_the_command_takes_a_bare_folder_and_what_data_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
@@ -335,7 +338,7 @@ def test_the_command_takes_a_bare_folder_and_what_data_needs(tmp_path: Path, mon
         place = tmp_path / "scans" / str(number % 10) / f"p{number // 10}" / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(PIXELS[number]).save(place)
-    model = opened(tmp_path)
+    model = opened(tmp_path, DIGITS)
     monkeypatch.chdir(tmp_path)
     shown = CliRunner().invoke(
         cli.app, ["evaluate", str(model.path), "scans", "--groups", "folder", "--resamples", "200"]
@@ -347,7 +350,7 @@ def test_the_command_takes_a_bare_folder_and_what_data_needs(tmp_path: Path, mon
 
 
 def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
-    model = opened(tmp_path)
+    model = opened(tmp_path, DIGITS)
     command = ["evaluate", str(model.path), "digits", "--resamples", "200"]
     shown = CliRunner().invoke(cli.app, command)
     assert shown.exit_code == 0, shown.output
@@ -369,8 +372,8 @@ def own_data() -> tuple[LabelledImages, LabelledImages]:
 def test_the_command_counts_persons_where_the_source_knows_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codream_clients.data.own_data.call_own_part", lambda reference: own_data())
-    model = opened(tmp_path)
+    monkeypatch.setattr("codream_clients.data.own_data.load_own_part", lambda reference: own_data)
+    model = opened(tmp_path, DIGITS)
     done = CliRunner().invoke(cli.app, ["evaluate", str(model.path), "hospital:load", "--resamples", "200", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)["figures"]["persons"]

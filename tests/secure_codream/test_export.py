@@ -14,12 +14,11 @@ from typer.testing import CliRunner
 
 from codream_clients.models.zoo import NETWORKS, ZOO, build
 from secure_codream import cli
-from secure_codream.deployment.checkpoint import write_checkpoint
 from secure_codream.deployment.description import Standardisation
 from secure_codream.deployment.files import MODEL
 from secure_codream.use.export import export
 from secure_codream.use.model import OpenedModel, UseError, open_model
-from tests.secure_codream.models import DESCRIBED, small_model
+from tests.secure_codream.models import DESCRIBED, small_model, write_checkpoint
 
 SCALE = Standardisation((0.1, 0.5, 0.7), (0.2, 0.3, 0.4))
 

@@ -23,6 +23,7 @@ from codream_protocols.membership import (
     statement_bytes,
     withdraw,
 )
+from secure_codream.cli import exit_code
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.deployment.acceptance import read_offered
@@ -384,8 +385,11 @@ def edited(folder: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(("party", "start"), [("server", run_server), ("clients/a", run_client)])
 def test_setting_that_was_changed_since_is_named(out: Path, party: str, start: Callable[[Path], None]) -> None:
     edited(out / party, "bound = 9", "bound = 8")
-    with pytest.raises(NotAccepted, match=r"sums\.vectors\.visits\.patients\.bound is 8\.0, accepted was 9\.0"):
+    with pytest.raises(
+        NotAccepted, match=r"sums\.vectors\.visits\.patients\.bound is 8\.0, accepted was 9\.0"
+    ) as caught:
         start(out / party)
+    assert exit_code(caught.value) == 3
 
 
 def test_acceptance_of_another_charter_or_member_begins_nothing(out: Path, tmp_path: Path) -> None:

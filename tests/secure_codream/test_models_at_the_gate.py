@@ -6,6 +6,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages, load_digits_data
 from codream_clients.learning.settings import LearningSettings
+from codream_clients.models import zoo
 from codream_clients.models.gate import examine, require_own_weights, trial_images
 from codream_clients.models.refusals import ModelRefused
 from codream_clients.privacy.gate import examine_private
@@ -33,6 +35,7 @@ from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import open_ledger
 from secure_codream.configuration.reading import ConfigError
+from secure_codream.experiments.cell import problem_of
 from secure_codream.experiments.grid import read_grid
 from tests.clients.own_models import GHOST_WRONG, PRIVATE_WRONG, WRONG, grouped, plain
 
@@ -40,9 +43,7 @@ TASK = {"shape": (1, 8, 8), "classes": 10}
 PRIVACY = {"epsilon": 8.0, "batch_size": 16, "warm_up_epochs": 1, "accountant": "rdp"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,46 @@ def test_a_comparison_tries_models_before_any_cell_runs(
     compare = {"models": [name], "algorithms": [algorithm], "clients": 3, "per_client": 10, "test_limit": 20}
     with pytest.raises(ConfigError, match=rf"compare.models: {name}.*{words}"):
         read_grid(None, {"compare": compare})
+
+
+# -- once, and where it will be used ------------------------------------------------------------------------------
+
+GROUPED = "return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))"
+
+
+@pytest.fixture
+def tried_on(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """The devices on which `build` has had models of somebody's own examined."""
+    devices: list[torch.device] = []
+
+    def images(shape: tuple[int, int, int], *, classes: int, device: torch.device) -> torch.Tensor:
+        devices.append(device)
+        return trial_images(shape, classes=classes, device=device)
+
+    monkeypatch.setattr(zoo, "trial_images", images)
+    return devices
+
+
+def test_a_private_model_of_ones_own_is_examined_once(
+    mine: Callable[[str], str], shards: list[LabelledImages], tried_on: list[torch.device]
+) -> None:
+    name, data = mine(GROUPED), (shards[0], None)
+    make_participant(client(name), federation(privacy=PRIVACY, learning={"own_weight": 0.0}), data=data)
+    assert tried_on == []  # `examine_private` has done it
+    make_participant(client(name), federation(), data=data)
+    assert len(tried_on) == 1  # control
+
+
+def test_a_comparison_examines_models_where_they_are_trained(
+    mine: Callable[[str], str], shards: list[LabelledImages], tried_on: list[torch.device]
+) -> None:
+    name, device = mine(GROUPED), torch.device("cpu", 0)
+    compare = {"models": [name], "algorithms": ["isolated-dp"], "clients": 3, "per_client": 10, "test_limit": 20}
+    found = read_grid(None, {"compare": compare})
+    assert len(tried_on) == 1
+    problem = replace(problem_of(found.cells[0]), device=device)
+    problem.fresh_model(0)
+    assert tried_on[-1] == device != torch.device("cpu")
 
 
 # -- docs/federations.md ------------------------------------------------------------------------------------------

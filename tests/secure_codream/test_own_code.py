@@ -195,6 +195,24 @@ def test_what_is_not_there_or_cannot_be_called_is_named() -> None:
             load_named(reference, {reference: digest})
 
 
+@pytest.mark.parametrize(("config", "reference"), KINDS)
+def test_a_file_that_hides_a_librarys_module_is_refused_before_anything_runs(config: Any, reference: str) -> None:
+    digest = source_digest(REFERENCE)
+    Path("random.py").touch()
+    with pytest.raises(ConfigError, match=r"found .*random\.py, which hides Python's own module 'random'"):
+        make_course(config(digest), {reference: digest})
+    assert ran() is None
+
+
+def test_code_that_ends_the_process_is_refused_with_what_to_do() -> None:
+    digest = write(more="import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"running .* failed: SystemExit: 0; leave out exit\(\)"):
+        make_course(with_course(digest))
+    digest = write(more="def Mean(settings):\n    exit()\n")
+    with pytest.raises(ConfigError, match=r"Mean\(settings\) failed: SystemExit: None; leave out exit\(\)"):
+        make_course(with_course(digest))
+
+
 def test_whoever_verifies_a_record_runs_no_code_that_it_names(tmp_path: Path) -> None:
     digest = source_digest(REFERENCE)
     record_of(tmp_path / "record", with_course(digest), epochs=1)

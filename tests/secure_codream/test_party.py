@@ -32,7 +32,7 @@ from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.acceptance import read_offered
 from secure_codream.deployment.charter import sign
-from secure_codream.deployment.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from secure_codream.deployment.checkpoint import CheckpointError, read_checkpoint
 from secure_codream.deployment.client import Agreed, read_agreed, run_client
 from secure_codream.deployment.description import describe
 from secure_codream.deployment.earlier import is_running
@@ -47,6 +47,7 @@ from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.events import read_events
 from secure_codream.reports.files import write_whole
 from secure_codream.reports.status import read_status
+from tests.secure_codream.models import write_checkpoint
 
 NAMES = ("alice", "bob", "carol")
 NOWHERE = "tcp://127.0.0.1:9"  # where nobody listens

@@ -14,27 +14,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from secure_codream import cli
-from secure_codream.deployment.checkpoint import write_checkpoint
-from secure_codream.deployment.description import Description, Standardisation
-from secure_codream.deployment.files import MODEL
 from secure_codream.use.inputs import Form, InputsError, read_inputs
-from secure_codream.use.model import OpenedModel, UseError, open_model
+from secure_codream.use.model import OpenedModel, UseError
 from secure_codream.use.predict import predict
-from tests.secure_codream.models import DESCRIBED, small_model
+from tests.secure_codream.models import DESCRIBED, HALF, opened
 
 GREY = Form((1, 8, 8), resized=False)
-HALF = replace(DESCRIBED, standardisation=Standardisation((0.5,), (0.25,)))
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> OpenedModel:
-    return made(tmp_path / "client")
-
-
-def made(folder: Path, description: Description = HALF) -> OpenedModel:
-    folder.mkdir()
-    write_checkpoint(folder / MODEL, small_model(1), description)
-    return open_model(folder, device="cpu")
+    return opened(tmp_path / "client")
 
 
 def drawing(seed: int = 0, side: int = 8) -> np.ndarray:
@@ -186,7 +176,7 @@ def test_order_is_kept_over_batches(tmp_path: Path, model: OpenedModel) -> None:
 
 
 def test_names_stand_for_classes_where_they_are_known(tmp_path: Path) -> None:
-    named = made(tmp_path / "named", replace(HALF, class_names=(*"abcdefghi", "=evil, \n(j)")))
+    named = opened(tmp_path / "named", replace(HALF, class_names=(*"abcdefghi", "=evil, \n(j)")))
     predict(named, [picture(tmp_path / "a.png")], tmp_path / "out.csv")
     (line,) = lines_of(tmp_path / "out.csv")
     assert list(line)[2] == "p_a" and list(line)[11] == r"p_=evil, \n(j)"
@@ -282,7 +272,7 @@ def test_the_command_fails_where_nothing_can_be_read(tmp_path: Path, model: Open
 
 
 def test_the_command_takes_a_scale_that_the_file_lacks(tmp_path: Path) -> None:
-    made(tmp_path / "unknown", DESCRIBED), picture(tmp_path / "a.png")
+    opened(tmp_path / "unknown", DESCRIBED), picture(tmp_path / "a.png")
     command = ["predict", str(tmp_path / "unknown"), str(tmp_path / "a.png"), "--out", str(tmp_path / "out.csv")]
     refused = CliRunner().invoke(cli.app, command)
     assert isinstance(refused.exception, UseError) and "--mean and --std" in str(refused.exception)

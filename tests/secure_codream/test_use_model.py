@@ -20,13 +20,13 @@ from codream_clients.models.zoo import build
 from codream_clients.own_parts import OwnPartError
 from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.deployment.checkpoint import CheckpointError, write_checkpoint
+from secure_codream.deployment.checkpoint import CheckpointError
 from secure_codream.deployment.description import Description, Standardisation
 from secure_codream.deployment.files import MODEL
+from secure_codream.use.export import export
 from secure_codream.use.model import MOST_IN_BATCH, OpenedModel, UseError, open_model
-from tests.secure_codream.models import DESCRIBED, small_model
+from tests.secure_codream.models import DESCRIBED, HALF, opened, small_model, write_checkpoint
 
-HALF = replace(DESCRIBED, standardisation=Standardisation((0.5,), (0.25,)))
 OWN = """
 from pathlib import Path
 from torch import nn
@@ -35,10 +35,14 @@ def build(channels, size, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))
 """
 
-
-def opened(folder: Path, description: Description = HALF, **options: object) -> OpenedModel:
-    write_checkpoint(folder / MODEL, small_model(1), description)
-    return open_model(folder, device="cpu", **options)
+ENDING = """
+from torch import nn
+class Ending(nn.Sequential):
+    def forward(self, images):
+        raise SystemExit(0)
+def build(channels, size, classes):
+    return Ending(nn.Flatten(), nn.Linear(channels * size * size, classes))
+"""
 
 
 def pixels(count: int = 5) -> np.ndarray:
@@ -178,7 +182,13 @@ def test_own_code_finds_the_rest_of_its_package(tmp_path: Path, monkeypatch: pyt
     ("source", "said"),
     [
         ("def build(channels, size, classes): return 3", "returned int; an nn.Module with weights is needed"),
-        ("def build(channels, size, classes): raise OSError('no disk')", r"build\(1, 8, 10\) failed: no disk"),
+        ("def build(channels, size, classes): raise OSError('no disk')", r"build\(1, 8, 10\) failed: OSError: no disk"),
+        (
+            "def build(channels, size, classes): exit()",
+            r"build\(1, 8, 10\) failed: SystemExit: None; leave out exit\(\)",
+        ),
+        ("exit()", r"running .*other_networks\.py failed: SystemExit: None; leave out exit\(\)"),
+        (ENDING, r"the model on images of shape \(1, 1, 8, 8\) failed: SystemExit: 0; leave out exit\(\)"),
         (OWN.replace("nn.Linear(", "nn.Linear(1 + "), "weights of another model"),
         (OWN + "    return nn.Sequential()", None),
     ],
@@ -208,6 +218,18 @@ def test_a_model_that_a_script_handed_over_is_built_by_whoever_opens_it(own: Pat
 def test_code_is_not_named_without_need(tmp_path: Path) -> None:
     with pytest.raises(UseError, match="holds mlp, which needs no code"):
         opened(tmp_path, builder="networks_of_mine:build")
+
+
+def test_a_model_that_ends_the_process_later_is_an_error(tmp_path: Path) -> None:
+    class Ending(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise SystemExit(0)
+
+    model = changed(opened(tmp_path), network=torch.nn.Sequential(torch.nn.Linear(8, 8), Ending()).eval())
+    with pytest.raises(OwnPartError, match=r"shape \(5, 1, 8, 8\) failed: SystemExit: 0; leave out exit"):
+        model.probabilities_of_pixels(pixels())
+    with pytest.raises(UseError, match="this model cannot be exported"):
+        export(model, tmp_path / "model.pt2")
 
 
 # -- images ---------------------------------------------

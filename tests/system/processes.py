@@ -18,6 +18,11 @@ def client_command(folder: Path, endpoint: str, *options: str) -> list[str | Pat
     return [*SECURE_CODREAM, "client", folder, "--address", endpoint, "--threads", "1", *options]
 
 
+def in_its_folder(folder: Path, endpoint: str) -> list[str | Path]:
+    """A client that is started in its own folder, where code of its own is found: `hospital.py` tells them apart."""
+    return ["env", "-C", folder, *client_command(folder, endpoint)]
+
+
 def run_federation(
     folder: Path,
     names: Sequence[str],

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.system.processes import SECURE_CODREAM, client_command, run_federation
+from tests.system.processes import SECURE_CODREAM, in_its_folder, run_federation
 
 NAMES = ("a", "b", "c")
 CONFIG = """
@@ -28,11 +28,6 @@ ANSWERS = {
     "b": "def answer(task):\n    return {'patients': [1001]}\n",
     "c": "def answer(task):\n    raise KeyError('no such table')\n",
 }
-
-
-def in_its_folder(folder: Path, endpoint: str) -> list[str | Path]:
-    """A client whose answer is its own: `hospital.py`."""
-    return ["env", "-C", folder, *client_command(folder, endpoint)]
 
 
 def events(folder: Path) -> list[dict[str, str]]:

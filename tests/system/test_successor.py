@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.system.processes import SECURE_CODREAM, client_command, run_federation
+from tests.system.processes import SECURE_CODREAM, in_its_folder, run_federation
 
 NAMES = tuple("abcdef")
 CONFIG = """
@@ -24,11 +24,6 @@ patients = { bound = 1000, count = true }
 lost_after = 5.0
 """
 ANSWERS = "from pathlib import Path\n\n\ndef answer(task):\n    return {'patients': [ord(Path.cwd().name) - 96]}\n"
-
-
-def in_its_folder(folder: Path, endpoint: str) -> list[str | Path]:
-    """A client whose answer is its own: `hospital.py` tells them apart by where it runs."""
-    return ["env", "-C", folder, *client_command(folder, endpoint)]
 
 
 def test_permitted_cut_is_refused_first_then_said_and_runs_to_its_end(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ with two readings is refused.
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -277,13 +277,23 @@ def _say_what_is_empty(walk: "_Walk", listed: dict[str, dict[int, list[Listed]]]
             )
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What is in a folder, by name, and of what is left out: what it is, why, and where."""
+
+    folders: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    left_out: list[tuple[str, str, str]] = field(default_factory=list)
+
+
 class _Walk:
-    """Folders read once, in order, with what is hidden, dead or reached again left out."""
+    """Folders read once and in order, however often they are looked at, without what is hidden or dead."""
 
     def __init__(self, root: Path, notes: Notes) -> None:
         self.root, self.notes = root, notes
         self.endings: dict[str, set[str]] = defaultdict(set)  # class -> endings of its files that are not taken
         self._reached: dict[str, tuple[str, str]] = {}  # a real place -> the part and class it belongs to
+        self._looks: dict[Path, _Look] = {}
         self._entries = 0
 
     def told(self, place: Path) -> str:
@@ -292,13 +302,22 @@ class _Walk:
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """(folders, files) in a folder, by name; what is hidden, dead or neither is left out and counted."""
-        return self._sorted_out(folder, self.notes)
+        look = self._look(folder)
+        for what, why, place in look.left_out:
+            self.notes.leaves_out(what, why, place)
+        return look.folders, look.files
 
     def quietly(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """The same, for a look ahead."""
-        return self._sorted_out(folder, Notes())
+        look = self._look(folder)
+        return look.folders, look.files
 
-    def _sorted_out(self, folder: Path, notes: Notes) -> tuple[list[Path], list[Path]]:
+    def _look(self, folder: Path) -> "_Look":
+        if folder not in self._looks:
+            self._looks[folder] = self._sorted_out(folder)
+        return self._looks[folder]
+
+    def _sorted_out(self, folder: Path) -> "_Look":
         try:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
@@ -310,20 +329,23 @@ class _Walk:
                 f"{folder}: found more than {MAX_ENTRIES} files or {MAX_DEPTH} folders within each other; a folder of "
                 "images alone is needed"
             )
-        folders, files = [], []
+        look = _Look()
         for entry in entries:
             path, name = folder / entry.name, entry.name
+            left_out = None
             if name.startswith(".") or name.casefold().strip() in _TOOLS:
-                notes.leaves_out("hidden entries or entries of a tool", "they are no data", self.told(path))
+                left_out = "hidden entries or entries of a tool", "they are no data"
             elif _asks(entry.is_dir):
-                folders.append(path)
+                look.folders.append(path)
             elif _asks(entry.is_file):
-                files.append(path)
+                look.files.append(path)
             elif entry.is_symlink():
-                notes.leaves_out("links that lead nowhere", "there is nothing behind them", self.told(path))
+                left_out = "links that lead nowhere", "there is nothing behind them"
             else:
-                notes.leaves_out("entries that are neither files nor folders", "they cannot be read", self.told(path))
-        return folders, files
+                left_out = "entries that are neither files nor folders", "they cannot be read"
+            if left_out:
+                look.left_out.append((*left_out, self.told(path)))
+        return look
 
     def leaves_out_file(self, file: Path, what: str, why: str) -> None:
         """A file is not taken."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codream_clients.data.datasets import DatasetError, LabelledImages
-from codream_clients.data.units import digests, members_of, units_of
+from codream_clients.data.units import digests, members_of, units_by
 
 LEAST_IMAGES = 100
 """Below, nothing is held back: a tenth would be too few to judge by, and too many to do without."""
@@ -73,7 +73,8 @@ def _by_themselves(data: LabelledImages, share: float, seed: int) -> Chosen:
 
 def _of_units(data: LabelledImages, share: float, seed: int) -> Chosen:
     """Units whose place is below the share, as long as no class gives too many; then what a class lacks."""
-    units, own, counts = units_of(data.images, data.groups), digests(data.images), data.class_counts
+    own, counts = digests(data.images), data.class_counts
+    units = units_by(own if data.groups is None else data.groups)
     members = members_of(units)
     place = _places((min(own[image] for image in of_unit) for of_unit in members), seed)
     sizes = np.bincount(units)

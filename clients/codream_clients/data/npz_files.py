@@ -82,6 +82,17 @@ def holds_arrays(folder: Path) -> bool:
     return any((folder / f"{key}.npy").is_file() for key in ("train_images", "x_train", "images"))
 
 
+def header_of(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape of an `.npy` file's array, whether it is stored column by column, and its type, without any of the array.
+
+    Raises `ValueError` for a file that is none, or of another version than 1.0 and 2.0.
+    """
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"npy version {version}; (1, 0) or (2, 0) is needed")
+    return npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+
+
 # -- which arrays there are ---------------------------------------------
 
 
@@ -160,11 +171,10 @@ def _looks_like(path: Path) -> str:
 def _keys(names: Sequence[str]) -> dict[str, dict[str, str]]:
     """Part -> what it is ("images", "labels", "groups") -> key; with labels wherever there are images."""
     found: dict[str, dict[str, str]] = {}
-    usual = {"train": "train", "test": "test", "val": "val"}
-    for part, short in usual.items():
+    for part in ("train", "test", "val"):
         kinds = {
-            "images": (f"{part}_images", f"x_{short}", f"X_{short}"),
-            "labels": (f"{part}_labels", f"y_{short}"),
+            "images": (f"{part}_images", f"x_{part}", f"X_{part}"),
+            "labels": (f"{part}_labels", f"y_{part}"),
             "groups": (f"{part}_groups",),
         }
         found[part] = _of_part(kinds, names)
@@ -311,17 +321,9 @@ def _member(arrays: _Arrays, key: str) -> Iterator[IO[bytes]]:
 
 
 def _header(file: IO[bytes], key: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, type and length of an array's header, without any of the array."""
+    """Shape, type and length of an array's header."""
     try:
-        version = npy.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = npy.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, _, dtype = npy.read_array_header_2_0(file)
-        else:
-            raise DatasetError(f"{key} is of npy version {version}; (1, 0) or (2, 0) is needed")
-    except DatasetError:
-        raise
+        shape, _, dtype = header_of(file)
     except ValueError as error:
         raise DatasetError(f"{key} is no sound array ({error})") from error
     if any(side < 0 for side in shape):

@@ -11,7 +11,7 @@ from codream_clients.data.datasets import DatasetError, LabelledImages
 from codream_clients.data.given import NEEDED, described, given_images
 from codream_clients.data.pixels import RawImages
 from codream_clients.data.understanding import Notes, Understanding, understood
-from codream_clients.own_parts import OwnPartError, call_own_part
+from codream_clients.own_parts import OwnPartError, call_own_part, load_own_part
 
 
 def load_own_data(
@@ -28,7 +28,7 @@ def load_own_data(
     Raises `OwnPartError` if the function cannot be loaded or fails, returns anything else than described above, or
     its arrays do not fit; the text says what came (type, shape, range) and what is needed.
     """
-    returned, notes = call_own_part(reference), Notes()
+    returned, notes = call_own_part(reference, load_own_part(reference)), Notes()
     if not (isinstance(returned, tuple | list) and len(returned) == 2):
         raise OwnPartError(f"{reference}() returned {described(returned)}; (train, test), each {NEEDED}")
     try:

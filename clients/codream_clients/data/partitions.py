@@ -72,9 +72,7 @@ def whole_groups(groups: NDArray[np.int64], wish: Sequence[Indices], seed: int) 
     Raises `PartitionError` if a client would get none: there must be more groups than clients.
     """
     names, inverse = np.unique(groups, return_inverse=True)
-    wished = np.zeros((len(names), len(wish)), np.int64)
-    for client, indices in enumerate(wish):
-        np.add.at(wished[:, client], inverse[indices], 1)
+    wished = count_table(inverse, wish, len(names)).T
     sizes, open_wishes = np.bincount(inverse), wished.sum(axis=0)
     owner = np.full(len(names), -1)
     for group in np.random.default_rng(seed).permutation(len(names)):

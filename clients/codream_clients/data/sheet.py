@@ -1,6 +1,6 @@
 """A sheet of images with their labels, one row a class: what a person looks at before a model does."""
 
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,10 @@ _WORDS = 240  # pixels for a class's name
 _GAP = 4
 
 
-def write_sheet(file: Path, part: RawImages | LabelledImages, understood: Understanding) -> None:
+def write_sheet(file: BinaryIO, part: RawImages | LabelledImages, understood: Understanding) -> None:
     """Write a PNG of the first images of each class of `part`, each beside its class's name and number.
 
-    At most 50 classes have a row. Raises `OSError` if the file cannot be written.
+    At most 50 classes have a row.
     """
     from PIL import Image, ImageDraw
 

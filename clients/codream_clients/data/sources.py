@@ -114,33 +114,41 @@ def load_source(
 
 def is_image_folder(source: str) -> bool:
     """Whether `source` is a folder of pictures; raises as `kind_of` does."""
-    return kind_of(source) == "folder" and not holds_arrays(Path(source).expanduser())
+    return _read_as(source) == "pictures"
+
+
+def _read_as(source: str) -> Literal["name", "own", "arrays", "pictures"]:
+    kind = kind_of(source)
+    if kind == "folder":
+        return "arrays" if holds_arrays(Path(source).expanduser()) else "pictures"
+    return "arrays" if kind == "npz" else kind
 
 
 def _refuse_what_does_not_apply(source: str, reading: Reading) -> None:
-    kind, folder = kind_of(source), is_image_folder(source)
+    kind = _read_as(source)
+    folder = kind == "pictures"
     for name, applies, where in (
         ("size", folder, "folders of pictures"),
         ("groups", folder, "folders of pictures; an .npz has groups, or train_groups and test_groups"),
         ("pages", folder, "folders of pictures"),
-        ("channels", kind in ("own", "npz") or (kind == "folder" and not folder), "arrays"),
+        ("channels", kind in ("own", "arrays"), "arrays"),
     ):
         if not applies and (value := getattr(reading, name)) is not None:
             raise DatasetError(f"found {name} = {value!r} for {source}; it says nothing there: it is for {where}")
 
 
 def _loaded(source: str, reading: Reading, root: Path | None, download: bool, digits_test_size: int) -> DataSource:
-    kind = kind_of(source)
+    kind = _read_as(source)
     told = Told(reading.channels, reading.shape)
     names, classes = reading.class_names, reading.classes
     if kind == "own":
         return DataSource(*load_own_data(source, classes=classes, class_names=names, told=told))
     path = Path(source).expanduser()
-    if kind == "npz" or (kind == "folder" and holds_arrays(path)):
+    if kind == "arrays":
         return DataSource(
             *load_npz(path, classes=classes, class_names=names, told=told, seed=reading.seed, split=reading.split)
         )
-    if kind == "folder":
+    if kind == "pictures":
         found = load_image_folder(
             path,
             seed=reading.seed,

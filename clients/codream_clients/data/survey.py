@@ -10,7 +10,7 @@ import numpy as np
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.pixels import RawImages
 from codream_clients.data.understanding import FEW, Understanding
-from codream_clients.data.units import digests
+from codream_clients.data.units import copies_of, copies_within, digests
 
 Part = RawImages | LabelledImages
 
@@ -50,8 +50,8 @@ def survey(train: Part, test: Part, understood: Understanding) -> Survey:
         both = len(np.intersect1d(train.groups, test.groups))
     training = understood.parts[0].by_class
     return Survey(
-        duplicates={name: len(found) - len(set(found)) for name, found in seen.items()},
-        in_both=len(set(seen["test"]) & set(seen["training"])),
+        duplicates={name: copies_within(found) for name, found in seen.items()},
+        in_both=copies_of(seen["training"], seen["test"]),
         two_labels=sum(len(of_image) > 1 for of_image in labels.values()),
         few={understood.name_of(label): count for label, count in enumerate(training) if count < FEW},
         groups_in_both=both,

@@ -6,7 +6,7 @@ Loaders write into `Notes` while they read; `understood` makes an `Understanding
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.pixels import RawImages
-from codream_clients.data.units import digests
+from codream_clients.data.units import copies_of, copies_within, digests
 from codream_clients.words import visible
 
 
@@ -162,8 +162,8 @@ def understood(source: str, kind: str, parts: Sequence[tuple[str, Part]], notes:
     )
     for warning in _warnings(found, parts):
         notes.warns(warning)
-    return Understanding(
-        **{key: getattr(found, key) for key in ("source", "kind", "shape", "class_names", "parts")},
+    return replace(
+        found,
         forms=tuple(notes.forms.most_common()),
         readings=notes.readings,
         left_out=notes.left_out,
@@ -196,9 +196,9 @@ def _copies(parts: Sequence[tuple[str, Part]]) -> Iterator[str]:
     """Copies, pixel by pixel; what is split here keeps them on one side."""
     found = [digests(_values(images)) for _, images in parts]
     for (name, _), of_part in zip(parts, found, strict=True):
-        if (copies := len(of_part) - len(set(of_part))) > 0:
+        if copies := copies_within(of_part):
             yield f"{copies} images of the {name} part are copies of others in it"
-    if len(found) > 1 and (both := sum(map(set(found[0]).__contains__, found[1]))):
+    if len(found) > 1 and (both := copies_of(found[0], found[1])):
         yield (
             f"{both} images of the {parts[1][0]} part are in the {parts[0][0]} part too: its accuracy will say more "
             "than it should"

@@ -4,6 +4,7 @@ An image that is there twice, once to learn from and once to measure by, makes e
 on both sides does. Where groups are known they alone count: one black picture that all have would make all of them one.
 """
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -21,9 +22,24 @@ def digests(images: NDArray[Any]) -> list[bytes]:
     return [blake2b(np.ascontiguousarray(image).data, digest_size=DIGEST_BYTES).digest() for image in images]
 
 
+def copies_within(found: Sequence[bytes]) -> int:
+    """How many images are there already, by the digests of all."""
+    return len(found) - len(set(found))
+
+
+def copies_of(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    """How many images of the other part are in the one, by the digests of both."""
+    return sum(map(set(one).__contains__, other))
+
+
 def units_of(images: NDArray[Any], groups: Groups | None) -> Units:
     """For images (N, ...) and whose each is, where that is known, the number of each one's unit, (N,), from 0."""
-    own = np.array(digests(images), dtype=f"S{DIGEST_BYTES}") if groups is None else groups
+    return units_by(digests(images) if groups is None else groups)
+
+
+def units_by(marks: Sequence[bytes] | Groups) -> Units:
+    """The same by the images' digests, or by their groups: images of one mark are one unit."""
+    own = marks if isinstance(marks, np.ndarray) else np.array(marks, dtype=f"S{DIGEST_BYTES}")
     _, number = np.unique(own, return_inverse=True)
     return number.astype(np.int64)
 

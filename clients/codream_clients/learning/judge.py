@@ -72,12 +72,14 @@ class Verdict:
         best: the best one's, this model's with the others.
         best_round: of which round that is; 0 is the warm-up.
         worse: whether the model is worse than what there was before it.
+        held_back: whether nothing was trained on the images that judge.
     """
 
     score: Score
     best: Score
     best_round: int
     worse: bool
+    held_back: bool
 
 
 class Judge:
@@ -123,7 +125,7 @@ class Judge:
         if self._best is None or (score.value > self._best.value and not worse):
             self._best, self._round = score, round
             self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        return Verdict(score, self._best, self._round, worse)
+        return Verdict(score, self._best, self._round, worse, self.held_back)
 
     def restore(self, model: nn.Module) -> None:
         """Give a model the best weights."""

@@ -11,6 +11,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,25 +94,29 @@ def measured(
     *,
     rounds: int,
     distil_loss: float = 0.0,
-    judge: Judge | None = None,
     verdict: Verdict | None = None,
     rolled_back: bool = False,
 ) -> Metrics:
     """The metrics of a model as it is, on its own images and on test images where there are some to look at."""
+    judged: dict[str, Any] = {}
+    if verdict is not None:
+        judged = {
+            "judged_by": verdict.score.images,
+            "held_back": verdict.held_back,
+            "held_accuracy": verdict.score.accuracy,
+            "held_recall": verdict.score.recall,
+            "best_accuracy": verdict.best.accuracy,
+            "best_recall": verdict.best.recall,
+            "best_round": verdict.best_round,
+            "worse": verdict.worse,
+        }
     return Metrics(
         rounds=rounds,
         accuracy=None if test is None else evaluate(model, test, device),
         train_accuracy=None if train is None else evaluate(model, train, device),
         distil_loss=distil_loss,
-        judged_by=0 if judge is None else judge.images,
-        held_back=judge is not None and judge.held_back,
-        held_accuracy=None if verdict is None else verdict.score.accuracy,
-        held_recall=None if verdict is None else verdict.score.recall,
-        best_accuracy=None if verdict is None else verdict.best.accuracy,
-        best_recall=None if verdict is None else verdict.best.recall,
-        best_round=None if verdict is None else verdict.best_round,
-        worse=verdict is not None and verdict.worse,
         rolled_back=rolled_back,
+        **judged,
     )
 
 
@@ -359,7 +364,6 @@ class Participant:
             self._device,
             rounds=self._rounds,
             distil_loss=distil_loss,
-            judge=self._judge,
             verdict=verdict,
             rolled_back=rolled_back,
         )

@@ -10,7 +10,7 @@ differential privacy needs because it mixes no records.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from codream_clients.models import networks
 from codream_clients.models.gate import examine, trial_images
 from codream_clients.models.layers import Sides, conv, dense
 from codream_clients.models.names import LITERATURE_MODELS, Norm, UnknownModelError, split_norm
-from codream_clients.own_parts import call_own_part, is_reference
+from codream_clients.own_parts import call_own_part, is_reference, load_own_part
 
 __all__ = ["NETWORKS", "ZOO", "ModelShapeError", "Norm", "UnknownModelError", "build"]
 
@@ -43,13 +43,15 @@ def build(
     seed: int,
     norm: Norm = "batch",
     device: torch.device = CPU,
+    examined: bool = False,
 ) -> nn.Module:
     """A freshly initialised model, on the CPU: (N, channels, height, width) -> logits (N, classes).
 
     `name` is one of `ZOO` or `NETWORKS`, with `_gn` at its end for group norm whatever `norm` says, or
     module:function, which is called as function(channels, size, classes) and RUNS THAT MODULE'S CODE; its model goes
-    through the gate (`gate.examine`) on `device`, where it is to be used. `norm` is of no effect there.
-    `size` is the side of a square, or (height, width), which an own function gets only where they differ.
+    through the gate (`gate.examine`) on `device`, where it is to be used, unless the caller has it `examined`, and asks
+    for more. `norm` is of no effect there.
+    `size` is the side of a square, or (height, width); what an own function gets says `call_builder`.
     The weights depend on `seed` and the other arguments alone, as far as an own function draws from torch's
     global generator; the global random state stays as it was.
     Raises `UnknownModelError` for any other name; `ModelShapeError` unless channels >= 1, sides >= 8,
@@ -71,10 +73,21 @@ def build(
             # Pooling and batch norm run 1.5 times as fast on a CPU where channels lie beside each other. Opacus, which
             # takes group norm alone, cannot read gradients of such a layout.
             return network.to(memory_format=torch.channels_last) if norm == "batch" else network
-        model = call_own_part(base, channels, sides[0] if sides[0] == sides[1] else sides, classes)
-    images = trial_images((channels, *sides), classes=classes, device=device)
-    examine(model, images, classes=classes, name=f"{base}()")
+        model = call_builder(base, load_own_part(base), (channels, *sides), classes)
+    if not examined:
+        images = trial_images((channels, *sides), classes=classes, device=device)
+        examine(model, images, classes=classes, name=f"{base}()")
     return model  # type: ignore[no-any-return]
+
+
+def call_builder(reference: str, builder: Callable[..., Any], shape: tuple[int, int, int], classes: int) -> Any:
+    """What a function of somebody's own builds for images of this shape (channels, height, width).
+
+    It is called as builder(channels, size, classes); `size` is the side of a square, else (height, width).
+    Raises `OwnPartError` if it raises anything.
+    """
+    channels, height, width = shape
+    return call_own_part(reference, builder, channels, height if height == width else (height, width), classes)
 
 
 def _cnn2(channels: int, sides: Sides, classes: int, norm: Norm, *, width: int = 16) -> nn.Module:
