@@ -2,6 +2,7 @@
 
 python benchmarks/unequal_sites.py out.jsonl --mnist ../shared/data --cifar10 ../shared/data/cifar10_jpeg.npz
 python benchmarks/unequal_sites.py before.jsonl --unguarded ...   # no gradient cut, nothing held back or rolled back
+python benchmarks/unequal_sites.py halves.jsonl --lacking ...     # ten classes, of which each site has five
 
 Digits, MNIST and CIFAR-10 (an .npz with MedMNIST's keys), of each the first two, three, five and nine classes; images
 of the last two are halved in size, so that all of it takes half an hour of a core. Sites have about a fifth, three
@@ -39,6 +40,7 @@ from secure_codream.simulation.in_process import DreamFederation
 SOURCES, CLASSES = ("digits", "mnist", "cifar10"), (2, 3, 5, 9)
 MODELS, SHARES, CONCENTRATION = ("cnn2", "mlp", "cnn2"), np.array([0.2, 0.3, 0.5]), 3.0
 MOST, TEST, ROUNDS = 900, 600, 3
+LACKING = ({0, 1, 2, 3, 4}, {3, 4, 5, 6, 7}, {6, 7, 8, 9, 0})
 LEARNING = LearningSettings(warm_up_epochs=20, distil_epochs=10, local_epochs=5)
 DREAMS: dict[str, Any] = {"steps": 5, "batch": 64}
 CPU = torch.device("cpu")
@@ -72,9 +74,21 @@ def deal(data: LabelledImages, classes: int, seed: int) -> tuple[list[LabelledIm
     return [few.subset(np.array(site, dtype=np.int64)) for site in sites], few.subset(np.arange(test))
 
 
-def run(data: LabelledImages, classes: int, seed: int, *, guarded: bool) -> list[dict[str, Any]]:
+def deal_lacking(data: LabelledImages, classes: int, seed: int) -> tuple[list[LabelledImages], LabelledImages]:
+    """150 images of five classes for each site, three classes of which another site has too; and the test images."""
+    few = data.subset(np.random.default_rng([seed, classes]).permutation(len(data.labels)))
+    left = list(range(TEST, len(few)))
+    sites: list[LabelledImages] = []
+    for held in LACKING:
+        own = [at for at in left if few.labels[at] in held][: MOST // 6]
+        left = sorted(set(left) - set(own))
+        sites.append(few.subset(np.array(own, dtype=np.int64)))
+    return sites, few.subset(np.arange(TEST))
+
+
+def run(data: LabelledImages, classes: int, seed: int, *, guarded: bool, lacking: bool = False) -> list[dict[str, Any]]:
     """Each site of one federation: its images, its accuracy alone and in the end, and what its judge did."""
-    sites, test = deal(data, classes, seed)
+    sites, test = (deal_lacking if lacking else deal)(data, classes, seed)
     settings = LEARNING if guarded else replace(LEARNING, distil_clip=0.0)
     clients = []
     for number, (name, own) in enumerate(zip(MODELS, sites, strict=True)):
@@ -136,6 +150,7 @@ def main() -> None:
     parser.add_argument("--cifar10", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--unguarded", action="store_true")
+    parser.add_argument("--lacking", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", ConvergenceWarning)
@@ -144,11 +159,11 @@ def main() -> None:
     done = {(record["source"], record["classes"], record["seed"]) for record in records}
     images = {source: everything(source, options) for source in sources}
     for seed in range(options.seeds):
-        for classes in CLASSES:
+        for classes in (10,) if options.lacking else CLASSES:
             for source in sources:
                 if (source, classes, seed) in done:
                     continue
-                found = run(images[source], classes, seed, guarded=not options.unguarded)
+                found = run(images[source], classes, seed, guarded=not options.unguarded, lacking=options.lacking)
                 records.append({"source": source, "classes": classes, "seed": seed, "sites": found})
                 with options.out.open("a") as file:
                     file.write(json.dumps(records[-1]) + "\n")

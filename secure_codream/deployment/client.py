@@ -405,7 +405,9 @@ def _description(agreed: Agreed, images: LabelledImages, model: nn.Module | None
 
 
 def _judged_by(judge: Judge | None) -> dict[str, Any]:
-    return {"images": 0 if judge is None else judge.images, "held_back": judge is not None and judge.held_back}
+    if judge is None:
+        return {"images": 0, "held_back": False, "sees_all": False}
+    return {"images": judge.images, "held_back": judge.held_back, "sees_all": judge.sees_all}
 
 
 def _fall(metrics: Metrics, round: int) -> dict[str, Any]:

@@ -12,7 +12,8 @@ def judge_line(event: Mapping[str, Any]) -> str:
     """By what a client's rounds are judged, from the event `judge` of its log."""
     images = event["images"]
     if event["held_back"]:
-        return f"{counted(images, 'image')} of its own are held back from training and judge each round"
+        said = f"{counted(images, 'image')} of its own are held back from training and judge each round"
+        return said if event["sees_all"] else f"{said}; they lack classes of the task, and can tell of a collapse alone"
     if images:
         return (
             f"{counted(images, 'image')} are too few to hold some back: those that are trained on judge each round, "

@@ -32,6 +32,14 @@ class Rule(nn.Module):
         return torch.stack([-above, above], 1)
 
 
+class Wide(Rule):
+    """The same, among three classes of which it never says the last."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        two = super().forward(images)
+        return torch.cat([two, torch.full((len(two), 1), -1e6)], 1)
+
+
 def images(below: int = 50, above: int = 50) -> LabelledImages:
     """Brightness 0.5 to n - 0.5: of class 0 first."""
     brightness = np.arange(below + above, dtype=np.float32) + 0.5
@@ -69,6 +77,27 @@ def test_a_rare_class_that_is_given_up_is_worse_although_more_images_are_right()
     assert before.correct == 144 and before.recall == pytest.approx(0.5 + 70 / 150)
     assert after.score.correct == 150 > before.correct and after.score.recall == 0.5
     assert after.worse and after.best_round == 0
+
+
+def test_fewer_right_images_are_no_worse_where_the_classes_fare_clearly_better() -> None:
+    """90 images of one class and 10 of the other; a standard error of their mean is about 8 points."""
+    able = judge(images(90, 10))
+    able.judge(Rule(100.0), 0)  # 0.90, and 0.5 in the mean over the classes
+    found = able.judge(Rule(78.0), 1)  # 0.88, and 0.93
+    assert not found.worse and found.best_round == 1
+    able = judge(images(90, 10))
+    able.judge(Rule(98.0), 0)  # 0.92, and 0.60
+    assert able.judge(Rule(20.0), 1).worse  # 0.30, and 0.61: hardly better, and most is lost
+
+
+def test_images_that_lack_a_class_of_the_task_tell_of_a_collapse_alone() -> None:
+    """They cannot see what a model learns of the class from the others, only what it costs."""
+    there = images()
+    able = judge(LabelledImages(there.images, there.labels, 3))
+    assert not able.sees_all and judge().sees_all
+    able.judge(Wide(50.0), 0)
+    assert not able.judge(Wide(70.0), 1).worse and able.best_round == 0
+    assert able.judge(Wide(90.0), 2).worse  # a recall of 0.6, less than half way from a guess, 0.5, to 1
 
 
 def test_what_is_worse_is_never_the_best() -> None:

@@ -275,16 +275,21 @@ FALL = {
             "classes): best.safetensors has the weights of the warm-up; the model that takes part stays as it is",
         ),
         (
-            {"event": "judge", "images": 62, "held_back": True},
+            {"event": "judge", "images": 62, "held_back": True, "sees_all": True},
             "62 images of its own are held back from training and judge each round",
         ),
         (
-            {"event": "judge", "images": 30, "held_back": False},
+            {"event": "judge", "images": 62, "held_back": True, "sees_all": False},
+            "62 images of its own are held back from training and judge each round; they lack classes of the task, and can "
+            "tell of a collapse alone",
+        ),
+        (
+            {"event": "judge", "images": 30, "held_back": False, "sees_all": True},
             "30 images are too few to hold some back: those that are trained on judge each round, and they can tell of "
             "a collapse alone",
         ),
         (
-            {"event": "judge", "images": 0, "held_back": False},
+            {"event": "judge", "images": 0, "held_back": False, "sees_all": False},
             "no image is held back from training, and nothing judges the rounds",
         ),
     ],

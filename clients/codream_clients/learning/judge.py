@@ -4,11 +4,13 @@ Distillation can fail (a rate, labels that are wrong for this client), and a rou
 client had. So the judge keeps the best weights so far. A model is worse where fewer held-back images are right than
 were, by more than one standard error of that share: with less it may be chance, and a client that turned back at each
 small fall would hardly learn from the others. The same goes for the mean over the classes, since a model that gives a
-rare class up loses few images by it. The comparison is with the most of all rounds that were not worse, so that small
-falls do not add up; the best has the highest mean of both.
+rare class up loses few images by it; where that mean has risen by more than its standard error, fewer right images are
+what a model pays that is less partial to frequent classes. The comparison is with the most of all rounds that were not
+worse, so that small falls do not add up; the best has the highest mean of both.
 
-A client with too few images to hold some back is judged by those that it trains on, and they can only tell of a
-collapse: of what the best weights had beyond a guess, in the mean over its classes, less than half is left.
+Two kinds of images can only tell of a collapse: of what the best weights had beyond a guess, in the mean over their
+classes, less than half is left. Those of a client with too few to hold some back, which it trains on; and those that
+lack a class of the task: what a model learns of that class from the others they cannot see, only what it costs theirs.
 """
 
 from __future__ import annotations
@@ -131,9 +133,15 @@ class Judge:
         """Give a model the best weights."""
         model.load_state_dict(dict(self._weights))
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether its images are of all the task's classes."""
+        return self._classes == self._images.classes
+
     def _worse(self, score: Score, best: Score) -> bool:
-        if self.held_back:
-            return score.accuracy < self._accuracy or score.recall < self._recall
+        if self.held_back and self.sees_all:
+            fairer = score.recall - score.recall_error > best.recall
+            return score.recall < self._recall or (score.accuracy < self._accuracy and not fairer)
         guess = 1 / self._classes if self._classes > 1 else 0.0
         return best.recall > guess and score.recall - guess < (best.recall - guess) / 2
 
