@@ -121,7 +121,7 @@ MUTANTS = (
     text(
         "an ended epoch is written before it is told",
         P + "server.py",
-        "            self._journal.ended(public.record())\n",
+        "        self._journal.running(Summed(step.number, step.survivors, tag, frame, _start_of(epoch, step)))\n",
         "",
         "tests/protocols/test_lone_members.py",
     ),

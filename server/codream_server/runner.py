@@ -76,6 +76,7 @@ from codream_server.story import Story
 from codream_server.unwritten import Unwritten
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds after an epoch that was given up
+SETTLE_VOTES = 5.0  # seconds after a Hello: as much time has a client to give back what it has voted for
 SETTLE = 0.1  # seconds after a Hello: who has voted gives its vote first, and no start is wasted
 SHOWN_EVERY = 1.0  # seconds between two looks at how it stands
 TIMES_THE_SLOWEST = 10  # as long as all others took: so much slower an honest member may be, in the resilient mode
@@ -142,8 +143,9 @@ class ServerRunner:
         self._waits = Waits(timing.lost_after)
         self._stands, self._showing = stands, Growing(SHOWN_EVERY, SHOWN_EVERY)
         self._waiting_for: tuple[object, ...] = ()
-        self._waiting_since = self._answered_at = 0.0
+        self._waiting_since = self._answered_at = self._greeted = 0.0
         self._awaited: set[int] = set()
+        self._expected = set(protocol.plan.cohort) if protocol.plan else set()  # of an epoch that is gone on with
         self._passed_over: set[int] = set()  # who did not answer in an epoch that is not certified
         self._failure: AggregationFailed | None = None
 
@@ -208,6 +210,9 @@ class ServerRunner:
         for number, publication in self._missed:
             self._hand_on(number, publication)
         self._patient.look()
+        if self.protocol.plan is not None:  # that of an earlier process
+            self._plans.append(self.protocol.plan.digest)
+            self.story.epoch_resumed()
         while not self.protocol.done:
             self._open_if_ready()
             await self._listen()
@@ -326,6 +331,7 @@ class ServerRunner:
                 earlier.needs_hello = True  # it is asked at its next beat, as one that is not known yet
             return
         self._peers[member] = Peer(route, self._patient.now)
+        self._greeted = self._patient.now
         self._rates[member].caught_up(message, effects)
         if earlier is None or not earlier.present:
             self.story.joined(member)
@@ -424,6 +430,10 @@ class ServerRunner:
         for member, peer in self._peers.items():
             if peer.present and now - peer.heard > self._timing.lost_after:
                 self._lose(member, peer, "silence")
+        if self._expected and now > self._timing.lost_after:
+            expected, self._expected = self._expected - set(self._peers), set()
+            for member in sorted(expected):
+                self._lost(member)
         while self._outbox.overflowed:
             member = self._outbox.overflowed.pop()
             peer = self._peers[member]
@@ -465,9 +475,13 @@ class ServerRunner:
         if self._waits.asking.is_due(now):
             for member in awaited - lost:
                 self._ask_hello(member)
-        if plan is not None and protocol.phase is not Phase.VOTING and self._absent_too_long(lost):
+        if protocol.phase is Phase.VOTING and now - self._greeted > min(SETTLE_VOTES, self._timing.lost_after):
+            self._perform(protocol.settle_vote())
+        if plan is None or protocol.plan is not plan:
+            return
+        if protocol.phase is not Phase.VOTING and self._absent_too_long(lost):
             self._expire()
-        elif plan is not None and protocol.charter.aggregation.mode == "resilient":
+        elif protocol.charter.aggregation.mode == "resilient":
             if protocol.phase is not Phase.VOTING:
                 self._pass_over(awaited - lost)
             elif now - self._waiting_since > self._timing.step:  # too few have voted, or a certificate needs the absent
@@ -496,11 +510,8 @@ class ServerRunner:
 
     def _absent_too_long(self, lost: Iterable[int]) -> bool:
         now = self._patient.now
-        return any(
-            now - peer.heard > self._timing.step
-            for peer in (self._peers.get(member) for member in lost)
-            if peer is not None
-        )
+        heard = (self._peers[member].heard if member in self._peers else 0.0 for member in lost)
+        return any(now - at > self._timing.step for at in heard)
 
     def _expire(self) -> None:
         """Give up what waits for the lost. The live ones, though waited for as well, are there and are told."""

@@ -175,6 +175,7 @@ class Federation:
             self.course,
             beat_seconds=self.timing.beat,
             certified=() if folder is None else folder.epochs(),
+            running=() if folder is None else folder.unfinished(),
             journal=folder,
         )
         endpoint = self.address or "tcp://127.0.0.1:*"
