@@ -338,6 +338,8 @@ def _client_line(event: dict[str, Any]) -> str | None:
             return f"going on with {event['model']}, which has learnt {counted(event['certified'], 'epoch')}"
         case "prepared":
             return "ready for the rounds; waiting for the server and the others"
+        case "waiting":
+            return f"the server says that it waits for {event['names']}" if event.get("names") else None
         case "judge":
             return judge_line(event)
         case "worse":

@@ -28,6 +28,8 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
+from codream_clients.allowance import Allowance
+from codream_clients.awaited import ServersWord
 from codream_clients.failures import Failures
 from codream_clients.journal import JournalError
 from codream_clients.words import visible
@@ -48,6 +50,7 @@ from codream_protocols.errors import (
     RemoteProtocolError,
     UnknownIdentity,
     UnsupportedVersion,
+    VectorRefused,
     WrongSum,
 )
 from codream_protocols.identity import Roster, is_ipv6
@@ -60,6 +63,7 @@ from codream_protocols.messages import (
     Hello,
     Refusal,
     ToClient,
+    Waiting,
     Welcome,
     decode_to_client,
     encode_message,
@@ -115,26 +119,6 @@ def caught(call: Callable[[], Result]) -> Result | Raised:
         return Raised(error)
 
 
-class Allowance:
-    """How often something may be done: `burst` times at once, and `rate` times a second in the long run."""
-
-    def __init__(self, burst: float, rate: float) -> None:
-        self._burst, self._rate, self._left, self._at = burst, rate, burst, time.monotonic()
-
-    def take(self) -> bool:
-        """Whether it may be done once more now; if so, it counts."""
-        now = time.monotonic()
-        self._left, self._at = min(self._burst, self._left + (now - self._at) * self._rate), now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-    def add(self) -> None:
-        """It may be done once more."""
-        self._left += 1
-
-
 class ClientRunner:
     """Takes part in a federation until the server says farewell.
 
@@ -143,6 +127,7 @@ class ClientRunner:
     Attributes:
         compute_seconds: spent in computing for steps and in learning.
         failures: what came of the learner's failures.
+        word: for whom the server says that it waits.
 
     Args:
         protocol: this client's protocol machine.
@@ -195,6 +180,7 @@ class ClientRunner:
         self._hellos, self._refusals, self._welcomes_due = Allowance(*HELLOS), Allowance(*REFUSALS), 0
         self._heard = self._asked = 0.0
         self._admitted = False
+        self.word = ServersWord(roster)
         self._seen: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -361,7 +347,9 @@ class ClientRunner:
                 raise MalformedMessage(f"a message of {len(parts)} parts or more", f"1 to {1 + self._most_frames}")
             message = await self._ask(lambda: decode_to_client(parts[0], self._most_bytes))
             name, plan = type(message).__name__, plan_of(message)
-            if await self._is_for_the_machine(message):
+            if isinstance(message, Waiting):
+                self._hear_waiting(message, parts[1:])
+            elif await self._is_for_the_machine(message):
                 await self._drive(lambda: self._protocol.receive(message, tuple(parts[1:])))
             if isinstance(message, Farewell):
                 self._farewell = message
@@ -391,6 +379,13 @@ class ClientRunner:
                 await self._hello()  # the server has been restarted
             return False
         return True
+
+    def _hear_waiting(self, message: Waiting, frames: list[bytes]) -> None:
+        if frames:
+            raise VectorRefused(f"{len(frames)} frames behind Waiting", "none")
+        if self.word.take(message):
+            others, _ = self.word.now()
+            self._say("info", "waiting", names=", ".join(other.name for other in others))
 
     async def _refuse(self, error: ProtocolError, name: str, plan: bytes) -> None:
         level = "error" if isinstance(error, FOR_A_PERSON) else "warning"

@@ -30,7 +30,6 @@ from zmq.utils import z85
 
 from codream_protocols.course import Publication
 from codream_protocols.errors import (
-    AddressRefused,
     AggregationFailed,
     BoundByVote,
     CohortRefused,
@@ -39,7 +38,7 @@ from codream_protocols.errors import (
     RemoteProtocolError,
     WrongHead,
 )
-from codream_protocols.identity import Roster, is_ipv6
+from codream_protocols.identity import Roster
 from codream_protocols.messages import (
     Advertisement,
     Beat,
@@ -62,6 +61,7 @@ from codream_protocols.server import (
     StepBegan,
     StepFinished,
 )
+from codream_server import listening as sockets
 from codream_server.admission import RosterKeys
 from codream_server.events import Event, Events
 from codream_server.exhibition import Exhibition
@@ -71,7 +71,7 @@ from codream_server.outbox import Outbox
 from codream_server.patience import Clock, Growing, PatientClock
 from codream_server.peers import Peer, Traffic
 from codream_server.settings import Timing
-from codream_server.standing import Standing, Waits, standing
+from codream_server.standing import Standing, Waits, standing, waiting_message
 from codream_server.story import Story
 from codream_server.unwritten import Unwritten
 
@@ -169,8 +169,8 @@ class ServerRunner:
         authenticator.configure_curve_callback(domain="*", credentials_provider=keys)
         self._socket = context.socket(zmq.ROUTER)
         try:
-            self._configure(self._socket)
-            self._bind(self._socket)
+            sockets.configure(self._socket, self._endpoint, secret=self._secret, most_bytes=self._bounds.socket)
+            sockets.bind(self._socket, self._endpoint)
             listening(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
             try:
                 await self._serve()
@@ -181,29 +181,7 @@ class ServerRunner:
             self._unwritten.check_results()
         finally:
             authenticator.stop()
-            self._socket.close(linger=2000)
-            context.destroy(linger=2000)
-
-    def _configure(self, socket: zmq.asyncio.Socket) -> None:
-        socket.curve_server = True
-        socket.curve_secretkey = z85.encode(self._secret)
-        socket.setsockopt(zmq.MAXMSGSIZE, self._bounds.socket)
-        socket.setsockopt(zmq.SNDHWM, 8)  # what does not fit waits in `Peer.queue`, counted in bytes
-        socket.setsockopt(zmq.RCVHWM, 32)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.IPV6, is_ipv6(self._endpoint))
-
-    def _bind(self, socket: zmq.asyncio.Socket) -> None:
-        try:
-            socket.bind(self._endpoint)
-        except zmq.ZMQError as error:
-            raise AddressRefused(
-                f"{self._endpoint!r} ({zmq.strerror(error.errno or 0)})",
-                "tcp://ADDRESS:PORT of this machine, with a free port",
-            ) from error
+            context.destroy(linger=2000)  # with its sockets
 
     async def _serve(self) -> None:
         self.story.federation_started()
@@ -461,13 +439,15 @@ class ServerRunner:
         key = (plan.digest if plan else b"", protocol.phase, protocol.step, protocol.certified)
         if key != self._waiting_for:
             self._waiting_for, self._waiting_since, self._answered_at = key, now, now
-            self._waits.start(now)
+            if self._waits.start(now):
+                self._tell_waiting()  # for nobody any more
         awaited = set(self._missing() if plan is None else protocol.waiting_for())
         if any(self._is_present(member) for member in self._awaited - awaited):  # answered; others fell silent
             self._answered_at = now
         self._awaited = awaited
         lost = {member for member in awaited if not self._is_present(member)}
-        self._waits.look(now, awaited)
+        if self._waits.look(now, awaited):
+            self._tell_waiting()
         if awaited and self._waits.telling.is_due(now):
             heard = {member: now - self._peers[member].heard for member in lost & set(self._peers)}
             held = self._invitations.held_for(awaited)
@@ -487,6 +467,13 @@ class ServerRunner:
             elif now - self._waiting_since > self._timing.step:  # too few have voted, or a certificate needs the absent
                 self._waiting_since = now
                 self._expire()
+
+    def _tell_waiting(self) -> None:
+        """Tell everybody who is there for whom the server waits; for their screens alone."""
+        message = waiting_message(self._waits.named, self._peers, self._patient.now)
+        for member, peer in self._peers.items():
+            if peer.present:
+                self._send(SendTo(member, message))
 
     def _pass_over(self, awaited: set[int]) -> None:
         """Go on without members that are there and do not answer; so many alone as the charter takes for colluders."""

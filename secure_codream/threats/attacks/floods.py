@@ -19,6 +19,7 @@ import msgpack
 import msgspec
 
 from codream_clients import runner as client_runner
+from codream_clients.allowance import Allowance
 from codream_clients.runner import ClientRunner
 from codream_protocols.charter import Offer, Plan, derive_plan
 from codream_protocols.client import ClientProtocol, Send
@@ -395,7 +396,7 @@ SERVERS_BOUNDS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
 CLIENTS_BOUNDS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "beat-floor": _any_beat,
     "short-log": _every_line,
-    "answer-allowances": lambda: patch.object(client_runner.Allowance, "take", lambda self: True),
+    "answer-allowances": lambda: patch.object(Allowance, "take", lambda self: True),
     "_rule_attempts": _endless_attempts,
 }
 
