@@ -138,7 +138,7 @@ class ClientRunner:
         epochs: of the course; with fewer certified here, no server can say that all is over.
         address: where the server listens; None takes the roster's.
         prepare: called in the working thread before anything is computed, while the client is there already.
-        patience: seconds without a word from the server before the client gives up.
+        patience: seconds of listening without a word from the server before the client gives up; None never does.
         most_steps: steps of the longest epoch; it bounds messages.
         most_frame_bytes: bytes of the largest packed sum; nothing larger is received.
         failures: those of earlier processes, which are gone on counting; none unless given.
@@ -156,7 +156,7 @@ class ClientRunner:
         epochs: int,
         address: str | None = None,
         prepare: Callable[[], object] = lambda: None,
-        patience: float = 600.0,
+        patience: float | None = None,
         most_steps: int = MAX_STEPS,
         most_frame_bytes: int = MAX_MESSAGE_BYTES,
         failures: Failures | None = None,
@@ -179,7 +179,7 @@ class ClientRunner:
         self._farewell: Farewell | None = None
         self._hellos, self._refusals, self._welcomes_due = Allowance(*HELLOS), Allowance(*REFUSALS), 0
         self._heard = self._asked = 0.0
-        self._admitted = False
+        self._admitted, self._silence = False, 0
         self.word = ServersWord(roster)
         self._seen: Counter[str] = Counter()
 
@@ -265,8 +265,9 @@ class ClientRunner:
             if await self._socket.poll(1000):
                 await self._take(await self._next_message())
                 self._heard = self._asked = time.monotonic()
-                self._admitted = True
+                self._admitted, self._silence = True, 0
             else:
+                self._silence += 1  # in seconds that it listened, and not those in which its machine stood still
                 await self._see_refused_key()
                 await self._after_silence(context)
         await self._learnt_all()
@@ -304,7 +305,7 @@ class ClientRunner:
     async def _after_silence(self, context: zmq.asyncio.Context) -> None:
         """Ask whether the server is there; if it does not say so, connect anew, or give up."""
         now = time.monotonic()
-        if now - self._heard > self._patience:
+        if self._patience is not None and self._silence >= self._patience:
             raise AggregationFailed(
                 f"no word from the server for {self._patience:g} s", "a word now and then", "is it running?"
             )
@@ -314,7 +315,7 @@ class ClientRunner:
         if now - self._heard < 2 * ASK_SECONDS:
             await self._hello()
             return
-        self._log.warning("silence", seconds=round(now - self._heard), address=self._address)
+        self._say("warning", "silence", seconds=round(now - self._heard), address=self._address)
         # Whatever answered at the address first may have ended ZeroMQ's own attempts for good.
         self._disconnect(linger=0)
         self._socket = self._connected(context)
