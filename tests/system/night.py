@@ -23,6 +23,7 @@ from secure_codream.configuration.federation import FederationConfig
 from secure_codream.deployment.provision import provision
 from tests.system.processes import ENVIRONMENT, SECURE_CODREAM, client_command
 
+LATENCY = 0.05  # seconds each way, as between towns
 PATIENCE = 600.0  # seconds for a test to wait for what must happen
 
 
@@ -36,7 +37,7 @@ def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
 
 
 class Line:
-    """A TCP line to a port of this machine, which can be cut: then nothing passes, and nobody answers."""
+    """A TCP line to a port of this machine, `LATENCY` long. Where it is cut nothing passes, and nobody answers."""
 
     def __init__(self, port: int) -> None:
         self._target, self._up = port, threading.Event()
@@ -83,6 +84,7 @@ class Line:
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                time.sleep(LATENCY)
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
@@ -156,6 +158,27 @@ class Night:
         assert process.poll() is None, self.screen(name)
         process.send_signal(how)
         return process.wait(timeout=PATIENCE)
+
+    def one_misfortune(self) -> None:
+        """Someone is killed, stands still or is cut off, and comes back: who, which and for how long is chance."""
+        name = self.chance.choice([*self.NAMES, "server"])
+        what = self.chance.choice(["killed", "still", "cut off"])
+        if self.running[name].poll() is not None:
+            return  # it has finished
+        seconds = self.chance.choice([0.0, 1.0, 6.0])
+        if what == "cut off" and name != "server":
+            self.lines[name].cut()
+            time.sleep(seconds)
+            self.lines[name].mend()
+        elif what == "still":
+            self.running[name].send_signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            self.running[name].send_signal(signal.SIGCONT)
+        else:
+            self.running[name].kill()
+            self.running[name].wait(timeout=PATIENCE)
+            time.sleep(seconds)
+            self.start(name)
 
     def screen(self, name: str) -> str:
         return (self.folder / f"{name}.screen").read_text()[-3000:]
