@@ -264,5 +264,8 @@ class Night:
             heads.add((found["head"], found["epochs"]))
             if name != "server":
                 lines = (self.party(name) / "metrics.jsonl").read_text().splitlines()
-                assert [json.loads(line)["rounds"] for line in lines] == list(range(self.rounds + 1)), name
+                rounds = [
+                    json.loads(line)["rounds"] for line in lines
+                ]  # who goes on measures once more where it stands
+                assert rounds[-1] == self.rounds and set(rounds) == set(range(self.rounds + 1)), (name, rounds)
         assert len(heads) == 1
