@@ -71,6 +71,7 @@ from codream_protocols.messages import (
 )
 
 MOST_BEAT_SECONDS = 60.0  # a server may ask for fewer beats; so few that it takes its clients for lost, it may not
+GREETING_SECONDS = 2.0  # that a Hello and its Welcome may take
 ASK_SECONDS = 20.0  # of silence, before a client asks whether the server is there
 HELLOS = 16.0, 4.0  # as many at once, and as many a second in the long run
 REFUSALS = 16.0, 2.0
@@ -178,7 +179,7 @@ class ClientRunner:
         self._job: Job | None = None  # at work
         self._farewell: Farewell | None = None
         self._hellos, self._refusals, self._welcomes_due = Allowance(*HELLOS), Allowance(*REFUSALS), 0
-        self._heard = self._asked = 0.0
+        self._heard = self._asked = self._greeted = 0.0
         self._admitted, self._silence = False, 0
         self.word = ServersWord(roster)
         self._seen: Counter[str] = Counter()
@@ -330,12 +331,17 @@ class ClientRunner:
         async with self._turn:
             await self._send(Send(self._protocol.hello()))
 
+    @property
+    def _is_greeting(self) -> bool:
+        """Whether a Hello is on its way, and a Welcome to come: what waited for the line is all answered by it."""
+        return self._welcomes_due > 0 and time.monotonic() - self._greeted < GREETING_SECONDS
+
     async def _send(self, effect: Send) -> None:
         """Send without waiting: what is lost, beats and repeats bring back. Of Hellos, which are answered, not many."""
         if isinstance(effect.message, Hello):
             if not self._hellos.take():
                 return
-            self._welcomes_due += 1
+            self._welcomes_due, self._greeted = self._welcomes_due + 1, time.monotonic()
         with contextlib.suppress(zmq.Again):
             await self._socket.send_multipart([encode_message(effect.message), *effect.frames], zmq.NOBLOCK)
 
@@ -376,7 +382,7 @@ class ClientRunner:
             for kind in (UnsupportedVersion, CharterRefused):
                 if message.code == kind.code:  # the Hello's; saying it again would change nothing
                     raise kind(visible(message.found), visible(message.allowed), "compare roster.json and config.toml")
-            if message.code == HelloNeeded.code:
+            if message.code == HelloNeeded.code and not self._is_greeting:
                 await self._hello()  # the server has been restarted
             return False
         return True

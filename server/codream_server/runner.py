@@ -294,8 +294,8 @@ class ServerRunner:
                 self._dispatch(member, message, frames)
             elif not peer.needs_hello:
                 self._on_beat(member, peer, message)
-        except HelloNeeded as error:  # of a restarted server, or after a break of the line: no misdeed
-            self._answer(member, route, error)
+        except HelloNeeded:  # of a restarted server, or after a break of the line: no misdeed
+            self._ask_hello(member, route)
         except RemoteProtocolError as error:
             self._refuse(member, route, error)
 
@@ -389,8 +389,9 @@ class ServerRunner:
         self._peers[member].needs_hello = True
         self._ask_hello(member)
 
-    def _ask_hello(self, member: int) -> None:
-        self._answer(member, self._peers[member].route, _HELLO_PLEASE)
+    def _ask_hello(self, member: int, route: bytes | None = None) -> None:
+        if self._rates[member].asks.admits():
+            self._answer(member, self._peers[member].route if route is None else route, _HELLO_PLEASE)
 
     def _refuse(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
         self.story.server_refused(member, error)

@@ -245,6 +245,16 @@ class Night:
     def log(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.party(name) / "log.jsonl").read_text().splitlines()]
 
+    def assert_no_hail_of_refusals(self) -> None:
+        """At most three each time that a line comes back: to the server's every life, and after a client's own breaks."""
+        for name in self.NAMES:
+            joined = sum(event["client"] == name for event in self.of("client_joined"))
+            lives = max(joined, len(self.of("federation_started")))
+            told = sum(line["event"] in ("refused", "refused-by-server") for line in self.log(name))
+            assert told <= 3 * lives, (name, told, lives)
+            assert sum(event["client"] == name for event in self.of("refused")) <= 3 * lives
+        assert not [event for event in self.of("rate_limited") if event["kind"] == "Hello"]
+
     def assert_nothing_was_lost_or_counted_twice(self) -> None:
         """Batches, what clients learnt and measured, heads, and what `verify` says of all of it."""
         batches = sorted(path.name for path in (self.party("server") / "rounds").iterdir())
