@@ -125,6 +125,15 @@ MUTANTS = (
         "",
         "tests/protocols/test_lone_members.py",
     ),
+    text(
+        "survivors are written before they are told",
+        P + "server.py",
+        "self._journal.running(Closed(",
+        "(Closed(",
+        "tests/protocols/test_lone_members.py",
+        "-k",
+        "killed_at_any_packet",
+    ),
     # keys, masks, commitments
     text(
         "commitment to a value",

@@ -246,7 +246,7 @@ class Night:
         return [json.loads(line) for line in (self.party(name) / "log.jsonl").read_text().splitlines()]
 
     def assert_no_hail_of_refusals(self) -> None:
-        """At most three each time that a line comes back: to the server's every life, and after a client's own breaks."""
+        """At most three each time that a line comes back: in each of the server's lives, and after a break."""
         for name in self.NAMES:
             joined = sum(event["client"] == name for event in self.of("client_joined"))
             lives = max(joined, len(self.of("federation_started")))
