@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codream_clients.journal import JournalBusy, JournalMismatch
+from codream_clients.journal import JournalBusy, JournalMismatch, JournalVersion
 from codream_protocols.charter import default_threshold
 from codream_protocols.errors import BadSignature, NotAccepted, ProtocolError, RosterRefused, UnknownIdentity
 from codream_protocols.membership import fingerprint
@@ -134,7 +134,7 @@ def exit_code(error: BaseException) -> int:
             return 0
         case KeyFileError() | RosterRefused() | BadSignature() | UnknownIdentity() | NotAccepted():
             return 3
-        case RecordError() | ValueError() | JournalBusy() | JournalMismatch() | RecordFolderBusy():
+        case RecordError() | ValueError() | JournalBusy() | JournalMismatch() | JournalVersion() | RecordFolderBusy():
             return 2
         case KeyboardInterrupt() | asyncio.CancelledError():
             return 130
@@ -338,6 +338,8 @@ def _client_line(event: dict[str, Any]) -> str | None:
             return f"going on with {event['model']}, which has learnt {counted(event['certified'], 'epoch')}"
         case "prepared":
             return "ready for the rounds; waiting for the server and the others"
+        case "waiting":
+            return f"the server says that it waits for {event['names']}" if event.get("names") else None
         case "judge":
             return judge_line(event)
         case "worse":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json as json_text
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -245,13 +246,33 @@ def rotate(folder: Administrator, request: Annotated[list[Path], typer.Argument(
 @roster.command()
 def show(
     path: Annotated[Path, typer.Argument(exists=True, help="A roster, a folder that has one, or a join request.")],
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")] = False,
 ) -> None:
     """Print members, fingerprints, serial number and last day. Of whom a roster is, `roster verify` says."""
     if path.name.endswith(".join.json"):
-        say(console(), f"Fingerprint: {_of_request(administration.request_of(path))}")
+        party, digits = _whose(administration.request_of(path))
+        if json:
+            typer.echo(json_text.dumps({"party": party, "fingerprint": digits}, indent=2))
+        else:
+            say(console(), f"Fingerprint: {party}: {digits}")
         return
     found = administration.parsed(path / ROSTER if path.is_dir() else path)
-    _tell_roster(found)
+    if json:
+        typer.echo(json_text.dumps(_as_json(found), indent=2))
+    else:
+        _tell_roster(found)
+
+
+def _as_json(found: Roster) -> dict[str, Any]:
+    return {
+        "federation": found.federation,
+        "serial": found.serial,
+        "expires": found.expires,
+        "administrators": [fingerprint(key) for key in found.administrators],
+        "server": {"address": found.server.address, "fingerprint": fingerprint_of(found.server)},
+        "members": {member.name: fingerprint_of(member) for member in found.members},
+        "revoked": {member.name: fingerprint_of(member) for member in found.revoked},
+    }
 
 
 @roster.command(
@@ -404,9 +425,14 @@ def _tell_offered(found: Offered) -> None:
 
 
 def _of_request(request: JoinRequest | ServerRequest) -> str:
+    return ": ".join(_whose(request))
+
+
+def _whose(request: JoinRequest | ServerRequest) -> tuple[str, str]:
+    """Whose a request is, and its fingerprint."""
     if isinstance(request, ServerRequest):
-        return f"server at {request.address}: {fingerprint_of(request.entry)}"
-    return f"{request.name} ({request.model}): {fingerprint_of(request.member)}"
+        return f"server at {request.address}", fingerprint_of(request.entry)
+    return f"{request.name} ({request.model})", fingerprint_of(request.member)
 
 
 def _second(path: Path | None) -> bytes | None:

@@ -99,5 +99,6 @@ def _told(found: Status, *, running: bool, now: float) -> list[str]:
         lines.append(f"{there} of {len(found.members)} clients there")
     for member in found.waiting:
         heard = "never heard" if member.heard is None else f"last heard {clock_face(max(0.0, now - member.heard))} ago"
-        lines.append(f"waiting for {member.name}, {'it is there' if member.present else heard}")
+        who = "the server says that it waits for" if found.told else "waiting for"
+        lines.append(f"{who} {member.name}, {'it is there' if member.present else heard}")
     return lines

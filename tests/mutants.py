@@ -121,9 +121,18 @@ MUTANTS = (
     text(
         "an ended epoch is written before it is told",
         P + "server.py",
-        "            self._journal.ended(public.record())\n",
+        "        self._journal.running(Summed(step.number, step.survivors, tag, frame, _start_of(epoch, step)))\n",
         "",
         "tests/protocols/test_lone_members.py",
+    ),
+    text(
+        "survivors are written before they are told",
+        P + "server.py",
+        "self._journal.running(Closed(",
+        "(Closed(",
+        "tests/protocols/test_lone_members.py",
+        "-k",
+        "killed_at_any_packet",
     ),
     # keys, masks, commitments
     text(

@@ -18,12 +18,16 @@ names the record's digest. What a crash leaves behind, and what follows:
 Everything else is damage, and refused: an altered line, fewer lines than the anchor has seen, a record that is missing
 or is not the one its line names. Whoever puts back an older copy of the whole folder is not found out here, and would
 join epochs and vote a second time: a member so restored counts among the colluders.
+
+The first line of version 2 begins with `charter`; that of a later version with `version` and its number. A journal or a
+record of a version that is not known is refused, and nothing in the folder is changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +38,20 @@ from codream_protocols.client import Begun, Memory
 from codream_protocols.durable import chained, sync_folder, try_lock, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
-from codream_protocols.record_file import MAX_RECORD_BYTES, parse_record, record_bytes, record_name, record_numbers
+from codream_protocols.record_file import (
+    MAX_RECORD_BYTES,
+    check_version,
+    parse_record,
+    record_bytes,
+    record_name,
+    record_numbers,
+)
 
 LOG, ANCHOR, VOTE, LOCK = "journal.log", "journal.anchor", "vote.record", "lock"
 MAX_LOG_BYTES = 1 << 30
-_START = hashlib.sha256(b"secure-codream client journal, version 2").hexdigest()
+VERSION = 2
+_START = hashlib.sha256(b"secure-codream client journal, version %d" % VERSION).hexdigest()
+_OF_VERSION = re.compile(rb"version (\d{1,9})[ \n]")
 
 
 class JournalError(LocalProtocolError):
@@ -49,6 +62,10 @@ class JournalError(LocalProtocolError):
 
 class JournalBusy(JournalError):
     """The journal is open elsewhere: this client is running already."""
+
+
+class JournalVersion(JournalError):
+    """The journal was written by another version of this program."""
 
 
 class JournalDamaged(JournalError):
@@ -98,6 +115,7 @@ class FileJournal:
 
         Raises:
             JournalBusy: another process has it open.
+            JournalVersion: it is of a version that is not known; nothing was changed.
             JournalMismatch: it is another charter's or another member's.
             JournalDamaged: it was altered, or a part is missing.
             OSError: the file system refuses.
@@ -107,6 +125,7 @@ class FileJournal:
         journal = cls(folder, lock, first)
         try:
             journal._take_lock()
+            _check_versions(folder)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             journal._log, journal._anchor = (os.open(folder / name, flags, 0o600) for name in (LOG, ANCHOR))
             sync_folder(folder)
@@ -345,6 +364,30 @@ class _Recalled(Sequence[Kept]):
         if not -self._count <= place < self._count:
             raise IndexError(place)
         return self._journal.recall(place % self._count)
+
+
+def _check_versions(folder: Path) -> None:
+    """Look at how the files begin, before any of them is touched."""
+    found = _OF_VERSION.match(_beginning(folder / LOG))
+    if found is not None and int(found[1]) != VERSION:
+        raise JournalVersion(
+            f"{folder / LOG}, a journal of version {int(found[1])}",
+            f"version {VERSION}",
+            "nothing was changed; start the version of secure-codream that wrote it, or a newer one",
+        )
+    for path in sorted(folder.glob("*.record")):
+        try:
+            check_version(_beginning(path))
+        except MalformedMessage as error:
+            raise JournalVersion(f"{path}, {error.found}", error.allowed, error.remedy) from None
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except FileNotFoundError:
+        return b""
 
 
 def _note(facts: _Facts, words: str) -> None:

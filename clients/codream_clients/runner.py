@@ -28,6 +28,8 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
+from codream_clients.allowance import Allowance
+from codream_clients.awaited import ServersWord
 from codream_clients.failures import Failures
 from codream_clients.journal import JournalError
 from codream_clients.words import visible
@@ -48,6 +50,7 @@ from codream_protocols.errors import (
     RemoteProtocolError,
     UnknownIdentity,
     UnsupportedVersion,
+    VectorRefused,
     WrongSum,
 )
 from codream_protocols.identity import Roster, is_ipv6
@@ -60,6 +63,7 @@ from codream_protocols.messages import (
     Hello,
     Refusal,
     ToClient,
+    Waiting,
     Welcome,
     decode_to_client,
     encode_message,
@@ -67,6 +71,7 @@ from codream_protocols.messages import (
 )
 
 MOST_BEAT_SECONDS = 60.0  # a server may ask for fewer beats; so few that it takes its clients for lost, it may not
+GREETING_SECONDS = 2.0  # that a Hello and its Welcome may take
 ASK_SECONDS = 20.0  # of silence, before a client asks whether the server is there
 HELLOS = 16.0, 4.0  # as many at once, and as many a second in the long run
 REFUSALS = 16.0, 2.0
@@ -115,26 +120,6 @@ def caught(call: Callable[[], Result]) -> Result | Raised:
         return Raised(error)
 
 
-class Allowance:
-    """How often something may be done: `burst` times at once, and `rate` times a second in the long run."""
-
-    def __init__(self, burst: float, rate: float) -> None:
-        self._burst, self._rate, self._left, self._at = burst, rate, burst, time.monotonic()
-
-    def take(self) -> bool:
-        """Whether it may be done once more now; if so, it counts."""
-        now = time.monotonic()
-        self._left, self._at = min(self._burst, self._left + (now - self._at) * self._rate), now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-    def add(self) -> None:
-        """It may be done once more."""
-        self._left += 1
-
-
 class ClientRunner:
     """Takes part in a federation until the server says farewell.
 
@@ -143,6 +128,7 @@ class ClientRunner:
     Attributes:
         compute_seconds: spent in computing for steps and in learning.
         failures: what came of the learner's failures.
+        word: for whom the server says that it waits.
 
     Args:
         protocol: this client's protocol machine.
@@ -153,7 +139,7 @@ class ClientRunner:
         epochs: of the course; with fewer certified here, no server can say that all is over.
         address: where the server listens; None takes the roster's.
         prepare: called in the working thread before anything is computed, while the client is there already.
-        patience: seconds without a word from the server before the client gives up.
+        patience: seconds of listening without a word from the server before the client gives up; None never does.
         most_steps: steps of the longest epoch; it bounds messages.
         most_frame_bytes: bytes of the largest packed sum; nothing larger is received.
         failures: those of earlier processes, which are gone on counting; none unless given.
@@ -171,7 +157,7 @@ class ClientRunner:
         epochs: int,
         address: str | None = None,
         prepare: Callable[[], object] = lambda: None,
-        patience: float = 600.0,
+        patience: float | None = None,
         most_steps: int = MAX_STEPS,
         most_frame_bytes: int = MAX_MESSAGE_BYTES,
         failures: Failures | None = None,
@@ -193,8 +179,9 @@ class ClientRunner:
         self._job: Job | None = None  # at work
         self._farewell: Farewell | None = None
         self._hellos, self._refusals, self._welcomes_due = Allowance(*HELLOS), Allowance(*REFUSALS), 0
-        self._heard = self._asked = 0.0
-        self._admitted = False
+        self._heard = self._asked = self._greeted = 0.0
+        self._admitted, self._silence = False, 0
+        self.word = ServersWord(roster)
         self._seen: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -279,8 +266,9 @@ class ClientRunner:
             if await self._socket.poll(1000):
                 await self._take(await self._next_message())
                 self._heard = self._asked = time.monotonic()
-                self._admitted = True
+                self._admitted, self._silence = True, 0
             else:
+                self._silence += 1  # in seconds that it listened, and not those in which its machine stood still
                 await self._see_refused_key()
                 await self._after_silence(context)
         await self._learnt_all()
@@ -318,7 +306,7 @@ class ClientRunner:
     async def _after_silence(self, context: zmq.asyncio.Context) -> None:
         """Ask whether the server is there; if it does not say so, connect anew, or give up."""
         now = time.monotonic()
-        if now - self._heard > self._patience:
+        if self._patience is not None and self._silence >= self._patience:
             raise AggregationFailed(
                 f"no word from the server for {self._patience:g} s", "a word now and then", "is it running?"
             )
@@ -328,7 +316,7 @@ class ClientRunner:
         if now - self._heard < 2 * ASK_SECONDS:
             await self._hello()
             return
-        self._log.warning("silence", seconds=round(now - self._heard), address=self._address)
+        self._say("warning", "silence", seconds=round(now - self._heard), address=self._address)
         # Whatever answered at the address first may have ended ZeroMQ's own attempts for good.
         self._disconnect(linger=0)
         self._socket = self._connected(context)
@@ -343,12 +331,17 @@ class ClientRunner:
         async with self._turn:
             await self._send(Send(self._protocol.hello()))
 
+    @property
+    def _is_greeting(self) -> bool:
+        """Whether a Hello is on its way, and a Welcome to come: what waited for the line is all answered by it."""
+        return self._welcomes_due > 0 and time.monotonic() - self._greeted < GREETING_SECONDS
+
     async def _send(self, effect: Send) -> None:
         """Send without waiting: what is lost, beats and repeats bring back. Of Hellos, which are answered, not many."""
         if isinstance(effect.message, Hello):
             if not self._hellos.take():
                 return
-            self._welcomes_due += 1
+            self._welcomes_due, self._greeted = self._welcomes_due + 1, time.monotonic()
         with contextlib.suppress(zmq.Again):
             await self._socket.send_multipart([encode_message(effect.message), *effect.frames], zmq.NOBLOCK)
 
@@ -361,7 +354,9 @@ class ClientRunner:
                 raise MalformedMessage(f"a message of {len(parts)} parts or more", f"1 to {1 + self._most_frames}")
             message = await self._ask(lambda: decode_to_client(parts[0], self._most_bytes))
             name, plan = type(message).__name__, plan_of(message)
-            if await self._is_for_the_machine(message):
+            if isinstance(message, Waiting):
+                self._hear_waiting(message, parts[1:])
+            elif await self._is_for_the_machine(message):
                 await self._drive(lambda: self._protocol.receive(message, tuple(parts[1:])))
             if isinstance(message, Farewell):
                 self._farewell = message
@@ -387,10 +382,17 @@ class ClientRunner:
             for kind in (UnsupportedVersion, CharterRefused):
                 if message.code == kind.code:  # the Hello's; saying it again would change nothing
                     raise kind(visible(message.found), visible(message.allowed), "compare roster.json and config.toml")
-            if message.code == HelloNeeded.code:
+            if message.code == HelloNeeded.code and not self._is_greeting:
                 await self._hello()  # the server has been restarted
             return False
         return True
+
+    def _hear_waiting(self, message: Waiting, frames: list[bytes]) -> None:
+        if frames:
+            raise VectorRefused(f"{len(frames)} frames behind Waiting", "none")
+        if self.word.take(message):
+            others, _ = self.word.now()
+            self._say("info", "waiting", names=", ".join(other.name for other in others))
 
     async def _refuse(self, error: ProtocolError, name: str, plan: bytes) -> None:
         level = "error" if isinstance(error, FOR_A_PERSON) else "warning"

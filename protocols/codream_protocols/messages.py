@@ -24,6 +24,7 @@ SHARED_ROW_BYTES = 2 * KEY_BYTES  # of one step: a share of the self-mask seed a
 MAX_SEAL_BYTES = KEY_BYTES + MAX_STEPS * SHARED_ROW_BYTES + 16
 SMALL_MESSAGE_BYTES = 16 << 10
 MAX_MESSAGE_BYTES = 64 << 20
+MOST_AGO_SECONDS = (1 << 31) - 1
 
 Step = Annotated[int, Meta(ge=0, lt=MAX_STEPS)]
 StepKeys = Annotated[bytes, Meta(max_length=MAX_STEPS * KEY_BYTES)]
@@ -99,6 +100,26 @@ class Farewell(_Part, frozen=True, tag="farewell"):
 
     reason: Text
     completed: bool
+
+
+class Awaited(_Part, frozen=True):
+    """A member that the server waits for: whether it is there, and how many seconds ago it was last heard.
+
+    -1 if it was not heard since the server started.
+    """
+
+    member: MemberNumber
+    present: bool
+    heard: Annotated[int, Meta(ge=-1, le=MOST_AGO_SECONDS)]
+
+
+class Waiting(_Part, frozen=True, tag="waiting"):
+    """Server to clients: for whom it waits, ascending; for nobody any more if there is none.
+
+    It is for a person to read, and for nothing else: no machine takes it, and nothing proves that it is so.
+    """
+
+    items: Annotated[tuple[Awaited, ...], Meta(max_length=MAX_MEMBERS)]
 
 
 # -- epoch set-up ---------------------------------------------
@@ -328,6 +349,7 @@ ToClient = (
     Welcome
     | Refusal
     | Farewell
+    | Waiting
     | Invitation
     | Advertisements
     | SealDelivery

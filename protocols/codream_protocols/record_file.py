@@ -19,10 +19,12 @@ from codream_protocols.errors import MalformedMessage
 from codream_protocols.messages import EpochRecord, encode_message
 from codream_protocols.record import Kept
 
-MAGIC = b"secure-codream record, version 2\n"
+VERSION = 2
+MAGIC = b"secure-codream record, version %d\n" % VERSION
 MAX_RECORD_BYTES = 1 << 32
 _LENGTH = struct.Struct(">I")
 _NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
+_OF_VERSION = re.compile(rb"secure-codream record, version (\d{1,9})\n")
 _DECODER: msgspec.msgpack.Decoder[EpochRecord] = msgspec.msgpack.Decoder(EpochRecord)
 
 
@@ -45,6 +47,24 @@ def record_bytes(kept: Kept) -> bytes:
     return b"".join(parts)
 
 
+def check_version(beginning: bytes) -> None:
+    """Refuse a record of another version than this one reads and writes.
+
+    Args:
+        beginning: the file's first `len(MAGIC)` bytes, or more; those of no record at all are let through.
+
+    Raises:
+        MalformedMessage: which version it is, and what to do.
+    """
+    found = _OF_VERSION.match(beginning)
+    if found is not None and int(found[1]) != VERSION:
+        raise MalformedMessage(
+            f"a record of version {int(found[1])}",
+            f"version {VERSION}",
+            "nothing was changed; start the version of secure-codream that wrote it, or a newer one",
+        )
+
+
 def parse_record(data: bytes, most_bytes: int = MAX_RECORD_BYTES) -> Kept:
     """A record and its packed sums; whether they are an epoch of some charter, `record.replay` says.
 
@@ -58,6 +78,7 @@ def parse_record(data: bytes, most_bytes: int = MAX_RECORD_BYTES) -> Kept:
     if len(data) > most_bytes:
         raise MalformedMessage(f"a record of {len(data)} bytes", f"at most {most_bytes}")
     view = memoryview(data)
+    check_version(bytes(view[: len(MAGIC)]))
     if bytes(view[: len(MAGIC)]) != MAGIC:
         raise MalformedMessage("byte 0: another beginning", f"{MAGIC!r}")
     at = len(MAGIC)

@@ -26,6 +26,7 @@ from codream_protocols.advertisements import (
     check_advertisement,
     check_distinct_keys,
     check_public_keys,
+    check_shown,
     check_start_shares,
 )
 from codream_protocols.charter import Charter, Offer, Plan, check_charter
@@ -74,8 +75,9 @@ from codream_protocols.messages import (
     largest_message,
     survivor_statement,
 )
-from codream_protocols.packing import Packed, PackedSum, pack
+from codream_protocols.packing import Packed, PackedSum, pack, unpack
 from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, valid_votes
+from codream_protocols.running import Closed, Delivered, Entry, Opened, SealedBy, Shown, Summed
 from codream_protocols.tag import tag_bytes, tag_number
 from codream_protocols.unmasking import rebuild, unmask
 
@@ -172,11 +174,11 @@ Effect = SendTo | EpochBegan | StepBegan | StepFinished | EpochCertified | Epoch
 class ServerJournal(Protocol):
     """What a server writes down before it says so."""
 
-    def ended(self, kept: Kept) -> None:
-        """All sums of this epoch are there, and nobody was told the last. If it cannot be kept, it must not raise."""
+    def running(self, entry: Entry) -> None:
+        """What the running epoch comes to next, before anybody is told. If it cannot be kept, it must not raise."""
 
     def given_up(self) -> None:
-        """The epoch that was kept by `ended` is given up. It must not raise."""
+        """The running epoch is given up. It must not raise."""
 
     def certified(self, kept: Kept) -> None:
         """This epoch is certified."""
@@ -190,12 +192,15 @@ class InMemory:
 
     def __init__(self) -> None:
         self._certified: list[Kept] = []
+        self.entries: list[Entry] = []
 
-    def ended(self, kept: Kept) -> None:
+    def running(self, entry: Entry) -> None:
         """See `ServerJournal`."""
+        self.entries = [entry] if isinstance(entry, Opened) else [*self.entries, entry]
 
     def given_up(self) -> None:
         """See `ServerJournal`."""
+        self.entries = []
 
     def certified(self, kept: Kept) -> None:
         """See `ServerJournal`."""
@@ -257,12 +262,13 @@ class ServerProtocol(HoldsHistory):
         course: the course that the charter names.
         beat_seconds: how often clients are to say that they are there.
         certified: the records of epochs certified in earlier processes, oldest first; checked again.
-        ended: the newest epoch whose sums were all there in an earlier process; gone on with unless it is certified.
+        running: what an earlier process wrote of its running epoch; gone on with unless it is certified.
         journal: where certified epochs are written; it must recall those given as `certified`.
 
     Raises:
         UnsafePlan: a promise of the protocol would fail under this charter.
         LocalProtocolError: the roster is not the charter's.
+        RemoteProtocolError: what was written down does not fit the charter.
     """
 
     def __init__(
@@ -273,7 +279,7 @@ class ServerProtocol(HoldsHistory):
         *,
         beat_seconds: float = 1.0,
         certified: Sequence[Kept] = (),
-        ended: Kept | None = None,
+        running: Sequence[Entry] = (),
         journal: ServerJournal | None = None,
     ) -> None:
         check_charter(charter)
@@ -297,8 +303,8 @@ class ServerProtocol(HoldsHistory):
             self._next_epoch = max(self._next_epoch, taken.plan.offer.epoch + 1)
         if certified:  # until they say so, nobody is known to have heard of the last one
             self._at = dict.fromkeys(charter.everybody, b"")
-        if ended is not None and ended[0].offer.head == self.head:
-            self._go_on_voting(self.history.replay(ended))
+        if running and isinstance(running[0], Opened) and running[0].offer.head == self.head and not self.done:
+            self._go_on(running[0].offer, running[1:])
 
     @property
     def done(self) -> bool:
@@ -319,6 +325,13 @@ class ServerProtocol(HoldsHistory):
     def step(self) -> int | None:
         """The running step."""
         return self._epoch.step.number if self._epoch and self._epoch.step else None
+
+    @property
+    def steps_begun(self) -> int:
+        """Of the running epoch, the one that is collected now among them."""
+        if self._epoch is None or not self._epoch.members:
+            return 0
+        return self._epoch.plan.steps if self._epoch.step is None else self._epoch.step.number + 1
 
     @property
     def largest_message(self) -> int:
@@ -357,6 +370,10 @@ class ServerProtocol(HoldsHistory):
         if member in epoch.advertised and message.plan != epoch.plan.digest:
             epoch.gone.add(member)  # it was started again, and its keys of this epoch are gone
             return effects + self._advance_or_give_up(member)
+        if member in epoch.members and message.sums > (epoch.public.step if epoch.public else 0):
+            epoch.gone.add(member)  # what this server told it was not kept: nothing it says fits any more
+            name = self._roster.members[member].name
+            return effects + self._advance_or_give_up(member, f"{name} has sums that this server has lost")
         return effects + self._repeat(member, message.sums)
 
     def beat(self, member: int, plan: bytes, sums: int) -> list[Effect]:
@@ -388,6 +405,10 @@ class ServerProtocol(HoldsHistory):
             return effects
         names = ", ".join(self._roster.members[member].name for member in waited_for)
         return self._give_up(f"no answer from {names or 'enough members'} while {self.phase.value}")
+
+    def settle_vote(self) -> list[Effect]:
+        """Who has voted has had the time to say so again: an end that nobody can vote for any more is given up."""
+        return [] if self._epoch is None or self.phase is not Phase.VOTING else self._abandoned_vote(self._epoch)
 
     def waiting_for(self) -> tuple[int, ...]:
         """Whose message the present phase waits for, those that are gone or absent included in lockstep."""
@@ -468,6 +489,7 @@ class ServerProtocol(HoldsHistory):
             raise LocalProtocolError(f"open_epoch while {self.phase.value}", "while idle, before the last epoch")
         offer = Offer(self._number(), tuple(sorted(cohort)), self.head)
         plan = self.history.plan(offer)
+        self._journal.running(Opened(offer))
         self._next_epoch, self._opened = offer.epoch + 1, self._opened + 1
         self._epoch, self.phase = _Epoch(plan), Phase.ADVERTISING
         return [EpochBegan(plan), *(SendTo(member, Invitation(offer)) for member in offer.cohort)]
@@ -571,6 +593,8 @@ class ServerProtocol(HoldsHistory):
     # -- a step ---------------------------------------------
 
     def _on_masked_input(self, member: int, message: MaskedInput, frames: tuple[bytes, ...]) -> list[Effect]:
+        if self._is_late(message.plan, message.step):
+            return []  # the same bytes again, of a step whose sum is on its way to the member
         epoch, step = self._in_step(member, message.plan, message.step)
         if member in step.inputs or member in epoch.gone:
             return []  # the same bytes again, after a reconnect; or at another state than all others
@@ -686,11 +710,16 @@ class ServerProtocol(HoldsHistory):
         chosen = self._whole(epoch, set(epoch.advertised))
         if not chosen:
             return self._give_up(f"{len(epoch.advertised)} of {len(epoch.plan.cohort)} members advertised")
-        epoch.shown = tuple(epoch.advertised[member] for member in chosen)
-        epoch.transcript = links.transcript(epoch.plan.digest, [item.digest for item in epoch.shown])
-        self.phase = Phase.SEALING
+        shown = tuple(epoch.advertised[member] for member in chosen)
+        self._journal.running(Shown(shown))
+        self._seal(epoch, shown)
         message = Advertisements(epoch.plan.digest, epoch.shown)
         return [SendTo(member, message) for member in chosen]
+
+    def _seal(self, epoch: _Epoch, shown: tuple[Advertisement, ...]) -> None:
+        epoch.shown = shown
+        epoch.transcript = links.transcript(epoch.plan.digest, [item.digest for item in shown])
+        self.phase = Phase.SEALING
 
     def _close_set_up(self, epoch: _Epoch) -> list[Effect]:
         chosen = tuple(item.member for item in epoch.shown)
@@ -702,9 +731,10 @@ class ServerProtocol(HoldsHistory):
                 self._left[member] = count, self._opened + min(1 << (count - 1), MOST_EPOCHS_AWAY) - 1
             names = ", ".join(self._roster.members[member].name for member in missing)
             return self._give_up(f"{len(epoch.sealed)} of {len(chosen)} members sealed: nothing from {names}")
+        seals = [SealedBy(member, tuple(epoch.sealed[member].values())) for member in chosen]
+        self._journal.running(Delivered(tuple(seals)))
         epoch.members = chosen
-        epoch.step = _Step(0)
-        self.phase = Phase.COLLECTING
+        epoch.step, self.phase = _Step(0), Phase.COLLECTING
         deliveries = [SendTo(member, self._delivery(epoch, member)) for member in chosen]
         return [*deliveries, StepBegan(0, epoch.plan.spec(0).task)]
 
@@ -734,6 +764,9 @@ class ServerProtocol(HoldsHistory):
         step.totals = {}
         if lockstep:
             return self._publish(epoch, step, total)
+        step.tag %= 1 << 128
+        frame = pack(total, epoch.plan.modulus_bits)
+        self._journal.running(Closed(step.number, survivors, tag_bytes(step.tag), frame, _start_of(epoch, step)))
         self.phase = Phase.UNMASKING if survivors == epoch.members else Phase.AGREEING
         return self._tell(Survivors(epoch.plan.digest, step.number, survivors))
 
@@ -765,35 +798,83 @@ class ServerProtocol(HoldsHistory):
     def _publish(self, epoch: _Epoch, step: _Step, total: Array) -> list[Effect]:
         assert epoch.public is not None  # noqa: S101 - closed before
         plan, public = epoch.plan, epoch.public
-        total &= total.dtype.type((1 << plan.modulus_bits) - 1)
-        frame, tag = pack(total, plan.modulus_bits), tag_bytes(step.tag % (1 << 128))
+        frame, tag = pack(_reduced(plan, total), plan.modulus_bits), tag_bytes(step.tag % (1 << 128))
         try:
             sums = public.absorb(step.survivors, frame, tag)
         except WrongSum:
             return self._give_up(f"a member sent numbers out of range in step {step.number}", wrong_sum=True)
+        # On disk before anybody hears of it: of the last sum, one member that votes would be bound to what nobody has.
+        self._journal.running(Summed(step.number, step.survivors, tag, frame, _start_of(epoch, step)))
         message = Published(plan.digest, step.number, step.survivors, tag)
         effects: list[Effect] = [SendTo(member, message, (frame,)) for member in epoch.members]
         task = plan.spec(step.number).task
         agreed = step.survivors != epoch.members
         effects.append(StepFinished(step.number, task, sums, step.survivors, epoch.members, agreed, total))
+        self._after_sum(epoch, public)
         if public.over:
-            # On disk before anybody hears of it: else one member that votes would be bound to what nobody else has.
-            self._journal.ended(public.record())
-            epoch.step, self.phase = None, Phase.VOTING
             return effects
-        epoch.step, self.phase = _Step(public.step), Phase.COLLECTING
         effects.append(StepBegan(public.step, plan.spec(public.step).task))
         return effects
 
-    # -- an epoch's end ---------------------------------------------
+    def _after_sum(self, epoch: _Epoch, public: Trajectory) -> None:
+        if public.over:
+            epoch.step, self.phase = None, Phase.VOTING
+        else:
+            epoch.step, self.phase = _Step(public.step), Phase.COLLECTING
 
-    def _go_on_voting(self, public: Trajectory) -> None:
-        """In a new process: members that still hold their keys get the sums they lack, and vote by their own checks."""
-        advertised = {item.member: item for item in public.advertised}
-        self._epoch = _Epoch(
-            public.plan, advertised, public.advertised, public.transcript, members=public.members, public=public
-        )
-        self.phase, self._next_epoch = Phase.VOTING, public.plan.offer.epoch + 1
+    # -- going on in a new process ---------------------------------------------
+
+    def _go_on(self, offer: Offer, entries: Sequence[Entry]) -> None:
+        """Members that still hold their keys are told what they lack, and answer as they did before.
+
+        They count as there until it is said that they are lost.
+        """
+        epoch = self._epoch = _Epoch(self.history.plan(offer))
+        self.phase, self._next_epoch = Phase.ADVERTISING, offer.epoch + 1
+        self.absent -= set(offer.cohort)
+        for entry in entries:
+            self._go_on_with(epoch, entry)
+
+    def _go_on_with(self, epoch: _Epoch, entry: Entry) -> None:
+        plan, phase = epoch.plan, self.phase
+        if isinstance(entry, Shown) and phase is Phase.ADVERTISING:
+            check_shown(plan, entry.items)
+            check_distinct_keys(entry.items)
+            for item in entry.items:
+                check_advertisement(plan, item)
+                identity = self._roster.members[item.member].identity_key
+                verify(identity, item.signature, "advertisement", *item.signed_parts())
+            epoch.advertised = {item.member: item for item in entry.items}
+            self._seal(epoch, entry.items)
+        elif isinstance(entry, Delivered) and phase is Phase.SEALING:
+            members = tuple(item.member for item in epoch.shown)
+            sealed = {one.member: {seal.member: seal for seal in one.items} for one in entry.seals}
+            if tuple(sealed) != members or any({one, *sealed[one]} != set(members) for one in members):
+                raise ShareRefused("seals of others than the epoch's members", "those that were delivered")
+            epoch.sealed, epoch.members, epoch.step, self.phase = sealed, members, _Step(0), Phase.COLLECTING
+        elif isinstance(entry, Closed) and phase is Phase.COLLECTING and epoch.step is not None:
+            self._begun(epoch, entry).check_members(entry.members)
+            step = epoch.step
+            step.inputs, step.survivors, step.tag = set(entry.members), entry.members, tag_number(entry.tag)
+            step.total = unpack(entry.frame, plan.spec(step.number).words, plan.modulus_bits)
+            self.phase = Phase.UNMASKING if step.survivors == epoch.members else Phase.AGREEING
+        elif isinstance(entry, Summed) and epoch.step is not None:
+            public = self._begun(epoch, entry)
+            public.check_members(entry.members)
+            public.absorb(entry.members, entry.frame, entry.tag)
+            self._after_sum(epoch, public)
+        else:
+            raise WrongContext(f"{type(entry).__name__} written down while {phase.value}", "what follows there")
+
+    def _begun(self, epoch: _Epoch, entry: Closed | Summed) -> Trajectory:
+        if epoch.step is None or entry.step != epoch.step.number:
+            raise WrongContext(f"step {entry.step} written down", "the steps in order")
+        if epoch.public is None:
+            check_start_shares(epoch.plan, epoch.shown, entry.start)
+            epoch.public = self.history.begin(epoch.plan, epoch.shown, entry.start)
+        return epoch.public
+
+    # -- an epoch's end ---------------------------------------------
 
     def _on_vote(self, member: int, message: Vote, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch = self._epoch
@@ -936,11 +1017,9 @@ class ServerProtocol(HoldsHistory):
             # Perhaps it has not even the seals; a server that was started again has them no more.
             seals = [] if sums or not epoch.sealed else [SendTo(member, self._delivery(epoch, member))]
             return [*seals, *self._missing_sums(member, sums)]
-        epoch.gone.add(member)  # what it checked itself, it has forgotten
-        if not epoch.votes:
-            return self._abandoned_vote(epoch)
-        shown = self._show_record(epoch)
-        return [one for one in shown if isinstance(one, SendTo) and one.member == member] or self._abandoned_vote(epoch)
+        epoch.gone.add(member)  # it has no keys: it has forgotten what it checked, or voted, and gives that back
+        shown = self._show_record(epoch) if epoch.votes else []
+        return [one for one in shown if isinstance(one, SendTo) and one.member == member]
 
     # -- repeating ---------------------------------------------
 
@@ -987,8 +1066,7 @@ class ServerProtocol(HoldsHistory):
     def _give_up(self, reason: str, *, wrong_sum: bool = False) -> list[Effect]:
         epoch = self._epoch
         assert epoch is not None  # noqa: S101 - within an epoch
-        if self.phase is Phase.VOTING:
-            self._journal.given_up()
+        self._journal.given_up()
         self._epoch, self.phase = None, Phase.IDLE
         message = GivenUp(epoch.plan.digest, reason[:512])
         told = [SendTo(member, message) for member in epoch.plan.cohort if member not in self.absent]
@@ -1012,6 +1090,18 @@ class ServerProtocol(HoldsHistory):
             at = epoch.step.number if epoch.step else "none"
             raise WrongContext(f"a message of member {member} for step {number}", f"members, for step {at}")
         return epoch, epoch.step
+
+
+def _reduced(plan: Plan, total: Array) -> Array:
+    """A sum modulo 2^m, in place."""
+    total &= total.dtype.type((1 << plan.modulus_bits) - 1)
+    return total
+
+
+def _start_of(epoch: _Epoch, step: _Step) -> bytes:
+    """The start shares, of which a trajectory begins, with the first step."""
+    assert epoch.public is not None  # noqa: S101 - closed before
+    return epoch.public.start if step.number == 0 else b""
 
 
 def _ended(public: Trajectory) -> tuple[bytes, bytes]:

@@ -182,8 +182,9 @@ class ClientConfig(Table):
         float, Field(gt=0, le=1), doc("this client's secret weight in means; of no effect where there is noise")
     ] = 1.0
     patience: Annotated[
-        float, Field(gt=0, le=604_800), doc("seconds without a word from the server before this client gives up")
-    ] = 600.0
+        Annotated[float, Field(gt=0, le=604_800)] | None,
+        doc("seconds of listening without a word from the server before this client gives up; without it, never"),
+    ] = None
     least_roster_serial: Annotated[
         int, Field(ge=1), doc("rosters with a smaller serial number are refused, such as one with a revoked member")
     ] = 1

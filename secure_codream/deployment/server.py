@@ -115,7 +115,7 @@ def run_server(
             course,
             beat_seconds=timing.beat,
             certified=record.epochs(),
-            ended=record.unfinished(),
+            running=record.unfinished(),
             journal=record,
         )
         runner = ServerRunner(

@@ -79,18 +79,27 @@ class StatusFiles:
         )
 
     def of_client(self, runner: ClientRunner, course: Course, certified: int, phase: ClientPhase) -> None:
-        """What a client says of itself: nothing of the others, of whom the server does not tell it."""
+        """What a client says of itself, and of others what the server has told it, as the server's word."""
         in_epoch, step, silence = runner.standing
         now = time.time()
-        waits = phase.name(in_epoch=False) != FINISHED and (silence is None or silence > SILENT)
+        over = phase.name(in_epoch=False) == FINISHED
+        waits = not over and (silence is None or silence > SILENT)
         heard = None if silence is None else now - silence
+        others, told_for = ((), 0.0) if waits or over else runner.word.now()
+        waiting = [
+            Person(name=one.name, present=one.present, heard=None if one.heard is None else now - one.heard)
+            for one in others
+        ]
+        if waits:
+            waiting = [Person(name=SERVER, present=False, heard=heard)]
         self.write(
             phase.name(in_epoch=in_epoch),
             certified,
             step=step if in_epoch else None,
             steps=len(course.schedule(certified)) if in_epoch and certified < course.epochs else None,
-            waiting=(Person(name=SERVER, present=False, heard=heard),) if waits else (),
-            since=(heard or self._always["began"]) if waits else None,
+            waiting=tuple(waiting),
+            since=(heard or self._always["began"]) if waits else now - told_for if others else None,
+            told=bool(others),
         )
 
 

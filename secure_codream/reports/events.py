@@ -52,6 +52,14 @@ class EpochStarted(_Event, frozen=True, kw_only=True, tag="epoch_started"):
     cohort: list[str]
 
 
+class EpochResumed(_Event, frozen=True, kw_only=True, tag="epoch_resumed"):
+    """A server that was started again goes on in the epoch that was running; `step` is null outside its steps."""
+
+    round: Count
+    epoch: Count
+    step: Count | None
+
+
 class EpochGivenUp(_Event, frozen=True, kw_only=True, tag="epoch_given_up"):
     """An epoch was given up: nothing of it is learnt. `wrong_sum`: because a client saw a sum fail its check."""
 
@@ -153,6 +161,7 @@ Event = (
     | ClientJoined
     | ClientLost
     | EpochStarted
+    | EpochResumed
     | EpochGivenUp
     | Waiting
     | StepStarted
@@ -170,6 +179,7 @@ _KNOWN_EVENTS = frozenset(
         "client_joined",
         "client_lost",
         "epoch_started",
+        "epoch_resumed",
         "epoch_given_up",
         "waiting",
         "step_started",

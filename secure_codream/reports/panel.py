@@ -24,6 +24,7 @@ from secure_codream.reports.events import (
     ClientJoined,
     ClientLost,
     EpochGivenUp,
+    EpochResumed,
     EpochStarted,
     Event,
     FederationFinished,
@@ -138,6 +139,11 @@ class LivePanel:
                     self._entropies.clear()
                 self._round, self._steps_done, self._step = event.round, 0, None
                 self._phase = f"setting up keys with {len(event.cohort)} clients"
+            case EpochResumed():
+                self._round, self._steps_done, self._step = event.round, event.step or 0, None
+                at = "" if event.step is None else f", at step {event.step + 1}"
+                self._phase = f"going on in round {event.round + 1}{at}"
+                self._say(self._phase)
             case EpochGivenUp():
                 self._step = None
                 self._phase = f"starting again: {_printable(event.reason)}"

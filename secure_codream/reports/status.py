@@ -1,8 +1,9 @@
 """How a running party stands, in two files that it replaces as a whole, once a second at most: nothing listens.
 
 `status.json` is read by `secure-codream status`; `metrics.prom` has the same figures in Prometheus' text format, for a
-collector of text files. Of one member a server says the name, whether it is there and when it was last heard; a client
-says nothing of others. What they hold is of the moment: they are not synced, and nothing goes on from them.
+collector of text files. Of one member a server says the name, whether it is there and when it was last heard; of others
+a client says what the server has told it, as the server's word. What they hold is of the moment: they are not synced,
+and nothing goes on from them.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         steps: of the present epoch.
         waiting: who is waited for.
         since: since when; None if nobody is.
+        told: a client's: whether `waiting` is the server's word, of others; nothing proves that.
         members: the server's: everybody of the roster.
         secure_steps: the server's: sums made by this process.
         given_up: the server's: epochs that this process gave up.
@@ -65,6 +67,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     steps: int | None = None
     waiting: tuple[Person, ...] = ()
     since: float | None = None
+    told: bool = False
     members: tuple[Person, ...] = ()
     secure_steps: _Count | None = None
     given_up: _Count | None = None

@@ -15,7 +15,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
-from codream_protocols.messages import Beat, Hello, decode_to_client, decode_to_server, encode_message
+from codream_protocols.messages import Beat, Hello, Waiting, decode_to_client, decode_to_server, encode_message
 from codream_protocols.server import SendTo, ServerProtocol
 from secure_codream.simulation.wire import Stuck
 
@@ -42,10 +42,12 @@ class Peer:
         await self._socket.send_multipart([part if isinstance(part, bytes) else encode_message(part) for part in parts])
 
     async def hear(self, seconds: float = 20.0) -> Any:
-        """The next message; None when none comes in time."""
-        if not await self._socket.poll(int(seconds * 1000)):
-            return None
-        return decode_to_client((await self._socket.recv_multipart())[0])
+        """The next message, but for what is for a screen; None when none comes in time."""
+        while await self._socket.poll(int(seconds * 1000)):
+            message = decode_to_client((await self._socket.recv_multipart())[0])
+            if not isinstance(message, Waiting):
+                return message
+        return None
 
     def close(self) -> None:
         """Close the socket; what was not sent is lost."""

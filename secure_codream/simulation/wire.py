@@ -198,7 +198,10 @@ class Federation:
 
     def _server(self) -> ServerProtocol:
         certified = tuple(self.server_journal._certified)
-        return ServerProtocol(self.charter, self.roster, self.course, certified=certified, journal=self.server_journal)
+        journal = self.server_journal
+        return ServerProtocol(
+            self.charter, self.roster, self.course, certified=certified, running=journal.entries, journal=journal
+        )
 
     # -- what is agreed ---------------------------------------------
 
@@ -433,7 +436,7 @@ class Federation:
         self.computing.pop(member, None)
 
     def restart_server(self, *, remembers: bool = True) -> None:
-        """Kill the server and start it again, with the certified epochs or with nothing; what was in flight is lost."""
+        """Kill the server and start it again, with its journal or with nothing; what was in flight is lost."""
         if not remembers:
             self.server_journal = InMemory()
         self.server = self._server()

@@ -102,6 +102,7 @@ def rho_of_records(protocol: ServerProtocol) -> float:
     if all(spec.noise is None for spec in protocol.course.specs(protocol.charter.least_honest)):
         return 0.0
     offer = Offer(0, protocol.charter.everybody, protocol.head)  # a plan's cost hangs on neither
-    running = 1 if protocol.plan is not None else 0  # gone on with in its votes: all its steps were begun
-    certified = range(protocol.charter.earlier, protocol.certified + running)
-    return sum(derive_plan(protocol.charter, protocol.course, offer, number).total_rho for number in certified)
+    certified = range(protocol.charter.earlier, protocol.certified)
+    spent = sum(derive_plan(protocol.charter, protocol.course, offer, number).total_rho for number in certified)
+    plan = protocol.plan  # gone on with: its steps so far, all of them if it is in its votes
+    return spent if plan is None else spent + sum(plan.rho(plan.spec(step)) for step in range(protocol.steps_begun))

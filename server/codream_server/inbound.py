@@ -132,6 +132,8 @@ class Rates:
         self._heads: set[bytes] = set()
         self.answers = RateLimit(20, 10.0, clock)
         """Refusals that it is sent: a flood of nonsense must not become one of answers."""
+        self.asks = RateLimit(2, 1.0, clock)
+        """Requests to say Hello: of all that waited for a line to come back, one answer is enough."""
 
     def over_limit(self, message: ToServer) -> int:
         """0 if the message may be looked at; else how many of its kind were dropped so far."""
@@ -142,6 +144,7 @@ class Rates:
         """A record that brought this server further does not count, nor the Hello for the next: many may come."""
         self.kinds[EpochRecord].give_back()
         self.kinds[Hello].give_back()
+        self.asks.give_back()
 
     def caught_up(self, message: Hello, effects: Iterable[Effect]) -> None:
         """A Hello upon which the member is sent the next epoch that it lacks does not count, once for each epoch."""

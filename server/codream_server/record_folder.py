@@ -3,10 +3,11 @@
     roster.json           the signed roster, byte for byte
     charter.json          the charter's settings, byte for byte
     epoch-00000.record    the certified epochs, in order; numbers count those of predecessors
-    ended                 the newest epoch whose sums were all there, without votes: no part of what is verified
+    running               what the newest epoch has come to (`running`): no part of what is verified
 
 An epoch's file is complete, or not there: it is written apart, synced and renamed, and the folder is synced, before its
-certificate is sent to anybody. A server that starts again reads all of them and goes on from the last.
+certificate is sent to anybody. A server that starts again reads all of them, goes on from the last, and in the epoch
+that was running. A file of a version that is not known is refused before anything is written.
 
 One process holds the folder at a time. The descriptor for the next file is opened in advance, so that an epoch can
 still be kept when the process has run out of them. A disk that fails is the caller's to tell of; the same epoch may be
@@ -17,16 +18,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 from pathlib import Path
 
 from codream_protocols.durable import PUBLIC, try_lock, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
-from codream_protocols.record_file import parse_record, record_bytes, record_name, record_numbers
+from codream_protocols.record_file import check_version, parse_record, record_bytes, record_name, record_numbers
+from codream_protocols.running import MAGIC, Entry, Opened, Writer, parse_running
+from codream_protocols.running import check_version as check_running_version
 
-ROSTER, CHARTER, NEXT, ENDED = "roster.json", "charter.json", "next.partial", "ended"
+ROSTER, CHARTER, NEXT, RUNNING = "roster.json", "charter.json", "next.partial", "running"
 
 
 class RecordFolderRefused(LocalProtocolError):
@@ -51,7 +53,8 @@ class RecordFolder:
         first: how many epochs the charter's predecessors had certified.
 
     Raises:
-        RecordFolderRefused: the folder holds the record of another roster or charter, or a file is missing.
+        RecordFolderRefused: the folder holds the record of another roster or charter, a file is missing, or one is of
+            a version that is not known.
         RecordFolderBusy: another server holds it.
         OSError: it cannot be written.
     """
@@ -61,9 +64,11 @@ class RecordFolder:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         self._directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._next: int | None = None
+        self._running: tuple[int, Writer] | None = None
         self._newest: Kept | None = None
         try:
             self._lock()
+            self._check_versions()
             for name, data in ((ROSTER, roster), (CHARTER, charter)):
                 self._keep_same(name, data)
             numbers = record_numbers(path.name for path in folder.iterdir())
@@ -85,6 +90,7 @@ class RecordFolder:
         if self._next is not None:
             os.close(self._next)
             self._next = None
+        self._leave_running()
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
@@ -118,34 +124,64 @@ class RecordFolder:
         except MalformedMessage as error:
             raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "put back the whole file") from error
 
-    def ended(self, kept: Kept) -> None:
-        """See `ServerJournal`: kept if the disk takes it; without it only a double failure costs more."""
-        data = record_bytes(kept)
-        with contextlib.suppress(OSError):
-            write_whole(self.folder / ENDED, hashlib.sha256(data).digest() + data, PUBLIC)
+    def running(self, entry: Entry) -> None:
+        """See `ServerJournal`: kept if the disk takes it; without it a kill costs the epoch, and nothing that is done.
+
+        An epoch of which one entry could not be kept is not gone on with.
+        """
+        try:
+            if isinstance(entry, Opened):
+                self._begin_running()
+            if self._running is not None:
+                descriptor, writer = self._running
+                write_all(descriptor, writer.entry_bytes(entry))
+                os.fsync(descriptor)
+        except OSError:
+            self.given_up()
 
     def given_up(self) -> None:
         """See `ServerJournal`."""
+        self._leave_running()
         with contextlib.suppress(OSError):
-            (self.folder / ENDED).unlink(missing_ok=True)
+            (self.folder / RUNNING).unlink(missing_ok=True)
 
-    def unfinished(self) -> Kept | None:
-        """The epoch that was kept by `ended`; whether it was certified since, its reader sees by its head.
+    def unfinished(self) -> list[Entry]:
+        """What was kept by `running`; whether it was certified since, its reader sees by its head.
+
+        Entries that follow are written behind the last whole one.
 
         Raises:
-            RecordFolderRefused: a file that is no record.
+            RecordFolderRefused: a file with something else in it.
         """
-        path = self.folder / ENDED
+        path = self.folder / RUNNING
+        self._leave_running()
         if not path.exists():
-            return None
-        content = path.read_bytes()
-        digest, data = content[:32], content[32:]
+            return []
         try:
-            if hashlib.sha256(data).digest() != digest:
-                raise MalformedMessage("a damaged file", "the file as it was written")
-            return parse_record(data)
+            entries = parse_running(path.read_bytes())
         except MalformedMessage as error:
             raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "take that file away") from error
+        writer = Writer()
+        size = len(MAGIC) + sum(len(writer.entry_bytes(entry)) for entry in entries)
+        if entries:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                self._running = descriptor, writer
+                os.ftruncate(descriptor, size)
+        return entries
+
+    def _begin_running(self) -> None:
+        self._leave_running()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(RUNNING, flags, 0o644, dir_fd=self._directory)
+        self._running = descriptor, Writer()
+        write_all(descriptor, MAGIC)
+        os.fsync(self._directory)
+
+    def _leave_running(self) -> None:
+        if self._running is not None:
+            os.close(self._running[0])
+            self._running = None
 
     def certified(self, kept: Kept) -> None:
         """See `ServerJournal`: returns once the epoch is on disk.
@@ -173,6 +209,15 @@ class RecordFolder:
             self._open_next()
         except OSError:
             return  # the epoch is kept; the next one tries again
+
+    def _check_versions(self) -> None:
+        for path in sorted((*self.folder.glob("*.record"), *self.folder.glob(RUNNING))):
+            with path.open("rb") as file:
+                beginning = file.read(64)
+            try:
+                (check_running_version if path.name == RUNNING else check_version)(beginning)
+            except MalformedMessage as error:
+                raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, error.remedy) from error
 
     def _lock(self) -> None:
         if not try_lock(self._directory):

@@ -30,7 +30,6 @@ from zmq.utils import z85
 
 from codream_protocols.course import Publication
 from codream_protocols.errors import (
-    AddressRefused,
     AggregationFailed,
     BoundByVote,
     CohortRefused,
@@ -39,7 +38,7 @@ from codream_protocols.errors import (
     RemoteProtocolError,
     WrongHead,
 )
-from codream_protocols.identity import Roster, is_ipv6
+from codream_protocols.identity import Roster
 from codream_protocols.messages import (
     Advertisement,
     Beat,
@@ -62,6 +61,7 @@ from codream_protocols.server import (
     StepBegan,
     StepFinished,
 )
+from codream_server import listening as sockets
 from codream_server.admission import RosterKeys
 from codream_server.events import Event, Events
 from codream_server.exhibition import Exhibition
@@ -71,11 +71,12 @@ from codream_server.outbox import Outbox
 from codream_server.patience import Clock, Growing, PatientClock
 from codream_server.peers import Peer, Traffic
 from codream_server.settings import Timing
-from codream_server.standing import Standing, Waits, standing
+from codream_server.standing import Standing, Waits, standing, waiting_message
 from codream_server.story import Story
 from codream_server.unwritten import Unwritten
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds after an epoch that was given up
+SETTLE_VOTES = 5.0  # seconds after a Hello: as much time has a client to give back what it has voted for
 SETTLE = 0.1  # seconds after a Hello: who has voted gives its vote first, and no start is wasted
 SHOWN_EVERY = 1.0  # seconds between two looks at how it stands
 TIMES_THE_SLOWEST = 10  # as long as all others took: so much slower an honest member may be, in the resilient mode
@@ -142,8 +143,9 @@ class ServerRunner:
         self._waits = Waits(timing.lost_after)
         self._stands, self._showing = stands, Growing(SHOWN_EVERY, SHOWN_EVERY)
         self._waiting_for: tuple[object, ...] = ()
-        self._waiting_since = self._answered_at = 0.0
+        self._waiting_since = self._answered_at = self._greeted = 0.0
         self._awaited: set[int] = set()
+        self._expected = set(protocol.plan.cohort) if protocol.plan else set()  # of an epoch that is gone on with
         self._passed_over: set[int] = set()  # who did not answer in an epoch that is not certified
         self._failure: AggregationFailed | None = None
 
@@ -167,8 +169,8 @@ class ServerRunner:
         authenticator.configure_curve_callback(domain="*", credentials_provider=keys)
         self._socket = context.socket(zmq.ROUTER)
         try:
-            self._configure(self._socket)
-            self._bind(self._socket)
+            sockets.configure(self._socket, self._endpoint, secret=self._secret, most_bytes=self._bounds.socket)
+            sockets.bind(self._socket, self._endpoint)
             listening(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
             try:
                 await self._serve()
@@ -179,35 +181,16 @@ class ServerRunner:
             self._unwritten.check_results()
         finally:
             authenticator.stop()
-            self._socket.close(linger=2000)
-            context.destroy(linger=2000)
-
-    def _configure(self, socket: zmq.asyncio.Socket) -> None:
-        socket.curve_server = True
-        socket.curve_secretkey = z85.encode(self._secret)
-        socket.setsockopt(zmq.MAXMSGSIZE, self._bounds.socket)
-        socket.setsockopt(zmq.SNDHWM, 8)  # what does not fit waits in `Peer.queue`, counted in bytes
-        socket.setsockopt(zmq.RCVHWM, 32)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.IPV6, is_ipv6(self._endpoint))
-
-    def _bind(self, socket: zmq.asyncio.Socket) -> None:
-        try:
-            socket.bind(self._endpoint)
-        except zmq.ZMQError as error:
-            raise AddressRefused(
-                f"{self._endpoint!r} ({zmq.strerror(error.errno or 0)})",
-                "tcp://ADDRESS:PORT of this machine, with a free port",
-            ) from error
+            context.destroy(linger=2000)  # with its sockets
 
     async def _serve(self) -> None:
         self.story.federation_started()
         for number, publication in self._missed:
             self._hand_on(number, publication)
         self._patient.look()
+        if self.protocol.plan is not None:  # that of an earlier process
+            self._plans.append(self.protocol.plan.digest)
+            self.story.epoch_resumed()
         while not self.protocol.done:
             self._open_if_ready()
             await self._listen()
@@ -311,8 +294,8 @@ class ServerRunner:
                 self._dispatch(member, message, frames)
             elif not peer.needs_hello:
                 self._on_beat(member, peer, message)
-        except HelloNeeded as error:  # of a restarted server, or after a break of the line: no misdeed
-            self._answer(member, route, error)
+        except HelloNeeded:  # of a restarted server, or after a break of the line: no misdeed
+            self._ask_hello(member, route)
         except RemoteProtocolError as error:
             self._refuse(member, route, error)
 
@@ -326,6 +309,7 @@ class ServerRunner:
                 earlier.needs_hello = True  # it is asked at its next beat, as one that is not known yet
             return
         self._peers[member] = Peer(route, self._patient.now)
+        self._greeted = self._patient.now
         self._rates[member].caught_up(message, effects)
         if earlier is None or not earlier.present:
             self.story.joined(member)
@@ -405,8 +389,9 @@ class ServerRunner:
         self._peers[member].needs_hello = True
         self._ask_hello(member)
 
-    def _ask_hello(self, member: int) -> None:
-        self._answer(member, self._peers[member].route, _HELLO_PLEASE)
+    def _ask_hello(self, member: int, route: bytes | None = None) -> None:
+        if self._rates[member].asks.admits():
+            self._answer(member, self._peers[member].route if route is None else route, _HELLO_PLEASE)
 
     def _refuse(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
         self.story.server_refused(member, error)
@@ -424,6 +409,10 @@ class ServerRunner:
         for member, peer in self._peers.items():
             if peer.present and now - peer.heard > self._timing.lost_after:
                 self._lose(member, peer, "silence")
+        if self._expected and now > self._timing.lost_after:
+            expected, self._expected = self._expected - set(self._peers), set()
+            for member in sorted(expected):
+                self._lost(member)
         while self._outbox.overflowed:
             member = self._outbox.overflowed.pop()
             peer = self._peers[member]
@@ -451,13 +440,15 @@ class ServerRunner:
         key = (plan.digest if plan else b"", protocol.phase, protocol.step, protocol.certified)
         if key != self._waiting_for:
             self._waiting_for, self._waiting_since, self._answered_at = key, now, now
-            self._waits.start(now)
+            if self._waits.start(now):
+                self._tell_waiting()  # for nobody any more
         awaited = set(self._missing() if plan is None else protocol.waiting_for())
         if any(self._is_present(member) for member in self._awaited - awaited):  # answered; others fell silent
             self._answered_at = now
         self._awaited = awaited
         lost = {member for member in awaited if not self._is_present(member)}
-        self._waits.look(now, awaited)
+        if self._waits.look(now, awaited):
+            self._tell_waiting()
         if awaited and self._waits.telling.is_due(now):
             heard = {member: now - self._peers[member].heard for member in lost & set(self._peers)}
             held = self._invitations.held_for(awaited)
@@ -465,14 +456,25 @@ class ServerRunner:
         if self._waits.asking.is_due(now):
             for member in awaited - lost:
                 self._ask_hello(member)
-        if plan is not None and protocol.phase is not Phase.VOTING and self._absent_too_long(lost):
+        if protocol.phase is Phase.VOTING and now - self._greeted > min(SETTLE_VOTES, self._timing.lost_after):
+            self._perform(protocol.settle_vote())
+        if plan is None or protocol.plan is not plan:
+            return
+        if protocol.phase is not Phase.VOTING and self._absent_too_long(lost):
             self._expire()
-        elif plan is not None and protocol.charter.aggregation.mode == "resilient":
+        elif protocol.charter.aggregation.mode == "resilient":
             if protocol.phase is not Phase.VOTING:
                 self._pass_over(awaited - lost)
             elif now - self._waiting_since > self._timing.step:  # too few have voted, or a certificate needs the absent
                 self._waiting_since = now
                 self._expire()
+
+    def _tell_waiting(self) -> None:
+        """Tell everybody who is there for whom the server waits; for their screens alone."""
+        message = waiting_message(self._waits.named, self._peers, self._patient.now)
+        for member, peer in self._peers.items():
+            if peer.present:
+                self._send(SendTo(member, message))
 
     def _pass_over(self, awaited: set[int]) -> None:
         """Go on without members that are there and do not answer; so many alone as the charter takes for colluders."""
@@ -496,11 +498,8 @@ class ServerRunner:
 
     def _absent_too_long(self, lost: Iterable[int]) -> bool:
         now = self._patient.now
-        return any(
-            now - peer.heard > self._timing.step
-            for peer in (self._peers.get(member) for member in lost)
-            if peer is not None
-        )
+        heard = (self._peers[member].heard if member in self._peers else 0.0 for member in lost)
+        return any(now - at > self._timing.step for at in heard)
 
     def _expire(self) -> None:
         """Give up what waits for the lost. The live ones, though waited for as well, are there and are told."""

@@ -29,7 +29,7 @@ class Timing(Settings):
         ),
     ] = 600.0
     beat: Annotated[float, Ge(0.1), Le(3600), doc("how often a client must be heard")] = 1.0
-    lost_after: Annotated[float, Gt(0), Le(86_400), doc("silence after which a member counts as lost")] = 30.0
+    lost_after: Annotated[float, Gt(0), Le(86_400), doc("silence after which a member counts as lost")] = 60.0
 
     def _check(self) -> None:
         if self.lost_after < 2 * self.beat:

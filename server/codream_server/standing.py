@@ -2,6 +2,7 @@
 
 Of one member it says the name, whether it is there and when it was last heard. Whom it waits for is looked up only so
 often (`NAMED_EVERY`), and of a phase that lasts: who answers first, and how long a member computes, cannot be read off.
+Members that are there are told the same, as often.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from codream_protocols.identity import Roster
+from codream_protocols.messages import MOST_AGO_SECONDS, Awaited, Waiting
 from codream_protocols.server import Phase, ServerProtocol
 from codream_server.patience import Growing
 from codream_server.peers import Peer
@@ -32,16 +34,39 @@ class Waits:
         self._naming = Growing(named, named)
         self.telling, self.asking = (Growing(first, LONGEST_SILENCE) for first in (named, lost_after))
 
-    def start(self, now: float) -> None:
-        """A phase begins."""
-        self.named = ()
+    def start(self, now: float) -> bool:
+        """A phase begins; whether somebody was named in the one before."""
+        before, self.named = self.named, ()
         for moments in (self._naming, self.telling, self.asking):
             moments.start(now)
+        return bool(before)
 
-    def look(self, now: float, awaited: Iterable[int]) -> None:
-        """Who is waited for now; they are named only now and then."""
-        if self._naming.is_due(now):
-            self.named = tuple(awaited)
+    def look(self, now: float, awaited: Iterable[int]) -> bool:
+        """Who is waited for now; they are named only now and then: whether it was looked now."""
+        due = self._naming.is_due(now)
+        if due:
+            self.named = tuple(sorted(awaited))
+        return due
+
+
+def waiting_message(named: Iterable[int], peers: Mapping[int, Peer], now: float) -> Waiting:
+    """What members are told of whom the server waits for: what a status says of one, in whole seconds.
+
+    Args:
+        named: who is waited for, ascending.
+        peers: who has said Hello, by number.
+        now: the time on the patient clock.
+    """
+    return Waiting(
+        tuple(
+            Awaited(
+                member,
+                member in peers and peers[member].present,
+                min(MOST_AGO_SECONDS, int(now - peers[member].heard)) if member in peers else -1,
+            )
+            for member in named
+        )
+    )
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,10 @@ class Story:
             threshold=plan.threshold,
         )
 
+    def epoch_resumed(self) -> None:
+        """An earlier process began the epoch, and this one goes on in it."""
+        self._events.say("epoch_resumed", **self._place(), step=self._protocol.step, phase=self._protocol.phase.value)
+
     def step_began(self, began: StepBegan) -> None:
         """An effect of the machine."""
         plan = self._protocol.plan

@@ -20,6 +20,7 @@ from codream_clients.journal import (
     JournalBusy,
     JournalDamaged,
     JournalMismatch,
+    JournalVersion,
 )
 from codream_protocols.client import Begun, ClientProtocol, Memory, State
 from codream_protocols.errors import BoundByVote, MalformedMessage, WrongContext
@@ -374,6 +375,20 @@ def test_any_other_byte_in_the_journal_is_refused(
                 opened(folder)
             for entry in (LOG, ANCHOR):
                 (folder / entry).write_bytes((written / entry).read_bytes())
+
+
+@pytest.mark.parametrize("name", [LOG, VOTE, record_name(0)])
+def test_a_journal_of_an_unknown_version_is_refused_and_nothing_is_written(written: Path, name: str) -> None:
+    path = written / name
+    beginning, _, rest = path.read_bytes().partition(b" " if name == LOG else b"\n")
+    later = b"version 9 " + beginning + b" " if name == LOG else beginning.rpartition(b" ")[0] + b" 9\n"
+    path.write_bytes(later + rest + b"cut off")
+    before = {one.name: (one.read_bytes(), one.stat().st_mtime_ns) for one in written.iterdir()}
+    with pytest.raises(
+        JournalVersion, match=r"of version 9; allowed: version 2; nothing was changed; start the version"
+    ):
+        opened(written)
+    assert {one.name: (one.read_bytes(), one.stat().st_mtime_ns) for one in written.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", [LOG, ANCHOR, VOTE, record_name(0), record_name(1)])

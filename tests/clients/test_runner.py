@@ -24,6 +24,7 @@ from codream_protocols.client import Ended
 from codream_protocols.course import Array, Publication, Task
 from codream_protocols.courses.sums import Sums
 from codream_protocols.errors import AddressRefused, AggregationFailed, CharterRefused, UnsupportedVersion
+from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import Beat, Farewell, GivenUp, Hello, Invitation, MaskedInput, Refusal, Welcome
 from codream_protocols.record import certified_epochs
 from codream_protocols.specs import Block, VectorSpec
@@ -506,3 +507,20 @@ def test_a_client_that_was_killed_comes_back_by_its_journal(tmp_path: Any) -> No
     assert over_network(whole, scenario) >= 4 + 1 + 4 + 1
     assert [call for call in learner.calls if "learn" in call] == ["learn 2", "learn 3"]
     assert zmq is not None
+
+
+def test_of_many_that_ask_for_it_one_hello_is_the_answer() -> None:
+    async def script(whole: Federation, running: Any) -> int:
+        await hello(whole)
+        await whole.send(0, Welcome(PROTOCOL, 3600.0, whole.charter.first_head))
+        for _ in range(20):
+            await whole.send(0, Refusal("hello-needed", "a client", "Hello first"))
+        await hello(whole)
+        said = await collect(whole, 0.5)
+        assert not any(isinstance(message, Hello) for message in said)
+        await whole.send(0, Welcome(PROTOCOL, 3600.0, whole.charter.first_head))
+        await whole.send(0, Refusal("hello-needed", "a client", "Hello first"))  # control: once it was answered
+        await hello(whole)
+        return 0
+
+    scripted(script)

@@ -30,7 +30,7 @@ from codream_protocols.messages import (
     Vote,
 )
 from codream_protocols.packing import pack
-from codream_protocols.record import Kept
+from codream_protocols.running import Entry, Summed
 from codream_protocols.server import Phase, ServerProtocol
 from codream_protocols.tag import TAG_BYTES, TagKey, tag_bytes
 from secure_codream.simulation.packets import packet
@@ -135,7 +135,7 @@ def test_a_member_cannot_decree_what_a_server_that_was_started_again_has_forgott
     federation.compute(honest)
     federation.drain(hold=(Survivors,))
     record, frames = forged(federation, step)
-    federation.restart_server()
+    federation.restart_server(remembers=False)
     federation.hello()
     federation.drain()
     give_back_and_show(federation, record, frames)
@@ -169,14 +169,11 @@ def to_the_last_sum(federation: Federation, heard: int) -> None:
 @pytest.mark.parametrize("heard", [1, 5])
 def test_a_server_that_stops_after_the_last_sum_goes_on_with_the_votes(mode: Any, heard: int) -> None:
     """All sums were on its disk before the first member heard the last; who lacks it gets it, and checks it itself."""
-    kept: list[Kept] = []
     federation = Federation(6, mode=mode, steps=2)
-    federation.server._journal.ended = kept.append  # type: ignore[method-assign, assignment]
     to_the_last_sum(federation, heard)
-    assert len(kept) == 1 and federation.server.phase is Phase.VOTING
-    federation.wire.clear()  # no vote reaches it
-    server = ServerProtocol(federation.charter, federation.roster, federation.course, ended=kept[0])
-    federation.server = server
+    assert federation.server.phase is Phase.VOTING
+    federation.restart_server()  # no vote reaches it
+    server = federation.server
     for _ in range(2):
         federation.hello()
         federation.drain()
@@ -187,7 +184,7 @@ def test_a_server_that_stops_after_the_last_sum_goes_on_with_the_votes(mode: Any
 def test_control_a_server_that_has_forgotten_leaves_who_has_voted_alone() -> None:
     federation = Federation(6, steps=2)
     to_the_last_sum(federation, heard=1)
-    federation.restart_server()
+    federation.restart_server(remembers=False)
     for _ in range(3):
         federation.hello()
         federation.drain()
@@ -222,11 +219,17 @@ def test_a_member_that_leaves_set_ups_is_named_and_stays_away_for_ever_more_epoc
     assert all("nothing from client-8" in reason for reason in federation.failures)
 
 
-def dead_vote(federation: Federation) -> Kept:
+def dead_vote(federation: Federation) -> list[Entry]:
     """An epoch whose last tag the liar spoilt: all sums are there, and every honest member saw the last one fail."""
-    kept: list[Kept] = []
-    federation.server._journal.ended = kept.append  # type: ignore[method-assign, assignment]
     assert federation.set_up()
+    kept, written = [], federation.server_journal.running
+
+    def running(entry: Entry) -> None:
+        written(entry)
+        kept.append(entry)
+
+    federation.server_journal.running = running  # type: ignore[method-assign]
+    before = list(federation.server_journal.entries)
     federation.compute()
     place = next(i for i, item in enumerate(federation.wire) if item.kind is MaskedInput and item.member == LIAR)
     item = federation.wire[place]
@@ -234,8 +237,8 @@ def dead_vote(federation: Federation) -> Kept:
     spoilt = msgspec.structs.replace(item.message, tag=bytes(16))
     federation.wire[place] = packet(LIAR, spoilt, item.frames, to_server=True)
     federation.drain()
-    assert len(kept) == 1
-    return kept[0]
+    assert isinstance(kept[-1], Summed) and federation.server_journal.entries == []
+    return [*before, *kept]
 
 
 @pytest.mark.parametrize("liar", ["votes", "keeps its keys", "stays away"])
@@ -244,7 +247,7 @@ def test_a_liar_does_not_bring_an_epoch_back_that_all_others_saw_fail(liar: str)
     federation = Federation(6, mode="resilient", steps=1)
     kept = dead_vote(federation)
     assert federation.given_up and federation.given_up[-1].wrong_sum
-    federation.server = server = ServerProtocol(federation.charter, federation.roster, federation.course, ended=kept)
+    federation.server = server = ServerProtocol(federation.charter, federation.roster, federation.course, running=kept)
     assert server.phase is Phase.VOTING  # it was killed before it could take the file away
     honest = [member for member in federation.everybody if member != LIAR]
     federation.hello(honest)
@@ -343,3 +346,70 @@ def test_a_server_that_starts_again_after_the_last_certificate_still_hands_it_ou
     federation.hello()
     federation.drain()
     assert federation.server.behind() == () and {client.certified for client in federation.clients} == {1}
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+def test_a_server_killed_at_any_packet_gives_no_epoch_up(mode: Any) -> None:
+    """It is started again before each packet, in turn: the epoch goes on with the same keys, to its certificate."""
+    for place in range(1000):
+        federation = Federation(6, mode=mode, steps=2)
+        federation.hello()
+        federation.drain()
+        federation.emit(federation.server.open_epoch(federation.everybody))
+        done = 0
+        while done < place and (federation.wire or federation.computing):
+            if federation.wire:
+                federation.deliver(federation.wire.pop(0))
+                done += 1
+            else:
+                federation.compute()
+        if done < place:
+            break
+        plan = federation.plan.digest
+        federation.restart_server()
+        for _ in range(2):
+            federation.hello()
+            federation.drain()
+            while federation.computing:
+                federation.compute()
+                federation.drain()
+        assert federation.server.certified == 1 and not federation.given_up, place
+        assert {client.certified for client in federation.clients} == {1}
+        assert federation.certified[-1].kept[0].advertisements[0].plan == plan  # none was begun anew
+    assert place > 40
+
+
+def test_a_server_that_lost_a_sum_which_a_member_has_gives_the_epoch_up() -> None:
+    """Its disk took no entry, and did not let it take the file away: nothing that it says fits any more."""
+    federation = Federation(3, steps=2)
+    assert federation.set_up()
+    entries = list(federation.server_journal.entries)
+    assert federation.step() is not None
+    federation.server_journal.entries = entries
+    federation.restart_server()
+    federation.hello()
+    federation.drain()
+    assert federation.failures == ["client-0 has sums that this server has lost"]
+    federation.epoch()
+    assert federation.server.certified == 1
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+def test_a_server_started_again_waits_for_whom_it_has_not_heard_and_goes_on_without_whom_it_is_told_is_lost(
+    mode: Any,
+) -> None:
+    federation = Federation(6, mode=mode, steps=2)
+    assert federation.set_up()
+    federation.restart_server()
+    there = [0, 1, 2, 4, 5]
+    federation.hello(there)
+    federation.drain()
+    federation.compute(there)
+    federation.drain()
+    assert federation.server.phase is Phase.COLLECTING and federation.server.waiting_for() == (3,)
+    federation.emit(federation.server.lost(3))
+    federation.drain()
+    if mode == "lockstep":
+        assert federation.server.phase is Phase.COLLECTING and federation.server.waiting_for() == (3,)
+    else:
+        assert federation.reveals[-1].survivors == (0, 1, 2)

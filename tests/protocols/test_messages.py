@@ -21,6 +21,7 @@ from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import (
     Advertisement,
     Advertisements,
+    Awaited,
     Beat,
     Certificate,
     Complaint,
@@ -42,6 +43,7 @@ from codream_protocols.messages import (
     SurvivorSignatures,
     UnmaskShares,
     Vote,
+    Waiting,
     Welcome,
     decode_to_client,
     decode_to_server,
@@ -88,6 +90,7 @@ TO_CLIENT = {
     Welcome: st.builds(Welcome, VERSION, st.floats(0.1, 3600), KEY),
     Refusal: st.builds(Refusal, NAME, TEXT, TEXT, MAYBE_KEY),
     Farewell: st.builds(Farewell, TEXT, st.booleans()),
+    Waiting: st.builds(Waiting, tuples(st.builds(Awaited, MEMBER, st.booleans(), st.integers(-1, (1 << 31) - 1)))),
     Invitation: st.builds(Invitation, OFFER),
     Advertisements: st.builds(Advertisements, KEY, tuples(ADVERTISEMENT)),
     SealDelivery: st.builds(SealDelivery, KEY, tuples(SEAL)),

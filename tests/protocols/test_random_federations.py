@@ -1,8 +1,10 @@
 """Small federations at random, with lying members and a wire that alters, drops, repeats and reorders.
 
-Whatever happens: a sum that an honest client takes is the sum over the members that it is told; honest clients certify
-the same history; what is refused is refused with a typed error and changes nothing; and an epoch that is not certified
-has a stated end. Everything follows from the seed, which a failure names.
+Clients and servers are killed and started again, with their journals or, a server, with nothing. Whatever happens: a
+sum that an honest client takes is the sum over the members that it is told; no mask is used twice, and a question has
+one answer; honest clients certify the same history, and a server has all of it in the end; what is refused is refused
+with a typed error and changes nothing; and an epoch that is not certified has a stated end. Everything follows from the
+seed, which a failure names.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import msgspec
@@ -22,6 +24,7 @@ import pytest
 
 from codream_protocols import client as client_module
 from codream_protocols import hybrid, identity, keyschedule
+from codream_protocols import masks as masks_module
 from codream_protocols import record as record_module
 from codream_protocols import server as server_module
 from codream_protocols.client import ClientProtocol, State
@@ -31,6 +34,7 @@ from codream_protocols.messages import (
     Beat,
     Complaint,
     EpochRecord,
+    Invitation,
     MaskedInput,
     Refusal,
     Seal,
@@ -38,6 +42,7 @@ from codream_protocols.messages import (
     SurvivorSignature,
     UnmaskShares,
     Vote,
+    Welcome,
 )
 from codream_protocols.packing import unpack
 from codream_protocols.record import Kept
@@ -46,7 +51,7 @@ from codream_protocols.specs import Block, VectorSpec
 from secure_codream.simulation.packets import Packet, packet
 from secure_codream.simulation.snapshots import snapshot
 from secure_codream.simulation.toy_course import LaboratoryCourse
-from secure_codream.simulation.wire import Federation
+from secure_codream.simulation.wire import Federation, Tape
 from secure_codream.threats.laboratory.adversary import transcript_of
 from secure_codream.threats.laboratory.switches import without
 
@@ -54,7 +59,7 @@ SPECS = (
     VectorSpec("update", (Block("dream", 3, 1.0),)),
     VectorSpec("count", (Block("seen", 2, 300, "count"), Block("dream", 2, 0.5))),
 )
-NORMAL, EXHAUSTIVE = 800, 20_000
+NORMAL, EXHAUSTIVE, CHAOS = 800, 20_000, 10_000
 
 
 class World:
@@ -63,9 +68,10 @@ class World:
     Args:
         seed: of everything.
         client_class: the members' machine.
+        kills: how often, of all that happens, a server or a client is killed besides, and started again.
     """
 
-    def __init__(self, seed: int, client_class: type[ClientProtocol] = ClientProtocol) -> None:
+    def __init__(self, seed: int, client_class: type[ClientProtocol] = ClientProtocol, *, kills: float = 0.0) -> None:
         chance = self.chance = random.Random(seed)
         mode = chance.choice(["lockstep", "resilient"])
         members = chance.choice([3, 3, 3, 4, 5] if mode == "lockstep" else [3, 3, 3, 4, 6])
@@ -92,9 +98,11 @@ class World:
         self.noise = chance.choice([0.0, 0.005, 0.02, 0.1])
         self.orderly = chance.random() < 0.5
         self.crashes = chance.random() < 0.3
+        self.kills, self.fate = kills, random.Random(f"fate {seed}")
         self.lies_left = chance.choice([1, 3, 100])
         self.looks = seed % 20 == 0  # whether refusals are compared with what was before
         self.happened: Counter[str] = Counter()
+        self.masks: Counter[tuple[bytes, bool]] = Counter()  # how often each was added, and taken off, by members
 
     @property
     def honest(self) -> list[int]:
@@ -115,7 +123,7 @@ class World:
             self.pump(400)
             if federation.server.done:
                 break
-        self.noise, self.crashes = 0.0, False
+        self.noise, self.crashes, self.kills = 0.0, False, 0.0
         for _ in range(3):  # with a quiet wire, what can end ends
             federation.hello()
             self.pump(400)
@@ -128,6 +136,8 @@ class World:
         for _ in range(most):
             if self.crashes and chance.random() < 0.01:
                 self.crash()
+            if self.kills and self.fate.random() < self.kills:
+                self.kill()
             if federation.computing and (not federation.wire or chance.random() < 0.3):
                 federation.compute([chance.choice(sorted(federation.computing))])
             elif federation.wire:
@@ -162,6 +172,19 @@ class World:
             federation.restart(member)
             federation.hello([member])
             self.happened["client restarted"] += 1
+
+    def kill(self) -> None:
+        """A server nine times in ten with its journal; who is there says Hello, in some order."""
+        federation, fate = self.federation, self.fate
+        if fate.random() < 0.5:
+            federation.restart_server(remembers=fate.random() < 0.9)
+            federation.hello(fate.sample(federation.everybody, len(federation.everybody)))
+            self.happened["server killed"] += 1
+        else:
+            member = fate.choice(federation.everybody)
+            federation.restart(member)
+            federation.hello([member])
+            self.happened["client killed"] += 1
 
     def deliver(self, item: Packet) -> None:
         """Deliver a packet; now and then see that a refusal has changed nothing."""
@@ -270,9 +293,34 @@ class World:
                     "two honest clients certified different things"
                 )
         assert federation.server.phase in (Phase.IDLE, Phase.VOTING), f"no end: {federation.server.phase}"
+        self.check_used_once()
+        most = max(federation.clients[member].certified for member in self.honest)
+        assert federation.server.certified >= most, "what was finished is lost"
+        published = {(effect.number, effect.kept[0].advertisements) for effect in federation.certified}
+        assert len(published) == len({number for number, _ in published}), "two epochs of one number"
         if federation.server.phase is Phase.VOTING:
             voters = {member for member in self.honest if federation.clients[member].state is State.VOTED}
             assert voters or self.liars, "it waits for votes, and nobody has voted"
+
+    def check_used_once(self) -> None:
+        """By what was on the wire, and by what the masks were made of."""
+        twice = [key.hex() for (key, _), count in self.masks.items() if count > 1]
+        assert not twice, f"masks used twice: {twice}"
+        answers: dict[tuple[Any, ...], set[Any]] = {}
+        keys: dict[bytes, set[bytes]] = {}
+        for item in self.federation.sent:
+            if not item.to_server or item.member in self.liars:
+                continue
+            message = item.message
+            if isinstance(message, MaskedInput | UnmaskShares):
+                answers.setdefault((item.member, item.kind, message.plan, message.step), set()).add(
+                    (item.data, item.frames)
+                )
+            elif isinstance(message, Advertisement) and message.member == item.member:
+                for key in (message.share_key, message.kem_key, *_pieces(message.mask_keys)):
+                    keys.setdefault(key, set()).add(message.plan)
+        assert all(len(said) == 1 for said in answers.values()), "two answers to one question"
+        assert all(len(plans) == 1 for plans in keys.values()), "a key of two epochs"
 
     def taken(self, member: int) -> Iterator[tuple[bytes, int, tuple[int, ...], bytes]]:
         """Each sum that a client has taken: plan, step, members, frame."""
@@ -293,6 +341,10 @@ class World:
         return record.advertisements[0].plan
 
 
+def _pieces(keys: bytes) -> list[bytes]:
+    return [keys[at : at + 32] for at in range(0, len(keys), 32)]
+
+
 def _with(item: Packet, message: Any, frames: tuple[bytes, ...] = ()) -> Packet:
     return packet(item.member, message, frames, to_server=item.to_server)
 
@@ -303,11 +355,20 @@ def _flipped(data: bytes, chance: random.Random) -> bytes:
 
 
 @contextmanager
-def remembered() -> Iterator[None]:
-    """Primitives whose results depend on their arguments alone are computed once: all members verify the same keys."""
+def remembered(masks: Counter[tuple[bytes, bool]]) -> Iterator[None]:
+    """Primitives whose results depend on their arguments alone are computed once: all members verify the same keys.
+
+    Each mask that a member adds is counted by its key and sign in `masks`.
+    """
+
+    def counted(vector: Any, key: bytes, *, suite: Any, negative: bool = False) -> None:
+        masks[key, negative] += 1
+        masks_module.add_mask(vector, key, suite=suite, negative=negative)
+
     verify, agree = cache(identity.verify), cache(keyschedule.agree)
     with (
         patch.object(client_module, "verify", verify),
+        patch.object(client_module, "add_mask", counted),
         patch.object(server_module, "verify", verify),
         patch.object(record_module, "verify", verify),
         patch.object(keyschedule, "agree", agree),
@@ -317,13 +378,15 @@ def remembered() -> Iterator[None]:
         yield
 
 
-def play(seeds: Iterable[int], client_class: type[ClientProtocol] = ClientProtocol) -> Counter[str]:
+def play(
+    seeds: Iterable[int], client_class: type[ClientProtocol] = ClientProtocol, *, kills: float = 0.0
+) -> Counter[str]:
     """Play these federations; what came of them."""
     outcomes: Counter[str] = Counter()
     for seed in seeds:
-        world = World(seed, client_class)
+        world = World(seed, client_class, kills=kills)
         try:
-            with remembered():
+            with remembered(world.masks):
                 world.play()
                 world.check()
         except (Exception, AssertionError) as error:
@@ -349,6 +412,12 @@ def test_every_sum_taken_is_true_or_the_epoch_has_a_stated_end(part: int) -> Non
     assert min(outcomes["given up"], outcomes["wrong sums"], outcomes["refused"]) > 0
 
 
+@pytest.mark.parametrize("part", range(2))
+def test_killed_again_and_again_nothing_is_lost_or_used_twice(part: int) -> None:
+    outcomes = play(range(part * 100, (part + 1) * 100), kills=0.02)
+    assert outcomes["certified"] > 20 and min(outcomes["server killed"], outcomes["client killed"]) > 50
+
+
 def test_a_member_that_was_left_out_says_hello_while_others_vote() -> None:
     """It holds keys of the epoch, but nobody sealed anything for it: once a KeyError that ended the server."""
     assert sum(play([6470, 17161, 17974]).values()) > 0
@@ -360,8 +429,39 @@ def test_the_play_finds_a_rule_that_is_missing() -> None:
         play(range(200), without("_rule_true_sum"))
 
 
+class RepeatsItself(ClientProtocol):
+    """Draws the same keys for each epoch."""
+
+    def receive(self, message: Any, frames: tuple[bytes, ...] = ()) -> Any:
+        if isinstance(message, Invitation):
+            cast(Tape, self._random).draw = random.Random(self._member).randbytes  # the tape of a laboratory
+        return super().receive(message, frames)
+
+
+class GivesNothingBack(ClientProtocol):
+    """Leaves a server that lost its disk alone."""
+
+    def receive(self, message: Any, frames: tuple[bytes, ...] = ()) -> Any:
+        return [] if isinstance(message, Welcome) else super().receive(message, frames)
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"), [(RepeatsItself, "a key of two epochs"), (GivesNothingBack, "what was finished is lost")]
+)
+def test_the_play_finds_keys_used_twice_and_what_is_lost(kind: type[ClientProtocol], found: str) -> None:
+    with pytest.raises(AssertionError, match=found):
+        play(range(400), kind, kills=0.05)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(20))
 def test_twenty_thousand_federations(part: int) -> None:
     size = EXHAUSTIVE // 20
     play(range(NORMAL + part * size, NORMAL + (part + 1) * size))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("part", range(20))
+def test_ten_thousand_schedules_of_kills(part: int) -> None:
+    size = CHAOS // 20
+    play(range(part * size, (part + 1) * size), kills=0.02)

@@ -93,6 +93,7 @@ def test_a_code_is_of_one_error_and_those_derived_from_it() -> None:
         "JournalBusy": "journal",
         "JournalDamaged": "journal",
         "JournalMismatch": "journal",
+        "JournalVersion": "journal",
     }
     assert set(OUTSIDE) == {JournalError, RecordFolderRefused, ResultsUnwritten}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
 from codream_protocols.errors import BadSignature, MalformedMessage, NotAccepted, Revoked, RosterRefused
 from codream_protocols.identity import Roster, Signer, parse_roster, sign_roster
@@ -23,6 +25,7 @@ from codream_protocols.membership import (
     statement_bytes,
     withdraw,
 )
+from secure_codream import cli
 from secure_codream.cli import exit_code
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, read_federation
@@ -443,3 +446,19 @@ def test_nothing_of_the_administrators_is_overwritten(out: Path) -> None:
     roster: Roster = load_roster(out / "server")
     with pytest.raises(WouldOverwrite):
         administration._write(out / "administrator", roster, administrator(out))
+
+
+def test_what_a_roster_says_is_there_for_scripts(out: Path, tmp_path: Path) -> None:
+    found = load_roster(site(out, "a"))
+    done = CliRunner().invoke(cli.app, ["roster", "show", str(site(out, "a")), "--json"])
+    assert done.exit_code == 0
+    told = json.loads(done.output)
+    assert told["members"] == {member.name: fingerprint_of(member) for member in found.members}
+    assert (told["federation"], told["serial"], told["expires"]) == (found.federation, found.serial, found.expires)
+    assert told["administrators"] == [fingerprint(key) for key in found.administrators] and told["revoked"] == {}
+    assert told["server"] == {"address": found.server.address, "fingerprint": fingerprint_of(found.server)}
+    path = tmp_path / "d.join.json"
+    asked = request("d", tmp_path / "d")
+    path.write_bytes(statement_bytes(asked))
+    done = CliRunner().invoke(cli.app, ["roster", "show", str(path), "--json"])
+    assert json.loads(done.output) == {"party": "d (mlp)", "fingerprint": fingerprint_of(asked.member)}

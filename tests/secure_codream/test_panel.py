@@ -235,6 +235,12 @@ def test_epoch_that_is_given_up_and_who_is_waited_for_are_said() -> None:
     assert "lost: damson" not in drawn(panel, 100)
 
 
+def test_a_server_that_goes_on_in_a_running_epoch_says_so() -> None:
+    resumed = {"time": 4.0, "event": "epoch_resumed", "round": 2, "epoch": 4, "step": 6, "phase": "collecting"}
+    assert "going on in round 3, at step 7" in drawn(fed([*part_of_a_run(), resumed]), 100)
+    assert "at step" not in drawn(fed([*part_of_a_run(), {**resumed, "step": None, "phase": "voting"}]), 100)
+
+
 def test_slow_clients_are_named_and_their_step_stays() -> None:
     panel = fed([*part_of_a_run(), waiting([])])
     assert "step 7 of 12" in drawn(panel, 100) and "waiting" not in drawn(panel, 100)

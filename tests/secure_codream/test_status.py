@@ -9,18 +9,33 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from typer.testing import CliRunner
 
+from codream_clients.awaited import ServersWord
+from codream_protocols.messages import Awaited, Waiting
 from secure_codream import cli
+from secure_codream.configuration.courses import make_course
 from secure_codream.deployment.earlier import is_running
 from secure_codream.deployment.endings import accuracies, client_ending, server_ending
 from secure_codream.deployment.status import ClientPhase, StatusFiles, shown
 from secure_codream.reports.files import MissingRecord
-from secure_codream.reports.status import METRICS, STATUS, Person, Status, metrics_text, read_status, replace_status
+from secure_codream.reports.status import (
+    METRICS,
+    SERVER,
+    STATUS,
+    Person,
+    Status,
+    metrics_text,
+    read_status,
+    replace_status,
+)
 from tests.secure_codream.small import codream, roster_of
+
+if TYPE_CHECKING:
+    from codream_clients.runner import ClientRunner
 
 
 def status_of(**changes: Any) -> Status:
@@ -252,3 +267,35 @@ def test_the_ending_says_alone_now_best_and_where_the_files_are(tmp_path: Path) 
 def test_a_server_that_has_not_finished_has_no_ending(tmp_path: Path) -> None:
     with pytest.raises(MissingRecord):
         server_ending(tmp_path)
+
+
+class Running:
+    """What a client's runner says of itself."""
+
+    def __init__(self, word: ServersWord, silence: float | None) -> None:
+        self.word, self.standing = word, (True, 2, silence)
+
+
+def test_for_whom_the_server_waits_stands_in_a_clients_status_as_the_servers_word(tmp_path: Path) -> None:
+    config = codream()
+    _, roster = roster_of(3)
+    files = StatusFiles(tmp_path, "a", "study", config.charter(roster), 3)
+    phase, word = ClientPhase(), ServersWord(roster)
+    phase.saw({"event": "prepared"})
+    word.take(Waiting((Awaited(1, False, 14), Awaited(2, True, -1))))
+    files.of_client(cast("ClientRunner", Running(word, 0.5)), make_course(config), 1, phase)
+    found = read_status(tmp_path)
+    names = [member.name for member in roster.members]
+    assert [(one.name, one.present) for one in found.waiting] == [(names[1], False), (names[2], True)]
+    assert found.told and found.since is not None and found.waiting[1].heard is None
+    assert found.waiting[0].heard is not None and abs(found.written - found.waiting[0].heard - 14) < 5
+    lines = call("status", tmp_path).output.splitlines()
+    assert lines[-1] == f"the server says that it waits for {names[2]}, it is there"
+    assert re.fullmatch(rf"the server says that it waits for {names[1]}, last heard 00:1\d ago", lines[-2])
+    # Without a word from the server, it is the server that is waited for; after the end, nobody.
+    files.of_client(cast("ClientRunner", Running(word, 11.0)), make_course(config), 1, phase)
+    found = read_status(tmp_path)
+    assert [one.name for one in found.waiting] == [SERVER] and not found.told
+    phase.saw({"event": "finished"})
+    files.of_client(cast("ClientRunner", Running(word, 0.5)), make_course(config), 3, phase)
+    assert read_status(tmp_path).waiting == ()

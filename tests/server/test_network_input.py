@@ -28,7 +28,7 @@ from codream_protocols.server import SendTo, ServerProtocol
 from codream_server import inbound, peers
 from codream_server.inbound import Bounds
 from codream_server.settings import Timing
-from tests.server.toy import RESILIENT, Federation, ToyCourse, computing, go_on, run
+from tests.server.toy import RESILIENT, Federation, ToyClient, ToyCourse, computing, go_on, run
 
 HOURS = Timing(step=7200.0, beat=1.0, lost_after=3600.0)
 
@@ -364,3 +364,26 @@ def test_who_speaks_before_hello_or_on_another_connection_is_asked_for_one() -> 
 
     run(scenario)
     assert federation.of("epoch_given_up") == []
+
+
+def test_of_all_that_waited_for_a_line_one_answer_asks_for_hello() -> None:
+    """Beats wait where a line is down, and each was answered: once 48 refusals when a server was back."""
+    federation = Federation(3, course=ToyCourse(1, 1))
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            client = ToyClient(federation, 0)
+            federation.clients[0] = client
+            client.begin(hello=False)
+            for _ in range(40):
+                client.send(Beat(b"", 0))
+            federation.start(1)
+            federation.start(2)
+            await server
+            asked = [one for one in client.received if isinstance(one, Refusal) and one.code == "hello-needed"]
+            assert 1 <= len(asked) <= 3
+            assert not federation.of("rate_limited") or {one["kind"] for one in federation.of("rate_limited")} == {
+                "Beat"
+            }
+
+    run(scenario)

@@ -78,4 +78,4 @@ def test_timing_out_of_range_is_refused(wrong: dict[str, float]) -> None:
 
 def test_patience_without_settings() -> None:
     timing = Timing()
-    assert (timing.join, timing.step, timing.beat, timing.lost_after) == (None, 600.0, 1.0, 30.0)
+    assert (timing.join, timing.step, timing.beat, timing.lost_after) == (None, 600.0, 1.0, 60.0)

@@ -6,14 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from codream_protocols.errors import HelloNeeded
+from codream_protocols.errors import HelloNeeded, WrongContext
+from codream_protocols.hybrid import KEM_CIPHERTEXT_BYTES
 from codream_protocols.keyschedule import PROTOCOL
-from codream_protocols.messages import Hello, Refusal
+from codream_protocols.messages import Hello, Refusal, Seal
 from codream_protocols.record import Kept
 from codream_protocols.record_file import record_bytes
+from codream_protocols.running import Delivered, Entry, Opened, SealedBy, Shown, Summed
 from codream_protocols.server import EpochCertified, Phase, SendTo, ServerProtocol
 from codream_server.record_folder import RecordFolder, RecordFolderBusy, RecordFolderRefused
 from tests.server.toy import Federation, ToyCourse, run
@@ -211,32 +212,119 @@ def test_next_epoch_is_kept_although_no_descriptor_is_left(
     assert folder.epochs() == epochs[:2]
 
 
-def test_an_epoch_whose_sums_are_all_there_is_kept_apart_until_it_is_certified(
+def entries_of(federation: Federation, kept: Kept) -> list[Entry]:
+    """What is written of a lockstep epoch until its votes; its seals are of no matter here."""
+    record, frames = kept
+    members = [item.member for item in record.advertisements]
+    nothing = bytes(KEM_CIPHERTEXT_BYTES), bytes(48), bytes(64)
+    seals = (SealedBy(one, tuple(Seal(other, *nothing) for other in members if other != one)) for one in members)
+    sums = (
+        Summed(step, one.members, one.tag, frame, b"" if step else record.start)
+        for step, (one, frame) in enumerate(zip(record.steps, frames, strict=True))
+    )
+    return [Opened(record.offer), Shown(record.advertisements), Delivered(tuple(seals)), *sums]
+
+
+def test_a_running_epoch_is_gone_on_with_from_any_entry_until_it_is_certified(
     tmp_path: Path, epochs: list[Kept], federation: Federation
 ) -> None:
-    folder = make(tmp_path)
-    assert folder.unfinished() is None
-    folder.certified(epochs[0])
-    record, frames = epochs[1]
-    unvoted = msgspec.structs.replace(record, votes=()), frames
-    folder.ended(unvoted)
-    folder.close()
-    again = make(tmp_path)
-    assert again.epochs() == epochs[:1] and again.unfinished() == unvoted
     arguments = federation.charter, federation.roster, federation.course
-    server = ServerProtocol(*arguments, certified=again.epochs(), ended=again.unfinished(), journal=again)
-    assert server.phase is Phase.VOTING and server.certified == 1
-    later = ServerProtocol(*arguments, certified=epochs[:2], ended=again.unfinished())
-    assert later.phase is Phase.IDLE  # it was certified meanwhile
-    (tmp_path / "ended").write_bytes(b"x")
-    with pytest.raises(RecordFolderRefused, match="ended"):
-        again.unfinished()
-
-
-def test_a_disk_that_does_not_take_it_holds_nothing_up(tmp_path: Path, epochs: list[Kept]) -> None:
     folder = make(tmp_path)
-    (tmp_path / "ended").mkdir()
-    folder.ended(epochs[0])
-    (tmp_path / "ended").rmdir()
-    assert folder.unfinished() is None
+    assert folder.unfinished() == []
     folder.certified(epochs[0])
+    entries = entries_of(federation, epochs[1])
+    phases = [Phase.ADVERTISING, Phase.SEALING, Phase.COLLECTING, Phase.COLLECTING, Phase.VOTING]
+    for count, (entry, phase) in enumerate(zip(entries, phases, strict=True), start=1):
+        folder.running(entry)
+        folder.close()
+        folder = make(tmp_path)  # each entry is written behind what an earlier process wrote
+        found = folder.unfinished()
+        assert found == entries[:count]
+        server = ServerProtocol(*arguments, certified=folder.epochs(), running=found, journal=folder)
+        assert server.phase is phase and server.certified == 1
+        assert server.steps_begun == [0, 0, 1, 2, 2][count - 1]
+    later = ServerProtocol(*arguments, certified=epochs[:2], running=entries)
+    assert later.phase is Phase.IDLE  # it was certified meanwhile
+    folder.given_up()
+    assert folder.unfinished() == []
+    folder.close()
+
+
+def test_a_running_epoch_cut_off_at_any_byte_has_its_whole_entries(
+    tmp_path: Path, epochs: list[Kept], federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    folder, entries = make(tmp_path), entries_of(federation, epochs[0])
+    ends, path = [], tmp_path / "running"
+    for entry in entries:
+        folder.running(entry)
+        ends.append(path.stat().st_size)
+    data = path.read_bytes()
+    for place in sorted(
+        {*range(0, len(data), 211), *ends, *(end - 1 for end in ends), *(end + 1 for end in ends[:-1])}
+    ):
+        path.write_bytes(data[:place])
+        whole = sum(end <= place for end in ends)
+        assert folder.unfinished() == entries[:whole]
+        folder.running(entries[whole] if whole < len(entries) else entries[-1])
+        if 0 < whole < len(entries):
+            assert folder.unfinished() == entries[: whole + 1]  # what was cut off is not in the way
+    flipped = bytearray(data)
+    flipped[ends[1] + 60] ^= 1
+    path.write_bytes(flipped)
+    assert folder.unfinished() == entries[:2]
+    folder.close()
+
+
+def test_entries_out_of_order_are_refused(epochs: list[Kept], federation: Federation) -> None:
+    arguments, entries = (federation.charter, federation.roster, federation.course), entries_of(federation, epochs[0])
+    for wrong in ([entries[0], entries[2]], [*entries[:3], entries[4]], [*entries[:3], *entries[2:]]):
+        with pytest.raises(WrongContext, match="written down"):
+            ServerProtocol(*arguments, running=wrong)
+
+
+def test_a_disk_that_does_not_take_it_holds_nothing_up(
+    tmp_path: Path, epochs: list[Kept], federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, entries = make(tmp_path), entries_of(federation, epochs[0])
+    (tmp_path / "running").mkdir()
+    folder.running(entries[0])
+    (tmp_path / "running").rmdir()
+    folder.running(entries[1])
+    assert folder.unfinished() == []  # never a part of it, with others behind
+    folder.running(entries[0])
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        folder.running(entries[1])
+    folder.running(entries[2])
+    assert folder.unfinished() == []
+    folder.certified(epochs[0])
+    folder.close()
+
+
+@pytest.mark.parametrize("name", ["epoch-00000.record", "running"])
+def test_a_file_of_an_unknown_version_is_refused_and_nothing_is_written(
+    tmp_path: Path, epochs: list[Kept], federation: Federation, name: str
+) -> None:
+    folder = make(tmp_path)
+    folder.running(entries_of(federation, epochs[0])[0])
+    folder.certified(epochs[0])
+    folder.close()
+    (tmp_path / "charter.json").unlink()  # it would be written
+    path = tmp_path / name
+    beginning, _, rest = path.read_bytes().partition(b"\n")
+    path.write_bytes(beginning.rpartition(b" ")[0] + b" 9\n" + rest)
+    before = contents(tmp_path)
+    with pytest.raises(
+        RecordFolderRefused, match=rf"{name}: found|{name}.* of version 9; allowed: version \d; nothing"
+    ):
+        make(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}

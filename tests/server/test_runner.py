@@ -616,3 +616,62 @@ def test_silence_while_the_server_itself_slept_is_forgiven() -> None:
     run(scenario)
     assert clock.slept > 3000
     assert federation.of("client_lost") == federation.of("epoch_given_up") == []
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_server_that_starts_again_goes_on_in_the_epoch_that_was_running(tmp_path: Path, step: int) -> None:
+    """Once each kill of a server cost the epoch, and one of twenty attempts."""
+    federation = Federation(3, course=ToyCourse(1, 2))
+
+    async def scenario() -> None:
+        held = [True]
+        async with federation.serving(tmp_path) as server:
+            for client in federation.start_all():
+                client.hold = lambda compute: held and compute.step == step
+            await federation.until_event("step_started", step=step)
+            await federation.until(lambda: all(one.protocol.members for one in federation.clients.values()))
+            server.cancel()
+            await asyncio.gather(server, return_exceptions=True)
+            again = federation.make_server(tmp_path)
+            task = asyncio.ensure_future(again.run())
+            held.clear()
+            await task
+
+    run(scenario)
+    (resumed,) = federation.of("epoch_resumed")
+    assert (resumed["epoch"], resumed["round"], resumed["step"], resumed["phase"]) == (0, 0, step, "collecting")
+    assert len(federation.of("epoch_started")) == 1 and not federation.of("epoch_given_up")
+    assert published(federation) == pytest.approx(federation.total([0, 1, 2]), abs=1e-3)
+    assert [diary.attempts for diary in federation.diaries] == [0, 0, 0] and federation.diaries[0].steps == 2
+
+
+@pytest.mark.parametrize("aggregation", [Aggregation(), RESILIENT], ids=["lockstep", "resilient"])
+def test_a_server_that_starts_again_does_not_wait_for_ever_for_whom_it_never_hears(
+    tmp_path: Path, aggregation: Aggregation
+) -> None:
+    timing = Timing(step=1.5, beat=0.1, lost_after=0.5)
+    federation = Federation(6, course=ToyCourse(1, 2), aggregation=aggregation, timing=timing)
+
+    async def scenario() -> None:
+        held = [True]
+        async with federation.serving(tmp_path) as server:
+            for client in federation.start_all():
+                client.hold = lambda compute: held
+            await federation.until_event("step_started", step=0)
+            await federation.until(lambda: all(one.protocol.members for one in federation.clients.values()))
+            server.cancel()
+            await asyncio.gather(server, return_exceptions=True)
+            await federation.clients[5].kill()
+            again = federation.make_server(tmp_path)
+            task = asyncio.ensure_future(again.run())
+            held.clear()
+            if aggregation is RESILIENT:
+                await task
+            else:
+                given_up = await federation.until_event("epoch_given_up")
+                assert "site-5" in given_up["reason"]
+                task.cancel()
+
+    run(scenario)
+    if aggregation is RESILIENT:
+        assert published(federation) == pytest.approx(federation.total([0, 1, 2]), abs=1e-3)

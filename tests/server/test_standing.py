@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from codream_protocols.messages import Refusal
+from codream_protocols.messages import Refusal, Waiting
 from codream_server.settings import Timing
 from codream_server.standing import NAMED_EVERY, Standing, Waits
 from tests.server.toy import Federation, ToyClient, ToyCourse, computing, run
@@ -32,6 +32,9 @@ def test_who_is_waited_for_is_named_by_name_and_whether_it_is_there() -> None:
             client.beating = False
             await federation.until_event("client_lost")
             await federation.until(lambda: not seen[-1].members[2].present)
+            await federation.until(
+                lambda: any(not one.present for said in told(federation.clients[0]) for one in said.items)
+            )
             client.hold, client.beating = None, True
             await server
 
@@ -40,6 +43,13 @@ def test_who_is_waited_for_is_named_by_name_and_whether_it_is_there() -> None:
     assert federation.server.standing().phase == "finished" and federation.server.standing().waiting == ()
     heard = [event["heard"] for event in federation.of("waiting") if event["lost"]]
     assert all(set(ago) <= {"site-2"} for ago in heard)
+    for client in list(federation.clients.values())[:2]:  # who is there is told the same, and when it is over
+        assert {one.member for said in told(client) for one in said.items} == {2}
+        assert told(client)[-1].items == ()
+
+
+def told(client: ToyClient) -> list[Waiting]:
+    return [message for message in client.received if isinstance(message, Waiting)]
 
 
 def test_who_is_waited_for_is_looked_up_only_now_and_then() -> None:

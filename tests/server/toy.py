@@ -24,7 +24,7 @@ from codream_protocols.courses.metrics import METRICS
 from codream_protocols.courses.rounds import Figures, Rounds
 from codream_protocols.errors import HelloNeeded, RemoteProtocolError
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer
-from codream_protocols.messages import Beat, Farewell, Refusal, ToServer, decode_to_client, encode_message
+from codream_protocols.messages import Beat, Farewell, Refusal, ToServer, Waiting, decode_to_client, encode_message
 from codream_protocols.record import Kept
 from codream_protocols.server import ServerProtocol
 from codream_protocols.specs import Block, VectorSpec
@@ -175,6 +175,7 @@ class Federation:
             self.course,
             beat_seconds=self.timing.beat,
             certified=() if folder is None else folder.epochs(),
+            running=() if folder is None else folder.unfinished(),
             journal=folder,
         )
         endpoint = self.address or "tcp://127.0.0.1:*"
@@ -329,6 +330,8 @@ class ToyClient:
             data, *frames = await self._socket.recv_multipart()
             message = decode_to_client(data)
             self.received.append(message)
+            if isinstance(message, Waiting):
+                continue  # for a screen
             try:
                 await self._perform(self.protocol.receive(message, tuple(frames)))
             except RemoteProtocolError as error:

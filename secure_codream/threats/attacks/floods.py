@@ -19,6 +19,7 @@ import msgpack
 import msgspec
 
 from codream_clients import runner as client_runner
+from codream_clients.allowance import Allowance
 from codream_clients.runner import ClientRunner
 from codream_protocols.charter import Offer, Plan, derive_plan
 from codream_protocols.client import ClientProtocol, Send
@@ -283,16 +284,16 @@ def _endings(net: Network) -> list[Any]:
     return [message for offer, plan in pairs for message in (Invitation(offer), GivenUp(plan, "again"))]
 
 
-ClientFlood = tuple[Callable[[Network], list[Any]], Callable[[Network, list[Any]], int], int, float, str]
+ClientFlood = tuple[Callable[[Network], list[Any]], Callable[[Network, list[Any]], int], int, float, tuple[str, ...]]
 
 
 CLIENT_FLOODS: Mapping[str, ClientFlood] = {
-    "a beat every 10^-9 s": (_hurried, _how_many(Beat), 60, 1.0, "beat-floor"),
-    "5,000 refusals, a line each": (_refusals, _lines, 1000, 0.1, "short-log"),
-    "invitations to be refused": (_refused_invitations, _how_many(Refusal), FLOOD // 3, 0.1, "answer-allowances"),
-    "calls for a Hello": (_asks_for_hello, _how_many(Hello), FLOOD // 3, 0.1, "answer-allowances"),
-    "invitations after unknown heads": (_unknown_heads, _how_many(Hello), FLOOD // 3, 0.1, "answer-allowances"),
-    "epochs begun and given up": (_endings, _how_many(Advertisement), 40, 0.1, "_rule_attempts"),
+    "a beat every 10^-9 s": (_hurried, _how_many(Beat), 60, 1.0, ("beat-floor",)),
+    "5,000 refusals, a line each": (_refusals, _lines, 1000, 0.1, ("short-log",)),
+    "invitations to be refused": (_refused_invitations, _how_many(Refusal), FLOOD // 3, 0.1, ("answer-allowances",)),
+    "calls for a Hello": (_asks_for_hello, _how_many(Hello), FLOOD // 3, 0.1, ("answer-allowances", "one-greeting")),
+    "invitations after unknown heads": (_unknown_heads, _how_many(Hello), FLOOD // 3, 0.1, ("answer-allowances",)),
+    "epochs begun and given up": (_endings, _how_many(Advertisement), 40, 0.1, ("_rule_attempts",)),
 }
 
 
@@ -303,13 +304,13 @@ class FloodedClient(Attack):
     adversary = "malicious server"
     goal = "Have a client send, write and begin without end, by messages that cost the server nothing."
     promises = ("P8",)
-    defences = tuple(dict.fromkeys(defence for *_, defence in CLIENT_FLOODS.values()))
+    defences = tuple(dict.fromkeys(one for *_, defences in CLIENT_FLOODS.values() for one in defences))
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """A thousand or more of each kind at once; how many messages or lines the client makes of them."""
         tries = {
-            what: Try(partial(_floods_client, laboratory, words, spent, most, seconds), (defence,))
-            for what, (words, spent, most, seconds, defence) in CLIENT_FLOODS.items()
+            what: Try(partial(_floods_client, laboratory, words, spent, most, seconds), of_try)
+            for what, (words, spent, most, seconds, of_try) in CLIENT_FLOODS.items()
         }
         return counted(tries, what="floods that a client answers without end", defences=defences)
 
@@ -395,7 +396,8 @@ SERVERS_BOUNDS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
 CLIENTS_BOUNDS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "beat-floor": _any_beat,
     "short-log": _every_line,
-    "answer-allowances": lambda: patch.object(client_runner.Allowance, "take", lambda self: True),
+    "answer-allowances": lambda: patch.object(Allowance, "take", lambda self: True),
+    "one-greeting": lambda: patch.object(ClientRunner, "_is_greeting", False),
     "_rule_attempts": _endless_attempts,
 }
 
@@ -408,6 +410,7 @@ SWITCHES = {
     "beat-floor": Switch("A server may not ask for more than ten beats a second."),
     "short-log": Switch("Of many lines alike a client writes the first hundred, then ever fewer."),
     "answer-allowances": Switch("A client says Hello, and refuses, up to a rate."),
+    "one-greeting": Switch("While a Hello is on its way, what asks for one is not answered with another."),
 }
 
 ATTACKS: tuple[Attack, ...] = (

@@ -24,6 +24,7 @@ from codream_protocols.identity import Roster, ServerEntry
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import Hello, Refusal, Welcome
 from codream_protocols.server import ServerProtocol
+from codream_server import listening
 from codream_server.admission import RosterKeys
 from codream_server.runner import ServerRunner
 from secure_codream.simulation.sockets import PERMISSIVE, Network, honest, transport_keys
@@ -423,10 +424,10 @@ class _Claimed:
 @contextmanager
 def _as_claimed() -> Iterator[None]:
     """A connection is whose its routing id says, whatever key it has proved to hold."""
-    configure, take = ServerRunner._configure, ServerRunner._take
+    configure, take = listening.configure, ServerRunner._take
 
-    def configured(self: ServerRunner, socket: Any) -> None:
-        configure(self, socket)
+    def configured(socket: Any, endpoint: str, **options: Any) -> None:
+        configure(socket, endpoint, **options)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
 
     def believe(self: ServerRunner, parts: list[Any]) -> None:
@@ -434,7 +435,7 @@ def _as_claimed() -> Iterator[None]:
         named = [_Claimed(part, route[1:]) for part in parts[1:]] if route[:1] == b"k" else parts[1:]
         take(self, [parts[0], *named])
 
-    with patch.object(ServerRunner, "_configure", configured), patch.object(ServerRunner, "_take", believe):
+    with patch.object(listening, "configure", configured), patch.object(ServerRunner, "_take", believe):
         yield
 
 
@@ -449,12 +450,12 @@ def _plain() -> Iterator[None]:
         socket.connect(self._address)
         return socket
 
-    def bare(self: ServerRunner, socket: Any) -> None:
+    def bare(socket: Any, endpoint: str, **options: Any) -> None:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
 
     with (
         patch.object(ClientRunner, "_connected", connected),
-        patch.object(ServerRunner, "_configure", bare),
+        patch.object(listening, "configure", bare),
         _as_claimed(),
     ):
         yield

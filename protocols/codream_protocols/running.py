@@ -1,0 +1,154 @@
+"""What a server writes down of a running epoch before it says it; killed at any instant, it goes on in that epoch.
+
+Nothing here is secret, and nothing is verified by others: it is what was on its way to all members. Masked vectors are
+not among it, but for those of a sum whose survivors were told: whoever is asked again sends the same bytes again. A
+server that goes on without an entry that was lost says other things than before, which its members refuse: that costs
+the epoch, and nothing else.
+
+    magic | for each entry: length, 8 bytes, big-endian | digest, 32 bytes | entry
+
+An entry is one MessagePack array, as a message is. Its digest is SHA-256 over the digest before (of the first: of the
+magic) and the entry. What a crash has left of an entry was never acted upon: it is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from codream_protocols.charter import MemberNumber, Members, Offer
+from codream_protocols.errors import MalformedMessage
+from codream_protocols.identity import MAX_MEMBERS
+from codream_protocols.messages import Advertisement, Seal, StartShares, Step, Tag
+
+VERSION = 1
+MAGIC = b"secure-codream running epoch, version %d\n" % VERSION
+_OF_VERSION = re.compile(rb"secure-codream running epoch, version (\d{1,9})\n")
+_LENGTH = struct.Struct(">Q")
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class _Entry(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    pass
+
+
+class Opened(_Entry, frozen=True, tag="opened"):
+    """These members are invited; what was written of an epoch before is void."""
+
+    offer: Offer
+
+
+class Shown(_Entry, frozen=True, tag="shown"):
+    """These advertisements are shown to their members."""
+
+    items: Annotated[tuple[Advertisement, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
+
+
+class SealedBy(_Entry, frozen=True):
+    """One member's seals, for each other one."""
+
+    member: MemberNumber
+    items: Annotated[tuple[Seal, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+class Delivered(_Entry, frozen=True, tag="delivered"):
+    """All have sealed, and are delivered what was sealed for them."""
+
+    seals: Annotated[tuple[SealedBy, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
+
+
+class Closed(_Entry, frozen=True, tag="closed"):
+    """Resilient: whose vectors are in a step's sum, which is still masked.
+
+    Attributes:
+        step: the step.
+        members: the survivors.
+        tag: the sum of their masked tags.
+        frame: the packed sum of their masked vectors.
+        start: all members' start shares, with the first step; empty with the others.
+    """
+
+    step: Step
+    members: Members
+    tag: Tag
+    frame: bytes
+    start: StartShares
+
+
+class Summed(_Entry, frozen=True, tag="summed"):
+    """A step's sum, which is published; for the fields see `Closed`."""
+
+    step: Step
+    members: Members
+    tag: Tag
+    frame: bytes
+    start: StartShares
+
+
+Entry = Opened | Shown | Delivered | Closed | Summed
+
+_DECODER: msgspec.msgpack.Decoder[Entry] = msgspec.msgpack.Decoder(Entry)
+
+
+def check_version(beginning: bytes) -> None:
+    """Refuse what another version wrote.
+
+    Args:
+        beginning: the file's first `len(MAGIC)` bytes, or more; those of no such file are let through.
+
+    Raises:
+        MalformedMessage: which version it is, and what to do.
+    """
+    found = _OF_VERSION.match(beginning)
+    if found is not None and int(found[1]) != VERSION:
+        raise MalformedMessage(
+            f"a running epoch of version {int(found[1])}",
+            f"version {VERSION}",
+            "nothing was changed; start the version of secure-codream that wrote it, or a newer one",
+        )
+
+
+class Writer:
+    """The bytes to append to the file, entry by entry."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256(MAGIC).digest()
+
+    def entry_bytes(self, entry: Entry) -> bytes:
+        """Of the next entry; the first one's stand behind the magic."""
+        data = msgspec.msgpack.encode(entry)
+        self._digest = hashlib.sha256(self._digest + data).digest()
+        return _LENGTH.pack(len(data)) + self._digest + data
+
+
+def parse_running(data: bytes) -> list[Entry]:
+    """The entries of a file, up to the first that is not whole.
+
+    Raises:
+        MalformedMessage: of another version; or an entry that is whole, and none that this version writes.
+    """
+    check_version(data)
+    if not data.startswith(MAGIC):
+        return []  # cut off in its first line
+    entries: list[Entry] = []
+    at, digest = len(MAGIC), hashlib.sha256(MAGIC).digest()
+    while at + _LENGTH.size + _DIGEST_BYTES <= len(data):
+        (length,) = _LENGTH.unpack_from(data, at)
+        start = at + _LENGTH.size + _DIGEST_BYTES
+        content = data[start : start + length]
+        digest = hashlib.sha256(digest + content).digest()
+        if digest != data[at + _LENGTH.size : start]:
+            break
+        try:
+            entries.append(_DECODER.decode(content))
+        except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
+            raise MalformedMessage(
+                f"byte {start}: no entry of a running epoch", "the file as it was written"
+            ) from error
+        at = start + length
+    return entries

@@ -1,0 +1,171 @@
+"""Hours without a word, on a clock that the test moves: whom the server takes for lost, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from codream_protocols.charter import Aggregation
+from codream_protocols.client import Certified, ClientProtocol, Compute, Send
+from codream_protocols.messages import Beat, Hello, Waiting, decode_to_client
+from codream_protocols.server import Phase, SendTo
+from codream_server.runner import ServerRunner
+from codream_server.settings import Timing
+from tests.server.toy import RESILIENT, Federation, ToyCourse
+
+MINUTE, HOUR = 60.0, 3600.0
+
+
+class Site:
+    """A client's machine and what is on its line, in memory."""
+
+    def __init__(self, federation: Federation, member: int) -> None:
+        self.diary, self.member = federation.diaries[member], member
+        self.machine = ClientProtocol(
+            charter=federation.charter,
+            roster=federation.roster,
+            course=federation.course,
+            member=member,
+            signer=federation.signers[member],
+            policy=federation.policy,
+            journal=self.diary,
+        )
+        self.learner = federation.learners[member]
+        self.linked, self.slow, self.asked = True, 0.0, 0.0
+        self.work: list[tuple[float, Compute]] = []
+
+
+class LongNight:
+    """The server's own loop, look by look, one a second, with its sites in memory."""
+
+    def __init__(
+        self, members: int, aggregation: Aggregation, rounds: int = 2, *, there: Sequence[int] | None = None
+    ) -> None:
+        self.toy = Federation(members, course=ToyCourse(rounds, 3), aggregation=aggregation, timing=Timing())
+        self.now = 0.0
+        self.server: ServerRunner = self.toy.make_server(clock=lambda: self.now)
+        self.server._tick = 1.0
+        self.sites = [Site(self.toy, member) for member in range(members)]
+        present = range(members) if there is None else there
+        for member in set(range(members)).difference(present):
+            self.sites[member].linked = False
+        self.say_hello(present)
+
+    def say_hello(self, members: Any) -> None:
+        for member in members:
+            self.server._on_hello(member, b"route" + bytes([member]), self.sites[member].machine.hello())
+
+    def pass_time(self, seconds: float, look: float = 1.0) -> None:
+        """Time passes; who is linked beats, computes at its own speed, and answers."""
+        end = self.now + seconds
+        while self.now < end and not self.server.protocol.done:
+            self.now += look
+            self.server._patient.now += look  # it listened all the while
+            self.server._open_if_ready()
+            for site in self.sites:
+                if site.linked:
+                    self.server._peers[site.member].heard = self.server._patient.now
+                    self._on(site, self.server.protocol.beat(site.member, *site.machine.progress))
+                    self._work(site)
+            self._deliver()
+            self.server._watch_silence()
+            self.server._watch_progress()
+            self._deliver()
+
+    def _deliver(self) -> None:
+        while True:
+            waiting = [(member, peer) for member, peer in self.server._peers.items() if peer.queue]
+            if not waiting:
+                return
+            for member, peer in waiting:
+                _, (_, data, *frames) = peer.queue[0]
+                peer.sent()
+                site, message = self.sites[member], decode_to_client(data)
+                if site.linked and not isinstance(message, Waiting):
+                    self._perform(site, site.machine.receive(message, tuple(frames)))
+
+    def _on(self, site: Site, effects: Any) -> None:
+        self.server._perform([effect for effect in effects if not isinstance(effect, SendTo)])
+
+    def _work(self, site: Site) -> None:
+        due = [job for at, job in site.work if at <= self.now]
+        site.work = [(at, job) for at, job in site.work if at > self.now]
+        for job in due:
+            values = site.learner.compute(job.task, job.spec)
+            self._perform(site, site.machine.provide(job.plan, job.step, values))
+
+    def _perform(self, site: Site, effects: Any) -> None:
+        for effect in effects:
+            if isinstance(effect, Compute):
+                site.work.append((self.now + site.slow, effect))
+            elif isinstance(effect, Certified):
+                site.learner.learn(effect.number, effect.publication)
+            elif isinstance(effect, Send) and isinstance(effect.message, Hello):
+                self.server._on_hello(site.member, b"route" + bytes([site.member]), effect.message)
+            elif isinstance(effect, Send) and not isinstance(effect.message, Beat):
+                self.server._dispatch(site.member, effect.message, effect.frames)
+
+    def back(self, member: int) -> None:
+        self.sites[member].linked = True
+        self.say_hello([member])
+
+
+@pytest.mark.parametrize("aggregation", [Aggregation(), RESILIENT], ids=["lockstep", "resilient"])
+def test_four_times_as_slow_or_still_for_half_a_minute_loses_nobody(aggregation: Aggregation) -> None:
+    night = LongNight(6, aggregation)
+    for site in night.sites:
+        site.slow = 60.0
+    night.sites[4].slow = 240.0
+    night.pass_time(100.0)
+    night.sites[2].linked = False
+    night.pass_time(31.0)  # its last beat was a moment before
+    night.back(2)
+    night.pass_time(2 * HOUR)
+    assert night.server.protocol.done
+    assert night.toy.of("client_lost") == night.toy.of("epoch_given_up") == []
+    assert all(event["dropped"] == [] for event in night.toy.of("step_finished"))
+
+
+@pytest.mark.parametrize("away", [10 * MINUTE, 9 * HOUR], ids=["ten minutes", "overnight"])
+def test_lockstep_loses_the_running_epoch_to_a_member_that_is_cut_off_and_nothing_else(away: float) -> None:
+    night = LongNight(3, Aggregation())
+    for site in night.sites:
+        site.slow = 30.0
+    night.pass_time(40.0)
+    night.sites[1].linked = False
+    night.pass_time(away)
+    assert len(night.toy.of("client_lost")) == 1
+    waiting = night.toy.of("waiting")
+    assert waiting[-1]["clients"] == ["site-1"] and len(waiting) < 100  # said at growing intervals
+    night.back(1)
+    night.pass_time(HOUR)
+    assert night.server.protocol.done and len(night.toy.of("round_finished")) == 2
+    assert len(night.toy.of("epoch_given_up")) == (away > Timing().step)
+    assert [number for number, _ in night.sites[1].learner.learnt] == [1, 2]
+
+
+def test_resilient_goes_on_overnight_and_has_the_member_back_with_all_that_it_missed() -> None:
+    night = LongNight(6, RESILIENT, rounds=8)
+    for site in night.sites:
+        site.slow = 600.0
+    night.pass_time(20.0)
+    night.sites[4].linked = False
+    night.pass_time(2 * HOUR)
+    done = len(night.toy.of("round_finished"))
+    assert done >= 2 and not night.server.protocol.done and len(night.toy.of("epoch_given_up")) <= 1
+    night.back(4)
+    night.pass_time(9 * HOUR)
+    assert night.server.protocol.done and len(night.toy.of("round_finished")) == 8
+    assert [number for number, _ in night.sites[4].learner.learnt] == list(range(1, 9))
+    assert night.toy.of("step_finished")[-1]["dropped"] == []
+
+
+def test_nobody_is_hurried_to_join() -> None:
+    night = LongNight(3, Aggregation(), there=[0, 1])
+    night.pass_time(9 * HOUR)
+    assert night.server.protocol.phase is Phase.IDLE and night.toy.of("epoch_started") == []
+    night.back(2)
+    night.pass_time(MINUTE)
+    assert night.server.protocol.done
