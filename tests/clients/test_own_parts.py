@@ -76,6 +76,17 @@ def test_an_own_models_weights_follow_the_seed_and_leave_the_random_state(module
     assert not torch.equal(one, other)
 
 
+def test_an_own_model_gets_height_and_width_where_they_differ(module):
+    name = module("""
+        def build(channels, size, classes):
+            height, width = size
+            return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
+    """)
+    assert build_own(f"{name}:build", size=(8, 12))(torch.zeros(2, 1, 8, 12)).shape == (2, 3)
+    with pytest.raises(OwnPartError, match="cannot unpack non-iterable int"):
+        build_own(f"{name}:build", size=(8, 8))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
