@@ -344,6 +344,11 @@ def _client_line(event: dict[str, Any]) -> str | None:
             return judge_line(event)
         case "worse":
             return fall_line(event)
+        case "stranger":
+            return (
+                f"somebody answers at {event['address']} without the key of the roster's server: another server, or "
+                "another program; compare the address and the server's fingerprint (roster show)"
+            )
         case "silence":
             where = event["address"] or "the server"
             return f"no word from {where} for {event['seconds']} s; asking again; `doctor` says what is in the way"

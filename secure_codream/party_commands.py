@@ -53,12 +53,15 @@ def doctor(
 
 def unreachable(folder: Path, address: str | None) -> str | None:
     """Why a client that starts now will wait, in words; None if somebody listens, or what is wrong is said anyway."""
+    from secure_codream.configuration.client import read_client
+    from secure_codream.deployment.files import CLIENT_FILE
     from secure_codream.doctor.findings import MENDABLE
     from secure_codream.doctor.reachability import of_port
     from secure_codream.membership.accepted import load_roster
 
     try:
-        found = of_port(address or load_roster(folder).server.address)
+        proxy = read_client(folder / CLIENT_FILE).proxy
+        found = of_port(f"tcp://{proxy}" if proxy else address or load_roster(folder).server.address)
     except MENDABLE:
         return None  # `client` ends with it
     return None if found is None else f"{found.found}; asking again until it is there. If it should be: {found.do}"

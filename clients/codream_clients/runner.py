@@ -26,10 +26,10 @@ from typing import Any, TypeVar
 import structlog
 import zmq
 import zmq.asyncio
-from zmq.utils import z85
 
 from codream_clients.allowance import Allowance
 from codream_clients.awaited import ServersWord
+from codream_clients.connection import REFUSED_KEY, SHAKEN, Connection
 from codream_clients.failures import Failures
 from codream_clients.journal import JournalError
 from codream_clients.words import visible
@@ -38,7 +38,6 @@ from codream_protocols.charter import MAX_STEPS
 from codream_protocols.client import Certified, ClientProtocol, Compute, Effect, Ended, Notice, Send
 from codream_protocols.course import Array, Learner, Publication
 from codream_protocols.errors import (
-    AddressRefused,
     AggregationFailed,
     AttemptsUsed,
     CharterRefused,
@@ -53,7 +52,7 @@ from codream_protocols.errors import (
     VectorRefused,
     WrongSum,
 )
-from codream_protocols.identity import Roster, is_ipv6
+from codream_protocols.identity import Roster
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import (
     MAX_MESSAGE_BYTES,
@@ -138,6 +137,7 @@ class ClientRunner:
         transport_public: its public key, 32 bytes.
         epochs: of the course; with fewer certified here, no server can say that all is over.
         address: where the server listens; None takes the roster's.
+        proxy: HOST:PORT of a SOCKS5 proxy by which the server is reached; None connects directly.
         prepare: called in the working thread before anything is computed, while the client is there already.
         patience: seconds of listening without a word from the server before the client gives up; None never does.
         most_steps: steps of the longest epoch; it bounds messages.
@@ -156,6 +156,7 @@ class ClientRunner:
         transport_public: bytes,
         epochs: int,
         address: str | None = None,
+        proxy: str | None = None,
         prepare: Callable[[], object] = lambda: None,
         patience: float | None = None,
         most_steps: int = MAX_STEPS,
@@ -166,13 +167,19 @@ class ClientRunner:
         self.compute_seconds = 0.0
         self.failures = Failures() if failures is None else failures
         self._protocol, self._learner, self._roster, self._prepare = protocol, learner, roster, prepare
-        self._secret, self._public = transport_secret, transport_public
-        self._address, self._patience = address or roster.server.address, patience
+        self._patience = patience
         self._log = log or structlog.get_logger()
         self._most_frames = most_steps
         resilient = protocol.charter.aggregation.mode == "resilient"
         self._most_bytes = largest_message(len(roster.members), most_steps, resilient=resilient)
-        self._most_socket = max(self._most_bytes, most_frame_bytes)
+        self._line = Connection(
+            address or roster.server.address,
+            secret=transport_secret,
+            public=transport_public,
+            server_key=roster.server.transport_key,
+            most_bytes=max(self._most_bytes, most_frame_bytes),
+            proxy=proxy,
+        )
         self._beat_seconds = 1.0
         self._epochs, self._progress = epochs, protocol.progress
         self._jobs: deque[Job] = deque()
@@ -180,7 +187,8 @@ class ClientRunner:
         self._farewell: Farewell | None = None
         self._hellos, self._refusals, self._welcomes_due = Allowance(*HELLOS), Allowance(*REFUSALS), 0
         self._heard = self._asked = self._greeted = 0.0
-        self._admitted, self._silence = False, 0
+        self._admitted = self._shaken = self._told_stranger = False
+        self._silence = 0
         self.word = ServersWord(roster)
         self._seen: Counter[str] = Counter()
 
@@ -202,7 +210,7 @@ class ClientRunner:
         self._heard = self._asked = time.monotonic()
         parts: list[asyncio.Task[None]] = []
         try:
-            self._socket = self._connected(context)
+            self._line.open(context)
             await self._hello()
             parts = [asyncio.ensure_future(part) for part in (self._listen(context), self._keep_beating())]
             work = asyncio.ensure_future(self._work())
@@ -233,66 +241,47 @@ class ClientRunner:
 
     # -- the connection ---------------------------------------------
 
-    def _connected(self, context: zmq.asyncio.Context) -> zmq.asyncio.Socket:
-        socket = context.socket(zmq.DEALER)
-        socket.curve_secretkey = z85.encode(self._secret)
-        socket.curve_publickey = z85.encode(self._public)
-        socket.curve_serverkey = z85.encode(self._roster.server.transport_key)
-        socket.setsockopt(zmq.MAXMSGSIZE, self._most_socket)
-        socket.setsockopt(zmq.SNDHWM, 64)
-        socket.setsockopt(zmq.RCVHWM, 64)
-        socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
-        socket.setsockopt(zmq.IPV6, is_ipv6(self._address))
-        self._refused_keys = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-        try:
-            socket.connect(self._address)
-        except zmq.ZMQError as error:
-            raise AddressRefused(
-                f"{self._address!r} ({zmq.strerror(error.errno or 0)})", "tcp://HOST:PORT, the server's"
-            ) from error
-        return socket
-
-    def _disconnect(self, linger: int) -> None:
-        self._refused_keys.close(linger=0)
-        self._socket.disable_monitor()
-        self._socket.close(linger=linger)
-
     async def _listen(self, context: zmq.asyncio.Context) -> None:
         """Take what comes, one message after the other, until a farewell."""
         while self._farewell is None:
-            if await self._socket.poll(1000):
+            if await self._line.socket.poll(1000):
                 await self._take(await self._next_message())
                 self._heard = self._asked = time.monotonic()
                 self._admitted, self._silence = True, 0
             else:
                 self._silence += 1  # in seconds that it listened, and not those in which its machine stood still
-                await self._see_refused_key()
+                await self._see_who_answers()
                 await self._after_silence(context)
         await self._learnt_all()
 
-    async def _see_refused_key(self) -> None:
-        """End where the server refuses this client's key from the beginning.
+    async def _see_who_answers(self) -> None:
+        """Say who answers, where it is not the server; end where that refuses this client's key from the beginning.
 
         Nothing proves that it was the server: whoever sits on the line can say so, and could be silent as well. So it
         stops nobody who was once let in.
         """
-        while await self._refused_keys.poll(0):
-            await self._refused_keys.recv_multipart()
-            found, allowed = "a server that refuses this client's transport key", "a client of the server's roster"
-            remedy = "it is revoked, or has another roster than the server; ask the administrator for the newest"
-            if not self._admitted:
-                raise UnknownIdentity(found, allowed, remedy)
-            self._say("warning", "not-admitted", UnknownIdentity.code, found=found, allowed=allowed, remedy=remedy)
+        for event in await self._line.events():
+            if event == SHAKEN:
+                self._shaken = True
+            elif event == REFUSED_KEY:
+                self._key_refused()
+            elif not (self._shaken or self._admitted or self._told_stranger):
+                self._told_stranger = True
+                self._say("warning", "stranger", address=self._line.address)
+
+    def _key_refused(self) -> None:
+        found, allowed = "a server that refuses this client's transport key", "a client of the server's roster"
+        remedy = "it is revoked, or has another roster than the server; ask the administrator for the newest"
+        if not self._admitted:
+            raise UnknownIdentity(found, allowed, remedy)
+        self._say("warning", "not-admitted", UnknownIdentity.code, found=found, allowed=allowed, remedy=remedy)
 
     async def _next_message(self) -> list[bytes]:
         """The parts of a message; no more are kept than show that it has too many.
 
         Each takes far more memory here than on its way.
         """
-        socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
+        socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._line.socket.underlying)
         parts = [socket.recv(zmq.NOBLOCK)]
         dropped = 0
         while socket.rcvmore:
@@ -316,10 +305,10 @@ class ClientRunner:
         if now - self._heard < 2 * ASK_SECONDS:
             await self._hello()
             return
-        self._say("warning", "silence", seconds=round(now - self._heard), address=self._address)
+        self._say("warning", "silence", seconds=round(now - self._heard), address=self._line.address)
         # Whatever answered at the address first may have ended ZeroMQ's own attempts for good.
-        self._disconnect(linger=0)
-        self._socket = self._connected(context)
+        self._line.close(linger=0)
+        self._line.open(context)
         await self._hello()
 
     async def _keep_beating(self) -> None:
@@ -343,7 +332,7 @@ class ClientRunner:
                 return
             self._welcomes_due, self._greeted = self._welcomes_due + 1, time.monotonic()
         with contextlib.suppress(zmq.Again):
-            await self._socket.send_multipart([encode_message(effect.message), *effect.frames], zmq.NOBLOCK)
+            await self._line.socket.send_multipart([encode_message(effect.message), *effect.frames], zmq.NOBLOCK)
 
     # -- messages ---------------------------------------------
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from codream_clients.models.names import GROUP_NORM_SUFFIX, LITERATURE_MODELS, SMALL_MODELS, split_norm
 from codream_protocols.charter import Policy
-from secure_codream.configuration.reading import DIGEST, REFERENCE, PartyName, Table, as_struct, check, read_toml
+from secure_codream.configuration.reading import DIGEST, PLACE, REFERENCE, PartyName, Table, as_struct, check, read_toml
 
 SOURCE = (
     "digits; a set of torchvision's (mnist, fashion-mnist, emnist, cifar10, cifar100, svhn); a path to an .npz with "
@@ -184,6 +184,10 @@ class ClientConfig(Table):
     patience: Annotated[
         Annotated[float, Field(gt=0, le=604_800)] | None,
         doc("seconds of listening without a word from the server before this client gives up; without it, never"),
+    ] = None
+    proxy: Annotated[
+        Annotated[str, Field(pattern=PLACE)] | None,
+        doc("HOST:PORT of a SOCKS5 proxy by which the server is reached; without it, directly"),
     ] = None
     least_roster_serial: Annotated[
         int, Field(ge=1), doc("rosters with a smaller serial number are refused, such as one with a revoked member")

@@ -26,7 +26,7 @@ from codream_protocols.charter import Aggregation, Policy
 from codream_protocols.settings import Settings, declared
 from secure_codream.configuration.client import PolicyTable
 from secure_codream.configuration.federation import AggregationTable
-from secure_codream.configuration.reading import DIGEST, NAME, REFERENCE
+from secure_codream.configuration.reading import DIGEST, NAME, PLACE, REFERENCE
 
 WIDTH = 120
 COLUMNS = ("key", "type", "range", "default", "what it is")
@@ -36,6 +36,7 @@ _PATTERNS = {
     NAME: "1 to 64 letters, digits, `.`, `_` or `-`, a letter or digit first",
     DIGEST: "64 hexadecimal digits",
     REFERENCE: "module:name",
+    PLACE: "HOST:PORT",
 }
 _KINDS = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path", Any: "anything"}
 _LIMITS = {"gt": "above {}", "lt": "below {}", "multiple_of": "a multiple of {}", "min_length": "{} or more of them"}

@@ -293,6 +293,7 @@ def run_client(
             transport_public=public_transport_key(transport_secret),
             epochs=agreed.course.epochs,
             address=address,
+            proxy=client.proxy,
             prepare=prepare,
             patience=client.patience,
             most_steps=max(len(agreed.course.schedule(at)) for at in range(earlier, agreed.course.epochs)),

@@ -215,7 +215,8 @@ class _Examination:
             else:
                 yield from of_own_port(address)
         elif secret is not None:
-            yield from of_server(address, secret=secret, server_key=roster.server.transport_key)
+            proxy = None if self._known.client is None else self._known.client.proxy
+            yield from of_server(address, secret=secret, server_key=roster.server.transport_key, proxy=proxy)
 
 
 def _policy(

@@ -10,12 +10,12 @@ import errno
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import zmq
-from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
-from codream_protocols.identity import is_ipv6
+from codream_clients.connection import secure, take_route
 from secure_codream.doctor.findings import Finding, failed, ok, warning
 from secure_codream.membership.keys import public_transport_key
 
@@ -30,20 +30,34 @@ _ENDS = {
 }
 
 
-def of_server(address: str, *, secret: bytes, server_key: bytes, seconds: float = SECONDS) -> Iterator[Finding]:
+def of_server(
+    address: str, *, secret: bytes, server_key: bytes, proxy: str | None = None, seconds: float = SECONDS
+) -> Iterator[Finding]:
     """Whether a client reaches the roster's server.
 
     Args:
         address: tcp://HOST:PORT.
+        proxy: HOST:PORT of a SOCKS5 proxy in between; who listens behind it, only the handshake tells.
         secret: the client's transport key, 32 bytes.
         server_key: the server's public key, 32 bytes, as the roster has it.
         seconds: how long the port, and then the handshake, may take.
     """
-    route, unreachable = address.removeprefix("tcp://"), of_port(address, seconds)
+    unreachable = of_port(f"tcp://{proxy}" if proxy else address, seconds)
     if unreachable is not None:
-        yield unreachable
+        yield unreachable if proxy is None else through(proxy, unreachable)
     else:
-        yield _judged(_handshake(address, secret, server_key, seconds), route, seconds)
+        route = address.removeprefix("tcp://") + (f", by way of the proxy {proxy}," if proxy else "")
+        yield _judged(_handshake(address, secret, server_key, proxy, seconds), route, seconds)
+
+
+def through(proxy: str, finding: Finding) -> Finding:
+    """What was found of a proxy's port."""
+    return replace(
+        finding,
+        found=f"the proxy {proxy}: {finding.found}",
+        allowed="a SOCKS5 proxy",
+        do="compare proxy in client.toml with who runs the network, or leave it out",
+    )
 
 
 def of_port(address: str, seconds: float = SECONDS) -> Finding | None:
@@ -93,18 +107,16 @@ def _judged(event: int | None, route: str, seconds: float) -> Finding:
     )
 
 
-def _handshake(address: str, secret: bytes, server_key: bytes, seconds: float) -> int | None:
+def _handshake(address: str, secret: bytes, server_key: bytes, proxy: str | None, seconds: float) -> int | None:
     """The event that ended the handshake; None if none did in time."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     monitor = None
     try:
         dealer.setsockopt(zmq.LINGER, 0)
-        dealer.curve_secretkey = z85.encode(secret)
-        dealer.curve_publickey = z85.encode(public_transport_key(secret))
-        dealer.curve_serverkey = z85.encode(server_key)
+        secure(dealer, secret=secret, public=public_transport_key(secret), server_key=server_key)
         dealer.setsockopt(zmq.RECONNECT_IVL, -1)
-        dealer.setsockopt(zmq.IPV6, is_ipv6(address))
+        take_route(dealer, address, proxy)
         monitor = dealer.get_monitor_socket()
         dealer.connect(address)
         ends = time.monotonic() + seconds

@@ -101,7 +101,7 @@ class Tampering(ClientRunner):
         if isinstance(effect.message, Hello):
             self._welcomes_due += 1
         for parts in self.tamper(effect):
-            await self._socket.send_multipart(parts)
+            await self._line.socket.send_multipart(parts)
 
 
 def honest(send: Send) -> list[bytes]:

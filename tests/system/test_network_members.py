@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from zmq.utils import z85
 
+from codream_clients.connection import REFUSED_KEY
 from codream_clients.runner import ClientRunner
 from codream_protocols.client import Send
 from codream_protocols.errors import AggregationFailed, UnknownIdentity
@@ -65,29 +66,23 @@ def test_client_whose_key_is_refused_from_the_beginning_ends_and_says_why(
 
 
 def test_refused_key_stops_nobody_who_was_once_let_in(network: Any, parts: Any) -> None:
-    class Monitor:
+    class Line:
         """Whoever sits on the line says it three times."""
 
-        left = 3
-
-        async def poll(self, timeout: int) -> int:
-            return self.left
-
-        async def recv_multipart(self) -> list[bytes]:
-            self.left -= 1
-            return []
+        async def events(self) -> list[int]:
+            return 3 * [int(REFUSED_KEY)]
 
     def runner(*, admitted: bool) -> ClientRunner:
         found = ClientRunner.__new__(ClientRunner)
-        vars(found).update(_refused_keys=Monitor(), _admitted=admitted)
+        vars(found).update(_line=Line(), _admitted=admitted)
         vars(found).update(_say=lambda *words, **more: said.append(words))
         return found
 
     said: list[Any] = []
-    asyncio.run(runner(admitted=True)._see_refused_key())
+    asyncio.run(runner(admitted=True)._see_who_answers())
     assert len(said) == 3 and said[0][1] == "not-admitted"
     with pytest.raises(UnknownIdentity):
-        asyncio.run(runner(admitted=False)._see_refused_key())
+        asyncio.run(runner(admitted=False)._see_who_answers())
 
 
 def test_revoked_clients_key_is_refused_by_its_name() -> None:
@@ -256,7 +251,7 @@ def test_impersonation_by_a_member_is_refused(network: Any, parts: Any, mode: st
                 signature = Signer(net.identities[0]).sign("advertisement", *message.signed_parts())
                 own = encode_message(msgspec.structs.replace(message, signature=signature))
                 for words in (stolen[0], own):
-                    await self._socket.send_multipart([words])
+                    await self._line.socket.send_multipart([words])
             await super()._send(effect)
 
     async def scenario() -> None:
