@@ -140,8 +140,7 @@ def test_nothing_that_is_written_loosens_a_policy(out: Path, tmp_path: Path) -> 
         assert tomllib.loads(path.read_text()).get("policy", {}) == {"code": {}}
         assert read_client(path).policy.policy() == Policy()
         assert "start at this file's folder" in path.read_text()  # as `read_client` takes relative paths
-        assert "# this client's secret weight in means; of no effect where there is noise
-weight" in path.read_text()
+        assert "# this client's secret weight in means; of no effect where there is noise\nweight" in path.read_text()
     strict = ClientConfig(name="alice", model="cnn2", policy=PolicyTable(colluders=1, most_steps=20))
     others = [ClientConfig(name=name, model="cnn2") for name in NAMES[1:]]
     provision(tmp_path / "strict", config=CONFIG, clients=[strict, *others], address=ADDRESS)
