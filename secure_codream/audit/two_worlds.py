@@ -15,6 +15,7 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.privacy.accounting import SampledGaussian
+from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.plan import PrivacyPlan, PrivacySettings
 from codream_clients.privacy.training import private_sgd
 from secure_codream.audit.bounds import two_world_bound
@@ -50,9 +51,7 @@ def one_step(noise_multiplier: float, seed: int) -> Train:
             plan=plan,
             steps=1,
             class_counts=None,
-            sampling=torch.Generator().manual_seed(run),
-            noise=torch.Generator().manual_seed(int(np.random.default_rng([seed, run]).integers(1 << 62))),
-            variation=torch.Generator().manual_seed(run),
+            stream=NoiseSource(seed).stream(run),
             device=CPU,
         )
 

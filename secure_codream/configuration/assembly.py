@@ -233,7 +233,7 @@ def assemble(
             seed,
             chosen,
             releases=lambda: releases(plan) if releases is not None else Releases(PlannedCharges(plan).reserve),
-            noise=NoiseSource(secure=privacy.secure_mode),
+            noise=NoiseSource(),
             name=name,
             warmed_up=warmed_up,
             judge=judge,

@@ -42,6 +42,10 @@ NOT_COVERED_CLIENT = (
     "hyperparameters, if they were chosen by looking at the clients' data",
 )
 METRICS_REPORTED = "accuracies that clients report to the server; they are computed from images without noise"
+FLOATING_POINT = (
+    "attacks on floating-point noise: that of training and of statistics is made in double precision and rounded once; "
+    "the histogram's is exact"
+)
 DEALT_OUT = (
     "who of a known set is dealt out to which client: this is an experiment, and one image more in the set would deal "
     "others; what is promised holds for the images that each client got"
@@ -78,17 +82,16 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         members: every client that spent, in the roster's order.
         clip: L2 bound of a record's gradient.
-        secure_mode: whether noise came from a cryptographic generator.
-        unit, neighbours, mechanism, sampling: in words.
+        unit, neighbours, mechanism, sampling, randomness: in words.
     """
 
     members: list[MemberSpending]
     clip: Positive
-    secure_mode: bool
     unit: str = "one record of a client's training data"
     neighbours: str = "one record added or removed"
     mechanism: str = "DP-SGD (Abadi et al., CCS 2016), and Gaussian noise on the histogram of labels and on statistics"
     sampling: str = "Poisson: in each step every record takes part on its own, with the same probability"
+    randomness: str = "AES-256 in counter mode under keys of the operating system, for noise and sampling"
 
 
 class ClientLevel(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,7 +180,6 @@ def record_level(
     return RecordLevel(
         members=[member_spending(*member) for member in members],
         clip=settings.max_grad_norm,
-        secure_mode=settings.secure_mode,
     )
 
 
@@ -246,10 +248,7 @@ def privacy_statement(
         not_covered += [*([METRICS_REPORTED] if metrics_reported else []), ANOTHER_RUN]
         if record is not None:
             not_covered += [DEALT_OUT] if dealt_out else []
-            of_what = "of the histogram and of statistics " if record.secure_mode else ""
-            not_covered.append(
-                f"attacks on floating-point noise {of_what}and on a generator that is fast, not cryptographic"
-            )
+            not_covered.append(FLOATING_POINT)
     return PrivacyStatement(
         run=run,
         record=record,

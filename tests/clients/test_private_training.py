@@ -10,6 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+from scipy.stats import kstest
 from torch import nn
 from torch.nn import functional
 
@@ -20,7 +24,7 @@ from codream_clients.privacy import releases
 from codream_clients.privacy import training as private_training
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import BudgetExceeded
-from codream_clients.privacy.noise import NoiseSource, SecureModeUnavailable
+from codream_clients.privacy.noise import NoiseSource, Stream
 from codream_clients.privacy.plan import WARM_UP, PlannedCharges, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.privacy.releases import ReleaseError, Releases
 from codream_clients.privacy.training import PrivateTraining, private_sgd
@@ -58,8 +62,8 @@ def plan_for(noise=0.0, rate=1.0, **changes):
 
 def train(network, data, plan, steps=1, counts=None, seed=7):
     before = weights(network)
-    generators = {name: torch.Generator().manual_seed(seed) for name in ("sampling", "noise", "variation")}
-    private_sgd(network, data, plan=plan, steps=steps, class_counts=counts, **generators, device=CPU)
+    stream = NoiseSource(seed).stream(0)
+    private_sgd(network, data, plan=plan, steps=steps, class_counts=counts, stream=stream, device=CPU)
     return weights(network) - before
 
 
@@ -277,23 +281,74 @@ def test_each_planned_charge_may_be_taken_once():
 
 def test_noise_repeats_only_where_a_seed_says_so():
     def drawn(source):
-        return torch.randn(4, generator=source.torch(1, CPU)).tolist(), source.numpy(2).normal(size=4).tolist()
+        return source.stream(1).bytes(16), source.stream(2).normal(4).tolist()
 
     assert drawn(NoiseSource(3)) == drawn(NoiseSource(3)) != drawn(NoiseSource(4))
     assert drawn(NoiseSource()) != drawn(NoiseSource())
+    assert NoiseSource(3).stream(1).bytes(16) != NoiseSource(3).stream(2).bytes(16)
 
 
-def test_noise_has_more_seeds_than_anybody_can_try():
-    """torch takes 32 bits of a seed; the source's generator begins in any state, which NumPy's, set alike, confirms."""
-    one, other = (torch.Generator().manual_seed(seed) for seed in (5, 5 + (1 << 40)))
-    assert torch.equal(torch.randn(8, generator=one), torch.randn(8, generator=other))  # control: torch's own seeding
-    words = NoiseSource(3).numpy(1).integers(1 << 32, size=624, dtype=np.uint64)
-    twister = np.random.MT19937()
-    twister.state = {"bit_generator": "MT19937", "state": {"key": words.astype(np.uint32), "pos": 624}}
-    drawn = torch.randint(0, 1 << 16, (2000,), generator=NoiseSource(3).torch(1, CPU))
-    assert np.array_equal(drawn.numpy(), twister.random_raw(2000) % (1 << 16))
-    normal = torch.randn(20_000, generator=NoiseSource().torch(1, CPU))
+def test_a_stream_is_aes_in_counter_mode():
+    key = bytes(range(32))
+    block = Cipher(AES(key), ECB()).encryptor()
+    counted = b"".join(block.update(number.to_bytes(16)) for number in range(4))
+    stream = Stream(key)
+    assert stream.bytes(5) + stream.bytes(59) == counted
+    with pytest.raises(ValueError, match="a key of 31 bytes; 32 are needed"):
+        Stream(bytes(31))
+
+
+def test_a_streams_numbers_have_their_distributions():
+    stream = NoiseSource(0).stream(0)
+    uniform, drawn = stream.uniform(200_000), stream.normal(199_999)
+    assert len(drawn) == 199_999 and uniform.min() > 0 and uniform.max() < 1
+    assert kstest(uniform, "uniform").pvalue > 1e-3 and kstest(drawn, "norm").pvalue > 1e-3
+    for end, low, high in ((b"\0", 0, 2**-52), (b"\xff", 1 - 2**-52, 1)):
+        extreme = type("Extreme", (Stream,), {"bytes": lambda self, count, end=end: end * count})(bytes(32))
+        assert low < extreme.uniform(1)[0] < high
+    words = [NoiseSource(0).stream(0).generator().get_state() for _ in range(2)]
+    assert torch.equal(*words)
+    normal = torch.randn(20_000, generator=NoiseSource().stream(0).generator())
     assert abs(float(normal.mean())) < 0.04 and float(normal.std()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_nothing_secret_is_drawn_by_a_generator_that_can_be_computed_from_its_draws(mode, monkeypatch):
+    """Torch's Mersenne Twister is linear in its state: known noise gives all other noise, and the choice of records."""
+
+    def forbidden(*arguments, **options):
+        raise AssertionError("drawn from torch")
+
+    for name in ("normal", "randn", "rand", "bernoulli"):
+        monkeypatch.setattr(torch, name, forbidden)
+    noisy = train(model(), images(), plan_for(noise=2.0, rate=0.5, mode=mode), steps=2)
+    monkeypatch.setattr(Stream, "normal", lambda self, count: np.zeros(count))
+    assert not torch.equal(noisy, train(model(), images(), plan_for(noise=2.0, rate=0.5, mode=mode), steps=2))
+
+
+class WithDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+
+    def forward(self, given):
+        return self.layers(given)
+
+
+def test_what_layers_draw_in_private_training_follows_from_its_stream_alone():
+    """Masks go to records by their place: who knew them would see one record more shift those of all behind it."""
+
+    def moved(seed, known):
+        network = WithDropout()
+        torch.manual_seed(known)
+        before = torch.get_rng_state()
+        step = train(network, images(), plan_for(), seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        return step
+
+    assert torch.equal(moved(7, known=0), moved(7, known=1))
+    assert not torch.equal(moved(7, known=0), moved(8, known=0))
 
 
 @pytest.mark.parametrize(
@@ -307,12 +362,6 @@ def test_how_images_vary_is_drawn_from_the_noise_and_not_from_a_known_seed(augme
         reached.append(weights(network))
     first, second = reached
     assert torch.allclose(first, second, atol=1e-6) is same
-
-
-def test_secure_mode_says_what_is_missing(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchcsprng", None)
-    with pytest.raises(SecureModeUnavailable, match="torchcsprng"):
-        NoiseSource(secure=True)
 
 
 def spender(plan, kept):

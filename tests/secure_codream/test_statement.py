@@ -12,6 +12,7 @@ from codream_clients.privacy.ledger import Budget, Ledger
 from secure_codream.reports.audit_results import AuditResult, AuditRow
 from secure_codream.reports.files import MalformedRecord, MissingRecord
 from secure_codream.reports.statement import (
+    FLOATING_POINT,
     METRICS_REPORTED,
     ClientLevel,
     PrivacyStatement,
@@ -37,8 +38,8 @@ CLIENT = ClientLevel(
 )
 
 
-def record(name: str = "alice", *, secure_mode: bool = False) -> RecordLevel:
-    return RecordLevel(members=[member_spending(name, BUDGET, CHARGES)], clip=0.3, secure_mode=secure_mode)
+def record(name: str = "alice") -> RecordLevel:
+    return RecordLevel(members=[member_spending(name, BUDGET, CHARGES)], clip=0.3)
 
 
 def audit(lower: float) -> AuditResult:
@@ -105,7 +106,8 @@ def test_record_level_says_everything_in_json_and_on_the_page(tmp_path: Path) ->
     assert {"opacus", "torch"} <= set(statement.versions)
     raw = msgspec.json.decode((tmp_path / "privacy.json").read_bytes())
     assert raw["record"]["neighbours"] == "one record added or removed"
-    assert (raw["record"]["secure_mode"], raw["colluders"], raw["client"]) == (False, 2, None)
+    assert (raw["colluders"], raw["client"]) == (2, None)
+    assert "AES-256" in raw["record"]["randomness"]
 
 
 def test_client_level_and_its_optional_fields(tmp_path: Path) -> None:
@@ -132,10 +134,7 @@ def test_what_is_not_covered_follows_the_run() -> None:
     with_metrics = privacy_statement("a-run", record=record())
     without = privacy_statement("a-run", record=record(), metrics_reported=False)
     assert METRICS_REPORTED in with_metrics.not_covered and METRICS_REPORTED not in without.not_covered
-    secure = privacy_statement("a-run", record=record(secure_mode=True))
-    assert any("floating-point noise and on" in text for text in with_metrics.not_covered)
-    # Opacus hardens DP-SGD alone: what else is noised is still said.
-    assert any("floating-point noise of the histogram and of statistics" in text for text in secure.not_covered)
+    assert FLOATING_POINT in with_metrics.not_covered
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

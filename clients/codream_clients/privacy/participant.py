@@ -50,8 +50,7 @@ def private_histogram(
     """The histogram of the labels, (K,), released once; see `noisy_histogram`."""
 
     def release() -> Release:
-        generator = noise.numpy(HISTOGRAM_NOISE)
-        counts = noisy_histogram(data.class_counts, plan.histogram.noise_multiplier, generator)
+        counts = noisy_histogram(data.class_counts, plan.histogram.noise_multiplier, noise.stream(HISTOGRAM_NOISE))
         return {"counts": torch.from_numpy(counts)}
 
     counts: NDArray[np.float32] = releases.once(plan.histogram, release)["counts"].numpy()
@@ -155,7 +154,7 @@ def _statistics(
                 data,
                 count=count,
                 noise_multiplier=charge.noise_multiplier,
-                generator=noise.numpy(STATISTICS_NOISE),
+                stream=noise.stream(STATISTICS_NOISE),
                 device=device,
             )
             return {f"{n}.{m}": part for n, pair in enumerate(statistics) for m, part in enumerate(pair)}
