@@ -428,7 +428,7 @@ def test_a_damaged_release_is_named_and_not_paid_for_again(tmp_path):
     charges: list[SampledGaussian] = []
     charge = plan_for(noise=1.0).training(2, WARM_UP)
 
-    def mechanism():
+    def mechanism(iterates):
         return {"weights": torch.ones(3)}
 
     Releases(charges.append, tmp_path).once(charge, mechanism)
@@ -451,7 +451,7 @@ def test_two_that_want_one_release_at_once_pay_once(tmp_path, monkeypatch, alone
     charges: list[SampledGaussian] = []
     plan = plan_privacy(QUICK, records=24, rounds=0)
 
-    def mechanism():
+    def mechanism(iterates):
         with suppress(threading.BrokenBarrierError):
             meeting.wait(timeout=0.5)  # passes only if both are in it
         return {"weight": torch.ones(1)}
@@ -485,5 +485,124 @@ def test_release_is_on_the_disk_under_its_name_before_it_is_given(tmp_path, monk
     synced = []
     monkeypatch.setattr(durable, "sync_folder", lambda folder: synced.append((folder, len([*folder.glob("*.pt")]))))
     charge = plan_for(noise=1.0).training(2, WARM_UP)
-    Releases(lambda charge: None, tmp_path).once(charge, lambda: {"weights": torch.ones(3)})
+    Releases(lambda charge: None, tmp_path).once(charge, lambda iterates: {"weights": torch.ones(3)})
     assert synced == [(tmp_path, 1)]
+
+
+# -- processes that end anywhere ------------------------------------------------------------------------------------
+
+
+class Books:
+    """A ledger in memory for one process after another, which pays no more than `most` charges."""
+
+    def __init__(self, most=1):
+        self.begun: list[SampledGaussian] = []
+        self.done: list[SampledGaussian] = []
+        self.most = most
+
+    def reserve(self, charge):
+        if len(self.begun) == self.most:
+            raise BudgetExceeded("nothing is left")
+        self.begun.append(charge)
+
+    def released(self, charge):
+        if charge not in self.done:
+            self.done.append(charge)
+
+    def process(self, folder, resumes=True):
+        open_ones = [charge for charge in self.begun if charge not in self.done]
+        return Releases(
+            self.reserve, folder, "key", released=self.released, spent=self.done, unreleased=open_ones, resumes=resumes
+        )
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after(steps, monkeypatch):
+    """Have the process die in the step after so many; `noise` has what each step really drew."""
+    usual, noise = Stream.normal, []  # type: ignore[var-annotated]
+
+    def draw(self, count):
+        if len(noise) == steps:
+            raise Killed
+        noise.append(usual(self, count))
+        return noise[-1]
+
+    monkeypatch.setattr(Stream, "normal", draw)
+    return noise
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["warm-up", "round"])
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])
+def test_a_training_that_was_killed_goes_on_within_its_charge(tmp_path, monkeypatch, number, steps):
+    """All steps are made, with new noise, and nothing is paid for twice: at whatever step the process died."""
+    monkeypatch.setattr(releases, "KEPT_EVERY", 0.0)
+    plan, books, made = plan_privacy(replace(QUICK, round_epochs=4), records=24, rounds=1), Books(), []
+    usual = private_training.private_sgd
+
+    def counted(*arguments, **options):
+        made.append(options["steps"])
+        usual(*arguments, **options)
+
+    monkeypatch.setattr(private_training, "private_sgd", counted)
+
+    def start():
+        training = PrivateTraining(plan, None, books.process(tmp_path), NoiseSource(), CPU, warmed_up=number > 0)
+        network = model("mlp_gn")
+        training(network, images(), 4, 0)
+        return weights(network)
+
+    tensors = len([*model("mlp_gn").parameters()])
+    with monkeypatch.context() as patch:
+        first = killed_after(steps * tensors, patch)
+        with pytest.raises(Killed):
+            start()
+    with monkeypatch.context() as patch:
+        second = killed_after(10**6, patch)
+        start()
+    assert made == [6, 6 - steps] and len(second) == (6 - steps) * tensors and len(books.begun) == 1
+    assert not first or not np.array_equal(first[0], second[0])
+    assert not [*tmp_path.glob("*.part.pt")] and len(books.done) == 1
+
+
+def test_what_a_training_has_reached_was_released_and_losing_it_is_paid_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(releases, "KEPT_EVERY", 0.0)
+    plan, books = plan_privacy(QUICK, records=24, rounds=0), Books()
+    with monkeypatch.context() as patch:
+        killed_after(2 * len([*model("mlp_gn").parameters()]), patch)
+        with pytest.raises(Killed):
+            PrivateTraining(plan, None, books.process(tmp_path), NoiseSource(), CPU)(model("mlp_gn"), images(), 4, 0)
+    (reached,) = tmp_path.glob("*.part.pt")
+    reached.unlink()
+    again = PrivateTraining(plan, None, books.process(tmp_path), NoiseSource(), CPU)
+    with pytest.raises(BudgetExceeded):
+        again(model("mlp_gn"), images(), 4, 0)
+
+
+@pytest.mark.parametrize(("failure", "costs"), [(TrainingError, 2), (Killed, 1)], ids=["failed", "killed"])
+def test_a_mechanism_that_fails_by_itself_is_paid_for_again_and_one_that_was_killed_is_not(tmp_path, failure, costs):
+    """That it failed, others see: it is an outcome of the mechanism, as a release is."""
+    charge, books = plan_for(noise=1.0).training(2, WARM_UP), Books(most=2)
+
+    def fails(iterates):
+        raise failure("no longer")
+
+    for place in ("once", "run"):
+        books = Books(most=2)
+        with pytest.raises(failure):
+            getattr(books.process(tmp_path / place), place)(charge, fails)
+        getattr(books.process(tmp_path / place), place)(charge, lambda iterates: {"weights": torch.ones(1)})
+        assert len(books.begun) == costs
+
+
+def test_a_release_that_is_lost_is_paid_for_again(tmp_path):
+    charge, books = plan_for(noise=1.0).training(2, WARM_UP), Books()
+    for expected in (True, True):
+        kept = books.process(tmp_path).once(charge, lambda iterates: {"weights": torch.ones(1)})
+        assert bool(kept) is expected
+    for path in tmp_path.glob("*.pt"):
+        path.unlink()
+    with pytest.raises(BudgetExceeded):
+        books.process(tmp_path).once(charge, lambda iterates: {"weights": torch.ones(1)})

@@ -23,7 +23,7 @@ from codream_clients.privacy.gate import examine_private, modes_of
 from codream_clients.privacy.histogram import noisy_histogram
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.plan import PrivacyPlan, rounds_trained
-from codream_clients.privacy.releases import Release, Releases
+from codream_clients.privacy.releases import Iterates, Release, Releases
 from codream_clients.privacy.statistics import group_norms, private_statistics
 from codream_clients.privacy.training import PrivateTraining
 from codream_protocols.settings import SettingsError
@@ -49,7 +49,7 @@ def private_histogram(
 ) -> NDArray[np.float32]:
     """The histogram of the labels, (K,), released once; see `noisy_histogram`."""
 
-    def release() -> Release:
+    def release(iterates: Iterates) -> Release:
         counts = noisy_histogram(data.class_counts, plan.histogram.noise_multiplier, noise.stream(HISTOGRAM_NOISE))
         return {"counts": torch.from_numpy(counts)}
 
@@ -148,7 +148,7 @@ def _statistics(
         return None
 
     def measure(model: nn.Module) -> ChannelStatistics:
-        def release() -> Release:
+        def release(iterates: Iterates) -> Release:
             statistics = private_statistics(
                 model,
                 data,

@@ -15,6 +15,7 @@ one image, since a record may be of one.
 import copy
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,7 @@ from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.training import TrainingError, sgd
 from codream_clients.privacy.noise import KEY_BYTES, NoiseSource, Stream
 from codream_clients.privacy.plan import WARM_UP, GradSampleMode, PrivacyPlan, round_purpose, rounds_trained
-from codream_clients.privacy.releases import Release, Releases
+from codream_clients.privacy.releases import Iterates, Release, Releases
 
 LEAST_COUNT = 1.0
 LAYOUT = torch.contiguous_format
@@ -47,7 +48,8 @@ class PrivateTraining:
     Args:
         plan: the noise, and what each call costs.
         class_counts: the noisy histogram, (K,); None takes plain cross-entropy.
-        releases: where charges are reserved. The warm-up is kept there, so that it is never paid for twice.
+        releases: where charges are reserved. The warm-up is kept there, so that it is never paid for twice, and what
+            any training has reached, so that one that was cut off goes on.
         noise: where noise, sampling and the images' variation come from.
         device: where to train.
         warmed_up: whether the model has had its warm-up, in an earlier process.
@@ -81,23 +83,26 @@ class PrivateTraining:
         if charge is None:
             return
 
-        def train() -> Release:
+        def train(iterates: Iterates) -> Release:
             if self._plan.settings.mode == "auto":
                 self._plan = with_mode(self._plan, faster_mode(model, self._plan, data, self._device))
+            done, reached = iterates.last()
+            if reached is not None:
+                model.load_state_dict(reached)
             private_sgd(
                 model,
                 data,
                 plan=self._plan,
-                steps=charge.steps,
+                steps=charge.steps - done,
                 class_counts=self._class_counts,
                 stream=self._noise.stream(number),
                 device=self._device,
+                after=lambda steps: iterates.reached(done + steps, model.state_dict),
             )
-            return dict(model.state_dict())
+            return model.state_dict()
 
         if number:
-            self._releases.reserve(charge)
-            train()
+            self._releases.run(charge, train)
         else:
             model.load_state_dict(self._releases.once(charge, train))
         model.eval()
@@ -135,11 +140,12 @@ def private_sgd(
     class_counts: NDArray[np.float32] | None,
     stream: Stream,
     device: torch.device,
+    after: Callable[[int], object] = lambda steps: None,
 ) -> None:
     """`steps` steps of DP-SGD in place; reserves nothing. Raises `TrainingError` for weights that are not finite.
 
     The plan's mode is "hooks" or "ghost". From `stream` come the choice of records, the noise, how images vary, and
-    what layers draw.
+    what layers draw. `after` is called with the number of steps that are done.
     """
     settings = plan.settings
     images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
@@ -182,7 +188,7 @@ def private_sgd(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # images need no gradient
-            for _ in range(steps):
+            for step in range(steps):
                 # Each record by itself (Poisson). A step in which none takes part still gets its noise: that there was
                 # none is not to be seen.
                 chosen = torch.from_numpy(np.flatnonzero(stream.uniform(len(data)) < plan.sample_rate)).to(device)
@@ -193,6 +199,7 @@ def private_sgd(
                         gradients(augment_batch(images[part], data.augment, stream.generator()), labels[part])
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
+                after(step + 1)
     finally:
         hooks.cleanup()
         model.eval()
