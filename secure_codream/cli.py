@@ -86,6 +86,7 @@ EXIT_CODES = {
     2: "wrong usage or configuration, or a client or server that is running already",
     3: "a key, a roster or a signature was refused, a key of another party included, or what is to be begun with was "
     "not accepted here",
+    4: "an audit refutes nothing, and would often not have refuted noise of half the size",
     130: "interrupted",
 }
 

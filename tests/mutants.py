@@ -504,6 +504,16 @@ MUTANTS = (
         "another_run",
         finding="D9",
     ),
+    text(
+        "a Gaussian mechanism is held against Gaussians",
+        U + "audit/bounds.py",
+        "    return gaussian_epsilon(float(norm.ppf(right).sum()), delta)",
+        "    return max(0.0, math.log((right[0] - delta) / (1 - right[1])))",
+        "tests/secure_codream/test_audit.py",
+        "-k",
+        "half_the_size",
+        finding="D5",
+    ),
     # What a run rests on besides: its end, its beginning, and what a person is told of it.
     text(
         "nothing follows an early end",

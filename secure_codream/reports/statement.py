@@ -297,6 +297,21 @@ def privacy_statement(
     )
 
 
+def claim_of(folder: Path, statement: PrivacyStatement) -> tuple[float, float]:
+    """The epsilon and delta that an audit of this run's code is to attack: of the client that has spent the most.
+
+    Raises `MalformedRecord` if the run promises nothing for single records, or other versions of the code ran.
+    """
+    path = folder / "privacy.json"
+    if statement.record is None or not any(member.spent for member in statement.record.members):
+        raise MalformedRecord(path, "no record-level epsilon", "a run with [privacy] that has spent some")
+    here = versions_of(*PACKAGES, python=False)
+    if statement.versions != here:
+        raise MalformedRecord(path, f"a run of {statement.versions}", f"one of the code that is audited, {here}")
+    worst = max(statement.record.members, key=lambda member: member.spent)
+    return worst.spent, worst.delta
+
+
 def write_statement(folder: Path, statement: PrivacyStatement) -> tuple[Path, Path]:
     """Write `privacy.json` and `privacy.html` into a run's folder; returns both paths."""
     encoded = msgspec.json.format(msgspec.json.encode(statement), indent=2) + b"\n"
