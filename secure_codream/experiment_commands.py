@@ -63,6 +63,7 @@ def compare(
 ) -> None:
     """Compare algorithms on the same data, or budgets with --epsilons: table, plots, report. Flags overrule it."""
     from codream_clients.data.understanding import lines
+    from secure_codream.configuration.images import uncharged
     from secure_codream.experiments.compare import Outputs, prepare, run_comparison, usual_jobs
     from secure_codream.experiments.compare import resume as resume_run
     from secure_codream.experiments.results import result_tables
@@ -97,6 +98,8 @@ def compare(
     comparison = resume_run(resume) if resume is not None else prepare(config, flags, out, usual)
     for line in lines(comparison.grid.understood()):
         say(screen, line)
+    if (said := uncharged(comparison.grid.cells[0].data.source)) is not None:
+        say(screen, said, style="yellow")
     command = comparison.grid.config.command
     jobs = jobs or usual_jobs(comparison.grid.config.compare.device)
     try:
@@ -163,6 +166,7 @@ def audit(
 
     from secure_codream.audit.run import keep_audit, run_audit
     from secure_codream.audit.settings import read_audit
+    from secure_codream.configuration.images import uncharged
     from secure_codream.reports.audit_results import audit_table
     from secure_codream.reports.statement import claim_of, read_statement, write_statement
 
@@ -187,8 +191,11 @@ def audit(
         wanted["epsilon"], wanted["delta"] = claim_of(statement, stated)
     source = {"source": data, "root": None if root is None else str(root)}
     screen = console(stderr=json, highlight=None)
+    settings = read_audit(config, {"audit": given(wanted), "data": given(source)})
+    if (said := uncharged(settings.data.source)) is not None:
+        say(screen, said, style="yellow")
     with screen.status("Training and attacking"):
-        result = run_audit(read_audit(config, {"audit": given(wanted), "data": given(source)}))
+        result = run_audit(settings)
     summary = keep_audit(out, result)
     if statement is not None and stated is not None:
         write_statement(statement, replace(stated, audit=result))

@@ -235,3 +235,29 @@ def test_a_dry_run_of_a_run_that_has_begun_counts_it_once(tmp_path: Path) -> Non
     after = dry_run(folder, own, whole)
     assert (before.begun, after.begun, before.spent) == (False, True, 0.0)
     assert before.together == after.together == after.spent == pytest.approx(before.planned)
+
+
+# -- what is charged to no ledger -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["compare", "audit"])
+@pytest.mark.parametrize("public", [False, True], ids=["own images", "control: a known set"])
+def test_what_trains_on_own_images_without_a_ledger_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, public: bool
+) -> None:
+    """No client's epsilon covers it, and nobody would think of it."""
+
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise ValueError("nothing is trained here")
+
+    monkeypatch.setattr("secure_codream.experiments.compare.run_comparison", stopped)
+    monkeypatch.setattr("secure_codream.audit.run.run_audit", stopped)
+    rng, path = np.random.default_rng(0), tmp_path / "scans.npz"
+    parts = {f"{part}_images": rng.integers(0, 256, (60, 8, 8)).astype(np.uint8) for part in ("train", "test")}
+    labels = {f"{part}_labels": np.arange(60) % 3 for part in ("train", "test")}
+    np.savez(path, **parts, **labels)
+    flags = ["--algorithms", "isolated", "--per-client", "10", "--clients", "3"] if command == "compare" else []
+    source = "digits" if public else str(path)
+    found = CliRunner().invoke(cli.app, [command, "--data", source, *flags, "--out", str(tmp_path / "runs")])
+    assert str(found.exception) == "nothing is trained here"
+    assert ("not covered: " in found.output) is not public
