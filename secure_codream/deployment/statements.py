@@ -45,4 +45,6 @@ def own_statement(
         colluders=federation.aggregation.colluders,
         metrics_reported=metrics_reported,
         dealt_out=dealt_out,
+        roster=charter.roster,
+        recipe=charter.settings,
     )

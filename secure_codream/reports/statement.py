@@ -7,7 +7,9 @@ Nothing here needs a tensor library, except to count a record-level epsilon (`me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,8 +23,6 @@ from secure_codream.reports.summary import Share
 from secure_codream.reports.versions import versions_of
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from codream_clients.privacy.accounting import AccountantName, SampledGaussian
     from codream_clients.privacy.ledger import Budget, Ledger, Spender
     from codream_server.privacy_statement import ClientPrivacyStatement
@@ -152,6 +152,8 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         run: its name.
+        date: when this was written, in UTC.
+        roster: digest of the roster, and `recipe` that of the settings, in hexadecimal; empty where there is none.
         record: privacy of records, or None.
         client: privacy of clients, or None.
         colluders: c, clients that may reveal all they hold to the server.
@@ -162,12 +164,27 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: int = SCHEMA
     run: str
+    date: str = ""
+    roster: str = ""
+    recipe: str = ""
     record: RecordLevel | None
     client: ClientLevel | None
     colluders: Count
     versions: dict[str, str]
     not_covered: list[str]
     audit: AuditResult | None
+
+    @property
+    def reading(self) -> str:
+        """What the epsilon of the client that has spent the most means, for a person who knows no epsilon."""
+        spent = [(member.spent, member.delta) for member in self.record.members] if self.record is not None else []
+        if not spent:
+            return ""
+        right = max(1 - (1 - delta) / (1 + math.exp(min(epsilon, 700.0))) for epsilon, delta in spent)
+        return (
+            "Whoever knows all else, sees all that left the client, and guesses whether one record took part, where "
+            f"both are as likely, is right in at most {100 * right:.3g} of 100 cases; without looking, in 50"
+        )
 
     @property
     def headline(self) -> str:
@@ -274,11 +291,13 @@ def privacy_statement(
     metrics_reported: bool = True,
     dealt_out: bool = False,
     audit: AuditResult | None = None,
+    roster: bytes = b"",
+    recipe: bytes = b"",
 ) -> PrivacyStatement:
     """The statement of `run`; without `record` and `client` it says that there is no differential privacy.
 
     `metrics_reported`: whether clients told the server accuracies, which no epsilon covers. `dealt_out`: whether
-    clients took parts of one known set, as in an experiment.
+    clients took parts of one known set, as in an experiment. `roster`, `recipe`: digests of who ran, and with what.
     """
     not_covered = [*(NOT_COVERED_RECORD if record else ()), *(NOT_COVERED_CLIENT if client else ())]
     if record or client:
@@ -288,6 +307,9 @@ def privacy_statement(
             not_covered.append(FLOATING_POINT)
     return PrivacyStatement(
         run=run,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        roster=roster.hex(),
+        recipe=recipe.hex(),
         record=record,
         client=client,
         colluders=colluders,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of, solve_noise_multiplier
 from codream_clients.privacy.groups import group_epsilon
 from codream_clients.privacy.ledger import Budget, Ledger, Spender
 from secure_codream.reports.audit_results import AuditResult, AuditRow
@@ -173,6 +174,26 @@ def test_what_colluders_make_of_it_is_on_the_page(tmp_path: Path) -> None:
     assert "0: 7.2, 1: 8, 2: 9.2; to a member its own share is known" in page(
         tmp_path, privacy_statement("a-run", client=noised, colluders=1)
     )
+
+
+@pytest.mark.parametrize(("epsilon", "right"), [(0.5, 62.2), (1.0, 73.1), (4.0, 98.2)])
+def test_an_epsilon_is_put_into_words(epsilon: float, right: float) -> None:
+    """Kairouz, Oh and Viswanath, ICML 2015: at even odds at most (e^epsilon + delta) / (1 + e^epsilon) are right."""
+    noise = solve_noise_multiplier(target_epsilon=epsilon, delta=1e-5, sample_rate=1.0, steps=1, accountant="rdp")
+    part = Mechanism(purpose="warm-up", noise_multiplier=noise, sample_rate=1.0, steps=1)
+    member = member_spending("alice", BUDGET, [part])
+    statement = privacy_statement("a-run", record=RecordLevel(members=[member], clip=0.3))
+    said = float(statement.reading.partition("at most ")[2].split()[0])
+    exact = 100 * (math.exp(member.spent) + 1e-5) / (1 + math.exp(member.spent))
+    assert said == pytest.approx(exact, rel=1e-2) == pytest.approx(right, rel=1e-2)
+    assert privacy_statement("a-run").reading == ""
+
+
+def test_a_statement_says_when_and_of_whom_it_is(tmp_path: Path) -> None:
+    text = page(tmp_path, privacy_statement("a-run", record=record(), roster=bytes(31) + b"\x0a", recipe=b"\xff" * 32))
+    raw = msgspec.json.decode((tmp_path / "privacy.json").read_bytes())
+    assert raw["roster"] == "00" * 31 + "0a" and raw["recipe"] == "ff" * 32 and raw["date"].endswith("+00:00")
+    assert raw["date"] in text and raw["roster"] in text and raw["recipe"] in text
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
