@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(autouse=True)
 def _own_index(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test finds, or leaves, what this user's ledgers have spent on which images."""
+    """No test finds, or leaves, what this user's ledgers have spent on which images; temporary folders may vanish."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setattr("codream_clients.privacy.volumes.MOUNTS", Path("/no/such/file"))
 
 
 @pytest.hookimpl(trylast=True)

@@ -484,6 +484,7 @@ MUTANTS = (
         "killed",
         finding="D8",
     ),
+    rule("_be_alone", "tests/clients/test_ledger.py -k one_spender", "D6", C + "privacy/ledger.py"),
     text(
         "a failure is an outcome",
         C + "privacy/releases.py",

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from codream_clients.privacy import ledger as ledger_module
+from codream_clients.privacy import ledger_entries
 from codream_clients.privacy.accounting import AccountingError, SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import (
     Budget,
@@ -260,6 +261,19 @@ def test_several_processes_share_one_ledger(path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("other", [False, True], ids=["the same spender", "control: another"])
+def test_one_spender_is_one_process(path: Path, other: bool) -> None:
+    """Two would both make anew what nothing has come of, and pay once for two releases."""
+    names = {"federation": "another"} if other else {}
+    with opened(path):
+        if other:
+            opened(path, **names).close()
+        else:
+            with pytest.raises(LedgerBusy, match="'alice' spends for 'example' in another process"):
+                opened(path)
+    opened(path).close()  # free again
+
+
 def test_who_holds_the_ledger_too_long_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the operating system, which frees the lock when a process dies, however it dies."""
     monkeypatch.setattr(ledger_module, "PATIENCE", 0.0)
@@ -289,7 +303,7 @@ def test_a_file_replaced_while_open_stops_its_ledger(path: Path, tmp_path: Path)
         ledger.reserve(ROUND)
         shutil.copy(path, tmp_path / "copy")
         (tmp_path / "copy").replace(path)
-        with opened(path) as second:
+        with opened(path, federation="another") as second:
             second.reserve(ROUND)
             with pytest.raises(LedgerRolledBack, match="replaced while it was open"):
                 ledger.reserve(ROUND)
@@ -375,15 +389,15 @@ def test_control_without_the_chain_an_altered_charge_is_taken(path: Path, monkey
     path.write_bytes(path.read_bytes().replace(b'"noise_multiplier":10.0', b'"noise_multiplier":99.0'))
     with pytest.raises(LedgerDamaged, match="digest"):
         opened(path)
-    parse = ledger_module._parse
+    parse = ledger_entries.parse
 
     def unchained(line: bytes, previous: str) -> Any:
         stored = json.loads(line)["digest"]
         with monkeypatch.context() as patch:
-            patch.setattr(ledger_module, "chained", lambda previous, raw: stored)
+            patch.setattr(ledger_entries, "chained", lambda previous, raw: stored)
             return parse(line, previous)
 
-    monkeypatch.setattr(ledger_module, "_parse", unchained)
+    monkeypatch.setattr(ledger_module, "parse", unchained)
     with opened(path) as ledger:
         assert ledger.charges[0].noise_multiplier == 99.0
 

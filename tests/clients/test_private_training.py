@@ -606,3 +606,22 @@ def test_a_release_that_is_lost_is_paid_for_again(tmp_path):
         path.unlink()
     with pytest.raises(BudgetExceeded):
         books.process(tmp_path).once(charge, lambda iterates: {"weights": torch.ones(1)})
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["warm-up", "round"])
+def test_a_model_is_touched_only_once_its_release_is_written_down(tmp_path, monkeypatch, number):
+    """A full disk would leave noised weights that answer, and that a second try, within the same charge, makes anew."""
+    plan, network = plan_privacy(replace(QUICK, round_epochs=2), records=24, rounds=1), model("mlp_gn")
+
+    def full(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(releases, "_keep", full)
+    shelf = Releases(lambda charge: None, tmp_path, "key", released=full)
+    before = weights(network)
+    with pytest.raises(OSError, match="no space"):
+        PrivateTraining(plan, None, shelf, NoiseSource(), CPU, warmed_up=number > 0)(network, images(), 2, 0)
+    assert torch.equal(weights(network), before)
+    monkeypatch.undo()
+    PrivateTraining(plan, None, Releases(lambda charge: None, tmp_path), NoiseSource(), CPU)(network, images(), 2, 0)
+    assert not torch.equal(weights(network), before)  # control

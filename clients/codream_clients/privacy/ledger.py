@@ -9,8 +9,9 @@ written. What a run reserved and never began is given back by `end`; what it beg
     ledger.jsonl.anchor   how many entries there are, and the digest of the last of them; replaced as a whole
 
 An entry goes into the ledger (fsync), then into the anchor (fsync, rename, fsync of the folder), and then the call
-returns. Processes take turns: each locks the file for one entry, and first reads what others have written. What a crash
-or a person may leave behind, and what follows:
+returns. Processes take turns: each locks the file for one entry, and first reads what others have written. One spender
+is one process: two of them would both make anew what nothing has come of yet. What a crash or a person may leave
+behind, and what follows:
 
     after the anchor's entries, a line cut off or garbled   never acknowledged, so nothing ran: dropped, and logged
     after the anchor's entries, a whole line                not acknowledged either, yet it counts
@@ -31,140 +32,43 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Protocol, get_args
+from typing import Protocol
 
 import msgspec
 import structlog
 
-from codream_clients.privacy.accounting import AccountingError, AnyAccountant, SampledGaussian, epsilon_of
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from codream_clients.privacy.ledger_entries import (
+    MAX_LINE_BYTES,
+    Charged,
+    Ended,
+    Entry,
+    Line,
+    Opened,
+    Planned,
+    Reissued,
+    Released,
+    parse,
+)
+from codream_clients.privacy.ledger_entries import Account as Account
+from codream_clients.privacy.ledger_entries import Budget as Budget
+from codream_clients.privacy.ledger_entries import BudgetExceeded as BudgetExceeded
+from codream_clients.privacy.ledger_entries import LedgerBusy as LedgerBusy
+from codream_clients.privacy.ledger_entries import LedgerDamaged as LedgerDamaged
+from codream_clients.privacy.ledger_entries import LedgerError as LedgerError
+from codream_clients.privacy.ledger_entries import LedgerMismatch as LedgerMismatch
+from codream_clients.privacy.ledger_entries import LedgerRolledBack as LedgerRolledBack
+from codream_clients.privacy.ledger_entries import Seen as Seen
+from codream_clients.privacy.ledger_entries import Spender as Spender
 from codream_protocols.durable import chained, sync_folder, try_lock, unlock, write_all, write_whole
 
-MAX_LINE_BYTES = 1 << 20
 MAX_LEDGER_BYTES = 64 << 20
-MAX_CHARGES = 4096
-MAX_NAME = 200
 PATIENCE = 10.0
 """Seconds that a process waits for another's entry to be written."""
 _START = hashlib.sha256(b"secure-codream privacy ledger, version 2").hexdigest()
-
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-
-
-class LedgerError(RuntimeError):
-    """The ledger does not permit, or cannot vouch for, any spending."""
-
-
-class BudgetExceeded(LedgerError):
-    """A charge that would pass the budget; nothing was charged, and the mechanism must not run."""
-
-
-class LedgerRolledBack(LedgerError):
-    """The ledger holds less, or other entries, than its anchor has seen."""
-
-
-class LedgerDamaged(LedgerError):
-    """The ledger or its anchor cannot be read, or was altered."""
-
-
-class LedgerMismatch(LedgerError):
-    """The ledger has another budget, or a name is none."""
-
-
-class LedgerBusy(LedgerError):
-    """Another process has held the ledger for longer than an entry takes."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a client may spend in all: `epsilon` at `delta`, as `accountant` counts.
-
-    Raises `AccountingError` unless epsilon is finite and above 0 and delta in (0, 1).
-    """
-
-    epsilon: float
-    delta: float
-    accountant: AnyAccountant = "prv"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.epsilon < float("inf") or not 0 < self.delta < 1:
-            raise AccountingError(
-                f"budget of epsilon {self.epsilon}, delta {self.delta}; a finite epsilon above 0 and a delta in (0, 1) "
-                "are needed"
-            )
-        if self.accountant not in get_args(AnyAccountant):
-            raise AccountingError(
-                f"accountant is {self.accountant!r}; {' or '.join(get_args(AnyAccountant))} is allowed"
-            )
-
-
-@dataclass(frozen=True)
-class Spender:
-    """Who spends: a member of a federation, in a run that `run` names. Raises `LedgerMismatch` for names out of range.
-
-    `run` is a digest of all that defines what is released: images, model, settings.
-    """
-
-    federation: str
-    member: str
-    run: str = ""
-
-    def __post_init__(self) -> None:
-        for name in (self.federation, self.member):
-            if not (0 < len(name) <= MAX_NAME and name.isprintable()):
-                raise LedgerMismatch(f"a name of {len(name)} characters; 1 to {MAX_NAME} printable ones are allowed")
-
-
-class _Opened(msgspec.Struct, frozen=True, tag_field="kind", tag="opened", forbid_unknown_fields=True):
-    ledger: Digest
-    budget: Budget
-    time: datetime
-
-
-class _Planned(msgspec.Struct, frozen=True, tag_field="kind", tag="plan", forbid_unknown_fields=True):
-    by: Spender
-    charges: Annotated[tuple[SampledGaussian, ...], msgspec.Meta(max_length=MAX_CHARGES)]
-    time: datetime
-
-
-class _Charged(msgspec.Struct, frozen=True, tag_field="kind", tag="charge", forbid_unknown_fields=True):
-    by: Spender
-    charge: SampledGaussian
-    time: datetime
-
-
-class _Released(msgspec.Struct, frozen=True, tag_field="kind", tag="released", forbid_unknown_fields=True):
-    by: Spender
-    charge: SampledGaussian
-    time: datetime
-
-
-class _Ended(msgspec.Struct, frozen=True, tag_field="kind", tag="end", forbid_unknown_fields=True):
-    by: Spender
-    time: datetime
-
-
-class _Reissued(msgspec.Struct, frozen=True, tag_field="kind", tag="budget", forbid_unknown_fields=True):
-    budget: Budget
-    time: datetime
-
-
-_Entry = _Opened | _Planned | _Charged | _Released | _Ended | _Reissued
-
-
-class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    entry: msgspec.Raw
-    digest: Digest
-
-
-class Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far a ledger had got: how many entries, and the digest of the last."""
-
-    entries: Annotated[int, msgspec.Meta(ge=0)]
-    digest: Digest
 
 
 class Memory(Protocol):
@@ -177,47 +81,14 @@ class Memory(Protocol):
         """Remember it."""
 
 
-@dataclass
-class Account:
-    """What one spender has reserved and not begun, begun, and released of it; `ended` gave back what was not begun.
-
-    `times` has when each of `begun` was.
-    """
-
-    open: list[SampledGaussian] = field(default_factory=list)
-    begun: list[SampledGaussian] = field(default_factory=list)
-    times: list[datetime] = field(default_factory=list)
-    released: list[SampledGaussian] = field(default_factory=list)
-    ended: bool = False
-
-    @property
-    def unreleased(self) -> list[SampledGaussian]:
-        """What was begun, and nothing ever came of."""
-        return list((Counter(self.begun) - Counter(self.released)).elements())
-
-    def take(self, entry: _Planned | _Charged | _Released | _Ended) -> None:
-        """Count an entry of this spender."""
-        match entry:
-            case _Planned():
-                self.open, self.ended = list(entry.charges), False
-            case _Charged():
-                self.begun.append(entry.charge)
-                self.times.append(entry.time)
-                if entry.charge in self.open:
-                    self.open.remove(entry.charge)
-            case _Released():
-                self.released.append(entry.charge)
-            case _Ended():
-                self.open, self.ended = [], True
-
-
 class Ledger:
     """An open ledger, for one spender; others may have it open too. Make one with `open`; `close` it, or use `with`."""
 
     def __init__(self, path: Path, anchor: Path | None, descriptor: int, by: Spender, memory: Memory | None) -> None:
         self._path, self._anchor = path, anchor or path.with_name(path.name + ".anchor")
         self._file, self._by, self._memory = descriptor, by, memory
-        self._first: _Opened | None = None
+        self._lease = -1
+        self._first: Opened | None = None
         self._budget: Budget | None = None
         self._accounts: dict[Spender, Account] = {}
         self._digests, self._bytes = [_START], 0
@@ -237,7 +108,7 @@ class Ledger:
             memory: of the ledgers that this user has seen.
 
         Raises:
-            LedgerBusy: another process holds it.
+            LedgerBusy: the same spender has it open, or another process holds it.
             LedgerRolledBack: an older copy was put back, or one of the files was removed.
             LedgerDamaged: it was altered, or cannot be read.
             LedgerMismatch: it has another budget, which is changed by `reissue` alone; or there is none.
@@ -252,6 +123,7 @@ class Ledger:
             raise LedgerMismatch(f"{path}: found no ledger") from None
         ledger = cls(path, anchor, descriptor, by, memory)
         try:
+            ledger._be_alone()
             with ledger._turn():
                 os.fchmod(descriptor, 0o600)
                 if ledger._first is None:
@@ -306,7 +178,7 @@ class Ledger:
                 return
             self._check_fits(self._others, [*needed.elements()], f"all that {self._by.federation!r} plans")
             remaining = [charge for charge in dict.fromkeys(charges) for _ in range(needed[charge])]
-            self._append(_Planned(self._by, tuple(remaining), _now()))
+            self._append(Planned(self._by, tuple(remaining), _now()))
 
     def with_plan(self, charges: Sequence[SampledGaussian]) -> tuple[SampledGaussian, ...]:
         """All that would count were these planned, as far as was read; nothing is reserved."""
@@ -327,7 +199,7 @@ class Ledger:
         with self._turn():
             if charge not in self._own.open:
                 self._check_fits(self.charges, [charge], charge.purpose)
-            self._append(_Charged(self._by, charge, _now()))
+            self._append(Charged(self._by, charge, _now()))
 
     def released(self, charge: SampledGaussian) -> None:
         """What came of a charge is kept, and may be used: from now on it cannot be made anew within the same charge.
@@ -336,13 +208,13 @@ class Ledger:
         """
         with self._turn():
             if charge in self._own.unreleased:
-                self._append(_Released(self._by, charge, _now()))
+                self._append(Released(self._by, charge, _now()))
 
     def end(self) -> None:
         """Give back what was reserved and never begun. Repeats do nothing. Raises as `reserve` does when writing."""
         with self._turn():
             if self._own.open:
-                self._append(_Ended(self._by, _now()))
+                self._append(Ended(self._by, _now()))
 
     def reissue(self, budget: Budget) -> None:
         """Replace the budget, smaller or larger, from now on: a person's decision, which no message may bring about.
@@ -350,7 +222,7 @@ class Ledger:
         What was spent stays spent, counted at the new delta. Raises as `reserve` does when writing.
         """
         with self._turn():
-            self._append(_Reissued(budget, _now()))
+            self._append(Reissued(budget, _now()))
 
     @property
     def name(self) -> str:
@@ -404,9 +276,10 @@ class Ledger:
     def close(self) -> None:
         """Give the file back; the ledger cannot be written any more. Repeats do nothing."""
         self._usable = False
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        for descriptor in (self._file, self._lease):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._lease = -1
 
     def __enter__(self) -> "Ledger":
         return self
@@ -487,6 +360,17 @@ class Ledger:
         finally:
             self._unlock()
 
+    def _be_alone(self) -> None:
+        """No other process is this spender, until this one closes the ledger or ends."""
+        who = hashlib.sha256(msgspec.json.encode(self._by)).hexdigest()[:16]
+        path = self._path.with_name(f"{self._path.name}.{who}.lock")
+        self._lease = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if not try_lock(self._lease):
+            raise LedgerBusy(
+                f"{self._path}: {self._by.member!r} spends for {self._by.federation!r} in another process; one at a "
+                "time may"
+            )
+
     def _lock(self) -> None:
         until = time.monotonic() + PATIENCE
         while not try_lock(self._file):
@@ -504,7 +388,7 @@ class Ledger:
         digests, entries, whole = list(self._digests), [], self._bytes
         for line in content.splitlines(keepends=True):
             try:
-                entry, digest = _parse(line, digests[-1])
+                entry, digest = parse(line, digests[-1])
             except ValueError as error:
                 if seen is None or len(digests) <= seen.entries:
                     raise LedgerDamaged(f"{self._path}, line {len(digests)}: {error}; it was altered") from None
@@ -523,13 +407,13 @@ class Ledger:
                 self._check_anchored(remembered, digests, self._memory)
         return torn
 
-    def _count(self, entry: _Entry) -> None:
-        if isinstance(entry, _Opened) is not (self._first is None):
+    def _count(self, entry: Entry) -> None:
+        if isinstance(entry, Opened) is not (self._first is None):
             raise LedgerDamaged(f"{self._path}: an entry of another kind where the opening is due, or a second opening")
         match entry:
-            case _Opened():
+            case Opened():
                 self._first, self._budget = entry, entry.budget
-            case _Reissued():
+            case Reissued():
                 self._budget = entry.budget
             case _:
                 self._accounts.setdefault(entry.by, Account()).take(entry)
@@ -559,12 +443,12 @@ class Ledger:
             raise LedgerMismatch(f"{self._path}: found no ledger")
         # First an anchor that has seen nothing: from here on a ledger without an anchor is one that lost it.
         self._write_anchor()
-        self._append(_Opened(secrets.token_hex(32), budget, _now()))
+        self._append(Opened(secrets.token_hex(32), budget, _now()))
 
-    def _append(self, entry: _Entry) -> None:
+    def _append(self, entry: Entry) -> None:
         raw = msgspec.json.encode(entry)
         digest = chained(self.head, raw)
-        line = msgspec.json.encode(_Line(msgspec.Raw(raw), digest)) + b"\n"
+        line = msgspec.json.encode(Line(msgspec.Raw(raw), digest)) + b"\n"
         if len(line) > MAX_LINE_BYTES or self._bytes + len(line) > MAX_LEDGER_BYTES:
             raise LedgerDamaged(f"{self._path}: full with {MAX_LEDGER_BYTES} bytes; nothing more can be charged")
         with self._all_or_unusable():
@@ -593,13 +477,3 @@ class Ledger:
 
 def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
-
-
-def _parse(line: bytes, previous: str) -> tuple[_Entry, str]:
-    """The entry and the digest of one line; raises `ValueError` that says why it is none."""
-    if len(line) > MAX_LINE_BYTES or not line.endswith(b"\n"):
-        raise ValueError(f"found {len(line)} bytes; at most {MAX_LINE_BYTES} and a line's end are needed")
-    parsed = msgspec.json.decode(line, type=_Line)
-    if chained(previous, bytes(parsed.entry)) != parsed.digest:
-        raise ValueError("the digest does not fit what stands before it")
-    return msgspec.json.decode(parsed.entry, type=_Entry), parsed.digest

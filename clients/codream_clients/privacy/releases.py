@@ -120,13 +120,14 @@ class Releases:
             self._released(charge)
         return _read(path)
 
-    def run(self, charge: SampledGaussian, training: Callable[[Iterates], object]) -> None:
-        """A training whose weights the caller keeps, once `charge` is reserved."""
+    def run(self, charge: SampledGaussian, training: Callable[[Iterates], Release]) -> Release:
+        """What a training has come to, which the caller keeps, once `charge` is reserved."""
         iterates = self._begin(charge)
         with self._outcome(charge, iterates):
-            training(iterates)
+            reached = training(iterates)
         self._released(charge)
         iterates.drop()
+        return reached
 
     @contextmanager
     def _outcome(self, charge: SampledGaussian, iterates: Iterates) -> Iterator[None]:

@@ -86,26 +86,24 @@ class PrivateTraining:
         def train(iterates: Iterates) -> Release:
             if self._plan.settings.mode == "auto":
                 self._plan = with_mode(self._plan, faster_mode(model, self._plan, data, self._device))
+            network = copy.deepcopy(model)  # which nobody sees before its release is on the disk, or written down
             done, reached = iterates.last()
             if reached is not None:
-                model.load_state_dict(reached)
+                network.load_state_dict(reached)
             private_sgd(
-                model,
+                network,
                 data,
                 plan=self._plan,
                 steps=charge.steps - done,
                 class_counts=self._class_counts,
                 stream=self._noise.stream(number),
                 device=self._device,
-                after=lambda steps: iterates.reached(done + steps, model.state_dict),
+                after=lambda steps: iterates.reached(done + steps, network.state_dict),
             )
-            return model.state_dict()
+            return network.state_dict()
 
-        if number:
-            self._releases.run(charge, train)
-        else:
-            model.load_state_dict(self._releases.once(charge, train))
-        model.eval()
+        model.load_state_dict(self._releases.run(charge, train) if number else self._releases.once(charge, train))
+        model.to(self._device).eval()
 
 
 def with_mode(plan: PrivacyPlan, mode: GradSampleMode) -> PrivacyPlan:
