@@ -21,6 +21,7 @@ from codream_clients.learning.local_work import train_epochs
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import ConvergenceWarning
 from codream_clients.models.zoo import build
+from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.plan import PrivacySettings, plan_privacy
 from codream_clients.privacy.training import private_sgd
 
@@ -48,9 +49,9 @@ def seconds_private(name: str, data: LabelledImages, batch: int, mode: str, phys
     plan = replace(plan, settings=replace(settings, mode=mode, physical_batch=physical))
     model = build(name, channels=1, size=28, classes=10, seed=0)
     counts = data.class_counts.astype(np.float32)
-    generators = {name: torch.Generator().manual_seed(1) for name in ("sampling", "noise", "variation")}
+    steps, stream = len(data) // batch, NoiseSource(1).stream(0)
     started = time.process_time()
-    private_sgd(model, data, plan=plan, steps=len(data) // batch, class_counts=counts, **generators, device=CPU)
+    private_sgd(model, data, plan=plan, steps=steps, class_counts=counts, stream=stream, device=CPU)
     return time.process_time() - started
 
 

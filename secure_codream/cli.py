@@ -29,6 +29,7 @@ from secure_codream.data_commands import data
 from secure_codream.deployment.signals import Stopped
 from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.extras import require, told_of
+from secure_codream.ledger_commands import ledger
 from secure_codream.membership.accepted import digits_of
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.membership_commands import charter, join_request, keygen, roster, withdraw
@@ -85,6 +86,7 @@ EXIT_CODES = {
     2: "wrong usage or configuration, or a client or server that is running already",
     3: "a key, a roster or a signature was refused, a key of another party included, or what is to be begun with was "
     "not accepted here",
+    4: "an audit refutes nothing, and would often not have refuted noise of half the size",
     130: "interrupted",
 }
 
@@ -461,6 +463,7 @@ app.command(epilog="Example: secure-codream charter admin config.toml")(charter)
 app.command(epilog="Example: secure-codream withdraw sites/alice")(withdraw)
 app.command(epilog="Example: secure-codream doctor sites/alice")(doctor)
 app.command(epilog="Example: secure-codream status federation/server")(status)
+app.add_typer(ledger, name="ledger", no_args_is_help=True)
 app.command(epilog="Example: secure-codream data scans --sheet scans.png")(data)
 app.command(epilog="Example: secure-codream predict federation/clients/alice scans/ --out predicted.csv")(predict)
 app.command(epilog="Example: secure-codream evaluate federation/clients/alice scans.npz")(evaluate)

@@ -25,8 +25,8 @@ import numpy as np
 import tomli_w
 
 from codream_protocols.charter import Charter, default_threshold
-from secure_codream.configuration.client import ClientConfig, DataTable, read_client
-from secure_codream.configuration.federation import FederationConfig, privacy_settings
+from secure_codream.configuration.client import ClientConfig, DataTable
+from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.reading import check
 from secure_codream.deployment.files import read_metrics
 from secure_codream.deployment.provision import provision
@@ -34,7 +34,13 @@ from secure_codream.membership.accepted import load_roster
 from secure_codream.reports.panel import LivePanel
 from secure_codream.reports.report import write_report
 from secure_codream.reports.run_folder import RunFolder
-from secure_codream.reports.statement import RecordLevel, privacy_statement, record_level, write_statement
+from secure_codream.reports.statement import (
+    RecordLevel,
+    mechanisms_of,
+    privacy_statement,
+    record_level,
+    write_statement,
+)
 from secure_codream.reports.summary import (
     Accuracy,
     ClientResult,
@@ -187,7 +193,7 @@ def run_demo(options: DemoOptions, panel: LivePanel) -> tuple[Summary, RunFolder
         run.path,
         privacy_statement(
             "demo",
-            record=_record_level(run, options, federation, summary),
+            record=_record_level(run, options, federation),
             colluders=federation.aggregation.colluders,
             dealt_out=True,
         ),
@@ -351,21 +357,18 @@ def _gather_exhibit(run: RunFolder) -> None:
         )
 
 
-def _record_level(
-    run: RunFolder, options: DemoOptions, federation: FederationConfig, summary: Summary
-) -> RecordLevel | None:
+def _record_level(run: RunFolder, options: DemoOptions, federation: FederationConfig) -> RecordLevel | None:
     """What every client's ledger says, also of one that was killed; only on one machine can anybody read them all."""
     if federation.privacy is None:
         return None
-    from codream_clients.privacy.plan import plan_privacy
-    from secure_codream.configuration.limits import open_ledger
+    from codream_clients.privacy.ledger import Ledger, Spender
 
     members = []
-    for name, counts in zip(options.names, summary.label_counts, strict=True):
-        plan = plan_privacy(privacy_settings(federation.privacy), records=sum(counts), rounds=options.rounds)
-        folder = run.client(name)
-        with open_ledger(folder / "privacy.jsonl", read_client(folder / "client.toml"), federation, plan) as ledger:
-            members.append((name, ledger.budget, ledger.charges))
+    for name in options.names:
+        by = Spender(federation.federation.name, name)
+        ledger = Ledger.look(run.client(name) / "privacy.jsonl", by=by, budget=None)
+        if ledger is not None:
+            members.append((name, ledger.budget, mechanisms_of(ledger)))
     return record_level(members, federation.privacy)
 
 

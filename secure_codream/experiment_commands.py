@@ -62,6 +62,7 @@ def compare(
 ) -> None:
     """Compare algorithms on the same data, or budgets with --epsilons: table, plots, report. Flags overrule it."""
     from codream_clients.data.understanding import lines
+    from secure_codream.configuration.images import uncharged
     from secure_codream.experiments.compare import Outputs, prepare, run_comparison, usual_jobs
     from secure_codream.experiments.compare import resume as resume_run
     from secure_codream.experiments.results import result_tables
@@ -96,6 +97,8 @@ def compare(
     comparison = resume_run(resume) if resume is not None else prepare(config, flags, out, usual)
     for line in lines(comparison.grid.understood):
         say(screen, line)
+    if (said := uncharged(comparison.grid.cells[0].data.source)) is not None:
+        say(screen, said, style="yellow")
     command = comparison.grid.config.command
     jobs = jobs or usual_jobs(comparison.grid.config.compare.device)
     try:
@@ -142,15 +145,29 @@ def audit(
     without_noise: Annotated[
         bool, typer.Option("--without-noise", help="Break the mechanism on purpose: the audit must find it.")
     ] = False,
+    statement: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="A run's or client's folder: its epsilon is the claim, its privacy.json and .html get the bounds.",
+        ),
+    ] = None,
     out: Out = Path("runs"),
     json: Json = False,
 ) -> None:
-    """Attack a private federation: lower bounds on epsilon beside the claim. Exit code 1 if the claim is refuted."""
+    """Attack a private federation: lower bounds on epsilon beside the claim.
+
+    Exit code 1 if the claim is refuted, 4 if this audit cannot tell: noise of half the size would often pass it.
+    """
     import torch
+    from msgspec.structs import replace
 
     from secure_codream.audit.run import keep_audit, run_audit
     from secure_codream.audit.settings import read_audit
+    from secure_codream.configuration.images import uncharged
     from secure_codream.reports.audit_results import audit_table
+    from secure_codream.reports.statement import claim_of, read_statement, write_statement
 
     torch.set_num_threads(1)  # the models are small: threads would only wait for each other
     wanted: dict[str, Any] = {
@@ -163,11 +180,24 @@ def audit(
         "seed": seed,
         "without_noise": without_noise or None,
     }
+    stated = None
+    if statement is not None:
+        if epsilon is not None or delta is not None or noise_multiplier is not None or without_noise:
+            raise typer.BadParameter(
+                "the run has its claim; leave --epsilon, --delta and noise out", param_hint="--statement"
+            )
+        stated = read_statement(statement)
+        wanted["epsilon"], wanted["delta"] = claim_of(statement, stated)
     source = {"source": data, "root": None if root is None else str(root)}
     screen = console(stderr=json, highlight=None)
+    settings = read_audit(config, {"audit": given(wanted), "data": given(source)})
+    if (said := uncharged(settings.data.source)) is not None:
+        say(screen, said, style="yellow")
     with screen.status("Training and attacking"):
-        result = run_audit(read_audit(config, {"audit": given(wanted), "data": given(source)}))
+        result = run_audit(settings)
     summary = keep_audit(out, result)
+    if statement is not None and stated is not None:
+        write_statement(statement, replace(stated, audit=result))
     if json:
         typer.echo(summary.read_text(encoding="utf-8"), nl=False)
     else:
@@ -181,6 +211,12 @@ def audit(
                 for row in refuted
             ),
             1,
+        )
+    if not result.conclusive:
+        fail(
+            "cannot tell: the claim stands, but noise of half the size would be refuted with a chance below 90 %; more "
+            "--runs are needed",
+            4,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,13 @@ for size in ("COLUMNS", "LINES"):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def _own_index(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds, or leaves, what this user's ledgers have spent on which images; temporary folders may vanish."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setattr("codream_clients.privacy.volumes.MOUNTS", Path("/no/such/file"))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those over real sockets and of real processes first: few and long, and what comes last leaves other cores idle.
@@ -23,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     With `--no-loadscope-reorder` files are handed out as they stand here; xdist's own order, by the number of tests in
     a file, has these last.
     """
-    items.sort(key=lambda item: item.path.parent.name != "system")
+    items.sort(key=lambda item: item.path.parent.name not in ("system", "scenarios"))
 
 
 @pytest.fixture

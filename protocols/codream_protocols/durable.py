@@ -93,6 +93,11 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def unlock(descriptor: int) -> None:
+    """Let go of the file that `try_lock` holds."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def _remove_stale(path: Path) -> None:
     """Remove what processes that were killed have left of this file; one that runs may still be at it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):

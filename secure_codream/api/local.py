@@ -64,6 +64,9 @@ def run_local(
 ) -> LocalRun:
     """A whole federation in this process: the course, the learners and the protocol machines of a deployment.
 
+    What it spends under `privacy` is charged to no ledger, so no client's epsilon covers it: models and figures of
+    images that are not public are to stay where the images may be seen. `Client` charges.
+
     Args:
         models: one for each client, trained in place; architectures may differ, unless parameters are averaged.
         shards: each client's own images.

@@ -83,7 +83,7 @@ def under_plan(plan: PrivacyPlan, learning: LearningSettings) -> MakeClient:
             seed,
             CPU,
             releases=lambda: Releases(PlannedCharges(plan).reserve),
-            noise=NoiseSource(seed, plan.settings.secure_mode),
+            noise=NoiseSource(seed),
         )
 
     return make

@@ -41,7 +41,7 @@ class AuditTable(Table):
     ] = 400
     runs: Annotated[
         int, Field(ge=20, le=1_000_000, multiple_of=2), doc("of the mechanism alone, in each of two worlds")
-    ] = 400
+    ] = 800
     clients: Annotated[int, Field(ge=3, le=50), doc("of the federation, the audited one among them")] = 3
     rounds: Annotated[int, Field(ge=1, le=100), doc("of the federation")] = 1
     steps: Annotated[int, Field(ge=1, le=100), doc("secure steps of dream updates a round")] = 4

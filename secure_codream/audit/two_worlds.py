@@ -11,20 +11,28 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import brentq
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.privacy.accounting import SampledGaussian
+from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.plan import PrivacyPlan, PrivacySettings
 from codream_clients.privacy.training import private_sgd
-from secure_codream.audit.bounds import two_world_bound
+from secure_codream.audit.bounds import Floats, best_threshold, gaussian_bound, gaussian_epsilon
 from secure_codream.audit.scores import separation
 from secure_codream.reports.audit_results import AuditRow
 
 Train = Callable[[nn.Module, LabelledImages, int], None]
 """(model, records, number of the run): one step of the training under audit, every record taking part, in place."""
 
+Flags = NDArray[np.bool_]
+
 SIDE, CLASSES = 8, 10
+OF_THRESHOLD = 0.25
+"""Part of the runs that sets the threshold."""
+TRIES = 200
 CPU = torch.device("cpu")
 
 
@@ -50,9 +58,7 @@ def one_step(noise_multiplier: float, seed: int) -> Train:
             plan=plan,
             steps=1,
             class_counts=None,
-            sampling=torch.Generator().manual_seed(run),
-            noise=torch.Generator().manual_seed(int(np.random.default_rng([seed, run]).integers(1 << 62))),
-            variation=torch.Generator().manual_seed(run),
+            stream=NoiseSource(seed).stream(run),
             device=CPU,
         )
 
@@ -60,7 +66,7 @@ def one_step(noise_multiplier: float, seed: int) -> Train:
 
 
 def audit_two_worlds(train: Train, *, runs: int, claimed: float, delta: float, confidence: float) -> AuditRow:
-    """Run `train` `runs` times in each world; half of the runs set the threshold, the other half bound epsilon."""
+    """Run `train` `runs` times in each world; some of the runs set the threshold, the others bound epsilon."""
     image = np.ones((1, 1, SIDE, SIDE), dtype=np.float32)
     # A blank image has no gradient here, so the record is all that the worlds differ in; without it one is still there.
     blank = LabelledImages(np.zeros_like(image), np.zeros(1, dtype=np.int64), CLASSES)
@@ -77,16 +83,8 @@ def audit_two_worlds(train: Train, *, runs: int, claimed: float, delta: float, c
 
     without = np.array([score(blank, run) for run in range(runs)])
     inside = np.array([score(both, runs + run) for run in range(runs)])
-    half = runs // 2
-    candidates = np.unique(np.concatenate([without[:half], inside[:half]]))
-
-    def bound(threshold: float, part: slice) -> float:
-        hits, alarms = inside[part] >= threshold, without[part] >= threshold
-        return two_world_bound(int(hits.sum()), len(hits), int(alarms.sum()), len(alarms), delta, confidence)
-
-    threshold = max(candidates, key=lambda candidate: bound(candidate, slice(half)))
-    rest = slice(half, None)
-    hits, alarms = inside[rest] >= threshold, without[rest] >= threshold
+    hits, alarms = _told_apart(inside, without, confidence)
+    bound = gaussian_bound(int(hits.sum()), len(hits), int(alarms.sum()), len(alarms), delta, confidence)
     found = separation(np.concatenate([without, inside]), np.arange(2 * runs) >= runs)
     return AuditRow(
         adversary="one step's weights",
@@ -97,7 +95,27 @@ def audit_two_worlds(train: Train, *, runs: int, claimed: float, delta: float, c
         trials=2 * runs,
         right=int(hits.sum() + (~alarms).sum()),
         guesses=2 * len(hits),
-        epsilon_lower=bound(threshold, rest),
+        epsilon_lower=bound,
         epsilon_claimed=claimed,
-        epsilon_most=two_world_bound(len(hits), len(hits), 0, len(hits), delta, confidence),
+        epsilon_most=gaussian_bound(len(hits), len(hits), 0, len(hits), delta, confidence),
+        power=power(runs=runs, claimed=claimed, delta=delta, confidence=confidence),
     )
+
+
+def power(*, runs: int, claimed: float, delta: float, confidence: float, tries: int = TRIES) -> float:
+    """How likely noise of half the size would be refuted: a share of `tries` audits of Gaussians, nothing trained."""
+    noise = brentq(lambda size: gaussian_epsilon(1 / size, delta) - claimed, 1e-3, 1e6)
+    rng, caught = np.random.default_rng(0), 0
+    for _ in range(tries):
+        inside, without = 1 + noise / 2 * rng.standard_normal(runs), noise / 2 * rng.standard_normal(runs)
+        hits, alarms = _told_apart(inside, without, confidence)
+        bound = gaussian_bound(int(hits.sum()), len(hits), int(alarms.sum()), len(alarms), delta, confidence)
+        caught += bound > claimed
+    return caught / tries
+
+
+def _told_apart(inside: Floats, without: Floats, confidence: float) -> tuple[Flags, Flags]:
+    """Which runs are taken for those with the record, in each world: by a threshold from other runs than are judged."""
+    part = max(1, round(len(inside) * OF_THRESHOLD))
+    threshold = best_threshold(inside[:part], without[:part], confidence)
+    return inside[part:] >= threshold, without[part:] >= threshold

@@ -80,7 +80,7 @@ def make_participant(
     *,
     model: nn.Module | None = None,
     data: tuple[LabelledImages, LabelledImages | None] | None = None,
-    releases: Callable[[PrivacyPlan], Releases] | None = None,
+    releases: Callable[[PrivacyPlan, LabelledImages], Releases] | None = None,
     warmed_up: bool = False,
 ) -> Participant:
     """Everything a client learns with. Warns `WeakDelta` if the delta of its own budget is 1/n or more.
@@ -90,7 +90,7 @@ def make_participant(
         federation: the federation's.
         model: replaces the configured model; (N, C, H, W) float32 to logits (N, K).
         data: replaces the configured data: (train, test or None).
-        releases: where a private client's charges are reserved; only the plan's, in memory, unless given.
+        releases: of a plan and the images trained on, where charges are reserved; in memory alone unless given.
         warmed_up: whether the model is to be that of an earlier process, which goes on with `begin`.
 
     Raises:
@@ -199,7 +199,7 @@ def assemble(
     device: str,
     name: str = GIVEN,
     records: int | None = None,
-    releases: Callable[[PrivacyPlan], Releases] | None = None,
+    releases: Callable[[PrivacyPlan, LabelledImages], Releases] | None = None,
     warmed_up: bool = False,
     judge: Judge | None = None,
 ) -> Participant:
@@ -236,8 +236,10 @@ def assemble(
             *data,
             seed,
             chosen,
-            releases=lambda: releases(plan) if releases is not None else Releases(PlannedCharges(plan).reserve),
-            noise=NoiseSource(secure=privacy.secure_mode),
+            releases=lambda: (
+                releases(plan, data[0]) if releases is not None else Releases(PlannedCharges(plan).reserve)
+            ),
+            noise=NoiseSource(),
             name=name,
             warmed_up=warmed_up,
             judge=judge,

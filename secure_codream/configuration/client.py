@@ -143,9 +143,10 @@ class PolicyTable(Table):
 
 
 class BudgetTable(Table):
-    """`[budget]`: the most that all a client's training may cost its records, whatever a federation plans.
+    """`[budget]`: the most that all training may cost a client's records, whatever federations plan.
 
-    With it, the client takes part in federations with `[privacy]` alone.
+    Relative paths start at the folder of `client.toml`. With it, the client takes part in federations with `[privacy]`
+    alone.
     """
 
     epsilon: Annotated[float, Field(gt=0, le=1e6), doc("what all training together may cost a record, at `delta`")]
@@ -154,6 +155,17 @@ class BudgetTable(Table):
     records: Annotated[
         Annotated[int, Field(ge=1)] | None,
         doc("the number of this client's images as it may be known, in place of the one under `[privacy]`"),
+    ] = None
+    ledger: Annotated[
+        Path | None,
+        doc(
+            "the ledger of these images, one for all federations that train on them; privacy.jsonl in the client's "
+            "folder unless given"
+        ),
+    ] = None
+    anchor: Annotated[
+        Path | None,
+        doc("what remembers how far the ledger had got, best on another disk; beside the ledger unless given"),
     ] = None
 
 
@@ -217,4 +229,13 @@ def read_client(path: Path) -> ClientConfig:
         places["source"] = str(folder / data.source)
     if data.root is not None and not str(data.root).startswith("~"):
         places["root"] = folder / data.root
-    return found.model_copy(update={"data": data.model_copy(update=places)})
+    own = found.budget
+    if own is not None:
+        own = own.model_copy(
+            update={"ledger": _from(folder, own.ledger), "anchor": _from(folder, own.anchor)},
+        )
+    return found.model_copy(update={"data": data.model_copy(update=places), "budget": own})
+
+
+def _from(folder: Path, path: Path | None) -> Path | None:
+    return path if path is None else folder / path.expanduser()

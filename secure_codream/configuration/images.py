@@ -52,6 +52,18 @@ def who_holds_what(table: DataTable, task: TaskTable | None = None) -> NDArray[n
     return count_table(dealt.train.labels, dealt.parts, dealt.train.classes)
 
 
+def uncharged(source: str) -> str | None:
+    """What to say of trainings on `source` that no ledger is charged for; None of a known set: it protects nobody."""
+    from codream_clients.data.sources import kind_of
+
+    if kind_of(source) == "name":
+        return None
+    return (
+        f"not covered: {source} is no known set, and what is trained on it here is charged to no ledger, so no "
+        "client's epsilon covers it; models and figures of it are to stay where the images may be seen"
+    )
+
+
 def names_line(names: tuple[str, ...]) -> str:
     """The line of `[task]` that names the classes; JSON's texts are TOML's, too."""
     return f"class_names = {json.dumps(names, ensure_ascii=False)}"

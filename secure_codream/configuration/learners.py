@@ -71,7 +71,7 @@ def make_learner(
     *,
     model: nn.Module | None = None,
     data: tuple[LabelledImages, LabelledImages | None] | None = None,
-    releases: Callable[[PrivacyPlan], Releases] | None = None,
+    releases: Callable[[PrivacyPlan, LabelledImages], Releases] | None = None,
     goes_on: bool = False,
     tells_accuracy: bool = True,
     on_metrics: Callable[[Metrics], object] = lambda metrics: None,

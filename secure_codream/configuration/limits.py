@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+from codream_clients.data.datasets import LabelledImages
 from codream_clients.privacy.accounting import epsilon_of
-from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger
+from codream_clients.privacy.index import Index, SpentElsewhere
+from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerError, Spender
 from codream_clients.privacy.plan import PrivacyPlan
+from codream_clients.privacy.records import digest_of, stored_digests
+from codream_clients.privacy.volumes import vanishing
 from codream_protocols.charter import Policy
 from codream_protocols.course import Course
 from codream_protocols.zcdp import rho_of
@@ -15,22 +20,74 @@ from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.reading import ConfigError
 
 
-def open_ledger(path: Path, client: ClientConfig, federation: FederationConfig, plan: PrivacyPlan) -> Ledger:
-    """The client's ledger: its own `[budget]`, or the plan's where it has none.
+class LedgerVanishes(LedgerError):
+    """The ledger would lie where nothing outlasts the machine's next start."""
+
+
+def open_ledger(
+    path: Path,
+    client: ClientConfig,
+    federation: FederationConfig,
+    plan: PrivacyPlan,
+    images: LabelledImages,
+    *,
+    index: Index | None = None,
+) -> Ledger:
+    """The ledger of the client's images, in which the whole plan is reserved.
+
+    Args:
+        path: where it lies, if the client's `[budget]` names no other place.
+        client: its `[budget]` says what all federations may cost together; the plan's own is it where there is none.
+        federation: who plans.
+        plan: all that its run will charge.
+        images: what is trained on.
+        index: of this user's ledgers; None for known sets, whose images protect nobody.
 
     Raises:
-        BudgetExceeded: nothing is spent yet, and the whole plan would not fit: better not to begin.
-        LedgerError: it is another client's, damaged, rolled back, or open elsewhere.
+        BudgetExceeded: the whole plan does not fit: better not to begin.
+        SpentElsewhere: some of the images have spent in another ledger.
+        LedgerVanishes: it would lie in memory.
+        LedgerError: it has another budget, is damaged, rolled back, or another process holds it.
     """
-    budget = own_budget(client, plan)
-    ledger = Ledger.open(path, federation=federation.federation.name, member=client.name, budget=budget)
+    path, budget = ledger_path(path, client), own_budget(client, plan)
+    if index is not None and (kind := vanishing(path)) is not None:
+        raise LedgerVanishes(
+            f"{path}: found a {kind}, which is empty after the machine's next start; a ledger on a disk is needed: "
+            "name its place as ledger under [budget] of client.toml"
+        )
+    ledger = Ledger.open(
+        path, by=spender(client, federation, images), budget=budget, anchor=anchor_path(client), memory=index
+    )
     try:
-        if not ledger.charges:
+        if not ledger.own.begun:
             check_planned(plan, budget)
-    except BudgetExceeded:
+        ledger.plan(plan.charges)
+        if index is not None:
+            index.claim(ledger.name, stored_digests(images))
+    except SpentElsewhere:
+        ledger.end()
+        ledger.close()
+        raise
+    except BaseException:
         ledger.close()
         raise
     return ledger
+
+
+def spender(client: ClientConfig, federation: FederationConfig, images: LabelledImages) -> Spender:
+    """As whom the client charges its training on these images: other settings or images are another run."""
+    run = f"{federation.recipe.hex()}|{client.model}|{client.seed}|{digest_of(images)}"
+    return Spender(federation.federation.name, client.name, hashlib.sha256(run.encode()).hexdigest())
+
+
+def ledger_path(path: Path, client: ClientConfig) -> Path:
+    """Where the client's ledger lies: `path`, if it names no other place."""
+    return path if client.budget is None or client.budget.ledger is None else client.budget.ledger
+
+
+def anchor_path(client: ClientConfig) -> Path | None:
+    """Where its anchor lies; None is beside it."""
+    return None if client.budget is None else client.budget.anchor
 
 
 def check_budget(client: ClientConfig, federation: FederationConfig) -> None:
@@ -74,9 +131,12 @@ def open_client_ledger(path: Path, client: ClientConfig, federation: FederationC
 
     Its budget lies above the federation's by what the rounding of many sums takes: `Policy.most_rho` decides first.
     """
-    return Ledger.open(
-        path, federation=federation.federation.name, member=client.name, budget=client_level_budget(federation)
-    )
+    return Ledger.open(path, by=sums_spender(client, federation), budget=client_level_budget(federation))
+
+
+def sums_spender(client: ClientConfig, federation: FederationConfig) -> Spender:
+    """As whom a client charges noised sums."""
+    return Spender(federation.federation.name, client.name)
 
 
 def client_level_budget(federation: FederationConfig) -> Budget:

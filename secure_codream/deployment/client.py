@@ -16,6 +16,7 @@ from codream_clients.failures import Failures
 from codream_clients.journal import FileJournal
 from codream_clients.learning.training import convergence_warnings_to
 from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, of_rho
+from codream_clients.privacy.index import users_index
 from codream_clients.privacy.ledger import Ledger
 from codream_clients.privacy.plan import PrivacyPlan
 from codream_clients.privacy.releases import Releases
@@ -33,7 +34,7 @@ from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig, read_federation
 from secure_codream.configuration.images import what_was_understood
 from secure_codream.configuration.learners import make_learner
-from secure_codream.configuration.limits import client_policy, open_client_ledger, open_ledger
+from secure_codream.configuration.limits import client_policy, open_client_ledger, open_ledger, spender
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.description import Description, describe
@@ -219,7 +220,7 @@ def run_client(
             log.info("expiry", text=warning)
         opened.enter_context(convergence_warnings_to(lambda text: log.warning("training", found=text)))
         figures = EventLog(opened.enter_context(Appended(folder / "metrics.jsonl")))
-        ledgers = _Ledgers(folder, agreed, opened, log)
+        ledgers = _Ledgers(folder, agreed, opened, log, public=data is None and client.data.public)
         if data is None and not isinstance(agreed.course, Sums):
             understood = what_was_understood(client.data, federation.task)
         for line in [] if understood is None else lines(understood):
@@ -312,6 +313,7 @@ def run_client(
                 log.info("over", epochs=protocol.certified)
             else:
                 run_until_stopped(shown(runner.run(), show), stop)
+            ledgers.end()
         finally:  # whatever has been spent is stated, also of a run that was cut short
             write_statement(
                 folder,
@@ -342,28 +344,44 @@ def run_client(
 class _Ledgers:
     """What a client's privacy costs: of its records, and of its noised sums; opened where the federation has them."""
 
-    def __init__(self, folder: Path, agreed: Agreed, opened: ExitStack, log: Any) -> None:
+    def __init__(self, folder: Path, agreed: Agreed, opened: ExitStack, log: Any, *, public: bool) -> None:
         self.own: Ledger | None = None
         self.sums: Ledger | None = None
         self.spent_rho = 0.0
         self._folder, self._agreed, self._opened, self._log = folder, agreed, opened, log
+        self._public = public
         if agreed.federation.client_privacy is not None:
             path = folder / "client_privacy.jsonl"
             self.sums = opened.enter_context(open_client_ledger(path, agreed.client, agreed.federation))
             self.spent_rho = concentrated_rho(self.sums.charges)
 
-    def releases(self, plan: PrivacyPlan) -> Releases:
+    def releases(self, plan: PrivacyPlan, images: LabelledImages) -> Releases:
         """Where the mechanisms of a private client are charged, and what they have released before."""
         client, federation = self._agreed.client, self._agreed.federation
-        ledger = open_ledger(self._folder / "privacy.jsonl", client, federation, plan)
+        index = None if self._public else users_index()
+        ledger = open_ledger(self._folder / "privacy.jsonl", client, federation, plan, images, index=index)
         self.own = own = self._opened.enter_context(ledger)
+        if own.own.open:
+            self._log.info("reserved", charges=len(own.own.open), epsilon=round(own.spent, 4))
 
         def reserve(charge: SampledGaussian) -> None:
             own.reserve(charge)
             self._log.info("privacy", **vars(charge))
 
-        key = f"{federation.recipe.hex()}|{client.model}|{client.seed}"
-        return Releases(reserve, self._folder / "releases", key, spent=own.charges)
+        return Releases(
+            reserve,
+            self._folder / "releases",
+            spender(client, federation, images).run,
+            released=own.released,
+            spent=own.own.released,
+            unreleased=own.own.unreleased,
+            resumes=True,
+        )
+
+    def end(self) -> None:
+        """Give back what was reserved and never begun: the federation is over."""
+        if self.own is not None:
+            self.own.end()
 
 
 def _failures(folder: Path, charter: Charter, outputs: Outputs) -> Failures:

@@ -9,7 +9,13 @@ from codream_protocols.course import Course
 from codream_protocols.courses.codream import CoDream
 from codream_server.privacy_statement import client_privacy_statement
 from secure_codream.configuration.federation import FederationConfig
-from secure_codream.reports.statement import PrivacyStatement, client_level, privacy_statement, record_level
+from secure_codream.reports.statement import (
+    PrivacyStatement,
+    client_level,
+    mechanisms_of,
+    privacy_statement,
+    record_level,
+)
 
 if TYPE_CHECKING:
     from codream_clients.privacy.ledger import Ledger
@@ -32,9 +38,13 @@ def own_statement(
         noised = client_level(client_privacy_statement(privacy, course.settings, charter, spent_rho=spent_rho))
     return privacy_statement(
         federation.federation.name,
-        record=None if ledger is None else record_level([(name, ledger.budget, ledger.charges)], federation.privacy),
+        record=None
+        if ledger is None
+        else record_level([(name, ledger.budget, mechanisms_of(ledger))], federation.privacy),
         client=noised,
         colluders=federation.aggregation.colluders,
         metrics_reported=metrics_reported,
         dealt_out=dealt_out,
+        roster=charter.roster,
+        recipe=charter.settings,
     )

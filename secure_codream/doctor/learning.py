@@ -14,14 +14,13 @@ from codream_clients.devices import pick_device
 from codream_clients.models.gate import trial_images
 from codream_clients.models.refusals import ModelRefused
 from codream_clients.own_parts import load_own_part
-from codream_clients.privacy.accounting import concentrated_rho, epsilon_of
+from codream_clients.privacy.accounting import concentrated_rho
 from codream_clients.privacy.gate import examine_private, modes_of
 from codream_clients.privacy.ledger import Ledger
-from codream_clients.privacy.plan import PrivacyPlan, plan_privacy
 from codream_protocols.charter import Charter, Offer, derive_plan
 from codream_protocols.course import Course
 from codream_protocols.zcdp import rho_of
-from secure_codream.configuration.assembly import build_model, held_back, load_client_data
+from secure_codream.configuration.assembly import build_model, load_client_data
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import (
     PARAMETER_COURSES,
@@ -30,12 +29,12 @@ from secure_codream.configuration.federation import (
     privacy_settings,
 )
 from secure_codream.configuration.images import what_was_understood
-from secure_codream.configuration.limits import check_budget, check_planned, client_level_budget, own_budget
+from secure_codream.configuration.limits import check_budget, client_level_budget, sums_spender
+from secure_codream.deployment.budget import dry_run
 from secure_codream.doctor.findings import Finding, ok, warning
 from secure_codream.reports.words import counted
 
 DATA, MODEL, BUDGET = "data", "model", "budget"
-FEW_STEPS = 20  # of DP-SGD: a budget spent in fewer buys noise and hardly any learning
 
 
 def of_data(client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
@@ -104,43 +103,22 @@ def of_budget(
 
 
 def _of_records(folder: Path, client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
-    settings = privacy_settings(federation.privacy or {})
-    train, _ = load_client_data(_without_download(client), federation)
-    train, _ = held_back(federation, train, seed=client.seed, device=client.device)
-    own = client.budget.records if client.budget is not None else None
-    records = own or settings.records or len(train)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        plan = plan_privacy(settings, records=records, rounds=federation.federation.rounds)
-    budget = own_budget(client, plan)
-    charged = Ledger.look(
-        folder / "privacy.jsonl", federation=federation.federation.name, member=client.name, budget=budget
-    )
-    if charged:
-        spent = epsilon_of(charged, budget.delta, budget.accountant)
-        about = f"epsilon {spent:.4g} of {budget.epsilon:g} at delta {budget.delta:g} is spent"
-        if spent >= budget.epsilon * (1 - 1e-3):
-            yield warning(BUDGET, about, "some of it left", "this client learns nothing more from its own data")
-        else:
-            yield ok(BUDGET, f"{about}; the run goes on within the rest")
-    else:
-        planned = check_planned(plan, budget)
-        yield ok(
-            BUDGET,
-            f"the run will charge epsilon {planned:.4g} of {budget.epsilon:g} at delta {budget.delta:g}; none "
-            "is spent yet",
-        )
-    steps = _steps(plan)
-    if steps < FEW_STEPS:
+    run = dry_run(folder, client, federation)
+    of = f"of {run.epsilon:g} at delta {run.delta:g}"
+    if run.begun and run.spent >= run.epsilon * (1 - 1e-3):
         yield warning(
             BUDGET,
-            f"the whole budget is spent in {counted(steps, 'step')}: batches of {settings.batch_size} of "
-            f"{records:,} images, noise of {plan.noise_multiplier:.3g} times the clipping bound in each",
-            f"{FEW_STEPS} steps or more",
-            "a smaller batch_size under [privacy], which all parties agree on; the model will hardly learn as it is",
+            f"epsilon {run.spent:.4g} {of} is spent",
+            "some of it left",
+            "this client learns nothing more from its own data",
         )
-    for one in said:
-        yield warning(BUDGET, str(one.message), "a delta well below 1/n")
+    elif run.begun:
+        yield ok(BUDGET, f"epsilon {run.spent:.4g} {of} is spent or reserved; the run goes on within the rest")
+    else:
+        already = f"{run.spent:.4g} is spent or reserved" if run.spent else "none is spent yet"
+        yield ok(BUDGET, f"the run will charge epsilon {run.planned:.4g} {of}; {already}")
+    for found, allowed, do in run.remarks:
+        yield warning(BUDGET, found, allowed, do)
 
 
 def _of_sums(
@@ -148,12 +126,10 @@ def _of_sums(
 ) -> Iterator[Finding]:
     privacy = federation.client_privacy
     assert privacy is not None  # noqa: S101 - only a federation with client-level noise is asked
-    charged = Ledger.look(
-        folder / "client_privacy.jsonl",
-        federation=federation.federation.name,
-        member=client.name,
-        budget=client_level_budget(federation),
+    ledger = Ledger.look(
+        folder / "client_privacy.jsonl", by=sums_spender(client, federation), budget=client_level_budget(federation)
     )
+    charged = () if ledger is None else ledger.charges
     offer = Offer(0, charter.everybody, charter.first_head)
     planned = sum(
         derive_plan(charter, course, offer, number).total_rho for number in range(charter.earlier, course.epochs)
@@ -165,11 +141,6 @@ def _of_sums(
         yield warning(BUDGET, text, "a plan within the budget", "fewer rounds or steps; the client stops where it ends")
     else:
         yield ok(BUDGET, text)
-
-
-def _steps(plan: PrivacyPlan) -> int:
-    apart = (plan.histogram, plan.statistics)
-    return sum(charge.steps for charge in plan.charges if charge not in apart)
 
 
 def _without_download(client: ClientConfig) -> ClientConfig:

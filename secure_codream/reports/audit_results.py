@@ -10,6 +10,8 @@ from rich.table import Table
 from secure_codream.reports.events import Amount, Count
 from secure_codream.reports.summary import Share
 
+POWER = 0.9
+
 
 class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     """One adversary.
@@ -23,6 +25,7 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
         epsilon_lower: what the guesses refute.
         epsilon_claimed: what the accountant says this adversary is held to.
         epsilon_most: what guesses without a fault would have shown; a claim above it cannot be refuted by this audit.
+        power: how likely this row would refute the claim if the noise were half of what is claimed; None if unknown.
     """
 
     adversary: str
@@ -36,6 +39,7 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     epsilon_lower: Amount
     epsilon_claimed: Amount
     epsilon_most: Amount
+    power: Share | None = None
 
     @property
     def refuted(self) -> bool:
@@ -59,6 +63,11 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
     def refuted(self) -> list[AuditRow]:
         """The rows that refute the claim."""
         return [row for row in self.rows if row.refuted]
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether noise of half the size would have been refuted with a chance of `POWER` or more."""
+        return any(row.power is not None and row.power >= POWER for row in self.rows)
 
 
 def audit_table(result: AuditResult) -> Table:
@@ -85,6 +94,7 @@ def audit_table(result: AuditResult) -> Table:
     least = min(row.epsilon_most for row in result.rows)
     table.caption = (
         f"Lower bounds hold together with {100 * result.confidence:g} % confidence. Guesses without a fault would show "
-        f"{least:.2f} or more."
+        f"{least:.2f} or more. Noise of half the size is refuted with a chance of "
+        f"{max((row.power for row in result.rows if row.power is not None), default=0.0):.0%}."
     )
     return table

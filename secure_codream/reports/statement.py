@@ -7,7 +7,9 @@ Nothing here needs a tensor library, except to count a record-level epsilon (`me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,19 +24,26 @@ from secure_codream.reports.versions import versions_of
 
 if TYPE_CHECKING:
     from codream_clients.privacy.accounting import AccountantName, SampledGaussian
-    from codream_clients.privacy.ledger import Budget
+    from codream_clients.privacy.ledger import Budget, Ledger, Spender
     from codream_server.privacy_statement import ClientPrivacyStatement
 
 SCHEMA = 1
 MAX_STATEMENT_BYTES = 16 << 20
 PACKAGES = ("secure-codream", "opacus", "torch", "numpy")
 
+RECORDS_OF_A_PERSON = (2, 5, 20)
+VACUOUS = 20.0
+"""From this epsilon on a bound says nothing that anybody could use: e^20 is five hundred million."""
+
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 NOT_COVERED_RECORD = (
     "hyperparameters, and which run was kept, if they were chosen by looking at the records",
     "how long a client computes, when it is connected, and whether it takes part at all",
-    "the number of its records, unless it was given a public number to go by",
+    "the number of its records, which the rate of sampling and a delta that nobody gave follow from, unless it was "
+    "given a public number to go by",
+    "more than one record of a person, here or at several clients, beyond what the statement says that several cost",
+    "weights that a model came with, if they were trained on the same records",
 )
 NOT_COVERED_CLIENT = (
     "who takes part and when, and how long a client computes",
@@ -42,24 +51,40 @@ NOT_COVERED_CLIENT = (
     "hyperparameters, if they were chosen by looking at the clients' data",
 )
 METRICS_REPORTED = "accuracies that clients report to the server; they are computed from images without noise"
+FLOATING_POINT = (
+    "attacks on floating-point noise: that of training and of statistics is made in double precision and rounded once; "
+    "the histogram's is exact"
+)
 DEALT_OUT = (
     "who of a known set is dealt out to which client: this is an experiment, and one image more in the set would deal "
     "others; what is promised holds for the images that each client got"
 )
-ANOTHER_RUN = "a second run on the same data, which has a cost of its own; a client's ledger covers its own runs alone"
+ANOTHER_RUN = "runs on the same data that are charged to another ledger, or to none, as comparisons are"
 
 
 class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
-    """One Gaussian mechanism: its noise over its sensitivity, its Poisson rate, and how often it ran."""
+    """One Gaussian mechanism: its noise over its sensitivity, its Poisson rate, and how often it ran.
+
+    Attributes:
+        purpose, noise_multiplier, sample_rate, steps: of `SampledGaussian`.
+        federation: whose; the ledger of a site's images has those of all.
+        began: when, in UTC; None is reserved, and not begun yet.
+    """
 
     purpose: str
     noise_multiplier: Positive
     sample_rate: Share
     steps: Count
+    federation: str = ""
+    began: str | None = None
 
 
 class MemberSpending(msgspec.Struct, frozen=True, kw_only=True):
-    """One client's ledger: its budget, and what is spent and left of it; `second` is the other accountant's bound."""
+    """One client's ledger: its budget, and what is spent and left of it, by all federations on the same images.
+
+    What is reserved counts as spent. `second` is the other accountant's bound. `persons` has what is spent of a person
+    with so many records, all of them together.
+    """
 
     name: str
     epsilon: Positive
@@ -70,6 +95,7 @@ class MemberSpending(msgspec.Struct, frozen=True, kw_only=True):
     second_accountant: str
     second: Amount
     mechanisms: list[Mechanism]
+    persons: dict[int, Amount] = {}
 
 
 class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,17 +104,16 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         members: every client that spent, in the roster's order.
         clip: L2 bound of a record's gradient.
-        secure_mode: whether noise came from a cryptographic generator.
-        unit, neighbours, mechanism, sampling: in words.
+        unit, neighbours, mechanism, sampling, randomness: in words.
     """
 
     members: list[MemberSpending]
     clip: Positive
-    secure_mode: bool
     unit: str = "one record of a client's training data"
     neighbours: str = "one record added or removed"
     mechanism: str = "DP-SGD (Abadi et al., CCS 2016), and Gaussian noise on the histogram of labels and on statistics"
     sampling: str = "Poisson: in each step every record takes part on its own, with the same probability"
+    randomness: str = "AES-256 in counter mode under keys of the operating system, for noise and sampling"
 
 
 class ClientLevel(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +123,8 @@ class ClientLevel(msgspec.Struct, frozen=True, kw_only=True):
         epsilon, delta: of the whole plan; `spent` and `left` of epsilon so far.
         noise_multiplier: of the fewest honest survivors' noise together, over the sensitivity.
         steps: sums that carry the noise.
+        by_colluders: epsilon of the whole plan where 0, 1, 2, ... clients reveal their shares; a member knows its own,
+            so that against members one more is to be counted.
         clips: L2 bounds, by what they bound.
         honest_shares: how many shares make up that noise.
         excess_noise: variance with the whole roster, over what the promise needs.
@@ -111,6 +138,7 @@ class ClientLevel(msgspec.Struct, frozen=True, kw_only=True):
     accountant: str
     mechanism: str
     steps: Count | None = None
+    by_colluders: list[Amount] = []
     clips: dict[str, float] = {}
     honest_shares: Count | None = None
     excess_noise: Amount | None = None
@@ -124,6 +152,8 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         run: its name.
+        date: when this was written, in UTC.
+        roster: digest of the roster, and `recipe` that of the settings, in hexadecimal; empty where there is none.
         record: privacy of records, or None.
         client: privacy of clients, or None.
         colluders: c, clients that may reveal all they hold to the server.
@@ -134,12 +164,27 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: int = SCHEMA
     run: str
+    date: str = ""
+    roster: str = ""
+    recipe: str = ""
     record: RecordLevel | None
     client: ClientLevel | None
     colluders: Count
     versions: dict[str, str]
     not_covered: list[str]
     audit: AuditResult | None
+
+    @property
+    def reading(self) -> str:
+        """What the epsilon of the client that has spent the most means, for a person who knows no epsilon."""
+        spent = [(member.spent, member.delta) for member in self.record.members] if self.record is not None else []
+        if not spent:
+            return ""
+        right = max(1 - (1 - delta) / (1 + math.exp(min(epsilon, 700.0))) for epsilon, delta in spent)
+        return (
+            "Whoever knows all else, sees all that left the client, and guesses whether one record took part, where "
+            f"both are as likely, is right in at most {100 * right:.3g} of 100 cases; without looking, in 50"
+        )
 
     @property
     def headline(self) -> str:
@@ -168,16 +213,15 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record_level(
-    members: Sequence[tuple[str, Budget, Sequence[SampledGaussian]]], table: Mapping[str, Any] | None
+    members: Sequence[tuple[str, Budget, Sequence[Mechanism]]], table: Mapping[str, Any] | None
 ) -> RecordLevel:
-    """Clients' ledgers, (name, budget, charges) each, under a federation's `[privacy]` table."""
+    """Clients' ledgers, (name, budget, mechanisms) each, under a federation's `[privacy]` table."""
     from secure_codream.configuration.federation import privacy_settings
 
     settings = privacy_settings(table or {})
     return RecordLevel(
         members=[member_spending(*member) for member in members],
         clip=settings.max_grad_norm,
-        secure_mode=settings.secure_mode,
     )
 
 
@@ -194,15 +238,34 @@ def client_level(stated: ClientPrivacyStatement) -> ClientLevel:
         clips={"dream updates, in clips": stated.update_norm, "soft labels, in clips": stated.logit_norm},
         honest_shares=stated.honest_shares,
         excess_noise=stated.excess_noise,
+        by_colluders=list(stated.epsilon_by_colluders),
         unit=stated.unit,
         neighbours=stated.neighbours,
     )
 
 
-def member_spending(name: str, budget: Budget, charges: Sequence[SampledGaussian]) -> MemberSpending:
-    """What a client has spent by its ledger's `budget` and `charges`, and the other accountant's opinion."""
-    from codream_clients.privacy.accounting import epsilon_of
+def mechanisms_of(ledger: Ledger) -> list[Mechanism]:
+    """All that counts in a ledger, by federation: what was begun, and what is reserved."""
 
+    def mechanism(by: Spender, charge: SampledGaussian, began: datetime | None) -> Mechanism:
+        return Mechanism(**vars(charge), federation=by.federation, began=None if began is None else began.isoformat())
+
+    return [
+        mechanism(by, charge, began)
+        for by, account in ledger.accounts.items()
+        for charge, began in [
+            *zip(account.begun, account.times, strict=True),
+            *((charge, None) for charge in account.open),
+        ]
+    ]
+
+
+def member_spending(name: str, budget: Budget, mechanisms: Sequence[Mechanism]) -> MemberSpending:
+    """What `mechanisms` have cost a client's records under its ledger's budget, and the other accountant's opinion."""
+    from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+    from codream_clients.privacy.groups import group_epsilon
+
+    charges = [SampledGaussian(one.noise_multiplier, one.sample_rate, one.steps, one.purpose) for one in mechanisms]
     second: AccountantName = "rdp" if budget.accountant == "prv" else "prv"
     spent = epsilon_of(charges, budget.delta, budget.accountant)
     return MemberSpending(
@@ -214,15 +277,8 @@ def member_spending(name: str, budget: Budget, charges: Sequence[SampledGaussian
         left=max(budget.epsilon - spent, 0.0),
         second_accountant=second,
         second=epsilon_of(charges, budget.delta, second),
-        mechanisms=[
-            Mechanism(
-                purpose=charge.purpose,
-                noise_multiplier=charge.noise_multiplier,
-                sample_rate=charge.sample_rate,
-                steps=charge.steps,
-            )
-            for charge in charges
-        ],
+        mechanisms=list(mechanisms),
+        persons={records: group_epsilon(charges, budget.delta, records) for records in RECORDS_OF_A_PERSON},
     )
 
 
@@ -235,23 +291,25 @@ def privacy_statement(
     metrics_reported: bool = True,
     dealt_out: bool = False,
     audit: AuditResult | None = None,
+    roster: bytes = b"",
+    recipe: bytes = b"",
 ) -> PrivacyStatement:
     """The statement of `run`; without `record` and `client` it says that there is no differential privacy.
 
     `metrics_reported`: whether clients told the server accuracies, which no epsilon covers. `dealt_out`: whether
-    clients took parts of one known set, as in an experiment.
+    clients took parts of one known set, as in an experiment. `roster`, `recipe`: digests of who ran, and with what.
     """
     not_covered = [*(NOT_COVERED_RECORD if record else ()), *(NOT_COVERED_CLIENT if client else ())]
     if record or client:
         not_covered += [*([METRICS_REPORTED] if metrics_reported else []), ANOTHER_RUN]
         if record is not None:
             not_covered += [DEALT_OUT] if dealt_out else []
-            of_what = "of the histogram and of statistics " if record.secure_mode else ""
-            not_covered.append(
-                f"attacks on floating-point noise {of_what}and on a generator that is fast, not cryptographic"
-            )
+            not_covered.append(FLOATING_POINT)
     return PrivacyStatement(
         run=run,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        roster=roster.hex(),
+        recipe=recipe.hex(),
         record=record,
         client=client,
         colluders=colluders,
@@ -261,10 +319,25 @@ def privacy_statement(
     )
 
 
+def claim_of(folder: Path, statement: PrivacyStatement) -> tuple[float, float]:
+    """The epsilon and delta that an audit of this run's code is to attack: of the client that has spent the most.
+
+    Raises `MalformedRecord` if the run promises nothing for single records, or other versions of the code ran.
+    """
+    path = folder / "privacy.json"
+    if statement.record is None or not any(member.spent for member in statement.record.members):
+        raise MalformedRecord(path, "no record-level epsilon", "a run with [privacy] that has spent some")
+    here = versions_of(*PACKAGES, python=False)
+    if statement.versions != here:
+        raise MalformedRecord(path, f"a run of {statement.versions}", f"one of the code that is audited, {here}")
+    worst = max(statement.record.members, key=lambda member: member.spent)
+    return worst.spent, worst.delta
+
+
 def write_statement(folder: Path, statement: PrivacyStatement) -> tuple[Path, Path]:
     """Write `privacy.json` and `privacy.html` into a run's folder; returns both paths."""
     encoded = msgspec.json.format(msgspec.json.encode(statement), indent=2) + b"\n"
-    page = page_environment().get_template("statement.html.j2").render(s=statement)
+    page = page_environment().get_template("statement.html.j2").render(s=statement, vacuous=VACUOUS)
     return write_whole(folder / "privacy.json", encoded), write_whole(folder / "privacy.html", page.encode())
 
 

@@ -27,6 +27,8 @@ class ClientPrivacyStatement:
         noise_multiplier: deviation of the noise of the fewest honest survivors, over the sensitivity.
         honest_shares: how many shares make up that noise: those of the fewest honest members of any sum.
         colluders: clients that may reveal their own shares to the server.
+        epsilon_by_colluders: what the whole plan costs where 0, 1, 2, ... clients, up to all but one of the smallest
+            sum, reveal their shares. A member knows its own: against members one more is to be counted.
         excess_noise: variance in a sum over the whole roster, over the variance that the promise needs.
         update_norm, logit_norm: Euclidean bounds, in units of the clips.
         mechanism, unit, neighbours, accountant, not_covered: in words.
@@ -40,6 +42,7 @@ class ClientPrivacyStatement:
     noise_multiplier: float
     honest_shares: int
     colluders: int
+    epsilon_by_colluders: tuple[float, ...]
     excess_noise: float
     update_norm: float
     logit_norm: float
@@ -65,6 +68,10 @@ def client_privacy_statement(
         noise_multiplier=noise_multiplier_of(privacy, dreams),
         honest_shares=honest,
         colluders=charter.aggregation.colluders,
+        epsilon_by_colluders=tuple(
+            epsilon_of(rho * honest / (honest + charter.aggregation.colluders - revealed), privacy.delta)
+            for revealed in range(honest + charter.aggregation.colluders)
+        ),
         excess_noise=charter.members / honest,
         update_norm=privacy.update_norm,
         logit_norm=privacy.logit_norm,

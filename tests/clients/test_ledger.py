@@ -7,6 +7,7 @@ budget; the controls take one defence away and must find it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from codream_clients.privacy import ledger as ledger_module
+from codream_clients.privacy import ledger_entries
 from codream_clients.privacy.accounting import AccountingError, SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import (
     Budget,
@@ -35,6 +37,7 @@ from codream_clients.privacy.ledger import (
     LedgerError,
     LedgerMismatch,
     LedgerRolledBack,
+    Spender,
 )
 
 BUDGET = Budget(epsilon=4.0, delta=1e-5, accountant="rdp")
@@ -49,7 +52,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, budget: Budget = BUDGET, **names: str) -> Ledger:
-    return Ledger.open(path, **{"federation": "example", "member": "alice", **names}, budget=budget)
+    return Ledger.open(path, by=Spender(**{"federation": "example", "member": "alice", **names}), budget=budget)
 
 
 def anchor_of(path: Path) -> Path:
@@ -121,11 +124,91 @@ def test_a_link_is_not_followed(path: Path, tmp_path: Path) -> None:
         opened(path)
 
 
-@pytest.mark.parametrize("names", [{"member": "bob"}, {"federation": "another"}])
-def test_a_ledger_of_others_is_refused(path: Path, names: dict[str, str]) -> None:
+@pytest.mark.parametrize("names", [{"member": "bob"}, {"federation": "another"}, {"run": "0" * 64}])
+def test_all_who_spend_on_the_same_images_spend_of_one_budget(path: Path, names: dict[str, str]) -> None:
+    """Two federations of epsilon 4 in ledgers of their own would cost 5.64 together, and each would say 4 of 4."""
+    with opened(path) as ledger, opened(path, **names) as other:
+        ledger.reserve(ROUND)
+        other.reserve(ROUND)
+        ledger.reserve(ROUND)
+        assert ledger.charges == (ROUND,) * 3 and ledger.spent == epsilon_of([ROUND] * 3, 1e-5, "rdp")
+        assert len(ledger.own.begun) == 2 and len(other.own.begun) == 1
+        for one in (ledger, other):
+            with pytest.raises(BudgetExceeded):
+                one.reserve(GREEDY)
+    found = Ledger.look(path, by=Spender("example", "alice"), budget=BUDGET)
+    assert found is not None and found.charges == (ROUND,) * 3 and len(found.accounts) == 2
+
+
+def test_what_is_there_is_looked_at_and_not_begun(path: Path) -> None:
+    by = Spender("example", "alice")
+    assert Ledger.look(path, by=by, budget=BUDGET) is None and not path.exists()
+    with pytest.raises(LedgerMismatch, match="found no ledger"):
+        Ledger.open(path, by=by, budget=None)
+    assert not path.exists()
     filled(path)
-    with pytest.raises(LedgerMismatch, match="alice"):
-        opened(path, **names)
+    before = path.read_bytes()
+    with opened(path):
+        found = Ledger.look(path, by=by, budget=None)
+    assert found is not None and (found.budget, found.entries) == (BUDGET, 4) and path.read_bytes() == before
+    with pytest.raises(LedgerDamaged, match="closed"):
+        found.reserve(ROUND)
+
+
+# -- whole runs ---------------------------------------------------------------------------------------
+
+
+def test_a_whole_run_is_reserved_and_nobody_takes_it_away(path: Path) -> None:
+    """Else a second federation spends what the first one needs, and both end half-way."""
+    with opened(path) as ledger, opened(path, federation="another") as other:
+        ledger.plan([HISTOGRAM, ROUND])
+        with pytest.raises(BudgetExceeded, match="all that 'another' plans"):
+            other.plan([ROUND] * 30)
+        assert other.own.open == [] and ledger.own.open == [HISTOGRAM, ROUND]
+        with pytest.raises(BudgetExceeded):
+            while True:
+                other.reserve(ROUND)
+        spent = other.spent
+        ledger.reserve(HISTOGRAM)
+        ledger.reserve(ROUND)  # what was reserved is begun, however full the ledger is
+        assert ledger.spent == spent and (ledger.own.open, ledger.own.begun) == ([], [HISTOGRAM, ROUND])
+        with pytest.raises(BudgetExceeded):
+            ledger.reserve(ROUND)
+
+
+def test_a_plan_is_reserved_once_and_less_what_has_begun(path: Path) -> None:
+    with opened(path) as ledger:
+        ledger.plan([HISTOGRAM, ROUND, ROUND])
+        ledger.reserve(ROUND)
+    with opened(path) as again:
+        before = path.read_bytes()
+        again.plan([HISTOGRAM, ROUND, ROUND])
+        assert path.read_bytes() == before and sorted(again.own.open, key=str) == sorted([HISTOGRAM, ROUND], key=str)
+        again.plan([ROUND])  # a smaller plan takes the place of the larger one
+        assert again.own.open == [] and again.charges == (ROUND,)
+
+
+def test_what_never_began_is_given_back_and_what_began_is_not(path: Path) -> None:
+    with opened(path) as ledger:
+        ledger.plan([HISTOGRAM, ROUND])
+        ledger.reserve(HISTOGRAM)
+        ledger.end()
+        ledger.end()
+        assert ledger.charges == (HISTOGRAM,) and ledger.entries == 4
+        ledger.plan([HISTOGRAM, ROUND])  # it is over, and reserves nothing any more
+        assert ledger.charges == (HISTOGRAM,)
+        ledger.reserve(ROUND)  # what it trains all the same is charged
+        assert [*ledger.charges] == [HISTOGRAM, ROUND]
+
+
+def test_a_release_is_written_down_once(path: Path) -> None:
+    with opened(path) as ledger:
+        ledger.released(ROUND)  # of a charge that is none
+        ledger.reserve(ROUND)
+        assert ledger.own.unreleased == [ROUND]
+        ledger.released(ROUND)
+        ledger.released(ROUND)
+        assert ledger.own.unreleased == [] and ledger.own.released == [ROUND] and ledger.entries == 3
 
 
 @pytest.mark.parametrize("name", ["", "x" * 201, "line\nbreak"])
@@ -159,33 +242,54 @@ def test_budgets_out_of_range_are_refused(values: tuple[float, float]) -> None:
 # -- one process at a time ----------------------------------------------------------------------------
 
 
-def test_two_at_a_time_are_refused(path: Path) -> None:
-    with opened(path), pytest.raises(LedgerBusy, match="open elsewhere"):
-        opened(path)
+def test_several_processes_share_one_ledger(path: Path) -> None:
+    """Each adds its entries to those of the others, whatever their order, and none is lost or counted twice."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from codream_clients.privacy.accounting import SampledGaussian\n"
+        "from codream_clients.privacy.ledger import Budget, Ledger, Spender\n"
+        "by, budget = Spender('example', sys.argv[2]), Budget(4.0, 1e-5, 'rdp')\n"
+        "with Ledger.open(Path(sys.argv[1]), by=by, budget=budget) as ledger:\n"
+        "    for number in range(8): ledger.reserve(SampledGaussian(50.0, 1.0, 1, f'{sys.argv[2]} {number}'))"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in ("one", "two")]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    found = Ledger.look(path, by=Spender("example", "one"), budget=BUDGET)
+    assert found is not None and found.entries == 17
+    assert {charge.purpose for charge in found.charges} == {
+        f"{name} {at}" for name in ("one", "two") for at in range(8)
+    }
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["the same spender", "control: another"])
+def test_one_spender_is_one_process(path: Path, other: bool) -> None:
+    """Two would both make anew what nothing has come of, and pay once for two releases."""
+    names = {"federation": "another"} if other else {}
+    with opened(path):
+        if other:
+            opened(path, **names).close()
+        else:
+            with pytest.raises(LedgerBusy, match="'alice' spends for 'example' in another process"):
+                opened(path)
     opened(path).close()  # free again
 
 
-def test_another_process_is_refused(path: Path) -> None:
+def test_who_holds_the_ledger_too_long_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the operating system, which frees the lock when a process dies, however it dies."""
-    code = (
-        "import fcntl, sys\n"
-        "try: fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
-        "except BlockingIOError: print('busy')\n"
-        "else: print('free')"
-    )
-
-    def there() -> str:
-        run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-        return run.stdout.strip()
-
-    with opened(path):
-        assert there() == "busy"
-    assert there() == "free"  # control
+    monkeypatch.setattr(ledger_module, "PATIENCE", 0.0)
+    with opened(path) as ledger:
+        held = os.open(path, os.O_RDWR)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(LedgerBusy, match="another process has held it"):
+            ledger.reserve(ROUND)
+        os.close(held)
+        ledger.reserve(ROUND)  # control
+        assert ledger.charges == (ROUND,)
 
 
-def test_control_without_the_lock_two_overspend(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ledger, "_lock", lambda self: None)
-    with opened(path) as first, opened(path) as second:
+def test_control_without_reading_what_others_wrote_two_overspend(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as first, opened(path, federation="another") as second:
+        monkeypatch.setattr(Ledger, "_take_new", lambda self: False)
         for ledger in (first, second):
             with pytest.raises(BudgetExceeded):
                 while True:
@@ -199,7 +303,7 @@ def test_a_file_replaced_while_open_stops_its_ledger(path: Path, tmp_path: Path)
         ledger.reserve(ROUND)
         shutil.copy(path, tmp_path / "copy")
         (tmp_path / "copy").replace(path)
-        with opened(path) as second:
+        with opened(path, federation="another") as second:
             second.reserve(ROUND)
             with pytest.raises(LedgerRolledBack, match="replaced while it was open"):
                 ledger.reserve(ROUND)
@@ -221,7 +325,7 @@ def test_an_older_ledger_is_refused(path: Path) -> None:
 
 
 def test_control_without_the_anchor_an_older_ledger_is_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ledger, "_check_anchored", lambda self, seen, digests: None)
+    monkeypatch.setattr(Ledger, "_check_anchored", lambda self, seen, digests, where: None)
     filled(path, 1)
     older = path.read_bytes()
     filled(path, 2)
@@ -285,15 +389,15 @@ def test_control_without_the_chain_an_altered_charge_is_taken(path: Path, monkey
     path.write_bytes(path.read_bytes().replace(b'"noise_multiplier":10.0', b'"noise_multiplier":99.0'))
     with pytest.raises(LedgerDamaged, match="digest"):
         opened(path)
-    parse = ledger_module._parse
+    parse = ledger_entries.parse
 
     def unchained(line: bytes, previous: str) -> Any:
         stored = json.loads(line)["digest"]
         with monkeypatch.context() as patch:
-            patch.setattr(ledger_module, "chained", lambda previous, raw: stored)
+            patch.setattr(ledger_entries, "chained", lambda previous, raw: stored)
             return parse(line, previous)
 
-    monkeypatch.setattr(ledger_module, "_parse", unchained)
+    monkeypatch.setattr(ledger_module, "parse", unchained)
     with opened(path) as ledger:
         assert ledger.charges[0].noise_multiplier == 99.0
 
@@ -448,14 +552,15 @@ class Client(RuleBasedStateMachine):
         self.ledger: Ledger | None = None
         self._open()
 
-    def _open(self) -> None:
-        self.ledger = self.ledger_class.open(self.path, federation="example", member="alice", budget=BUDGET)
+    def _open(self, federation: str = "example") -> None:
+        self.ledger = self.ledger_class.open(self.path, by=Spender(federation, "alice"), budget=BUDGET)
 
-    def _ask(self, charge: SampledGaussian) -> None:
-        if self.ledger is None:
+    def _ask(self, charge: SampledGaussian, ledger: Ledger | None = None) -> None:
+        ledger = ledger or self.ledger
+        if ledger is None:
             return
         try:
-            self.ledger.reserve(charge)
+            ledger.reserve(charge)
         except LedgerError:
             return
         self.ran.append(charge)
@@ -464,6 +569,25 @@ class Client(RuleBasedStateMachine):
     def server_asks(self, charge: SampledGaussian, times: int) -> None:
         for _ in range(times):
             self._ask(charge)
+
+    @rule(charges=st.lists(CHARGES, max_size=4))
+    def run_is_planned(self, charges: list[SampledGaussian]) -> None:
+        if self.ledger is not None:
+            with suppress(BudgetExceeded):
+                self.ledger.plan(charges)
+
+    @rule(which=st.integers(0, 9))
+    def planned_charge_is_begun(self, which: int) -> None:
+        """However full the ledger is by now: no federation ends half-way."""
+        if self.ledger is not None and (reserved := self.ledger.own.open):
+            charge = reserved[which % len(reserved)]
+            self.ledger.reserve(charge)
+            self.ran.append(charge)
+
+    @rule()
+    def run_ends(self) -> None:
+        if self.ledger is not None:
+            self.ledger.end()
 
     @rule(
         charge=CHARGES,
@@ -496,19 +620,19 @@ class Client(RuleBasedStateMachine):
         self.ledger = None
         self.disk.crash(kept, anchor_kept, garbled)
 
-    def _open_or_stand_still(self) -> None:
+    def _open_or_stand_still(self, federation: str = "example") -> None:
         try:
-            self._open()
+            self._open(federation)
         except LedgerError:
             # An honest disk never loses what was acknowledged, so a crash alone must not lock a client out.
             assert not self.honest_disk, "locked out by a crash"
 
-    @rule()
-    def restart(self) -> None:
+    @rule(federation=st.sampled_from(["example", "another"]))
+    def restart(self, federation: str) -> None:
         if self.ledger is not None:
             self.ledger.close()
             self.ledger = None
-            self._open_or_stand_still()
+            self._open_or_stand_still(federation)
 
     @rule()
     def backup(self) -> None:
@@ -530,11 +654,14 @@ class Client(RuleBasedStateMachine):
         else:
             self._ask(charge)
 
-    @rule()
-    def two_at_a_time(self) -> None:
+    @rule(charge=CHARGES, times=st.integers(1, 4))
+    def two_at_a_time(self, charge: SampledGaussian, times: int) -> None:
+        """Another federation on the same images, while the first has the ledger open."""
         if self.ledger is not None:
-            with pytest.raises(LedgerBusy):
-                self.ledger_class.open(self.path, federation="example", member="alice", budget=BUDGET)
+            with self.ledger_class.open(self.path, by=Spender("beside", "alice"), budget=BUDGET) as other:
+                for _ in range(times):
+                    self._ask(charge, other)
+                    self._ask(charge)
 
     @invariant()
     def what_ran_is_within_the_budget(self) -> None:
@@ -550,12 +677,12 @@ class Client(RuleBasedStateMachine):
 
 
 class WithoutCheck(Ledger):
-    def _check_fits(self, charge: SampledGaussian) -> None:
+    def _check_fits(self, already: Any, more: Any, what: str) -> None:
         pass
 
 
 class WithoutAnchor(Ledger):
-    def _check_anchored(self, seen: Any, digests: Any) -> None:
+    def _check_anchored(self, seen: Any, digests: Any, where: object) -> None:
         pass
 
 

@@ -6,6 +6,7 @@ from codream_clients.data.datasets import LabelledImages, pool
 from codream_clients.learning.dreaming import DreamError, DreamLoss, FeatureStatistics, dream_update
 from codream_clients.models.zoo import build
 from codream_clients.privacy import statistics as module
+from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.statistics import StatisticsError, private_statistics
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def measure(model, data, noise=0.0, count=None, seed=0):
         data,
         count=len(data) if count is None else count,
         noise_multiplier=noise,
-        generator=np.random.default_rng(seed),
+        stream=NoiseSource(seed).stream(0),
         device=CPU,
     )
 

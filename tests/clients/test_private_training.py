@@ -10,6 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+from scipy.stats import kstest
 from torch import nn
 from torch.nn import functional
 
@@ -20,7 +24,7 @@ from codream_clients.privacy import releases
 from codream_clients.privacy import training as private_training
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import BudgetExceeded
-from codream_clients.privacy.noise import NoiseSource, SecureModeUnavailable
+from codream_clients.privacy.noise import NoiseSource, Stream
 from codream_clients.privacy.plan import WARM_UP, PlannedCharges, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.privacy.releases import ReleaseError, Releases
 from codream_clients.privacy.training import PrivateTraining, private_sgd
@@ -56,8 +60,8 @@ def plan_for(noise=0.0, rate=1.0, **changes):
 
 def train(network, data, plan, steps=1, counts=None, seed=7):
     before = weights(network)
-    generators = {name: torch.Generator().manual_seed(seed) for name in ("sampling", "noise", "variation")}
-    private_sgd(network, data, plan=plan, steps=steps, class_counts=counts, **generators, device=CPU)
+    stream = NoiseSource(seed).stream(0)
+    private_sgd(network, data, plan=plan, steps=steps, class_counts=counts, stream=stream, device=CPU)
     return weights(network) - before
 
 
@@ -275,23 +279,74 @@ def test_each_planned_charge_may_be_taken_once():
 
 def test_noise_repeats_only_where_a_seed_says_so():
     def drawn(source):
-        return torch.randn(4, generator=source.torch(1, CPU)).tolist(), source.numpy(2).normal(size=4).tolist()
+        return source.stream(1).bytes(16), source.stream(2).normal(4).tolist()
 
     assert drawn(NoiseSource(3)) == drawn(NoiseSource(3)) != drawn(NoiseSource(4))
     assert drawn(NoiseSource()) != drawn(NoiseSource())
+    assert NoiseSource(3).stream(1).bytes(16) != NoiseSource(3).stream(2).bytes(16)
 
 
-def test_noise_has_more_seeds_than_anybody_can_try():
-    """torch takes 32 bits of a seed; the source's generator begins in any state, which NumPy's, set alike, confirms."""
-    one, other = (torch.Generator().manual_seed(seed) for seed in (5, 5 + (1 << 40)))
-    assert torch.equal(torch.randn(8, generator=one), torch.randn(8, generator=other))  # control: torch's own seeding
-    words = NoiseSource(3).numpy(1).integers(1 << 32, size=624, dtype=np.uint64)
-    twister = np.random.MT19937()
-    twister.state = {"bit_generator": "MT19937", "state": {"key": words.astype(np.uint32), "pos": 624}}
-    drawn = torch.randint(0, 1 << 16, (2000,), generator=NoiseSource(3).torch(1, CPU))
-    assert np.array_equal(drawn.numpy(), twister.random_raw(2000) % (1 << 16))
-    normal = torch.randn(20_000, generator=NoiseSource().torch(1, CPU))
+def test_a_stream_is_aes_in_counter_mode():
+    key = bytes(range(32))
+    block = Cipher(AES(key), ECB()).encryptor()
+    counted = b"".join(block.update(number.to_bytes(16)) for number in range(4))
+    stream = Stream(key)
+    assert stream.bytes(5) + stream.bytes(59) == counted
+    with pytest.raises(ValueError, match="a key of 31 bytes; 32 are needed"):
+        Stream(bytes(31))
+
+
+def test_a_streams_numbers_have_their_distributions():
+    stream = NoiseSource(0).stream(0)
+    uniform, drawn = stream.uniform(200_000), stream.normal(199_999)
+    assert len(drawn) == 199_999 and uniform.min() > 0 and uniform.max() < 1
+    assert kstest(uniform, "uniform").pvalue > 1e-3 and kstest(drawn, "norm").pvalue > 1e-3
+    for end, low, high in ((b"\0", 0, 2**-52), (b"\xff", 1 - 2**-52, 1)):
+        extreme = type("Extreme", (Stream,), {"bytes": lambda self, count, end=end: end * count})(bytes(32))
+        assert low < extreme.uniform(1)[0] < high
+    words = [NoiseSource(0).stream(0).generator().get_state() for _ in range(2)]
+    assert torch.equal(*words)
+    normal = torch.randn(20_000, generator=NoiseSource().stream(0).generator())
     assert abs(float(normal.mean())) < 0.04 and float(normal.std()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_nothing_secret_is_drawn_by_a_generator_that_can_be_computed_from_its_draws(mode, monkeypatch):
+    """Torch's Mersenne Twister is linear in its state: known noise gives all other noise, and the choice of records."""
+
+    def forbidden(*arguments, **options):
+        raise AssertionError("drawn from torch")
+
+    for name in ("normal", "randn", "rand", "bernoulli"):
+        monkeypatch.setattr(torch, name, forbidden)
+    noisy = train(model(), images(), plan_for(noise=2.0, rate=0.5, mode=mode), steps=2)
+    monkeypatch.setattr(Stream, "normal", lambda self, count: np.zeros(count))
+    assert not torch.equal(noisy, train(model(), images(), plan_for(noise=2.0, rate=0.5, mode=mode), steps=2))
+
+
+class WithDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+
+    def forward(self, given):
+        return self.layers(given)
+
+
+def test_what_layers_draw_in_private_training_follows_from_its_stream_alone():
+    """Masks go to records by their place: who knew them would see one record more shift those of all behind it."""
+
+    def moved(seed, known):
+        network = WithDropout()
+        torch.manual_seed(known)
+        before = torch.get_rng_state()
+        step = train(network, images(), plan_for(), seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        return step
+
+    assert torch.equal(moved(7, known=0), moved(7, known=1))
+    assert not torch.equal(moved(7, known=0), moved(8, known=0))
 
 
 @pytest.mark.parametrize(
@@ -305,12 +360,6 @@ def test_how_images_vary_is_drawn_from_the_noise_and_not_from_a_known_seed(augme
         reached.append(weights(network))
     first, second = reached
     assert torch.allclose(first, second, atol=1e-6) is same
-
-
-def test_secure_mode_says_what_is_missing(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchcsprng", None)
-    with pytest.raises(SecureModeUnavailable, match="torchcsprng"):
-        NoiseSource(secure=True)
 
 
 def spender(plan, kept):
@@ -377,7 +426,7 @@ def test_a_damaged_release_is_named_and_not_paid_for_again(tmp_path):
     charges: list[SampledGaussian] = []
     charge = plan_for(noise=1.0).training(2, WARM_UP)
 
-    def mechanism():
+    def mechanism(iterates):
         return {"weights": torch.ones(3)}
 
     Releases(charges.append, tmp_path).once(charge, mechanism)
@@ -400,7 +449,7 @@ def test_two_that_want_one_release_at_once_pay_once(tmp_path, monkeypatch, alone
     charges: list[SampledGaussian] = []
     plan = plan_privacy(QUICK, records=24, rounds=0)
 
-    def mechanism():
+    def mechanism(iterates):
         with suppress(threading.BrokenBarrierError):
             meeting.wait(timeout=0.5)  # passes only if both are in it
         return {"weight": torch.ones(1)}
@@ -434,5 +483,143 @@ def test_release_is_on_the_disk_under_its_name_before_it_is_given(tmp_path, monk
     synced = []
     monkeypatch.setattr(durable, "sync_folder", lambda folder: synced.append((folder, len([*folder.glob("*.pt")]))))
     charge = plan_for(noise=1.0).training(2, WARM_UP)
-    Releases(lambda charge: None, tmp_path).once(charge, lambda: {"weights": torch.ones(3)})
+    Releases(lambda charge: None, tmp_path).once(charge, lambda iterates: {"weights": torch.ones(3)})
     assert synced == [(tmp_path, 1)]
+
+
+# -- processes that end anywhere ------------------------------------------------------------------------------------
+
+
+class Books:
+    """A ledger in memory for one process after another, which pays no more than `most` charges."""
+
+    def __init__(self, most=1):
+        self.begun: list[SampledGaussian] = []
+        self.done: list[SampledGaussian] = []
+        self.most = most
+
+    def reserve(self, charge):
+        if len(self.begun) == self.most:
+            raise BudgetExceeded("nothing is left")
+        self.begun.append(charge)
+
+    def released(self, charge):
+        if charge not in self.done:
+            self.done.append(charge)
+
+    def process(self, folder, resumes=True):
+        open_ones = [charge for charge in self.begun if charge not in self.done]
+        return Releases(
+            self.reserve, folder, "key", released=self.released, spent=self.done, unreleased=open_ones, resumes=resumes
+        )
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after(steps, monkeypatch):
+    """Have the process die in the step after so many; `noise` has what each step really drew."""
+    usual, noise = Stream.normal, []  # type: ignore[var-annotated]
+
+    def draw(self, count):
+        if len(noise) == steps:
+            raise Killed
+        noise.append(usual(self, count))
+        return noise[-1]
+
+    monkeypatch.setattr(Stream, "normal", draw)
+    return noise
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["warm-up", "round"])
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])
+def test_a_training_that_was_killed_goes_on_within_its_charge(tmp_path, monkeypatch, number, steps):
+    """All steps are made, with new noise, and nothing is paid for twice: at whatever step the process died."""
+    monkeypatch.setattr(releases, "KEPT_EVERY", 0.0)
+    plan, books, made = plan_privacy(replace(QUICK, round_epochs=4), records=24, rounds=1), Books(), []
+    usual = private_training.private_sgd
+
+    def counted(*arguments, **options):
+        made.append(options["steps"])
+        usual(*arguments, **options)
+
+    monkeypatch.setattr(private_training, "private_sgd", counted)
+
+    def start():
+        training = PrivateTraining(plan, None, books.process(tmp_path), NoiseSource(), CPU, warmed_up=number > 0)
+        network = model("mlp_gn")
+        training(network, images(), 4, 0)
+        return weights(network)
+
+    tensors = len([*model("mlp_gn").parameters()])
+    with monkeypatch.context() as patch:
+        first = killed_after(steps * tensors, patch)
+        with pytest.raises(Killed):
+            start()
+    with monkeypatch.context() as patch:
+        second = killed_after(10**6, patch)
+        start()
+    assert made == [6, 6 - steps] and len(second) == (6 - steps) * tensors and len(books.begun) == 1
+    assert not first or not np.array_equal(first[0], second[0])
+    assert not [*tmp_path.glob("*.part.pt")] and len(books.done) == 1
+
+
+def test_what_a_training_has_reached_was_released_and_losing_it_is_paid_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(releases, "KEPT_EVERY", 0.0)
+    plan, books = plan_privacy(QUICK, records=24, rounds=0), Books()
+    with monkeypatch.context() as patch:
+        killed_after(2 * len([*model("mlp_gn").parameters()]), patch)
+        with pytest.raises(Killed):
+            PrivateTraining(plan, None, books.process(tmp_path), NoiseSource(), CPU)(model("mlp_gn"), images(), 4, 0)
+    (reached,) = tmp_path.glob("*.part.pt")
+    reached.unlink()
+    again = PrivateTraining(plan, None, books.process(tmp_path), NoiseSource(), CPU)
+    with pytest.raises(BudgetExceeded):
+        again(model("mlp_gn"), images(), 4, 0)
+
+
+@pytest.mark.parametrize(("failure", "costs"), [(TrainingError, 2), (Killed, 1)], ids=["failed", "killed"])
+def test_a_mechanism_that_fails_by_itself_is_paid_for_again_and_one_that_was_killed_is_not(tmp_path, failure, costs):
+    """That it failed, others see: it is an outcome of the mechanism, as a release is."""
+    charge, books = plan_for(noise=1.0).training(2, WARM_UP), Books(most=2)
+
+    def fails(iterates):
+        raise failure("no longer")
+
+    for place in ("once", "run"):
+        books = Books(most=2)
+        with pytest.raises(failure):
+            getattr(books.process(tmp_path / place), place)(charge, fails)
+        getattr(books.process(tmp_path / place), place)(charge, lambda iterates: {"weights": torch.ones(1)})
+        assert len(books.begun) == costs
+
+
+def test_a_release_that_is_lost_is_paid_for_again(tmp_path):
+    charge, books = plan_for(noise=1.0).training(2, WARM_UP), Books()
+    for expected in (True, True):
+        kept = books.process(tmp_path).once(charge, lambda iterates: {"weights": torch.ones(1)})
+        assert bool(kept) is expected
+    for path in tmp_path.glob("*.pt"):
+        path.unlink()
+    with pytest.raises(BudgetExceeded):
+        books.process(tmp_path).once(charge, lambda iterates: {"weights": torch.ones(1)})
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["warm-up", "round"])
+def test_a_model_is_touched_only_once_its_release_is_written_down(tmp_path, monkeypatch, number):
+    """A full disk would leave noised weights that answer, and that a second try, within the same charge, makes anew."""
+    plan, network = plan_privacy(replace(QUICK, round_epochs=2), records=24, rounds=1), model("mlp_gn")
+
+    def full(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(releases, "_keep", full)
+    shelf = Releases(lambda charge: None, tmp_path, "key", released=full)
+    before = weights(network)
+    with pytest.raises(OSError, match="no space"):
+        PrivateTraining(plan, None, shelf, NoiseSource(), CPU, warmed_up=number > 0)(network, images(), 2, 0)
+    assert torch.equal(weights(network), before)
+    monkeypatch.undo()
+    PrivateTraining(plan, None, Releases(lambda charge: None, tmp_path), NoiseSource(), CPU)(network, images(), 2, 0)
+    assert not torch.equal(weights(network), before)  # control

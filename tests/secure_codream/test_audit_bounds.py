@@ -6,10 +6,18 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
-from secure_codream.audit.bounds import LARGEST, lower_rate, one_run_bound, one_run_p_value, two_world_bound
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from secure_codream.audit.bounds import (
+    LARGEST,
+    best_threshold,
+    gaussian_bound,
+    gaussian_epsilon,
+    lower_rate,
+    one_run_bound,
+    one_run_p_value,
+)
 from secure_codream.audit.scores import best_guesses, most_that_can_be_shown, separation
 
 
@@ -40,7 +48,7 @@ def test_bound_of_faultless_guesses_has_a_closed_form() -> None:
 
 def test_guesses_by_chance_refute_nothing() -> None:
     assert one_run_bound(400, 400, 200, 1e-5, 0.95) == 0.0
-    assert two_world_bound(50, 100, 50, 100, 1e-5, 0.95) == 0.0
+    assert gaussian_bound(50, 100, 50, 100, 1e-5, 0.95) == 0.0
 
 
 def test_bounds_hold_for_randomised_response_and_are_not_idle() -> None:
@@ -56,21 +64,38 @@ def test_bounds_hold_for_randomised_response_and_are_not_idle() -> None:
     assert np.median(bounds) > 1.2
 
 
-def test_two_worlds_hold_for_the_gaussian_mechanism_and_are_not_idle() -> None:
-    rng, delta, runs = np.random.default_rng(1), 1e-2, 2000
-    noise = 1.0
+@pytest.mark.parametrize("distance", [0.2, 0.5, 1.0, 1.7])
+def test_a_distance_is_the_epsilon_that_an_accountant_finds(distance: float) -> None:
+    for delta in (1e-6, 1e-3):
+        counted = epsilon_of([SampledGaussian(1 / distance, 1.0, 1, "one step")], delta)
+        assert gaussian_epsilon(distance, delta) <= counted <= 1.01 * gaussian_epsilon(distance, delta) + 0.01
+    assert (
+        gaussian_epsilon(-1.0, 1e-5) == gaussian_epsilon(1e-9, 1e-5) == 0.0 and gaussian_epsilon(99.0, 1e-5) == LARGEST
+    )
 
-    def excess(epsilon: float) -> float:  # Balle and Wang, ICML 2018
-        return float(norm.cdf(0.5 - epsilon) - math.exp(epsilon) * norm.cdf(-0.5 - epsilon) - delta)
 
-    epsilon = brentq(excess, 0, 10)
-    bounds = []
-    for _ in range(200):
-        hits = int((1 + noise * rng.standard_normal(runs) > 1.5).sum())
-        alarms = int((noise * rng.standard_normal(runs) > 1.5).sum())
-        bounds.append(two_world_bound(hits, runs, alarms, runs, delta, 0.95))
-    assert np.mean(np.array(bounds) > epsilon) <= 0.05
-    assert np.median(bounds) > 1.2
+@pytest.mark.parametrize(("noise", "claim"), [(2.0, 2.0), (1.08, 4.0), (0.6, 8.0)])
+def test_two_worlds_hold_for_the_gaussian_mechanism_and_are_not_idle(noise: float, claim: float) -> None:
+    rng, runs = np.random.default_rng(1), 600
+
+    def bounds(size: float) -> list[float]:
+        found = []
+        for _ in range(200):
+            hits = int((1 + size * rng.standard_normal(runs) > 0.5).sum())
+            alarms = int((size * rng.standard_normal(runs) > 0.5).sum())
+            found.append(gaussian_bound(hits, runs, alarms, runs, 1e-5, 0.95))
+        return found
+
+    truth = gaussian_epsilon(1 / noise, 1e-5)
+    assert truth == pytest.approx(claim, rel=0.02)
+    assert np.mean(np.array(bounds(noise)) > truth) <= 0.05
+    assert np.mean(np.array(bounds(noise / 2)) > truth) >= 0.9  # noise of half the size is refuted
+
+
+def test_a_threshold_comes_from_the_scores_and_tells_them_apart() -> None:
+    rng = np.random.default_rng(0)
+    assert best_threshold(2 + rng.random(50), rng.random(50), 0.95) >= 2
+    assert 0.1 < best_threshold(1 + 0.3 * rng.standard_normal(2000), 0.3 * rng.standard_normal(2000), 0.95) < 0.9
 
 
 def test_clopper_pearson_has_closed_forms_at_the_ends() -> None:
@@ -83,7 +108,7 @@ def test_clopper_pearson_has_closed_forms_at_the_ends() -> None:
 def test_more_confidence_and_more_delta_refute_less() -> None:
     assert one_run_bound(400, 200, 180, 1e-5, 0.99) < one_run_bound(400, 200, 180, 1e-5, 0.95)
     assert one_run_bound(400, 200, 180, 1e-3, 0.95) < one_run_bound(400, 200, 180, 1e-5, 0.95)
-    assert two_world_bound(180, 200, 20, 200, 0.1, 0.95) < two_world_bound(180, 200, 20, 200, 0.0, 0.95) < LARGEST
+    assert gaussian_bound(180, 200, 20, 200, 0.1, 0.95) < gaussian_bound(180, 200, 20, 200, 1e-5, 0.95) < LARGEST
 
 
 @pytest.mark.parametrize("counts", [(10, 11, 5), (10, 5, 6), (10, 5, -1)])
@@ -91,7 +116,7 @@ def test_counts_that_do_not_fit_are_refused(counts: tuple[int, int, int]) -> Non
     with pytest.raises(ValueError, match="right"):
         one_run_p_value(*counts, 1.0, 0.0)
     with pytest.raises(ValueError, match="parts of a whole"):
-        two_world_bound(3, 2, 0, 2, 0.0, 0.95)
+        gaussian_bound(3, 2, 0, 2, 0.0, 0.95)
     with pytest.raises(ValueError, match="confidence"):
         one_run_bound(10, 5, 5, 0.0, 1.0)
 

@@ -29,7 +29,7 @@ from codream_clients.privacy import training as private_training
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import Ledger, LedgerError
 from codream_clients.privacy.plan import PrivacyPlan
-from codream_clients.privacy.releases import Release, Releases
+from codream_clients.privacy.releases import Iterates, Release, Releases
 from codream_clients.privacy.statistics import group_norms
 from codream_protocols.client import Certified, Compute, Memory
 from codream_protocols.errors import RemoteProtocolError
@@ -98,9 +98,10 @@ class Mechanisms:
         return [(torch.zeros(layer.num_channels), torch.ones(layer.num_channels)) for layer in layers]
 
     def _run(self, look: SampledGaussian) -> None:
+        """What dies before it has come to anything has told nobody anything."""
+        self._burn()
         self._burn()
         self.ran.append(look)
-        self._burn()
 
     def _burn(self) -> None:
         if self.fuse == 0:
@@ -140,9 +141,13 @@ class Client(RuleBasedStateMachine):
         """
         federation = self.federation
 
-        def releases(plan: PrivacyPlan) -> Releases:
-            ledger = self.ledger = open_ledger(self.path, CLIENT, FEDERATION, plan)
-            return self.releases_class(ledger.reserve, self.folder / "releases", "key", spent=ledger.charges)
+        def releases(plan: PrivacyPlan, images: LabelledImages) -> Releases:
+            ledger = self.ledger = open_ledger(self.path, CLIENT, FEDERATION, plan, images)
+            own = ledger.own
+            return self.releases_class(
+                ledger.reserve, self.folder / "releases", "key", released=ledger.released, spent=own.released,
+                unreleased=own.unreleased, resumes=True,
+            )  # fmt: skip
 
         if forgets:
             federation.diaries[VICTIM] = Diary()
@@ -287,10 +292,10 @@ class KeepsTheReceiptAlone(Releases):
         assert self._folder is not None
         receipt = self._folder / charge.purpose
         if not receipt.exists():
-            self.reserve(charge)
+            self._reserve(charge)
             self._folder.mkdir(exist_ok=True)
             receipt.touch()
-        release: Release = mechanism()
+        release: Release = mechanism(Iterates())
         return release
 
 
@@ -298,8 +303,8 @@ class PaysAfterwards(Releases):
     """Runs the mechanism, and pays for what came of it."""
 
     def once(self, charge: SampledGaussian, mechanism: Any) -> Release:
-        released = dict(mechanism())
-        return super().once(charge, lambda: released)
+        released = dict(mechanism(Iterates()))
+        return super().once(charge, lambda iterates: released)
 
 
 def machine(**attributes: Any) -> type[Client]:

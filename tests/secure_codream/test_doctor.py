@@ -18,9 +18,10 @@ from zmq.utils import z85
 
 from codream_clients.privacy.ledger import Ledger
 from secure_codream import cli
-from secure_codream.configuration.client import ClientConfig
-from secure_codream.configuration.federation import FederationConfig
-from secure_codream.configuration.limits import own_budget
+from secure_codream.configuration.assembly import held_back, load_client_data
+from secure_codream.configuration.client import ClientConfig, read_client
+from secure_codream.configuration.federation import FederationConfig, read_federation
+from secure_codream.configuration.limits import own_budget, spender
 from secure_codream.configuration.reading import check
 from secure_codream.deployment.provision import provision
 from secure_codream.doctor.examination import examine, well
@@ -328,9 +329,10 @@ def test_a_budget_that_is_spent_in_a_few_steps_is_said(tmp_path: Path, port: int
     before = contents(folder)
     findings = [finding for finding in examine(folder) if finding.check == "budget"]
     assert contents(folder) == before
-    assert [finding.state for finding in findings] == [State.OK, State.WARNING]
+    assert [finding.state for finding in findings] == [State.OK, State.WARNING, State.WARNING]
     assert "of 2 at delta 1e-05; none is spent yet" in findings[0].found
     assert "the whole budget is spent in 4 steps: batches of 512 of 399 images" in findings[1].found
+    assert "takes part in a step with probability 1: 399 images are few" in findings[2].found
 
 
 def test_a_plan_beyond_the_own_budget_and_batch_norm_are_named(tmp_path: Path, port: int) -> None:
@@ -349,9 +351,10 @@ def test_what_a_ledger_has_spent_is_read_and_left_as_it_is(tmp_path: Path, port:
 
     folder = provisioned(tmp_path / "f", port, model="cnn2_gn", privacy=PRIVATE) / "clients" / "a"
     plan = plan_privacy(PrivacySettings(**PRIVATE), records=399, rounds=1)
-    config = check("client", ClientConfig, {"name": "a", "model": "cnn2_gn"})
-    budget = own_budget(config, plan)
-    with Ledger.open(folder / "privacy.jsonl", federation="federation", member="a", budget=budget) as ledger:
+    config, federation = read_client(folder / "client.toml"), read_federation(folder / "config.toml")
+    train, _ = held_back(federation, load_client_data(config, federation)[0], seed=config.seed, device="cpu")
+    by, budget = spender(config, federation, train), own_budget(config, plan)
+    with Ledger.open(folder / "privacy.jsonl", by=by, budget=budget) as ledger:
         for charge in plan.charges:
             ledger.reserve(charge)
     before = contents(folder)

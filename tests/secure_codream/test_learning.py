@@ -205,7 +205,7 @@ def test_codream_fast_has_its_adversarial_term_from_its_round_on(begins: int, ro
     students = []
     for name in ("alice", "bob"):
         who = client(name=name, data={"source": "digits", "per_client": 20})
-        learner: Any = make_learner(who, config, course, model=None, data=None, releases=lambda plan: None).learner  # type: ignore[return-value]
+        learner: Any = make_learner(who, config, course, model=None, data=None).learner
         students.append(learner._student)
     assert [student is not None for student in students] == [has, has]
     if has:

@@ -93,8 +93,8 @@ def test_a_refused_model_has_spent_nothing(what: str, shards: list[LabelledImage
     """Before, its first private step failed, or mixed records, with the whole budget charged for ever."""
     ledger, private = tmp_path / "privacy.jsonl", federation(privacy=PRIVACY, learning={"own_weight": 0.0})
 
-    def releases(plan: PrivacyPlan) -> Releases:
-        return Releases(open_ledger(ledger, client(), private, plan).reserve)
+    def releases(plan: PrivacyPlan, images: LabelledImages) -> Releases:
+        return Releases(open_ledger(ledger, client(), private, plan, images).reserve)
 
     make, words = PRIVATE_WRONG[what]
     with pytest.raises(ConfigError, match=f"^model: mlp_gn: .*{words}"):
@@ -111,7 +111,9 @@ def test_settings_that_are_refused_have_spent_nothing(shards: list[LabelledImage
             client(),
             private,
             data=(shards[0], None),
-            releases=lambda plan: Releases(open_ledger(tmp_path / "privacy.jsonl", client(), private, plan).reserve),
+            releases=lambda plan, images: Releases(
+                open_ledger(tmp_path / "privacy.jsonl", client(), private, plan, images).reserve
+            ),
         )
     assert not any(tmp_path.iterdir())
 

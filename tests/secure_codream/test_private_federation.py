@@ -24,11 +24,11 @@ from codream_clients.journal import FileJournal
 from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.models.zoo import build
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
-from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerError
+from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerError, Spender
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.participant import private_participant
 from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, PrivacySettings, WeakDelta, plan_privacy
-from codream_clients.privacy.releases import Releases, Reserve
+from codream_clients.privacy.releases import Charge, Releases
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import CoDream, DreamSettings
 from codream_protocols.courses.metrics import METRICS, metrics_spec
@@ -99,7 +99,7 @@ def test_what_is_held_back_is_not_paid_for_and_never_rolls_back_what_answers(dig
     assert make_participant(client(), federation(), data=data, model=model()).judge is None
     plans: list[PrivacyPlan] = []
 
-    def releases(plan: PrivacyPlan) -> Releases:
+    def releases(plan: PrivacyPlan, images: LabelledImages) -> Releases:
         plans.append(plan)
         return Releases(PlannedCharges(plan).reserve)
 
@@ -142,7 +142,7 @@ def test_two_clients_of_one_configuration_draw_different_noise(digits: Any) -> N
 
 
 def trained(
-    digits: Any, reserve: Callable[[int], Reserve], rounds: int
+    digits: Any, reserve: Callable[[int], Charge], rounds: int
 ) -> tuple[DreamFederation, PrivacyPlan, list[tuple[int, Exception]]]:
     """Four clients that train in every round, planned for one round, and run for `rounds`; and what failed."""
     shards, test = digits
@@ -175,9 +175,9 @@ def test_training_beyond_the_budget_is_refused_and_all_go_on_dreaming(
 ) -> None:
     charges: list[SampledGaussian] = []
     budget = Budget(epsilon=8.0, delta=1e-2, accountant="rdp")
-    with Ledger.open(tmp_path / "ledger", federation="f", member="m", budget=budget) as ledger:
+    with Ledger.open(tmp_path / "ledger", by=Spender("f", "m"), budget=budget) as ledger:
 
-        def reserve(number: int) -> Reserve:
+        def reserve(number: int) -> Charge:
             def of_the_first(charge: SampledGaussian) -> None:
                 if enforced:
                     ledger.reserve(charge)
@@ -275,10 +275,18 @@ def test_settings_of_privacy_are_part_of_the_recipe() -> None:
     assert federation().recipe != federation(privacy={**PRIVACY, "epsilon": 9.0}).recipe
 
 
+def releases_in(folder: Path, ledger: Ledger, *, told: bool = True) -> Releases:
+    own = ledger.own
+    spent, open_ones = (own.released, own.unreleased) if told else ((), ())
+    return Releases(
+        ledger.reserve, folder, "key", released=ledger.released, spent=spent, unreleased=open_ones, resumes=True
+    )
+
+
 def releases_of(folder: Path, config: ClientConfig, whole: FederationConfig, ledgers: list[Ledger]) -> Any:
-    def make(plan: PrivacyPlan) -> Releases:
-        ledgers.append(open_ledger(folder / "privacy.jsonl", config, whole, plan))
-        return Releases(ledgers[-1].reserve, folder / "releases", whole.recipe.hex())
+    def make(plan: PrivacyPlan, images: LabelledImages) -> Releases:
+        ledgers.append(open_ledger(folder / "privacy.jsonl", config, whole, plan, images))
+        return releases_in(folder / "releases", ledgers[-1])
 
     return make
 
@@ -318,9 +326,7 @@ def test_the_clients_own_budget_is_the_last_word(digits: Any, tmp_path: Path) ->
             strict, federation(), data=(shards[0], test), model=model(),
             releases=releases_of(tmp_path, strict, federation(), []),
         )  # fmt: skip
-    with Ledger.open(
-        tmp_path / "privacy.jsonl", federation="private", member="a", budget=Budget(2.0, 1e-3, "rdp")
-    ) as ledger:
+    with Ledger.open(tmp_path / "privacy.jsonl", by=Spender("private", "a"), budget=Budget(2.0, 1e-3, "rdp")) as ledger:
         assert not ledger.charges
 
 
@@ -329,7 +335,7 @@ def test_the_declared_number_of_records_fixes_the_rate(digits: Any) -> None:
     plans: list[PrivacyPlan] = []
     declared = client(budget={"epsilon": 8.0, "delta": 1e-3, "records": 50})
 
-    def keep(plan: PrivacyPlan) -> Releases:
+    def keep(plan: PrivacyPlan, images: LabelledImages) -> Releases:
         plans.append(plan)
         return Releases(lambda charge: None)
 
@@ -354,10 +360,10 @@ def test_a_client_whose_rounds_of_training_are_spent_goes_on_learning_from_dream
     def process(again: bool) -> None:
         ledgers: list[Ledger] = []
 
-        def releases(plan: PrivacyPlan) -> Releases:
-            ledger = open_ledger(tmp_path / "ledger", client(), settings, plan)
+        def releases(plan: PrivacyPlan, images: LabelledImages) -> Releases:
+            ledger = open_ledger(tmp_path / "ledger", client(), settings, plan, images)
             ledgers.append(ledger)
-            return Releases(ledger.reserve, tmp_path / "kept", "key", spent=ledger.charges if told else ())
+            return releases_in(tmp_path / "kept", ledger, told=told)
 
         warmed_up = resume and again
         participant = make_participant(
@@ -414,8 +420,8 @@ def test_private_clients_over_the_network(tmp_path: Path) -> None:
             assert journal.memory.steps == report["secure_steps"]
         plan = plan_privacy(PrivacySettings(**tables["privacy"]), records=40, rounds=2)
         budget = Budget(plan.epsilon, plan.delta, "rdp")
-        with Ledger.open(folder / "privacy.jsonl", federation="private", member=config.name, budget=budget) as ledger:
-            assert ledger.charges == plan.charges and 0.98 * 8 < ledger.spent <= 8
+        ledger = Ledger.look(folder / "privacy.jsonl", by=Spender("private", config.name), budget=budget)
+        assert ledger is not None and ledger.charges == plan.charges and 0.98 * 8 < ledger.spent <= 8
 
 
 @pytest.mark.system

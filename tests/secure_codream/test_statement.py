@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
-from codream_clients.privacy.ledger import Budget, Ledger
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of, solve_noise_multiplier
+from codream_clients.privacy.groups import group_epsilon
+from codream_clients.privacy.ledger import Budget, Ledger, Spender
 from secure_codream.reports.audit_results import AuditResult, AuditRow
 from secure_codream.reports.files import MalformedRecord, MissingRecord
 from secure_codream.reports.statement import (
+    FLOATING_POINT,
     METRICS_REPORTED,
     ClientLevel,
+    Mechanism,
     PrivacyStatement,
     RecordLevel,
+    mechanisms_of,
     member_spending,
     privacy_statement,
     read_statement,
+    record_level,
     write_statement,
 )
 
 BUDGET = Budget(4.0, 1e-5, "rdp")
 CHARGES = [SampledGaussian(8.0, 1.0, 1, "label histogram"), SampledGaussian(1.4, 0.034, 360, "warm-up")]
+MECHANISMS = [Mechanism(**vars(charge), federation="a-run") for charge in CHARGES]
 CLIENT = ClientLevel(
     epsilon=8.0,
     delta=1e-6,
@@ -37,8 +44,8 @@ CLIENT = ClientLevel(
 )
 
 
-def record(name: str = "alice", *, secure_mode: bool = False) -> RecordLevel:
-    return RecordLevel(members=[member_spending(name, BUDGET, CHARGES)], clip=0.3, secure_mode=secure_mode)
+def record(name: str = "alice") -> RecordLevel:
+    return RecordLevel(members=[member_spending(name, BUDGET, MECHANISMS)], clip=0.3)
 
 
 def audit(lower: float) -> AuditResult:
@@ -75,13 +82,27 @@ def test_an_experiment_that_deals_a_known_set_out_says_so() -> None:
 
 
 def test_spending_is_the_ledgers(tmp_path: Path) -> None:
-    with Ledger.open(tmp_path / "l.jsonl", federation="example", member="alice", budget=BUDGET) as ledger:
+    with Ledger.open(tmp_path / "l.jsonl", by=Spender("example", "alice"), budget=BUDGET) as ledger:
         for charge in CHARGES:
             ledger.reserve(charge)
-        spending = member_spending("alice", ledger.budget, ledger.charges)
+        spending = member_spending("alice", ledger.budget, mechanisms_of(ledger))
         assert (spending.spent, spending.left) == (ledger.spent, ledger.left)
     assert spending.second == epsilon_of(CHARGES, 1e-5, "prv") < spending.spent
     assert [(part.purpose, part.steps) for part in spending.mechanisms] == [("label histogram", 1), ("warm-up", 360)]
+
+
+def test_spending_is_that_of_all_federations_on_the_same_images_and_says_when(tmp_path: Path) -> None:
+    """Two of epsilon 4 are not 4 of 4, twice."""
+    for federation in ("one", "other"):
+        with Ledger.open(tmp_path / "l.jsonl", by=Spender(federation, "alice"), budget=BUDGET) as ledger:
+            ledger.plan(CHARGES[:1])
+            if federation == "one":
+                ledger.reserve(CHARGES[0])
+            found = mechanisms_of(ledger)
+    assert [(part.federation, part.began is None) for part in found] == [("one", False), ("other", True)]
+    assert member_spending("alice", BUDGET, found).spent == epsilon_of(CHARGES[:1] * 2, 1e-5, "rdp")
+    text = page(tmp_path, privacy_statement("a-run", record=record_level([("alice", BUDGET, found)], {"epsilon": 4.0})))
+    assert "<td>one</td>" in text and "<td>other</td>" in text and "<td>reserved</td>" in text
 
 
 def test_record_level_says_everything_in_json_and_on_the_page(tmp_path: Path) -> None:
@@ -105,7 +126,8 @@ def test_record_level_says_everything_in_json_and_on_the_page(tmp_path: Path) ->
     assert {"opacus", "torch"} <= set(statement.versions)
     raw = msgspec.json.decode((tmp_path / "privacy.json").read_bytes())
     assert raw["record"]["neighbours"] == "one record added or removed"
-    assert (raw["record"]["secure_mode"], raw["colluders"], raw["client"]) == (False, 2, None)
+    assert (raw["colluders"], raw["client"]) == (2, None)
+    assert "AES-256" in raw["record"]["randomness"]
 
 
 def test_client_level_and_its_optional_fields(tmp_path: Path) -> None:
@@ -132,10 +154,46 @@ def test_what_is_not_covered_follows_the_run() -> None:
     with_metrics = privacy_statement("a-run", record=record())
     without = privacy_statement("a-run", record=record(), metrics_reported=False)
     assert METRICS_REPORTED in with_metrics.not_covered and METRICS_REPORTED not in without.not_covered
-    secure = privacy_statement("a-run", record=record(secure_mode=True))
-    assert any("floating-point noise and on" in text for text in with_metrics.not_covered)
-    # Opacus hardens DP-SGD alone: what else is noised is still said.
-    assert any("floating-point noise of the histogram and of statistics" in text for text in secure.not_covered)
+    assert FLOATING_POINT in with_metrics.not_covered
+
+
+def test_what_a_person_with_several_records_pays_is_said_and_what_says_nothing_is_called_so(tmp_path: Path) -> None:
+    statement = privacy_statement("a-run", record=record())
+    assert statement.record is not None
+    (member,) = statement.record.members
+    assert list(member.persons) == [2, 5, 20]
+    assert member.persons[2] == group_epsilon(CHARGES, 1e-5, 2) > 2 * member.spent
+    text = page(tmp_path, statement)
+    assert f"{member.persons[2]:.1f}</td>" in text and f"{member.persons[20]:.1f} (says nothing)" in text
+    assert any("weights that a model came with" in line for line in statement.not_covered)
+    assert any("more than one record of a person" in line for line in statement.not_covered)
+
+
+def test_what_colluders_make_of_it_is_on_the_page(tmp_path: Path) -> None:
+    noised = msgspec.structs.replace(CLIENT, by_colluders=[7.2, 8.0, 9.2])
+    assert "0: 7.2, 1: 8, 2: 9.2; to a member its own share is known" in page(
+        tmp_path, privacy_statement("a-run", client=noised, colluders=1)
+    )
+
+
+@pytest.mark.parametrize(("epsilon", "right"), [(0.5, 62.2), (1.0, 73.1), (4.0, 98.2)])
+def test_an_epsilon_is_put_into_words(epsilon: float, right: float) -> None:
+    """Kairouz, Oh and Viswanath, ICML 2015: at even odds at most (e^epsilon + delta) / (1 + e^epsilon) are right."""
+    noise = solve_noise_multiplier(target_epsilon=epsilon, delta=1e-5, sample_rate=1.0, steps=1, accountant="rdp")
+    part = Mechanism(purpose="warm-up", noise_multiplier=noise, sample_rate=1.0, steps=1)
+    member = member_spending("alice", BUDGET, [part])
+    statement = privacy_statement("a-run", record=RecordLevel(members=[member], clip=0.3))
+    said = float(statement.reading.partition("at most ")[2].split()[0])
+    exact = 100 * (math.exp(member.spent) + 1e-5) / (1 + math.exp(member.spent))
+    assert said == pytest.approx(exact, rel=1e-2) == pytest.approx(right, rel=1e-2)
+    assert privacy_statement("a-run").reading == ""
+
+
+def test_a_statement_says_when_and_of_whom_it_is(tmp_path: Path) -> None:
+    text = page(tmp_path, privacy_statement("a-run", record=record(), roster=bytes(31) + b"\x0a", recipe=b"\xff" * 32))
+    raw = msgspec.json.decode((tmp_path / "privacy.json").read_bytes())
+    assert raw["roster"] == "00" * 31 + "0a" and raw["recipe"] == "ff" * 32 and raw["date"].endswith("+00:00")
+    assert raw["date"] in text and raw["roster"] in text and raw["recipe"] in text
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

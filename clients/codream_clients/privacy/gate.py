@@ -10,6 +10,7 @@ hooks that clip. All of it is tried on noise: no record is looked at.
 import copy
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from codream_clients.models.refusals import ModelRefused, failed
 from codream_clients.privacy.accounting import SampledGaussian
 from codream_clients.privacy.draws import BATCH, shared_draws
 from codream_clients.privacy.memory import difference
+from codream_clients.privacy.noise import KEY_BYTES, Stream
 from codream_clients.privacy.plan import GradSampleMode, PrivacyPlan, PrivacySettings
 from codream_clients.privacy.training import private_sgd
 
@@ -254,7 +256,6 @@ def _require_same_sum(
     """One step of the deployed private training, without noise, sums the same."""
     trained = copy.deepcopy(model)
     inplace = [name for name, layer in model.named_modules() if getattr(layer, "inplace", False) is True]
-    seed(STEP)
     try:
         private_sgd(
             trained,
@@ -262,9 +263,7 @@ def _require_same_sum(
             plan=_without_noise(len(images), expected.bound, mode),
             steps=1,
             class_counts=None,
-            sampling=torch.Generator().manual_seed(0),
-            noise=torch.Generator(images.device).manual_seed(0),
-            variation=torch.Generator().manual_seed(0),
+            stream=_KnownDraws(bytes(KEY_BYTES)),
             device=images.device,
         )
     except (Exception, SystemExit) as error:
@@ -282,6 +281,15 @@ def _require_same_sum(
             f"{wrong / _norm(expected.total):.0%}; call each layer itself, and once in a pass, in place of "
             f"functional.linear or functional.conv2d with its weight{_other_mode(mode)}"
         )
+
+
+class _KnownDraws(Stream):
+    """Of which layers draw what they drew in `_clipped_by_autograd`."""
+
+    @contextmanager
+    def hidden_draws(self, device: torch.device) -> Iterator[None]:
+        seed(STEP)
+        yield
 
 
 def _norm(parts: Sequence[torch.Tensor]) -> float:

@@ -1,214 +1,271 @@
-"""A client's privacy ledger: what it has spent, on disk, and the last word on what it may still spend.
+"""A site's privacy ledger: what one data set has spent, in all federations, and the last word on what it still may.
 
-Write-ahead: `reserve` returns only once the charge is durable, and only then may the mechanism run. So what has run is
-never more than what is written; a charge whose mechanism then never ran stays spent.
+Write-ahead: `plan` reserves a whole run at its start, so that no federation ends half-way for want of budget; `reserve`
+returns only once a charge is durable, and only then may its mechanism run. So what has run is never more than what is
+written. What a run reserved and never began is given back by `end`; what it began stays spent.
 
-    ledger.jsonl          one entry a line: {"entry": {...}, "digest": "..."}; the first names the federation, the
-                          member and the budget; a digest is SHA-256 over the digest before and the entry's bytes
+    ledger.jsonl          one entry a line: {"entry": {...}, "digest": "..."}; the first names ledger and budget, all
+                          others whose they are, and when; a digest is SHA-256 over the digest before and the entry
     ledger.jsonl.anchor   how many entries there are, and the digest of the last of them; replaced as a whole
 
-A charge goes into the ledger (fsync), then into the anchor (fsync, rename, fsync of the folder), and then `reserve`
-returns. What a crash or a person may leave behind, and what follows:
+An entry goes into the ledger (fsync), then into the anchor (fsync, rename, fsync of the folder), and then the call
+returns. Processes take turns: each locks the file for one entry, and first reads what others have written. One spender
+is one process: two of them would both make anew what nothing has come of yet. What a crash or a person may leave
+behind, and what follows:
 
     after the anchor's entries, a line cut off or garbled   never acknowledged, so nothing ran: dropped, and logged
-    after the anchor's entries, a whole line                not acknowledged either, yet it counts as spent
+    after the anchor's entries, a whole line                not acknowledged either, yet it counts
     fewer entries than the anchor's, or other ones          an older copy was put back: `LedgerRolledBack`
     an anchor without a ledger, or the reverse              one of them was removed: `LedgerRolledBack`
     among the anchor's entries, a line that does not fit    altered or damaged: `LedgerDamaged`
 
-Keep the anchor where a restored backup of the ledger does not bring it back too. Whoever puts back both, or removes
-both, or rewrites both with fresh digests, is not found out: software alone cannot, short of a counter in hardware or
-with another party. The ledger guards its owner against servers, crashes and accidents, not against the owner.
+Keep the anchor where a restored backup of the ledger does not bring it back too; an `Index` (`index`) is a second such
+memory. Whoever puts all of them back, or rewrites them with fresh digests, is not found out: software alone cannot,
+short of a counter in hardware or with another party. The ledger guards its owner against servers, crashes and
+accidents, not against the owner.
 """
 
 import hashlib
 import os
+import secrets
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, get_args
+from typing import Protocol
 
 import msgspec
 import structlog
 
-from codream_clients.privacy.accounting import AccountingError, AnyAccountant, SampledGaussian, epsilon_of
-from codream_protocols.durable import chained, sync_folder, try_lock, write_all, write_whole
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from codream_clients.privacy.ledger_entries import (
+    MAX_LINE_BYTES,
+    Charged,
+    Ended,
+    Entry,
+    Line,
+    Opened,
+    Planned,
+    Reissued,
+    Released,
+    parse,
+)
+from codream_clients.privacy.ledger_entries import Account as Account
+from codream_clients.privacy.ledger_entries import Budget as Budget
+from codream_clients.privacy.ledger_entries import BudgetExceeded as BudgetExceeded
+from codream_clients.privacy.ledger_entries import LedgerBusy as LedgerBusy
+from codream_clients.privacy.ledger_entries import LedgerDamaged as LedgerDamaged
+from codream_clients.privacy.ledger_entries import LedgerError as LedgerError
+from codream_clients.privacy.ledger_entries import LedgerMismatch as LedgerMismatch
+from codream_clients.privacy.ledger_entries import LedgerRolledBack as LedgerRolledBack
+from codream_clients.privacy.ledger_entries import Seen as Seen
+from codream_clients.privacy.ledger_entries import Spender as Spender
+from codream_protocols.durable import chained, sync_folder, try_lock, unlock, write_all, write_whole
 
-MAX_LINE_BYTES = 2048
-MAX_LEDGER_BYTES = 16 << 20
-MAX_NAME = 200
-_START = hashlib.sha256(b"secure-codream privacy ledger, version 1").hexdigest()
-
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-
-
-class LedgerError(RuntimeError):
-    """The ledger does not permit, or cannot vouch for, any spending."""
-
-
-class BudgetExceeded(LedgerError):
-    """A charge that would pass the budget; nothing was charged, and the mechanism must not run."""
-
-
-class LedgerRolledBack(LedgerError):
-    """The ledger holds less, or other entries, than its anchor has seen."""
-
-
-class LedgerDamaged(LedgerError):
-    """The ledger or its anchor cannot be read, or was altered."""
-
-
-class LedgerMismatch(LedgerError):
-    """The ledger is another federation's, another member's or of another budget."""
-
-
-class LedgerBusy(LedgerError):
-    """Another process, or another object of this one, has the ledger open."""
+MAX_LEDGER_BYTES = 64 << 20
+PATIENCE = 10.0
+"""Seconds that a process waits for another's entry to be written."""
+_START = hashlib.sha256(b"secure-codream privacy ledger, version 2").hexdigest()
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What a client may spend in all: `epsilon` at `delta`, as `accountant` counts.
+class Memory(Protocol):
+    """Remembers, in another place, how far ledgers have got."""
 
-    Raises `AccountingError` unless epsilon is finite and above 0 and delta in (0, 1).
-    """
+    def seen(self, ledger: str) -> Seen | None:
+        """The most that was seen of the ledger of that name; None if nothing was."""
 
-    epsilon: float
-    delta: float
-    accountant: AnyAccountant = "prv"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.epsilon < float("inf") or not 0 < self.delta < 1:
-            raise AccountingError(
-                f"budget of epsilon {self.epsilon}, delta {self.delta}; a finite epsilon above 0 and a delta in (0, 1) "
-                "are needed"
-            )
-        if self.accountant not in get_args(AnyAccountant):
-            raise AccountingError(
-                f"accountant is {self.accountant!r}; {' or '.join(get_args(AnyAccountant))} is allowed"
-            )
-
-
-class _Opened(msgspec.Struct, frozen=True, tag_field="kind", tag="opened", forbid_unknown_fields=True):
-    federation: str
-    member: str
-    budget: Budget
-
-
-class _Charged(msgspec.Struct, frozen=True, tag_field="kind", tag="charge", forbid_unknown_fields=True):
-    charge: SampledGaussian
-
-
-class _Reissued(msgspec.Struct, frozen=True, tag_field="kind", tag="budget", forbid_unknown_fields=True):
-    budget: Budget
-
-
-_Entry = _Opened | _Charged | _Reissued
-
-
-class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    entry: msgspec.Raw
-    digest: Digest
-
-
-class _Anchor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    entries: Annotated[int, msgspec.Meta(ge=0)]
-    digest: Digest
+    def saw(self, ledger: str, path: Path, seen: Seen) -> None:
+        """Remember it."""
 
 
 class Ledger:
-    """An open ledger, which no other process can open meanwhile. Make one with `open`; `close` it, or use `with`."""
+    """An open ledger, for one spender; others may have it open too. Make one with `open`; `close` it, or use `with`."""
 
-    def __init__(self, path: Path, anchor: Path, descriptor: int) -> None:
-        self._path, self._anchor, self._file = path, anchor, descriptor
-        self._entries: list[_Entry] = []
-        self._digest = _START
+    def __init__(self, path: Path, anchor: Path | None, descriptor: int, by: Spender, memory: Memory | None) -> None:
+        self._path, self._anchor = path, anchor or path.with_name(path.name + ".anchor")
+        self._file, self._by, self._memory = descriptor, by, memory
+        self._lease = -1
+        self._first: Opened | None = None
+        self._budget: Budget | None = None
+        self._accounts: dict[Spender, Account] = {}
+        self._digests, self._bytes = [_START], 0
         self._usable = True
 
     @classmethod
-    def open(cls, path: Path, *, federation: str, member: str, budget: Budget, anchor: Path | None = None) -> "Ledger":
+    def open(
+        cls, path: Path, *, by: Spender, budget: Budget | None, anchor: Path | None = None, memory: Memory | None = None
+    ) -> "Ledger":
         """Open the ledger at `path`, or begin it; its anchor lies beside it unless given. Only the owner may read both.
 
+        Args:
+            path: the file.
+            by: who spends.
+            budget: what all may spend together; None takes that of a ledger that is there.
+            anchor: where its anchor lies.
+            memory: of the ledgers that this user has seen.
+
         Raises:
-            LedgerBusy: it is open elsewhere.
-            LedgerRolledBack: an older copy was put back, or one of the two files was removed.
+            LedgerBusy: the same spender has it open, or another process holds it.
+            LedgerRolledBack: an older copy was put back, or one of the files was removed.
             LedgerDamaged: it was altered, or cannot be read.
-            LedgerMismatch: it belongs to another federation, member or budget. A budget is changed by `reissue` alone.
+            LedgerMismatch: it has another budget, which is changed by `reissue` alone; or there is none.
             OSError: the file system refuses.
         """
-        for name in (federation, member):
-            if not (0 < len(name) <= MAX_NAME and name.isprintable()):
-                raise LedgerMismatch(f"a name of {len(name)} characters; 1 to {MAX_NAME} printable ones are allowed")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        ledger = cls(path, anchor or path.with_name(path.name + ".anchor"), descriptor)
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if budget is not None else 0)
         try:
-            ledger._lock()
-            os.fchmod(descriptor, 0o600)
-            ledger._read(_Opened(federation, member, budget))
+            descriptor = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            if budget is not None:
+                raise
+            raise LedgerMismatch(f"{path}: found no ledger") from None
+        ledger = cls(path, anchor, descriptor, by, memory)
+        try:
+            ledger._be_alone()
+            with ledger._turn():
+                os.fchmod(descriptor, 0o600)
+                if ledger._first is None:
+                    ledger._begin(budget)
+            ledger._check_budget(budget)
         except BaseException:
             ledger.close()
             raise
         return ledger
 
     @classmethod
-    def look(cls, path: Path, *, federation: str, member: str, budget: Budget) -> tuple[SampledGaussian, ...]:
-        """What was charged until now, without writing, locking or beginning anything; nothing where no ledger is.
+    def look(
+        cls, path: Path, *, by: Spender, budget: Budget | None, anchor: Path | None = None, memory: Memory | None = None
+    ) -> "Ledger | None":
+        """The ledger as it is, to be read: nothing is written, locked or begun; None where none is.
 
         Raises:
             LedgerRolledBack, LedgerDamaged, LedgerMismatch, OSError: as `open` does.
         """
-        anchor = path.with_name(path.name + ".anchor")
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            if anchor.exists() and (seen := cls(path, anchor, -1)._read_anchor()) is not None and seen.entries:
-                raise LedgerRolledBack(f"{path}: found no ledger, but {anchor} has seen one; put it back") from None
-            return ()
-        ledger = cls(path, anchor, descriptor)
+            ledger = cls(path, anchor, -1, by, memory)
+            if (seen := ledger._read_anchor()) is not None and seen.entries:
+                raise LedgerRolledBack(
+                    f"{path}: found no ledger, but {ledger._anchor} has seen one; put it back"
+                ) from None
+            return None
+        ledger = cls(path, anchor, descriptor, by, memory)
         try:
-            ledger._load()
-            if ledger._entries:
-                ledger._check_belongs(_Opened(federation, member, budget))
-            return ledger.charges
+            ledger._take_new()
+            if ledger._first is None:
+                return None
+            ledger._check_budget(budget)
+            return ledger
         finally:
             ledger.close()
 
+    def plan(self, charges: Sequence[SampledGaussian]) -> None:
+        """Reserve all that a run will charge and has not begun, in the place of what it had reserved; all or nothing.
+
+        What was begun before is part of it. A run that was ended reserves nothing any more.
+
+        Raises:
+            BudgetExceeded: with it the ledger would pass the budget; nothing has changed.
+            AccountingError, LedgerDamaged, LedgerBusy, OSError: as `reserve` does.
+        """
+        with self._turn():
+            own = self._own
+            needed = Counter(charges) - Counter(own.begun)
+            if own.ended or needed == Counter(own.open):
+                return
+            self._check_fits(self._others, [*needed.elements()], f"all that {self._by.federation!r} plans")
+            remaining = [charge for charge in dict.fromkeys(charges) for _ in range(needed[charge])]
+            self._append(Planned(self._by, tuple(remaining), _now()))
+
+    def with_plan(self, charges: Sequence[SampledGaussian]) -> tuple[SampledGaussian, ...]:
+        """All that would count were these planned, as far as was read; nothing is reserved."""
+        return (*self._others, *(Counter(charges) - Counter(self._own.begun)).elements())
+
     def reserve(self, charge: SampledGaussian) -> None:
         """Charge for a mechanism that is about to run; returns once that is durable, and only then may it run.
+
+        What `plan` has reserved is begun; what it has not must still fit.
 
         Raises:
             BudgetExceeded: the charge would pass the budget; nothing has changed.
             AccountingError: no epsilon can be computed with it; nothing has changed.
             LedgerDamaged: an earlier write failed half-way, or the ledger is full; open it again.
+            LedgerBusy: another process holds it; nothing has changed.
             OSError: this write failed; the charge may or may not count after the ledger is opened again.
         """
-        self._check_usable()
-        self._check_fits(charge)
-        self._append(_Charged(charge))
+        with self._turn():
+            if charge not in self._own.open:
+                self._check_fits(self.charges, [charge], charge.purpose)
+            self._append(Charged(self._by, charge, _now()))
+
+    def released(self, charge: SampledGaussian) -> None:
+        """What came of a charge is kept, and may be used: from now on it cannot be made anew within the same charge.
+
+        Repeats do nothing. Raises as `reserve` does when writing.
+        """
+        with self._turn():
+            if charge in self._own.unreleased:
+                self._append(Released(self._by, charge, _now()))
+
+    def end(self) -> None:
+        """Give back what was reserved and never begun. Repeats do nothing. Raises as `reserve` does when writing."""
+        with self._turn():
+            if self._own.open:
+                self._append(Ended(self._by, _now()))
 
     def reissue(self, budget: Budget) -> None:
         """Replace the budget, smaller or larger, from now on: a person's decision, which no message may bring about.
 
         What was spent stays spent, counted at the new delta. Raises as `reserve` does when writing.
         """
-        self._check_usable()
-        self._append(_Reissued(budget))
+        with self._turn():
+            self._append(Reissued(budget, _now()))
+
+    @property
+    def name(self) -> str:
+        """The ledger's own, wherever it lies: 64 hexadecimal digits."""
+        assert self._first is not None  # noqa: S101 - an open ledger has one
+        return self._first.ledger
 
     @property
     def budget(self) -> Budget:
         """The budget in force."""
-        return next(entry.budget for entry in reversed(self._entries) if not isinstance(entry, _Charged))
+        assert self._budget is not None  # noqa: S101 - an open ledger has one
+        return self._budget
 
     @property
     def charges(self) -> tuple[SampledGaussian, ...]:
-        """All that was charged, in order."""
-        return tuple(entry.charge for entry in self._entries if isinstance(entry, _Charged))
+        """All that counts, of all spenders: what was begun, and after it what is reserved."""
+        accounts = self._accounts.values()
+        begun = [charge for account in accounts for charge in account.begun]
+        return (*begun, *(charge for account in accounts for charge in account.open))
+
+    @property
+    def accounts(self) -> dict[Spender, Account]:
+        """Each spender's."""
+        return dict(self._accounts)
+
+    @property
+    def own(self) -> Account:
+        """This spender's, as it was when the ledger was last read or written."""
+        return self._own
+
+    @property
+    def entries(self) -> int:
+        """How many there are."""
+        return len(self._digests) - 1
+
+    @property
+    def head(self) -> str:
+        """The digest of the last entry, over all before it."""
+        return self._digests[-1]
 
     @property
     def spent(self) -> float:
-        """Epsilon of all charges together, at the budget's delta."""
+        """Epsilon of all that counts together, at the budget's delta."""
         return epsilon_of(self.charges, self.budget.delta, self.budget.accountant)
 
     @property
@@ -217,11 +274,12 @@ class Ledger:
         return max(self.budget.epsilon - self.spent, 0.0)
 
     def close(self) -> None:
-        """Give the file and its lock back; the ledger cannot be used any more. Repeats do nothing."""
+        """Give the file back; the ledger cannot be written any more. Repeats do nothing."""
         self._usable = False
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        for descriptor in (self._file, self._lease):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._lease = -1
 
     def __enter__(self) -> "Ledger":
         return self
@@ -233,6 +291,15 @@ class Ledger:
 
     # -- rules ----------------------------------------------------------------------------------------
 
+    @property
+    def _own(self) -> Account:
+        return self._accounts.get(self._by) or Account()
+
+    @property
+    def _others(self) -> list[SampledGaussian]:
+        """All that counts, but for what this spender has reserved and not begun."""
+        return list((Counter(self.charges) - Counter(self._own.open)).elements())
+
     def _check_usable(self) -> None:
         if not self._usable:
             raise LedgerDamaged(f"{self._path}: closed, or a write failed half-way; open the ledger again")
@@ -240,92 +307,130 @@ class Ledger:
         if not self._path.exists() or not os.path.samestat(self._path.stat(), os.fstat(self._file)):
             raise LedgerRolledBack(f"{self._path}: the file was replaced while it was open; open the ledger again")
 
-    def _check_fits(self, charge: SampledGaussian) -> None:
+    def _check_fits(self, already: Sequence[SampledGaussian], more: Sequence[SampledGaussian], what: str) -> None:
         budget = self.budget
-        after = epsilon_of([*self.charges, charge], budget.delta, budget.accountant)
+        after = epsilon_of([*already, *more], budget.delta, budget.accountant)
         if not after <= budget.epsilon:
+            spent = epsilon_of(already, budget.delta, budget.accountant)
             raise BudgetExceeded(
-                f"{charge.purpose}: epsilon would be {after:.4g} at delta {budget.delta:g} ({self.spent:.4g} spent), "
+                f"{what}: epsilon would be {after:.4g} at delta {budget.delta:g} ({spent:.4g} spent or reserved), "
                 f"{budget.epsilon:g} is allowed; so this client learns nothing more from its data"
             )
 
-    def _check_anchored(self, seen: _Anchor | None, digests: Sequence[str]) -> None:
-        """Whether the digests of all entries, `_START` first, go on from what the anchor has seen."""
+    def _check_budget(self, expected: Budget | None) -> None:
+        if expected is not None and self.budget != expected:
+            raise LedgerMismatch(
+                f"{self._path}: found a ledger with {self.budget}; asked for {expected}. Only reissue changes a budget"
+            )
+
+    def _check_anchored(self, seen: Seen | None, digests: Sequence[str], where: object) -> None:
+        """Whether the digests of all entries, `_START` first, go on from what was seen of them."""
         entries = len(digests) - 1
         if seen is None:
             if entries:
                 raise LedgerRolledBack(
-                    f"{self._path}: found {entries} entries, but no anchor at {self._anchor}; put the anchor back"
+                    f"{self._path}: found {entries} entries, but no anchor at {where}; put the anchor back"
                 )
         elif entries < seen.entries or digests[seen.entries] != seen.digest:
             raise LedgerRolledBack(
-                f"{self._path}: found {entries} entries, but {self._anchor} has seen {seen.entries}, or other ones; "
+                f"{self._path}: found {entries} entries, but {where} has seen {seen.entries}, or other ones; "
                 "put the newest ledger back, or let this member spend nothing more"
             )
 
     # -- reading ----------------------------------------------------------------------------------------
 
-    def _lock(self) -> None:
-        if not try_lock(self._file):
-            raise LedgerBusy(f"{self._path}: open elsewhere; one process at a time may spend")
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """This process's turn: nobody else writes, and all that others have written is known."""
+        self._check_usable()
+        self._lock()
+        try:
+            torn = self._take_new()
+            if torn:
+                structlog.get_logger().warning(
+                    "privacy-ledger-torn-entry-dropped", path=str(self._path), after=self.entries
+                )
+                os.ftruncate(self._file, self._bytes)
+                os.fsync(self._file)
+            if self._first is not None and (seen := self._read_anchor()) != Seen(self.entries, self.head):
+                assert seen is not None  # noqa: S101 - checked with the entries
+                os.fsync(self._file)
+                self._write_anchor()
+            yield
+        finally:
+            self._unlock()
 
-    def _read(self, expected: _Opened) -> None:
-        content, seen, digests, whole = self._load()
-        self._digest = digests[-1]
-        if whole < len(content):
-            structlog.get_logger().warning(
-                "privacy-ledger-torn-entry-dropped", path=str(self._path), after=len(digests) - 1
+    def _be_alone(self) -> None:
+        """No other process is this spender, until this one closes the ledger or ends."""
+        who = hashlib.sha256(msgspec.json.encode(self._by)).hexdigest()[:16]
+        path = self._path.with_name(f"{self._path.name}.{who}.lock")
+        self._lease = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if not try_lock(self._lease):
+            raise LedgerBusy(
+                f"{self._path}: {self._by.member!r} spends for {self._by.federation!r} in another process; one at a "
+                "time may"
             )
-            os.ftruncate(self._file, whole)
-            os.fsync(self._file)
-        if not self._entries:
-            # First an anchor that has seen nothing: from here on a ledger without an anchor is one that lost it.
-            self._write_anchor()
-            self._append(expected)
-        elif seen is None or seen.digest != self._digest:
-            os.fsync(self._file)
-            self._write_anchor()
-        self._check_belongs(expected)
 
-    def _load(self) -> tuple[bytes, _Anchor | None, list[str], int]:
-        """Take the entries; the file's bytes, what the anchor has seen, all digests, and how many bytes are whole."""
-        seen = self._read_anchor()
-        content = self._content()
-        digests, whole = [_START], 0
+    def _lock(self) -> None:
+        until = time.monotonic() + PATIENCE
+        while not try_lock(self._file):
+            if time.monotonic() > until:
+                raise LedgerBusy(f"{self._path}: another process has held it for {PATIENCE:g} s; end that one")
+            time.sleep(0.005)
+
+    def _unlock(self) -> None:
+        if self._file >= 0:
+            unlock(self._file)
+
+    def _take_new(self) -> bool:
+        """Take what was added since the last time; whether a torn entry follows."""
+        seen, content, torn = self._read_anchor(), self._content(), False
+        digests, entries, whole = list(self._digests), [], self._bytes
         for line in content.splitlines(keepends=True):
             try:
-                entry, digest = _parse(line, digests[-1])
+                entry, digest = parse(line, digests[-1])
             except ValueError as error:
                 if seen is None or len(digests) <= seen.entries:
                     raise LedgerDamaged(f"{self._path}, line {len(digests)}: {error}; it was altered") from None
+                torn = True
                 break
-            self._entries.append(entry)
+            entries.append(entry)
             digests.append(digest)
             whole += len(line)
-        self._check_anchored(seen, digests)
-        return content, seen, digests, whole
+        self._check_anchored(seen, digests, self._anchor)
+        for entry in entries:
+            self._count(entry)
+        self._digests, self._bytes = digests, whole
+        if self._memory is not None and self._first is not None:
+            remembered = self._memory.seen(self._first.ledger)
+            if remembered is not None:
+                self._check_anchored(remembered, digests, self._memory)
+        return torn
 
-    def _check_belongs(self, expected: _Opened) -> None:
-        first = self._entries[0]
-        if not isinstance(first, _Opened) or any(isinstance(entry, _Opened) for entry in self._entries[1:]):
+    def _count(self, entry: Entry) -> None:
+        if isinstance(entry, Opened) is not (self._first is None):
             raise LedgerDamaged(f"{self._path}: an entry of another kind where the opening is due, or a second opening")
-        found = (first.federation, first.member, self.budget)
-        if found != (expected.federation, expected.member, expected.budget):
-            raise LedgerMismatch(
-                f"{self._path}: found a ledger of {found[1]!r} in {found[0]!r} with {found[2]}; asked for "
-                f"{expected.member!r} in {expected.federation!r} with {expected.budget}. Only reissue changes a budget"
-            )
+        match entry:
+            case Opened():
+                self._first, self._budget = entry, entry.budget
+            case Reissued():
+                self._budget = entry.budget
+            case _:
+                self._accounts.setdefault(entry.by, Account()).take(entry)
 
     def _content(self) -> bytes:
+        """What is in the file beyond what was read before."""
         size = os.fstat(self._file).st_size
         if size > MAX_LEDGER_BYTES:
             raise LedgerDamaged(f"{self._path}: {size} bytes; at most {MAX_LEDGER_BYTES} are allowed")
-        return os.pread(self._file, size, 0)
+        if size < self._bytes:
+            raise LedgerRolledBack(f"{self._path}: found {size} bytes, where there were {self._bytes}; put it back")
+        return os.pread(self._file, size - self._bytes, self._bytes)
 
-    def _read_anchor(self) -> _Anchor | None:
+    def _read_anchor(self) -> Seen | None:
         try:
             with self._anchor.open("rb") as file:
-                return msgspec.json.decode(file.read(MAX_LINE_BYTES), type=_Anchor)
+                return msgspec.json.decode(file.read(MAX_LINE_BYTES), type=Seen)
         except FileNotFoundError:
             return None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -333,17 +438,25 @@ class Ledger:
 
     # -- writing ----------------------------------------------------------------------------------------
 
-    def _append(self, entry: _Entry) -> None:
+    def _begin(self, budget: Budget | None) -> None:
+        if budget is None:
+            raise LedgerMismatch(f"{self._path}: found no ledger")
+        # First an anchor that has seen nothing: from here on a ledger without an anchor is one that lost it.
+        self._write_anchor()
+        self._append(Opened(secrets.token_hex(32), budget, _now()))
+
+    def _append(self, entry: Entry) -> None:
         raw = msgspec.json.encode(entry)
-        digest = chained(self._digest, raw)
-        line = msgspec.json.encode(_Line(msgspec.Raw(raw), digest)) + b"\n"
-        if os.fstat(self._file).st_size + len(line) > MAX_LEDGER_BYTES:
+        digest = chained(self.head, raw)
+        line = msgspec.json.encode(Line(msgspec.Raw(raw), digest)) + b"\n"
+        if len(line) > MAX_LINE_BYTES or self._bytes + len(line) > MAX_LEDGER_BYTES:
             raise LedgerDamaged(f"{self._path}: full with {MAX_LEDGER_BYTES} bytes; nothing more can be charged")
         with self._all_or_unusable():
             write_all(self._file, line)
             os.fsync(self._file)
-            self._entries.append(entry)
-            self._digest = digest
+            self._count(entry)
+            self._digests.append(digest)
+            self._bytes += len(line)
             self._write_anchor()
 
     @contextmanager
@@ -354,16 +467,13 @@ class Ledger:
         self._usable = True
 
     def _write_anchor(self) -> None:
-        write_whole(self._anchor, msgspec.json.encode(_Anchor(len(self._entries), self._digest)))
+        seen = Seen(self.entries, self.head)
+        write_whole(self._anchor, msgspec.json.encode(seen))
         if self._path.parent != self._anchor.parent:
             sync_folder(self._path.parent)  # where a new ledger's name is
+        if self._memory is not None and self._first is not None:
+            self._memory.saw(self._first.ledger, self._path, seen)
 
 
-def _parse(line: bytes, previous: str) -> tuple[_Entry, str]:
-    """The entry and the digest of one line; raises `ValueError` that says why it is none."""
-    if len(line) > MAX_LINE_BYTES or not line.endswith(b"\n"):
-        raise ValueError(f"found {len(line)} bytes; at most {MAX_LINE_BYTES} and a line's end are needed")
-    parsed = msgspec.json.decode(line, type=_Line)
-    if chained(previous, bytes(parsed.entry)) != parsed.digest:
-        raise ValueError("the digest does not fit what stands before it")
-    return msgspec.json.decode(parsed.entry, type=_Entry), parsed.digest
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)

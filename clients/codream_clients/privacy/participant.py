@@ -23,7 +23,7 @@ from codream_clients.privacy.gate import examine_private, modes_of
 from codream_clients.privacy.histogram import noisy_histogram
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.plan import PrivacyPlan, rounds_trained
-from codream_clients.privacy.releases import Release, Releases
+from codream_clients.privacy.releases import Iterates, Release, Releases
 from codream_clients.privacy.statistics import group_norms, private_statistics
 from codream_clients.privacy.training import PrivateTraining
 from codream_protocols.settings import SettingsError
@@ -49,9 +49,8 @@ def private_histogram(
 ) -> NDArray[np.float32]:
     """The histogram of the labels, (K,), released once; see `noisy_histogram`."""
 
-    def release() -> Release:
-        generator = noise.numpy(HISTOGRAM_NOISE)
-        counts = noisy_histogram(data.class_counts, plan.histogram.noise_multiplier, generator)
+    def release(iterates: Iterates) -> Release:
+        counts = noisy_histogram(data.class_counts, plan.histogram.noise_multiplier, noise.stream(HISTOGRAM_NOISE))
         return {"counts": torch.from_numpy(counts)}
 
     counts: NDArray[np.float32] = releases.once(plan.histogram, release)["counts"].numpy()
@@ -149,13 +148,13 @@ def _statistics(
         return None
 
     def measure(model: nn.Module) -> ChannelStatistics:
-        def release() -> Release:
+        def release(iterates: Iterates) -> Release:
             statistics = private_statistics(
                 model,
                 data,
                 count=count,
                 noise_multiplier=charge.noise_multiplier,
-                generator=noise.numpy(STATISTICS_NOISE),
+                stream=noise.stream(STATISTICS_NOISE),
                 device=device,
             )
             return {f"{n}.{m}": part for n, pair in enumerate(statistics) for m, part in enumerate(pair)}

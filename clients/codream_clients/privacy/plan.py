@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from codream_clients.privacy.accounting import SampledGaussian, solve_noise_multiplier
+from codream_clients.privacy.accounting import AccountingError, SampledGaussian, solve_noise_multiplier
+from codream_clients.privacy.histogram import MOST_NOISE
 from codream_clients.privacy.ledger import BudgetExceeded
 from codream_clients.privacy.settings import GradSampleMode as GradSampleMode
 from codream_clients.privacy.settings import PrivacySettings as PrivacySettings
@@ -127,6 +128,11 @@ def _plan(settings: PrivacySettings, records: int, rounds: int) -> PrivacyPlan:
         return SampledGaussian(noise, 1.0, 1, purpose)
 
     histogram = alone(settings.histogram_share, HISTOGRAM)
+    if histogram.noise_multiplier > MOST_NOISE:
+        raise AccountingError(
+            f"the histogram's share of epsilon {settings.epsilon:g} asks for noise of {histogram.noise_multiplier:g}; "
+            f"up to {MOST_NOISE:g} is drawn, so a larger epsilon or histogram_share is needed"
+        )
     statistics = alone(settings.statistics_share, STATISTICS) if settings.statistics_share else None
     noise = solve_noise_multiplier(
         target_epsilon=settings.epsilon,

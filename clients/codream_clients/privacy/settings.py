@@ -56,9 +56,6 @@ class PrivacySettings(Settings):
     physical_batch: Annotated[
         int, Ge(1), doc("records that go through the model at a time; it changes memory and speed alone")
     ] = 128
-    secure_mode: Annotated[
-        bool, doc("noise from a cryptographic generator against floating-point attacks (Holohan and Braghin, 2021)")
-    ] = False
 
     def _check(self) -> None:
         share = self.histogram_share + self.statistics_share

@@ -6,6 +6,7 @@ divided by a noisy count; mean and variance by channel follow. The bound of the 
 of deviation 1) that go through the model, which is private already, so it tells nothing about the records.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.dreaming import ChannelStatistics, frozen
+from codream_clients.privacy.noise import Stream
 
 CLIP_TIMES_MEDIAN = 2.0
 """The bound is so many times the median norm over the public images."""
@@ -34,7 +36,7 @@ def private_statistics(
     *,
     count: float,
     noise_multiplier: float,
-    generator: np.random.Generator,
+    stream: Stream,
     device: torch.device,
 ) -> ChannelStatistics:
     """Mean and variance (channels,) at each group norm of `model`, in the order of `model.modules()`.
@@ -45,13 +47,14 @@ def private_statistics(
     layers = group_norms(model)
     if not layers:
         raise StatisticsError("the model has no group norm; feature statistics are taken at its inputs")
-    public = generator.standard_normal((PUBLIC_IMAGES, *data.shape)).astype(np.float32)
+    shape = (PUBLIC_IMAGES, *data.shape)
+    public = stream.normal(math.prod(shape)).reshape(shape).astype(np.float32)
     norms = np.linalg.norm(_vectors(model, layers, public, device), axis=1)
     bound = float(CLIP_TIMES_MEDIAN * np.median(norms))
     vectors = _vectors(model, layers, data.images, device)
     vectors[~np.isfinite(vectors).all(axis=1)] = 0.0  # no clipping bounds such a record
     clipped = vectors * np.minimum(1.0, bound / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
-    total = clipped.sum(axis=0) + generator.normal(0.0, noise_multiplier * bound, size=vectors.shape[1])
+    total = clipped.sum(axis=0) + noise_multiplier * bound * stream.normal(vectors.shape[1])
     edges = np.cumsum([0, *(2 * layer.num_channels for layer in layers)])
     statistics = []
     for start, stop in pairwise(edges):

@@ -6,16 +6,18 @@ batch size, never the actual one, which would tell how many took part. Large bat
 
 The loss is the balanced softmax of `training`, with the noisy histogram: of the records it sees each one's own image
 and label alone, so a record's gradient depends on no other record. A gradient that is not finite counts as zero: no
-clipping bounds it, and the failure that it causes would tell that its record is there. How images vary is drawn afresh
-too, from the source of the noise: who knew those draws, which go to records by their place in a batch, would see one
-record more or less shift those of all behind it. Classes that the histogram calls unseen count as one image, since a
-record may be of one.
+clipping bounds it, and the failure that it causes would tell that its record is there. How images vary, and what
+layers draw, comes from the source of the noise too: who knew those draws, which go to records by their place in a
+batch, would see one record more or less shift those of all behind it. Classes that the histogram calls unseen count as
+one image, since a record may be of one.
 """
 
 import copy
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,18 +25,16 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
-from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import nn
 from torch.nn import functional
 
 from codream_clients.data.augmentation import augment_batch
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.training import TrainingError, sgd
-from codream_clients.privacy.noise import NoiseSource
+from codream_clients.privacy.noise import KEY_BYTES, NoiseSource, Stream
 from codream_clients.privacy.plan import WARM_UP, GradSampleMode, PrivacyPlan, round_purpose, rounds_trained
-from codream_clients.privacy.releases import Release, Releases
+from codream_clients.privacy.releases import Iterates, Release, Releases
 
-SAMPLING, NOISE, VARIATION = 1, 2, 2000001  # the first two count up with the rounds, by 2; the last by 1
 LEAST_COUNT = 1.0
 LAYOUT = torch.contiguous_format
 """Opacus cuts images into patches as if channels lay apart: otherwise it clips by the norms of other gradients."""
@@ -48,7 +48,8 @@ class PrivateTraining:
     Args:
         plan: the noise, and what each call costs.
         class_counts: the noisy histogram, (K,); None takes plain cross-entropy.
-        releases: where charges are reserved. The warm-up is kept there, so that it is never paid for twice.
+        releases: where charges are reserved. The warm-up is kept there, so that it is never paid for twice, and what
+            any training has reached, so that one that was cut off goes on.
         noise: where noise, sampling and the images' variation come from.
         device: where to train.
         warmed_up: whether the model has had its warm-up, in an earlier process.
@@ -82,28 +83,27 @@ class PrivateTraining:
         if charge is None:
             return
 
-        def train() -> Release:
+        def train(iterates: Iterates) -> Release:
             if self._plan.settings.mode == "auto":
                 self._plan = with_mode(self._plan, faster_mode(model, self._plan, data, self._device))
+            network = copy.deepcopy(model)  # which nobody sees before its release is on the disk, or written down
+            done, reached = iterates.last()
+            if reached is not None:
+                network.load_state_dict(reached)
             private_sgd(
-                model,
+                network,
                 data,
                 plan=self._plan,
-                steps=charge.steps,
+                steps=charge.steps - done,
                 class_counts=self._class_counts,
-                sampling=self._noise.torch(SAMPLING + 2 * number, torch.device("cpu")),
-                noise=self._noise.torch(NOISE + 2 * number, self._device),
-                variation=self._noise.torch(VARIATION + number, torch.device("cpu")),
+                stream=self._noise.stream(number),
                 device=self._device,
+                after=lambda steps: iterates.reached(done + steps, network.state_dict),
             )
-            return dict(model.state_dict())
+            return network.state_dict()
 
-        if number:
-            self._releases.reserve(charge)
-            train()
-        else:
-            model.load_state_dict(self._releases.once(charge, train))
-        model.eval()
+        model.load_state_dict(self._releases.run(charge, train) if number else self._releases.once(charge, train))
+        model.to(self._device).eval()
 
 
 def with_mode(plan: PrivacyPlan, mode: GradSampleMode) -> PrivacyPlan:
@@ -116,15 +116,13 @@ def faster_mode(model: nn.Module, plan: PrivacyPlan, like: LabelledImages, devic
     shape = (min(plan.settings.physical_batch, plan.settings.batch_size), *like.shape)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     trial = LabelledImages(noise, np.zeros(len(noise), dtype=np.int64), like.classes)
-    generators = {
-        name: torch.Generator(device if name == "noise" else "cpu").manual_seed(0)
-        for name in ("sampling", "noise", "variation")
-    }
 
     def seconds(mode: GradSampleMode) -> float:
         network, tried = copy.deepcopy(model), replace(with_mode(plan, mode), sample_rate=1.0)
         started = time.perf_counter()
-        private_sgd(network, trial, plan=tried, steps=1, class_counts=None, device=device, **generators)
+        private_sgd(
+            network, trial, plan=tried, steps=1, class_counts=None, stream=Stream(bytes(KEY_BYTES)), device=device
+        )
         return time.perf_counter() - started
 
     modes: tuple[GradSampleMode, ...] = ("hooks", "ghost")
@@ -138,15 +136,14 @@ def private_sgd(
     plan: PrivacyPlan,
     steps: int,
     class_counts: NDArray[np.float32] | None,
-    sampling: torch.Generator,
-    noise: torch.Generator,
-    variation: torch.Generator,
+    stream: Stream,
     device: torch.device,
+    after: Callable[[int], object] = lambda steps: None,
 ) -> None:
     """`steps` steps of DP-SGD in place; reserves nothing. Raises `TrainingError` for weights that are not finite.
 
-    The plan's mode is "hooks" or "ghost". `sampling` and `variation`, which draws how images vary, live on the CPU,
-    `noise` on `device`.
+    The plan's mode is "hooks" or "ghost". From `stream` come the choice of records, the noise, how images vary, and
+    what layers draw. `after` is called with the number of steps that are done.
     """
     settings = plan.settings
     images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
@@ -158,17 +155,13 @@ def private_sgd(
         if ghost
         else GradSampleHooks(model)
     )
-    optimiser = (DPOptimizerFastGradientClipping if ghost else DPOptimizer)(
+    optimiser = (_GhostSteps if ghost else _Steps)(
         sgd(model, lr=settings.lr, momentum=settings.momentum, weight_decay=0.0),
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=settings.max_grad_norm,
         expected_batch_size=settings.batch_size,
-        generator=noise,
-        secure_mode=settings.secure_mode,
     )
-    batches = UniformWithReplacementSampler(
-        num_samples=len(data), sample_rate=plan.sample_rate, generator=sampling, steps=steps
-    )
+    optimiser.stream = stream
 
     def backward(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Each record's gradient, into the optimiser; returns whose are finite, (B,)."""
@@ -193,19 +186,46 @@ def private_sgd(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # images need no gradient
-            for chosen in batches:
-                # A step in which no record takes part still gets its noise: that there was none is not to be seen.
-                parts = torch.split(torch.tensor(chosen, dtype=torch.long, device=device), settings.physical_batch)
+            for step in range(steps):
+                # Each record by itself (Poisson). A step in which none takes part still gets its noise: that there was
+                # none is not to be seen.
+                chosen = torch.from_numpy(np.flatnonzero(stream.uniform(len(data)) < plan.sample_rate)).to(device)
+                parts = torch.split(chosen, settings.physical_batch)
                 for left, part in zip(reversed(range(len(parts))), parts, strict=True):
                     optimiser.signal_skip_step(left > 0)
-                    gradients(augment_batch(images[part], data.augment, variation), labels[part])
+                    with stream.hidden_draws(device):
+                        gradients(augment_batch(images[part], data.augment, stream.generator()), labels[part])
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
+                after(step + 1)
     finally:
         hooks.cleanup()
         model.eval()
     if not all(torch.isfinite(weight).all() for weight in model.parameters()):
         raise TrainingError(f"the weights are no longer finite with lr={settings.lr}; choose a smaller learning rate")
+
+
+class _SecretNoise:
+    """In place of the noise that Opacus draws from torch: the stream's, added in double precision and rounded once."""
+
+    stream: Stream
+
+    def add_noise(self: Any) -> None:
+        deviation = self.noise_multiplier * self.max_grad_norm
+        for weight in self.params:
+            summed = weight.summed_grad
+            if deviation:
+                noise = torch.from_numpy(self.stream.normal(summed.numel())).view(summed.shape)
+                summed = (summed.cpu().double() + deviation * noise).to(summed.device, summed.dtype)
+            weight.grad = summed.view_as(weight)
+
+
+class _Steps(_SecretNoise, DPOptimizer):  # type: ignore[misc]
+    pass
+
+
+class _GhostSteps(_SecretNoise, DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    pass
 
 
 def _log_counts(class_counts: NDArray[np.float32] | None, classes: int) -> torch.Tensor:

@@ -50,7 +50,7 @@ class _Client:
 
     @property
     def noise(self) -> NoiseSource:
-        return NoiseSource(stage_seed(self.problem, self.client, 0, NOISE), self.plan.settings.secure_mode)
+        return NoiseSource(stage_seed(self.problem, self.client, 0, NOISE))
 
     @property
     def releases(self) -> Releases:

@@ -1,0 +1,147 @@
+"""What a run would cost a client's records, and whether that buys any learning: worked out, and nothing reserved.
+
+Imports torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from codream_clients.privacy.accounting import epsilon_of
+from codream_clients.privacy.ledger import BudgetExceeded, Ledger
+from codream_clients.privacy.plan import PrivacyPlan, plan_privacy
+from secure_codream.configuration.assembly import held_back, load_client_data
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import FederationConfig, privacy_settings
+from secure_codream.configuration.limits import anchor_path, check_planned, ledger_path, own_budget, spender
+from secure_codream.configuration.reading import ConfigError
+from secure_codream.reports.words import counted
+
+FEW_STEPS = 50
+"""Of DP-SGD: a budget spent in fewer buys noise and hardly any learning."""
+HIGH_RATE = 0.5
+"""From here on sampling hides hardly anybody, and each step costs nearly what it would with everybody in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a run would charge, beside what its ledger has.
+
+    Attributes:
+        ledger: where it lies, or will lie.
+        federation, member: who spends.
+        records: n that the rate follows from.
+        batch_size: records expected in a step.
+        sample_rate: of Poisson sampling.
+        steps: of DP-SGD in the whole run.
+        noise_multiplier: of DP-SGD.
+        epsilon, delta: the budget of the ledger.
+        planned: epsilon of the whole run by itself.
+        spent: epsilon of what the ledger has, reserved or begun.
+        together: epsilon of both, what this run has begun or reserved counted once.
+        begun: whether this run has begun to spend.
+        remarks: what is wise to change, each (found, allowed, what to do).
+    """
+
+    ledger: str
+    federation: str
+    member: str
+    records: int
+    batch_size: int
+    sample_rate: float
+    steps: int
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    planned: float
+    spent: float
+    together: float
+    begun: bool
+    remarks: tuple[tuple[str, str, str], ...]
+
+    @property
+    def left(self) -> float:
+        """Epsilon up to the budget once the run is over, at least 0."""
+        return max(self.epsilon - self.together, 0.0)
+
+
+def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) -> DryRun:
+    """Work out a run of the client of `folder`; nothing is downloaded, written or reserved.
+
+    Raises:
+        ConfigError: a federation without `[privacy]`, or images that do not fit.
+        BudgetExceeded: the run does not fit into the budget, or not beside what the ledger has.
+        LedgerError: the ledger cannot be used.
+    """
+    if federation.privacy is None:
+        raise ConfigError("found no [privacy] in config.toml; without it no budget is spent")
+    settings = privacy_settings(federation.privacy)
+    data = client.data.model_copy(update={"download": False})
+    train, _ = load_client_data(client.model_copy(update={"data": data}), federation)
+    train, _ = held_back(federation, train, seed=client.seed, device=client.device)
+    own = client.budget.records if client.budget is not None else None
+    records = own or settings.records or len(train)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        plan = plan_privacy(settings, records=records, rounds=federation.federation.rounds)
+    budget, path = own_budget(client, plan), ledger_path(folder / "privacy.jsonl", client)
+    ledger = Ledger.look(path, by=spender(client, federation, train), budget=budget, anchor=anchor_path(client))
+    charged = () if ledger is None else ledger.charges
+    together = plan.charges if ledger is None else ledger.with_plan(plan.charges)
+    begun = ledger is not None and bool(ledger.own.begun)
+    planned = epsilon_of(plan.charges, budget.delta, budget.accountant) if begun else check_planned(plan, budget)
+    found = DryRun(
+        ledger=str(path),
+        federation=federation.federation.name,
+        member=client.name,
+        records=records,
+        batch_size=settings.batch_size,
+        sample_rate=plan.sample_rate,
+        steps=_steps(plan),
+        noise_multiplier=plan.noise_multiplier,
+        epsilon=budget.epsilon,
+        delta=budget.delta,
+        planned=planned,
+        spent=epsilon_of(charged, budget.delta, budget.accountant),
+        together=epsilon_of(together, budget.delta, budget.accountant),
+        begun=begun,
+        remarks=(*_remarks(plan, records), *((str(one.message), "a delta well below 1/n", "") for one in said)),
+    )
+    if found.together > budget.epsilon and not begun:
+        raise BudgetExceeded(
+            f"{path}: epsilon {found.spent:.4g} of {budget.epsilon:g} at delta {budget.delta:g} is spent or reserved, "
+            f"{found.together:.4g} with this run; a federation that plans less, or other images, are needed"
+        )
+    return found
+
+
+def _remarks(plan: PrivacyPlan, records: int) -> tuple[tuple[str, str, str], ...]:
+    settings, steps = plan.settings, _steps(plan)
+    smaller = "a smaller batch_size under [privacy], which all parties agree on"
+    remarks = []
+    if steps < FEW_STEPS:
+        remarks.append(
+            (
+                f"the whole budget is spent in {counted(steps, 'step')}: batches of {settings.batch_size} of "
+                f"{records:,} images, noise of {plan.noise_multiplier:.3g} times the clipping bound in each",
+                f"{FEW_STEPS} steps or more",
+                f"{smaller}; the model will hardly learn as it is",
+            )
+        )
+    if plan.sample_rate >= HIGH_RATE:
+        remarks.append(
+            (
+                f"each image takes part in a step with probability {plan.sample_rate:.3g}: {records:,} images are few "
+                f"for batches of {settings.batch_size}",
+                f"a rate below {HIGH_RATE:g}",
+                f"{smaller}, or more images; sampling hides hardly anybody as it is, so the noise is larger",
+            )
+        )
+    return tuple(remarks)
+
+
+def _steps(plan: PrivacyPlan) -> int:
+    apart = (plan.histogram, plan.statistics)
+    return sum(charge.steps for charge in plan.charges if charge not in apart)

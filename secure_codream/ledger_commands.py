@@ -1,0 +1,192 @@
+"""The commands of a privacy ledger: what is spent, what a run would cost, whether the files are whole, and two changes.
+
+A ledger is named by its file, or by the folder of a client whose `client.toml` says where it lies.
+"""
+
+from __future__ import annotations
+
+import json as json_text
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from secure_codream.command_parts import console, fail, say
+
+if TYPE_CHECKING:
+    from codream_clients.privacy.ledger import Ledger
+
+ledger = typer.Typer(help="The ledger of what a client's images have spent, in all federations.")
+
+Where = Annotated[Path, typer.Argument(exists=True, help="A client's folder, or a ledger's file.")]
+Anchor = Annotated[Path | None, typer.Option(help="Where the anchor of a ledger's file lies; beside it otherwise.")]
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")]
+
+
+@ledger.command(epilog="Example: secure-codream ledger show sites/alice")
+def show(where: Where, anchor: Anchor = None, json: Json = False) -> None:
+    """Say what is spent and reserved, by which federation, and what is left. Nothing is written."""
+    found = _looked(where, anchor)
+    content = _content(found)
+    if json:
+        typer.echo(json_text.dumps(content, indent=2))
+        return
+    screen = console()
+    say(screen, _sentence(found))
+    table = Table("federation", "member", "what", "noise", "rate", "steps", "begun (UTC)", "released")
+    for row in content["charges"]:
+        table.add_row(
+            row["federation"],
+            row["member"],
+            row["purpose"],
+            f"{row['noise_multiplier']:.4g}",
+            f"{row['sample_rate']:.4g}",
+            str(row["steps"]),
+            row["began"] or "reserved",
+            "" if row["began"] is None else ("yes" if row["released"] else "no"),
+        )
+    screen.print(table)
+
+
+@ledger.command(epilog="Example: secure-codream ledger plan sites/alice")
+def plan(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A client's folder.")], json: Json = False
+) -> None:
+    """Say what a run from this folder would cost: noise, rate, steps, what is left. Nothing is reserved.
+
+    Exit code 1 if it does not fit into the budget.
+    """
+    from secure_codream.configuration.client import read_client
+    from secure_codream.configuration.federation import read_federation
+    from secure_codream.deployment.budget import dry_run
+
+    run = dry_run(folder, read_client(folder / "client.toml"), read_federation(folder / "config.toml"))
+    if json:
+        typer.echo(json_text.dumps({**asdict(run), "left": run.left}, indent=2))
+        return
+    screen = console()
+    say(screen, f"{run.federation}: {run.steps} steps of DP-SGD, batches of {run.batch_size} of {run.records:,} images")
+    say(screen, f"each image takes part in a step with probability {run.sample_rate:.4g}")
+    say(screen, f"noise in each step: {run.noise_multiplier:.4g} times the clipping bound")
+    say(
+        screen,
+        f"epsilon {run.planned:.4g} by itself; {run.spent:.4g} of {run.epsilon:g} at delta {run.delta:g} is spent or "
+        f"reserved; {run.together:.4g} together, which leaves {run.left:.4g}",
+    )
+    for remark in run.remarks:
+        say(screen, "warning: " + "; ".join(filter(None, remark)), style="yellow")
+
+
+@ledger.command(epilog="Example: secure-codream ledger verify sites/alice")
+def verify(where: Where, anchor: Anchor = None, json: Json = False) -> None:
+    """Check that the ledger is whole: every entry, its anchor, and what this user's index has seen of it.
+
+    Exit code 1 says what is wrong.
+    """
+    from codream_clients.privacy.index import users_index
+    from codream_clients.privacy.ledger import LedgerError
+
+    try:
+        found = _looked(where, anchor, memory=users_index())
+    except LedgerError as error:
+        fail(str(error), 1)
+    if json:
+        typer.echo(json_text.dumps({"entries": found.entries, "head": found.head, "ledger": found.name}, indent=2))
+        return
+    say(console(), f"whole: {found.entries} entries; head {found.head}")
+
+
+@ledger.command(epilog="Example: secure-codream ledger reissue sites/alice --epsilon 8 --delta 1e-6")
+def reissue(
+    where: Where,
+    epsilon: Annotated[float, typer.Option(help="What all together may cost a record from now on.")],
+    delta: Annotated[float, typer.Option(help="Chance that the bound fails.")],
+    anchor: Anchor = None,
+) -> None:
+    """Change the budget, smaller or larger, from now on. What is spent stays spent. Write the same into client.toml."""
+    from codream_clients.privacy.ledger import Budget
+
+    with _opened(where, anchor) as found:
+        found.reissue(Budget(epsilon, delta, found.budget.accountant))
+        say(console(), _sentence(found))
+
+
+@ledger.command(epilog="Example: secure-codream ledger end sites/alice --federation lungs")
+def end(
+    where: Where,
+    federation: Annotated[str, typer.Option(help="Whose reservation is given back.")],
+    anchor: Anchor = None,
+) -> None:
+    """Give back what a federation reserved and never began, if it will not go on. What it began stays spent."""
+    path, beside = _places(where, anchor)
+    spenders = [by for by in _looked(where, anchor).accounts if by.federation == federation]
+    if not spenders:
+        fail(f"{path}: found nothing of {federation!r}; `ledger show` says whose there is", 2)
+    for by in spenders:
+        with _opened(where, anchor, by) as found:
+            found.end()
+    say(console(), _sentence(_looked(where, beside)))
+
+
+def _places(where: Path, anchor: Path | None) -> tuple[Path, Path | None]:
+    if not where.is_dir():
+        return where, anchor
+    from secure_codream.configuration.client import read_client
+    from secure_codream.configuration.limits import anchor_path, ledger_path
+
+    client = read_client(where / "client.toml")
+    return ledger_path(where / "privacy.jsonl", client), anchor or anchor_path(client)
+
+
+def _looked(where: Path, anchor: Path | None, memory: Any = None) -> Ledger:
+    from codream_clients.privacy.ledger import Ledger, LedgerMismatch, Spender
+
+    path, beside = _places(where, anchor)
+    found = Ledger.look(path, by=Spender("nobody", "nobody"), budget=None, anchor=beside, memory=memory)
+    if found is None:
+        raise LedgerMismatch(f"{path}: found no ledger; the first private run begins it")
+    return found
+
+
+def _opened(where: Path, anchor: Path | None, by: Any = None) -> Ledger:
+    from codream_clients.privacy.index import users_index
+    from codream_clients.privacy.ledger import Ledger, Spender
+
+    path, beside = _places(where, anchor)
+    return Ledger.open(path, by=by or Spender("nobody", "nobody"), budget=None, anchor=beside, memory=users_index())
+
+
+def _sentence(found: Ledger) -> str:
+    budget = found.budget
+    return (
+        f"epsilon {found.spent:.4g} of {budget.epsilon:g} at delta {budget.delta:g} is spent or reserved, counted by "
+        f"{budget.accountant}; {found.left:.4g} is left"
+    )
+
+
+def _content(found: Ledger) -> dict[str, Any]:
+    charges = [
+        {"federation": by.federation, "member": by.member, **vars(charge), "began": began, "released": released}
+        for by, account in found.accounts.items()
+        for charge, began, released in [
+            *(
+                (charge, time.isoformat(), charge in account.released)
+                for charge, time in zip(account.begun, account.times, strict=True)
+            ),
+            *((charge, None, False) for charge in account.open),
+        ]
+    ]
+    budget = found.budget
+    return {
+        "ledger": found.name,
+        "entries": found.entries,
+        "head": found.head,
+        "epsilon": budget.epsilon,
+        "delta": budget.delta,
+        "accountant": budget.accountant,
+        "spent": found.spent,
+        "left": found.left,
+        "charges": charges,
+    }
