@@ -567,10 +567,17 @@ MUTANTS = (
     text(
         "a rare class that is given up is seen",
         C + "learning/judge.py",
-        "score.accuracy < self._accuracy or score.recall < self._recall",
-        "score.accuracy < self._accuracy",
+        "return score.recall < self._recall or (score.accuracy < self._accuracy and not fairer)",
+        "return score.accuracy < self._accuracy",
         "tests/clients/test_judge.py",
         finding="U1",
+    ),
+    text(
+        "images that lack a class judge collapses alone",
+        C + "learning/judge.py",
+        "if self.held_back and self.sees_all:",
+        "if self.held_back:",
+        "tests/clients/test_judge.py",
     ),
     text(
         "nothing runs that was not accepted",
