@@ -121,9 +121,18 @@ MUTANTS = (
     text(
         "an ended epoch is written before it is told",
         P + "server.py",
-        "        self._journal.running(Summed(step.number, step.survivors, tag, frame, _start_of(epoch, step)))\n",
+        "        self._journal.running(entry, must=step.number + 1 == plan.steps)\n",
         "",
         "tests/protocols/test_lone_members.py",
+    ),
+    text(
+        "signatures are written before they are shown",
+        P + "server.py",
+        "            self._journal.running(Agreed(step.number, self._signatures(step).items))\n",
+        "",
+        "tests/protocols/test_lone_members.py",
+        "-k",
+        "after_a_loss",
     ),
     text(
         "survivors are written before they are told",

@@ -94,7 +94,7 @@ class Trajectory:
         plan, step = self.plan, self.step
         spec = plan.spec(step)
         words = unpack(frame, spec.words, plan.modulus_bits)
-        check_range(plan, step, words, len(members))
+        self.check_sum(members, words)
         sums = decode(plan, step, words, len(members))
         state = canonical(self.course.absorb(self.state, step, sums, len(members)))
         self.links.append(links.next_link(self.chain, members, frame, tag, state))
@@ -102,6 +102,10 @@ class Trajectory:
         self.steps.append(StepRecord(members, tag))
         self.frames.append(frame)
         return sums
+
+    def check_sum(self, members: tuple[int, ...], words: Array) -> None:
+        """Refuse a sum of the present step, as ring elements, that no inputs have; raises `WrongSum`."""
+        check_range(self.plan, self.step, words, len(members))
 
     def check_members(self, members: tuple[int, ...]) -> None:
         """Refuse a set that must not be summed in this epoch; raises `CohortRefused`."""

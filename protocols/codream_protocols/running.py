@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 from codream_protocols.charter import MemberNumber, Members, Offer
 from codream_protocols.errors import MalformedMessage
 from codream_protocols.identity import MAX_MEMBERS
-from codream_protocols.messages import Advertisement, Seal, StartShares, Step, Tag
+from codream_protocols.messages import Advertisement, Seal, SignedBy, StartShares, Step, Tag
 
 VERSION = 1
 MAGIC = b"secure-codream running epoch, version %d\n" % VERSION
@@ -80,6 +80,13 @@ class Closed(_Entry, frozen=True, tag="closed"):
     start: StartShares
 
 
+class Agreed(_Entry, frozen=True, tag="agreed"):
+    """Resilient, after a loss: enough have signed the survivors, and are shown all signatures; they answer but once."""
+
+    step: Step
+    items: Annotated[tuple[SignedBy, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
+
+
 class Summed(_Entry, frozen=True, tag="summed"):
     """A step's sum, which is published; for the fields see `Closed`."""
 
@@ -90,7 +97,7 @@ class Summed(_Entry, frozen=True, tag="summed"):
     start: StartShares
 
 
-Entry = Opened | Shown | Delivered | Closed | Summed
+Entry = Opened | Shown | Delivered | Closed | Agreed | Summed
 
 _DECODER: msgspec.msgpack.Decoder[Entry] = msgspec.msgpack.Decoder(Entry)
 

@@ -77,7 +77,7 @@ from codream_protocols.messages import (
 )
 from codream_protocols.packing import Packed, PackedSum, pack, unpack
 from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, valid_votes
-from codream_protocols.running import Closed, Delivered, Entry, Opened, SealedBy, Shown, Summed
+from codream_protocols.running import Agreed, Closed, Delivered, Entry, Opened, SealedBy, Shown, Summed
 from codream_protocols.tag import tag_bytes, tag_number
 from codream_protocols.unmasking import rebuild, unmask
 
@@ -174,8 +174,13 @@ Effect = SendTo | EpochBegan | StepBegan | StepFinished | EpochCertified | Epoch
 class ServerJournal(Protocol):
     """What a server writes down before it says so."""
 
-    def running(self, entry: Entry) -> None:
-        """What the running epoch comes to next, before anybody is told. If it cannot be kept, it must not raise."""
+    def running(self, entry: Entry, *, must: bool = False) -> None:
+        """What the running epoch comes to next, before anybody is told.
+
+        Raises:
+            OSError: it cannot be kept, and `must` be; it is tried again. Otherwise nothing is raised, and a kill
+                costs the epoch.
+        """
 
     def given_up(self) -> None:
         """The running epoch is given up. It must not raise."""
@@ -194,7 +199,7 @@ class InMemory:
         self._certified: list[Kept] = []
         self.entries: list[Entry] = []
 
-    def running(self, entry: Entry) -> None:
+    def running(self, entry: Entry, *, must: bool = False) -> None:
         """See `ServerJournal`."""
         self.entries = [entry] if isinstance(entry, Opened) else [*self.entries, entry]
 
@@ -596,8 +601,10 @@ class ServerProtocol(HoldsHistory):
         if self._is_late(message.plan, message.step):
             return []  # the same bytes again, of a step whose sum is on its way to the member
         epoch, step = self._in_step(member, message.plan, message.step)
-        if member in step.inputs or member in epoch.gone:
-            return []  # the same bytes again, after a reconnect; or at another state than all others
+        if member in epoch.gone:
+            return []  # at another state than all others
+        if member in step.inputs:  # the same bytes again, after a reconnect; or the disk did not take the sum
+            return self._advance() if self.phase is Phase.COLLECTING else []
         if self.phase is not Phase.COLLECTING:
             raise WrongContext(f"a masked input for step {step.number} after its survivors were announced", "in time")
         if len(frames) != 1:
@@ -647,7 +654,7 @@ class ServerProtocol(HoldsHistory):
         if len(message.shares) != KEY_BYTES * len(epoch.members):
             raise ShareRefused(f"{len(message.shares)} bytes of shares", f"{KEY_BYTES * len(epoch.members)}")
         if member in step.answers:
-            return []
+            return self._advance()  # perhaps the sum was rebuilt, and the disk did not take it
         step.answers[member] = message.shares
         return self._advance()
 
@@ -678,6 +685,7 @@ class ServerProtocol(HoldsHistory):
             return []
         step, plan = epoch.step, epoch.plan
         if self.phase is Phase.AGREEING and step is not None and len(step.signatures) >= plan.threshold:
+            self._journal.running(Agreed(step.number, self._signatures(step).items))
             self.phase = Phase.UNMASKING
             return self._tell(self._signatures(step))
         if self.phase is Phase.UNMASKING and step is not None and len(step.answers) >= plan.threshold:
@@ -755,18 +763,16 @@ class ServerProtocol(HoldsHistory):
             away = sorted(set(epoch.members) - step.inputs)
             names = ", ".join(self._roster.members[member].name for member in away)
             return self._give_up(f"too few vectors for step {step.number}: none of use from {names}")
-        packed = PackedSum(epoch.plan.spec(step.number).words, epoch.plan.modulus_bits)
-        for block in {self._block_of(member) for member in survivors}:
+        packed, blocks = PackedSum(epoch.plan.spec(step.number).words, epoch.plan.modulus_bits), list(step.totals)
+        chosen = [block for block in blocks if block in {self._block_of(member) for member in survivors}]
+        for block in chosen:
             packed.merge(step.totals[block])
-            step.tag += step.tags[block]
-        total = packed.total()
-        step.survivors, step.total = survivors, total
-        step.totals = {}
+        total, tag = packed.total(), sum(step.tags[block] for block in chosen) % (1 << 128)
         if lockstep:
-            return self._publish(epoch, step, total)
-        step.tag %= 1 << 128
+            return self._publish(epoch, step, survivors, total, tag)
         frame = pack(total, epoch.plan.modulus_bits)
-        self._journal.running(Closed(step.number, survivors, tag_bytes(step.tag), frame, _start_of(epoch, step)))
+        self._journal.running(Closed(step.number, survivors, tag_bytes(tag), frame, _start_of(epoch, step)))
+        step.survivors, step.total, step.tag, step.totals = survivors, total, tag, {}
         self.phase = Phase.UNMASKING if survivors == epoch.members else Phase.AGREEING
         return self._tell(Survivors(epoch.plan.digest, step.number, survivors))
 
@@ -782,7 +788,8 @@ class ServerProtocol(HoldsHistory):
             if self.waiting_for():
                 return []
             return self._give_up(f"wrong shares in step {step.number}: its sum cannot be rebuilt")
-        step.tag = unmask(
+        total = step.total.copy()  # so that all of it can be done again where the disk does not take the sum
+        tag = unmask(
             epoch.plan,
             advertised,
             epoch.transcript,
@@ -790,26 +797,34 @@ class ServerProtocol(HoldsHistory):
             step.number,
             epoch.public.chain,
             rebuilt,
-            step.total,
+            total,
             step.tag,
         )
-        return self._publish(epoch, step, step.total)
+        return self._publish(epoch, step, step.survivors, _reduced(epoch.plan, total), tag)
 
-    def _publish(self, epoch: _Epoch, step: _Step, total: Array) -> list[Effect]:
+    def _publish(
+        self, epoch: _Epoch, step: _Step, survivors: tuple[int, ...], total: Array, number: int
+    ) -> list[Effect]:
+        """Publish a step's sum and that of its tags; changes nothing if it raises, and can be tried again.
+
+        Raises:
+            OSError: the last sum is not on disk: one member that votes for it would be bound to what nobody has.
+        """
         assert epoch.public is not None  # noqa: S101 - closed before
         plan, public = epoch.plan, epoch.public
-        frame, tag = pack(_reduced(plan, total), plan.modulus_bits), tag_bytes(step.tag % (1 << 128))
+        frame, tag = pack(total, plan.modulus_bits), tag_bytes(number % (1 << 128))
         try:
-            sums = public.absorb(step.survivors, frame, tag)
+            public.check_sum(survivors, total)
         except WrongSum:
             return self._give_up(f"a member sent numbers out of range in step {step.number}", wrong_sum=True)
-        # On disk before anybody hears of it: of the last sum, one member that votes would be bound to what nobody has.
-        self._journal.running(Summed(step.number, step.survivors, tag, frame, _start_of(epoch, step)))
-        message = Published(plan.digest, step.number, step.survivors, tag)
+        entry = Summed(step.number, survivors, tag, frame, _start_of(epoch, step))
+        self._journal.running(entry, must=step.number + 1 == plan.steps)
+        sums = public.absorb(survivors, frame, tag)
+        message = Published(plan.digest, step.number, survivors, tag)
         effects: list[Effect] = [SendTo(member, message, (frame,)) for member in epoch.members]
         task = plan.spec(step.number).task
-        agreed = step.survivors != epoch.members
-        effects.append(StepFinished(step.number, task, sums, step.survivors, epoch.members, agreed, total))
+        agreed = survivors != epoch.members
+        effects.append(StepFinished(step.number, task, sums, survivors, epoch.members, agreed, total))
         self._after_sum(epoch, public)
         if public.over:
             return effects
@@ -858,6 +873,8 @@ class ServerProtocol(HoldsHistory):
             step.inputs, step.survivors, step.tag = set(entry.members), entry.members, tag_number(entry.tag)
             step.total = unpack(entry.frame, plan.spec(step.number).words, plan.modulus_bits)
             self.phase = Phase.UNMASKING if step.survivors == epoch.members else Phase.AGREEING
+        elif isinstance(entry, Agreed) and phase is Phase.AGREEING and epoch.step is not None:
+            self._agreed(epoch, epoch.step, entry)
         elif isinstance(entry, Summed) and epoch.step is not None:
             public = self._begun(epoch, entry)
             public.check_members(entry.members)
@@ -865,6 +882,16 @@ class ServerProtocol(HoldsHistory):
             self._after_sum(epoch, public)
         else:
             raise WrongContext(f"{type(entry).__name__} written down while {phase.value}", "what follows there")
+
+    def _agreed(self, epoch: _Epoch, step: _Step, entry: Agreed) -> None:
+        assert epoch.public is not None  # noqa: S101 - closed before
+        statement = survivor_statement(epoch.public.chain, step.number, step.survivors)
+        for item in entry.items:
+            verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *statement)
+            step.signatures[item.member] = item.signature
+        if entry.step != step.number or len(step.signatures) < epoch.plan.threshold:
+            raise WrongContext(f"{len(step.signatures)} signatures of step {entry.step} written down", "enough")
+        self.phase = Phase.UNMASKING
 
     def _begun(self, epoch: _Epoch, entry: Closed | Summed) -> Trajectory:
         if epoch.step is None or entry.step != epoch.step.number:

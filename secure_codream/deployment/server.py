@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codream_protocols.charter import Charter
-from codream_protocols.course import Publication
+from codream_protocols.course import Course, Publication
 from codream_protocols.courses.sums import Sums
+from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.identity import Roster
 from codream_protocols.record import certified_epochs
 from codream_protocols.server import ServerProtocol
 from codream_server.events import Events, rounds_of
 from codream_server.feddream import FedDreamDataset, batch_name
-from codream_server.record_folder import RecordFolder
+from codream_server.record_folder import RUNNING, RecordFolder, RecordFolderRefused
 from codream_server.runner import ServerRunner
 from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.courses import make_course
@@ -109,15 +111,7 @@ def run_server(
             events.say("acceptances", text=line)
         if (warning := expiry_warning(roster)) is not None:
             events.say("expiry", text=warning)
-        protocol = ServerProtocol(
-            charter,
-            roster,
-            course,
-            beat_seconds=timing.beat,
-            certified=record.epochs(),
-            running=record.unfinished(),
-            journal=record,
-        )
+        protocol = _protocol(charter, roster, course, record, timing.beat)
         runner = ServerRunner(
             protocol,
             roster=roster,
@@ -155,6 +149,31 @@ def run_server(
     write_whole(folder / "server.json", json.dumps(report, indent=2).encode())
     if config.client_privacy is not None:
         write_statement(folder, own_statement(config, "the federation", None, charter, course, runner.story.spent_rho))
+
+
+def _protocol(
+    charter: Charter, roster: Roster, course: Course, record: RecordFolder, beat_seconds: float
+) -> ServerProtocol:
+    """The machine, in the epoch that was running.
+
+    Raises:
+        RecordFolderRefused: what was written of that epoch does not fit; it names the file.
+        UnsafePlan, LocalProtocolError, RemoteProtocolError: charter, roster or record are not what they should be.
+    """
+    made = partial(
+        ServerProtocol, charter, roster, course, beat_seconds=beat_seconds, certified=record.epochs(), journal=record
+    )
+    if not (entries := record.unfinished()):
+        return made()
+    try:
+        return made(running=entries)
+    except RemoteProtocolError as error:
+        made()  # what else is wrong is said as it is
+        raise RecordFolderRefused(
+            f"{record.folder / RUNNING}: {error.found}",
+            error.allowed,
+            "take that file away: the epoch that was running begins anew",
+        ) from error
 
 
 def _missed(

@@ -423,8 +423,8 @@ class _Watched(ServerProtocol):
             self._net.refused_without_change.append(before == self._held())
             raise
 
-    def _publish(self, epoch: Any, step: Any, total: Any) -> list[Any]:
-        effects = super()._publish(epoch, step, total)
+    def _publish(self, epoch: Any, *sums: Any) -> list[Any]:
+        effects = super()._publish(epoch, *sums)
         for effect in effects:
             if isinstance(effect, StepFinished):
                 self._net.sums.append(Sum(epoch.plan.digest, epoch.plan.modulus_bits, effect))

@@ -25,7 +25,7 @@ from codream_protocols.durable import PUBLIC, try_lock, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
 from codream_protocols.record_file import check_version, parse_record, record_bytes, record_name, record_numbers
-from codream_protocols.running import MAGIC, Entry, Opened, Writer, parse_running
+from codream_protocols.running import MAGIC, Agreed, Closed, Entry, Opened, Summed, Writer, parse_running
 from codream_protocols.running import check_version as check_running_version
 
 ROSTER, CHARTER, NEXT, RUNNING = "roster.json", "charter.json", "next.partial", "running"
@@ -65,6 +65,7 @@ class RecordFolder:
         self._directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._next: int | None = None
         self._running: tuple[int, Writer] | None = None
+        self._entries: list[Entry] = []  # of the running epoch: what a file that failed is written anew from
         self._newest: Kept | None = None
         try:
             self._lock()
@@ -124,31 +125,49 @@ class RecordFolder:
         except MalformedMessage as error:
             raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "put back the whole file") from error
 
-    def running(self, entry: Entry) -> None:
-        """See `ServerJournal`: kept if the disk takes it; without it a kill costs the epoch, and nothing that is done.
+    def running(self, entry: Entry, *, must: bool = False) -> None:
+        """See `ServerJournal`: without an entry that need not be kept a kill costs the epoch, and nothing that is done.
 
-        An epoch of which one entry could not be kept is not gone on with.
+        A file that lacks an entry is taken away, and written anew as a whole with the next one.
         """
+        if isinstance(entry, Opened):
+            self._leave_running()
+            self._entries = []
+        if self._entries[-1:] != [entry]:  # else it is tried again
+            self._entries.append(entry)
         try:
-            if isinstance(entry, Opened):
-                self._begin_running()
-            if self._running is not None:
+            if self._running is None:
+                self._write_running()
+            else:
                 descriptor, writer = self._running
                 write_all(descriptor, writer.entry_bytes(entry))
                 os.fsync(descriptor)
         except OSError:
-            self.given_up()
+            self._take_running_away()
+            if must:
+                raise
+        if isinstance(entry, Summed):  # what it was made of is needed no more
+            self._entries = [one for one in self._entries if not isinstance(one, Closed | Agreed)]
 
     def given_up(self) -> None:
         """See `ServerJournal`."""
+        self._entries = []
+        self._take_running_away()
+
+    def _take_running_away(self) -> None:
+        """Or empty it, where the folder cannot be changed; what is told meanwhile is not in it."""
         self._leave_running()
         with contextlib.suppress(OSError):
-            (self.folder / RUNNING).unlink(missing_ok=True)
+            try:
+                (self.folder / RUNNING).unlink(missing_ok=True)
+                os.fsync(self._directory)
+            except OSError:
+                os.truncate(self.folder / RUNNING, 0)
 
     def unfinished(self) -> list[Entry]:
         """What was kept by `running`; whether it was certified since, its reader sees by its head.
 
-        Entries that follow are written behind the last whole one.
+        With the next entry, all are written anew as a whole.
 
         Raises:
             RecordFolderRefused: a file with something else in it.
@@ -161,22 +180,16 @@ class RecordFolder:
             entries = parse_running(path.read_bytes())
         except MalformedMessage as error:
             raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "take that file away") from error
-        writer = Writer()
-        size = len(MAGIC) + sum(len(writer.entry_bytes(entry)) for entry in entries)
-        if entries:
-            with contextlib.suppress(OSError):
-                descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-                self._running = descriptor, writer
-                os.ftruncate(descriptor, size)
+        self._entries = list(entries)
         return entries
 
-    def _begin_running(self) -> None:
-        self._leave_running()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-        descriptor = os.open(RUNNING, flags, 0o644, dir_fd=self._directory)
-        self._running = descriptor, Writer()
-        write_all(descriptor, MAGIC)
-        os.fsync(self._directory)
+    def _write_running(self) -> None:
+        """All entries of the epoch so far, as a whole, and the file open for the next one."""
+        writer = Writer()
+        content = MAGIC + b"".join(writer.entry_bytes(entry) for entry in self._entries)
+        write_whole(self.folder / RUNNING, content, PUBLIC)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        self._running = os.open(RUNNING, flags, dir_fd=self._directory), writer
 
     def _leave_running(self) -> None:
         if self._running is not None:
@@ -203,6 +216,7 @@ class RecordFolder:
         os.close(descriptor)
         self._next = None
         os.fsync(self._directory)
+        self.given_up()  # the running epoch is a certified one
         self._number += 1  # only now: an epoch that must be written again takes the same name
         self._newest = kept  # what is asked for most, and what must be there although the disk fails
         try:

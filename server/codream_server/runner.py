@@ -505,7 +505,11 @@ class ServerRunner:
         """Give up what waits for the lost. The live ones, though waited for as well, are there and are told."""
         protocol, plan = self.protocol, self.protocol.plan
         assert plan is not None  # noqa: S101 - within an epoch
-        effects = protocol.expire()
+        try:
+            effects = protocol.expire()
+        except OSError as error:  # the last sum; it is tried again
+            self._unwritten.failed("record", error)
+            return
         protocol.absent -= {member for member in self._peers if self._is_present(member)}
         told = {effect.member for effect in effects if isinstance(effect, SendTo)}
         self._perform(effects)

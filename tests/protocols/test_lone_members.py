@@ -224,8 +224,8 @@ def dead_vote(federation: Federation) -> list[Entry]:
     assert federation.set_up()
     kept, written = [], federation.server_journal.running
 
-    def running(entry: Entry) -> None:
-        written(entry)
+    def running(entry: Entry, *, must: bool = False) -> None:
+        written(entry, must=must)
         kept.append(entry)
 
     federation.server_journal.running = running  # type: ignore[method-assign]
@@ -377,6 +377,69 @@ def test_a_server_killed_at_any_packet_gives_no_epoch_up(mode: Any) -> None:
         assert {client.certified for client in federation.clients} == {1}
         assert federation.certified[-1].kept[0].advertisements[0].plan == plan  # none was begun anew
     assert place > 40
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["the line is cut", "what was said arrives"])
+def test_a_server_killed_at_any_packet_after_a_loss_goes_on_by_itself(kept: bool) -> None:
+    """Members that have answered sign no more: enough signatures are on disk before anybody is shown them."""
+    lost = 5
+    for place in range(1000):
+        federation = Federation(6, mode="resilient", steps=1, epochs=1)
+        assert federation.set_up()
+        federation.computing.pop(lost)
+        others, done, killed = [member for member in federation.everybody if member != lost], 0, False
+        for _ in range(400):
+            if federation.server.certified:
+                break
+            if done == place and not killed:
+                killed = True
+                federation.wire = [item for item in federation.wire if kept and not item.to_server]
+                federation.restart_server()
+                federation.emit(federation.server.lost(lost))
+                federation.hello(others)
+            elif federation.wire:
+                item, done = federation.wire.pop(0), done + 1
+                if item.member != lost:
+                    federation.deliver(item)
+            elif federation.computing:
+                federation.compute()
+            elif lost not in federation.server.absent:
+                federation.emit(federation.server.lost(lost))
+            else:
+                federation.hello(others)
+        assert federation.server.certified == 1, (place, federation.server.phase, federation.failures)
+        if not killed:
+            break
+    assert place > 25
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+def test_the_last_sum_is_told_to_nobody_before_it_is_on_disk(mode: Any) -> None:
+    """Else one member could vote for what nobody has any more; the epoch waits, and the same message brings it on."""
+    federation = Federation(6, mode=mode, steps=1, epochs=1)
+    assert federation.set_up()
+    written, fails = federation.server_journal.running, [True]
+
+    def running(entry: Entry, *, must: bool = False) -> None:
+        if must and fails[0]:
+            raise OSError(28, "No space left on device")
+        written(entry, must=must)
+
+    federation.server_journal.running = running  # type: ignore[method-assign]
+    federation.compute()
+    last: list[Any] = []
+    while federation.wire:
+        item = federation.wire.pop(0)
+        try:
+            federation.deliver(item)
+        except OSError:
+            last.append(item)
+    assert last and not [item for item in federation.sent if item.kind is Published]
+    fails[0] = False
+    federation.deliver(last[-1])
+    federation.drain()
+    assert federation.finish() is not None or federation.server.certified == 1
+    assert (federation.reveals[-1].total == federation.plain_sum(0, federation.everybody)).all()
 
 
 def test_a_server_that_lost_a_sum_which_a_member_has_gives_the_epoch_up() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -291,7 +292,7 @@ def test_a_disk_that_does_not_take_it_holds_nothing_up(
     folder.running(entries[0])
     (tmp_path / "running").rmdir()
     folder.running(entries[1])
-    assert folder.unfinished() == []  # never a part of it, with others behind
+    assert folder.unfinished() == entries[:2]  # never a part of it, with others behind
     folder.running(entries[0])
 
     def full(descriptor: int) -> None:
@@ -300,9 +301,37 @@ def test_a_disk_that_does_not_take_it_holds_nothing_up(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         folder.running(entries[1])
-    folder.running(entries[2])
-    assert folder.unfinished() == []
+        assert folder.unfinished() == []
+    folder.running(entries[0])
+    folder.running(entries[1])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                folder.running(entries[2], must=True)
+        assert not (tmp_path / "running").exists()
+    folder.running(entries[2], must=True)
+    assert folder.unfinished() == entries[:3]
     folder.certified(epochs[0])
+    assert not (tmp_path / "running").exists()  # nothing of it is part of the record
+    folder.close()
+
+
+def test_a_file_that_cannot_be_taken_away_is_emptied(
+    tmp_path: Path, epochs: list[Kept], federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a later start would believe a part of what was told."""
+    folder, entries = make(tmp_path), entries_of(federation, epochs[0])
+    folder.running(entries[0])
+
+    def refused(*arguments: Any, **options: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refused)
+        patched.setattr(Path, "unlink", refused)
+        folder.running(entries[1])
+    assert folder.unfinished() == []
     folder.close()
 
 
@@ -311,8 +340,8 @@ def test_a_file_of_an_unknown_version_is_refused_and_nothing_is_written(
     tmp_path: Path, epochs: list[Kept], federation: Federation, name: str
 ) -> None:
     folder = make(tmp_path)
-    folder.running(entries_of(federation, epochs[0])[0])
     folder.certified(epochs[0])
+    folder.running(entries_of(federation, epochs[0])[0])
     folder.close()
     (tmp_path / "charter.json").unlink()  # it would be written
     path = tmp_path / name
