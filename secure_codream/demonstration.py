@@ -28,9 +28,9 @@ from codream_protocols.charter import Charter, default_threshold
 from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.reading import check
-from secure_codream.deployment.files import read_metrics
 from secure_codream.deployment.provision import provision
 from secure_codream.membership.accepted import load_roster
+from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.panel import LivePanel
 from secure_codream.reports.report import write_report
 from secure_codream.reports.run_folder import RunFolder

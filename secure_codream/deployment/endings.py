@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secure_codream.deployment.files import BEST, JOURNAL, MODEL, RECORD, SUMS, read_metrics
+from secure_codream.deployment.files import BEST, JOURNAL, MODEL, RECORD, SUMS
 from secure_codream.reports.files import RecordError, bytes_of
+from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.party_report import REPORT, write_party_report
 from secure_codream.reports.words import counted, format_bytes
 
@@ -33,7 +34,10 @@ _SERVER_FILES = (
 
 def client_ending(folder: Path) -> list[str]:
     """A client's accuracies alone, now and at best, and its files; its own screen alone says them."""
-    said = accuracies(read_metrics(folder / "metrics.jsonl"))
+    try:
+        said = accuracies(read_metrics(folder / "metrics.jsonl"))
+    except RecordError as error:  # what was learnt is there all the same
+        said = [f"no accuracies: {error}"]
     return [*said, *_reported(folder), *_files(folder, _CLIENT_FILES)]
 
 

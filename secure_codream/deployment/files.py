@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-import msgspec
-
 from codream_protocols.course import Publication
 
 LOG_BYTES, KEPT = 8 << 20, 3  # of a log for people, and how many older ones are kept
@@ -122,10 +120,3 @@ def sums_bytes(publication: Publication) -> bytes:
         task, _, block = name.rpartition(".")
         tables.setdefault(task, {})[block] = numbers.tolist()
     return json.dumps(tables, indent=2).encode() + b"\n"
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a client's `metrics.jsonl`; the first is the warm-up's."""
-    if not path.exists():
-        return []
-    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines() if line.endswith(b"}")]

@@ -15,6 +15,7 @@ from secure_codream.reports.events import (
     Event,
     FederationStarted,
     Refused,
+    RoundFinished,
     StepFinished,
 )
 from secure_codream.reports.words import duration, listed
@@ -33,8 +34,9 @@ class Stretch:
     cohort: int
 
 
-def timeline(events: Sequence[Event], learnt: int) -> list[tuple[str, list[Stretch]]]:
+def timeline(events: Sequence[Event]) -> list[tuple[str, list[Stretch]]]:
     """Round by round, how the steps went; after the last one come the metrics of what was learnt."""
+    ends = _epochs_at_the_end(events)
     flow = [event for event in events if isinstance(event, StepFinished | EpochGivenUp)]
     rounds: list[tuple[int, list[Stretch]]] = []
     for number, steps in itertools.groupby(flow, key=lambda event: event.round):
@@ -57,8 +59,15 @@ def timeline(events: Sequence[Event], learnt: int) -> list[tuple[str, list[Stret
         rounds.append((number, stretches))
     troubled = [entry for entry in rounds if any(stretch.path != "fast" for stretch in entry[1])]
     kept = {number for number, _ in (*spread(rounds, ROUNDS_SHOWN), *troubled[: 2 * ROUNDS_SHOWN])}
-    names = {number: f"round {number + 1}" if number < learnt else "at the end" for number in kept}
+    names = {number: "at the end" if number in ends else f"round {number + 1}" for number in kept}
     return [(names[number], stretches) for number, stretches in rounds if number in kept]
+
+
+def _epochs_at_the_end(events: Sequence[Event]) -> set[int]:
+    """Those of metrics alone: certified ones say so, and one that is running follows the course's last round."""
+    ends = {event.round: not event.learnt for event in events if isinstance(event, RoundFinished)}
+    planned = [event.rounds for event in events if isinstance(event, FederationStarted)][-1:]
+    return {number for number, end in ends.items() if end} | (set(planned) - ends.keys())
 
 
 @dataclass(frozen=True)
@@ -77,12 +86,32 @@ def path_rows(events: Sequence[Event]) -> list[PathRow]:
     return [PathRow(path, len(times), statistics.median(times)) for path, times in by_path.items() if times]
 
 
-def incidents_of(events: Sequence[Event]) -> list[tuple[float, str, str]]:
-    """What went otherwise than planned: seconds since the start, kind, words."""
+def traffic_of(events: Sequence[Event]) -> tuple[int, int]:
+    """Bytes from and to all clients together, of all processes of the server; each counts its own."""
+    totals = [(0, 0)]
+    for event in events:
+        match event:
+            case FederationStarted():
+                totals.append((0, 0))
+            case StepFinished():
+                totals[-1] = (event.bytes_up, event.bytes_down)
+    return sum(up for up, _ in totals), sum(down for _, down in totals)
+
+
+def incidents_of(events: Sequence[Event], *, codes_alone: bool = False) -> list[tuple[float | None, str, str]]:
+    """What went otherwise than planned: seconds since the start, kind, words.
+
+    Args:
+        events: of the server.
+        codes_alone: of what was refused, say once whose it was and the code, as an aggregator's page may. What was
+            found describes one member's message; when it came, and that it was late, time its computing; and more
+            lines of a kind count its messages.
+    """
     start = next((event.time for event in events if isinstance(event, FederationStarted)), None)
     if start is None:
         start = events[0].time if events else 0.0
-    found: list[tuple[float, str, str]] = []
+    found: list[tuple[float | None, str, str]] = []
+    said: set[tuple[str, str]] = set()
     missing: set[str] = set()
     lost: dict[str, float] = {}
     for event in events:
@@ -107,8 +136,12 @@ def incidents_of(events: Sequence[Event]) -> list[tuple[float, str, str]]:
                 again = "nothing of it is learnt, it begins anew"
                 found.append((since, kind, f"round {event.round + 1}: {event.reason}; {again}"))
             case Refused():
-                kind = "late" if event.ordinary else "refused"
                 whose = f"{event.client} refused a message" if event.by == "client" else f"a message of {event.client}"
-                about = f", {event.found}" if event.found else ""
-                found.append((since, kind, f"{whose}: {event.code}{about}"))
+                words = f"{whose}: {event.code}"
+                if not codes_alone:
+                    about = f", {event.found}" if event.found else ""
+                    found.append((since, "late" if event.ordinary else "refused", words + about))
+                elif not event.ordinary and (event.client, event.code) not in said:
+                    said.add((event.client, event.code))
+                    found.append((None, "refused", words))
     return found

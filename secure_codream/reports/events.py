@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from secure_codream.reports.files import MalformedRecord, bytes_of
+from secure_codream.reports.files import MalformedRecord
+from secure_codream.reports.json_lines import json_lines
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -97,7 +98,7 @@ class StepStarted(_Event, frozen=True, kw_only=True, tag="step_started"):
 class StepFinished(_Event, frozen=True, kw_only=True, tag="step_finished"):
     """A sum was recovered. Entropy (nats) and the clipped share are securely aggregated means.
 
-    `bytes_up` and `bytes_down` are totals of the run so far, over all clients.
+    `bytes_up` and `bytes_down` are totals of this process so far, over all clients.
     """
 
     round: Count
@@ -207,33 +208,18 @@ def parse_event(event: Mapping[str, Any]) -> Event | None:
 
 
 def read_events(path: Path) -> list[Event]:
-    """Read `events.jsonl`. Raises MissingRecord, or MalformedRecord with the line's number.
+    """Read `events.jsonl`, without lines that break off (`json_lines`).
 
-    A line that breaks off was being written when the server was killed, or its disk was full: it is left out, whether
-    it is the last or the next process went on after it on a line of its own.
+    Raises:
+        MissingRecord: there is no such file.
+        MalformedRecord: a line is something else, with its number.
     """
-    lines = bytes_of(path, "the events of the server").split(b"\n")[:-1]
     events = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or (number < len(lines) and _breaks_off(line)):
-            continue
+    for number, found in json_lines(path, "the events of the server"):
         try:
-            event = parse_event(msgspec.json.decode(line, type=dict[str, Any]))
-        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+            event = parse_event(found)
+        except ValueError as error:  # msgspec's errors are ValueErrors
             raise MalformedRecord(path, f"in line {number}: {error}", "one JSON event a line") from error
         if event is not None:
             events.append(event)
     return events
-
-
-def _breaks_off(line: bytes) -> bool:
-    """Whether a line is the beginning of an event, and no more."""
-    return line.startswith(b"{") and (_is_cut(line) or _is_cut(line + b"0"))  # a number may be cut, too
-
-
-def _is_cut(line: bytes) -> bool:
-    try:
-        msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError) as error:
-        return "truncated" in str(error)
-    return False

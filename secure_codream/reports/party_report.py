@@ -1,8 +1,8 @@
 """The report of one party of a real run: one self-contained page, made of the files in its own folder.
 
-An aggregator's page tells what a server may know: sums, what happened, who was there. A site's page tells its own
-figures, and is for its own eyes: nothing of it is sent. Parts that are not there yet are said to be missing; a part
-that is malformed raises `MalformedRecord`.
+An aggregator's page tells what a server may know: sums, what happened, who was there, and codes of refusals. A site's
+page tells its own figures, and is for its own eyes: nothing of it is sent. Parts that are not there yet are said to be
+missing; a part that is malformed raises `MalformedRecord`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from secure_codream.reports.charts import Chart, Line, Reference, Tick, axis, dots, spread, svg_path, unbroken
-from secure_codream.reports.course_of_events import ROUNDS_SHOWN, incidents_of, path_rows, timeline
+from secure_codream.reports.course_of_events import (
+    ROUNDS_SHOWN,
+    incidents_of,
+    path_rows,
+    timeline,
+    traffic_of,
+)
 from secure_codream.reports.dream_pictures import DreamRound, dream_round
 from secure_codream.reports.events import FederationStarted, RoundFinished, StepFinished, read_events
-from secure_codream.reports.files import MalformedRecord, MissingRecord, bytes_of, write_whole
+from secure_codream.reports.files import write_whole
+from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.pages import page_environment
 from secure_codream.reports.run_folder import read_dreams
 from secure_codream.reports.statement import read_statement
@@ -51,7 +56,6 @@ def write_party_report(folder: Path) -> Path:
 def _of_server(folder: Path, status: Status) -> dict[str, Any]:
     events = read_events(folder / "events.jsonl")
     numbers = _dream_numbers(folder / "rounds")
-    steps = [event for event in events if isinstance(event, StepFinished)]
     ends = [event for event in events if isinstance(event, RoundFinished)]
     started = next((event for event in events if isinstance(event, FederationStarted)), None)
     means = {
@@ -59,6 +63,7 @@ def _of_server(folder: Path, status: Status) -> dict[str, Any]:
         for event in ends
         if event.metrics_round is not None and event.metrics.get("accuracy") is not None
     }
+    up, down = traffic_of(events)
     return {
         "server": True,
         "headline": _server_headline(status, means),
@@ -67,13 +72,13 @@ def _of_server(folder: Path, status: Status) -> dict[str, Any]:
         "lockstep": started is None or started.mode == "lockstep",
         "dreams": _dreams(folder / "rounds", numbers),
         "dream_rounds": len(numbers),
-        "timeline": timeline(events, len(ends)),
+        "timeline": timeline(events),
         "paths": path_rows(events),
-        "incidents": incidents_of(events),
+        "incidents": incidents_of(events, codes_alone=True),
         "head": next((event.head for event in reversed(ends) if event.head), ""),
-        "steps": len(steps),
-        "up": steps[-1].bytes_up if steps else 0,
-        "down": steps[-1].bytes_down if steps else 0,
+        "steps": sum(isinstance(event, StepFinished) for event in events),
+        "up": up,
+        "down": down,
     }
 
 
@@ -104,7 +109,7 @@ class RoundRow:
 
 
 def _of_client(folder: Path, status: Status) -> dict[str, Any]:
-    lines = _since_training(_metrics(folder / "metrics.jsonl"))
+    lines = _since_training(read_metrics(folder / "metrics.jsonl"))
     rows = [
         RoundRow(
             rounds=line["rounds"],
@@ -144,22 +149,6 @@ def _since_training(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """From the newest training alone on; of a round that was measured twice the newer line."""
     begins = max((place for place, line in enumerate(lines) if line["rounds"] == 0), default=0)
     return sorted({line["rounds"]: line for line in lines[begins:]}.values(), key=lambda line: int(line["rounds"]))
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = bytes_of(path, "a client's figures")
-    except MissingRecord:
-        return []
-    lines = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            found = msgspec.json.decode(line, type=dict[str, Any])
-        except (ValueError, RecursionError) as error:
-            raise MalformedRecord(path, f"in line {number}: {error}", "one JSON object a line") from error
-        if found.get("event") == "metrics" and isinstance(found.get("rounds"), int):
-            lines.append(found)
-    return lines
 
 
 def _chart(title: str, curves: Mapping[str, Mapping[int, float | None]]) -> Chart | None:

@@ -69,7 +69,7 @@ def write_report(folder: Path) -> Path:
         entropy=_entropy_chart(summary, events),
         traffic=_traffic(summary),
         exhibit=exhibit_view(exhibit, dreams) if exhibit else None,
-        timeline=timeline(events, summary.rounds),
+        timeline=timeline(events),
         paths=path_rows(events),
         incidents=incidents_of(events),
         has_events=bool(events),

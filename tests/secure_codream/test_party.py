@@ -37,7 +37,7 @@ from secure_codream.deployment.client import Agreed, read_agreed, run_client
 from secure_codream.deployment.description import describe
 from secure_codream.deployment.earlier import is_running
 from secure_codream.deployment.endings import client_ending, server_ending
-from secure_codream.deployment.files import MODEL, read_metrics
+from secure_codream.deployment.files import MODEL
 from secure_codream.deployment.outputs import OutputsUnwritten
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.verify import verify_record
@@ -46,6 +46,7 @@ from secure_codream.membership.keys import KeyFileError, read_private_key
 from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.events import read_events
 from secure_codream.reports.files import write_whole
+from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.status import read_status
 from tests.secure_codream.models import write_checkpoint
 

@@ -22,7 +22,7 @@ from codream_protocols.errors import AggregationFailed
 from codream_server.settings import Timing
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, TaskTable
-from secure_codream.deployment.files import KEPT, Appended, EventLog, read_metrics
+from secure_codream.deployment.files import KEPT, Appended, EventLog
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
 from secure_codream.deployment.signals import Stopped, run_until_stopped
@@ -30,6 +30,7 @@ from secure_codream.deployment.verify import verify_record
 from secure_codream.membership.accepted import load_roster
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.reports.events import parse_event, read_events
+from secure_codream.reports.metrics import read_metrics
 
 NAMES = ("alice", "bob", "carol")
 
@@ -147,16 +148,9 @@ def test_event_with_unknown_accuracy_can_be_read_again(tmp_path: Path) -> None:
     assert read_events(tmp_path / "events.jsonl")[0].metrics == {"accuracy": None}
 
 
-def test_metrics_are_read_without_a_last_half_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == []
-    path.write_text('{"accuracy": 0.5}\n{"accuracy": 0.6}\n{"accur')
-    assert [line["accuracy"] for line in read_metrics(path)] == [0.5, 0.6]
-
-
 def test_metrics_that_are_no_number_can_be_read_again(tmp_path: Path) -> None:
     file = io.StringIO()
-    EventLog(file)({"event": "metrics", "accuracy": 0.5, "distil_loss": math.nan})
+    EventLog(file)({"event": "metrics", "rounds": 0, "accuracy": 0.5, "distil_loss": math.nan})
     (tmp_path / "metrics.jsonl").write_text(file.getvalue())
     (line,) = read_metrics(tmp_path / "metrics.jsonl")
     assert line["accuracy"] == 0.5 and line["distil_loss"] is None

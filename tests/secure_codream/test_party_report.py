@@ -12,7 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from secure_codream import cli
+from secure_codream.deployment.endings import client_ending
 from secure_codream.reports.files import MalformedRecord, MissingRecord
+from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.party_report import write_party_report
 from secure_codream.reports.status import Person, Status, replace_status
 
@@ -35,25 +37,33 @@ def status(party: str, **more: Any) -> Status:
 
 
 def line(event: str, **fields: Any) -> str:
-    return json.dumps({"time": 1.0, "event": event, **fields}) + "\n"
+    return json.dumps({"time": 1.0, "event": event} | fields) + "\n"
 
 
-def round_finished(number: int, accuracy: float | None) -> str:
+def started(rounds: int = 4, **more: Any) -> str:
+    return line("federation_started", clients=MEMBERS, rounds=rounds, steps_per_round=1, **more)
+
+
+def step_finished(number: int, up: int = 0, down: int = 0) -> str:
+    went = {"task": "update", "survivors": MEMBERS, "dropped": [], "path": "fast", "entropy": 1.0, "clipped": 0.0}
+    return line("step_finished", round=number, step=0, seconds=0.5, bytes_up=up, bytes_down=down, **went)
+
+
+def round_finished(number: int, accuracy: float | None, **more: Any) -> str:
     metrics = {"accuracy": accuracy}
-    return line("round_finished", round=number, metrics=metrics, metrics_round=number, head=f"{number:064x}")
+    return line("round_finished", round=number, metrics=metrics, metrics_round=number, head=f"{number:064x}", **more)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Path:
     replace_status(tmp_path, status("server", members=tuple(Person(name=name, present=True) for name in MEMBERS)))
-    step = {"task": "update", "survivors": MEMBERS, "dropped": [], "path": "fast", "entropy": 1.0, "clipped": 0.0}
     (tmp_path / "events.jsonl").write_text(
-        line("federation_started", clients=MEMBERS, rounds=4, steps_per_round=1)
+        started()
         + line("client_lost", client="carol")
         + line("client_joined", client="carol")
-        + line("step_finished", round=0, step=0, seconds=0.5, bytes_up=1000, bytes_down=2000, **step)
+        + step_finished(0, 1000, 2000)
         + round_finished(0, 0.5)
-        + line("step_finished", round=1, step=0, seconds=0.5, bytes_up=3000, bytes_down=4000, **step)
+        + step_finished(1, 3000, 4000)
         + round_finished(1, 0.75)
     )
     (tmp_path / "rounds").mkdir()
@@ -104,6 +114,104 @@ def test_a_sites_page_tells_its_own_figures_since_its_newest_training(site: Path
     assert "On test images this site reached 61.0 % alone, and 83.0 % now." in said
     assert "round 1 64.0 % 50.0 % rolled back" in said and "10.0 %" not in said
     assert "20 images of its own are held back from training" in said
+
+
+def test_a_servers_page_tells_codes_of_refusals_and_no_more_of_a_members_messages(server: Path) -> None:
+    refused = {"by": "server", "allowed": "250077 bytes"}
+    at = {"time": 98.4, "client": "carol"}
+    late = "a masked input for step 3 after its survivors were announced"
+    with (server / "events.jsonl").open("a") as events:
+        events.write(line("refused", **at, code="wrong-context", found=late, **refused))
+        for size in (17, 18, 19):
+            events.write(line("refused", **at, code="vector", found=f"a frame of {size} bytes", count=size, **refused))
+        events.write(line("refused", **at, code="share", found="31 bytes of shares", **refused))
+    said = words(write_party_report(server))
+    assert "when it was last heard, and codes of refusals" in said
+    assert said.count("a message of carol: vector") == 1 and said.count("a message of carol: share") == 1
+    for private in ("a frame", "bytes", "wrong-context", "masked input", "97.4", "1 min 37 s"):
+        assert private not in said, private
+
+
+def test_a_server_that_refused_late_messages_alone_does_not_say_that_it_refused_nothing(server: Path) -> None:
+    late = {"client": "carol", "code": "unexpected", "found": "a vote", "by": "server"}
+    (server / "events.jsonl").write_text(started() + line("refused", **late))
+    said = words(write_party_report(server))
+    assert "Nobody was lost and nothing was refused, late messages apart." in said and "a vote" not in said
+
+
+@pytest.mark.parametrize(
+    ("events", "names"),
+    [
+        (started() + step_finished(0) + round_finished(0, 0.5) + step_finished(1), ["round 1", "round 2"]),
+        (
+            started(20) + "".join(step_finished(n) + round_finished(n, 0.5) for n in (10, 11)) + step_finished(12),
+            ["round 11", "round 12", "round 13"],
+        ),
+        (started(1) + step_finished(0) + round_finished(0, 0.5) + step_finished(1), ["round 1", "at the end"]),
+        (
+            started(1) + step_finished(0) + round_finished(0, 0.5) + step_finished(1)
+            + round_finished(1, 0.6, learnt=False) + started(8) + step_finished(2),
+            ["round 1", "at the end", "round 3"],
+        ),
+        (
+            started(1) + step_finished(0) + started(8) + round_finished(0, 0.5) + step_finished(1),
+            ["round 1", "round 2"],
+        ),
+    ],
+    ids=["running", "a successor", "metrics at the end, running", "a successor after the end", "a longer course"],
+)  # fmt: skip
+def test_rounds_are_named_by_the_course(server: Path, events: str, names: list[str]) -> None:
+    (server / "events.jsonl").write_text(events)
+    page = write_party_report(server).read_text()
+    assert re.findall(r"<span>(round \d+|at the end)</span>", page) == names
+
+
+def test_bytes_are_those_of_all_processes(server: Path) -> None:
+    steps = step_finished(0, 10**9, 10**6) + step_finished(1, 8 * 10**9, 2 * 10**6)
+    (server / "events.jsonl").write_text(started() + steps + started() + started() + step_finished(2, 10**8, 3 * 10**5))
+    said = words(write_party_report(server))
+    assert "8.1 GB received" in said and "2.3 MB sent" in said and "3 secure steps" in said
+
+
+def test_a_line_that_a_killed_client_left_is_passed_over_and_the_next_ones_are_read(site: Path) -> None:
+    path = site / "metrics.jsonl"
+    whole = path.read_text()
+    torn = line("metrics", rounds=3, accuracy=0.85, train_accuracy=None, held_back=True, distil_loss=-1.5e-7).strip()
+    after = line("metrics", rounds=3, accuracy=0.9)
+    for cut in range(1, len(torn), 7):
+        path.write_text(whole + torn[:cut] + "\n" + after)
+        assert "90.0 % now" in words(write_party_report(site)), torn[:cut]
+    path.write_text(whole + torn.replace("3", "x", 1)[:60] + "\n" + after)  # the control: spoilt, not cut
+    with pytest.raises(MalformedRecord, match="in line 5"):
+        write_party_report(site)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    ['{"event": "metrics", "rounds": "x"}', '{"event": "metrics", "rounds": 3, "accuracy": "good"}', "[]", "x"],
+)
+def test_figures_of_another_form_are_refused(site: Path, spoilt: str) -> None:
+    with (site / "metrics.jsonl").open("a") as file:
+        file.write(spoilt + "\n")
+    with pytest.raises(MalformedRecord, match="in line 5"):
+        write_party_report(site)
+
+
+def test_metrics_are_read_without_a_last_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    first, second = (
+        json.dumps({"event": "metrics", "rounds": 0, "accuracy": accuracy}) + "\n" for accuracy in (0.5, 0.6)
+    )
+    path.write_text(first + second + '{"accur')
+    assert [line["accuracy"] for line in read_metrics(path)] == [0.5, 0.6]
+
+
+def test_damaged_figures_are_said_at_a_clients_end_and_change_nothing_else(site: Path) -> None:
+    (site / "metrics.jsonl").write_text("{]\n")
+    (site / "model.safetensors").touch()
+    ending = client_ending(site)
+    assert "no accuracies" in ending[0] and "line 1" in ending[0] and any("model.safetensors" in one for one in ending)
 
 
 def test_pages_load_nothing_from_elsewhere(server: Path, site: Path) -> None:

@@ -40,9 +40,9 @@ from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.limits import open_ledger
 from secure_codream.configuration.reading import ConfigError, check
-from secure_codream.deployment.files import read_metrics
 from secure_codream.deployment.provision import provision
 from secure_codream.membership.accepted import load_roster
+from secure_codream.reports.metrics import read_metrics
 from secure_codream.simulation.in_process import DreamFederation
 
 CPU = torch.device("cpu")

@@ -237,6 +237,7 @@ def line(
     rounds: int, accuracy: float | None, held: float | None, best: float | None, best_round: int
 ) -> dict[str, Any]:
     return {
+        "event": "metrics",
         "rounds": rounds,
         "accuracy": accuracy,
         "held_accuracy": held,

@@ -8,8 +8,8 @@ import pytest
 
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
-from secure_codream.deployment.files import read_metrics
 from secure_codream.deployment.provision import provision
+from secure_codream.reports.metrics import read_metrics
 from tests.system.processes import ENVIRONMENT, client_command, run_federation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

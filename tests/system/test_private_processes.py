@@ -10,8 +10,9 @@ import pytest
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.deployment.checkpoint import read_checkpoint
-from secure_codream.deployment.files import MODEL, read_metrics
+from secure_codream.deployment.files import MODEL
 from secure_codream.deployment.provision import provision
+from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.statement import read_statement
 from tests.system.processes import ENVIRONMENT, client_command, run_federation
 
