@@ -447,12 +447,13 @@ class ServerRunner:
             self._answered_at = now
         self._awaited = awaited
         lost = {member for member in awaited if not self._is_present(member)}
-        if self._waits.look(now, awaited):
+        held = self._invitations.held_for(awaited)
+        named = awaited if plan is None else lost.union(held)
+        if self._waits.look(now, named if awaited else None):
             self._tell_waiting()
         if awaited and self._waits.telling.is_due(now):
             heard = {member: now - self._peers[member].heard for member in lost & set(self._peers)}
-            held = self._invitations.held_for(awaited)
-            self.story.waiting(awaited, lost, heard, held, now - self._waiting_since)
+            self.story.waiting(named, lost, heard, held, now - self._waiting_since)
         if self._waits.asking.is_due(now):
             for member in awaited - lost:
                 self._ask_hello(member)
