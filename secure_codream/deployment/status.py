@@ -74,8 +74,8 @@ class StatusFiles:
             secure_steps=story.secure_steps,
             given_up=story.given_up,
             refused=sum(story.refusals) + sum(story.refused_by),
-            bytes_up=runner.traffic.up,
-            bytes_down=runner.traffic.down,
+            bytes_up=found.bytes_up,
+            bytes_down=found.bytes_down,
         )
 
     def of_client(self, runner: ClientRunner, course: Course, certified: int, phase: ClientPhase) -> None:

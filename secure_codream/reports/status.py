@@ -50,7 +50,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         secure_steps: the server's: sums made by this process.
         given_up: the server's: epochs that this process gave up.
         refused: the server's: messages that it or members refused, all together.
-        bytes_up: the server's: from all members together.
+        bytes_up: the server's: from all members together, until the present phase began.
         bytes_down: the server's: to all of them.
     """
 

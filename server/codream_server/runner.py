@@ -8,8 +8,8 @@ Patience follows the slowest live member, not a clock. A member that beats is wa
 that is silent for `lost_after` seconds, of which those do not count in which this server was held up itself, is lost:
 the resilient mode goes on without its block, lockstep waits for its return, and says so. In the resilient mode beats
 alone do not hold up everybody for good: as few as may collude, that have not answered long after all others have, count
-as lost, until they say Hello. Whoever is there and waited
-for long is asked to say Hello, upon which it is told everything again that it may have missed.
+as lost, until they say Hello. Whoever is there and waited for long is asked to say Hello, upon which it is told
+everything again that it may have missed.
 
 What must be on disk before it is said (`record_folder`) is tried again at growing intervals if the disk fails; the
 epoch waits, and the server stays.
@@ -18,6 +18,7 @@ epoch waits, and the server stays.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections import deque
@@ -140,7 +141,7 @@ class ServerRunner:
         self._open_at, self._pause, self._settled = 0.0, FIRST_PAUSE, 0.0
         self._invitations = Invitations()
         self._plans: deque[bytes] = deque(maxlen=64)  # of the newest epochs
-        self._waits = Waits(timing.lost_after)
+        self._waits, self._counted = Waits(timing.lost_after), Traffic()
         self._stands, self._showing = stands, Growing(SHOWN_EVERY, SHOWN_EVERY)
         self._waiting_for: tuple[object, ...] = ()
         self._waiting_since = self._answered_at = self._greeted = 0.0
@@ -237,8 +238,9 @@ class ServerRunner:
 
     def standing(self) -> Standing:
         """How it stands now."""
-        now = self._patient.now
-        return standing(self.protocol, self._roster, self._peers, self._waits.named, now - self._waiting_since, now)
+        now, traffic = self._patient.now, self.traffic if self.protocol.done else self._counted
+        waited = now - self._waiting_since
+        return standing(self.protocol, self._roster, self._peers, traffic, self._waits.named, waited, now)
 
     async def _say_farewell(self, reason: str, *, completed: bool) -> None:
         """Tell everybody that it is over, and stay until they have left: a certificate must not be lost on the way.
@@ -440,6 +442,7 @@ class ServerRunner:
         key = (plan.digest if plan else b"", protocol.phase, protocol.step, protocol.certified)
         if key != self._waiting_for:
             self._waiting_for, self._waiting_since, self._answered_at = key, now, now
+            self._counted = dataclasses.replace(self.traffic)
             if self._waits.start(now):
                 self._tell_waiting()  # for nobody any more
         awaited = set(self._missing() if plan is None else protocol.waiting_for())
@@ -473,9 +476,7 @@ class ServerRunner:
     def _tell_waiting(self) -> None:
         """Tell everybody who is there for whom the server waits; for their screens alone."""
         message = waiting_message(self._waits.named, self._peers, self._patient.now)
-        for member, peer in self._peers.items():
-            if peer.present:
-                self._send(SendTo(member, message))
+        self._perform(SendTo(member, message) for member, peer in self._peers.items() if peer.present)
 
     def _pass_over(self, awaited: set[int]) -> None:
         """Go on without members that are there and do not answer; so many alone as the charter takes for colluders."""

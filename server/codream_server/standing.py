@@ -2,9 +2,9 @@
 
 Of one member it says the name, whether it is there and when it was last heard. Within an epoch it names, of those that
 it waits for, who is not there, and who refuses every invitation. Of the others it says that some have not answered,
-and this only as long as it names nobody: so it follows from the phase and from who is there. Who answers first, how
-many have, and how long a member computes, cannot be read off. Between epochs nobody computes for one, and all that it
-waits for are named. Members that are there are told the same, every `NAMED_EVERY`.
+and this only as long as it names nobody: so it follows from the phase and from who is there. Bytes are those until the
+phase began. Who answers first, how many have, and how long a member computes, cannot be read off. Between epochs nobody
+computes for one, and all that it waits for are named. Members that are there are told the same, every `NAMED_EVERY`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from codream_protocols.identity import Roster
 from codream_protocols.messages import MOST_AGO_SECONDS, Awaited, Waiting
 from codream_protocols.server import Phase, ServerProtocol
 from codream_server.patience import Growing
-from codream_server.peers import Peer
+from codream_server.peers import Peer, Traffic
 
 LONGEST_SILENCE = 600.0  # seconds between two `waiting` events, and between two requests
 NAMED_EVERY = 10.0
@@ -96,6 +96,8 @@ class Standing:
         members: all, in the roster's order.
         waiting: names of those that are waited for and may be named (`Waits`), as of the last time that it was looked.
         seconds: for how long it has waited, for them or for some that it does not name; None if for nobody.
+        bytes_up: from all members together until the present phase began: each answer would show as its bytes came.
+        bytes_down: to all of them.
     """
 
     phase: str
@@ -105,12 +107,15 @@ class Standing:
     members: tuple[Present, ...]
     waiting: tuple[str, ...]
     seconds: float | None
+    bytes_up: int
+    bytes_down: int
 
 
 def standing(
     protocol: ServerProtocol,
     roster: Roster,
     peers: Mapping[int, Peer],
+    traffic: Traffic,
     waiting: tuple[int, ...] | None,
     seconds: float,
     now: float,
@@ -121,6 +126,7 @@ def standing(
         protocol: the server's machine.
         roster: has the names.
         peers: who has said Hello, by number.
+        traffic: until the present phase began.
         waiting: who is waited for, as in `Waits`.
         seconds: for how long.
         now: the time on the patient clock.
@@ -143,4 +149,6 @@ def standing(
         ),
         waiting=tuple(roster.members[member].name for member in named or ()),
         seconds=None if named is None else seconds,
+        bytes_up=traffic.up,
+        bytes_down=traffic.down,
     )

@@ -47,6 +47,29 @@ def test_who_is_waited_for_is_named_by_name_and_whether_it_is_there() -> None:
         assert told(client)[-1] == Waiting((), unnamed=False)
 
 
+def test_bytes_do_not_show_when_an_answer_came() -> None:
+    """The bytes of all together, looked at each second, jumped by a vector with each member that had computed."""
+    federation = Federation(3, course=ToyCourse(1, 1, length=10_000))
+    seen: list[Standing] = []
+    after: list[int] = []
+
+    async def scenario() -> None:
+        async with federation.serving(stands=seen.append) as server:
+            client = await computing(federation)
+            client.hold = lambda compute: True
+            await federation.until(lambda: federation.server.protocol.waiting_for() == (2,))
+            shown = federation.server.standing()
+            assert federation.server.traffic.up > shown.bytes_up + 2 * 10_000
+            await federation.until(lambda: seen and seen[-1].phase == "collecting")
+            assert (seen[-1].bytes_up, seen[-1].bytes_down) == (shown.bytes_up, shown.bytes_down)
+            client.hold = None
+            await server
+            after.append(federation.server.standing().bytes_up)
+
+    run(scenario)
+    assert after == [federation.server.traffic.up] and after[0] > 3 * 10_000
+
+
 def told(client: ToyClient) -> list[Waiting]:
     return [message for message in client.received if isinstance(message, Waiting)]
 
