@@ -332,7 +332,7 @@ class ServerRunner:
         peer = self._peers.get(member)
         if peer is None:
             raise HelloNeeded(f"{type(message).__name__} before Hello", "Hello first")
-        peer.heard = self._patient.now
+        peer.hears(message, self._patient.now)
         if peer.route != route:
             peer.route = route
             peer.leave()

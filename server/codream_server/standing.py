@@ -77,7 +77,7 @@ def waiting_message(named: tuple[int, ...] | None, peers: Mapping[int, Peer], no
 
 @dataclass(frozen=True)
 class Present:
-    """A member: whether it is there, and how many seconds ago it was last heard, None if never by this process."""
+    """A member: whether it is there, and how many seconds ago it last beat, None if never in this process."""
 
     name: str
     present: bool
@@ -143,7 +143,7 @@ def standing(
             Present(
                 member.name,
                 number in peers and peers[number].present,
-                now - peers[number].heard if number in peers else None,
+                now - peers[number].beat if number in peers else None,
             )
             for number, member in enumerate(roster.members)
         ),

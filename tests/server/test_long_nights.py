@@ -9,7 +9,7 @@ import pytest
 
 from codream_protocols.charter import Aggregation
 from codream_protocols.client import Certified, ClientProtocol, Compute, Send
-from codream_protocols.messages import Beat, Hello, Waiting, decode_to_client
+from codream_protocols.messages import Beat, Hello, Refusal, Waiting, decode_to_client
 from codream_protocols.server import Phase, SendTo
 from codream_server.runner import ServerRunner
 from codream_server.settings import Timing
@@ -67,7 +67,7 @@ class LongNight:
             self.server._open_if_ready()
             for site in self.sites:
                 if site.linked:
-                    self.server._peers[site.member].heard = self.server._patient.now
+                    self.server._peers[site.member].hears(Beat(*site.machine.progress), self.server._patient.now)
                     self._on(site, self.server.protocol.beat(site.member, *site.machine.progress))
                     self._work(site)
             self._deliver()
@@ -159,6 +159,16 @@ def test_how_long_a_member_computes_is_told_to_nobody(aggregation: Aggregation, 
     assert {name for one in shown for name in one.waiting} == away
     assert {item.member for _, _, message in told for item in message.items} <= {lost}
     assert {name for event in waiting for name in event["clients"]} <= away
+
+
+def test_when_a_member_was_last_heard_does_not_show_when_it_answered() -> None:
+    """Between two beats an answer came at its own time, by the member's name."""
+    server = LongNight(3, Aggregation()).server
+    server._patient.now = 4.0
+    server._peer_of(2, b"route\x02", Beat(b"", 0))
+    server._patient.now = 9.0
+    server._peer_of(2, b"route\x02", Refusal("made-up", "x", "y"))  # or whatever else is no beat
+    assert server._peers[2].heard == 9.0 and server.standing().members[2].heard == 5.0
 
 
 def test_who_is_away_is_named_within_fifteen_seconds_of_the_loss() -> None:
