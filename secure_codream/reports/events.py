@@ -72,7 +72,7 @@ class EpochGivenUp(_Event, frozen=True, kw_only=True, tag="epoch_given_up"):
 class Waiting(_Event, frozen=True, kw_only=True, tag="waiting"):
     """The server waits; `clients` are those that it names, of them `lost` are silent, `refusing` refuse (name -> code).
 
-    With no `clients` everybody is there, and some have not answered.
+    With no `clients` it waits for some that are there.
 
     `heard` says of those that are lost how many seconds ago they were last heard, where they were.
 

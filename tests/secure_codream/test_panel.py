@@ -259,7 +259,7 @@ def test_why_one_is_waited_for_is_said() -> None:
         "alder joined: 1 of 5",
         "waiting for alder, birch, idle, 01:15; bi?rch refuses (policy)",
         "waiting for alder, birch, idle, 01:15; cedar voted for sums that are not here",
-        "waiting for answers of who is there, collecting, 01:15",
+        "waiting for answers of some that are there, collecting, 01:15",
     ]
 
 

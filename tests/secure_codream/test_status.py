@@ -292,13 +292,13 @@ def test_for_whom_the_server_waits_stands_in_a_clients_status_as_the_servers_wor
     lines = call("status", tmp_path).output.splitlines()
     assert lines[-1] == f"the server says that it waits for {names[2]}, it is there"
     assert re.fullmatch(rf"the server says that it waits for {names[1]}, last heard 00:1\d ago", lines[-2])
-    # Everybody is there, and some have not answered: that is said without a name.
+    # Some that are there have not answered: that is said without a name.
     word.take(Waiting((), unnamed=True))
     files.of_client(cast("ClientRunner", Running(word, 0.5)), make_course(config), 1, phase)
     found = read_status(tmp_path)
     assert found.waiting == () and found.since is not None and found.told
     lines = call("status", tmp_path).output.splitlines()
-    assert lines[-1] == "the server says that it waits for answers: everybody is there, and some have not answered"
+    assert lines[-1] == "the server says that it waits for answers of some that are there"
     # Without a word from the server, it is the server that is waited for; after the end, nobody.
     files.of_client(cast("ClientRunner", Running(word, 11.0)), make_course(config), 1, phase)
     found = read_status(tmp_path)
