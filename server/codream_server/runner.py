@@ -249,9 +249,9 @@ class ServerRunner:
         """
         farewell = Farewell(reason, completed)
         self._unwritten.write_again(at_once=True)
-        began = self._patient.now
+        began, soon = self._patient.now, min(FAREWELL_SECONDS, self._timing.lost_after)
         greeted: set[int] = set()
-        while self._patient.now < began + (LAST_WRITE_SECONDS if self._unwritten else self._farewell_seconds):
+        while self._patient.now < began + (LAST_WRITE_SECONDS if self._unwritten else soon):
             for member, peer in self._peers.items():
                 if peer.present and not peer.needs_hello and not peer.queue:
                     self._send(SendTo(member, farewell))
@@ -263,10 +263,6 @@ class ServerRunner:
             # Who has closed its connection cannot be sent anything: that is how its leaving is seen.
             await self._listen()
             self._unwritten.write_again()
-
-    @property
-    def _farewell_seconds(self) -> float:
-        return min(FAREWELL_SECONDS, self._timing.lost_after)
 
     # -- members ---------------------------------------------
 
