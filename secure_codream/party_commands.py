@@ -100,8 +100,10 @@ def _told(found: Status, *, running: bool, now: float) -> list[str]:
     if found.members:
         there = sum(member.present for member in found.members)
         lines.append(f"{there} of {len(found.members)} clients there")
+    who = "the server says that it waits for" if found.told else "waiting for"
+    if found.since is not None and not found.waiting:
+        lines.append(f"{who} answers of some that are there")
     for member in found.waiting:
         heard = "never heard" if member.heard is None else f"last heard {clock_face(max(0.0, now - member.heard))} ago"
-        who = "the server says that it waits for" if found.told else "waiting for"
         lines.append(f"{who} {member.name}, {'it is there' if member.present else heard}")
     return lines

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 
 class Allowance:
     """How often something may be done: `burst` times at once, and `rate` times a second in the long run."""
 
-    def __init__(self, burst: float, rate: float) -> None:
-        self._burst, self._rate, self._left, self._at = burst, rate, burst, time.monotonic()
+    def __init__(self, burst: float, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._burst, self._rate, self._left, self._clock, self._at = burst, rate, burst, clock, clock()
 
     def take(self) -> bool:
         """Whether it may be done once more now; if so, it counts."""
-        now = time.monotonic()
+        now = self._clock()
         self._left, self._at = min(self._burst, self._left + (now - self._at) * self._rate), now
         if self._left < 1:
             return False

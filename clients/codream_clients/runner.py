@@ -72,6 +72,7 @@ from codream_protocols.messages import (
 MOST_BEAT_SECONDS = 60.0  # a server may ask for fewer beats; so few that it takes its clients for lost, it may not
 GREETING_SECONDS = 2.0  # that a Hello and its Welcome may take
 ASK_SECONDS = 20.0  # of silence, before a client asks whether the server is there
+LONGEST_GAP = 600.0  # seconds, about, between two lines of one silence; they grow apart up to it
 HELLOS = 16.0, 4.0  # as many at once, and as many a second in the long run
 REFUSALS = 16.0, 2.0
 FOR_A_PERSON = (WrongSum, AttemptsUsed, PolicyViolation)
@@ -189,6 +190,7 @@ class ClientRunner:
         self._heard = self._asked = self._greeted = 0.0
         self._admitted = self._shaken = self._told_stranger = False
         self._silence = 0
+        self._silence_said = 0.0  # of the present silence, after how many seconds
         self.word = ServersWord(roster)
         self._seen: Counter[str] = Counter()
 
@@ -247,7 +249,7 @@ class ClientRunner:
             if await self._line.socket.poll(1000):
                 await self._take(await self._next_message())
                 self._heard = self._asked = time.monotonic()
-                self._admitted, self._silence = True, 0
+                self._admitted, self._silence, self._silence_said = True, 0, 0.0
             else:
                 self._silence += 1  # in seconds that it listened, and not those in which its machine stood still
                 await self._see_who_answers()
@@ -305,11 +307,17 @@ class ClientRunner:
         if now - self._heard < 2 * ASK_SECONDS:
             await self._hello()
             return
-        self._say("warning", "silence", seconds=round(now - self._heard), address=self._line.address)
+        self._say_silence(now - self._heard)
         # Whatever answered at the address first may have ended ZeroMQ's own attempts for good.
         self._line.close(linger=0)
         self._line.open(context)
         await self._hello()
+
+    def _say_silence(self, seconds: float) -> None:
+        """At growing intervals, in each silence from the beginning: whoever looks after hours must see it."""
+        if seconds - self._silence_said >= min(self._silence_said, LONGEST_GAP):
+            self._silence_said = seconds
+            self._write("warning", "silence", seconds=round(seconds), address=self._line.address)
 
     async def _keep_beating(self) -> None:
         while True:
@@ -381,7 +389,7 @@ class ClientRunner:
             raise VectorRefused(f"{len(frames)} frames behind Waiting", "none")
         if self.word.take(message):
             others, _ = self.word.now()
-            self._say("info", "waiting", names=", ".join(other.name for other in others))
+            self._write("info", "waiting", names=", ".join(other.name for other in others))
 
     async def _refuse(self, error: ProtocolError, name: str, plan: bytes) -> None:
         level = "error" if isinstance(error, FOR_A_PERSON) else "warning"
@@ -426,13 +434,11 @@ class ClientRunner:
         alike = f"{event} {code if code in CODES else ''}"
         self._seen[alike] += 1
         count = self._seen[alike]
-        if count > 100 and count & (count - 1):
-            return
+        if count <= 100 or not count & (count - 1):
+            self._write(level, event, code=code, count=count if count > 100 else 0, **words)
+
+    def _write(self, level: str, event: str, **words: str | int) -> None:
         shown = {name: visible(value) if isinstance(value, str) else value for name, value in words.items() if value}
-        if code:
-            shown["code"] = code
-        if count > 100:
-            shown["count"] = count
         getattr(self._log, level)(event, **shown)
 
     async def _ask(self, call: Callable[[], Result]) -> Result:

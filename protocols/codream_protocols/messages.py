@@ -114,12 +114,16 @@ class Awaited(_Part, frozen=True):
 
 
 class Waiting(_Part, frozen=True, tag="waiting"):
-    """Server to clients: for whom it waits, ascending; for nobody any more if there is none.
+    """Server to clients: for whom it waits, ascending; for nobody any more if there is none and `unnamed` is false.
+
+    Within an epoch it names who is not there. `unnamed`: all that it waits for are there, and have not answered; who,
+    and how many, is not said, so that nobody's computing is timed.
 
     It is for a person to read, and for nothing else: no machine takes it, and nothing proves that it is so.
     """
 
     items: Annotated[tuple[Awaited, ...], Meta(max_length=MAX_MEMBERS)]
+    unnamed: bool
 
 
 # -- epoch set-up ---------------------------------------------

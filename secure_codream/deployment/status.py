@@ -69,13 +69,13 @@ class StatusFiles:
             step=found.step,
             steps=found.steps,
             waiting=waiting,
-            since=now - found.seconds if waiting else None,
+            since=None if found.seconds is None else now - found.seconds,
             members=members,
             secure_steps=story.secure_steps,
             given_up=story.given_up,
             refused=sum(story.refusals) + sum(story.refused_by),
-            bytes_up=runner.traffic.up,
-            bytes_down=runner.traffic.down,
+            bytes_up=found.bytes_up,
+            bytes_down=found.bytes_down,
         )
 
     def of_client(self, runner: ClientRunner, course: Course, certified: int, phase: ClientPhase) -> None:
@@ -85,7 +85,7 @@ class StatusFiles:
         over = phase.name(in_epoch=False) == FINISHED
         waits = not over and (silence is None or silence > SILENT)
         heard = None if silence is None else now - silence
-        others, told_for = ((), 0.0) if waits or over else runner.word.now()
+        others, told_for = ((), None) if waits or over else runner.word.now()
         waiting = [
             Person(name=one.name, present=one.present, heard=None if one.heard is None else now - one.heard)
             for one in others
@@ -98,8 +98,8 @@ class StatusFiles:
             step=step if in_epoch else None,
             steps=len(course.schedule(certified)) if in_epoch and certified < course.epochs else None,
             waiting=tuple(waiting),
-            since=(heard or self._always["began"]) if waits else now - told_for if others else None,
-            told=bool(others),
+            since=(heard or self._always["began"]) if waits else None if told_for is None else now - told_for,
+            told=told_for is not None,
         )
 
 

@@ -71,7 +71,9 @@ class EpochGivenUp(_Event, frozen=True, kw_only=True, tag="epoch_given_up"):
 
 
 class Waiting(_Event, frozen=True, kw_only=True, tag="waiting"):
-    """The server waits; of those it waits for, `lost` are silent, and `refusing` refuse (name -> code).
+    """The server waits; `clients` are those that it names, of them `lost` are silent, `refusing` refuse (name -> code).
+
+    With no `clients` it waits for some that are there.
 
     `heard` says of those that are lost how many seconds ago they were last heard, where they were.
 

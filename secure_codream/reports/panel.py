@@ -180,7 +180,7 @@ class LivePanel:
 
     def _wait(self, event: Waiting) -> None:
         ago = {name: f" (last heard {clock_face(seconds)} ago)" for name, seconds in event.heard.items()}
-        names = _some(sorted(event.lost or event.clients), ago)
+        names = _some(sorted(event.lost or event.clients), ago) or "answers of some that are there"
         late = event.phase == "finished"
         away = "lost" if (self._joined | self._lost).intersection(event.lost) else "not there yet"
         why = "who may have missed the end" if late else away if event.lost else event.phase

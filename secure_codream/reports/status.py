@@ -43,14 +43,14 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         epochs: of the whole course.
         step: of the present epoch, from 0; None outside one.
         steps: of the present epoch.
-        waiting: who is waited for.
-        since: since when; None if nobody is.
+        waiting: who is waited for and may be named; nobody while the server waits for some that are there.
+        since: since when it is waited, for them or for those; None if for nobody.
         told: a client's: whether `waiting` is the server's word, of others; nothing proves that.
         members: the server's: everybody of the roster.
         secure_steps: the server's: sums made by this process.
         given_up: the server's: epochs that this process gave up.
         refused: the server's: messages that it or members refused, all together.
-        bytes_up: the server's: from all members together.
+        bytes_up: the server's: from all members together, until the present phase began.
         bytes_down: the server's: to all of them.
     """
 

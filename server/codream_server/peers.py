@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from codream_protocols.messages import Advertisement, Hello, MaskedInput, Seals, ToServer
+from codream_protocols.messages import Advertisement, Beat, Hello, MaskedInput, Seals, ToServer
 
 MOST_QUEUED_BYTES = 256 << 20
 FIRST_RESEND, LAST_RESEND = 3.0, 60.0  # seconds before a sum that does not seem to have arrived is sent again
@@ -51,6 +51,7 @@ class Peer:
     Attributes:
         route: ZeroMQ's name of its connection.
         heard: when it was last heard, on the patient clock.
+        beat: when it last beat, or said Hello; this much is shown, since an answer comes when it has computed.
         present: whether it counts as there.
         needs_hello: whether it has missed messages, and must say Hello before it is sent any others.
     """
@@ -59,11 +60,21 @@ class Peer:
     heard: float
     present: bool = True
     needs_hello: bool = False
+    beat: float = field(init=False)
     queue: deque[tuple[int, list[bytes]]] = field(default_factory=deque)
     _queued: int = 0
     _progress: tuple[bytes, int] = (b"", 0)
     _resend_gap: float = FIRST_RESEND
     _resend_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.beat = self.heard
+
+    def hears(self, message: ToServer, now: float) -> None:
+        """It has said something."""
+        self.heard = now
+        if isinstance(message, Beat):
+            self.beat = now
 
     def put(self, parts: list[bytes], *, shared: bool) -> bool:
         """Queue a message; False if there is too much already.

@@ -8,8 +8,8 @@ Patience follows the slowest live member, not a clock. A member that beats is wa
 that is silent for `lost_after` seconds, of which those do not count in which this server was held up itself, is lost:
 the resilient mode goes on without its block, lockstep waits for its return, and says so. In the resilient mode beats
 alone do not hold up everybody for good: as few as may collude, that have not answered long after all others have, count
-as lost, until they say Hello. Whoever is there and waited
-for long is asked to say Hello, upon which it is told everything again that it may have missed.
+as lost, until they say Hello. Whoever is there and waited for long is asked to say Hello, upon which it is told
+everything again that it may have missed.
 
 What must be on disk before it is said (`record_folder`) is tried again at growing intervals if the disk fails; the
 epoch waits, and the server stays.
@@ -18,6 +18,7 @@ epoch waits, and the server stays.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections import deque
@@ -140,7 +141,7 @@ class ServerRunner:
         self._open_at, self._pause, self._settled = 0.0, FIRST_PAUSE, 0.0
         self._invitations = Invitations()
         self._plans: deque[bytes] = deque(maxlen=64)  # of the newest epochs
-        self._waits = Waits(timing.lost_after)
+        self._waits, self._counted = Waits(timing.lost_after), Traffic()
         self._stands, self._showing = stands, Growing(SHOWN_EVERY, SHOWN_EVERY)
         self._waiting_for: tuple[object, ...] = ()
         self._waiting_since = self._answered_at = self._greeted = 0.0
@@ -237,8 +238,9 @@ class ServerRunner:
 
     def standing(self) -> Standing:
         """How it stands now."""
-        now = self._patient.now
-        return standing(self.protocol, self._roster, self._peers, self._waits.named, now - self._waiting_since, now)
+        now, traffic = self._patient.now, self.traffic if self.protocol.done else self._counted
+        waited = now - self._waiting_since
+        return standing(self.protocol, self._roster, self._peers, traffic, self._waits.named, waited, now)
 
     async def _say_farewell(self, reason: str, *, completed: bool) -> None:
         """Tell everybody that it is over, and stay until they have left: a certificate must not be lost on the way.
@@ -247,9 +249,9 @@ class ServerRunner:
         """
         farewell = Farewell(reason, completed)
         self._unwritten.write_again(at_once=True)
-        began = self._patient.now
+        began, soon = self._patient.now, min(FAREWELL_SECONDS, self._timing.lost_after)
         greeted: set[int] = set()
-        while self._patient.now < began + (LAST_WRITE_SECONDS if self._unwritten else self._farewell_seconds):
+        while self._patient.now < began + (LAST_WRITE_SECONDS if self._unwritten else soon):
             for member, peer in self._peers.items():
                 if peer.present and not peer.needs_hello and not peer.queue:
                     self._send(SendTo(member, farewell))
@@ -261,10 +263,6 @@ class ServerRunner:
             # Who has closed its connection cannot be sent anything: that is how its leaving is seen.
             await self._listen()
             self._unwritten.write_again()
-
-    @property
-    def _farewell_seconds(self) -> float:
-        return min(FAREWELL_SECONDS, self._timing.lost_after)
 
     # -- members ---------------------------------------------
 
@@ -330,7 +328,7 @@ class ServerRunner:
         peer = self._peers.get(member)
         if peer is None:
             raise HelloNeeded(f"{type(message).__name__} before Hello", "Hello first")
-        peer.heard = self._patient.now
+        peer.hears(message, self._patient.now)
         if peer.route != route:
             peer.route = route
             peer.leave()
@@ -440,6 +438,7 @@ class ServerRunner:
         key = (plan.digest if plan else b"", protocol.phase, protocol.step, protocol.certified)
         if key != self._waiting_for:
             self._waiting_for, self._waiting_since, self._answered_at = key, now, now
+            self._counted = dataclasses.replace(self.traffic)
             if self._waits.start(now):
                 self._tell_waiting()  # for nobody any more
         awaited = set(self._missing() if plan is None else protocol.waiting_for())
@@ -447,12 +446,13 @@ class ServerRunner:
             self._answered_at = now
         self._awaited = awaited
         lost = {member for member in awaited if not self._is_present(member)}
-        if self._waits.look(now, awaited):
+        held = self._invitations.held_for(awaited)
+        named = awaited if plan is None else lost.union(held)
+        if self._waits.look(now, named if awaited else None):
             self._tell_waiting()
         if awaited and self._waits.telling.is_due(now):
             heard = {member: now - self._peers[member].heard for member in lost & set(self._peers)}
-            held = self._invitations.held_for(awaited)
-            self.story.waiting(awaited, lost, heard, held, now - self._waiting_since)
+            self.story.waiting(named, lost, heard, held, now - self._waiting_since)
         if self._waits.asking.is_due(now):
             for member in awaited - lost:
                 self._ask_hello(member)
@@ -472,9 +472,7 @@ class ServerRunner:
     def _tell_waiting(self) -> None:
         """Tell everybody who is there for whom the server waits; for their screens alone."""
         message = waiting_message(self._waits.named, self._peers, self._patient.now)
-        for member, peer in self._peers.items():
-            if peer.present:
-                self._send(SendTo(member, message))
+        self._perform(SendTo(member, message) for member, peer in self._peers.items() if peer.present)
 
     def _pass_over(self, awaited: set[int]) -> None:
         """Go on without members that are there and do not answer; so many alone as the charter takes for colluders."""

@@ -202,16 +202,16 @@ class Story:
 
     def waiting(
         self,
-        awaited: Iterable[int],
+        named: Iterable[int],
         lost: Iterable[int],
         heard: dict[int, float],
         refusing: dict[int, str],
         seconds: float,
     ) -> None:
-        """Who is waited for, who of them is not there, since when nothing was heard of it, and who refuses what."""
+        """For whom it waits that may be named, who is not there, since when nothing was heard, and who refuses what."""
         self._events.say(
             "waiting",
-            clients=self._names(sorted(awaited)),
+            clients=self._names(sorted(named)),
             lost=self._names(sorted(lost)),
             heard={self._name(member): round(ago, 1) for member, ago in sorted(heard.items())},
             refusing={self._name(member): code for member, code in refusing.items()},

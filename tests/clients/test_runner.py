@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 import tracemalloc
@@ -268,6 +269,76 @@ def test_after_silence_it_asks_and_then_connects_anew(monkeypatch: pytest.Monkey
     _, log = scripted(script)
     assert ports[0] == ports[1] != ports[2]
     assert len(log.of("silence")) == 1
+
+
+class ScriptedLine:
+    """A line on which a word comes at given seconds, on a clock of its own."""
+
+    address = "tcp://127.0.0.1:9"
+
+    def __init__(self, words: list[float]) -> None:
+        self.now, self.socket, self._words = 0.0, self, words
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def poll(self, wait: int) -> bool:
+        if not self._words:
+            raise EOFError
+        self.now += wait / 1000
+        if self.now < self._words[0]:
+            return False
+        self._words.pop(0)
+        return True
+
+    async def events(self) -> list[int]:
+        return []
+
+    def close(self, linger: int) -> None:
+        pass
+
+    def open(self, context: Any) -> None:
+        pass
+
+
+def lines_of_silences(monkeypatch: pytest.MonkeyPatch, silences: list[tuple[float, float]]) -> list[list[float]]:
+    """For each silence (its start and end, seconds): when a line said so."""
+    line = ScriptedLine([moment for silence in silences for moment in silence])
+    runner = Federation().runner(0, address=line.address, patience=None)
+    said: list[float] = []
+
+    class Said(Log):
+        def warning(self, event: str, **words: Any) -> None:
+            assert event == "silence" and words["seconds"] > 0
+            said.append(line.now)
+
+    async def nothing(*_: Any) -> list[bytes]:
+        return []
+
+    monkeypatch.setattr(module, "time", line)
+    for name in ("_take", "_next_message", "_hello"):
+        monkeypatch.setattr(runner, name, nothing)
+    runner._line, runner._log = line, Said()  # type: ignore[assignment]
+    with pytest.raises(EOFError):
+        asyncio.run(runner._listen(None))
+    return [[at for at in said if begin < at <= end] for begin, end in silences]
+
+
+def test_each_silence_is_said_at_growing_intervals_of_ten_minutes_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guard that counted for the process's life said nothing of a third outage of nine hours."""
+    hour = 3600.0
+    silences = [(10.0, 10 * hour), (18 * hour, 21 * hour), (41 * hour, 50 * hour)]
+    for (begin, end), said in zip(silences, lines_of_silences(monkeypatch, silences), strict=True):
+        gaps = [after - before for before, after in itertools.pairwise([begin, *said, end])]
+        assert gaps[0] <= 2 * module.ASK_SECONDS + 2
+        assert max(gaps) <= module.LONGEST_GAP + module.ASK_SECONDS + 2
+        assert len(said) <= (end - begin) / module.LONGEST_GAP + 6
+
+
+def test_a_server_that_is_silent_again_and_again_makes_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 2 * module.ASK_SECONDS
+    silences = [(most * number + 1, most * (number + 1)) for number in range(500)]
+    assert sum(map(len, lines_of_silences(monkeypatch, silences))) <= 500
 
 
 def module_decode(data: bytes) -> Any:

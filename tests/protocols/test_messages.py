@@ -90,7 +90,9 @@ TO_CLIENT = {
     Welcome: st.builds(Welcome, VERSION, st.floats(0.1, 3600), KEY),
     Refusal: st.builds(Refusal, NAME, TEXT, TEXT, MAYBE_KEY),
     Farewell: st.builds(Farewell, TEXT, st.booleans()),
-    Waiting: st.builds(Waiting, tuples(st.builds(Awaited, MEMBER, st.booleans(), st.integers(-1, (1 << 31) - 1)))),
+    Waiting: st.builds(
+        Waiting, tuples(st.builds(Awaited, MEMBER, st.booleans(), st.integers(-1, (1 << 31) - 1))), st.booleans()
+    ),
     Invitation: st.builds(Invitation, OFFER),
     Advertisements: st.builds(Advertisements, KEY, tuples(ADVERTISEMENT)),
     SealDelivery: st.builds(SealDelivery, KEY, tuples(SEAL)),

@@ -283,7 +283,7 @@ def test_for_whom_the_server_waits_stands_in_a_clients_status_as_the_servers_wor
     files = StatusFiles(tmp_path, "a", "study", config.charter(roster), 3)
     phase, word = ClientPhase(), ServersWord(roster)
     phase.saw({"event": "prepared"})
-    word.take(Waiting((Awaited(1, False, 14), Awaited(2, True, -1))))
+    word.take(Waiting((Awaited(1, False, 14), Awaited(2, True, -1)), unnamed=False))
     files.of_client(cast("ClientRunner", Running(word, 0.5)), make_course(config), 1, phase)
     found = read_status(tmp_path)
     names = [member.name for member in roster.members]
@@ -293,6 +293,13 @@ def test_for_whom_the_server_waits_stands_in_a_clients_status_as_the_servers_wor
     lines = call("status", tmp_path).output.splitlines()
     assert lines[-1] == f"the server says that it waits for {names[2]}, it is there"
     assert re.fullmatch(rf"the server says that it waits for {names[1]}, last heard 00:1\d ago", lines[-2])
+    # Some that are there have not answered: that is said without a name.
+    word.take(Waiting((), unnamed=True))
+    files.of_client(cast("ClientRunner", Running(word, 0.5)), make_course(config), 1, phase)
+    found = read_status(tmp_path)
+    assert found.waiting == () and found.since is not None and found.told
+    lines = call("status", tmp_path).output.splitlines()
+    assert lines[-1] == "the server says that it waits for answers of some that are there"
     # Without a word from the server, it is the server that is waited for; after the end, nobody.
     files.of_client(cast("ClientRunner", Running(word, 11.0)), make_course(config), 1, phase)
     found = read_status(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 from codream_protocols.charter import Aggregation
 from codream_protocols.client import Certified, ClientProtocol, Compute, Send
-from codream_protocols.messages import Beat, Hello, Waiting, decode_to_client
+from codream_protocols.messages import Beat, Hello, Refusal, Waiting, decode_to_client
 from codream_protocols.server import Phase, SendTo
 from codream_server.runner import ServerRunner
 from codream_server.settings import Timing
@@ -45,6 +45,7 @@ class LongNight:
     ) -> None:
         self.toy = Federation(members, course=ToyCourse(rounds, 3), aggregation=aggregation, timing=Timing())
         self.now = 0.0
+        self.told: list[tuple[float, int, Waiting]] = []
         self.server: ServerRunner = self.toy.make_server(clock=lambda: self.now)
         self.server._tick = 1.0
         self.sites = [Site(self.toy, member) for member in range(members)]
@@ -66,7 +67,7 @@ class LongNight:
             self.server._open_if_ready()
             for site in self.sites:
                 if site.linked:
-                    self.server._peers[site.member].heard = self.server._patient.now
+                    self.server._peers[site.member].hears(Beat(*site.machine.progress), self.server._patient.now)
                     self._on(site, self.server.protocol.beat(site.member, *site.machine.progress))
                     self._work(site)
             self._deliver()
@@ -83,7 +84,9 @@ class LongNight:
                 _, (_, data, *frames) = peer.queue[0]
                 peer.sent()
                 site, message = self.sites[member], decode_to_client(data)
-                if site.linked and not isinstance(message, Waiting):
+                if isinstance(message, Waiting):
+                    self.told.append((self.now, member, message))
+                elif site.linked:
                     self._perform(site, site.machine.receive(message, tuple(frames)))
 
     def _on(self, site: Site, effects: Any) -> None:
@@ -128,6 +131,61 @@ def test_four_times_as_slow_or_still_for_half_a_minute_loses_nobody(aggregation:
     assert all(event["dropped"] == [] for event in night.toy.of("step_finished"))
 
 
+def night_of(slow: Sequence[float], aggregation: Aggregation, *, lost: int | None) -> tuple[list[Any], list[Any], Any]:
+    """All that members and whoever reads the server's status are told while each computes for so long."""
+    night = LongNight(len(slow), aggregation, rounds=1)
+    for site, seconds in zip(night.sites, slow, strict=True):
+        site.slow = seconds
+    if lost is not None:
+        night.pass_time(1.0)
+        night.sites[lost].linked = False
+    shown = []
+    for _ in range(240):
+        night.pass_time(1.0)
+        shown.append(night.server.standing())
+    return night.told, shown, night.toy.of("waiting")
+
+
+@pytest.mark.parametrize("lost", [None, 5], ids=["all there", "one away"])
+@pytest.mark.parametrize("aggregation", [Aggregation(), RESILIENT], ids=["lockstep", "resilient"])
+def test_how_long_a_member_computes_is_told_to_nobody(aggregation: Aggregation, lost: int | None) -> None:
+    """Names of all that have not answered, told every ten seconds, timed each member's work to ten seconds."""
+    found = night_of([14.0, 37.0, 52.0, 61.0, 25.0, 61.0], aggregation, lost=lost)
+    assert found == night_of([61.0, 61.0, 61.0, 61.0, 61.0, 61.0], aggregation, lost=lost)
+    told, shown, waiting = found
+    assert waiting and any(message.unnamed for _, _, message in told)
+    assert any(one.seconds and not one.waiting for one in shown)
+    away = set() if lost is None else {f"site-{lost}"}
+    assert {name for one in shown for name in one.waiting} == away
+    assert {item.member for _, _, message in told for item in message.items} <= {lost}
+    assert {name for event in waiting for name in event["clients"]} <= away
+
+
+def test_when_a_member_was_last_heard_does_not_show_when_it_answered() -> None:
+    """Between two beats an answer came at its own time, by the member's name."""
+    server = LongNight(3, Aggregation()).server
+    server._patient.now = 4.0
+    server._peer_of(2, b"route\x02", Beat(b"", 0))
+    server._patient.now = 9.0
+    server._peer_of(2, b"route\x02", Refusal("made-up", "x", "y"))  # or whatever else is no beat
+    assert server._peers[2].heard == 9.0 and server.standing().members[2].heard == 5.0
+
+
+def test_who_is_away_is_named_within_fifteen_seconds_of_the_loss() -> None:
+    night = LongNight(3, Aggregation())
+    for site in night.sites:
+        site.slow = 600.0
+    night.pass_time(30.0)
+    night.sites[1].linked = False
+    night.pass_time(Timing().lost_after + 15.0)
+    assert night.server.standing().waiting == ("site-1",)
+    _, member, message = night.told[-1]
+    assert member != 1 and [(item.member, item.present) for item in message.items] == [(1, False)]
+    night.back(1)
+    night.pass_time(15.0)
+    assert night.server.standing().waiting == () and night.told[-1][2].items == ()
+
+
 @pytest.mark.parametrize("away", [10 * MINUTE, 9 * HOUR], ids=["ten minutes", "overnight"])
 def test_lockstep_loses_the_running_epoch_to_a_member_that_is_cut_off_and_nothing_else(away: float) -> None:
     night = LongNight(3, Aggregation())
@@ -138,7 +196,9 @@ def test_lockstep_loses_the_running_epoch_to_a_member_that_is_cut_off_and_nothin
     night.pass_time(away)
     assert len(night.toy.of("client_lost")) == 1
     waiting = night.toy.of("waiting")
-    assert waiting[-1]["clients"] == ["site-1"] and len(waiting) < 100  # said at growing intervals
+    assert (
+        waiting[-1]["clients"] == waiting[-1]["lost"] == ["site-1"] and len(waiting) < 100
+    )  # said at growing intervals
     night.back(1)
     night.pass_time(HOUR)
     assert night.server.protocol.done and len(night.toy.of("round_finished")) == 2

@@ -1,4 +1,4 @@
-"""How a server stands, for who looks: whom it waits for by name and soon, and nothing else of one member."""
+"""How a server stands, for who looks: who is away by name and soon, and nothing else of one member."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from codream_protocols.messages import Refusal, Waiting
 from codream_server.settings import Timing
-from codream_server.standing import NAMED_EVERY, Standing, Waits
+from codream_server.standing import NAMED_EVERY, Standing, Waits, waiting_message
 from tests.server.toy import Federation, ToyClient, ToyCourse, computing, run
 
 NAMES = {"site-0", "site-1", "site-2"}
@@ -26,15 +26,14 @@ def test_who_is_waited_for_is_named_by_name_and_whether_it_is_there() -> None:
         async with federation.serving(stands=seen.append) as server:
             client = await computing(federation)
             client.hold = lambda compute: True
-            await federation.until(lambda: seen and seen[-1].waiting == ("site-2",))
-            assert seen[-1].phase == "collecting" and seen[-1].step == 0 and seen[-1].seconds > 0
+            await federation.until(lambda: seen and seen[-1].seconds)
+            assert seen[-1].phase == "collecting" and seen[-1].step == 0 and seen[-1].waiting == ()  # it computes
             assert all(one.present and one.heard is not None for one in seen[-1].members)
             client.beating = False
             await federation.until_event("client_lost")
+            await federation.until(lambda: seen[-1].waiting == ("site-2",))
             await federation.until(lambda: not seen[-1].members[2].present)
-            await federation.until(
-                lambda: any(not one.present for said in told(federation.clients[0]) for one in said.items)
-            )
+            await federation.until(lambda: any(said.items for said in told(federation.clients[0])))
             client.hold, client.beating = None, True
             await server
 
@@ -44,8 +43,31 @@ def test_who_is_waited_for_is_named_by_name_and_whether_it_is_there() -> None:
     heard = [event["heard"] for event in federation.of("waiting") if event["lost"]]
     assert all(set(ago) <= {"site-2"} for ago in heard)
     for client in list(federation.clients.values())[:2]:  # who is there is told the same, and when it is over
-        assert {one.member for said in told(client) for one in said.items} == {2}
-        assert told(client)[-1].items == ()
+        assert {(one.member, one.present) for said in told(client) for one in said.items} == {(2, False)}
+        assert told(client)[-1] == Waiting((), unnamed=False)
+
+
+def test_bytes_do_not_show_when_an_answer_came() -> None:
+    """The bytes of all together, looked at each second, jumped by a vector with each member that had computed."""
+    federation = Federation(3, course=ToyCourse(1, 1, length=10_000))
+    seen: list[Standing] = []
+    after: list[int] = []
+
+    async def scenario() -> None:
+        async with federation.serving(stands=seen.append) as server:
+            client = await computing(federation)
+            client.hold = lambda compute: True
+            await federation.until(lambda: federation.server.protocol.waiting_for() == (2,))
+            shown = federation.server.standing()
+            assert federation.server.traffic.up > shown.bytes_up + 2 * 10_000
+            await federation.until(lambda: seen and seen[-1].phase == "collecting")
+            assert (seen[-1].bytes_up, seen[-1].bytes_down) == (shown.bytes_up, shown.bytes_down)
+            client.hold = None
+            await server
+            after.append(federation.server.standing().bytes_up)
+
+    run(scenario)
+    assert after == [federation.server.traffic.up] and after[0] > 3 * 10_000
 
 
 def told(client: ToyClient) -> list[Waiting]:
@@ -57,14 +79,18 @@ def test_who_is_waited_for_is_looked_up_only_now_and_then() -> None:
     waits = Waits(lost_after=30.0)
     waits.start(100.0)
     waits.look(100.0 + NAMED_EVERY - 0.1, {0, 1, 2})
-    named = [waits.named]
+    named: list[tuple[int, ...] | None] = [waits.named]
     for later, awaited in ((NAMED_EVERY, {1, 2}), (NAMED_EVERY + 1, {2}), (2 * NAMED_EVERY, {2})):
         waits.look(100.0 + later, awaited)
         named.append(waits.named)
-    assert named == [(), (1, 2), (1, 2), (2,)]
+    assert named == [None, (1, 2), (1, 2), (2,)]
     assert NAMED_EVERY + 1.0 <= 15  # a file a second after it
-    waits.start(200.0)
-    assert waits.named == ()
+    assert waits.start(200.0) and waits.named is None
+    assert not waits.start(201.0)
+    waits.look(201.0 + NAMED_EVERY, set())  # some that are there
+    assert waits.named == () and waiting_message(waits.named, {}, 0.0) == Waiting((), unnamed=True)
+    waits.look(201.0 + 2 * NAMED_EVERY, None)
+    assert waits.named is None and waiting_message(None, {}, 0.0) == Waiting((), unnamed=False)
 
 
 PERMITTED = {
