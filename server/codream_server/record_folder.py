@@ -9,9 +9,9 @@ An epoch's file is complete, or not there: it is written apart, synced and renam
 certificate is sent to anybody. A server that starts again reads all of them, goes on from the last, and in the epoch
 that was running. A file of a version that is not known is refused before anything is written.
 
-One process holds the folder at a time. The descriptor for the next file is opened in advance, so that an epoch can
-still be kept when the process has run out of them. A disk that fails is the caller's to tell of; the same epoch may be
-written again.
+One process holds the folder at a time. The descriptors for the next file and for `running` are opened in advance, so
+that an epoch can still be kept when the process has run out of them. A disk that fails is the caller's to tell of; the
+same epoch may be written again.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class RecordFolder:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         self._directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._next: int | None = None
-        self._running: tuple[int, Writer] | None = None
+        self._running = -1
+        self._writer: Writer | None = None  # unless the file lacks one of `_entries`
         self._entries: list[Entry] = []  # of the running epoch: what a file that failed is written anew from
         self._newest: Kept | None = None
         try:
@@ -82,6 +83,7 @@ class RecordFolder:
             self._number = first + len(numbers)
             self._first = first
             self._open_next()
+            self._open_running()
         except BaseException:
             self.close()
             raise
@@ -91,7 +93,12 @@ class RecordFolder:
         if self._next is not None:
             os.close(self._next)
             self._next = None
-        self._leave_running()
+        if self._running >= 0:
+            if os.fstat(self._running).st_size == 0:
+                with contextlib.suppress(OSError):
+                    os.unlink(RUNNING, dir_fd=self._directory)
+            os.close(self._running)
+            self._running = -1
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
@@ -128,22 +135,20 @@ class RecordFolder:
     def running(self, entry: Entry, *, must: bool = False) -> None:
         """See `ServerJournal`: without an entry that need not be kept a kill costs the epoch, and nothing that is done.
 
-        A file that lacks an entry is taken away, and written anew as a whole with the next one.
+        A file that lacks an entry is emptied, and written anew as a whole with the next one.
         """
         if isinstance(entry, Opened):
-            self._leave_running()
-            self._entries = []
+            self._writer, self._entries = None, []
         if self._entries[-1:] != [entry]:  # else it is tried again
             self._entries.append(entry)
         try:
-            if self._running is None:
+            if self._writer is None:
                 self._write_running()
             else:
-                descriptor, writer = self._running
-                write_all(descriptor, writer.entry_bytes(entry))
-                os.fsync(descriptor)
+                write_all(self._running, self._writer.entry_bytes(entry))
+                os.fsync(self._running)
         except OSError:
-            self._take_running_away()
+            self._empty_running()
             if must:
                 raise
         if isinstance(entry, Summed):  # what it was made of is needed no more
@@ -152,17 +157,32 @@ class RecordFolder:
     def given_up(self) -> None:
         """See `ServerJournal`."""
         self._entries = []
-        self._take_running_away()
+        self._empty_running()
 
-    def _take_running_away(self) -> None:
-        """Or empty it, where the folder cannot be changed; what is told meanwhile is not in it."""
-        self._leave_running()
-        with contextlib.suppress(OSError):
-            try:
-                (self.folder / RUNNING).unlink(missing_ok=True)
-                os.fsync(self._directory)
-            except OSError:
-                os.truncate(self.folder / RUNNING, 0)
+    def _write_running(self) -> None:
+        """All entries of the epoch so far, as a whole."""
+        if self._running >= 0 and os.fstat(self._running).st_nlink == 0:  # somebody tidied it away
+            os.close(self._running)
+            self._running = -1
+        self._open_running()
+        writer = Writer()
+        content = MAGIC + b"".join(writer.entry_bytes(entry) for entry in self._entries)
+        os.ftruncate(self._running, 0)
+        write_all(self._running, content)
+        os.fsync(self._running)
+        self._writer = writer
+
+    def _open_running(self) -> None:
+        if self._running < 0:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._running = os.open(RUNNING, flags, 0o644, dir_fd=self._directory)
+            os.fsync(self._directory)
+
+    def _empty_running(self) -> None:
+        self._writer = None
+        if self._running >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._running, 0)
 
     def unfinished(self) -> list[Entry]:
         """What was kept by `running`; whether it was certified since, its reader sees by its head.
@@ -173,7 +193,7 @@ class RecordFolder:
             RecordFolderRefused: a file with something else in it.
         """
         path = self.folder / RUNNING
-        self._leave_running()
+        self._writer = None
         if not path.exists():
             return []
         try:
@@ -182,19 +202,6 @@ class RecordFolder:
             raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "take that file away") from error
         self._entries = list(entries)
         return entries
-
-    def _write_running(self) -> None:
-        """All entries of the epoch so far, as a whole, and the file open for the next one."""
-        writer = Writer()
-        content = MAGIC + b"".join(writer.entry_bytes(entry) for entry in self._entries)
-        write_whole(self.folder / RUNNING, content, PUBLIC)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
-        self._running = os.open(RUNNING, flags, dir_fd=self._directory), writer
-
-    def _leave_running(self) -> None:
-        if self._running is not None:
-            os.close(self._running[0])
-            self._running = None
 
     def certified(self, kept: Kept) -> None:
         """See `ServerJournal`: returns once the epoch is on disk.

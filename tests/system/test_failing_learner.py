@@ -77,7 +77,7 @@ def test_a_function_that_never_returns_does_not_keep_the_exit_code_back(tmp_path
     sleeps = "import time\n\n\ndef answer(task):\n    time.sleep(3600)\n"
     out = provisioned(tmp_path, CONFIG, {**dict.fromkeys("ab", ANSWERS["a"]), "c": sleeps})
     client = out / "clients" / "c" / "client.toml"
-    client.write_text(client.read_text().replace("patience = 600.0", "patience = 3.0"))
+    client.write_text("patience = 3.0\n" + client.read_text())
     server: subprocess.Popen[Any] = subprocess.Popen(
         [*SECURE_CODREAM, "server", out / "server", "--listen", "tcp://127.0.0.1:*"]
     )
