@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -23,8 +23,15 @@ class Proxy:
 
     def __init__(self) -> None:
         self.led: list[tuple[str, int]] = []
+        self._served: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._served.add(task)
+        with suppress(asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
+            await task
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         _, methods = await reader.readexactly(2)
         await reader.readexactly(methods)
         writer.write(b"\x05\x00")
@@ -58,6 +65,9 @@ class Proxy:
             yield f"{host}:{port}"
         finally:
             server.close()
+            for task in self._served:
+                task.cancel()
+            await asyncio.gather(*self._served, return_exceptions=True)
 
 
 def test_a_federation_runs_by_way_of_a_socks_proxy() -> None:

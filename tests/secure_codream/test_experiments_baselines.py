@@ -226,7 +226,7 @@ def test_secure_fedavg_is_the_plain_average_within_rounding(bits: int) -> None:
 def test_secure_fedavg_reaches_the_plain_averages_accuracy() -> None:
     fine, default = (list(FedAvg().run(digits(value_bits=bits)))[-1] for bits in (24, 16))
     assert fine.server is not None and default.server is not None
-    assert abs(fine.server - default.server) <= 0.03  # another ring is another charter, and so another start
+    assert abs(fine.server - default.server) < 0.035  # another ring is another charter, and so another start
 
 
 def test_weights_are_the_numbers_of_images() -> None:

@@ -273,7 +273,8 @@ def test_client_that_is_killed_after_its_vote_goes_on_with_what_it_voted_for(net
     # Where the certificate had reached it, it was killed before its learner was told; here nothing recalls that epoch.
     assert [count for count, _ in net.learnt(1)] in ([1, 2], [2] if mode == "resilient" else [1, 2])
     assert [event["round"] for event in net.of("epoch_started") if event["round"] == 0] == [0]
-    assert not net.of("epoch_given_up")
+    # There, too, it may have been invited to the next epoch when it was killed.
+    assert not [event for event in net.of("epoch_given_up") if mode == "lockstep" or event["round"] == 0]
 
 
 # -- patience ---------------------------------------------
