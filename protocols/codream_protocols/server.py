@@ -251,6 +251,7 @@ class _Epoch:
     sealed: dict[int, dict[int, Seal]] = field(default_factory=dict)
     members: tuple[int, ...] = ()
     gone: set[int] = field(default_factory=set)  # those that have lost their keys, or cannot take part
+    unnamed: set[int] = field(default_factory=set)  # those that are there, and are not waited for any longer
     wrong_sums: set[int] = field(default_factory=set)  # those that saw a sum fail its check
     public: Trajectory | None = None
     step: _Step | None = None
@@ -398,18 +399,19 @@ class ServerProtocol(HoldsHistory):
         """The present phase has waited long enough: go on with who is there, or give the epoch up.
 
         An epoch that more have voted for than may collude, in lockstep anybody, is not given up: it waits for votes.
+        Who is there, and only has not answered yet, is named to nobody, nor counted: it would time that one's work.
         """
         if self._epoch is None:
             return []
         if self.phase is Phase.VOTING:
             return self._show_record(self._epoch) or self._abandoned_vote(self._epoch, patient=False)
-        waited_for = self.waiting_for()
-        self.absent.update(waited_for)
+        waited_for = set(self.waiting_for())
+        self._epoch.unnamed = waited_for - self.absent
+        self.absent |= waited_for
         effects = self._advance()
         if effects or self._epoch is None:
             return effects
-        names = ", ".join(self._roster.members[member].name for member in waited_for)
-        return self._give_up(f"no answer from {names or 'enough members'} while {self.phase.value}")
+        return self._give_up(f"too few answers while {self.phase.value}{self._without(self._epoch, waited_for)}")
 
     def settle_vote(self) -> list[Effect]:
         """Who has voted has had the time to say so again: an end that nobody can vote for any more is given up."""
@@ -710,6 +712,11 @@ class ServerProtocol(HoldsHistory):
             return self._give_up(reason, wrong_sum=wrong_sum)
         return self._advance()
 
+    def _without(self, epoch: _Epoch, members: set[int]) -> str:
+        """Who of these has left, for a reason; those that are there and have not answered are named nowhere."""
+        left = sorted(members & (self.absent | epoch.gone) - epoch.unnamed)
+        return f" without {', '.join(self._roster.members[member].name for member in left)}" if left else ""
+
     def _whole(self, epoch: _Epoch, members: set[int]) -> tuple[int, ...]:
         chosen = self._summable(members - epoch.gone)
         return chosen if len(chosen) >= epoch.plan.threshold else ()
@@ -717,7 +724,8 @@ class ServerProtocol(HoldsHistory):
     def _show_advertisements(self, epoch: _Epoch) -> list[Effect]:
         chosen = self._whole(epoch, set(epoch.advertised))
         if not chosen:
-            return self._give_up(f"{len(epoch.advertised)} of {len(epoch.plan.cohort)} members advertised")
+            missing = set(epoch.plan.cohort) - set(epoch.advertised)
+            return self._give_up(f"too few members advertised{self._without(epoch, missing)}")
         shown = tuple(epoch.advertised[member] for member in chosen)
         self._journal.running(Shown(shown))
         self._seal(epoch, shown)
@@ -733,12 +741,11 @@ class ServerProtocol(HoldsHistory):
         chosen = tuple(item.member for item in epoch.shown)
         if set(chosen) - set(epoch.sealed):
             # Who is in the epoch is fixed before anybody opens a value, or it would choose the start.
-            missing = sorted(set(chosen) - set(epoch.sealed))
+            missing = set(chosen) - set(epoch.sealed)
             for member in missing:
                 count = self._left.get(member, (0, 0))[0] + 1
                 self._left[member] = count, self._opened + min(1 << (count - 1), MOST_EPOCHS_AWAY) - 1
-            names = ", ".join(self._roster.members[member].name for member in missing)
-            return self._give_up(f"{len(epoch.sealed)} of {len(chosen)} members sealed: nothing from {names}")
+            return self._give_up(f"not all members sealed{self._without(epoch, missing)}")
         seals = [SealedBy(member, tuple(epoch.sealed[member].values())) for member in chosen]
         self._journal.running(Delivered(tuple(seals)))
         epoch.members = chosen
@@ -760,9 +767,8 @@ class ServerProtocol(HoldsHistory):
         lockstep = self.charter.aggregation.mode == "lockstep"
         survivors = tuple(sorted(step.inputs)) if lockstep else self._summed(step.inputs)
         if not survivors or (lockstep and survivors != epoch.members):
-            away = sorted(set(epoch.members) - step.inputs)
-            names = ", ".join(self._roster.members[member].name for member in away)
-            return self._give_up(f"too few vectors for step {step.number}: none of use from {names}")
+            without = self._without(epoch, set(epoch.members) - step.inputs)
+            return self._give_up(f"too few vectors for step {step.number}{without}")
         packed, blocks = PackedSum(epoch.plan.spec(step.number).words, epoch.plan.modulus_bits), list(step.totals)
         chosen = [block for block in blocks if block in {self._block_of(member) for member in survivors}]
         for block in chosen:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from codream_protocols.messages import (
     Advertisement,
     Advertisements,
     Complaint,
+    GivenUp,
     Invitation,
     MaskedInput,
     Published,
@@ -139,6 +142,33 @@ def test_lockstep_waits_for_a_silent_member_and_gives_up_when_told_to() -> None:
     assert federation.server.lost(1) == [] and federation.server.waiting_for() == (1,)
     federation.emit(federation.server.expire())
     assert federation.server.phase is Phase.IDLE and "client-1" in federation.failures[0]
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+@pytest.mark.parametrize("kind", [Advertisement, Seals, MaskedInput])
+def test_who_is_there_and_has_not_answered_is_named_by_no_reason_nor_counted(mode: str, kind: type) -> None:
+    """Each reason, told to all and written down, would time a member's work."""
+
+    def reasons(slow: Iterable[int], *, lost: bool = True) -> set[str]:
+        federation = Federation(6, mode=mode, steps=1)
+        federation.hello()
+        federation.drain()
+        federation.emit(federation.server.open_epoch(federation.server.cohort()))
+        missing = {(member, kind) for member in (1, *slow)}
+        federation.drain(missing)
+        federation.compute()
+        federation.drain(missing)
+        if lost:
+            federation.emit(federation.server.lost(1))
+        federation.emit(federation.server.expire())
+        told = {item.message.reason for item in federation.wire if isinstance(item.message, GivenUp)}
+        assert told == set(federation.failures) and federation.server.phase is Phase.IDLE
+        return told
+
+    (reason,) = reasons([4])
+    assert "client-1" in reason and "client-4" not in reason
+    assert reasons([4, 5]) == reasons([3]) == {reason}
+    assert "client" not in "".join(reasons([4], lost=False))  # nobody is gone
 
 
 def test_lockstep_goes_on_when_a_connection_comes_back() -> None:

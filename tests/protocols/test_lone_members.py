@@ -216,7 +216,7 @@ def test_a_member_that_leaves_set_ups_is_named_and_stays_away_for_ever_more_epoc
         federation.hello()
         federation.drain()
     assert together[:2] == [True, True] and together.count(True) <= 4 and federation.server.certified >= 4
-    assert all("nothing from client-8" in reason for reason in federation.failures)
+    assert all("without client-8" in reason for reason in federation.failures)
 
 
 def dead_vote(federation: Federation) -> list[Entry]:
