@@ -600,15 +600,14 @@ class ServerProtocol(HoldsHistory):
     # -- a step ---------------------------------------------
 
     def _on_masked_input(self, member: int, message: MaskedInput, frames: tuple[bytes, ...]) -> list[Effect]:
-        if self._is_late(message.plan, message.step):
-            return []  # the same bytes again, of a step whose sum is on its way to the member
+        """A vector that comes too late is ignored, not refused: what is refused is said, and would time its sender."""
+        if self._epoch is None or message.plan != self._epoch.plan.digest or self._is_late(message.plan, message.step):
+            return []  # of an epoch that is over; or the same again, of a step whose sum is on its way to the member
         epoch, step = self._in_step(member, message.plan, message.step)
-        if member in epoch.gone:
-            return []  # at another state than all others
-        if member in step.inputs:  # the same bytes again, after a reconnect; or the disk did not take the sum
-            return self._advance() if self.phase is Phase.COLLECTING else []
-        if self.phase is not Phase.COLLECTING:
-            raise WrongContext(f"a masked input for step {step.number} after its survivors were announced", "in time")
+        if member in epoch.gone or self.phase is not Phase.COLLECTING:
+            return []  # at another state than all others; or of a step whose survivors are announced
+        if member in step.inputs:
+            return self._advance()  # the same bytes again, after a reconnect; or the disk did not take the sum
         if len(frames) != 1:
             raise VectorRefused(f"{len(frames)} frames behind a masked input", "one")
         plan = epoch.plan

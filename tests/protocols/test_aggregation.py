@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -232,9 +233,26 @@ def test_late_inputs_and_late_answers_are_in_no_sum() -> None:
     late = next(item for item in federation.sent if item.kind is MaskedInput and item.member == 1)
     before = snapshot(federation.server)
     assert federation.server.receive(1, late.message, late.frames) == []
+    assert federation.server.receive(1, msgspec.structs.replace(late.message, plan=bytes(32)), late.frames) == []
     answer = next(item for item in federation.sent if item.kind is UnmaskShares)
     assert federation.server.receive(answer.member, answer.message) == []
     assert snapshot(federation.server) == before
+
+
+def test_a_vector_that_comes_after_the_survivors_are_told_is_ignored_and_times_nobody() -> None:
+    """A refusal would be written down, with its time, of a member that was only slow."""
+    federation = Federation(6, mode="resilient", steps=1)
+    federation.set_up()
+    federation.compute()
+    (late,) = [item for item in federation.wire if item.kind is MaskedInput and item.member == 5]
+    federation.wire.remove(late)
+    federation.drain(hold=(Survivors,))
+    federation.emit(federation.server.expire())
+    assert federation.server.phase is Phase.AGREEING
+    before = snapshot(federation.server)
+    assert federation.server.receive(5, late.message, late.frames) == [] and snapshot(federation.server) == before
+    federation.drain()
+    assert federation.reveals[0].survivors == (0, 1, 2) and not federation.refusals
 
 
 def test_a_step_fails_rather_than_sum_over_too_few() -> None:

@@ -408,6 +408,7 @@ def test_a_server_killed_at_any_packet_after_a_loss_goes_on_by_itself(kept: bool
             else:
                 federation.hello(others)
         assert federation.server.certified == 1, (place, federation.server.phase, federation.failures)
+        assert not federation.refusals, place  # of whoever says again, in a block that fell, what it had said
         if not killed:
             break
     assert place > 25
