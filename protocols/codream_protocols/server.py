@@ -532,9 +532,9 @@ class ServerProtocol(HoldsHistory):
     def _on_advertisement(self, member: int, message: Advertisement, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch = self._current(message.plan)
         if self.phase is not Phase.ADVERTISING:
-            if message == epoch.advertised.get(member):
-                return []
-            raise UnexpectedMessage("a late or second advertisement", f"none while {self.phase.value}")
+            if message == epoch.advertised.get(member, message):
+                return []  # the same again, or too late
+            raise UnexpectedMessage("a second advertisement", "one an epoch")
         if message.member != member:
             raise CohortRefused(f"member {message.member}'s advertisement from member {member}", "its own")
         if member in epoch.advertised:

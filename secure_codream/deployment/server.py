@@ -65,7 +65,7 @@ def run_server(
     Args:
         folder: the server's folder.
         listen: endpoint; None takes the roster's address.
-        exhibit: (epoch, step) of which the first masked vector is kept as `exhibit.npz`, for a report.
+        exhibit: (epoch, step) of which one masked vector is kept as `exhibit.npz`, for a report.
         watch: called with each event that is written.
         on_round: called with each `round_finished` event (docs/events.md), in the thread that serves, so briefly; what
             it raises is logged by `secure_codream`'s logger, and ends nothing.

@@ -143,7 +143,7 @@ class Network:
         course: what they run, in the place of the toy that these describe.
         charter: replaces the charter that `aggregation` describes; its roster and members are filled in.
         timing: the server's patience.
-        exhibit: (epoch, step) whose first masked input the server keeps.
+        exhibit: (epoch, step) of which the server keeps one masked input.
         journal: where the server writes certified epochs, and what it starts with; in memory unless given.
         lie: what the server makes of each of its messages.
         seed: of all randomness but the transport's and the KEM's.

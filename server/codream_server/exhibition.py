@@ -26,20 +26,22 @@ class Exhibit:
 
 
 class Exhibition:
-    """Keeps the first masked input of one step, and its sum.
+    """Keeps the masked input of one step's first member in the roster's order, and its sum.
+
+    Of the first that came it would tell who is the fastest.
 
     Args:
         protocol: the server's machine.
         at: (epoch, step); None keeps nothing.
 
     Attributes:
-        masked: a member and its vector, until their epoch is over.
+        masked: a member and its packed vector, until their epoch is over.
         exhibit: both together, once the sum is made.
     """
 
     def __init__(self, protocol: ServerProtocol, at: tuple[int, int] | None) -> None:
         self._protocol, self._at = protocol, at
-        self.masked: tuple[int, Array] | None = None
+        self.masked: tuple[int, bytes] | None = None
         self.exhibit: Exhibit | None = None
 
     def epoch_began(self) -> None:
@@ -49,18 +51,19 @@ class Exhibition:
     def saw(self, member: int, message: MaskedInput, frames: tuple[bytes, ...]) -> None:
         """A masked input was taken."""
         plan = self._protocol.plan
-        if self._at is None or self.masked is not None or plan is None or self.exhibit is not None:
+        if self._at is None or plan is None or message.plan != plan.digest or self.exhibit is not None:
             return
-        if (plan.offer.epoch, message.step) == self._at:
-            self.masked = member, unpack(frames[0], plan.spec(message.step).words, plan.modulus_bits)
+        if (plan.offer.epoch, message.step) == self._at and (self.masked is None or member < self.masked[0]):
+            self.masked = member, frames[0]
 
     def summed(self, finished: StepFinished) -> None:
         """A sum was made."""
         plan = self._protocol.plan
         if self.masked is None or self.exhibit is not None or plan is None:
             return
-        if (plan.offer.epoch, finished.step) == self._at:
-            member, masked = self.masked
+        if (plan.offer.epoch, finished.step) == self._at and self.masked[0] in finished.survivors:
+            member, frame = self.masked
+            masked = unpack(frame, plan.spec(finished.step).words, plan.modulus_bits)
             self.exhibit = Exhibit(
                 member,
                 plan.offer.epoch,

@@ -98,7 +98,7 @@ class ServerRunner:
         certified: called with (number, publication) of each epoch certified in this process; an OSError that it
             raises is said, and it is called again later.
         missed: (number, publication) of epochs that earlier processes did not live to hand on, handed on first.
-        exhibit: (epoch, step) whose first masked input is kept for the report; None keeps nothing.
+        exhibit: (epoch, step) of which one masked input is kept for the report; None keeps nothing.
         stands: called once a second, about, with how it stands; for whoever looks while it runs.
         clock: seconds, for tests.
 
@@ -421,7 +421,7 @@ class ServerRunner:
     def _lose(self, member: int, peer: Peer, reason: str) -> None:
         peer.present = False
         peer.leave()
-        self.story.lost(member, reason, self._patient.now - peer.heard)
+        self.story.lost(member, reason, self._patient.now - peer.beat)
         self._lost(member)
 
     def _lost(self, member: int) -> None:
@@ -451,7 +451,7 @@ class ServerRunner:
         if self._waits.look(now, named if awaited else None):
             self._tell_waiting()
         if awaited and self._waits.telling.is_due(now):
-            heard = {member: now - self._peers[member].heard for member in lost & set(self._peers)}
+            heard = {member: now - self._peers[member].beat for member in lost & set(self._peers)}
             self.story.waiting(named, lost, heard, held, now - self._waiting_since)
         if self._waits.asking.is_due(now):
             for member in awaited - lost:

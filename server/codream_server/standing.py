@@ -67,7 +67,7 @@ def waiting_message(named: tuple[int, ...] | None, peers: Mapping[int, Peer], no
             Awaited(
                 member,
                 member in peers and peers[member].present,
-                min(MOST_AGO_SECONDS, int(now - peers[member].heard)) if member in peers else -1,
+                min(MOST_AGO_SECONDS, int(now - peers[member].beat)) if member in peers else -1,
             )
             for member in named or ()
         ),

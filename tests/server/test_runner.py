@@ -103,19 +103,22 @@ def test_traffic_is_counted_and_most_of_it_is_payload() -> None:
     assert federation.events[-3]["bytes_up"] <= traffic.up
 
 
-def test_exhibit_keeps_the_first_masked_vector_and_its_steps_sum() -> None:
+def test_exhibit_keeps_a_masked_vector_and_its_steps_sum_and_does_not_tell_who_was_first() -> None:
     federation = Federation(3, course=ToyCourse(2, 2, length=64))
 
     async def scenario() -> None:
         async with federation.serving(exhibit=(1, 1)) as server:
             federation.start_all()
+            federation.clients[0].hold = lambda compute: federation.server.protocol.waiting_for() != (0,)
+            await federation.until(lambda: federation.server.exhibition.masked)
+            assert federation.server.exhibition.masked[0] in (1, 2)
             await server
 
     run(scenario)
     exhibit = federation.server.exhibition.exhibit
     assert exhibit is not None
     assert (exhibit.epoch, exhibit.round, exhibit.step, exhibit.task) == (1, 1, 1, "numbers")
-    assert exhibit.survivors == (0, 1, 2)
+    assert exhibit.survivors == (0, 1, 2) and exhibit.member == 0
     assert len(set(exhibit.total.tolist())) <= 4  # 64 times 0.6, but for stochastic rounding
     assert len(set(exhibit.masked.tolist())) > 60
 

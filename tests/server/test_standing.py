@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from codream_protocols.messages import Refusal, Waiting
+from codream_protocols.messages import Awaited, Beat, MaskedInput, Refusal, Waiting
+from codream_server.peers import Peer
 from codream_server.settings import Timing
 from codream_server.standing import NAMED_EVERY, Standing, Waits, waiting_message
 from tests.server.toy import Federation, ToyClient, ToyCourse, computing, run
@@ -91,6 +92,22 @@ def test_who_is_waited_for_is_looked_up_only_now_and_then() -> None:
     assert waits.named == () and waiting_message(waits.named, {}, 0.0) == Waiting((), unnamed=True)
     waits.look(201.0 + 2 * NAMED_EVERY, None)
     assert waits.named is None and waiting_message(None, {}, 0.0) == Waiting((), unnamed=False)
+
+
+def test_when_a_member_was_last_heard_is_told_by_its_beats_and_not_by_its_answers() -> None:
+    """An answer comes when it has computed; a beat does not follow what it computes."""
+    federation = Federation(3)
+    server = federation.make_server()
+    peer = server._peers[2] = Peer(b"route", 1.0)
+    peer.hears(Beat(b"", 0), 2.0)
+    peer.hears(MaskedInput(bytes(32), 0, bytes(32), bytes(16), b""), 7.0)
+    server._patient.now = 10.0
+    assert waiting_message((2,), server._peers, 10.0) == Waiting((Awaited(2, True, 8),), unnamed=False)
+    server._lose(2, peer, "silence")
+    assert federation.of("client_lost")[0]["seconds"] == 8.0
+    for server._patient.now in (10.0, 12.0):
+        server._watch_progress()
+    assert federation.of("waiting")[0]["heard"] == {"site-2": 10.0}
 
 
 PERMITTED = {
