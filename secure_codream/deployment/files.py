@@ -81,16 +81,27 @@ class Appended:
 
 
 class EventLog:
-    """Appends events as JSON lines, each flushed, so that whoever watches sees it at once."""
+    """Appends events as JSON lines, each flushed, so that whoever watches sees it at once.
 
-    def __init__(self, file: TextIO | Appended, watch: Callable[[dict[str, Any]], object] | None = None) -> None:
-        self._file, self._watch = file, never_fails(watch)
+    Args:
+        file: takes the lines.
+        watch: called with each event, whole.
+        kept: what of an event the file keeps; all unless given.
+    """
+
+    def __init__(
+        self,
+        file: TextIO | Appended,
+        watch: Callable[[dict[str, Any]], object] | None = None,
+        kept: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> None:
+        self._file, self._watch, self._kept = file, never_fails(watch), kept
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Write one event with its time; a number that is not finite becomes null, since JSON has none."""
         written = _finite({"time": time.time(), **event})
         try:
-            self._file.write(json.dumps(written, allow_nan=False) + "\n")
+            self._file.write(json.dumps(self._kept(written), allow_nan=False) + "\n")
             self._file.flush()
         finally:
             self._watch(written)  # a screen is not a disk

@@ -18,7 +18,7 @@ from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.identity import Roster
 from codream_protocols.record import certified_epochs
 from codream_protocols.server import ServerProtocol
-from codream_server.events import Events, rounds_of
+from codream_server.events import Events, kept_of, rounds_of
 from codream_server.feddream import FedDreamDataset, batch_name
 from codream_server.record_folder import RUNNING, RecordFolder, RecordFolderRefused
 from codream_server.runner import ServerRunner
@@ -66,7 +66,7 @@ def run_server(
         folder: the server's folder.
         listen: endpoint; None takes the roster's address.
         exhibit: (epoch, step) of which one masked vector is kept as `exhibit.npz`, for a report.
-        watch: called with each event that is written.
+        watch: called with each event; with what was found in a refused message too, which is not written.
         on_round: called with each `round_finished` event (docs/events.md), in the thread that serves, so briefly; what
             it raises is logged by `secure_codream`'s logger, and ends nothing.
         stop: asks it to end, from another thread.
@@ -103,7 +103,7 @@ def run_server(
             first=charter.earlier,
         )
         opened.callback(record.close)
-        log = EventLog(opened.enter_context(Appended(folder / "events.jsonl")), _and_rounds(watch, on_round))
+        log = EventLog(opened.enter_context(Appended(folder / "events.jsonl")), _and_rounds(watch, on_round), kept_of)
         events = Events(log)
         for line in exposures(config, roster):
             events.say("exposure", text=line)

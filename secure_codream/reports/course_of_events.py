@@ -103,9 +103,9 @@ def incidents_of(events: Sequence[Event], *, codes_alone: bool = False) -> list[
 
     Args:
         events: of the server.
-        codes_alone: of what was refused, say once whose it was and the code, as an aggregator's page may. What was
-            found describes one member's message; when it came, and that it was late, time its computing; and more
-            lines of a kind count its messages.
+        codes_alone: of what was refused, say once whose it was and the code, as an aggregator's page may. When a
+            message came, and that it was late, time its sender's computing; and more lines of a kind count its
+            messages.
     """
     start = next((event.time for event in events if isinstance(event, FederationStarted)), None)
     if start is None:
@@ -139,8 +139,7 @@ def incidents_of(events: Sequence[Event], *, codes_alone: bool = False) -> list[
                 whose = f"{event.client} refused a message" if event.by == "client" else f"a message of {event.client}"
                 words = f"{whose}: {event.code}"
                 if not codes_alone:
-                    about = f", {event.found}" if event.found else ""
-                    found.append((since, "late" if event.ordinary else "refused", words + about))
+                    found.append((since, "late" if event.ordinary else "refused", words))
                 elif not event.ordinary and (event.client, event.code) not in said:
                     said.add((event.client, event.code))
                     found.append((None, "refused", words))

@@ -131,7 +131,10 @@ class RoundFinished(_Event, frozen=True, kw_only=True, tag="round_finished"):
 
 
 class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
-    """A message was refused, by this side ("server") or by a client, with the refusal's code and what was found."""
+    """A message was refused, by this side ("server") or by a client, with the refusal's code.
+
+    What was found and what is allowed are for the screen alone: the file has neither.
+    """
 
     client: str
     code: str

@@ -53,6 +53,15 @@ class Events:
             return  # nobody is left to tell
 
 
+def kept_of(event: Event) -> Event:
+    """What of an event a file keeps: of a refusal whose it was and the code; the rest describes one member's message.
+
+    The operator's screen has all of it.
+    """
+    said_of_a_message = ("found", "allowed") if event["event"] == "refused" else ()
+    return {name: value for name, value in event.items() if name not in said_of_a_message}
+
+
 def worth_a_line(count: int) -> bool:
     """Whether the count-th of many alike is written down: a flood must not fill the disk."""
     return count <= _FIRST_LINES or is_power_of_two(count)

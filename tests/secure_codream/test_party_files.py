@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
+from zmq.utils import z85
 
 torch = pytest.importorskip("torch")
 
@@ -25,10 +27,11 @@ from secure_codream.configuration.federation import FederationConfig, TaskTable
 from secure_codream.deployment.files import KEPT, Appended, EventLog
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
-from secure_codream.deployment.signals import Stopped, run_until_stopped
+from secure_codream.deployment.signals import Stop, Stopped, run_until_stopped
 from secure_codream.deployment.verify import verify_record
-from secure_codream.membership.accepted import load_roster
+from secure_codream.membership.accepted import load_roster, own_keys
 from secure_codream.membership.keys import KeyFileError
+from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.events import parse_event, read_events
 from secure_codream.reports.metrics import read_metrics
 
@@ -52,6 +55,37 @@ def test_server_that_nobody_joins_says_so_and_leaves_its_events(folder: Path) ->
     first = json.loads((folder / "events.jsonl").read_text().splitlines()[0])
     assert first["event"] == "exposure" and first["text"].startswith("Lockstep")
     assert verify_record(folder).epochs == 0
+
+
+def test_what_was_found_in_a_members_message_is_on_the_operators_screen_and_in_no_file(folder: Path) -> None:
+    """Of one member files have its name and codes: nothing of what it sent, as its size."""
+    roster, stop = load_roster(folder), Stop()
+    config = (folder / "config.toml").read_text().replace("join = 0.2", "join = 600.0")
+    (folder / "config.toml").write_text(config)
+    secret, _ = own_keys(folder.parent / "clients" / "alice", roster, "alice", Passphrase())
+    shown: list[dict[str, Any]] = []
+    context = zmq.Context()
+
+    def watch(event: dict[str, Any]) -> None:
+        shown.append(event)
+        if event["event"] == "federation_started":
+            socket = context.socket(zmq.DEALER)
+            socket.curve_secretkey, socket.curve_publickey = z85.encode(secret), zmq.curve_public(z85.encode(secret))
+            socket.curve_serverkey = z85.encode(roster.server.transport_key)
+            socket.connect((folder / "endpoint").read_text())
+            socket.send(b"\x93" + b"nonsense" * 1234)
+        elif event["event"] == "refused":
+            stop.ask()
+
+    with pytest.raises(Stopped):
+        run_server(folder, listen="tcp://127.0.0.1:*", watch=watch, stop=stop)
+    context.destroy(linger=0)
+    (refused,) = [event for event in shown if event["event"] == "refused"]
+    assert refused["client"] == "alice" and refused["found"] and refused["allowed"]
+    (line,) = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines() if "refused" in line]
+    assert set(line) == {"time", "event", "client", "code", "by", "count"} and line["code"] == "malformed"
+    for file in folder.rglob("*"):
+        assert not file.is_file() or refused["found"].encode() not in file.read_bytes()
 
 
 @pytest.mark.parametrize("place", ["from the start", "at the end"])
