@@ -53,7 +53,7 @@ class Scattering(nn.Module):
             _filtered(image, self._low, STRIDE),
             _smooth(fine, self._low, STRIDE),
             _smooth(coarse, self._low_halved, STRIDE // 2),
-            _smooth(second.reshape(len(image), -1, *second.shape[2:]), self._low_halved, STRIDE // 2),
+            _smooth(second.reshape(image.shape[0], -1, *second.shape[2:]), self._low_halved, STRIDE // 2),
         ]
         return torch.cat(features, dim=1).reshape(count, channels * COEFFICIENTS, *features[0].shape[2:])
 
