@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import doc
 from pydantic import Field, field_validator, model_validator
 
-from codream_clients.models.names import GROUP_NORM_SUFFIX, LITERATURE_MODELS, SMALL_MODELS, split_norm
+from codream_clients.models.names import GROUP_NORM_SUFFIX, MODELS, split_norm
 from codream_protocols.charter import Policy
 from secure_codream.configuration.reading import DIGEST, PLACE, REFERENCE, PartyName, Table, as_struct, check, read_toml
 
@@ -176,7 +176,7 @@ class ClientConfig(Table):
     model: Annotated[
         str,
         doc(
-            f"{', '.join(SMALL_MODELS + LITERATURE_MODELS)}, each also with {GROUP_NORM_SUFFIX} (group norm), or "
+            f"{', '.join(MODELS)}, each also with {GROUP_NORM_SUFFIX} (group norm), or "
             "module:function, WHICH RUNS THAT CODE"
         ),
     ]

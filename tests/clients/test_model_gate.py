@@ -13,7 +13,7 @@ from torch import nn
 
 from codream_clients.models.gate import ModelWarning, examine, require_own_weights, trial_images
 from codream_clients.models.refusals import ModelRefused
-from codream_clients.models.zoo import NETWORKS, ZOO, build
+from codream_clients.models.zoo import FRONTS, NETWORKS, ZOO, build
 from tests.clients.own_models import CLASSES, GOOD, WRONG, Global, Own, WithSpare, forward, plain
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def try_out(model, shape=(1, 8, 8), classes=CLASSES):
 # -- what is taken ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*ZOO, *NETWORKS])
+@pytest.mark.parametrize("name", [*ZOO, *NETWORKS, *FRONTS])
 @pytest.mark.parametrize(("shape", "classes"), [((1, 8, 8), 2), ((3, 32, 32), 10)])
 def test_the_zoo_passes(name, shape, classes):
     try_out(build(name, channels=shape[0], size=shape[1], classes=classes, seed=0), shape, classes)

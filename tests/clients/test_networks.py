@@ -122,7 +122,7 @@ def test_suffix_and_argument_are_one():
 
 def test_names_and_mixes_that_do_not_exist():
     for name in ("resnet19", "resnet18_bn", "_gn", "", "resnet18_gn_gn"):
-        with pytest.raises(UnknownModelError, match=r"allowed are cnn2, .*wrn40_1, each also with _gn"):
+        with pytest.raises(UnknownModelError, match=r"allowed are cnn2, .*scattering_linear, each also with _gn"):
             build(name, channels=1, size=8, classes=2, seed=0)
     with pytest.raises(ModelShapeError):
         build("vgg11", channels=1, size=7, classes=2, seed=0)

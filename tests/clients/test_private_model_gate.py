@@ -7,7 +7,7 @@ import torch
 
 from codream_clients.models.gate import trial_images
 from codream_clients.models.refusals import ModelRefused
-from codream_clients.models.zoo import NETWORKS, ZOO, build
+from codream_clients.models.zoo import FRONTS, NETWORKS, ZOO, build
 from codream_clients.privacy.gate import BOTH, examine_private, modes_of
 from codream_clients.privacy.plan import PrivacySettings
 from tests.clients.own_models import CLASSES, GHOST_WRONG, PRIVATE_GOOD, PRIVATE_WRONG, WRONG, grouped, plain
@@ -24,7 +24,7 @@ def try_out(model, modes=BOTH, shape=(1, 8, 8), classes=CLASSES, name="mine:buil
     examine_private(model, images, classes=classes, name=name, modes=modes, **more)
 
 
-@pytest.mark.parametrize("name", [*ZOO, *NETWORKS])
+@pytest.mark.parametrize("name", [*ZOO, *NETWORKS, *FRONTS])
 def test_the_zoo_with_group_norm_passes_in_both_modes(name):
     try_out(build(f"{name}_gn", channels=1, size=8, classes=CLASSES, seed=0), name=f"{name}_gn")
 

@@ -25,7 +25,7 @@ from codream_clients.data.datasets import LabelledImages, load_digits_data
 from codream_clients.learning.judge import Judge
 from codream_clients.learning.participant import Metrics
 from codream_clients.learning.training import predict_logits
-from codream_clients.models.zoo import NETWORKS, ZOO, build
+from codream_clients.models.zoo import FRONTS, NETWORKS, ZOO, build
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.deployment.checkpoint import CheckpointError, checkpoint_bytes, go_on, read_checkpoint
@@ -43,7 +43,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 # -- what comes back ---------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*ZOO, *NETWORKS, "resnet8_gn"])
+@pytest.mark.parametrize("name", [*ZOO, *NETWORKS, *FRONTS, "resnet8_gn"])
 def test_weights_of_every_model_come_back(tmp_path: Path, name: str) -> None:
     def made(seed: int) -> torch.nn.Module:
         return build(name, channels=3, size=32, classes=10, seed=seed)

@@ -12,7 +12,7 @@ import torch
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
-from codream_clients.models.zoo import NETWORKS, ZOO, build
+from codream_clients.models.zoo import FRONTS, NETWORKS, ZOO, build
 from secure_codream import cli
 from secure_codream.deployment.description import Standardisation
 from secure_codream.deployment.files import MODEL
@@ -76,7 +76,7 @@ def test_an_onnx_model_gives_what_the_model_gives(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", [*ZOO, *NETWORKS])
+@pytest.mark.parametrize("name", [*ZOO, *NETWORKS, *FRONTS])
 def test_every_network_is_exported(tmp_path: Path, name: str) -> None:
     model = made(tmp_path, name)
     export(model, tmp_path / "model.pt2")

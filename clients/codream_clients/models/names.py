@@ -14,6 +14,9 @@ Norm = Literal["batch", "group"]
 
 SMALL_MODELS = ("cnn2", "cnn2_strided", "cnn2_wide", "cnn3", "mlp", "resnet8")
 LITERATURE_MODELS = ("lenet", "mobilenetv2", "resnet18", "resnet34", "vgg11", "wrn16_1", "wrn40_1")
+FRONT_MODELS = ("scattering_linear",)
+"""Of a fixed front that mixes no records, and a head: group norm with or without `_gn`."""
+MODELS = SMALL_MODELS + LITERATURE_MODELS + FRONT_MODELS
 GROUP_NORM_SUFFIX = "_gn"
 
 
@@ -22,19 +25,19 @@ class UnknownModelError(ValueError):
 
 
 def split_norm(name: str) -> tuple[str, Norm | None]:
-    """The name without its `_gn`, and "group" if it had it, else None.
+    """The name without its `_gn`, and "group" if it had it, or needs none; else None.
 
     Raises `UnknownModelError`, with the names allowed, if there is no such model; a reference passes unchanged.
     """
     if is_reference(name):
         return name, None
     base = name.removesuffix(GROUP_NORM_SUFFIX)
-    if base not in SMALL_MODELS + LITERATURE_MODELS:
+    if base not in MODELS:
         raise UnknownModelError(
-            f"unknown model {name!r}; allowed are {', '.join(SMALL_MODELS + LITERATURE_MODELS)}, "
+            f"unknown model {name!r}; allowed are {', '.join(MODELS)}, "
             f"each also with {GROUP_NORM_SUFFIX} (group norm), or module:function"
         )
-    return base, None if base == name else "group"
+    return base, "group" if base != name or base in FRONT_MODELS else None
 
 
 def model_mix(names: Sequence[str], clients: int) -> tuple[str, ...]:

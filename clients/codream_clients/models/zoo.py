@@ -5,7 +5,8 @@ All take images (N, channels, height, width) and give logits (N, classes), for s
 regulariser R_bn reads (DeepInversion, Yin et al., CVPR 2020), or group norm (Wu and He, ECCV 2018), which
 differential privacy needs because it mixes no records.
 `ZOO` are small ones for small data, `resnet8` after He et al., CVPR 2016; `NETWORKS` are the literature's
-(`networks`). A user's own function, `my_module:build`, stands wherever a name does (`own_parts`).
+(`networks`); `FRONTS` have fixed features in front of a small head (`fronts`). A user's own function,
+`my_module:build`, stands wherever a name does (`own_parts`).
 """
 
 from collections.abc import Callable, Mapping
@@ -15,13 +16,13 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from codream_clients.models import networks
+from codream_clients.models import fronts, networks
 from codream_clients.models.gate import examine, trial_images
 from codream_clients.models.layers import Sides, conv, dense
-from codream_clients.models.names import LITERATURE_MODELS, Norm, UnknownModelError, split_norm
+from codream_clients.models.names import FRONT_MODELS, LITERATURE_MODELS, Norm, UnknownModelError, split_norm
 from codream_clients.own_parts import call_own_part, is_reference, load_own_part
 
-__all__ = ["NETWORKS", "ZOO", "ModelShapeError", "Norm", "UnknownModelError", "build"]
+__all__ = ["FRONTS", "NETWORKS", "ZOO", "ModelShapeError", "Norm", "UnknownModelError", "build"]
 
 Builder = Callable[[int, Sides, int, Norm], nn.Module]
 """(channels, (height, width), classes, norm) -> a model."""
@@ -47,7 +48,7 @@ def build(
 ) -> nn.Module:
     """A freshly initialised model, on the CPU: (N, channels, height, width) -> logits (N, classes).
 
-    `name` is one of `ZOO` or `NETWORKS`, with `_gn` at its end for group norm whatever `norm` says, or
+    `name` is one of `ZOO`, `NETWORKS` or `FRONTS`, with `_gn` at its end for group norm whatever `norm` says, or
     module:function, which is called as function(channels, size, classes) and RUNS THAT MODULE'S CODE; its model goes
     through the gate (`gate.examine`) on `device`, where it is to be used, unless the caller has it `examined`, and asks
     for more. `norm` is of no effect there.
@@ -69,7 +70,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if not is_reference(base):
-            network = (ZOO.get(base) or NETWORKS[base])(channels, sides, classes, norm)
+            network = _BUILDERS[base](channels, sides, classes, norm)
             # Pooling and batch norm run 1.5 times as fast on a CPU where channels lie beside each other. Opacus, which
             # takes group norm alone, cannot read gradients of such a layout.
             return network.to(memory_format=torch.channels_last) if norm == "batch" else network
@@ -157,3 +158,7 @@ ZOO: dict[str, Builder] = {
 }
 
 NETWORKS: Mapping[str, Builder] = {name: getattr(networks, name) for name in LITERATURE_MODELS}
+
+FRONTS: Mapping[str, Builder] = {name: getattr(fronts, name) for name in FRONT_MODELS}
+
+_BUILDERS: Mapping[str, Builder] = {**ZOO, **NETWORKS, **FRONTS}

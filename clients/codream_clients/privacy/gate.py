@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.models.gate import ask, changed, noise, same, seed, tried
-from codream_clients.models.names import LITERATURE_MODELS, SMALL_MODELS
+from codream_clients.models.names import MODELS
 from codream_clients.models.refusals import ModelRefused, failed
 from codream_clients.privacy.accounting import SampledGaussian
 from codream_clients.privacy.draws import BATCH, shared_draws
@@ -86,7 +86,7 @@ def modes_of(settings: PrivacySettings) -> tuple[GradSampleMode, ...]:
 
 def _layers_without_mixing(model: nn.Module, name: str) -> None:
     """Layers that are known not to do, by name; Opacus's `ModuleValidator` knows some more."""
-    ours = name in SMALL_MODELS + LITERATURE_MODELS
+    ours = name in MODELS
     group_norm = f"take {name}_gn, which has group norm" if ours else "take group norm, nn.GroupNorm(groups, channels)"
     instead = (
         (nn.modules.batchnorm._BatchNorm, f"it mixes records: {group_norm}"),

@@ -2,7 +2,8 @@
 
 In each step every record takes part with probability `sample_rate` (Poisson sampling, which the accountants assume);
 its gradient is clipped to the L2 norm `max_grad_norm`; the sum gets Gaussian noise, and is divided by the expected
-batch size, never the actual one, which would tell how many took part. Large batches go through the model in parts.
+batch size, never the actual one, which would tell how many took part. Large batches go through the model in parts; what
+is fixed in front of it (`models.fronts`) gives each record its features once, and the rest is trained on those.
 
 The loss is the balanced softmax of `training`, with the noisy histogram: of the records it sees each one's own image
 and label alone, so a record's gradient depends on no other record. A gradient that is not finite counts as zero: no
@@ -31,11 +32,14 @@ from torch.nn import functional
 from codream_clients.data.augmentation import augment_batch
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.training import TrainingError, sgd
+from codream_clients.models.fronts import FixedFront
 from codream_clients.privacy.noise import KEY_BYTES, NoiseSource, Stream
 from codream_clients.privacy.plan import WARM_UP, GradSampleMode, PrivacyPlan, round_purpose, rounds_trained
 from codream_clients.privacy.releases import Iterates, Release, Releases
 
 LEAST_COUNT = 1.0
+MOST_FEATURES = 1 << 29
+"""Numbers of all records' features together that are kept, 2 GiB; beyond, a step computes those of its own records."""
 LAYOUT = torch.contiguous_format
 """Opacus cuts images into patches as if channels lay apart: otherwise it clips by the norms of other gradients."""
 
@@ -149,14 +153,19 @@ def private_sgd(
     images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
     log_counts = _log_counts(class_counts, data.classes).to(device)
     model.to(device).to(memory_format=LAYOUT).train()
+    network = model
+    if isinstance(model, FixedFront) and data.augment == "none":
+        features = _features(model.front, images, settings.physical_batch)
+        if features is not None:
+            network, images = model.head, features
     ghost = settings.mode == "ghost"
     hooks = (
-        GradSampleHooksFastGradientClipping(model, max_grad_norm=settings.max_grad_norm)
+        GradSampleHooksFastGradientClipping(network, max_grad_norm=settings.max_grad_norm)
         if ghost
-        else GradSampleHooks(model)
+        else GradSampleHooks(network)
     )
     optimiser = (_GhostSteps if ghost else _Steps)(
-        sgd(model, lr=settings.lr, momentum=settings.momentum, weight_decay=0.0),
+        sgd(network, lr=settings.lr, momentum=settings.momentum, weight_decay=0.0),
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=settings.max_grad_norm,
         expected_batch_size=settings.batch_size,
@@ -165,7 +174,7 @@ def private_sgd(
 
     def backward(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Each record's gradient, into the optimiser; returns whose are finite, (B,)."""
-        losses = functional.cross_entropy(model(inputs) + log_counts, targets, reduction="none")
+        losses = functional.cross_entropy(network(inputs) + log_counts, targets, reduction="none")
         if ghost:
             DPTensorFastGradientClipping(hooks, optimiser, losses).backward()
             norms: torch.Tensor = hooks.per_sample_gradient_norms
@@ -203,6 +212,14 @@ def private_sgd(
         model.eval()
     if not all(torch.isfinite(weight).all() for weight in model.parameters()):
         raise TrainingError(f"the weights are no longer finite with lr={settings.lr}; choose a smaller learning rate")
+
+
+def _features(front: nn.Module, images: torch.Tensor, batch: int) -> torch.Tensor | None:
+    """What a fixed front gives for all images, (N, ...), or None where that is more than is kept."""
+    with torch.no_grad():
+        if len(images) == 0 or len(images) * front(images[:1]).numel() > MOST_FEATURES:
+            return None
+        return torch.cat([front(part) for part in torch.split(images, batch)])
 
 
 class _SecretNoise:

@@ -1,0 +1,52 @@
+"""Models whose first part is fixed and public, and whose rest alone is trained.
+
+A record's gradient then follows from its features, so private training computes those once a record and not once a step
+(`codream_clients.privacy.training`). Such features must owe nothing to anybody's records, or to public images
+alone: pretrained weights are as private as what they were trained on (docs/privacy.md).
+"""
+
+import torch
+from torch import nn
+
+from codream_clients.models.layers import Sides
+from codream_clients.models.names import Norm
+from codream_clients.models.scattering import COEFFICIENTS, STRIDE, Scattering
+
+GROUPS = 27
+"""Of channels, that a record's features are standardised in, by that record alone: Tramer and Boneh, appendix A."""
+
+
+class FixedFront(nn.Module):
+    """`head(front(images))`, of which `head` alone is trained; the front is in eval mode whatever the model is in.
+
+    Args:
+        front: images (N, C, H, W) -> features (N, ...); its weights are fixed from here on. In eval mode it must give
+            an image the same features each time, whichever other images there are.
+        head: features (N, ...) -> logits (N, K).
+    """
+
+    def __init__(self, front: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.front, self.head = front.requires_grad_(False).eval(), head
+
+    def train(self, mode: bool = True) -> "FixedFront":
+        """Sets the mode of the head."""
+        super().train(mode)
+        self.front.eval()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        logits: torch.Tensor = self.head(self.front(images))
+        return logits
+
+
+def scattering_linear(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
+    """Logistic regression on scattering features: 39,700 weights for 1x28x28 and ten classes; `norm` changes nothing.
+
+    Features are standardised record by record, since means over a client's records would be of its records.
+    """
+    features = channels * COEFFICIENTS
+    height, width = (-(-side // STRIDE) for side in sides)
+    front = nn.Sequential(Scattering(), nn.GroupNorm(GROUPS, features, affine=False))
+    return FixedFront(front, nn.Sequential(nn.Flatten(), nn.Linear(features * height * width, classes)))
