@@ -19,6 +19,7 @@ from codream_clients.learning.student import AdaptiveTerm
 from codream_clients.privacy.ledger import LedgerError
 from codream_protocols.course import Array, Publication, Task
 from codream_protocols.courses.codream import UPDATE
+from codream_protocols.courses.contrast import CONTRAST
 from codream_protocols.courses.labels import LOGITS
 from codream_protocols.courses.metrics import COUNTS, HELD, METRICS
 from codream_protocols.errors import VectorRefused
@@ -71,12 +72,14 @@ class DreamLearner:
                 return values
             held = zip(HELD, self._participant.held_counts, strict=True)  # asked by the charter, for the run's end
             return {**values, **{name: np.array([count]) for name, count in held}}
+        if task.name == CONTRAST:
+            return self._contrast()
         if task.name == UPDATE:
             return self._update(np.array(task.arrays["dreams"]), spec)  # torch wants a writable copy
         if task.name == LOGITS:
             labels = self._participant.soft_labels(np.array(task.arrays["dreams"]))
             return {"numerators": labels.numerators, "denominators": labels.denominators}
-        raise VectorRefused(f"task {task.name!r}", f"{METRICS}, {UPDATE} or {LOGITS}")
+        raise VectorRefused(f"task {task.name!r}", f"{METRICS}, {CONTRAST}, {UPDATE} or {LOGITS}")
 
     def learn(self, number: int, publication: Publication) -> None:
         """See `Learner`; nothing is learnt from an epoch of metrics alone.
@@ -106,6 +109,13 @@ class DreamLearner:
         self._participant.recall(dreams, labels)
         if self._adaptive is not None:
             self._adaptive.student.learn(number, dreams, labels)
+
+    def _contrast(self) -> Values:
+        found = self._participant.contrast()
+        if found is None:
+            return {"firsts": np.zeros(2), "squares": np.zeros(2), "weight": np.zeros(1)}
+        firsts, squares = found * self._weight
+        return {"firsts": firsts, "squares": squares, "weight": np.array([self._weight])}
 
     def _update(self, dreams: Array, spec: VectorSpec) -> Values:
         extra = None if self._adaptive is None else self._adaptive.term(self._rounds)

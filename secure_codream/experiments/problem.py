@@ -25,7 +25,7 @@ from secure_codream.configuration.federation import AggregationTable, Federation
 from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import check
 
-FROM_DREAMS = ("way", "views", "logit_clip", "window")
+FROM_DREAMS = ("way", "views", "views_by", "logit_clip", "window")
 """Learning settings that `[dreams]` decides."""
 
 

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from codream_clients.data.augmentation import augment_batch, augmentation_generator, shift_batch, warp_batch, with_views
+from codream_clients.data.augmentation import (
+    augment_batch,
+    augmentation_generator,
+    mixed_batch,
+    shift_batch,
+    warp_batch,
+    with_views,
+)
 from codream_clients.data.datasets import DatasetError, LabelledImages, pool
 from codream_clients.learning.local_work import train_epochs
 from codream_clients.learning.settings import LearningSettings
@@ -138,12 +145,22 @@ def test_warping_follows_from_the_generator_and_keeps_a_flat_image():
     assert torch.allclose(warp_batch(flat, augmentation_generator(0)), flat)
 
 
+def test_a_mixed_image_has_pixels_of_two_images_and_of_no_third():
+    flat = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 6, 6).contiguous()
+    mixed = mixed_batch(flat, augmentation_generator(3))
+    found = [set(image.flatten().tolist()) for image in mixed]
+    assert all(len(values) <= 2 for values in found)
+    assert any(len(values) == 2 for values in found)
+    assert sum(number in values for number, values in enumerate(found)) >= 6  # a box may cover all of an image
+
+
+@pytest.mark.parametrize("by", ["affine", "cutmix"])
 @pytest.mark.parametrize("views", [0, 3])
-def test_views_come_after_the_dreams_and_are_the_same_for_everybody(views):
+def test_views_come_after_the_dreams_and_are_the_same_for_everybody(views, by):
     torch.manual_seed(views)
-    images = with_views(IMAGES, views)
+    images = with_views(IMAGES, views, by)
     torch.manual_seed(99)
-    assert torch.equal(images, with_views(IMAGES.clone(), views))
+    assert torch.equal(images, with_views(IMAGES.clone(), views, by))
     assert images.shape == ((1 + views) * 64, 2, 16, 16) and torch.equal(images[:64], IMAGES)
     parts = images.split(64)
     assert all(not torch.equal(one, other) for i, one in enumerate(parts) for other in parts[:i])

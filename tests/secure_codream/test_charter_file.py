@@ -67,6 +67,7 @@ OTHERS: dict[str, Any] = {
     "task.std": [0.4],
     "task.class_names": ["b", "a"],
     "dreams.start": "strokes",
+    "dreams.views_by": "cutmix",
     "dreams.way": "gradient",
     "dreams.optimiser": "fedadam",
     "learning.training_rounds": 1,
@@ -95,7 +96,7 @@ OTHERS: dict[str, Any] = {
     "privacy.accountant": "rdp",
     "privacy.mode": "ghost",
 }
-FROM_DREAMS = {"way", "views", "logit_clip", "window"}
+FROM_DREAMS = {"way", "views", "views_by", "logit_clip", "window"}
 
 
 def made(content: dict[str, Any]) -> FederationConfig:

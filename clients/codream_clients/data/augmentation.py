@@ -8,7 +8,7 @@
 
 Draws come from a generator on the CPU, so that they are the same on every device.
 
-Dreams have views, too: `with_views` varies each of them in the "affine" way, the same for everybody. A label costs ten
+Dreams have views, too: `with_views` varies each of them, the same for everybody. A label costs ten
 numbers where a dream costs hundreds and hundreds of local steps, so the clients label each dream several times over,
 and learn how their ensemble changes around it.
 """
@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from codream_clients.data.datasets import Augment
+from codream_protocols.courses.codream import ViewsBy
 
 TURN, SHEAR, SCALE = 15.0, 10.0, 0.15  # degrees, degrees, a fraction
 
@@ -86,11 +87,29 @@ def warp_batch(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def with_views(dreams: torch.Tensor, views: int) -> torch.Tensor:
+def mixed_batch(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """`images` (B, C, H, W), each varied by "flip-crop", with a box in it cut out of another one: a new tensor.
+
+    CutMix (Yun et al., ICCV 2019): the box has the image's proportions, its area is uniform in [0, 1] of the image's
+    before what lies outside is left out. `generator` lives on the CPU and is advanced.
+    """
+    varied = augment_batch(images, "flip-crop", generator)
+    others = varied[torch.randperm(len(images), generator=generator).to(images.device)]
+    share, across, down = torch.rand(3, len(images), 1, generator=generator).to(images.device)
+    half = share.sqrt() / 2
+    rows, columns = (
+        ((torch.arange(side, device=images.device) + 0.5) / side - middle).abs() < half
+        for side, middle in zip(images.shape[2:], (down, across), strict=True)
+    )
+    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], others, varied)
+
+
+def with_views(dreams: torch.Tensor, views: int, by: ViewsBy = "affine") -> torch.Tensor:
     """`dreams` (B, C, H, W), and after them `views` variations of all of them: ((1 + views) * B, C, H, W).
 
-    Which variations follows from B and `views` alone, so that all clients label the same images, up to the rounding of
-    their devices, and no image but the dreams need be sent.
+    Which variations follows from B, `views` and `by` alone, so that all clients label the same images, up to the
+    rounding of their devices, and no image but the dreams need be sent.
     """
     generator = torch.Generator().manual_seed(0)
-    return torch.cat([dreams, *(warp_batch(dreams, generator) for _ in range(views))])
+    varied = warp_batch if by == "affine" else mixed_batch
+    return torch.cat([dreams, *(varied(dreams, generator) for _ in range(views))])

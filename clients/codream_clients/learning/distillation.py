@@ -39,6 +39,7 @@ from codream_clients.learning.training import (
     shuffled_batches,
     warn_at_chance,
 )
+from codream_protocols.courses.codream import ViewsBy
 
 FloatArray = NDArray[np.float32]
 ALIKE = 1e-3
@@ -139,10 +140,12 @@ def distil(
     own: OwnImages | None = None,
     schedule: Schedule = "constant",
     clip: float = 0.0,
+    views_by: ViewsBy = "affine",
 ) -> float:
     """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 without).
 
-    Each batch is (dreams (B, C, H, W), aggregated logits ((1 + V) * B, K)), with V views of each dream. The loss is
+    Each batch is (dreams (B, C, H, W), aggregated logits ((1 + V) * B, K)), with V views of each dream, made as
+    `views_by` says. The loss is
     T^2 * KL(softmax(label / T) || softmax(f(image) / T)), the mean over dreams and views; the optimiser is that of
     `train_epochs`. `seed` fixes the order. The model is moved to `device` and left in eval mode. `noise` is the
     deviation of Gaussian noise that every sight of a dream gets, `shift` by how many pixels at most it is moved; `own`
@@ -165,7 +168,7 @@ def distil(
             )
     images = torch.cat(
         [
-            with_views(torch.from_numpy(dreams).to(device), len(labels) // len(dreams) - 1)
+            with_views(torch.from_numpy(dreams).to(device), len(labels) // len(dreams) - 1, views_by)
             for dreams, labels in feddream_batches
         ]
     )

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, TensorDataset
 
 from codream_clients.data.augmentation import with_views
 from codream_clients.data.datasets import LabelledImages
@@ -26,9 +28,11 @@ from codream_clients.learning.judge import Judge, Verdict
 from codream_clients.learning.local_work import stage_seed, train_epochs
 from codream_clients.learning.settings import LearningSettings as LearningSettings
 from codream_clients.learning.training import TrainingError, evaluate, predict_logits
+from codream_protocols.courses.contrast import brightness_and_contrast
 from codream_protocols.settings import SettingsError
 
 FloatArray = NDArray[np.float32]
+_STATISTICS_BATCH = 256
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
 """(model, data, epochs, seed): replaces `train_epochs`, for example by differentially private training."""
 
@@ -151,6 +155,7 @@ def distil_by_settings(
         own=own,
         schedule=settings.distil_schedule,
         clip=settings.distil_clip,
+        views_by=settings.views_by,
     )
 
 
@@ -294,10 +299,20 @@ class Participant:
             delta = gradient * np.float32(len(dreams))
         return DreamShare(delta, entropy)
 
+    def contrast(self) -> NDArray[np.float64] | None:
+        """Means over its images of an image's (mean, deviation), and of their squares (2, 2); None if none may be told.
+
+        Under privacy no figure of the images leaves but through its mechanisms.
+        """
+        if not self._train_accuracy:
+            return None
+        found = brightness_and_contrast(self._train.images)
+        return np.stack([found.mean(axis=0), (found**2).mean(axis=0)])
+
     def soft_labels(self, dreams: FloatArray) -> SoftLabelShare:
         """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W): N = (1 + views) * B."""
         settings = self.settings
-        images = with_views(torch.from_numpy(dreams), settings.views).numpy()
+        images = with_views(torch.from_numpy(dreams), settings.views, settings.views_by).numpy()
         logits = predict_logits(self._teacher, images, self._device)
         if settings.label_deviation > 0:
             logits = calibrated(logits, settings.label_deviation)
@@ -371,7 +386,7 @@ class Participant:
 
     def _distil(self) -> float:
         settings = self.settings
-        return distil_by_settings(
+        loss = distil_by_settings(
             self.model,
             list(self._window),
             settings,
@@ -380,6 +395,11 @@ class Participant:
             noise=settings.distil_noise,
             own=self._own_images() if settings.own_weight > 0 else None,
         )
+        if settings.own_statistics:
+            own = TensorDataset(torch.from_numpy(self._train.images))
+            update_bn(DataLoader(own, batch_size=_STATISTICS_BATCH), self.model, self._device)
+            self.model.eval()
+        return loss
 
     def _own_images(self) -> OwnImages:
         settings = self.settings

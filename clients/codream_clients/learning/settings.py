@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, doc
 
-from codream_protocols.courses.codream import Clip
+from codream_protocols.courses.codream import Clip, ViewsBy
 from codream_protocols.settings import MOST, Settings
 
 Way = Literal["update", "gradient"]
@@ -78,6 +78,9 @@ class Learning(Settings):
     distil_noise: Annotated[_Weight, doc("deviation of Gaussian noise on the dreams in distillation")] = 0.3
     distil_shift: Annotated[_Count, doc("pixels by which each sight of a dream is moved at most in distillation")] = 0
     own_weight: Annotated[_Weight, doc("weight of the loss on own images in each step of distillation")] = 1.0
+    own_statistics: Annotated[
+        bool, doc("whether batch norm's statistics are measured anew on own images after each distillation")
+    ] = False
     teacher: Annotated[
         Teacher,
         doc(
@@ -108,5 +111,6 @@ class LearningSettings(Learning):
 
     way: Annotated[Way, doc("of sharing")] = "update"
     views: Annotated[int, Ge(0), doc("variations of each dream that are labelled beside it")] = 0
+    views_by: Annotated[ViewsBy, doc("how they vary")] = "affine"
     logit_clip: Annotated[Clip, doc("bound of one logit")] = 30.0
     window: Annotated[int, Ge(1), doc("how many rounds' batches are learnt from")] = 10

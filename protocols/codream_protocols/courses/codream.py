@@ -19,13 +19,14 @@ Pixels stay within a public bound, so that no model overflows at any state that 
 from __future__ import annotations
 
 import math
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, doc
 
 from codream_protocols.charter import MAX_STEPS
 from codream_protocols.course import Array, Arrays, Publication, State, Sums
+from codream_protocols.courses.contrast import CONTRAST, contrast_spec, matched
 from codream_protocols.courses.labels import LOGITS, logits_spec, soft_labels
 from codream_protocols.courses.numbers import LEAST_WEIGHT, bounded, weighted_mean
 from codream_protocols.courses.optimisers import OPTIMISERS, OptimiserName, Way, fitting
@@ -40,6 +41,7 @@ _LOG_2 = 0.6931471805599453
 
 
 Clip = Annotated[float, Gt(0), Le(MOST)]
+ViewsBy = Literal["affine", "cutmix"]
 
 
 class Dreams(Settings):
@@ -55,6 +57,20 @@ class Dreams(Settings):
     half_way: Annotated[bool, doc("whether the dreams are labelled after half of the updates too")] = False
     batch: Annotated[int, Ge(2), Le(65_536), doc("B, images of a batch")] = 128
     views: Annotated[int, Ge(0), Le(64), doc("V, variations of each dream that clients label beside it")] = 0
+    views_by: Annotated[
+        ViewsBy,
+        doc(
+            "how views vary: an affine map, for what is written; or mirrored, moved and with a box cut out of another "
+            "dream (CutMix), for natural images"
+        ),
+    ] = "affine"
+    matched: Annotated[
+        bool,
+        doc(
+            "whether the start images get the brightness and contrast of the clients' images, by one more secure sum "
+            "of four numbers a round"
+        ),
+    ] = False
     way: Annotated[Way, doc("what clients send: a difference, or dL/dx")] = "update"
     optimiser: Annotated[
         OptimiserName,
@@ -168,7 +184,11 @@ class CoDream(Rounds):
             )
         half = settings.steps // 2
         middle = (LOGITS,) if settings.half_way else ()
+        if settings.matched and privacy is not None:
+            raise SettingsError("matched with client-level privacy; false is allowed: those sums have no noise")
         updates = (UPDATE,) * half + middle + (UPDATE,) * (settings.steps - half)
+        if settings.matched:
+            updates = (CONTRAST, *updates)
         super().__init__(settings.rounds, (*updates, LOGITS), metrics=privacy is None, held=stop_after > 0)
         self.settings, self.privacy, self._start_rule, self._stop_after = settings, privacy, start_rule, stop_after
 
@@ -228,6 +248,8 @@ class CoDream(Rounds):
         if name == LOGITS:
             labels = logits_spec(settings.labels, settings.classes, settings.logit_clip)
             return labels if privacy is None else labels.with_noise(privacy.logit_norm, self.noise_multiplier, honest)
+        if name == CONTRAST:
+            return contrast_spec(settings.pixel_bound)
         dreams = Block("dreams", settings.coordinates, float(settings.update_clip))
         if privacy is not None:
             return VectorSpec(UPDATE, (dreams,)).with_noise(privacy.update_norm, self.noise_multiplier, honest)
@@ -239,6 +261,8 @@ class CoDream(Rounds):
 
     def _absorbed(self, name: str, state: State, step: int, sums: Sums, count: int) -> State:
         settings = self.settings
+        if name == CONTRAST:
+            return {**state, "dreams": matched(state["dreams"], sums, settings.pixel_bound)}
         if name == UPDATE:
             weight = sums["weight"] if self.privacy is None else np.array([count], dtype=np.float64)
             mean = weighted_mean(sums["dreams"], weight, settings.update_clip)

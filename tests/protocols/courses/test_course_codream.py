@@ -69,6 +69,12 @@ def test_views_have_labels_of_their_own(views: int, labels: int) -> None:
     assert course.publication(finished(course))["soft_labels"].shape == (labels, 3)
 
 
+def test_matched_starts_cost_one_step_before_the_updates_and_none_under_noise() -> None:
+    assert tasks(codream(matched=True, steps=1), 0) == ["metrics", "contrast", "update", "logits"]
+    with pytest.raises(SettingsError, match="matched with client-level privacy"):
+        codream(PRIVACY, matched=True)
+
+
 def test_the_mean_update_is_added_and_labels_are_sum_over_sum() -> None:
     course = codream(steps=1, server_lr=0.5)
     state = course.start(SEED, 0, None)

@@ -50,6 +50,7 @@ COURSES: dict[str, Course] = {
     "codream, fedadam, views": codream(optimiser="fedadam", views=2, server_lr=0.1),
     "codream, gradient, half-way": codream(way="gradient", optimiser="adam", half_way=True),
     "codream, labels only": codream(steps=0),
+    "codream, matched": codream(matched=True, views=1, views_by="cutmix"),
     "codream, noised": codream(PRIVACY, half_way=True),
     "codream, noised, fedadam": codream(PRIVACY, optimiser="fedadam"),
     "codream-fast": CoDreamFast(
