@@ -143,6 +143,43 @@ MUTANTS = (
         "-k",
         "killed_at_any_packet",
     ),
+    text(
+        "who still computes is named by no reason",
+        P + "server.py",
+        "members & (self.absent | epoch.gone) - epoch.unnamed",
+        "members & (self.absent | epoch.gone)",
+        "tests/protocols/test_aggregation.py",
+        "-k",
+        "named_by_no_reason",
+    ),
+    text(
+        "a late vector is refused by nobody",
+        P + "server.py",
+        "if member in epoch.gone or self.phase is not Phase.COLLECTING:",
+        "if self.phase is not Phase.COLLECTING:\n            raise WrongContext('late', 'in time')\n"
+        "        if member in epoch.gone:",
+        "tests/protocols/test_aggregation.py",
+        "-k",
+        "times_nobody",
+    ),
+    text(
+        "files have codes of refusals alone",
+        S + "events.py",
+        'said_of_a_message = ("found", "allowed") if event["event"] == "refused" else ()',
+        "said_of_a_message = ()",
+        "tests/secure_codream/test_party_files.py",
+        "-k",
+        "screen_and_in_no_file",
+    ),
+    text(
+        "a running epoch's file is bounded",
+        P + "running.py",
+        "if held + length > most_bytes:",
+        "if False:",
+        "tests/server/test_record_folder.py",
+        "-k",
+        "larger_than_any",
+    ),
     # keys, masks, commitments
     text(
         "commitment to a value",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -30,7 +31,8 @@ VERSION = 1
 MAGIC = b"secure-codream running epoch, version %d\n" % VERSION
 _OF_VERSION = re.compile(rb"secure-codream running epoch, version (\d{1,9})\n")
 _LENGTH = struct.Struct(">Q")
-_DIGEST_BYTES = hashlib.sha256().digest_size
+_HEADER_BYTES = _LENGTH.size + hashlib.sha256().digest_size
+MOST_BYTES = 1 << 33  # twice a record: its sums, and what was sealed
 
 
 class _Entry(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -133,29 +135,49 @@ class Writer:
         return _LENGTH.pack(len(data)) + self._digest + data
 
 
-def parse_running(data: bytes) -> list[Entry]:
-    """The entries of a file, up to the first that is not whole.
+def parse_running(take: Callable[[int], bytes], size: int, most_bytes: int = MOST_BYTES) -> list[Entry]:
+    """The entries of a file, up to the first that is not whole; of a step that is summed, its sum alone.
+
+    No more is held at once than what is given back, and one entry.
+
+    Args:
+        take: gives the file's next so many bytes, or what is left of them.
+        size: the file's bytes.
+        most_bytes: of the entries that are given back.
 
     Raises:
-        MalformedMessage: of another version; or an entry that is whole, and none that this version writes.
+        MalformedMessage: of another version; too large; or an entry that is whole, and none that this version writes.
     """
-    check_version(data)
-    if not data.startswith(MAGIC):
+    beginning = take(len(MAGIC))
+    check_version(beginning)
+    if beginning != MAGIC:
         return []  # cut off in its first line
-    entries: list[Entry] = []
+    entries: list[tuple[Entry, int]] = []
     at, digest = len(MAGIC), hashlib.sha256(MAGIC).digest()
-    while at + _LENGTH.size + _DIGEST_BYTES <= len(data):
-        (length,) = _LENGTH.unpack_from(data, at)
-        start = at + _LENGTH.size + _DIGEST_BYTES
-        content = data[start : start + length]
+    while at + _HEADER_BYTES <= size:
+        header = take(_HEADER_BYTES)
+        (length,) = _LENGTH.unpack_from(header)
+        at += _HEADER_BYTES
+        if length > size - at:
+            break
+        held = sum(bytes_of for _, bytes_of in entries)
+        if held + length > most_bytes:
+            raise MalformedMessage(f"byte {at}: {held + length} bytes of a running epoch", f"at most {most_bytes}")
+        content = take(length)
         digest = hashlib.sha256(digest + content).digest()
-        if digest != data[at + _LENGTH.size : start]:
+        if digest != header[_LENGTH.size :]:
             break
         try:
-            entries.append(_DECODER.decode(content))
+            entry = _DECODER.decode(content)
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
-            raise MalformedMessage(
-                f"byte {start}: no entry of a running epoch", "the file as it was written"
-            ) from error
-        at = start + length
-    return entries
+            raise MalformedMessage(f"byte {at}: no entry of a running epoch", "the file as it was written") from error
+        if isinstance(entry, Summed):
+            entries = [one for one in entries if needed_after_a_sum(one[0])]
+        entries.append((entry, length))
+        at += length
+    return [entry for entry, _ in entries]
+
+
+def needed_after_a_sum(entry: Entry) -> bool:
+    """Whether an entry still is, once its step is summed: not what the sum was made of."""
+    return not isinstance(entry, Closed | Agreed)

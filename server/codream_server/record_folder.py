@@ -25,7 +25,7 @@ from codream_protocols.durable import PUBLIC, try_lock, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
 from codream_protocols.record_file import check_version, parse_record, record_bytes, record_name, record_numbers
-from codream_protocols.running import MAGIC, Agreed, Closed, Entry, Opened, Summed, Writer, parse_running
+from codream_protocols.running import MAGIC, Entry, Opened, Summed, Writer, needed_after_a_sum, parse_running
 from codream_protocols.running import check_version as check_running_version
 
 ROSTER, CHARTER, NEXT, RUNNING = "roster.json", "charter.json", "next.partial", "running"
@@ -152,7 +152,7 @@ class RecordFolder:
             if must:
                 raise
         if isinstance(entry, Summed):  # what it was made of is needed no more
-            self._entries = [one for one in self._entries if not isinstance(one, Closed | Agreed)]
+            self._entries = [one for one in self._entries if needed_after_a_sum(one)]
 
     def given_up(self) -> None:
         """See `ServerJournal`."""
@@ -166,9 +166,10 @@ class RecordFolder:
             self._running = -1
         self._open_running()
         writer = Writer()
-        content = MAGIC + b"".join(writer.entry_bytes(entry) for entry in self._entries)
         os.ftruncate(self._running, 0)
-        write_all(self._running, content)
+        write_all(self._running, MAGIC)
+        for entry in self._entries:
+            write_all(self._running, writer.entry_bytes(entry))
         os.fsync(self._running)
         self._writer = writer
 
@@ -197,7 +198,8 @@ class RecordFolder:
         if not path.exists():
             return []
         try:
-            entries = parse_running(path.read_bytes())
+            with path.open("rb") as file:
+                entries = parse_running(file.read, os.fstat(file.fileno()).st_size)
         except MalformedMessage as error:
             raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "take that file away") from error
         self._entries = list(entries)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from codream_protocols.errors import HelloNeeded, WrongContext
+from codream_protocols.charter import Offer
+from codream_protocols.errors import HelloNeeded, MalformedMessage, WrongContext
 from codream_protocols.hybrid import KEM_CIPHERTEXT_BYTES
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import Hello, Refusal, Seal
 from codream_protocols.record import Kept
 from codream_protocols.record_file import record_bytes
-from codream_protocols.running import Delivered, Entry, Opened, SealedBy, Shown, Summed
+from codream_protocols.running import (
+    MAGIC,
+    Closed,
+    Delivered,
+    Entry,
+    Opened,
+    SealedBy,
+    Shown,
+    Summed,
+    Writer,
+    parse_running,
+)
 from codream_protocols.server import EpochCertified, Phase, SendTo, ServerProtocol
 from codream_server.record_folder import RecordFolder, RecordFolderBusy, RecordFolderRefused
 from tests.server.toy import Federation, ToyCourse, run
@@ -275,6 +290,47 @@ def test_a_running_epoch_cut_off_at_any_byte_has_its_whole_entries(
     path.write_bytes(flipped)
     assert folder.unfinished() == entries[:2]
     folder.close()
+
+
+def test_of_a_running_epoch_no_more_is_held_than_its_sums_whatever_the_file_has(tmp_path: Path) -> None:
+    """What a step's sum was made of is dropped with it, and one entry is read after the other."""
+    folder, frame = make(tmp_path), bytes(1 << 20)
+    offer = Offer(0, (0, 1, 2), bytes(32))
+    folder.running(Opened(offer))
+    for step in range(12):
+        folder.running(Closed(step, (0, 1, 2), bytes(16), frame, b""))
+        folder.running(Summed(step, (0, 1, 2), bytes(16), frame, b""))
+    folder.running(Closed(12, (0, 1, 2), bytes(16), frame, b""))
+    folder.close()
+    path = tmp_path / "running"
+    with path.open("ab") as file:  # an entry that claims more than there can be was never acted upon
+        file.write(struct.pack(">Q", 1 << 62) + bytes(32))
+    folder = make(tmp_path)
+    tracemalloc.start()
+    found = folder.unfinished()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    kinds = [type(entry) for entry in found]
+    assert kinds == [Opened, *[Summed] * 12, Closed] and path.stat().st_size > 25 << 20
+    assert most < 16 << 20  # 13 sums, and the entry that is read
+    folder.running(Summed(12, (0, 1, 2), bytes(16), frame, b""))
+    assert path.stat().st_size < 15 << 20
+    folder.close()
+
+
+def test_a_running_epoch_larger_than_any_can_be_is_refused() -> None:
+    writer = Writer()
+    data = MAGIC + b"".join(
+        writer.entry_bytes(entry)
+        for entry in (
+            Opened(Offer(0, (0, 1, 2), bytes(32))),
+            *(Summed(n, (0,), bytes(16), bytes(99), b"") for n in (0, 1)),
+        )
+    )
+    most = len(data) - len(MAGIC) - 3 * 40  # of three entries' headers
+    assert len(parse_running(io.BytesIO(data).read, len(data), most)) == 3
+    with pytest.raises(MalformedMessage, match=f"{most} bytes of a running epoch; allowed: at most {most - 1}"):
+        parse_running(io.BytesIO(data).read, len(data), most - 1)
 
 
 def test_entries_out_of_order_are_refused(epochs: list[Kept], federation: Federation) -> None:
