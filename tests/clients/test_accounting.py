@@ -149,6 +149,11 @@ def test_order_and_division_do_not_matter() -> None:
     assert epsilon_of(whole[:1], 1e-5) < epsilon_of(whole, 1e-5)
 
 
+def test_the_second_opinion_looks_at_all_orders_that_opacus_does() -> None:
+    """They are written down anew, so that a ledger is read without Opacus."""
+    assert set(RDPAccountant.DEFAULT_ALPHAS) < set(ORDERS)
+
+
 def test_nothing_costs_nothing() -> None:
     assert epsilon_of([], 1e-5) == 0.0 == epsilon_of([], 1e-5, "rdp")
 
