@@ -20,7 +20,6 @@ from codream_clients.models.refusals import GIVEN, ModelRefused
 from codream_clients.models.zoo import ModelShapeError, UnknownModelError, build
 from codream_clients.own_parts import OwnPartError
 from codream_clients.privacy.noise import NoiseSource
-from codream_clients.privacy.participant import private_participant
 from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, plan_privacy, warn_of_weak_delta
 from codream_clients.privacy.releases import Releases
 from secure_codream.configuration.client import ClientConfig, DataTable
@@ -224,6 +223,8 @@ def assemble(
     settings, chosen = learning_settings(federation), pick_device(device)
     if federation.privacy is None:
         return Participant(settings, model, *data, seed, chosen, judge=judge)
+    from codream_clients.privacy.participant import private_participant  # Opacus takes longer to import than torch
+
     privacy = privacy_settings(federation.privacy)
     if records is not None:
         privacy = replace(privacy, records=records)

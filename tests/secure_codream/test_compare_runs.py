@@ -133,7 +133,7 @@ def heed_interrupts() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to count processes")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)])
 def test_interrupted_comparison_goes_on_to_the_same_table(folder: Path, whole: Path, how: signal.Signals) -> None:
     config = str(configure(folder, seeds="0-2", slow=0.1))
     begun = command(config, "--out", "broken", "--jobs", "2", "--no-plots")
@@ -302,7 +302,7 @@ def test_a_real_comparison(tmp_path: Path) -> None:
     content = {
         "compare": {
             "algorithms": ["isolated", "codream", "fedavg", "centralised"],
-            "seeds": [0, 1],
+            "seeds": [1],
             "rounds": 1,
             "clients": 3,
             "per_client": 20,
@@ -313,12 +313,12 @@ def test_a_real_comparison(tmp_path: Path) -> None:
         "communication": {"models": ["cnn2", "resnet8"]},
     }
     config.write_text(tomli_w.dumps(content))
-    done = call(tmp_path, str(config), "--jobs", "2")
+    done = call(tmp_path, str(config), "--jobs", "1")
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "runs")
     summary = json.loads((run / "summary.json").read_text())
     codream = next(line for line in summary["lines"] if line["algorithm"] == "codream")
-    assert codream["secure_steps"]["mean"] == 5 and codream["bytes_up"]["mean"] > 0 and codream["accuracy"]["n"] == 2
+    assert codream["secure_steps"]["mean"] == 5 and codream["bytes_up"]["mean"] > 0 and codream["accuracy"]["n"] == 1
     sent = {(point["algorithm"], point["model"]): point["bytes_up"] for point in summary["communication"]}
     assert sent["codream", "cnn2"] == pytest.approx(sent["codream", "resnet8"], rel=0.01)
     assert sent["fedavg", "resnet8"] > 3 * sent["fedavg", "cnn2"]

@@ -478,7 +478,10 @@ cli.main()
 
 @pytest.mark.parametrize(
     ("number", "code", "line"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 0, "stopped; start it again to go on")],
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.exhaustive),
+        (signal.SIGTERM, 0, "stopped; start it again to go on"),
+    ],
 )
 def test_client_that_is_interrupted_or_stopped_ends_at_once_although_it_computes(
     tmp_path: Path, number: int, code: int, line: str

@@ -391,6 +391,7 @@ def test_a_client_whose_rounds_of_training_are_spent_goes_on_learning_from_dream
 
 
 @pytest.mark.system
+@pytest.mark.exhaustive
 def test_private_clients_over_the_network(tmp_path: Path) -> None:
     tables = {**SMALL, "privacy": {**PRIVACY, "round_epochs": 1}}
     clients = [client(name) for name in ("a", "b", "c")]
@@ -422,14 +423,3 @@ def test_private_clients_over_the_network(tmp_path: Path) -> None:
         budget = Budget(plan.epsilon, plan.delta, "rdp")
         ledger = Ledger.look(folder / "privacy.jsonl", by=Spender("private", config.name), budget=budget)
         assert ledger is not None and ledger.charges == plan.charges and 0.98 * 8 < ledger.spent <= 8
-
-
-@pytest.mark.system
-def test_process_of_a_client_whose_budget_is_smaller_says_so_and_ends(tmp_path: Path) -> None:
-    strict = client(budget={"epsilon": 1.0, "delta": 1e-3, "accountant": "rdp"})
-    clients = [strict, client("b"), client("c")]
-    provision(tmp_path, config=federation(), clients=clients, address="tcp://127.0.0.1:1")
-    start = [*COMMAND, "client", tmp_path / "clients" / "a", "--threads", "1"]
-    done = subprocess.run(start, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 1
-    assert "this client's own budget is 1" in " ".join(done.stderr.split()) and "Traceback" not in done.stderr

@@ -365,9 +365,8 @@ def test_cohort_is_what_a_party_really_has(tmp_path: Path, party: str) -> None:
 @pytest.mark.parametrize("party", ["server", "clients/a"])
 def test_suite_runs_against_a_provisioned_folder(threats: Command, tmp_path: Path, party: str) -> None:
     folder = provisioned(tmp_path / "federation", aggregation=RESILIENT) / party
-    code, out, _ = threats(
-        "--config", str(folder / "config.toml"), "--only", "dropouts,clients,state,memory-*", "--json"
-    )
+    only = "both-kinds-of-share,others-at-another-state,silent-member,memory-*"
+    code, out, _ = threats("--config", str(folder / "config.toml"), "--only", only, "--json")
     summary = json.loads(out)
     verdicts = {attack["name"]: attack["verdict"] for attack in summary["attacks"]}
     assert code == 0 and summary["cohort"]["clients"] == 6 and summary["cohort"]["suite"] == "chacha20"
@@ -379,7 +378,8 @@ def test_suite_runs_against_a_provisioned_folder(threats: Command, tmp_path: Pat
 
 def test_lockstep_leaves_lies_about_dropouts_no_room(threats: Command, tmp_path: Path) -> None:
     folder = provisioned(tmp_path / "federation") / "clients" / "a"
-    code, out, _ = threats("--config", str(folder / "config.toml"), "--only", "dropouts,all-but-two-*,lying", "--json")
+    only = "both-kinds-of-share,all-but-two-*"
+    code, out, _ = threats("--config", str(folder / "config.toml"), "--only", only, "--json")
     verdicts = {attack["name"]: attack["verdict"] for attack in json.loads(out)["attacks"]}
     assert code == 0 and verdicts["both-kinds-of-share"] == "no room" and verdicts["all-but-two-collude"] == "defended"
 

@@ -53,8 +53,10 @@ def _one_thread() -> Iterator[None]:
 # -- attacks ---------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("module", "attack"), QUICK, ids=lambda value: getattr(value, "name", None))
 def test_attack_fails_where_it_should_and_its_control_works(module: ModuleType, attack: Attack) -> None:
+    """As the whole suite shows in one run (`test_threats.py`); here one at a time."""
     evidence = []
     for defences in (ALL, ALL.without(*attack.defences)):
         with switched_off(defences, module.SWITCHES):

@@ -18,7 +18,7 @@ from secure_codream import cli
 from secure_codream.deployment.verify import RecordRefused, Verified, find_record, verify_record
 from tests.secure_codream.small import ADMINISTRATOR, SUMS, SmallFederation, codream, config_of, record_of
 
-MOST_POSITIONS = 300  # of a large file
+ENDS = 20  # bytes at either end of a file, where lengths and votes stand
 EPOCHS = ["epoch-00000.record", "epoch-00001.record", "epoch-00002.record"]
 
 
@@ -82,16 +82,16 @@ def test_beginning_of_a_record_verifies_with_another_head(finished: tuple[SmallF
     assert part.epochs == 2 and part.head != whole.head
 
 
+@pytest.mark.parametrize("within", [10, pytest.param(220, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", ["roster.json", "charter.json", *EPOCHS])
-def test_one_flipped_byte_is_found_wherever_it_is(record: Path, name: str) -> None:
+def test_one_flipped_byte_is_found_wherever_it_is(record: Path, name: str, within: int) -> None:
+    """Of a large file at its ends, and at so many places within."""
     path = record / name
     whole = path.read_bytes()
     positions = list(range(len(whole)))
     generator = random.Random(name)
-    if len(positions) > MOST_POSITIONS:
-        # The ends, where lengths and votes stand, and a sample of the rest.
-        inner = generator.sample(positions[40:-40], MOST_POSITIONS - 80)
-        positions = [*positions[:40], *inner, *positions[-40:]]
+    if len(positions) > 2 * ENDS + within:
+        positions = [*positions[:ENDS], *generator.sample(positions[ENDS:-ENDS], within), *positions[-ENDS:]]
     for position in positions:
         spoilt = bytearray(whole)
         spoilt[position] ^= 1 << generator.randrange(8)

@@ -109,15 +109,20 @@ MAIN = "from secure_codream.cli import main; main()"
     [
         "client out/clients/a",
         "compare --data digits",
-        "sweep --epsilons 2 --data digits",
-        "threats",
         "threats --list",
-        "audit",
         "predict out/clients/a config.toml --out predicted.csv",
-        "evaluate out/clients/a digits",
-        "export out/clients/a --out model.onnx",
-        "data digits",
-        "demo --rounds 1",
+        *(
+            pytest.param(line, marks=pytest.mark.exhaustive)
+            for line in (
+                "sweep --epsilons 2 --data digits",
+                "threats",
+                "audit",
+                "evaluate out/clients/a digits",
+                "export out/clients/a --out model.onnx",
+                "data digits",
+                "demo --rounds 1",
+            )
+        ),
     ],
 )
 def test_command_without_its_extra_ends_with_2_and_one_line_that_names_it(

@@ -1,4 +1,7 @@
-"""The demonstration as a person runs it: real processes, from the first key to the report."""
+"""The demonstration as a person runs it: real processes, from the first key to the report.
+
+What every run of it must show is shown by a small one, with a client that is killed, too.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from secure_codream.demonstration import DemoOptions, run_demo
 from secure_codream.reports.events import ClientLost, EpochGivenUp, EpochStarted, StepFinished, read_events
+from secure_codream.reports.panel import LivePanel
 from secure_codream.reports.run_folder import RunFolder, read_dreams, read_exhibit
 from secure_codream.reports.statement import read_statement
 from secure_codream.reports.summary import Summary, read_summary
@@ -48,6 +54,14 @@ def demonstrate(out: Path, *options: str) -> Done:
 
 
 @pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    out = tmp_path_factory.mktemp("small") / "runs"
+    options = DemoOptions(clients=3, rounds=2, steps=2, batch=16, drop=1, out=out)
+    summary, run = run_demo(options, LivePanel(Console(quiet=True)))
+    return Done(run, summary, "")
+
+
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return demonstrate(tmp_path_factory.mktemp("whole") / "runs")
 
@@ -63,7 +77,10 @@ def resilient(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return demonstrate(tmp_path_factory.mktemp("resilient") / "runs", *options)
 
 
-@pytest.fixture(params=["whole", "with_a_drop"])
+LARGE = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("whole", "with_a_drop")]
+
+
+@pytest.fixture(params=["small", *LARGE])
 def done(request: pytest.FixtureRequest) -> Done:
     found: Done = request.getfixturevalue(request.param)
     return found
@@ -83,11 +100,12 @@ def processes_that_name(path: Path) -> list[str]:
     return found
 
 
-def test_run_says_plainly_that_it_has_no_differential_privacy(whole: Done) -> None:
-    assert "no differential privacy" in read_statement(whole.run.path).headline
-    assert "no differential privacy" in (whole.run.path / "privacy.html").read_text()
+def test_run_says_plainly_that_it_has_no_differential_privacy(done: Done) -> None:
+    assert "no differential privacy" in read_statement(done.run.path).headline
+    assert "no differential privacy" in (done.run.path / "privacy.html").read_text()
 
 
+@pytest.mark.exhaustive
 def test_a_private_demonstration_keeps_and_states_the_budget_of_every_client(tmp_path: Path) -> None:
     """Also of one that was killed: its ledger is on the disk. Alone and pooled, the same budget holds."""
     done = demonstrate(tmp_path / "runs", "--epsilon", "8", "--drop", "1")
@@ -100,6 +118,7 @@ def test_a_private_demonstration_keeps_and_states_the_budget_of_every_client(tmp
     assert accuracy.finishers_alone < accuracy.codream.mean < 1  # 0.43 and 0.80 were seen
 
 
+@pytest.mark.exhaustive
 def test_summary_says_what_was_run(whole: Done) -> None:
     summary = whole.summary
     assert json.loads(whole.printed) == json.loads(whole.run.summary.read_text())
@@ -129,40 +148,48 @@ def test_folder_holds_what_its_description_says(done: Done) -> None:
     assert run.finished_rounds() == [0, 1]
     for number in (0, 1):
         dreams = read_dreams(run.round(number))
-        assert dreams.images.shape == (128, 1, 8, 8) and dreams.logits.shape == (128, 10)
-    for name in NAMES:
+        assert dreams.images.shape[1:] == (1, 8, 8) and dreams.logits.shape == (len(dreams.images), 10)
+    for name in done.summary.client_names:
         assert json.loads(run.result(name).read_bytes())["name"] == name
 
 
 def test_recovered_sum_is_the_plain_sum_bit_for_bit(done: Done) -> None:
     seen = read_exhibit(done.run.exhibit)
-    assert (seen.round, seen.step) == (0, 6) and seen.client in NAMES
+    steps = 2 if len(done.summary.client_names) == 3 else 10
+    assert (seen.round, seen.step) == (0, 1 + steps // 2) and seen.client in done.summary.client_names
     assert np.array_equal(seen.recovered_sum, seen.plain_sum) and seen.plain_sum.any()
     # What the server saw of one client looks like uniform noise, whatever the client had: bits of it are even.
     assert (seen.masked != seen.plain).mean() > 0.99
     assert abs(np.unpackbits(seen.masked[:, None].view(np.uint8)).mean() * 32 / seen.modulus_bits - 0.5) < 0.02
 
 
+@pytest.mark.exhaustive
 def test_nobody_is_dropped_without_being_asked(whole: Done) -> None:
     steps = [event for event in read_events(whole.run.events) if isinstance(event, StepFinished)]
     assert len(steps) == 25
     assert {event.path for event in steps} == {"fast"} and all(event.survivors == NAMES for event in steps)
 
 
-def test_in_lockstep_the_others_wait_for_a_killed_client_and_begin_anew_with_it(with_a_drop: Done) -> None:
-    summary, events = with_a_drop.summary, read_events(with_a_drop.run.events)
-    assert summary.dropped == ["client-5"] and None not in summary.accuracy.codream.clients
-    lost = [event for event in events if isinstance(event, ClientLost) and event.client == "client-5"]
+@pytest.mark.parametrize("run", ["small", LARGE[1]])
+def test_in_lockstep_the_others_wait_for_a_killed_client_and_begin_anew_with_it(
+    run: str, request: pytest.FixtureRequest
+) -> None:
+    done: Done = request.getfixturevalue(run)
+    summary, events = done.summary, read_events(done.run.events)
+    names = summary.client_names
+    assert summary.dropped == names[-1:] and None not in summary.accuracy.codream.clients
+    lost = [event for event in events if isinstance(event, ClientLost) and event.client == names[-1]]
     assert lost
     (given_up,) = [event for event in events if isinstance(event, EpochGivenUp)]
-    assert (given_up.round, given_up.wrong_sum) == (1, False) and "client-5" in given_up.reason
+    assert (given_up.round, given_up.wrong_sum) == (1, False) and names[-1] in given_up.reason
     began = [event for event in events if isinstance(event, EpochStarted)]
-    assert [event.round for event in began] == [0, 1, 1, 2] and all(event.cohort == NAMES for event in began)
+    assert [event.round for event in began] == [0, 1, 1, 2] and all(event.cohort == names for event in began)
     steps = [event for event in events if isinstance(event, StepFinished)]
-    assert all(event.survivors == NAMES and event.path == "fast" for event in steps)
-    assert "client-5" in with_a_drop.run.report.read_text(encoding="utf-8")
+    assert all(event.survivors == names and event.path == "fast" for event in steps)
+    assert names[-1] in done.run.report.read_text(encoding="utf-8")
 
 
+@pytest.mark.exhaustive
 def test_in_resilient_mode_the_block_of_a_killed_client_leaves_and_the_other_goes_on(resilient: Done) -> None:
     names = [*NAMES, "client-6"]
     summary, events = resilient.summary, read_events(resilient.run.events)
@@ -185,9 +212,14 @@ def test_anybody_can_verify_the_record(done: Done, where: str) -> None:
     process = verify(done.run.path / where, "--json")
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout)
-    assert (found["head"], found["epochs"], found["votes"]) == (done.summary.head, 3, [5, 5, 5])
+    assert (found["head"], found["epochs"], found["votes"]) == (
+        done.summary.head,
+        3,
+        3 * [len(done.summary.client_names)],
+    )
 
 
+@pytest.mark.exhaustive
 def test_one_flipped_byte_anywhere_in_the_record_is_found_and_named(whole: Done, tmp_path: Path) -> None:
     source, flips = whole.run.server / "record", random.Random(0)
     for path in sorted(source.glob("*.json")) + sorted(source.glob("*.record")):
@@ -207,7 +239,7 @@ def verify(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_keys_are_for_their_owner_alone(done: Done) -> None:
     keys = list(done.run.path.rglob("*.key"))
-    assert len(keys) == 1 + 1 + 2 * 5
+    assert len(keys) == 1 + 1 + 2 * len(done.summary.client_names)
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
 
 
@@ -233,14 +265,17 @@ def test_no_secret_key_is_in_anything_that_is_written(done: Done) -> None:
 
 def test_interruption_ends_with_130_and_leaves_no_process(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "--json", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "--clients", "3", "--json", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         deadline = time.monotonic() + 900
         while not any("epoch_started" in path.read_text() for path in tmp_path.glob("*/server/events.jsonl")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        assert len(processes_that_name(tmp_path)) >= 1 + 1 + 5 + 1  # itself, server, clients, references
+        assert len(processes_that_name(tmp_path)) >= 1 + 1 + 3 + 1  # itself, server, clients, references
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=300)
     finally:

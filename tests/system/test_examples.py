@@ -31,7 +31,7 @@ def test_local_federation() -> None:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("how", ["script", "configuration"])
+@pytest.mark.parametrize("how", ["script", pytest.param("configuration", marks=pytest.mark.exhaustive)])
 def test_own_parts_over_the_network(tmp_path: Path, how: str) -> None:
     """Three clients with their own model and data: inside a script, and named in client.toml."""
     parts = {} if how == "script" else {"data": {"source": "own_parts:load"}}

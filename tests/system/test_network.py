@@ -279,7 +279,12 @@ def test_client_that_is_killed_after_its_vote_goes_on_with_what_it_voted_for(net
 
 # -- patience ---------------------------------------------
 
+ONE_MODE = pytest.mark.parametrize(
+    "mode", ["lockstep", pytest.param("resilient", marks=pytest.mark.exhaustive)], indirect=True
+)
 
+
+@ONE_MODE
 def test_client_that_computes_longer_than_lost_after_while_it_beats_is_never_lost(network: Any, mode: str) -> None:
     step = 1.0 if mode == "lockstep" else 60.0  # which resilient mode has for a single one that all others wait for
     net = network(MODES[mode], mode=mode, timing=Timing(step=step, beat=0.2, lost_after=1.5))
@@ -303,6 +308,7 @@ def test_client_that_computes_longer_than_lost_after_while_it_beats_is_never_los
     assert set(paths(net)) == {"fast"}
 
 
+@ONE_MODE
 def test_server_whose_loop_was_held_up_forgives_the_silence(network: Any, mode: str) -> None:
     net, gate = network(MODES[mode], mode=mode, timing=FAST), Gate(1)
 

@@ -26,6 +26,7 @@ lost_after = 5.0
 ANSWERS = "from pathlib import Path\n\n\ndef answer(task):\n    return {'patients': [ord(Path.cwd().name) - 96]}\n"
 
 
+@pytest.mark.exhaustive
 def test_permitted_cut_is_refused_first_then_said_and_runs_to_its_end(tmp_path: Path) -> None:
     out = tmp_path / "federation"
     (tmp_path / "config.toml").write_text(CONFIG)

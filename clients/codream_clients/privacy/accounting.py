@@ -12,6 +12,8 @@ memory) rdp takes its place, so that the answer is always a bound, at times a lo
 
 A third, "zcdp", is for client-level noise, which is accounted for in zero-concentrated differential privacy alone
 (`codream_protocols.zcdp`): there a charge stands for whatever has the rho of a Gaussian mechanism with that noise.
+
+Opacus and scipy are imported where they compute: that takes longer than torch, and most only read a ledger here.
 """
 
 import math
@@ -23,8 +25,6 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
-from opacus.accountants import PRVAccountant, RDPAccountant
-from scipy.optimize import brentq
 
 from codream_clients.privacy.settings import AccountantName as AccountantName
 from codream_protocols import zcdp
@@ -33,8 +33,8 @@ AnyAccountant = Literal["prv", "rdp", "zcdp"]
 
 MAX_STEPS = 10**9
 MAX_PURPOSE = 200
-ORDERS = (*RDPAccountant.DEFAULT_ALPHAS, 64, 80, 96, 128, 160, 192, 256, 384, 512, 1024)
-"""Renyi orders; those above Opacus's own matter for epsilons below 1."""
+ORDERS = (*(tenths / 10 for tenths in range(11, 110)), *range(12, 65), 80, 96, 128, 160, 192, 256, 384, 512, 1024)
+"""Renyi orders: up to 63 Opacus's own; those above matter for epsilons below 1."""
 RELATIVE_ERROR = 0.003
 """By how much of epsilon the prv bound may lie above the truth, until `LARGEST_ERROR` bounds it."""
 LARGEST_ERROR = 0.01
@@ -134,6 +134,8 @@ def solve_noise_multiplier(
     Within 0.1 % of the smallest, and never below it: the bound at what is returned is at most the target.
     Raises `AccountingError` for values out of range, or if the others alone, or all noise up to 10^6, pass the target.
     """
+    from scipy.optimize import brentq
+
     if not (math.isfinite(target_epsilon) and target_epsilon > 0):
         raise AccountingError(f"target_epsilon is {target_epsilon}; a finite number above 0 is needed")
     already = epsilon_of(others, delta, accountant)
@@ -169,6 +171,8 @@ _History = tuple[tuple[float, float, int], ...]
 
 @lru_cache(maxsize=1024)
 def _renyi(history: _History, delta: float) -> float:
+    from opacus.accountants import RDPAccountant
+
     accountant = RDPAccountant()
     accountant.history = list(history)
     with warnings.catch_warnings():
@@ -185,6 +189,8 @@ def _numerical(history: _History, delta: float) -> float:
     error = max(min(RELATIVE_ERROR * rough, LARGEST_ERROR), _finest_error(history, delta))
     if error > COARSEST_ERROR:
         return math.inf
+    from opacus.accountants import PRVAccountant
+
     accountant = PRVAccountant()
     accountant.history = list(history)
     try:

@@ -19,7 +19,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from opacus.accountants.analysis.rdp import get_privacy_spent
 from scipy.special import gammaln, logsumexp
 
 from codream_clients.privacy.accounting import SampledGaussian
@@ -35,6 +34,8 @@ FINENESS = 8
 
 def group_epsilon(charges: Sequence[SampledGaussian], delta: float, records: int) -> float:
     """An upper bound on epsilon at `delta`, in (0, 1), for all `records` (1 or more) of a person together."""
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
     steps: Counter[tuple[float, float]] = Counter()
     for charge in charges:
         steps[charge.noise_multiplier, charge.sample_rate] += charge.steps
