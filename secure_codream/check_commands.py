@@ -5,13 +5,12 @@ Either ends with exit code 1 if what was found is not what the protocol promises
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from secure_codream.command_parts import Json, Out, console, fail, listed, say
+from secure_codream.command_parts import Json, Out, SummaryJson, console, fail, listed, say, say_json
 
 
 def check(
@@ -21,7 +20,7 @@ def check(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Write the generated parts of this document anew."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Play malicious servers against the real machines: set-up, steps and epochs; then with each defence off."""
     from rich.progress import Progress
@@ -35,7 +34,7 @@ def check(
         task = progress.add_task("Trying strategies", total=work(counts))
         findings = check_all(counts, lambda: progress.advance(task))
     if json:
-        typer.echo(dumps(findings.as_json(), indent=2))
+        say_json(findings.as_json())
     else:
         for table in tables(findings):
             screen.print(table)
@@ -77,7 +76,7 @@ def threats(
         typer.Option(exists=True, dir_okay=False, help="Write this document's tables anew, from a run of everything."),
     ] = None,
     out: Out = Path("runs"),
-    json: Json = False,
+    json: SummaryJson = False,
 ) -> None:
     """Attack the code as it is deployed, each attack with a control that works without its defence."""
     import torch
@@ -99,7 +98,7 @@ def threats(
     entries = chosen(all_attacks(attack or []), listed(only) if only else [], quick=quick)
     if list_only:
         if json:
-            typer.echo(dumps([entry.attack.name for entry in entries]))
+            say_json([entry.attack.name for entry in entries])
         else:
             screen.print(attacks_table(entries))
         return

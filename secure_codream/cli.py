@@ -9,7 +9,6 @@ import sys
 from enum import StrEnum
 from importlib import metadata
 from io import TextIOWrapper
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,7 @@ from codream_protocols.errors import BadSignature, NotAccepted, ProtocolError, R
 from codream_protocols.membership import fingerprint
 from codream_server.record_folder import RecordFolderBusy
 from secure_codream.check_commands import check, threats
-from secure_codream.command_parts import Json, Out, console, fail, say, say_failure
+from secure_codream.command_parts import Json, Out, SummaryJson, console, fail, say, say_failure, say_json
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
 from secure_codream.configuration.reading import check as check_values
@@ -159,7 +158,7 @@ def demo(
         float | None, typer.Option(min=0.1, help="Differential privacy for each record, with this budget a client.")
     ] = None,
     out: Out = Path("runs"),
-    json: Json = False,
+    json: SummaryJson = False,
 ) -> None:
     """Run a federation of real processes on this machine: digits data, different models, everything masked."""
     require("torch")  # its processes would each end without
@@ -225,6 +224,7 @@ def provision(
     address: Annotated[str, typer.Option(help="Where the server will listen, tcp://HOST:PORT.")],
     out: Annotated[Path, typer.Option(help="Folder to make; nothing in it is overwritten.")],
     serial: Annotated[int, typer.Option(min=1, help="Serial number of the roster; raise it with every change.")] = 1,
+    json: Json = False,
 ) -> None:
     """On one machine: make everybody's keys, roster and charter, accepted for everybody, and one folder a party.
 
@@ -241,10 +241,23 @@ def provision(
         for number, (name, _, model) in enumerate(pairs)
     ]
     roster = make(out, config=read_federation(config), clients=configs, address=address, serial=serial)
+    federation = read_federation(config)
+    warned = [*exposures(federation, roster), *agreed_names(federation)]
+    if json:
+        say_json(
+            {
+                "roster": roster.hash.hex(),
+                "serial": serial,
+                "administrator": str(out / "administrator"),
+                "server": str(out / "server"),
+                "clients": {member.name: str(out / "clients" / member.name) for member in roster.members},
+                "exposed": warned,
+            }
+        )
+        return
     screen = console()
     screen.print(f"Roster {roster.hash.hex()[:16]}… of {len(roster.members)} clients, serial {serial}.")
-    federation = read_federation(config)
-    for line in [*exposures(federation, roster), *agreed_names(federation)]:
+    for line in warned:
         say(screen, line)
     course = federation.federation.course
     if course in PARAMETER_COURSES:
@@ -382,7 +395,7 @@ def verify(
         list[str] | None,
         typer.Option(help="MODULE:NAME=SHA256 of own code of the charter that may be run; repeat for each."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON and nothing else.")] = False,
+    json: Json = False,
     successor: Annotated[
         bool,
         typer.Option("--successor", help="Print the \\[predecessor] table of a charter that follows, nothing else."),
@@ -411,7 +424,7 @@ def verify(
     if key is None and digits not in ("", digits_of(signer)):
         fail(f"{record}: found a roster.json of the administrator {signer}; {administrator}'s is needed", 1)
     if json:
-        typer.echo(dumps({**asdict(verified), "before": [asdict(one) for one in before]}, indent=2))
+        say_json({**asdict(verified), "before": before})
         return
     if successor:
         typer.echo(successor_table(verified))

@@ -5,12 +5,14 @@ A failure is one line on standard error and an exit code; see `cli` for what the
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import msgspec
 import typer
 from rich.console import Console
 
@@ -21,7 +23,8 @@ WIDTH_OF_FILES = 200  # columns
 Root = Annotated[Path | None, typer.Option(help="Where torchvision's files lie.")]
 Out = Annotated[Path, typer.Option(help="Where the run's folder is made.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
-Json = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")]
+SummaryJson = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
 
 
 class GroupsIn(StrEnum):
@@ -84,6 +87,17 @@ def say(where: Console, text: str, style: str | None = None) -> None:
     """Lines whose words may be a stranger's: they are text, and nothing in them moves a cursor or picks a colour."""
     shown = "\n".join(visible(line, most=None) for line in text.split("\n"))
     where.print(shown, markup=False, highlight=False, style=style, soft_wrap=True)
+
+
+def say_json(content: Any) -> None:
+    """What `--json` prints: one value on standard output, where nothing else goes.
+
+    It is strict JSON of ASCII characters: a number that is none is null, and a stranger's word moves no cursor.
+
+    Args:
+        content: dataclasses, structs, and what JSON has.
+    """
+    typer.echo(json.dumps(msgspec.json.decode(msgspec.json.encode(content)), indent=2))
 
 
 def listed(text: str) -> list[str]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import json as json_text
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from secure_codream.command_parts import Force, Groups, OfArrays, OfStacks, Root, as_source, console, given, say
+from secure_codream.command_parts import (
+    Force,
+    Groups,
+    Json,
+    OfArrays,
+    OfStacks,
+    Root,
+    as_source,
+    console,
+    given,
+    say,
+    say_json,
+)
 
 
 def data(
@@ -25,7 +36,7 @@ def data(
     root: Root = None,
     seed: Annotated[int, typer.Option(min=0, help="Splits what comes in one piece.")] = 0,
     force: Force = False,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Say what is understood of images: classes, parts, sizes, duplicates, what is left out and why.
 
@@ -53,7 +64,7 @@ def data(
         with written_whole(sheet) as file:
             write_sheet(file, found.train, understood)
     if json:
-        typer.echo(json_text.dumps({**understood.as_json(), "survey": figures.as_json()}, indent=2))
+        say_json({**understood.as_json(), "survey": figures.as_json()})
         return
     screen = console()
     for line in lines(understood):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secure_codream.command_parts import Json, Out, Root, console, fail, given, listed, say
+from secure_codream.command_parts import Json, Out, Root, SummaryJson, console, fail, given, listed, say, say_json
 from secure_codream.configuration.reading import ConfigError
 
 Data = Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")]
@@ -58,7 +58,7 @@ def compare(
     plots: Annotated[bool, typer.Option(help="Draw plots, which needs matplotlib.")] = True,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.")] = False,
     out: Out = Path("runs"),
-    json: Json = False,
+    json: SummaryJson = False,
 ) -> None:
     """Compare algorithms on the same data, or budgets with --epsilons: table, plots, report. Flags overrule it."""
     from codream_clients.data.understanding import lines
@@ -154,7 +154,7 @@ def audit(
         ),
     ] = None,
     out: Out = Path("runs"),
-    json: Json = False,
+    json: SummaryJson = False,
 ) -> None:
     """Attack a private federation: lower bounds on epsilon beside the claim.
 
@@ -222,6 +222,7 @@ def audit(
 
 def report(
     run: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A run's folder, or a party's own.")],
+    json: Json = False,
 ) -> None:
     """Write report.html: of a finished run again, of a server's or a client's folder as it stands now."""
     from secure_codream.reports.party_report import write_party_report
@@ -231,4 +232,7 @@ def report(
     if (run / "cells").is_dir():
         raise ConfigError(f"{run}: found a comparison; its report is written by: secure-codream compare --resume {run}")
     written = write_party_report(run) if (run / STATUS).exists() else write_report(run)
-    console().print(f"The report: {written}", soft_wrap=True)
+    if json:
+        say_json({"report": str(written)})
+    else:
+        console().print(f"The report: {written}", soft_wrap=True)

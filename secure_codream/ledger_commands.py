@@ -5,7 +5,6 @@ A ledger is named by its file, or by the folder of a client whose `client.toml` 
 
 from __future__ import annotations
 
-import json as json_text
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from secure_codream.command_parts import console, fail, say
+from secure_codream.command_parts import Json, console, fail, say, say_json
 
 if TYPE_CHECKING:
     from codream_clients.privacy.ledger import Ledger
@@ -22,7 +21,6 @@ ledger = typer.Typer(help="The ledger of what a client's images have spent, in a
 
 Where = Annotated[Path, typer.Argument(exists=True, help="A client's folder, or a ledger's file.")]
 Anchor = Annotated[Path | None, typer.Option(help="Where the anchor of a ledger's file lies; beside it otherwise.")]
-Json = Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")]
 
 
 @ledger.command(epilog="Example: secure-codream ledger show sites/alice")
@@ -31,7 +29,7 @@ def show(where: Where, anchor: Anchor = None, json: Json = False) -> None:
     found = _looked(where, anchor)
     content = _content(found)
     if json:
-        typer.echo(json_text.dumps(content, indent=2))
+        say_json(content)
         return
     screen = console()
     say(screen, _sentence(found))
@@ -64,7 +62,7 @@ def plan(
 
     run = dry_run(folder, read_client(folder / "client.toml"), read_federation(folder / "config.toml"))
     if json:
-        typer.echo(json_text.dumps({**asdict(run), "left": run.left}, indent=2))
+        say_json({**asdict(run), "left": run.left})
         return
     screen = console()
     say(screen, f"{run.federation}: {run.steps} steps of DP-SGD, batches of {run.batch_size} of {run.records:,} images")
@@ -93,7 +91,7 @@ def verify(where: Where, anchor: Anchor = None, json: Json = False) -> None:
     except LedgerError as error:
         fail(str(error), 1)
     if json:
-        typer.echo(json_text.dumps({"entries": found.entries, "head": found.head, "ledger": found.name}, indent=2))
+        say_json({"entries": found.entries, "head": found.head, "ledger": found.name})
         return
     say(console(), f"whole: {found.entries} entries; head {found.head}")
 
@@ -104,13 +102,14 @@ def reissue(
     epsilon: Annotated[float, typer.Option(help="What all together may cost a record from now on.")],
     delta: Annotated[float, typer.Option(help="Chance that the bound fails.")],
     anchor: Anchor = None,
+    json: Json = False,
 ) -> None:
     """Change the budget, smaller or larger, from now on. What is spent stays spent. Write the same into client.toml."""
     from codream_clients.privacy.ledger import Budget
 
     with _opened(where, anchor) as found:
         found.reissue(Budget(epsilon, delta, found.budget.accountant))
-        say(console(), _sentence(found))
+        _tell(found, json=json)
 
 
 @ledger.command(epilog="Example: secure-codream ledger end sites/alice --federation lungs")
@@ -118,6 +117,7 @@ def end(
     where: Where,
     federation: Annotated[str, typer.Option(help="Whose reservation is given back.")],
     anchor: Anchor = None,
+    json: Json = False,
 ) -> None:
     """Give back what a federation reserved and never began, if it will not go on. What it began stays spent."""
     path, beside = _places(where, anchor)
@@ -127,7 +127,7 @@ def end(
     for by in spenders:
         with _opened(where, anchor, by) as found:
             found.end()
-    say(console(), _sentence(_looked(where, beside)))
+    _tell(_looked(where, beside), json=json)
 
 
 def _places(where: Path, anchor: Path | None) -> tuple[Path, Path | None]:
@@ -156,6 +156,14 @@ def _opened(where: Path, anchor: Path | None, by: Any = None) -> Ledger:
 
     path, beside = _places(where, anchor)
     return Ledger.open(path, by=by or Spender("nobody", "nobody"), budget=None, anchor=beside, memory=users_index())
+
+
+def _tell(found: Ledger, *, json: bool) -> None:
+    """How it stands after a change."""
+    if json:
+        say_json(_content(found))
+    else:
+        say(console(), _sentence(found))
 
 
 def _sentence(found: Ledger) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_text
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from codream_protocols.identity import Roster, Signer
 from codream_protocols.membership import (
@@ -18,7 +18,7 @@ from codream_protocols.membership import (
     fingerprint_of,
     statement_bytes,
 )
-from secure_codream.command_parts import console, fail, say
+from secure_codream.command_parts import Json, console, fail, say, say_json
 from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.configuration.reading import check
@@ -42,6 +42,7 @@ Server = Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The ser
 NewServer = Annotated[
     Path | None, typer.Option("--server", exists=True, dir_okay=False, help="The server's new join request.")
 ]
+Requests = Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)]
 Second = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="administrator.pub of another administrator, who may sign as well."),
@@ -67,6 +68,7 @@ def keygen(
     passphrase: Annotated[
         bool, typer.Option("--passphrase", help="Seal the keys under a passphrase, which is asked for.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Make this party's private keys. They never leave the folder.
 
@@ -78,7 +80,7 @@ def keygen(
     if (name is not None) + server + administrator != 1:
         raise typer.BadParameter("one of --name NAME, --server and --administrator is needed")
     asked = Passphrase() if passphrase else None
-    screen = console()
+    screen = console(stderr=json)
     if name is not None:
         config = check(f"--name {name} --model {model}", ClientConfig, {"name": name, "model": model})
         keys.make_keys(folder, keys.IDENTITY, keys.TRANSPORT, passphrase=asked)
@@ -86,23 +88,29 @@ def keygen(
             write_new(folder / CLIENT_FILE, client_file(config))
         say(screen, f"Keys of {name}: {folder}/{keys.IDENTITY}, {folder}/{keys.TRANSPORT}. They stay here.")
         say(screen, f"Complete {folder}/{CLIENT_FILE}, then run: secure-codream join-request {folder}")
+        made = [keys.IDENTITY, keys.TRANSPORT]
     elif server:
         keys.make_keys(folder, keys.TRANSPORT, passphrase=asked)
         say(screen, f"Key of the server: {folder}/{keys.TRANSPORT}. It stays here.")
         say(screen, f"Next: secure-codream join-request {folder} --address tcp://HOST:PORT")
+        made = [keys.TRANSPORT]
     else:
         keys.make_keys(folder, keys.ADMINISTRATOR, passphrase=asked)
         (public,) = keys.read_pinned_keys(folder / keys.PINNED)
         say(screen, f"Key of the administrator: {folder}/{keys.ADMINISTRATOR}. Keep it off the network.")
         say(screen, f"Fingerprint, to read out to every site: {fingerprint(public)}")
+        made = [keys.ADMINISTRATOR, keys.PINNED]
+    if json:
+        say_json({"party": name or ("server" if server else "administrator"), "files": [str(folder / x) for x in made]})
 
 
 def join_request(
     folder: Party,
     address: Annotated[str | None, typer.Option(help="Where the server will listen, tcp://HOST:PORT.")] = None,
+    json: Json = False,
 ) -> None:
     """Write what the administrator needs of this party: public keys, signed by itself. Nothing in it is secret."""
-    passphrase, screen = Passphrase(), console()
+    passphrase, screen = Passphrase(), console(stderr=json)
     transport = keys.public_transport_key(keys.read_private_key(folder / keys.TRANSPORT, passphrase))
     request: JoinRequest | ServerRequest
     if (folder / CLIENT_FILE).exists():
@@ -125,19 +133,28 @@ def join_request(
     administration.request_of(path)  # what the administrator would refuse is refused here
     say(screen, f"{path}: send it to the administrator.")
     say(screen, f"Fingerprint, to read out to the administrator: {_of_request(request)}")
+    if json:
+        party, digits = _whose(request)
+        say_json({"file": str(path), "party": party, "fingerprint": digits})
 
 
-def withdraw(folder: Party, yes: Annotated[bool, typer.Option("--yes", help="Do not ask: delete.")] = False) -> None:
+def withdraw(
+    folder: Party,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: delete.")] = False,
+    json: Json = False,
+) -> None:
     """Take part no more: sign it for the administrator, and delete this client's keys, journal and weights."""
     from secure_codream.deployment.withdrawal import CONSEQUENCES, withdraw_from
 
-    screen, name = console(), read_client(folder / CLIENT_FILE).name
+    screen, name = console(stderr=json), read_client(folder / CLIENT_FILE).name
     for line in CONSEQUENCES:
         say(screen, line)
     if not yes:
-        typer.confirm(f"Withdraw {name}, and delete this?", abort=True)
+        typer.confirm(f"Withdraw {name}, and delete this?", abort=True, err=json)
     path = withdraw_from(folder, Passphrase(), name)
     say(screen, f"{name} has withdrawn. Send the administrator {path}.")
+    if json:
+        say_json({"file": str(path), "party": name})
 
 
 # -- the administrator's ---------------------------------------------
@@ -158,6 +175,7 @@ def create(
     ] = "federation",
     valid_days: ValidDays = VALID_DAYS,
     second: Second = None,
+    json: Json = False,
 ) -> None:
     """Sign a federation's first roster, from join requests whose fingerprints were compared."""
     made = administration.create(
@@ -169,8 +187,12 @@ def create(
         valid_days=valid_days,
         second=_second(second),
     )
-    _tell_roster(made)
-    say(console(), f"Written: {folder}/roster-1.json. Next: secure-codream charter {folder} config.toml")
+    if json:
+        say_json({"file": str(folder / "roster-1.json"), "roster": _as_json(made)})
+        return
+    screen = console()
+    _tell_roster(made, screen)
+    say(screen, f"Written: {folder}/roster-1.json. Next: secure-codream charter {folder} config.toml")
 
 
 @roster.command(epilog="Example: secure-codream roster change admin --add d.join.json --remove c")
@@ -198,6 +220,7 @@ def change(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Sign with a key that the roster before does not name.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Sign the next roster: all changes together, under one new serial number."""
     signer = administration.administrator_of(folder, Passphrase())
@@ -216,51 +239,55 @@ def change(
     before, made = administration.change(
         folder, signer, changes, previous=before_path, signed_by=signed_by, valid_days=valid_days
     )
-    _tell_changes(before, made)
-    _tell_roster(made)
+    if json:
+        say_json({"file": str(folder / f"roster-{made.serial}.json"), "roster": _as_json(made)})
+        return
+    screen = console()
+    _tell_changes(before, made, screen)
+    _tell_roster(made, screen)
     say(
-        console(),
+        screen,
         f"Written: {folder}/roster-{made.serial}.json. It is for a charter that follows: "
         f"secure-codream charter {folder} config.toml --after RECORD",
     )
 
 
 @roster.command()
-def add(folder: Administrator, request: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)]) -> None:
+def add(folder: Administrator, request: Requests, json: Json = False) -> None:
     """The same as `roster change --add`."""
-    change(folder, add=request)
+    change(folder, add=request, json=json)
 
 
 @roster.command()
-def remove(folder: Administrator, name: Annotated[list[str], typer.Argument()]) -> None:
+def remove(folder: Administrator, name: Annotated[list[str], typer.Argument()], json: Json = False) -> None:
     """The same as `roster change --remove`: these clients are revoked."""
-    change(folder, remove=name)
+    change(folder, remove=name, json=json)
 
 
 @roster.command()
-def rotate(folder: Administrator, request: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)]) -> None:
+def rotate(folder: Administrator, request: Requests, json: Json = False) -> None:
     """The same as `roster change --rotate`: new keys for these clients; the old ones are revoked."""
-    change(folder, rotate=request)
+    change(folder, rotate=request, json=json)
 
 
 @roster.command()
 def show(
     path: Annotated[Path, typer.Argument(exists=True, help="A roster, a folder that has one, or a join request.")],
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Print members, fingerprints, serial number and last day. Of whom a roster is, `roster verify` says."""
     if path.name.endswith(".join.json"):
         party, digits = _whose(administration.request_of(path))
         if json:
-            typer.echo(json_text.dumps({"party": party, "fingerprint": digits}, indent=2))
+            say_json({"party": party, "fingerprint": digits})
         else:
             say(console(), f"Fingerprint: {party}: {digits}")
         return
     found = administration.parsed(path / ROSTER if path.is_dir() else path)
     if json:
-        typer.echo(json_text.dumps(_as_json(found), indent=2))
+        say_json(_as_json(found))
     else:
-        _tell_roster(found)
+        _tell_roster(found, console())
 
 
 def _as_json(found: Roster) -> dict[str, Any]:
@@ -296,6 +323,7 @@ def verify(
     accept: Annotated[
         bool, typer.Option("--accept", help="Accept what is printed: sign it, and begin with it from now on.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Check a roster and a charter against all that this party knows, print what they ask, and accept them."""
     from secure_codream.deployment.acceptance import read_offered
@@ -314,12 +342,24 @@ def verify(
         )
     except RecordRefused as error:
         fail(str(error), 1)
-    _tell_offered(found)
-    screen = console()
+    screen = console(stderr=json)
+    _tell_offered(found, screen)
+    aside = found.accept(folder) if accept else None
+    if json:
+        say_json(
+            {
+                "party": found.member or "server",
+                "signer": fingerprint(found.signer),
+                "roster": _as_json(found.roster),
+                "charter": None if found.charter is None else found.charter.digest.hex(),
+                "exposed": found.exposed,
+                "accepted": accept,
+            }
+        )
+        return
     if not accept:
         say(screen, "All of it verifies. Nothing was accepted; to accept it, the same with --accept.")
         return
-    aside = found.accept(folder)
     if aside is not None:
         say(screen, f"What belonged to the charter before lies in {aside}; it verifies as before.")
     if found.member is None:
@@ -334,6 +374,7 @@ def charter(
     after: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Record of the charter that this one follows.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Sign the charter: all settings of config.toml, for the newest roster. Its folder is handed to every party."""
     from secure_codream.deployment.charter import following, sign
@@ -348,9 +389,20 @@ def charter(
         fail(str(error), 1)
     signer = administration.administrator_of(folder, Passphrase())
     out, found, federation = sign(folder, signer, federation)
+    exposed = [*exposures(federation, found), *agreed_names(federation)]
+    if json:
+        say_json(
+            {
+                "folder": str(out),
+                "charter": federation.charter(found).digest.hex(),
+                "exposed": exposed,
+                "fingerprint": fingerprint(signer.public),
+            }
+        )
+        return
     screen = console()
-    _tell_settings(federation, found)
-    for line in [*exposures(federation, found), *agreed_names(federation)]:
+    _tell_settings(federation, found, screen)
+    for line in exposed:
         say(screen, line)
     say(screen, f"Hand out to every party: {out} ({ROSTER}, {CHARTER}, charter.signature). Nothing in it is secret.")
     say(screen, f"Fingerprint, to read out to every site: {fingerprint(signer.public)}")
@@ -359,8 +411,7 @@ def charter(
 # -- in words ---------------------------------------------
 
 
-def _tell_roster(found: Roster) -> None:
-    screen = console()
+def _tell_roster(found: Roster, screen: Console) -> None:
     say(screen, f"Roster of {found.federation}, serial {found.serial}, to be begun with until {found.expires} (UTC)")
     for key in found.administrators:
         say(screen, f"  administrator  {fingerprint(key)}")
@@ -373,8 +424,7 @@ def _tell_roster(found: Roster) -> None:
         say(screen, warning)
 
 
-def _tell_changes(before: Roster, after: Roster) -> None:
-    screen = console()
+def _tell_changes(before: Roster, after: Roster, screen: Console) -> None:
     old, new = set(before.members), set(after.members)
     for member in sorted(new - old, key=lambda one: one.name):
         again = any(member.name == one.name for one in before.members)
@@ -383,11 +433,10 @@ def _tell_changes(before: Roster, after: Roster) -> None:
         say(screen, f"Revoked: {member.name}  {fingerprint_of(member)}")
     if before.server != after.server:
         say(screen, f"Server: {after.server.address}  {fingerprint_of(after.server)}")
-    _tell_administrators(before.administrators, after.administrators)
+    _tell_administrators(before.administrators, after.administrators, screen)
 
 
-def _tell_administrators(before: Sequence[bytes], after: Sequence[bytes]) -> None:
-    screen = console()
+def _tell_administrators(before: Sequence[bytes], after: Sequence[bytes], screen: Console) -> None:
     for key in after:
         if key not in before:
             say(screen, f"May sign from now on: administrator {fingerprint(key)}")
@@ -396,8 +445,8 @@ def _tell_administrators(before: Sequence[bytes], after: Sequence[bytes]) -> Non
             say(screen, f"May sign no more: administrator {fingerprint(key)}")
 
 
-def _tell_settings(config: FederationConfig, found: Roster) -> None:
-    screen, charter_ = console(), config.charter(found)
+def _tell_settings(config: FederationConfig, found: Roster, screen: Console) -> None:
+    charter_ = config.charter(found)
     table = config.federation
     say(screen, f"Charter {charter_.digest.hex()}")
     rounds = "" if table.course == "sums" else f", {counted(table.rounds, 'round')}"
@@ -412,14 +461,13 @@ def _tell_settings(config: FederationConfig, found: Roster) -> None:
         say(screen, f"It follows charter {charter_.predecessor.charter.hex()}, which certified {certified}.")
 
 
-def _tell_offered(found: Offered) -> None:
-    screen = console()
+def _tell_offered(found: Offered, screen: Console) -> None:
     say(screen, f"Signed by the administrator {fingerprint(found.signer)}")
     if found.pinned:
-        _tell_administrators(found.pinned, found.roster.administrators)
-    _tell_roster(found.roster)
+        _tell_administrators(found.pinned, found.roster.administrators, screen)
+    _tell_roster(found.roster, screen)
     if found.config is not None:
-        _tell_settings(found.config, found.roster)
+        _tell_settings(found.config, found.roster, screen)
         for line in found.exposed:
             say(screen, line)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_text
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
-from secure_codream.command_parts import console, say
+from secure_codream.command_parts import Json, console, say, say_json
 from secure_codream.reports.status import Status
 from secure_codream.reports.words import clock_face, counted
 
@@ -24,7 +22,7 @@ def doctor(
     address: Annotated[
         str | None, typer.Option(help="Where the server listens, or is to listen; the roster's address otherwise.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Look at all that a run from this folder needs, and at whether the server is there. Nothing is written or joined.
 
@@ -34,8 +32,7 @@ def doctor(
 
     findings = examine(folder, address=address)
     if json:
-        content = {"ok": well(findings), "checks": [asdict(finding) for finding in findings]}
-        typer.echo(json_text.dumps(content, indent=2))
+        say_json({"ok": well(findings), "checks": findings})
     else:
         screen = console()
         for finding in findings:
@@ -69,7 +66,7 @@ def unreachable(folder: Path, address: str | None) -> str | None:
 
 def status(
     folder: Party,
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Say how the party of this folder stands, from what it wrote last: what it is at, and for whom it waits.
 
@@ -81,7 +78,7 @@ def status(
     found = read_status(folder)
     running = is_running(folder)
     if json:
-        typer.echo(json_text.dumps({"running": running, **msgspec.to_builtins(found)}, indent=2))
+        say_json({"running": running, **msgspec.to_builtins(found)})
     else:
         screen = console()
         for line in _told(found, running=running, now=time.time()):

@@ -15,6 +15,7 @@ from codream_clients.words import visible
 from secure_codream.command_parts import (
     Force,
     Groups,
+    Json,
     OfArrays,
     OfStacks,
     Root,
@@ -23,6 +24,7 @@ from secure_codream.command_parts import (
     fail,
     listed,
     say,
+    say_json,
 )
 from secure_codream.reports.words import counted
 
@@ -57,6 +59,7 @@ def predict(
     std: Std = None,
     device: Device = "auto",
     force: Force = False,
+    json: Json = False,
 ) -> None:
     """Say of each image what it is: class and probabilities, a line each; what cannot be read is named with the reason.
 
@@ -73,6 +76,9 @@ def predict(
         say(screen, f"and {found.without - len(found.named)} more, in {out}")
     if found.without == found.inputs:
         fail(f"none of {counted(found.inputs, 'input')} could be read; {out} says why", 1)
+    if json:
+        say_json({"file": str(out), "inputs": found.inputs, "read": found.inputs - found.without})
+        return
     console().print(f"{found.inputs - found.without} of {counted(found.inputs, 'input')}: {out}", soft_wrap=True)
 
 
@@ -93,11 +99,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of what splits a source in one piece, and of resampling.")] = 0,
     resamples: Annotated[int, typer.Option(min=200, max=100_000, help="Samples of each resampled interval.")] = 1000,
     device: Device = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure a model on labelled images: accuracy, balanced accuracy, AUC, each class, calibration, with intervals."""
-    import msgspec
-
     from codream_clients.data.understanding import lines
     from secure_codream.use.evaluate import evaluate as measure
     from secure_codream.use.labelled import labelled_images
@@ -124,7 +128,7 @@ def evaluate(
             "part": read.part,
             "understood": read.understanding.as_json(),
         }
-        typer.echo(msgspec.json.format(msgspec.json.encode({**described, "figures": found}), indent=2).decode())
+        say_json({**described, "figures": found})
         return
     screen = console()
     say(screen, f"{opened.path}: {_what(opened)}")
@@ -143,12 +147,16 @@ def export(
     mean: Mean = None,
     std: Std = None,
     force: Force = False,
+    json: Json = False,
 ) -> None:
     """Write a model for other programs: it takes pixels from 0 to 255, standardises them, and gives probabilities."""
     from secure_codream.use.export import export as write
 
     opened = _opened(model, builder, mean, std, "cpu")
     write(opened, out, force=force)
+    if json:
+        say_json({"file": str(out), "shape": opened.description.shape, "standardises": opened.scale is not None})
+        return
     takes = "images standardised as in training" if opened.scale is None else "pixels from 0 to 255"
     shape = ", ".join(map(str, opened.description.shape))
     console().print(f"{out}: {takes}, (N, {shape}), to logits and probabilities", soft_wrap=True)

@@ -16,7 +16,7 @@ from codream_clients.data.pixels import Scale
 from codream_clients.privacy import volumes
 from codream_clients.privacy.accounting import SampledGaussian
 from codream_clients.privacy.index import Index, SpentElsewhere, users_index
-from codream_clients.privacy.ledger import Budget, Ledger, LedgerDamaged, LedgerRolledBack, Seen, Spender
+from codream_clients.privacy.ledger import Budget, Ledger, LedgerDamaged, LedgerError, LedgerRolledBack, Seen, Spender
 from codream_clients.privacy.records import digest_of, stored_digests
 from codream_clients.privacy.volumes import vanishing
 
@@ -31,6 +31,17 @@ def index() -> Index:
 
 def opened(path: Path, index: Index | None) -> Ledger:
     return Ledger.open(path, by=Spender("example", "alice"), budget=BUDGET, memory=index)
+
+
+def test_who_has_no_place_for_the_index_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(LedgerError, match=r"no place.*Not a directory.*XDG_STATE_HOME"):
+        users_index()
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home")))
+    with pytest.raises(LedgerError, match=r"Could not determine home.*XDG_STATE_HOME"):
+        users_index()
 
 
 def test_images_that_have_spent_in_one_ledger_spend_in_no_other(index: Index, tmp_path: Path) -> None:

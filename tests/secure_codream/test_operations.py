@@ -62,6 +62,20 @@ def test_the_page_says_what_the_units_say() -> None:
         assert f"deploy/{unit.name}" in PAGE
 
 
+def test_a_site_has_a_place_that_lasts_for_what_its_machine_has_spent() -> None:
+    """The service's user has no home of its own, and a container's is gone with it."""
+    (unit,) = (one.read_text(encoding="utf-8") for one in UNITS if "client" in one.name)
+    (folder,) = re.findall(r"^Environment=XDG_STATE_HOME=(.*)$", unit, re.MULTILINE)
+    (written,) = re.findall(r"^StateDirectory=(.*)$", unit, re.MULTILINE)
+    (home,) = re.findall(r"useradd .*--home-dir (\S+)", PAGE)
+    assert home == f"/var/lib/{written}" and folder == f"{home}/.local/state"  # as `sudo -u codream` finds it
+    (state,) = re.findall(r"XDG_STATE_HOME=(\S+)", "\n".join(instructions("ENV")))
+    mounted = dict(volume.partition(":")[::2] for volume in composed()["site"]["volumes"])
+    assert mounted["./state"] == state and not any(state in run for run in instructions("RUN"))
+    for ignored in (".gitignore", ".dockerignore", "pyproject.toml"):
+        assert "deploy/state" in (ROOT / ignored).read_text(encoding="utf-8"), ignored
+
+
 def test_image_and_compose_file_start_commands_that_are_there() -> None:
     services = composed()
     assert set(services) == {"hub", "site"} and instructions("ENTRYPOINT") == [f'["{PROGRAM}"]']

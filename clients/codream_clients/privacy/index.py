@@ -106,6 +106,20 @@ class Index:
 
 
 def users_index() -> Index:
-    """This user's."""
+    """This user's.
+
+    Raises:
+        LedgerError: this user has no place for it, as one without a home.
+        LedgerDamaged: it cannot be read.
+    """
     state = os.environ.get("XDG_STATE_HOME")
-    return Index((Path(state) if state else Path.home() / ".local" / "state") / "secure-codream" / "ledgers.sqlite")
+    try:
+        home = Path(state) if state else Path.home() / ".local" / "state"
+        return Index(home / "secure-codream" / "ledgers.sqlite")
+    except LedgerDamaged:
+        raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home
+        raise LedgerError(
+            f"found no place for what this user's images have spent ({error}); a folder that it can write, and that "
+            "lasts, is needed: name it in XDG_STATE_HOME"
+        ) from error
