@@ -16,6 +16,7 @@ from codream_protocols.charter import Aggregation
 from codream_protocols.client import ClientProtocol
 from codream_protocols.errors import AggregationFailed, BadSignature, LocalProtocolError
 from codream_protocols.keyschedule import agree, public_key
+from codream_protocols.server import StepFinished
 from secure_codream.cli import app
 from secure_codream.simulation.virtual import host as host_module
 from secure_codream.simulation.virtual.engines import Lost, Spared, chunks, shares
@@ -93,7 +94,12 @@ def test_the_sums_are_of_the_inputs_of_who_was_not_silent(drop: float, monkeypat
     of = scene(9, drop=drop, seed=3)
     found: list[Any] = []
     finish = Run._finish
-    monkeypatch.setattr(Run, "_finish", lambda self, step: (found.append(step), finish(self, step)))
+
+    def noted(self: Run, step: StepFinished) -> None:
+        found.append(step)
+        finish(self, step)
+
+    monkeypatch.setattr(Run, "_finish", noted)
     outcome, _ = run(of)
     assert len(found) == of.steps and (drop == 0 or any(step.survivors < 9 for step in outcome.steps))
     for step in found:
