@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from secure_codream.command_parts import console, say
+from secure_codream.command_parts import EngineName, InEngine, OfCluster, check_cluster, console, say
 
 if TYPE_CHECKING:
     from secure_codream.simulation.virtual.engines import MakeEngine
-
-
-class EngineName(StrEnum):
-    """Where work is done."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 class ModeName(StrEnum):
@@ -47,9 +40,9 @@ def simulate(
     ),
     colluders: Annotated[int, typer.Option(min=1, help="Members that may collude with the server.")] = 1,
     drop: Annotated[float, typer.Option(min=0, max=0.99, help="Share of clients silent in each step.")] = 0.0,
-    engine: Annotated[EngineName, typer.Option(help="Processes of this machine, or a Ray cluster.")] = EngineName.LOCAL,
+    engine: InEngine = EngineName.LOCAL,
     workers: Annotated[int | None, typer.Option(min=1, help="One for each core unless given.")] = None,
-    cluster: Annotated[str | None, typer.Option(help="Of Ray: its address; one of this machine unless given.")] = None,
+    cluster: OfCluster = None,
     seed: Annotated[int, typer.Option(min=0, help="Of keys, inputs and silences.")] = 0,
     latency: Annotated[float, typer.Option(min=0, help="Of the virtual network: milliseconds of one way.")] = 20.0,
     bandwidth: Annotated[float, typer.Option(min=0, help="Megabit a second of each client; 0: no limit.")] = 100.0,
@@ -66,8 +59,7 @@ def simulate(
         raise typer.BadParameter(
             "found silences in lockstep, which waits for everybody; resilient tolerates them", param_hint="--drop"
         )
-    if cluster is not None and engine is not EngineName.RAY:
-        raise typer.BadParameter("found it with another engine than ray", param_hint="--cluster")
+    check_cluster(engine, cluster)
     aggregation = Aggregation(mode=mode.value, colluders=colluders, least_survivors=colluders + 2, losses=losses.value)
     scene = Scene(members=members, dimension=dimension, steps=steps, aggregation=aggregation, drop=drop, seed=seed)
     scene.check()

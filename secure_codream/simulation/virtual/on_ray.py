@@ -1,7 +1,6 @@
-"""The engine `ray`: actors of a Ray cluster, an existing one or one of this machine (Moritz et al., OSDI 2018).
+"""The engine `ray`: actors of a Ray cluster, spread over its machines, one processor each.
 
-The package must be installed on every machine of the cluster, in the same version. Published sums are put into Ray's
-object store once for all workers. Actors are spread over the machines, one processor each.
+Published sums are put into Ray's object store once for all workers.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from secure_codream.extras import require
+from secure_codream.cluster import Cluster
 from secure_codream.simulation.virtual.engines import AHEAD, Lost, Spared, chunks, shares
 from secure_codream.simulation.virtual.host import Answer, Letter, VirtualHost
 from secure_codream.simulation.virtual.scene import Scene
@@ -49,21 +48,16 @@ class RayEngine:
     Args:
         scene: what is simulated.
         workers: how many actors.
-        address: of a cluster, as `ray.init` takes it; None makes one of this machine, and ends it again.
+        address: of a cluster; None makes one of this machine.
 
     Raises:
         ExtraMissing: Ray is not installed.
     """
 
     def __init__(self, scene: Scene, workers: int, address: str | None = None) -> None:
-        require("ray")
-        import ray
-
-        self._ray, self._owns = ray, not ray.is_initialized()
-        if self._owns:
-            options: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
-        kind = ray.remote(Played).options(num_cpus=1, scheduling_strategy="SPREAD", max_restarts=0)
+        self._cluster = Cluster(workers, address)
+        self._ray = self._cluster.ray
+        kind = self._ray.remote(Played).options(num_cpus=1, scheduling_strategy="SPREAD", max_restarts=0)
         self._workers = [_Worker(kind.remote(scene, *share), share) for share in shares(scene.members, workers)]
 
     def __enter__(self) -> RayEngine:
@@ -75,8 +69,7 @@ class RayEngine:
         for worker in self._workers:
             self._ray.kill(worker.actor)
         self._workers.clear()
-        if self._owns:
-            self._ray.shutdown()
+        self._cluster.close()
 
     def exchange(self, letters: Sequence[Letter]) -> Iterator[Answer | Lost]:
         """See `Engine`."""
