@@ -5,12 +5,26 @@ Either ends with exit code 1 if what was found is not what the protocol promises
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from secure_codream.command_parts import Json, Out, SummaryJson, console, fail, listed, say, say_json
+from secure_codream.command_parts import (
+    EngineName,
+    InEngine,
+    Json,
+    OfCluster,
+    Out,
+    SummaryJson,
+    check_cluster,
+    console,
+    fail,
+    listed,
+    say,
+    say_json,
+)
 
 
 def check(
@@ -75,17 +89,23 @@ def threats(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Write this document's tables anew, from a run of everything."),
     ] = None,
+    engine: InEngine = EngineName.LOCAL,
+    cluster: OfCluster = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Of Ray: attacks at a time.")] = None,
     out: Out = Path("runs"),
     json: SummaryJson = False,
 ) -> None:
     """Attack the code as it is deployed, each attack with a control that works without its defence."""
     import torch
 
+    from secure_codream.experiments.compare import usual_jobs
     from secure_codream.threats.command import run_threats
     from secure_codream.threats.laboratory.laboratory import Cohort, cohort_of
-    from secure_codream.threats.suite import alarming, all_attacks, chosen
+    from secure_codream.threats.on_ray import run_on_ray
+    from secure_codream.threats.suite import RunSuite, alarming, all_attacks, chosen, run_suite
     from secure_codream.threats.table import attacks_table, findings_table, in_short
 
+    check_cluster(engine, cluster)
     if clients is not None and config is None:
         raise typer.BadParameter("found it without --config, whose number of clients it gives", param_hint="--clients")
     if write_tables is not None and (only or attack or config or quick or list_only):
@@ -103,7 +123,10 @@ def threats(
             screen.print(attacks_table(entries))
         return
     cohort = cohort_of(config, clients) if config else Cohort()
-    run = run_threats(entries, seed=seed, quick=quick, cohort=cohort, out=out, console=screen)
+    suite: RunSuite = run_suite
+    if engine is EngineName.RAY:
+        suite = partial(run_on_ray, own=attack or [], jobs=jobs or usual_jobs("cpu"), address=cluster)
+    run = run_threats(entries, seed=seed, quick=quick, cohort=cohort, out=out, console=screen, suite=suite)
     if json:
         typer.echo(run.folder.summary.read_text(encoding="utf-8"), nl=False)
     else:

@@ -37,6 +37,7 @@ from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError
 from secure_codream.reports.judgements import fall_line, judge_line
 from secure_codream.reports.words import counted
+from secure_codream.simulation_commands import simulate
 from secure_codream.use_commands import evaluate, export, predict
 
 if TYPE_CHECKING:
@@ -490,6 +491,7 @@ app.command(
     help="Accuracy against epsilon: compare --epsilons, with CoDream, clients alone and all data in one place.",
     epilog="Example: secure-codream sweep --epsilons 2,8,none --partitions iid,dirichlet:0.5 --seeds 0-4 --data digits",
 )(compare)
+app.command(epilog="Example: secure-codream simulate --members 200 --drop 0.01 --latency 40 --bandwidth 20")(simulate)
 app.command(epilog="Example: secure-codream check --members 3-4")(check)
 app.command(epilog="Example: secure-codream threats --quick --config federation/clients/alice/config.toml")(threats)
 app.command(epilog="Example: secure-codream audit --epsilon 2 --canaries 400 --seed 1")(audit)

@@ -47,6 +47,25 @@ class Channels(StrEnum):
     LAST = "last"
 
 
+class EngineName(StrEnum):
+    """Where work is done."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+InEngine = Annotated[EngineName, typer.Option("--engine", help="Processes of this machine, or a Ray cluster.")]
+OfCluster = Annotated[
+    str | None, typer.Option("--cluster", help="Of Ray: its address; one of this machine unless given.")
+]
+
+
+def check_cluster(engine: EngineName, cluster: str | None) -> None:
+    """Refuse an address that nothing connects to."""
+    if cluster is not None and engine is not EngineName.RAY:
+        raise typer.BadParameter("found it with another engine than ray", param_hint="--cluster")
+
+
 Groups = Annotated[GroupsIn | None, typer.Option(help="Folders below the class folders are persons.")]
 OfStacks = Annotated[Pages | None, typer.Option("--pages", help="Which pages of a stack are images.")]
 OfArrays = Annotated[Channels | None, typer.Option("--channels", help="Where an array's channels stand.")]

@@ -6,12 +6,28 @@ is a sweep: `sweep` is the short name of `compare --epsilons`.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from secure_codream.command_parts import Json, Out, Root, SummaryJson, console, fail, given, listed, say, say_json
+from secure_codream.command_parts import (
+    EngineName,
+    InEngine,
+    Json,
+    OfCluster,
+    Out,
+    Root,
+    SummaryJson,
+    check_cluster,
+    console,
+    fail,
+    given,
+    listed,
+    say,
+    say_json,
+)
 from secure_codream.configuration.reading import ConfigError
 
 Data = Annotated[str | None, typer.Option(help="digits, mnist, ..., a path, or module:function.")]
@@ -55,6 +71,9 @@ def compare(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto.")] = None,
     name: Annotated[str | None, typer.Option(help="Part of the folder's name.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time; one for each core unless given.")] = None,
+    engine: InEngine = EngineName.LOCAL,
+    cluster: OfCluster = None,
+    gpus: Annotated[float, typer.Option(min=0, help="Of Ray: GPUs of a cell, fractions too.")] = 0.0,
     plots: Annotated[bool, typer.Option(help="Draw plots, which needs matplotlib.")] = True,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.")] = False,
     out: Out = Path("runs"),
@@ -65,7 +84,10 @@ def compare(
     from secure_codream.configuration.images import uncharged
     from secure_codream.experiments.compare import Outputs, prepare, run_comparison, usual_jobs
     from secure_codream.experiments.compare import resume as resume_run
+    from secure_codream.experiments.ray_workers import RayWorkers
     from secure_codream.experiments.results import result_tables
+    from secure_codream.experiments.worker_processes import Processes
+    from secure_codream.experiments.workers import MakeWorkers
 
     flags = {
         "compare": given(
@@ -91,6 +113,9 @@ def compare(
         raise typer.BadParameter(
             "found settings beside it; a run goes on with its own config.toml", param_hint="--resume"
         )
+    check_cluster(engine, cluster)
+    if gpus and engine is not EngineName.RAY:
+        raise typer.BadParameter("found it with another engine than ray", param_hint="--gpus")
     outputs = Outputs(plots=plots, tensorboard=tensorboard)
     screen = console(stderr=json, highlight=None)
     usual = SWEEP if context.info_name == "sweep" or flags["sweep"] else None
@@ -102,7 +127,10 @@ def compare(
     command = comparison.grid.config.command
     jobs = jobs or usual_jobs(comparison.grid.config.compare.device)
     try:
-        results = run_comparison(comparison, jobs=jobs, console=screen, outputs=outputs)
+        workers: MakeWorkers = Processes
+        if engine is EngineName.RAY:
+            workers = partial(RayWorkers, address=cluster, gpus=gpus)
+        results = run_comparison(comparison, jobs=jobs, console=screen, outputs=outputs, workers=workers)
     except KeyboardInterrupt:
         console(stderr=True).print(
             f"Finished cells are kept. To go on: secure-codream {command} --resume {comparison.run.path}",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -73,6 +74,10 @@ def agree(private: bytes, peer_public: bytes) -> bytes:
         ) from None
 
 
+Agree = Callable[[bytes, bytes], bytes]
+"""As `agree`; a simulation that runs both members of a pair in one process may remember what they have agreed."""
+
+
 class StepKeys:
     """One client's own secrets of one step: X25519 mask key and self-mask seed."""
 
@@ -117,6 +122,7 @@ def pairwise_mask_key(
     step: int,
     broadcast: bytes,
     pair: tuple[int, int],
+    by: Agree = agree,
 ) -> bytes:
     """The mask generator's key that two members share for one step.
 
@@ -128,10 +134,11 @@ def pairwise_mask_key(
         step: the step, from 0.
         broadcast: digest of the step's broadcast.
         pair: both members' numbers, in any order.
+        by: X25519.
 
     Raises:
         CohortRefused: the peer's key has low order.
     """
     low, high = sorted(pair)
     info = labelled("pairwise mask", plan, number(step), broadcast, number(low), number(high))
-    return extract_and_expand(agree(private, peer_public), transcript, info)
+    return extract_and_expand(by(private, peer_public), transcript, info)

@@ -68,10 +68,13 @@ class LockstepKeys:
         plan: the epoch's plan.
         member: this member's number.
         random_bytes: a cryptographic generator, n -> n bytes.
+        agree: X25519.
     """
 
-    def __init__(self, plan: Plan, member: int, random_bytes: RandomBytes) -> None:
-        self._plan, self._member, self._random = plan, member, random_bytes
+    def __init__(
+        self, plan: Plan, member: int, random_bytes: RandomBytes, agree: keyschedule.Agree = keyschedule.agree
+    ) -> None:
+        self._plan, self._member, self._random, self._agree = plan, member, random_bytes, agree
         self._share_private = Secret(random_bytes(KEY_BYTES))
         self._kem: hybrid.KemKey | None = hybrid.KemKey(random_bytes(hybrid.KEM_SEED_BYTES))
         self._value = Secret(random_bytes(KEY_BYTES))
@@ -115,7 +118,7 @@ class LockstepKeys:
         for other, advertisement in advertised.items():
             if other == self._member:
                 continue
-            agreed = keyschedule.agree(own_private, advertisement.share_key)
+            agreed = self._agree(own_private, advertisement.share_key)
             secret, kem = hybrid.encapsulate(advertisement.kem_key)
             self._agreed[other], self._encapsulated[other] = Secret(agreed), Secret(secret)
             key = hybrid.seal_key(

@@ -8,6 +8,7 @@ members refer to the roster. `plan` is always the digest of the epoch's plan.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any
 
 import msgspec
@@ -135,7 +136,7 @@ class Invitation(_Part, frozen=True, tag="invitation"):
     offer: Offer
 
 
-class Advertisement(_Part, frozen=True, tag="advertisement"):
+class Advertisement(_Part, frozen=True, dict=True, tag="advertisement"):
     """A member's public keys of an epoch, signed: to the server, and by it to all.
 
     Attributes:
@@ -178,7 +179,7 @@ class Advertisement(_Part, frozen=True, tag="advertisement"):
         """The self-mask commitment of a step."""
         return self.self_commitments[step * KEY_BYTES : (step + 1) * KEY_BYTES]
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """Digest over everything signed, and the signature."""
         return digest("advertisement", *self.signed_parts(), self.signature)

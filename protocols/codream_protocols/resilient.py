@@ -29,8 +29,10 @@ from codream_protocols.secret import Secret, SecretArray
 class ResilientKeys(LockstepKeys):
     """One member's secrets of one epoch: a ratchet of step seeds, and the others' shares. See `LockstepKeys`."""
 
-    def __init__(self, plan: Plan, member: int, random_bytes: RandomBytes) -> None:
-        super().__init__(plan, member, random_bytes)
+    def __init__(
+        self, plan: Plan, member: int, random_bytes: RandomBytes, agree: keyschedule.Agree = keyschedule.agree
+    ) -> None:
+        super().__init__(plan, member, random_bytes, agree)
         self._seed = Secret(random_bytes(KEY_BYTES))
         self._seed_step = 0
         self._own_shares: SecretArray | None = None
@@ -59,6 +61,7 @@ class ResilientKeys(LockstepKeys):
                     step=step,
                     broadcast=chain,
                     pair=(self._member, other),
+                    by=self._agree,
                 )
                 keys.append((key, self._member > other))
         own.erase()
@@ -142,7 +145,9 @@ class ResilientKeys(LockstepKeys):
         current.erase()
 
 
-def make_keys(plan: Plan, member: int, random_bytes: RandomBytes) -> LockstepKeys:
+def make_keys(
+    plan: Plan, member: int, random_bytes: RandomBytes, agree: keyschedule.Agree = keyschedule.agree
+) -> LockstepKeys:
     """The keys that the plan's mode asks for."""
     kind = LockstepKeys if plan.aggregation.mode == "lockstep" else ResilientKeys
-    return kind(plan, member, random_bytes)
+    return kind(plan, member, random_bytes, agree)

@@ -1,8 +1,8 @@
 """Who runs the cells of a comparison: what is asked of a back-end, what it says, and what each of its workers does.
 
-`Processes` is the one there is. Another one, for other machines, is a class with the methods of `Workers` that calls
-`work` wherever its workers are; `run_comparison` takes it. Its workers need the two folders, or what stands for them
-there: records are what is kept, and what a comparison resumes from.
+`Processes` are this machine's, `RayWorkers` a cluster's. Another one is a class with the methods of `Workers` that
+calls `work` wherever its workers are; `run_comparison` takes it. Its workers need the two folders, or what stands for
+them there: records are what is kept, and what a comparison resumes from.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from secure_codream.reports.run_folder import RunFolder
 from secure_codream.reports.versions import versions_of
 from secure_codream.threats.laboratory.laboratory import Cohort, Laboratory
 from secure_codream.threats.page import write_page
-from secure_codream.threats.suite import Entry, Finding, as_json, by_promise, run_suite
+from secure_codream.threats.suite import Entry, Finding, RunSuite, as_json, by_promise, run_suite
 from secure_codream.threats.table import SuitePanel
 
 SCHEMA = 1
@@ -32,12 +33,19 @@ class ThreatsRun:
 
 
 def run_threats(
-    entries: Sequence[Entry], *, seed: int, quick: bool, cohort: Cohort, out: Path, console: Console
+    entries: Sequence[Entry],
+    *,
+    seed: int,
+    quick: bool,
+    cohort: Cohort,
+    out: Path,
+    console: Console,
+    suite: RunSuite = run_suite,
 ) -> ThreatsRun:
-    """Run attacks and write `summary.json` and `report.html` into a new folder under `out`."""
+    """Run attacks and write `summary.json` and `report.html` into a new folder under `out`; `suite` runs them."""
     began, started = datetime.now(UTC), time.perf_counter()
     with SuitePanel(console, len(entries)) as panel:
-        findings = run_suite(entries, lambda: Laboratory(seed, quick=quick, cohort=cohort), panel.feed)
+        findings = suite(entries, partial(Laboratory, seed, quick=quick, cohort=cohort), panel.feed)
     folder = RunFolder.create(out, "threats", began.astimezone())
     summary = {
         "schema": SCHEMA,

@@ -186,17 +186,23 @@ def _fits(entry: Entry, pattern: str) -> bool:
     return any(fnmatch(name, pattern) for name in (entry.attack.name, entry.family, *entry.attack.promises))
 
 
+Progress = Callable[[Entry, Finding | None], None]
+"""Called before (without a finding) and after each attack."""
+RunSuite = Callable[[Sequence[Entry], Callable[[], Laboratory], Progress], list[Finding]]
+"""As `run_suite`."""
+
+
 def run_suite(
     entries: Sequence[Entry],
     laboratory: Callable[[], Laboratory],
-    progress: Callable[[Entry, Finding | None], None] = lambda entry, finding: None,
+    progress: Progress = lambda entry, finding: None,
 ) -> list[Finding]:
     """Run attacks one after the other.
 
     Args:
         entries: which.
         laboratory: makes a fresh one, of the same seed, for each run.
-        progress: called before (without a finding) and after each attack.
+        progress: told of each.
     """
     findings = []
     for entry in entries:

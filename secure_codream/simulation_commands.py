@@ -1,0 +1,90 @@
+"""The command that runs thousands of virtual clients."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from secure_codream.command_parts import EngineName, InEngine, OfCluster, check_cluster, console, say
+
+if TYPE_CHECKING:
+    from secure_codream.simulation.virtual.engines import MakeEngine
+
+
+class ModeName(StrEnum):
+    """How sums are made."""
+
+    LOCKSTEP = "lockstep"
+    RESILIENT = "resilient"
+
+
+class LossesName(StrEnum):
+    """Who is summed when somebody is missing."""
+
+    BLOCKS = "blocks"
+    ALLOW = "allow"
+
+
+def simulate(
+    members: Annotated[int, typer.Option(min=3, help="Virtual clients.")] = 20,
+    dimension: Annotated[int, typer.Option(min=1, help="Coordinates of a vector.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=1, max=4096, help="Vectors that each client sends.")] = 10,
+    mode: Annotated[ModeName, typer.Option(help="How sums are made.")] = ModeName.RESILIENT,
+    losses: Annotated[LossesName, typer.Option(help="Sums over whole blocks, or over whoever is there.")] = (
+        LossesName.BLOCKS
+    ),
+    colluders: Annotated[int, typer.Option(min=1, help="Members that may collude with the server.")] = 1,
+    drop: Annotated[float, typer.Option(min=0, max=0.99, help="Share of clients silent in each step.")] = 0.0,
+    engine: InEngine = EngineName.LOCAL,
+    workers: Annotated[int | None, typer.Option(min=1, help="One for each core unless given.")] = None,
+    cluster: OfCluster = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of keys, inputs and silences.")] = 0,
+    latency: Annotated[float, typer.Option(min=0, help="Of the virtual network: milliseconds of one way.")] = 20.0,
+    bandwidth: Annotated[float, typer.Option(min=0, help="Megabit a second of each client; 0: no limit.")] = 100.0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """One epoch of secure sums with many virtual clients: the real machines of both sides, and a virtual network."""
+    from codream_protocols.charter import Aggregation
+    from secure_codream.simulation.virtual.network import MEGABIT, Network
+    from secure_codream.simulation.virtual.run import Run
+    from secure_codream.simulation.virtual.scene import Scene
+    from secure_codream.simulation.virtual.view import SimulationView, outcome_tables, spared_line
+
+    if mode is ModeName.LOCKSTEP and drop:
+        raise typer.BadParameter(
+            "found silences in lockstep, which waits for everybody; resilient tolerates them", param_hint="--drop"
+        )
+    check_cluster(engine, cluster)
+    aggregation = Aggregation(mode=mode.value, colluders=colluders, least_survivors=colluders + 2, losses=losses.value)
+    scene = Scene(members=members, dimension=dimension, steps=steps, aggregation=aggregation, drop=drop, seed=seed)
+    scene.check()
+    count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 1
+    network = Network(latency / 1000, bandwidth * MEGABIT)
+    screen = console(stderr=json)
+    make = _engine(engine, cluster)
+    with SimulationView(screen) as view, make(scene, count) as running:
+        outcome = Run(scene, running, network, view.feed).epoch()
+    if json:
+        told = {"scene": scene, "engine": engine.value, "workers": count, "network": network, "outcome": outcome}
+        typer.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+        return
+    for table in outcome_tables(scene, outcome):
+        screen.print(table)
+    say(screen, spared_line(outcome))
+    if outcome.lost:
+        say(screen, f"{outcome.lost} virtual clients were lost with their worker", style="yellow")
+
+
+def _engine(engine: EngineName, cluster: str | None) -> MakeEngine:
+    if engine is EngineName.RAY:
+        from secure_codream.simulation.virtual.on_ray import RayEngine
+
+        return partial(RayEngine, address=cluster)
+    from secure_codream.simulation.virtual.processes import LocalEngine
+
+    return LocalEngine

@@ -1,0 +1,201 @@
+"""Virtual clients: the same numbers from every engine, honest clocks, and a lost worker is a dropout."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from codream_protocols.charter import Aggregation
+from codream_protocols.client import ClientProtocol
+from codream_protocols.errors import AggregationFailed, BadSignature, LocalProtocolError
+from codream_protocols.keyschedule import agree, public_key
+from codream_protocols.server import StepFinished
+from secure_codream.cli import app
+from secure_codream.simulation.virtual import host as host_module
+from secure_codream.simulation.virtual.engines import Lost, Spared, chunks, shares
+from secure_codream.simulation.virtual.host import Answer, Letter, VirtualHost
+from secure_codream.simulation.virtual.network import Clocks, Network
+from secure_codream.simulation.virtual.processes import LocalEngine
+from secure_codream.simulation.virtual.remembered import Remembered, VirtualClient
+from secure_codream.simulation.virtual.run import Outcome, Run
+from secure_codream.simulation.virtual.scene import BLOCK, Scene
+
+
+class Inline:
+    """An engine within the test's process; `lose` takes a worker away before a letter of this number."""
+
+    def __init__(self, scene: Scene, workers: int = 2, lose: dict[int, int] | None = None) -> None:
+        self._hosts = {share: VirtualHost(scene, *share) for share in shares(scene.members, workers)}
+        self._lose, self._count = lose or {}, 0
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        pass
+
+    def exchange(self, letters: Sequence[Letter]) -> Iterator[Answer | Lost]:
+        self._count += 1
+        if (worker := self._lose.get(self._count)) is not None:
+            share = list(self._hosts)[worker]
+            del self._hosts[share]
+            yield Lost(tuple(range(*share)), "lost by the test")
+        for share, host in self._hosts.items():
+            for letter in chunks(letters, *share):
+                yield from host.answer(letter)
+
+    def spared(self) -> Spared:
+        found = [host.remembered for host in self._hosts.values()]
+        return sum((Spared(one.checks, one.agreements) for one in found), start=Spared())
+
+
+def scene(members: int = 6, *, mode: Any = "resilient", **options: Any) -> Scene:
+    return Scene(members=members, dimension=50, steps=2, aggregation=Aggregation(mode=mode), **options)
+
+
+def run(of: Scene, network: Network | None = None, **options: Any) -> tuple[Outcome, Run]:
+    with Inline(of, **options) as engine:
+        made = Run(of, engine, network or Network())
+        return made.epoch(), made
+
+
+def numbers(outcome: Outcome) -> tuple[Any, ...]:
+    return outcome.head, [(step.digest, step.survivors) for step in outcome.steps]
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "resilient"])
+def test_processes_workers_and_no_memory_at_all_give_the_same_numbers(
+    mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = scene(mode=mode)
+    with LocalEngine(of, 2) as engine:
+        found = Run(of, engine, Network()).epoch()
+    inline, _ = run(of, workers=1)
+    assert numbers(found) == numbers(inline)
+    assert inline.agreements_spared > 0 and inline.checks_spared > 0
+
+    def plain(remembered: Remembered, **options: Any) -> ClientProtocol:
+        return ClientProtocol(**options)
+
+    monkeypatch.setattr(host_module, "VirtualClient", plain)
+    without, _ = run(of)
+    assert numbers(without) == numbers(inline) and without.checks_spared == without.agreements_spared == 0
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.2])
+def test_the_sums_are_of_the_inputs_of_who_was_not_silent(drop: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = scene(9, drop=drop, seed=3)
+    found: list[Any] = []
+    finish = Run._finish
+
+    def noted(self: Run, step: StepFinished) -> None:
+        found.append(step)
+        finish(self, step)
+
+    monkeypatch.setattr(Run, "_finish", noted)
+    outcome, _ = run(of)
+    assert len(found) == of.steps and (drop == 0 or any(step.survivors < 9 for step in outcome.steps))
+    for step in found:
+        assert not of.silent(step.step) & set(step.survivors)
+        expected = sum(of.inputs(member, step.step)[BLOCK].astype(np.float64) for member in step.survivors)
+        np.testing.assert_allclose(step.sums[BLOCK], expected, atol=9 * 2.0**-14)
+
+
+def test_a_lost_worker_is_a_dropout_of_its_clients_and_lockstep_has_none() -> None:
+    of = msgspec.structs.replace(scene(12), steps=3)
+    outcome, _ = run(of, workers=4, lose={5: 3})
+    assert outcome.lost == 3 and outcome.steps[-1].survivors == 9
+    with pytest.raises(AggregationFailed):
+        run(scene(12, mode="lockstep"), workers=4, lose={5: 3})
+
+
+def test_a_worker_that_is_killed_is_noticed() -> None:
+    with LocalEngine(scene(6), 2) as engine:
+        first, _ = engine._workers.values()
+        os.kill(first[0].pid, signal.SIGKILL)
+        found = list(engine.exchange([Letter(tuple(range(6)), b"")]))
+    (lost,) = [one for one in found if isinstance(one, Lost)]
+    assert lost.members == (0, 1, 2) and "-9" in lost.reason
+    assert sorted(one.member for one in found if isinstance(one, Answer)) == [3, 4, 5]
+
+
+def test_ray_gives_the_numbers_of_this_machine() -> None:
+    pytest.importorskip("ray", reason="the extra [ray] is not installed")
+    from secure_codream.simulation.virtual.on_ray import RayEngine
+
+    of = scene(6, drop=0.1, seed=1)
+    with RayEngine(of, 2) as engine:
+        found = Run(of, engine, Network()).epoch()
+        assert numbers(found) == numbers(run(of)[0])
+        engine._ray.kill(engine._workers[0].actor)
+        lost = [one for one in engine.exchange([Letter(tuple(range(6)), b"")]) if isinstance(one, Lost)]
+    assert [one.members for one in lost] == [(0, 1, 2)]
+
+
+def test_what_is_remembered_is_only_what_was_checked() -> None:
+    """Another signature under the same name is checked, and refused, and agreements are X25519's."""
+    of = scene()
+    host = VirtualHost(of, 0, 2)
+    client = host._clients[0]
+    assert isinstance(client, VirtualClient)
+    signer = of.signer(1)
+    keys = client._make_keys(client.history.plan(_offer(client)))
+    item = keys.advertise(signer)
+    item = msgspec.structs.replace(item, member=1)
+    item = msgspec.structs.replace(item, signature=signer.sign("advertisement", *item.signed_parts()))
+    client._rule_signed_advertisement(item)
+    client._rule_signed_advertisement(item)
+    assert host.remembered.checks == 1
+    with pytest.raises(BadSignature):
+        client._rule_signed_advertisement(msgspec.structs.replace(item, signature=bytes(64)))
+    mine, theirs = bytes(range(32)), bytes(range(1, 33))
+    agreed = host.remembered.agree(mine, public_key(theirs))
+    assert agreed == host.remembered.agree(theirs, public_key(mine)) == agree(mine, public_key(theirs))
+    assert host.remembered.agreements == 1
+
+
+def _offer(client: ClientProtocol) -> Any:
+    from codream_protocols.charter import Offer
+
+    return Offer(0, client.charter.everybody, client.head)
+
+
+def test_the_virtual_network_counts_latency_and_each_clients_own_link() -> None:
+    clocks = Clocks(Network(latency=0.1, bandwidth=100.0), 2)
+    clocks.told(0, 50)  # there at 0.6
+    clocks.told(0, 50)  # behind it on the same link: there at 1.1
+    clocks.told(1, 50)
+    for member in (0, 1):
+        clocks.computed(member, 2.0)
+        clocks.answered(member, 10)  # of member 0: 1.1 + 2 + 0.1 + 0.1, of member 1: 0.6 + ...
+    clocks.worked(0.5)
+    clocks.goes_on()
+    assert clocks.now == pytest.approx(3.3)  # the work was done while the last was awaited
+    clocks.worked(0.25)
+    clocks.goes_on()
+    assert clocks.now == pytest.approx(3.55)
+
+
+def test_a_slower_network_predicts_longer_rounds() -> None:
+    near, far = (run(scene(), Network(latency))[0] for latency in (0.0, 1.0))
+    # A set-up is four ways each way, and so is a resilient step: vector, survivors and shares, then the sum.
+    assert far.predicted > near.predicted + 8 and far.steps[1].predicted > near.steps[1].predicted + 3
+
+
+def test_the_command_prints_one_object_and_refuses_silences_in_lockstep() -> None:
+    runner = CliRunner()
+    flags = ["simulate", "--members", "6", "--dimension", "20", "--steps", "1", "--workers", "1"]
+    found = runner.invoke(app, [*flags, "--json"])
+    told = msgspec.json.decode(found.stdout)
+    assert told["engine"] == "local" and len(told["outcome"]["steps"]) == 1 and told["outcome"]["lost"] == 0
+    refused = runner.invoke(app, [*flags, "--mode", "lockstep", "--drop", "0.1"])
+    assert refused.exit_code == 2 and "resilient" in refused.output
+    with pytest.raises(LocalProtocolError, match="201 members"):
+        scene(201).check()
