@@ -5,13 +5,14 @@ The package, and whatever own code a run names, must be installed on every machi
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from secure_codream.extras import require
 
 
 class Cluster:
-    """A connection; `close` it.
+    """A connection; `close` it. A cluster made here sends no usage statistics, unless the environment asks for it.
 
     Attributes:
         ray: the module, connected.
@@ -27,6 +28,7 @@ class Cluster:
 
     def __init__(self, workers: int, address: str | None = None) -> None:
         require("ray")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
         self.ray: Any = ray

@@ -647,6 +647,30 @@ MUTANTS = (
         'os.environ.get(VARIABLE, "")',
         "tests/secure_codream/test_membership.py",
     ),
+    # virtual clients, and the study of a neighbour graph
+    text(
+        "virtual client remembers what was never checked",
+        U + "simulation/virtual/remembered.py",
+        "        known = digest in kept\n",
+        "        known = True\n",
+        "tests/secure_codream/test_simulate.py",
+        "-k",
+        "only_what_was_checked",
+    ),
+    text(
+        "survivors without enough neighbours",
+        U + "threats/checker/neighbour_graph.py",
+        "len(graph.neighbours[member] & survivors) >= threshold",
+        "True",
+        "tests/protocols/test_neighbour_graph.py",
+    ),
+    text(
+        "every told set counts as signed",
+        U + "threats/checker/neighbour_graph.py",
+        "if 2 * (views.count(view) + colluders) > members + colluders",
+        "if views",
+        "tests/protocols/test_neighbour_graph.py",
+    ),
 )
 
 

@@ -32,7 +32,7 @@ def check_advertisement(plan: Plan, item: Advertisement) -> None:
 
 def check_public_keys(plan: Plan, item: Advertisement) -> None:
     """Refuse keys of low order or of the wrong form before anything rests on them; raises `CohortRefused`."""
-    throwaway = item.commitment  # any scalar will do: only the peer's key is under test
+    throwaway = keyschedule.prepared(item.commitment)  # any scalar will do: only the peer's key is under test
     keyschedule.agree(throwaway, item.share_key)
     hybrid.check_kem_key(item.kem_key)
     if plan.aggregation.mode == "resilient":

@@ -448,6 +448,9 @@ class ClientProtocol(HoldsHistory):
     def _make_keys(self, plan: Plan) -> LockstepKeys:
         return make_keys(plan, self._member, self._random)
 
+    def _check_public_keys(self, plan: Plan, item: Advertisement) -> None:
+        check_public_keys(plan, item)
+
     # -- set-up ---------------------------------------------
 
     def _on_invitation(self, message: Invitation, frames: tuple[bytes, ...]) -> list[Effect]:
@@ -493,7 +496,7 @@ class ClientProtocol(HoldsHistory):
             self._rule_signed_advertisement(item)
         self._rule_distinct_keys(message.items)
         for item in message.items:
-            self._rule_public_keys(epoch.plan, item)
+            self._check_public_keys(epoch.plan, item)
         transcript = links.transcript(epoch.plan.digest, [item.digest for item in message.items])
         sealed = self._or_abandon(lambda: epoch.keys.seal(self._signer, transcript, advertised))
         epoch.advertised, epoch.transcript = advertised, transcript
@@ -807,10 +810,6 @@ class ClientProtocol(HoldsHistory):
     def _rule_distinct_keys(self, items: tuple[Advertisement, ...]) -> None:
         """No key occurs twice: whoever repeats another's key would cancel, or share, that one's masks."""
         check_distinct_keys(items)
-
-    def _rule_public_keys(self, plan: Plan, item: Advertisement) -> None:
-        """No key of low order or of the wrong form: what is agreed with one is known to everybody."""
-        check_public_keys(plan, item)
 
     def _rule_signed_seal(self, epoch: _Epoch, item: Seal) -> None:
         """What was sealed counts only with its sender's signature over the KEM ciphertext too, or hybrid is void."""

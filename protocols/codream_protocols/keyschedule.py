@@ -60,21 +60,31 @@ def coordinate(public: bytes) -> int:
     return (int.from_bytes(public, "little") & ((1 << 255) - 1)) % ((1 << 255) - 19)
 
 
-def agree(private: bytes, peer_public: bytes) -> bytes:
+Private = bytes | X25519PrivateKey
+"""A private key, 32 bytes, or what `prepared` made of it."""
+
+
+def prepared(private: bytes) -> X25519PrivateKey:
+    """A private key for many agreements; making it takes almost as long as an agreement."""
+    return X25519PrivateKey.from_private_bytes(private)
+
+
+def agree(private: Private, peer_public: bytes) -> bytes:
     """X25519 (RFC 7748).
 
     Raises:
         CohortRefused: the peer's key has low order, so the result would be known to everyone.
     """
+    key = prepared(private) if isinstance(private, bytes) else private
     try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer_public))
+        return key.exchange(X25519PublicKey.from_public_bytes(peer_public))
     except ValueError:
         raise CohortRefused(
             "a public key of low order", "X25519 public keys of full order", "the peer must be removed"
         ) from None
 
 
-Agree = Callable[[bytes, bytes], bytes]
+Agree = Callable[[Private, bytes], bytes]
 """As `agree`; a simulation that runs both members of a pair in one process may remember what they have agreed."""
 
 
@@ -114,7 +124,7 @@ def self_mask_key(self_mask: bytes, plan: bytes, step: int, broadcast: bytes) ->
 
 
 def pairwise_mask_key(
-    private: bytes,
+    private: Private,
     peer_public: bytes,
     *,
     plan: bytes,
@@ -122,23 +132,23 @@ def pairwise_mask_key(
     step: int,
     broadcast: bytes,
     pair: tuple[int, int],
-    by: Agree = agree,
+    by: Agree | None = None,
 ) -> bytes:
     """The mask generator's key that two members share for one step.
 
     Args:
-        private: this member's X25519 mask key of the step, 32 bytes.
+        private: this member's X25519 mask key of the step.
         peer_public: the other's public mask key of the step, 32 bytes.
         plan: the plan's digest.
         transcript: digest of all advertisements of the epoch's members.
         step: the step, from 0.
         broadcast: digest of the step's broadcast.
         pair: both members' numbers, in any order.
-        by: X25519.
+        by: X25519, if not `agree`.
 
     Raises:
         CohortRefused: the peer's key has low order.
     """
     low, high = sorted(pair)
     info = labelled("pairwise mask", plan, number(step), broadcast, number(low), number(high))
-    return extract_and_expand(by(private, peer_public), transcript, info)
+    return extract_and_expand((by or agree)(private, peer_public), transcript, info)

@@ -68,13 +68,14 @@ class LockstepKeys:
         plan: the epoch's plan.
         member: this member's number.
         random_bytes: a cryptographic generator, n -> n bytes.
-        agree: X25519.
+        agree: X25519, if not `keyschedule.agree`.
     """
 
     def __init__(
-        self, plan: Plan, member: int, random_bytes: RandomBytes, agree: keyschedule.Agree = keyschedule.agree
+        self, plan: Plan, member: int, random_bytes: RandomBytes, agree: keyschedule.Agree | None = None
     ) -> None:
-        self._plan, self._member, self._random, self._agree = plan, member, random_bytes, agree
+        self._plan, self._member, self._random = plan, member, random_bytes
+        self._agree = agree or keyschedule.agree
         self._share_private = Secret(random_bytes(KEY_BYTES))
         self._kem: hybrid.KemKey | None = hybrid.KemKey(random_bytes(hybrid.KEM_SEED_BYTES))
         self._value = Secret(random_bytes(KEY_BYTES))
@@ -114,7 +115,7 @@ class LockstepKeys:
             CohortRefused: a key of low order or of the wrong form.
         """
         plaintexts = self._plaintexts(tuple(advertised))
-        own_private, seals = self._share_private.reveal(), []
+        own_private, seals = keyschedule.prepared(self._share_private.reveal()), []
         for other, advertisement in advertised.items():
             if other == self._member:
                 continue

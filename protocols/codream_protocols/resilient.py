@@ -30,7 +30,7 @@ class ResilientKeys(LockstepKeys):
     """One member's secrets of one epoch: a ratchet of step seeds, and the others' shares. See `LockstepKeys`."""
 
     def __init__(
-        self, plan: Plan, member: int, random_bytes: RandomBytes, agree: keyschedule.Agree = keyschedule.agree
+        self, plan: Plan, member: int, random_bytes: RandomBytes, agree: keyschedule.Agree | None = None
     ) -> None:
         super().__init__(plan, member, random_bytes, agree)
         self._seed = Secret(random_bytes(KEY_BYTES))
@@ -49,7 +49,7 @@ class ResilientKeys(LockstepKeys):
         self.pass_over(step)
         plan = self._plan.digest
         own = StepKeys(self._seed, plan, step)
-        private = own.mask_private.reveal()
+        private = keyschedule.prepared(own.mask_private.reveal())
         keys = [(keyschedule.self_mask_key(own.self_mask.reveal(), plan, step, chain), False)]
         for other in self._members:
             if other != self._member:
@@ -146,7 +146,7 @@ class ResilientKeys(LockstepKeys):
 
 
 def make_keys(
-    plan: Plan, member: int, random_bytes: RandomBytes, agree: keyschedule.Agree = keyschedule.agree
+    plan: Plan, member: int, random_bytes: RandomBytes, agree: keyschedule.Agree | None = None
 ) -> LockstepKeys:
     """The keys that the plan's mode asks for."""
     kind = LockstepKeys if plan.aggregation.mode == "lockstep" else ResilientKeys

@@ -108,9 +108,10 @@ def unmask(
             add_mask(total, key, suite=suite, negative=True)
             tag -= hybrid.tag_mask(key)
             continue
+        private = keyschedule.prepared(secret)
         for survivor in survivors:
             key = keyschedule.pairwise_mask_key(
-                secret,
+                private,
                 advertised[survivor].mask_key(step),
                 plan=plan.digest,
                 transcript=transcript,

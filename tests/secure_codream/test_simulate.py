@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from codream_protocols.charter import Aggregation
@@ -26,6 +28,7 @@ from secure_codream.simulation.virtual.processes import LocalEngine
 from secure_codream.simulation.virtual.remembered import Remembered, VirtualClient
 from secure_codream.simulation.virtual.run import Outcome, Run
 from secure_codream.simulation.virtual.scene import BLOCK, Scene
+from secure_codream.simulation.virtual.view import SimulationView
 
 
 class Inline:
@@ -187,6 +190,16 @@ def test_a_slower_network_predicts_longer_rounds() -> None:
     near, far = (run(scene(), Network(latency))[0] for latency in (0.0, 1.0))
     # A set-up is four ways each way, and so is a resilient step: vector, survivors and shares, then the sum.
     assert far.predicted > near.predicted + 8 and far.steps[1].predicted > near.steps[1].predicted + 3
+
+
+def test_progress_says_how_long_the_rest_takes() -> None:
+    written = io.StringIO()
+    times = iter((0.0, 0.0, 20.0, 21.0))
+    with SimulationView(Console(file=written, width=100), clock=lambda: next(times)) as view:
+        for part in (0.0, 0.01, 0.25, 0.26):
+            view.feed("step 1 of 2", part)
+    first, second = written.getvalue().splitlines()  # no line for each answer
+    assert "time left unknown" in first and "25% done, about 60 s left" in second
 
 
 def test_the_command_prints_one_object_and_refuses_silences_in_lockstep() -> None:

@@ -29,7 +29,6 @@ class Remembered:
         self._signed: set[bytes] = set()
         self._sound: set[bytes] = set()
         self._distinct: bytes | None = None
-        self._public: dict[bytes, bytes] = {}
         self._agreed: dict[frozenset[bytes], bytes] = {}
 
     def signed(self, item: Advertisement) -> bool:
@@ -54,19 +53,15 @@ class Remembered:
         known, self._distinct = digest == self._distinct, digest
         return known
 
-    def agree(self, private: bytes, peer_public: bytes) -> bytes:
+    def agree(self, private: keyschedule.Private, peer_public: bytes) -> bytes:
         """X25519 as `keyschedule.agree`; what one member of a pair has computed, the other takes, once."""
-        public = self._public.get(private)
-        if public is None:
-            if len(self._public) >= _MOST_KEPT:
-                self._public.clear()
-            public = self._public[private] = keyschedule.public_key(private)
-        pair = frozenset((public, peer_public))
+        key = keyschedule.prepared(private) if isinstance(private, bytes) else private
+        pair = frozenset((key.public_key().public_bytes_raw(), peer_public))
         agreed = self._agreed.pop(pair, None)
         if agreed is not None:
             self.agreements += 1
             return agreed
-        agreed = keyschedule.agree(private, peer_public)
+        agreed = keyschedule.agree(key, peer_public)
         if len(self._agreed) >= _MOST_KEPT:
             self._agreed.clear()  # most of them are of pairs of which another process plays one
         self._agreed[pair] = agreed
@@ -101,9 +96,9 @@ class VirtualClient(ClientProtocol):
             super()._rule_signed_advertisement(item)
             self._remembered.keep_signed(item)
 
-    def _rule_public_keys(self, plan: Plan, item: Advertisement) -> None:
+    def _check_public_keys(self, plan: Plan, item: Advertisement) -> None:
         if not self._remembered.sound(item):
-            super()._rule_public_keys(plan, item)
+            super()._check_public_keys(plan, item)
             self._remembered.keep_sound(item)
 
     def _rule_distinct_keys(self, items: tuple[Advertisement, ...]) -> None:

@@ -130,7 +130,7 @@ def _chain_forgotten() -> Iterator[None]:
     """Mask keys that do not depend on the state and the history at which a client masks."""
     pairwise, own, pair = keyschedule.pairwise_mask_key, keyschedule.self_mask_key, hybrid.pair_mask_key
 
-    def pairwise_mask_key(private: bytes, peer: bytes, **context: Any) -> bytes:
+    def pairwise_mask_key(private: keyschedule.Private, peer: bytes, **context: Any) -> bytes:
         return pairwise(private, peer, **{**context, "broadcast": b""})
 
     def self_mask_key(secret: bytes, plan: bytes, step: int, chain: bytes) -> bytes:
@@ -188,7 +188,7 @@ def _masked_as_often_as_asked() -> Iterator[None]:
 def _any_key_will_do() -> AbstractContextManager[Any]:
     agree = keyschedule.agree
 
-    def lenient(private: bytes, peer: bytes) -> bytes:
+    def lenient(private: keyschedule.Private, peer: bytes) -> bytes:
         try:
             return agree(private, peer)
         except CohortRefused:
