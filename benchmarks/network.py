@@ -39,6 +39,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import msgspec
 import numpy as np
 import structlog
 import zmq
@@ -85,11 +86,11 @@ class Numbers:
             self._step += 1
         else:
             self._step = 0
-        if spec.name not in self._made:
-            self._made[spec.name] = {
+        if spec.task not in self._made:
+            self._made[spec.task] = {
                 block.name: self._random.uniform(0, min(block.clip, 9), block.length) for block in spec.blocks
             }
-        return self._made[spec.name]
+        return self._made[spec.task]
 
     def learn(self, number: int, publication: Publication) -> None:
         pass
@@ -97,9 +98,7 @@ class Numbers:
     def steps(self, since: float = 0.0) -> list[float]:
         """Seconds of each step that began since then, from when it was asked for to when the next one was."""
         pairs = zip(self.asked, self.asked[1:], strict=False)
-        return [
-            end - begin for (begin, at), (end, next_) in pairs if next_ == at + 1 and begin >= since and end <= until
-        ]
+        return [end - begin for (begin, at), (end, next_) in pairs if next_ == at + 1 and begin >= since]
 
 
 class Stand:
@@ -179,11 +178,13 @@ def client_of(folder: Path, learner: Numbers, address: str) -> ClientRunner:
         address=address,
         most_steps=max(len(course.schedule(at)) for at in range(course.epochs)),
         most_frame_bytes=max(4 * spec.words for spec in course.specs(charter.least_honest)),
-        log=structlog.wrap_logger(None, processors=[_nothing]),
+        log=structlog.wrap_logger(None, processors=[_errors_alone]),
     )
 
 
-def _nothing(logger: object, method: str, event: object) -> str:
+def _errors_alone(logger: object, method: str, event: object) -> str:
+    if method == "error":
+        print(event, file=sys.stderr)
     raise structlog.DropEvent
 
 
@@ -318,11 +319,16 @@ class Flood:
         self._place = host, int(port)
 
     def listen(self) -> None:
-        """Do what standard input says, a kind a line, until it ends; counts so far go to standard output."""
+        """Do what standard input says, a kind a line, until it ends; counts so far go to standard output.
+
+        "?" asks for them alone.
+        """
         for line in sys.stdin:
-            self.kind = line.strip()
             print(json.dumps(self.counts), flush=True)
-            if self.kind in ("silent", "frames", "oversized", "handshakes"):
+            if line.strip() == "?":
+                continue
+            self.kind = line.strip()
+            if self.kind:
                 threading.Thread(target=getattr(self, f"_{self.kind}"), daemon=True).start()
 
     def _silent(self) -> None:
@@ -384,15 +390,14 @@ class Flood:
         line.connect(self._address)
         return line
 
-    async def hello(self) -> None:
-        """On the member's own connection: on another one, it would be the member that moved."""
-        while True:
-            if self.kind == "hello":
-                data = encode_message(self._runner._protocol.hello())
-                for _ in range(50):
-                    await self._runner._line.socket.send(data)
+    def _hello(self) -> None:
+        """With the member's key, of another charter, on another connection: it still answers on its own."""
+        hello = msgspec.structs.replace(self._runner._protocol.hello(), charter=bytes(32))
+        with zmq.Context() as context, self._line(context, self._keys) as line:
+            while self.kind == "hello":
+                if line.poll(100, zmq.POLLOUT):
+                    line.send(encode_message(hello))
                     self.counts["Hello of a member"] += 1
-            await asyncio.sleep(0 if self.kind == "hello" else 0.05)
 
 
 def _is_open(one: socket.socket) -> bool:
@@ -423,11 +428,7 @@ def flooding(folder: Path, address: str) -> None:
     runner = client_of(folder, Numbers(99), address)
     flood = Flood(runner, keys, z85.encode(roster.server.transport_key), address)
     threading.Thread(target=flood.listen, daemon=True).start()
-
-    async def both() -> None:
-        await asyncio.gather(runner.run(), flood.hello())
-
-    asyncio.run(both())
+    asyncio.run(runner.run())
 
 
 def flood(chosen: argparse.Namespace) -> None:
@@ -465,14 +466,16 @@ def flood(chosen: argparse.Namespace) -> None:
                 count, before = 0, Counter(tell(""))
                 while len(under) < chosen.steps * chosen.turns or count < chosen.least:
                     for told, found in (("", without), (kind, under)):
-                        tell(told)
-                        await asyncio.sleep(0.5)
+                        begun = Counter(tell(told))
+                        await asyncio.sleep(chosen.pause)
+                        while told == "silent" and (Counter(tell("?")) - begun).total() < SILENT:
+                            await asyncio.sleep(0.1)
                         since = time.monotonic()
                         await _steps_later(learners[0], chosen.steps, ())
                         found += learners[0].steps(since)
                     after = Counter(tell(""))
                     count = sum((after - before).values())
-                    if kind in ("silent", "handshakes", "oversized") and len(under) >= chosen.steps * chosen.turns:
+                    if kind not in ("frames", "hello") and len(under) >= chosen.steps * chosen.turns:
                         break
                 assert server.poll() is None, "the server did not live"
                 quiet, loud = milliseconds(without), milliseconds(under)
@@ -514,6 +517,7 @@ def main() -> None:
     one.add_argument("--steps", type=int, default=20, help="of a turn")
     one.add_argument("--turns", type=int, default=4)
     one.add_argument("--least", type=int, default=100_000, help="frames and Hellos")
+    one.add_argument("--pause", type=float, default=2.0, help="seconds before a turn is timed")
     one.add_argument("--batch", type=int, default=32)
     one.set_defaults(run=flood)
     one = commands.add_parser("flooding")

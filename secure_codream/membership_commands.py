@@ -171,7 +171,7 @@ def create(
     client: Annotated[list[Path], typer.Option(exists=True, dir_okay=False, help="A client's join request; repeat.")],
     server: Server,
     name: Annotated[
-        str, typer.Option(help="The federation's name, as [federation] in config.toml has it.")
+        str, typer.Option(help="The federation's name, as \\[federation] in config.toml has it.")
     ] = "federation",
     valid_days: ValidDays = VALID_DAYS,
     second: Second = None,

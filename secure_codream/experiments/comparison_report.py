@@ -27,7 +27,7 @@ from secure_codream.experiments.plots import (
     styles_of,
 )
 from secure_codream.experiments.registry import ALONE, CENTRAL
-from secure_codream.experiments.results import Line, Results, curve_of, grouped, in_words
+from secure_codream.experiments.results import Line, Results, clearly_best, curve_of, grouped, in_words, share_in_words
 from secure_codream.experiments.sweep import SweepTable, is_reference, name_of, split_name
 from secure_codream.reports.files import write_whole
 from secure_codream.reports.pages import page_environment
@@ -73,7 +73,7 @@ def write_comparison_report(path: Path, grid: Grid, results: Results, plots: Map
     partitions = []
     for name in dict.fromkeys(line.partition for line in results.lines):
         lines = _of(results, name)
-        best = _best(lines)
+        best = clearly_best(lines)
         partitions.append(
             PartitionView(
                 name=name,
@@ -175,6 +175,7 @@ def _environment() -> Environment:
         size=size,
         duration=duration,
         estimate=in_words,
+        share=share_in_words,
         # matplotlib escapes what it draws, and no text but numbers and our own labels is drawn.
         svg=lambda plot: Markup(plot.for_page()),  # noqa: S704
     )

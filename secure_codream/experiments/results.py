@@ -277,13 +277,13 @@ def result_tables(results: Results) -> list[Table]:
         table.add_column("algorithm", no_wrap=True)
         for heading in ("clients, %", "server, %", "gap closure", "sent", "steps", "s"):
             table.add_column(heading, justify="right", no_wrap=True)
-        best = max((line.accuracy.mean for line in lines if not is_reference(line.algorithm)), default=None)
+        best = clearly_best(lines)
         for line in lines:
             short = line.accuracy.n < len(results.seeds)
             table.add_row(
                 Text(line.algorithm + (f" ({line.accuracy.n} of {len(results.seeds)})" if short else "")),
-                Text(in_words(line.accuracy, 1, 100), "bold" if line.accuracy.mean == best else ""),
-                in_words(line.server, 1, 100),
+                Text(share_in_words(line.accuracy), "bold" if line is best else ""),
+                share_in_words(line.server),
                 in_words(line.gap_closure, 2),
                 format_bytes(line.bytes_up.mean) if line.bytes_up.mean else "-",
                 f"{line.secure_steps.mean:,.0f}" if line.secure_steps.mean else "-",
@@ -299,6 +299,23 @@ def in_words(value: Estimate | None, digits: int, factor: float = 1.0) -> str:
         return "-"
     mean = f"{factor * value.mean:.{digits}f}"
     return mean if value.half is None else f"{mean} ± {factor * value.half:.{digits}f}"
+
+
+def share_in_words(value: Estimate | None) -> str:
+    """A share in per cent: `90.5 ± 1.2`, or `90.5 (62.0 to 100.0)` where the interval would pass 0 or 100 %."""
+    if value is None or value.half is None or value.half <= min(value.mean, 1 - value.mean):
+        return in_words(value, 1, 100)
+    least, most = max(0.0, value.mean - value.half), min(1.0, value.mean + value.half)
+    return f"{100 * value.mean:.1f} ({100 * least:.1f} to {100 * most:.1f})"
+
+
+def clearly_best(lines: Sequence[Line]) -> Line | None:
+    """Whose interval of accuracy lies above those of all others, references aside; None where they overlap."""
+    ranked = sorted((line for line in lines if not is_reference(line.algorithm)), key=lambda line: -line.accuracy.mean)
+    if not ranked or ranked[0].accuracy.half is None:
+        return None
+    least = ranked[0].accuracy.mean - ranked[0].accuracy.half
+    return ranked[0] if all(line.accuracy.mean + (line.accuracy.half or 0.0) < least for line in ranked[1:]) else None
 
 
 def _over(seeds: int) -> str:

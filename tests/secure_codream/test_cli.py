@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import tomli_w
 import typer
+from rich.text import Text
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from codream_clients.journal import JournalBusy, JournalDamaged, JournalMismatch
@@ -62,6 +64,20 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert f"Example: secure-codream {command}" in result.output
+
+
+def test_no_help_loses_its_brackets() -> None:
+    """Rich takes what stands in them for a style."""
+    groups = [typer.main.get_group(cli.app)]
+    seen = 0
+    for group in groups:
+        for command in group.commands.values():
+            if isinstance(command, TyperGroup):
+                groups.append(command)
+            for said in (command.help or "", *(getattr(one, "help", "") or "" for one in command.params)):
+                assert Text.from_markup(said).plain == said.replace("\\[", "["), (command.name, said)
+                seen += "[" in said
+    assert seen > 2
 
 
 def test_examples_are_words_that_the_command_takes() -> None:

@@ -18,17 +18,20 @@ from secure_codream.experiments import event_files
 from secure_codream.experiments.cell import CellRecord, read_record, until_patience, write_record
 from secure_codream.experiments.compare import Outputs, results_of
 from secure_codream.experiments.comparison_report import draw, headline, write_comparison_report
+from secure_codream.experiments.estimates import Estimate
 from secure_codream.experiments.grid import Cell, Grid, read_grid
 from secure_codream.experiments.problem import Row
 from secure_codream.experiments.progress import ComparisonView, clock_face
 from secure_codream.experiments.results import (
     Failure,
+    clearly_best,
     communication_of,
     curve_of,
     grouped,
     lines_of,
     result_tables,
     rows_csv,
+    share_in_words,
 )
 from secure_codream.experiments.workers import Advanced, Failed, Finished, Started
 from secure_codream.reports.files import MalformedRecord
@@ -140,8 +143,36 @@ def test_tables(grid: Grid, records: list[CellRecord]) -> None:
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "digits, dirichlet:0.5: mean and 95 % interval over 2 seeds" in text
-    assert re.search(r"codream +80\.0 ± 127\.1 +80\.0 ± 127\.1 +0\.75 +2\.0 kB +24 +3\.0", text)
+    assert re.search(r"codream +80\.0 \(0\.0 to 100\.0\) +80\.0 \(0\.0 to 100\.0\) +0\.75 +2\.0 kB +24 +3\.0", text)
     assert "isolated (1 of 2)" in text
+
+
+def test_no_share_lies_beyond_what_shares_can_be() -> None:
+    assert share_in_words(Estimate(0.8, 0.1, 5)) == "80.0 ± 10.0"
+    assert share_in_words(Estimate(0.8, 0.3, 5)) == "80.0 (50.0 to 100.0)"
+    assert share_in_words(Estimate(0.1, 0.3, 5)) == "10.0 (0.0 to 40.0)"
+    assert (share_in_words(Estimate(0.8, None, 1)), share_in_words(None)) == ("80.0", "-")
+
+
+@pytest.mark.parametrize(
+    ("codream", "fedavg", "marked"),
+    [
+        (Estimate(0.8, 0.05, 5), Estimate(0.6, 0.05, 5), "codream"),
+        (Estimate(0.8, 0.15, 5), Estimate(0.6, 0.06, 5), None),  # their intervals overlap
+        (Estimate(0.8, None, 1), Estimate(0.6, None, 1), None),  # one seed has none
+    ],
+)
+def test_only_who_stands_clear_of_all_others_is_marked(
+    records: list[CellRecord], codream: Estimate, fedavg: Estimate, marked: str | None
+) -> None:
+    lines = {line.algorithm: line for line in lines_of(records) if line.partition == "iid"}
+    of_these = [
+        structs.replace(lines["codream"], accuracy=codream),
+        structs.replace(lines["codream"], algorithm="fedavg", accuracy=fedavg),
+        structs.replace(lines["centralised"], accuracy=Estimate(0.9, 0.01, 5)),  # a reference wins nothing
+    ]
+    best = clearly_best(of_these)
+    assert (None if best is None else best.algorithm) == marked
 
 
 def test_trainings_that_came_to_nothing_are_told(grid: Grid, records: list[CellRecord], tmp_path: Path) -> None:
@@ -169,7 +200,7 @@ def test_report(grid: Grid, records: list[CellRecord], tmp_path: Path, with_plot
     assert "made without plots" in page or with_plots
     assert "&lt;b&gt;no&lt;/b&gt;" in page and "<b>no</b>" not in page
     assert not re.search(r"(src|href)=\"?(https?:)?//", page) and "<script" not in page
-    assert "80.0 ± 127.1" in page and "Fewer than five seeds" in page
+    assert "80.0 (0.0 to 100.0)" in page and "Fewer than five seeds" in page
     if with_plots:
         drawn = page[page.index("<svg") :]
         assert "var(--c0)" in drawn and "#2f6fc4" not in drawn and "{stroke-linejoin" not in drawn

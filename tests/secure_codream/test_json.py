@@ -43,7 +43,7 @@ def test_every_command_that_ends_has_it() -> None:
     for name, command in found.items():
         options = [option for option in command.params if "--json" in option.opts]
         assert len(options) == (name not in RUN_ON), name
-        assert all(str(option.help).endswith(" and nothing else.") for option in options), name  # type: ignore[attr-defined]
+        assert all(str(option.help).endswith(" and nothing else.") for option in options), name
 
 
 def test_it_is_written_in_one_place() -> None:

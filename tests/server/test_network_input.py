@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -255,6 +257,33 @@ def test_honest_beats_after_a_pause_of_the_server_are_no_flood() -> None:
     beats = [rates.over_limit(Beat(b"", 0)) for _ in range(20)]  # ten seconds of them, at twice the rate asked for
     assert beats == [0] * 20 and rates.over_limit(Beat(b"", 0)) == 1
     assert federation.timing.beat < 1  # toy clients beat more often, and are not over the limit either
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is read from Linux' /proc")
+def test_silent_connections_hold_up_nobody_and_take_little_memory() -> None:
+    federation, number = Federation(3, course=ToyCourse(2, 2), timing=HOURS), 200
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            client = await computing(federation)
+            before = resident()
+            host, port = federation.address.removeprefix("tcp://").split(":")
+            silent = [await asyncio.open_connection(host, int(port)) for _ in range(number)]
+            await asyncio.gather(*(reader.readexactly(10) for reader, _ in silent))  # each has been accepted
+            grown = resident() - before
+            go_on(client)
+            await server
+            for _, writer in silent:
+                writer.close()
+            assert grown < number * 160_000, grown  # 2,000 are so at most 320 MB; they take a tenth of that
+
+    run(scenario)
+    assert len(federation.published) == 2 and federation.of("epoch_given_up") == []
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 # -- members that do not read ---------------------------------------------
