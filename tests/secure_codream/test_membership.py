@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from codream_protocols.errors import BadSignature, MalformedMessage, NotAccepted, Revoked, RosterRefused
+from codream_protocols.errors import BadSignature, MalformedMessage, NotAccepted, Revoked, RosterRefused, UnsafePlan
 from codream_protocols.identity import Roster, Signer, parse_roster, sign_roster
 from codream_protocols.membership import (
     Acceptance,
@@ -35,6 +35,8 @@ from secure_codream.deployment.client import run_client
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
 from secure_codream.deployment.withdrawal import withdraw_from
+from secure_codream.doctor.examination import examine
+from secure_codream.doctor.findings import State
 from secure_codream.membership import accepted, administration, keys
 from secure_codream.membership.accepted import check_accepted, expiry_warning, gathered, load_roster
 from secure_codream.membership.administration import Change, change, client_request, withdrawn_name
@@ -396,6 +398,19 @@ def test_setting_that_was_changed_since_is_named(
     ) as caught:
         start(out / party)
     assert exit_code(caught.value) == 3
+
+
+@pytest.mark.parametrize(("party", "start"), [("server", run_server), ("clients/a", run_client)])
+def test_charter_that_could_never_run_begins_nothing_though_all_have_accepted_it(
+    out: Path, monkeypatch: pytest.MonkeyPatch, party: str, start: Callable[[Path], None]
+) -> None:
+    """Else a server waits for everybody, clients train, and the first epoch fails."""
+    monkeypatch.setattr("codream_protocols.charter.MAX_STEPS", 0)
+    monkeypatch.setattr(sys.modules[start.__module__], "RecordFolder" if party == "server" else "own_keys", None)
+    with pytest.raises(UnsafePlan, match="a schedule of 1 steps"):
+        start(out / party)
+    failed = [finding for finding in examine(out / party) if finding.state is State.FAILED]
+    assert [(one.check, one.allowed) for one in failed if "schedule" in one.found] == [("charter", "1 to 0, of these")]
 
 
 def test_acceptance_of_another_charter_or_member_begins_nothing(out: Path, tmp_path: Path) -> None:
