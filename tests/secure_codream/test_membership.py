@@ -9,11 +9,13 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from codream_protocols.charter import MAX_BLOCKS
 from codream_protocols.errors import BadSignature, MalformedMessage, NotAccepted, Revoked, RosterRefused, UnsafePlan
 from codream_protocols.identity import Roster, Signer, parse_roster, sign_roster
 from codream_protocols.membership import (
@@ -29,8 +31,9 @@ from secure_codream import cli
 from secure_codream.cli import exit_code
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, read_federation
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.acceptance import read_offered
-from secure_codream.deployment.charter import sign
+from secure_codream.deployment.charter import following, sign
 from secure_codream.deployment.client import run_client
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
@@ -411,6 +414,23 @@ def test_charter_that_could_never_run_begins_nothing_though_all_have_accepted_it
         start(out / party)
     failed = [finding for finding in examine(out / party) if finding.state is State.FAILED]
     assert [(one.check, one.allowed) for one in failed if "schedule" in one.found] == [("charter", "1 to 0, of these")]
+
+
+def test_more_blocks_of_earlier_charters_than_one_can_name_are_said_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocks = [["ab" * 32, "cd" * 32]]
+    table = {"charter": "ab" * 32, "head": "cd" * 32, "certified": 1, "colluders": 1}
+
+    def verified(count: int) -> object:
+        return lambda record, permitted: SimpleNamespace(successor={**table, "blocks": blocks * count})
+
+    module = sys.modules[sign.__module__]
+    monkeypatch.setattr(module, "verify_record", verified(MAX_BLOCKS))
+    assert following(CONFIG, tmp_path).predecessor is not None
+    monkeypatch.setattr(module, "verify_record", verified(MAX_BLOCKS + 1))
+    with pytest.raises(ConfigError, match=r"found 4097 different blocks.*at most 4096.*under another name"):
+        following(CONFIG, tmp_path)
 
 
 def test_acceptance_of_another_charter_or_member_begins_nothing(out: Path, tmp_path: Path) -> None:
