@@ -29,12 +29,14 @@ from codream_protocols.errors import CohortRefused, PolicyViolation, UnsafePlan,
 from codream_protocols.identity import MAX_MEMBERS, Key, Roster
 from codream_protocols.keyschedule import PROTOCOL, digest
 from codream_protocols.masks import SUITES, Suite
+from codream_protocols.packing import packed_size
 from codream_protocols.specs import MAX_COORDINATES, VectorSpec, check_spec
 
 MAX_STEPS = 4096
 MAX_LOCKSTEP = 64  # set-up grows with the square of the members; about 30 is what it is meant for
 MAX_EPOCHS = 1 << 53
-MAX_BLOCKS = 512  # of a charter's predecessors
+MAX_BLOCKS = 4096  # of a charter's predecessors: 62 that each divide 200 members anew, or 4,096 of three hospitals
+MAX_SUMS_BYTES = 3 << 30  # of an epoch, packed; with its advertisements they must go into one record's file
 
 _M = TypeVar("_M", int, str)
 MemberNumber = Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)]
@@ -358,6 +360,12 @@ def derive_plan(charter: Charter, course: PlannedCourse, offer: Offer, certified
     bits = max(spec.least_modulus_bits(aggregation.value_bits, charter.members, len(schedule)) for spec in specs)
     if bits > 32:
         raise UnsafePlan(f"a modulus of {bits} bits", "at most 32; fewer value bits, or less noise a client")
+    sums = sum(packed_size(specs[kind].words, bits) for kind in schedule)
+    if sums > MAX_SUMS_BYTES:
+        raise UnsafePlan(
+            f"an epoch whose {len(schedule)} sums have {sums} bytes",
+            f"at most {MAX_SUMS_BYTES}, which a record's file holds; take fewer steps, or smaller vectors",
+        )
     threshold = size if aggregation.mode == "lockstep" else default_threshold(size, aggregation.colluders)
     if threshold > size:
         raise UnsafePlan(

@@ -7,7 +7,7 @@ from typing import Any
 
 import tomli_w
 
-from codream_protocols.charter import Charter, first_plan
+from codream_protocols.charter import MAX_BLOCKS, Charter, first_plan
 from codream_protocols.errors import RosterRefused
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, Signer, read_roster
 from codream_protocols.membership import CharterSignature, sign_charter, statement_bytes
@@ -38,12 +38,18 @@ def following(config: FederationConfig, record: Path) -> FederationConfig:
     """The configuration of a charter that follows the one that a record is of.
 
     Raises:
-        ConfigError: it names a predecessor already.
+        ConfigError: it names a predecessor already, or there were too many blocks.
         RecordRefused: the record does not verify.
     """
     if config.predecessor is not None:
         raise ConfigError("[predecessor]: found one already; leave out the table, or --after")
-    table = check("[predecessor]", PredecessorTable, verify_record(record, permitted=config.code).successor)
+    successor = verify_record(record, permitted=config.code).successor
+    if len(successor["blocks"]) > MAX_BLOCKS:
+        raise ConfigError(
+            f"[predecessor]: found {len(successor['blocks'])} different blocks of all charters before; at most "
+            f"{MAX_BLOCKS} are allowed; keep to the charter that is in force, or begin a federation under another name"
+        )
+    table = check("[predecessor]", PredecessorTable, successor)
     return config.model_copy(update={"predecessor": table})
 
 

@@ -21,7 +21,7 @@ from codream_clients.privacy.ledger import Ledger
 from codream_clients.privacy.plan import PrivacyPlan
 from codream_clients.privacy.releases import Releases
 from codream_clients.runner import ClientRunner
-from codream_protocols.charter import Charter
+from codream_protocols.charter import Charter, first_plan
 from codream_protocols.client import Begun, ClientProtocol, Memory
 from codream_protocols.course import Course
 from codream_protocols.courses.sums import Sums
@@ -132,8 +132,9 @@ def read_agreed(folder: Path) -> Agreed:
     roster.number_of(client.name)  # who is revoked accepts nothing
     federation = read_federation(folder / "config.toml")
     check_accepted(folder, federation, roster, client.name)  # before any code that the charter names is run
-    course = make_course(federation, client.policy.code)
-    return Agreed(client, federation, roster, federation.charter(roster), course)
+    charter, course = federation.charter(roster), make_course(federation, client.policy.code)
+    first_plan(charter, course)  # before anything is trained for what can never run
+    return Agreed(client, federation, roster, charter, course)
 
 
 @stopped_by_sigterm()
@@ -186,6 +187,7 @@ def run_client(
         JournalError: this client is running already, or its journal is damaged or another charter's.
         CheckpointError: a model of another federation, or with other settings.
         NotAccepted: this client has not accepted this roster with these settings.
+        UnsafePlan: its settings could never run.
         ConfigError, KeyFileError, RosterRefused, Revoked, BadSignature, CharterRefused: as their names say.
     """
     if threads is not None:

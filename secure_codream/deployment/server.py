@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from codream_protocols.charter import Charter
+from codream_protocols.charter import Charter, first_plan
 from codream_protocols.course import Course, Publication
 from codream_protocols.courses.sums import Sums
 from codream_protocols.errors import RemoteProtocolError
@@ -76,6 +76,7 @@ def run_server(
         AggregationFailed: too few clients, or none that takes part.
         ResultsUnwritten: all is certified, and the disk does not take the results.
         NotAccepted: `config.toml` is not what was accepted in this folder.
+        UnsafePlan: its settings could never run.
         ConfigError, KeyFileError, RosterRefused, BadSignature, RecordFolderRefused: as their names say.
         RecordFolderBusy: another process serves from this folder.
     """
@@ -84,6 +85,7 @@ def run_server(
     transport_secret, _ = own_keys(folder, roster, None, passphrase)
     check_accepted(folder, config, roster, None)
     charter, course = config.charter(roster), make_course(config)
+    first_plan(charter, course)  # before clients wait for what can never run
     timing = config.timing
     rounds = folder / "rounds"
     rounds.mkdir(exist_ok=True)

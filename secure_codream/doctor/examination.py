@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from codream_protocols.charter import Charter
+from codream_protocols.charter import Charter, first_plan
 from codream_protocols.course import Course
 from codream_protocols.identity import Roster
 from codream_protocols.membership import CharterSignature, fingerprint
@@ -110,6 +110,12 @@ class _Examination:
                 course = make_course(federation, None if client is None else client.policy.code)
             except MENDABLE as error:
                 found.append(failure(POLICY, error))
+        if course is not None:
+            try:
+                first_plan(charter, course)
+            except MENDABLE as error:  # whoever signed it did not look
+                found.append(failure(CHARTER, error))
+                course = None
         found += looked(BLOCKS, lambda: _blocks(federation, roster))
         found += looked(LOSSES, lambda: _losses(charter))
         weights = None

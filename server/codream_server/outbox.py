@@ -48,15 +48,16 @@ class Outbox:
         if isinstance(effect.message, Published):
             peer.told_sum(self._patient.now)
         parts = [peer.route, self._encoded[1], *effect.frames]
-        if not peer.put(parts, shared=self._is_certified(effect.message)):
+        if not peer.put(parts, shared=self._is_kept(effect.message)):
             self.overflowed.append(effect.member)
 
-    def _is_certified(self, message: ToClient) -> bool:
-        """Whether its frames are there once for all members.
+    def _is_kept(self, message: ToClient) -> bool:
+        """Whether its frames are there once for all members: a running epoch's, and those of certified ones.
 
         Those of candidates, of which each member may bring one, are not.
         """
-        return isinstance(message, EpochRecord) and len(message.votes) >= self._quorum
+        certified = isinstance(message, EpochRecord) and len(message.votes) >= self._quorum
+        return certified or isinstance(message, Published)
 
     def answer(self, route: bytes, error: RemoteProtocolError) -> None:
         """Queue a refusal for a connection."""

@@ -77,16 +77,16 @@ class Peer:
             self.beat = now
 
     def put(self, parts: list[bytes], *, shared: bool) -> bool:
-        """Queue a message; False if there is too much already.
+        """Queue a message; False if too much waits. One alone is never too much, or it could not be told at all.
 
         Args:
             parts: route, message and frames.
-            shared: whether the frames are kept anyway, as certified sums are, and so take no further memory.
+            shared: whether the frames are kept anyway, as published sums are, and so take no further memory.
         """
         cost = sum(map(len, parts[:2] if shared else parts))
         self._queued += cost
         self.queue.append((cost, parts))
-        return self._queued <= MOST_QUEUED_BYTES
+        return self._queued <= MOST_QUEUED_BYTES or len(self.queue) == 1
 
     def sent(self) -> None:
         """Take the first message off the queue: it went out."""

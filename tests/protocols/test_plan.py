@@ -8,8 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from codream_protocols.charter import Offer, Plan, Policy, derive_plan, even_blocks
+from codream_protocols import charter as charter_module
+from codream_protocols.charter import MAX_STEPS, MAX_SUMS_BYTES, Offer, Plan, Policy, derive_plan, even_blocks
 from codream_protocols.errors import PolicyViolation, UnsafePlan
+from codream_protocols.identity import MAX_MEMBERS
+from codream_protocols.messages import largest_message
+from codream_protocols.packing import packed_size
+from codream_protocols.record_file import MAX_RECORD_BYTES
 from codream_protocols.specs import MAX_COORDINATES, MAX_COUNT, Block, VectorSpec
 from secure_codream.simulation.toy_course import LaboratoryCourse
 from secure_codream.simulation.wire import make_charter
@@ -62,6 +67,17 @@ def test_schedules_over_what_is_not_there_are_refused(schedule: tuple[int, ...])
     planned(_Scheduled((0, 0)))
     with pytest.raises(UnsafePlan):
         planned(_Scheduled(schedule))
+
+
+def test_an_epoch_whose_record_no_file_would_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certified, it could not be read again by any party that starts anew."""
+    plan = planned(_Scheduled((0, 0, 0)))
+    size = 3 * packed_size(plan.spec(0).words, plan.modulus_bits)
+    monkeypatch.setattr(charter_module, "MAX_SUMS_BYTES", size)
+    planned(_Scheduled((0, 0, 0)))
+    with pytest.raises(UnsafePlan, match=f"at most {size}, which a record's file holds"):
+        planned(_Scheduled((0, 0, 0, 0)))
+    assert MAX_SUMS_BYTES + largest_message(MAX_MEMBERS, MAX_STEPS, resilient=True) < MAX_RECORD_BYTES
 
 
 def test_the_largest_ring_has_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:

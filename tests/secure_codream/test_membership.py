@@ -9,12 +9,14 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from codream_protocols.errors import BadSignature, MalformedMessage, NotAccepted, Revoked, RosterRefused
+from codream_protocols.charter import MAX_BLOCKS
+from codream_protocols.errors import BadSignature, MalformedMessage, NotAccepted, Revoked, RosterRefused, UnsafePlan
 from codream_protocols.identity import Roster, Signer, parse_roster, sign_roster
 from codream_protocols.membership import (
     Acceptance,
@@ -29,12 +31,15 @@ from secure_codream import cli
 from secure_codream.cli import exit_code
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, read_federation
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.acceptance import read_offered
-from secure_codream.deployment.charter import sign
+from secure_codream.deployment.charter import following, sign
 from secure_codream.deployment.client import run_client
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.server import run_server
 from secure_codream.deployment.withdrawal import withdraw_from
+from secure_codream.doctor.examination import examine
+from secure_codream.doctor.findings import State
 from secure_codream.membership import accepted, administration, keys
 from secure_codream.membership.accepted import check_accepted, expiry_warning, gathered, load_roster
 from secure_codream.membership.administration import Change, change, client_request, withdrawn_name
@@ -396,6 +401,36 @@ def test_setting_that_was_changed_since_is_named(
     ) as caught:
         start(out / party)
     assert exit_code(caught.value) == 3
+
+
+@pytest.mark.parametrize(("party", "start"), [("server", run_server), ("clients/a", run_client)])
+def test_charter_that_could_never_run_begins_nothing_though_all_have_accepted_it(
+    out: Path, monkeypatch: pytest.MonkeyPatch, party: str, start: Callable[[Path], None]
+) -> None:
+    """Else a server waits for everybody, clients train, and the first epoch fails."""
+    monkeypatch.setattr("codream_protocols.charter.MAX_STEPS", 0)
+    monkeypatch.setattr(sys.modules[start.__module__], "RecordFolder" if party == "server" else "own_keys", None)
+    with pytest.raises(UnsafePlan, match="a schedule of 1 steps"):
+        start(out / party)
+    failed = [finding for finding in examine(out / party) if finding.state is State.FAILED]
+    assert [(one.check, one.allowed) for one in failed if "schedule" in one.found] == [("charter", "1 to 0, of these")]
+
+
+def test_more_blocks_of_earlier_charters_than_one_can_name_are_said_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocks = [["ab" * 32, "cd" * 32]]
+    table = {"charter": "ab" * 32, "head": "cd" * 32, "certified": 1, "colluders": 1}
+
+    def verified(count: int) -> object:
+        return lambda record, permitted: SimpleNamespace(successor={**table, "blocks": blocks * count})
+
+    module = sys.modules[sign.__module__]
+    monkeypatch.setattr(module, "verify_record", verified(MAX_BLOCKS))
+    assert following(CONFIG, tmp_path).predecessor is not None
+    monkeypatch.setattr(module, "verify_record", verified(MAX_BLOCKS + 1))
+    with pytest.raises(ConfigError, match=r"found 4097 different blocks.*at most 4096.*under another name"):
+        following(CONFIG, tmp_path)
 
 
 def test_acceptance_of_another_charter_or_member_begins_nothing(out: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from codream_protocols.messages import (
     Beat,
     EpochRecord,
     MaskedInput,
+    Published,
     Refusal,
     Vote,
     decode_to_server,
@@ -319,6 +320,19 @@ def test_certified_sums_that_are_kept_anyway_do_not_count_as_waiting() -> None:
     assert all(peer.put([b"route", b"record", frame], shared=True) for _ in range(8))
     peer.clear()
     assert [peer.put([b"route", b"sum", frame], shared=False) for _ in range(2)] == [True, False]
+
+
+def test_what_is_larger_than_the_bound_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record beyond it, or several sums that one who comes back lacks: else it is lost at each Hello, for ever."""
+    monkeypatch.setattr(peers, "MOST_QUEUED_BYTES", 1 << 16)
+    peer, frame = peers.Peer(b"route", 0.0), bytes(1 << 17)
+    assert peer.put([b"route", b"record", frame], shared=False)
+    assert not peer.put([b"route", b"another", frame], shared=False)
+    federation = Federation(3)
+    server = federation.make_server()
+    server._peers[2] = peers.Peer(b"route", 0.0)
+    server._perform(SendTo(2, Published(bytes(32), step, (0, 1, 2), bytes(16)), (frame,)) for step in range(9))
+    assert not server._outbox.overflowed and len(server._peers[2].queue) == 9
 
 
 def test_sums_of_candidates_count_as_waiting_and_certified_ones_do_not() -> None:

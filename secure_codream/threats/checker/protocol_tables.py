@@ -207,7 +207,9 @@ def limit_table() -> str:
         ("bytes of one seal's ciphertext", messages.MAX_SEAL_BYTES),
         ("epochs that a client's next one may be ahead", client.MOST_SKIPPED_EPOCHS),
         ("choices of tau answers that the server tries, all or none", unmasking.MAX_CHOICES),
+        ("bytes of an epoch's packed sums", charter.MAX_SUMS_BYTES),
         ("bytes of a record's file", record_file.MAX_RECORD_BYTES),
+        ("blocks of a charter's predecessors", charter.MAX_BLOCKS),
     )
     rows = [(what, f"{most:,}") for what, most in limits]
     return markdown(("at most", ""), [*rows, ("smallest clip", f"{specs.LEAST_CLIP:g}")], right=(1,))
