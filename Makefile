@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# One more than cores: tests over sockets wait more than they compute.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
 
 .PHONY: demo test test-all coverage mutants lint documents site constraints clean setup
 .DEFAULT_GOAL := help
@@ -36,7 +38,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m "not exhaustive" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not exhaustive" $(ARGS)
 
 test-all: lint
 	$(BIN)/pytest $(ARGS)

@@ -24,7 +24,6 @@ MAGIC = b"secure-codream record, version %d\n" % VERSION
 MAX_RECORD_BYTES = 1 << 32
 _LENGTH = struct.Struct(">I")
 _NAME = re.compile(r"epoch-(\d{5,})\.record\Z")
-_OF_VERSION = re.compile(rb"secure-codream record, version (\d{1,9})\n")
 _DECODER: msgspec.msgpack.Decoder[EpochRecord] = msgspec.msgpack.Decoder(EpochRecord)
 
 
@@ -47,20 +46,22 @@ def record_bytes(kept: Kept) -> bytes:
     return b"".join(parts)
 
 
-def check_version(beginning: bytes) -> None:
-    """Refuse a record of another version than this one reads and writes.
+def check_version(beginning: bytes, kind: str = "record", version: int = VERSION) -> None:
+    """Refuse a file of another version than this one reads and writes.
 
     Args:
-        beginning: the file's first `len(MAGIC)` bytes, or more; those of no record at all are let through.
+        beginning: the file's first line, or more; that of no such file at all is let through.
+        kind: what the first line says that it is.
+        version: which one is read.
 
     Raises:
         MalformedMessage: which version it is, and what to do.
     """
-    found = _OF_VERSION.match(beginning)
-    if found is not None and int(found[1]) != VERSION:
+    found = re.match(rb"secure-codream %s, version (\d{1,9})\n" % kind.encode(), beginning)
+    if found is not None and int(found[1]) != version:
         raise MalformedMessage(
-            f"a record of version {int(found[1])}",
-            f"version {VERSION}",
+            f"a {kind} of version {int(found[1])}",
+            f"version {version}",
             "nothing was changed; start the version of secure-codream that wrote it, or a newer one",
         )
 

@@ -14,7 +14,6 @@ magic) and the entry. What a crash has left of an entry was never acted upon: it
 from __future__ import annotations
 
 import hashlib
-import re
 import struct
 from collections.abc import Callable
 from typing import Annotated
@@ -22,6 +21,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from codream_protocols import record_file
 from codream_protocols.charter import MemberNumber, Members, Offer
 from codream_protocols.errors import MalformedMessage
 from codream_protocols.identity import MAX_MEMBERS
@@ -29,7 +29,6 @@ from codream_protocols.messages import Advertisement, Seal, SignedBy, StartShare
 
 VERSION = 1
 MAGIC = b"secure-codream running epoch, version %d\n" % VERSION
-_OF_VERSION = re.compile(rb"secure-codream running epoch, version (\d{1,9})\n")
 _LENGTH = struct.Struct(">Q")
 _HEADER_BYTES = _LENGTH.size + hashlib.sha256().digest_size
 MOST_BYTES = 1 << 33  # twice a record: its sums, and what was sealed
@@ -105,21 +104,8 @@ _DECODER: msgspec.msgpack.Decoder[Entry] = msgspec.msgpack.Decoder(Entry)
 
 
 def check_version(beginning: bytes) -> None:
-    """Refuse what another version wrote.
-
-    Args:
-        beginning: the file's first `len(MAGIC)` bytes, or more; those of no such file are let through.
-
-    Raises:
-        MalformedMessage: which version it is, and what to do.
-    """
-    found = _OF_VERSION.match(beginning)
-    if found is not None and int(found[1]) != VERSION:
-        raise MalformedMessage(
-            f"a running epoch of version {int(found[1])}",
-            f"version {VERSION}",
-            "nothing was changed; start the version of secure-codream that wrote it, or a newer one",
-        )
+    """Refuse what another version wrote, as `record_file.check_version` does."""
+    record_file.check_version(beginning, "running epoch", VERSION)
 
 
 class Writer:

@@ -52,6 +52,7 @@ def permit_cuts(folder: Path) -> None:
     path.write_text(path.read_text() + "[policy]\ncuts = true\n")
 
 
+@pytest.mark.exhaustive
 def test_join_and_revoke(tmp_path: Path) -> None:
     study = Study(tmp_path / "study", CONFIG, CLIENT)
     fingerprint = study.begin("abc")

@@ -120,6 +120,7 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT, cwd=folder)
 
 
+@pytest.mark.exhaustive
 def test_a_real_sweep(tmp_path: Path) -> None:
     content = {
         "compare": {"clients": 3, "partitions": ["dirichlet:0.5"], **SMALL},

@@ -19,7 +19,7 @@ from tests.system.processes import ENVIRONMENT, client_command, run_federation
 NAMES = ("a", "b", "c")
 
 
-def provisioned(folder: Path, *, own: dict[str, float] | None = None, **tables: object) -> Path:
+def provisioned(folder: Path, *, own: dict[str, object] | None = None, **tables: object) -> Path:
     """Three clients; the first has a budget of its own if `own` is given."""
     config = FederationConfig.model_validate(
         {
@@ -47,7 +47,7 @@ def provisioned(folder: Path, *, own: dict[str, float] | None = None, **tables: 
     return folder
 
 
-PRIVACY = {"epsilon": 4.0, "delta": 1e-3, "batch_size": 20, "warm_up_epochs": 2}
+PRIVACY = {"epsilon": 4.0, "delta": 1e-3, "batch_size": 20, "warm_up_epochs": 2, "accountant": "rdp"}
 
 
 @pytest.mark.system
@@ -75,7 +75,11 @@ def test_every_client_keeps_its_budget_states_it_and_can_go_on(tmp_path: Path) -
 
 @pytest.mark.system
 def test_client_whose_own_budget_is_smaller_does_not_even_begin(tmp_path: Path) -> None:
-    folder = provisioned(tmp_path, privacy=PRIVACY, own={"epsilon": 1.0, "delta": 1e-3}) / "clients" / "a"
+    folder = (
+        provisioned(tmp_path, privacy=PRIVACY, own={"epsilon": 1.0, "delta": 1e-3, "accountant": "rdp"})
+        / "clients"
+        / "a"
+    )
     command = client_command(folder, "tcp://127.0.0.1:1")
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
     assert done.returncode == 1 and "Traceback" not in done.stderr

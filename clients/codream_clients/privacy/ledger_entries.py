@@ -81,7 +81,11 @@ class Spender:
                 raise LedgerMismatch(f"a name of {len(name)} characters; 1 to {MAX_NAME} printable ones are allowed")
 
 
-class Opened(msgspec.Struct, frozen=True, tag_field="kind", tag="opened", forbid_unknown_fields=True):
+class _Entry(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True):
+    pass
+
+
+class Opened(_Entry, frozen=True, tag="opened"):
     """The first: the ledger's own name, and what all may spend together."""
 
     ledger: Digest
@@ -89,7 +93,7 @@ class Opened(msgspec.Struct, frozen=True, tag_field="kind", tag="opened", forbid
     time: datetime
 
 
-class Planned(msgspec.Struct, frozen=True, tag_field="kind", tag="plan", forbid_unknown_fields=True):
+class Planned(_Entry, frozen=True, tag="plan"):
     """A whole run is reserved, in the place of what its spender had reserved."""
 
     by: Spender
@@ -97,7 +101,7 @@ class Planned(msgspec.Struct, frozen=True, tag_field="kind", tag="plan", forbid_
     time: datetime
 
 
-class Charged(msgspec.Struct, frozen=True, tag_field="kind", tag="charge", forbid_unknown_fields=True):
+class Charged(_Entry, frozen=True, tag="charge"):
     """A mechanism is about to run."""
 
     by: Spender
@@ -105,7 +109,7 @@ class Charged(msgspec.Struct, frozen=True, tag_field="kind", tag="charge", forbi
     time: datetime
 
 
-class Released(msgspec.Struct, frozen=True, tag_field="kind", tag="released", forbid_unknown_fields=True):
+class Released(_Entry, frozen=True, tag="released"):
     """What came of it is kept, and may be used."""
 
     by: Spender
@@ -113,14 +117,14 @@ class Released(msgspec.Struct, frozen=True, tag_field="kind", tag="released", fo
     time: datetime
 
 
-class Ended(msgspec.Struct, frozen=True, tag_field="kind", tag="end", forbid_unknown_fields=True):
+class Ended(_Entry, frozen=True, tag="end"):
     """What was reserved and never begun is given back."""
 
     by: Spender
     time: datetime
 
 
-class Reissued(msgspec.Struct, frozen=True, tag_field="kind", tag="budget", forbid_unknown_fields=True):
+class Reissued(_Entry, frozen=True, tag="budget"):
     """Another budget, from now on."""
 
     budget: Budget
