@@ -16,6 +16,7 @@ EXTRAS = {
     "onnx": "onnx",
     "onnxscript": "onnx",
     "tensorboard": "tensorboard",
+    "flwr": "flower",
 }
 """Module -> the extra of `pyproject.toml` that brings it."""
 
