@@ -38,6 +38,9 @@ def bench(
         Losses.ALLOW
     ),
     steps: Annotated[int, typer.Option(min=1, max=100, help="Steps of an epoch.")] = 10,
+    case: Annotated[
+        list[str] | None, typer.Option(metavar="N:D:M:DROPPED", help="One more, in resilient mode; repeat.")
+    ] = None,
     against: Annotated[Rival | None, typer.Option(help="Measure this too; flower needs the extra [flower].")] = None,
     plot: Annotated[bool, typer.Option(help="Draw a picture, which needs matplotlib.")] = True,
     out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
@@ -67,6 +70,11 @@ def bench(
         losses=losses.value,
         steps=steps,
     )
+    for text in case or []:
+        n, d, m, drops = _four(text)
+        cases += cases_of(
+            modes=["resilient"], clients=[n], lengths=[d], bits=[m], drops=[drops], losses=losses.value, steps=steps
+        )
     folder = RunFolder.create(out, "bench", datetime.now()).path
     screen = console(stderr=json)
     with Progress(console=screen, transient=True) as progress:
@@ -79,6 +87,7 @@ def bench(
         draw(found, folder / "bench.svg")
     if write_document is not None:
         flags = f"--n {clients} --d {lengths} --m {bits} --dropped {dropped} --modes {modes} --losses {losses.value}"
+        flags += "".join(f" --case {text}" for text in case or [])
         write_whole(write_document, page(found, flags + ("" if against is None else " --against flower")).encode())
     if json:
         typer.echo(found.as_json())
@@ -92,6 +101,14 @@ def _numbers(text: str, flag: str) -> list[int]:
         return [int(part) for part in listed(text)]
     except ValueError:
         raise typer.BadParameter(f"found {text!r}; whole numbers with commas between", param_hint=flag) from None
+
+
+def _four(text: str) -> tuple[int, int, int, int]:
+    parts = text.split(":")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(f"found {text!r}; N:D:M:DROPPED, four whole numbers, is allowed", param_hint="--case")
+    n, d, m, dropped = map(int, parts)
+    return n, d, m, dropped
 
 
 def _modes(text: str) -> list[Literal["lockstep", "resilient"]]:
