@@ -19,6 +19,7 @@ from codream_protocols.charter import default_threshold
 from codream_protocols.errors import BadSignature, NotAccepted, ProtocolError, RosterRefused, UnknownIdentity
 from codream_protocols.membership import fingerprint
 from codream_server.record_folder import RecordFolderBusy
+from secure_codream.bench_commands import bench
 from secure_codream.check_commands import check, threats
 from secure_codream.command_parts import Json, Out, SummaryJson, console, fail, say, say_failure, say_json
 from secure_codream.configuration.client import ClientConfig
@@ -495,6 +496,7 @@ app.command(epilog="Example: secure-codream simulate --members 200 --drop 0.01 -
 app.command(epilog="Example: secure-codream check --members 3-4")(check)
 app.command(epilog="Example: secure-codream threats --quick --config federation/clients/alice/config.toml")(threats)
 app.command(epilog="Example: secure-codream audit --epsilon 2 --canaries 400 --seed 1")(audit)
+app.command(epilog="Example: secure-codream bench --n 20 --m 16,21 --against flower")(bench)
 app.command(epilog="Example: secure-codream report runs/20261123-120000-demo")(report)
 
 

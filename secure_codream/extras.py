@@ -17,6 +17,7 @@ EXTRAS = {
     "onnxscript": "onnx",
     "tensorboard": "tensorboard",
     "ray": "ray",
+    "flwr": "flower",
 }
 """Module -> the extra of `pyproject.toml` that brings it."""
 

@@ -52,7 +52,7 @@ from codream_protocols.errors import (
 )
 from codream_protocols.identity import Roster, Signer, verify
 from codream_protocols.lockstep import LockstepKeys, SealDoesNotOpen, plain_seal_bytes, seal_statement
-from codream_protocols.masks import add_mask
+from codream_protocols.masks import add_masks
 from codream_protocols.messages import (
     Advertisement,
     Advertisements,
@@ -412,14 +412,15 @@ class ClientProtocol(HoldsHistory):
         vector, replaced = self._encode(epoch.plan, step, values)
         current, chain = epoch.step, epoch.public.chain
         tag = current.tag_key.tag(self._member, integers(epoch.plan, step, vector))
-        masked, bits = vector.copy(), epoch.plan.modulus_bits
-        for key, negative in epoch.keys.stream_keys(step, chain):
-            add_mask(masked, key, suite=epoch.plan.aggregation.suite, negative=negative)
-            tag += -hybrid.tag_mask(key) if negative else hybrid.tag_mask(key)
-        masked &= masked.dtype.type((1 << bits) - 1)
+        bits, keys = epoch.plan.modulus_bits, epoch.keys.stream_keys(step, chain)
+        add_masks(
+            vector, keys, suite=epoch.plan.aggregation.suite
+        )  # in place: from here on only the masked one is left
+        tag += hybrid.tag_masks(keys)
+        vector &= vector.dtype.type((1 << bits) - 1)
         start = epoch.public.start if step == 0 else b""
         message = MaskedInput(epoch.plan.digest, step, chain, tag_bytes(tag % (1 << 128)), start)
-        current.masked = Send(message, (pack(masked, bits),))
+        current.masked = Send(message, (pack(vector, bits),))
         self.state = State.MASKED
         notices: list[Effect] = []
         if values is None:

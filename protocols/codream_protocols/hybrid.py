@@ -17,6 +17,8 @@ compare them with the commitments; so nobody chooses where a trajectory starts, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 
 from codream_protocols.errors import CohortRefused, ShareRefused
@@ -108,6 +110,11 @@ def pair_mask_key(root: bytes, step: int, chain: bytes) -> bytes:
 def tag_mask(mask_key: bytes) -> int:
     """What a mask key adds to a tag, modulo 2^128."""
     return int.from_bytes(expand(mask_key, labelled("tag mask"))[:16], "little")
+
+
+def tag_masks(keys: Iterable[tuple[bytes, bool]]) -> int:
+    """What mask keys add to a tag, those whose stream is taken away negative; to be reduced modulo 2^128."""
+    return sum(-tag_mask(key) if negative else tag_mask(key) for key, negative in keys)
 
 
 def commit(plan: bytes, member: int, value: bytes) -> bytes:

@@ -31,8 +31,12 @@ def labelled(label: str, *parts: bytes) -> bytes:
 
 
 def digest(label: str, *parts: bytes) -> bytes:
-    """SHA-256 of `labelled(label, *parts)`, 32 bytes."""
-    return hashlib.sha256(labelled(label, *parts)).digest()
+    """SHA-256 of `labelled(label, *parts)`, 32 bytes; a part may be a vector, so nothing is joined."""
+    hashed = hashlib.sha256()
+    for part in (f"{PROTOCOL} {label}".encode(), *parts):
+        hashed.update(struct.pack(">I", len(part)))
+        hashed.update(part)
+    return hashed.digest()
 
 
 def number(value: int) -> bytes:

@@ -10,7 +10,7 @@ up to a modulus of 2^16, else 32; the ring reduces at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -57,22 +57,30 @@ def word_type(modulus_bits: int) -> np.dtype[Any]:
     return np.dtype("<u2") if modulus_bits <= 16 else np.dtype("<u4")
 
 
-def add_mask(vector: np.ndarray[Any, Any], key: bytes, *, suite: str, negative: bool = False) -> None:
-    """Add (or subtract) the stream of `key` to `vector`, in place, modulo the width of its words.
+def add_masks(vector: np.ndarray[Any, Any], keys: Iterable[tuple[bytes, bool]], *, suite: str) -> None:
+    """Add the streams of some keys to `vector`, and take those of others away, in place, modulo the width of its words.
+
+    All streams meet in one piece of the vector before the next one, so that it stays in the processor's cache, too.
 
     Args:
         vector: contiguous, dtype from `word_type`.
-        key: 32 bytes, used for this stream only.
+        keys: keys of 32 bytes, each used for this stream only, and whether its stream is taken away.
         suite: one of `SUITES`.
-        negative: subtract instead.
     """
     if suite not in SUITES:
         raise LocalProtocolError(f"mask suite {suite!r}", " or ".join(SUITES))
-    stream, change = SUITES[suite](key), np.subtract if negative else np.add
+    streams = [(SUITES[suite](key), np.subtract if negative else np.add) for key, negative in keys]
     size = min(_PIECE_BYTES, vector.nbytes)
     buffer = memoryview(bytearray(size + _ROOM))
     masks, count = np.frombuffer(buffer[:size], dtype=vector.dtype), _PIECE_BYTES // vector.itemsize
     for piece, start in enumerate(range(0, len(vector), count)):
         part = vector[start : start + count]
-        stream(piece, _ZEROS[: part.nbytes], buffer[: part.nbytes + _ROOM])
-        change(part, masks[: len(part)], out=part)
+        zeros, room, mask = _ZEROS[: part.nbytes], buffer[: part.nbytes + _ROOM], masks[: len(part)]
+        for stream, change in streams:
+            stream(piece, zeros, room)
+            change(part, mask, out=part)
+
+
+def add_mask(vector: np.ndarray[Any, Any], key: bytes, *, suite: str, negative: bool = False) -> None:
+    """The same with one key."""
+    add_masks(vector, [(key, negative)], suite=suite)

@@ -8,6 +8,7 @@ bits are zero. So m = 16 takes 2 bytes an element, m = 21 takes 2.67, m = 24 tak
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from codream_protocols.masks import word_type
 _WORD = np.dtype("<u2")
 _WORD_BITS = 16
 _HALF_BITS = 8
+_PIECE = 1 << 16  # elements or words
 
 
 class _Plane(NamedTuple):
@@ -53,18 +55,26 @@ def pack(vector: np.ndarray[Any, Any], bits: int) -> bytes:
     """
     if len(vector) and int(vector.max()) >> bits:
         raise LocalProtocolError("an element outside the ring", f"elements below 2^{bits}")
-    columns = []
-    for plane in _planes(len(vector), bits):
-        lowered = vector >> plane.shift if plane.shift else vector
-        elements = lowered.astype(_WORD)
-        if plane.width < min(_WORD_BITS, bits - plane.shift):
-            elements &= _WORD.type((1 << plane.width) - 1)
-        column = elements[: plane.words].copy()
-        for part in range(1, plane.parts):
-            behind = elements[part * plane.words : (part + 1) * plane.words]
-            column[: len(behind)] |= behind << part * plane.width
-        columns.append(column.tobytes())
-    return b"".join(columns)
+    planes = _planes(len(vector), bits)
+    words, start = np.empty(sum(plane.words for plane in planes), dtype=_WORD), 0
+    for plane in planes:
+        column, mask = words[start : start + plane.words], _WORD.type((1 << plane.width) - 1)
+        for part in range(plane.parts):
+            elements = vector[part * plane.words : (part + 1) * plane.words]
+            for piece in _pieces(len(elements)):
+                lowered = (elements[piece] >> plane.shift).astype(_WORD)
+                lowered &= mask
+                if part:
+                    column[piece] |= lowered << part * plane.width
+                else:
+                    column[piece] = lowered
+        start += plane.words
+    return words.tobytes()
+
+
+def _pieces(length: int) -> Iterator[slice]:
+    """Pieces that stay in the processor's cache, so that nothing of the vector's size is made on the way."""
+    return (slice(start, min(start + _PIECE, length)) for start in range(0, length, _PIECE))
 
 
 class Packed:
@@ -124,7 +134,8 @@ class PackedSum:
         for plane, column, sums in zip(self._planes, packed.columns, self._sums, strict=True):
             highest = plane.shift + plane.width == self._bits  # what stands above a part wraps away there
             for part, total in enumerate(sums):
-                total += _lowered(column, plane, part, exact=not highest)
+                for piece in _pieces(plane.words):
+                    total[piece] += _lowered(column[piece], plane, part, exact=not highest)
 
     def merge(self, other: PackedSum) -> None:
         """Add what another one, of as many elements and bits, has added up."""
@@ -137,8 +148,9 @@ class PackedSum:
         result = np.zeros(self._count, dtype=word_type(self._bits))
         for plane, sums in zip(self._planes, self._sums, strict=True):
             for part, total in enumerate(sums):
-                piece = result[part * plane.words : (part + 1) * plane.words]
-                piece += total[: len(piece)].astype(result.dtype) << plane.shift
+                elements = result[part * plane.words : (part + 1) * plane.words]
+                for piece in _pieces(len(elements)):
+                    elements[piece] += total[piece].astype(result.dtype) << plane.shift
         result &= result.dtype.type((1 << self._bits) - 1)
         return result
 
@@ -148,12 +160,13 @@ def unpack(data: bytes | memoryview, count: int, bits: int) -> np.ndarray[Any, A
     result = np.empty(count, dtype=word_type(bits))
     for plane, column in zip(_planes(count, bits), Packed(data, count, bits).columns, strict=True):
         for part in range(plane.parts):
-            piece = result[part * plane.words : (part + 1) * plane.words]
-            elements = _lowered(column, plane, part, exact=True)[: len(piece)]
-            if plane.shift:
-                piece |= elements.astype(result.dtype) << plane.shift
-            else:
-                piece[:] = elements
+            elements = result[part * plane.words : (part + 1) * plane.words]
+            for piece in _pieces(len(elements)):
+                lowered = _lowered(column[piece], plane, part, exact=True)
+                if plane.shift:
+                    elements[piece] |= lowered.astype(result.dtype) << plane.shift
+                else:
+                    elements[piece] = lowered
     return result
 
 

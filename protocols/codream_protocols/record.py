@@ -85,15 +85,23 @@ class Trajectory:
         """The head that the epoch makes once it is certified."""
         return links.next_head(self.plan.offer.head, self.plan.digest, self.chain)
 
-    def absorb(self, members: tuple[int, ...], frame: bytes, tag: bytes) -> dict[str, Array]:
+    def absorb(
+        self, members: tuple[int, ...], frame: bytes, tag: bytes, words: Array | None = None
+    ) -> dict[str, Array]:
         """Take the next sum, which was checked before; returns what it says.
+
+        Args:
+            members: whose vectors it holds.
+            frame: the packed sum.
+            tag: the sum of their tags.
+            words: what was packed; where they are not given, `frame` is unpacked.
 
         Raises:
             VectorRefused, WrongSum: a frame of another size, or a sum that no inputs have; nothing has changed.
         """
         plan, step = self.plan, self.step
         spec = plan.spec(step)
-        words = unpack(frame, spec.words, plan.modulus_bits)
+        words = unpack(frame, spec.words, plan.modulus_bits) if words is None else words
         self.check_sum(members, words)
         sums = decode(plan, step, words, len(members))
         state = canonical(self.course.absorb(self.state, step, sums, len(members)))

@@ -16,7 +16,7 @@ have voted for it. A failed step is never run again: the next epoch starts anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -768,12 +768,13 @@ class ServerProtocol(HoldsHistory):
         if not survivors or (lockstep and survivors != epoch.members):
             without = self._without(epoch, set(epoch.members) - step.inputs)
             return self._give_up(f"too few vectors for step {step.number}{without}")
-        packed, blocks = PackedSum(epoch.plan.spec(step.number).words, epoch.plan.modulus_bits), list(step.totals)
-        chosen = [block for block in blocks if block in {self._block_of(member) for member in survivors}]
-        for block in chosen:
-            packed.merge(step.totals[block])
-        total, tag = packed.total(), sum(step.tags[block] for block in chosen) % (1 << 128)
+        if lockstep and step.total is not None:  # the disk did not take it
+            return self._publish(epoch, step, survivors, step.total, step.tag)
+        chosen = {self._block_of(member) for member in survivors}
+        total = _added(epoch.plan, step, chosen)
+        tag = sum(step.tags[block] for block in chosen) % (1 << 128)
         if lockstep:
+            step.total, step.tag, step.totals = total, tag, {}  # everybody's: nothing can come to it
             return self._publish(epoch, step, survivors, total, tag)
         frame = pack(total, epoch.plan.modulus_bits)
         self._journal.running(Closed(step.number, survivors, tag_bytes(tag), frame, _start_of(epoch, step)))
@@ -824,7 +825,7 @@ class ServerProtocol(HoldsHistory):
             return self._give_up(f"a member sent numbers out of range in step {step.number}", wrong_sum=True)
         entry = Summed(step.number, survivors, tag, frame, _start_of(epoch, step))
         self._journal.running(entry, must=step.number + 1 == plan.steps)
-        sums = public.absorb(survivors, frame, tag)
+        sums = public.absorb(survivors, frame, tag, total)
         message = Published(plan.digest, step.number, survivors, tag)
         effects: list[Effect] = [SendTo(member, message, (frame,)) for member in epoch.members]
         task = plan.spec(step.number).task
@@ -1122,6 +1123,17 @@ class ServerProtocol(HoldsHistory):
             at = epoch.step.number if epoch.step else "none"
             raise WrongContext(f"a message of member {member} for step {number}", f"members, for step {at}")
         return epoch, epoch.step
+
+
+def _added(plan: Plan, step: _Step, blocks: Set[int]) -> Array:
+    """The sum of some blocks' running sums."""
+    first, *others = [step.totals[block] for block in sorted(blocks)]
+    if not others:
+        return first.total()
+    packed = PackedSum(plan.spec(step.number).words, plan.modulus_bits)
+    for part in (first, *others):
+        packed.merge(part)
+    return packed.total()
 
 
 def _reduced(plan: Plan, total: Array) -> Array:

@@ -17,7 +17,7 @@ from codream_protocols import hybrid, keyschedule, shamir
 from codream_protocols.charter import Plan
 from codream_protocols.course import Array
 from codream_protocols.keyschedule import KEY_BYTES
-from codream_protocols.masks import add_mask
+from codream_protocols.masks import add_masks
 from codream_protocols.messages import Advertisement
 
 MAX_CHOICES = 1024
@@ -101,12 +101,10 @@ def unmask(
         total: the sum of the survivors' masked vectors, modulo the width of its words.
         tag: the sum of their masked tags.
     """
-    chosen, suite = set(survivors), plan.aggregation.suite
+    chosen, keys = set(survivors), list[tuple[bytes, bool]]()
     for member, secret in rebuilt.items():
         if member in chosen:
-            key = keyschedule.self_mask_key(secret, plan.digest, step, chain)
-            add_mask(total, key, suite=suite, negative=True)
-            tag -= hybrid.tag_mask(key)
+            keys.append((keyschedule.self_mask_key(secret, plan.digest, step, chain), True))
             continue
         private = keyschedule.prepared(secret)
         for survivor in survivors:
@@ -120,7 +118,6 @@ def unmask(
                 pair=(survivor, member),
             )
             # The survivor added this mask if its number is the smaller one; take out what it put in.
-            added = survivor < member
-            add_mask(total, key, suite=suite, negative=added)
-            tag += -hybrid.tag_mask(key) if added else hybrid.tag_mask(key)
-    return tag
+            keys.append((key, survivor < member))
+    add_masks(total, keys, suite=plan.aggregation.suite)
+    return tag + hybrid.tag_masks(keys)

@@ -7,7 +7,7 @@ import pickle
 import random
 import warnings
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -72,8 +72,12 @@ def test_rounding_is_unbiased(value: float, value_bits: int) -> None:
     """Over all numbers that a dither can be: to the part of a step that the words promise."""
     fine = min(16, 31 - value_bits)
     words = np.empty(1 << 16, dtype="<u4")
-    places = iter(np.split(np.arange(1 << 16, dtype="<u2"), 2))
-    ring.encode(np.full(1 << 16, value), 1.0, words, value_bits=value_bits, dither=lambda size: next(places)[:size])
+    all_dithers = iter(range(1 << 16))
+
+    def dither(size: int) -> np.ndarray:
+        return np.fromiter(islice(all_dithers, size), "<u2", size)
+
+    ring.encode(np.full(1 << 16, value), 1.0, words, value_bits=value_bits, dither=dither)
     steps = (value + 1) / 2 * (2**value_bits - 1)
     assert abs(words.mean() - steps) <= 2.0 ** -(fine + 1) + 1e-9
     assert len(np.unique(words)) <= 2

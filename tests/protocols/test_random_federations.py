@@ -361,14 +361,14 @@ def remembered(masks: Counter[tuple[bytes, bool]]) -> Iterator[None]:
     Each mask that a member adds is counted by its key and sign in `masks`.
     """
 
-    def counted(vector: Any, key: bytes, *, suite: Any, negative: bool = False) -> None:
-        masks[key, negative] += 1
-        masks_module.add_mask(vector, key, suite=suite, negative=negative)
+    def counted(vector: Any, keys: Any, *, suite: Any) -> None:
+        masks.update(keys)
+        masks_module.add_masks(vector, keys, suite=suite)
 
     verify, agree = cache(identity.verify), cache(keyschedule.agree)
     with (
         patch.object(client_module, "verify", verify),
-        patch.object(client_module, "add_mask", counted),
+        patch.object(client_module, "add_masks", counted),
         patch.object(server_module, "verify", verify),
         patch.object(record_module, "verify", verify),
         patch.object(keyschedule, "agree", agree),

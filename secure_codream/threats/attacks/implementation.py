@@ -33,7 +33,7 @@ from codream_protocols.errors import ProtocolError
 from codream_protocols.identity import MAX_MEMBERS
 from codream_protocols.keyschedule import StepKeys
 from codream_protocols.lockstep import LockstepKeys
-from codream_protocols.masks import add_mask
+from codream_protocols.masks import add_mask, add_masks
 from codream_protocols.messages import (
     MAX_MESSAGE_BYTES,
     Advertisement,
@@ -98,9 +98,10 @@ class Trace:
             masking[:] = [self]
             return provide(self, *arguments)
 
-        def watched_add(vector: Vector, key: bytes, **options: Any) -> None:
-            streams[key].append(masking[0])
-            add_mask(vector, key, **options)
+        def watched_add(vector: Vector, keys: Sequence[tuple[bytes, bool]], **options: Any) -> None:
+            for key, _ in keys:
+                streams[key].append(masking[0])
+            add_masks(vector, keys, **options)
 
         def watched_split(rows: Vector, threshold: int, points: list[int], draw: Callable[[int], bytes]) -> Any:
             def drawn(count: int) -> bytes:
@@ -117,7 +118,7 @@ class Trace:
             return item
 
         with (
-            patch.object(client_module, "add_mask", watched_add),
+            patch.object(client_module, "add_masks", watched_add),
             patch.object(lockstep_module, "ChaCha20Poly1305", Watched),
             patch.object(ClientProtocol, "provide", watched_provide),
             patch.object(LockstepKeys, "advertise", watched_advertise),

@@ -148,10 +148,10 @@ def _chain_forgotten() -> Iterator[None]:
 
 @contextmanager
 def _no_masks() -> Iterator[None]:
-    def add_mask(*arguments: Any, **options: Any) -> None:
+    def add_masks(*arguments: Any, **options: Any) -> None:
         return None
 
-    with patch.object(client_module, "add_mask", add_mask), patch.object(unmasking, "add_mask", add_mask):
+    with patch.object(client_module, "add_masks", add_masks), patch.object(unmasking, "add_masks", add_masks):
         yield
 
 

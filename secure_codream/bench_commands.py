@@ -1,0 +1,120 @@
+"""The command that measures what the sum costs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from secure_codream.command_parts import console, listed, say
+from secure_codream.extras import require
+
+
+class Rival(StrEnum):
+    """What to compare with."""
+
+    FLOWER = "flower"
+
+
+class Losses(StrEnum):
+    """Over whom sums may be."""
+
+    ALLOW = "allow"
+    BLOCKS = "blocks"
+
+
+def bench(
+    clients: Annotated[str, typer.Option("--n", help="Clients; several with commas between.")] = "20",
+    lengths: Annotated[str, typer.Option("--d", help="Coordinates of a vector; several with commas between.")] = (
+        "1000000"
+    ),
+    bits: Annotated[str, typer.Option("--m", help="Bits of a ring element; several with commas between.")] = "16,21",
+    dropped: Annotated[str, typer.Option(help="Clients that fall silent in each step; commas between.")] = "0",
+    modes: Annotated[str, typer.Option(help="lockstep, resilient; commas between.")] = "lockstep,resilient",
+    losses: Annotated[Losses, typer.Option(help="In resilient mode: sums over any, or over whole blocks.")] = (
+        Losses.ALLOW
+    ),
+    steps: Annotated[int, typer.Option(min=1, max=100, help="Steps of an epoch.")] = 10,
+    case: Annotated[
+        list[str] | None, typer.Option(metavar="N:D:M:DROPPED", help="One more, in resilient mode; repeat.")
+    ] = None,
+    against: Annotated[Rival | None, typer.Option(help="Measure this too; flower needs the extra [flower].")] = None,
+    plot: Annotated[bool, typer.Option(help="Draw a picture, which needs matplotlib.")] = True,
+    out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
+    write_document: Annotated[Path | None, typer.Option(help="Write this page anew, such as docs/performance.md.")] = (
+        None
+    ),
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
+) -> None:
+    """Measure what the sum costs on this machine, beside the machine's limit: client, server, set-up and bytes."""
+    from rich.progress import Progress
+
+    from secure_codream.bench.results import page, table
+    from secure_codream.bench.run import cases_of, run_bench
+    from secure_codream.reports.files import write_whole
+    from secure_codream.reports.run_folder import RunFolder
+
+    if against is not None:
+        require("flwr")
+    if plot:
+        require("matplotlib")
+    cases = cases_of(
+        modes=_modes(modes),
+        clients=_numbers(clients, "--n"),
+        lengths=_numbers(lengths, "--d"),
+        bits=_numbers(bits, "--m"),
+        drops=_numbers(dropped, "--dropped"),
+        losses=losses.value,
+        steps=steps,
+    )
+    for text in case or []:
+        n, d, m, drops = _four(text)
+        cases += cases_of(
+            modes=["resilient"], clients=[n], lengths=[d], bits=[m], drops=[drops], losses=losses.value, steps=steps
+        )
+    folder = RunFolder.create(out, "bench", datetime.now()).path
+    screen = console(stderr=json)
+    with Progress(console=screen, transient=True) as progress:
+        task = progress.add_task("Measuring", total=len(cases))
+        found = run_bench(cases, "flower" if against is Rival.FLOWER else None, lambda case: progress.advance(task))
+    write_whole(folder / "bench.json", (found.as_json() + "\n").encode())
+    if plot:
+        from secure_codream.bench.plot import draw
+
+        draw(found, folder / "bench.svg")
+    if write_document is not None:
+        flags = f"--n {clients} --d {lengths} --m {bits} --dropped {dropped} --modes {modes} --losses {losses.value}"
+        flags += "".join(f" --case {text}" for text in case or [])
+        write_whole(write_document, page(found, flags + ("" if against is None else " --against flower")).encode())
+    if json:
+        typer.echo(found.as_json())
+        return
+    screen.print(table(found.rows))
+    say(screen, f"The folder: {folder}")
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    try:
+        return [int(part) for part in listed(text)]
+    except ValueError:
+        raise typer.BadParameter(f"found {text!r}; whole numbers with commas between", param_hint=flag) from None
+
+
+def _four(text: str) -> tuple[int, int, int, int]:
+    parts = text.split(":")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(f"found {text!r}; N:D:M:DROPPED, four whole numbers, is allowed", param_hint="--case")
+    n, d, m, dropped = map(int, parts)
+    return n, d, m, dropped
+
+
+def _modes(text: str) -> list[Literal["lockstep", "resilient"]]:
+    found: list[Literal["lockstep", "resilient"]] = []
+    for part in listed(text):
+        if part not in ("lockstep", "resilient"):
+            raise typer.BadParameter(f"found {part!r}; lockstep and resilient are allowed", param_hint="--modes")
+        found.append("lockstep" if part == "lockstep" else "resilient")
+    return found
