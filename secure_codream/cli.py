@@ -23,7 +23,7 @@ from codream_server.record_folder import RecordFolderBusy
 from secure_codream.check_commands import check, threats
 from secure_codream.command_parts import Json, Out, console, fail, say, say_failure
 from secure_codream.configuration.client import ClientConfig
-from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
+from secure_codream.configuration.federation import read_federation
 from secure_codream.configuration.reading import check as check_values
 from secure_codream.data_commands import data
 from secure_codream.deployment.signals import Stopped
@@ -247,9 +247,9 @@ def provision(
     for line in [*exposures(federation, roster), *agreed_names(federation)]:
         say(screen, line)
     course = federation.federation.course
-    if course in PARAMETER_COURSES:
-        model = (federation.averaging or AveragingTable()).model
-        screen.print(f"Course {course}: everybody trains {model}, the model of [averaging], and no client its own.")
+    if (model := federation.common_model) is not None:
+        table = "averaging" if federation.dp_sgd is None else "dp_sgd"
+        screen.print(f"Course {course}: everybody trains {model}, the model of [{table}], and no client its own.")
     say(
         screen,
         f"All private keys were made here, and {out} has them: whoever reads it can be each of the clients, and has "
