@@ -7,7 +7,8 @@ from codream_clients.privacy.accounting import SampledGaussian, of_records
 from codream_clients.privacy.ledger import Budget
 from codream_protocols.courses.dp_sgd import DPSGD
 from codream_protocols.errors import VectorRefused
-from codream_protocols.record_noise import RecordNoise
+from codream_protocols.record_noise import RecordNoise, record_rho
+from codream_protocols.renyi import divergences, epsilon_of
 from codream_protocols.specs import VectorSpec
 
 STEP = "step in the ring"
@@ -47,6 +48,13 @@ class RingPlan:
     def charges(self) -> Sequence[SampledGaussian]:
         """See `Planned`."""
         return (self.step,) * self.course.planned_steps
+
+    def epsilon_with(self, shares: int) -> float:
+        """Of the whole plan, where so many shares of noise are there and unknown; 1 or more."""
+        (spec,) = self.course.specs(self.honest)
+        assert isinstance(spec.noise, RecordNoise)  # noqa: S101 - of this course
+        step = divergences(record_rho(spec.noise, spec.length, shares), self.course.settings.sample_rate)
+        return epsilon_of(self.course.planned_steps * step, self.course.settings.delta)
 
     @property
     def budget(self) -> Budget:
