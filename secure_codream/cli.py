@@ -248,8 +248,11 @@ def provision(
         say(screen, line)
     course = federation.federation.course
     if (model := federation.common_model) is not None:
-        table = "averaging" if federation.dp_sgd is None else "dp_sgd"
-        screen.print(f"Course {course}: everybody trains {model}, the model of [{table}], and no client its own.")
+        if federation.dp_sgd is None:
+            told = f"everybody trains {model}, the model of [averaging], and no client its own."
+        else:
+            told = f"everybody trains {model}; clients with another model learn it from that one's answers in the end."
+        screen.print(f"Course {course}: {told}")
     say(
         screen,
         f"All private keys were made here, and {out} has them: whoever reads it can be each of the clients, and has "

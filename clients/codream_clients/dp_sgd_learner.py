@@ -5,6 +5,9 @@
 
 A step is charged, for good, before its vector is handed over. A ledger that refuses ends nothing: what is raised here
 makes the protocol send zeros, with the share of noise that the others count on.
+
+A client of another architecture has the common model handed down in the end (`HandedDown`), from public images: that is
+processing of what everybody has.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.dream_learner import OnMetrics
+from codream_clients.learning.handed_down import HandedDown
 from codream_clients.learning.participant import Metrics, measured
 from codream_clients.models.gate import trial_images
 from codream_clients.models.layouts import check_same_layout, trained_layout, write_vector
@@ -39,6 +43,7 @@ class DPSGDLearner:
     Attributes:
         model: the common model, as the last certified epoch has left it.
         metrics: of it; None before the first.
+        own_metrics: of the client's own architecture, once it has learnt from the common one; else None.
 
     Args:
         course: the course.
@@ -48,7 +53,8 @@ class DPSGDLearner:
         noise: where sampling, rounding and all else that is secret come from, but for the noise itself.
         device: where gradients are computed.
         test: images to measure the model on; None where there are none.
-        on_metrics: called with the figures after each epoch.
+        on_metrics: called with the common model's figures after each epoch, and in the end with those of its own.
+        own: the client's own architecture, and what it learns from; None keeps the common model.
         name: the model's, for errors.
 
     Raises:
@@ -67,6 +73,7 @@ class DPSGDLearner:
         device: torch.device,
         test: LabelledImages | None = None,
         on_metrics: OnMetrics = lambda metrics: None,
+        own: HandedDown | None = None,
         name: str = GIVEN,
     ) -> None:
         self._layout = course.settings.layout
@@ -75,8 +82,9 @@ class DPSGDLearner:
         examine_private(model, trial, classes=data.classes, name=name, modes=("hooks",))
         self.model = model.to(device).eval()
         self.metrics: Metrics | None = None
+        self.own_metrics: Metrics | None = None
         self._course, self._charge, self._device = course, charge, device
-        self._test, self._on_metrics = test, on_metrics
+        self._test, self._on_metrics, self._own = test, on_metrics, own
         self._trained = deepcopy(self.model)  # at states that are not certified, which nobody is to see
         self._sums = RecordSums(
             self._trained, data, rate=course.settings.sample_rate, stream=noise.stream(0), device=device
@@ -101,3 +109,9 @@ class DPSGDLearner:
         write_vector(self.model, self._layout, self._course.model(publication)[WEIGHTS])
         self.metrics = measured(self.model, None, self._test, self._device, rounds=number)
         self._on_metrics(self.metrics)
+        if self._own is not None and number == self._course.epochs:
+            loss = self._own.learn_from(self.model, self._device)
+            self.own_metrics = measured(
+                self._own.model, None, self._test, self._device, rounds=number, distil_loss=loss
+            )
+            self._on_metrics(self.own_metrics)

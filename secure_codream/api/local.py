@@ -18,7 +18,7 @@ from codream_clients.models.refusals import ModelRefused
 from codream_server.feddream import Batch
 from codream_server.privacy_statement import ClientPrivacyStatement, client_privacy_statement
 from secure_codream.api.images import Images, given
-from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.client import ClientConfig, PolicyTable
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig
 from secure_codream.configuration.images import agreed_scale, standardised
@@ -118,6 +118,7 @@ def run_local(
                 seed=(seed or 0) * 1000 + number,
                 device=device,
                 weight=len(shard) / largest if averages else 1.0,
+                policy=PolicyTable(shared_noise=True),
             ),
             federation,
             course,

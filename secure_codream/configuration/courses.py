@@ -16,9 +16,10 @@ from codream_protocols.courses.parameters import Averaging, AveragingSettings
 from codream_protocols.courses.registry import course_class
 from codream_protocols.courses.sums import Sums, SumsPrivacy
 from codream_protocols.errors import LocalProtocolError
+from codream_protocols.keyschedule import digest
 from codream_protocols.settings import Settings, SettingsError, declared
 from codream_protocols.specs import Block
-from codream_protocols.starts import StartRule, start_rule
+from codream_protocols.starts import StartRule, check_start, start_rule
 from secure_codream.configuration.federation import (
     DP_SGD,
     PARAMETER_COURSES,
@@ -207,6 +208,12 @@ def generator_layout(config: FederationConfig) -> Layout:
             "secure-codream[client] is installed"
         ) from None
     return layout_of(config.task.shape, (config.fast or FastTable()).noise)
+
+
+def public_images(config: FederationConfig) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A batch of `[dreams]` as it starts, from a seed that everybody has: what a model is handed down on."""
+    rule, dreams = _start_rule(config.dreams.start, [config.code]), config.dreams
+    return check_start(rule(digest("handed down"), dreams.batch, config.task.shape), dreams.batch, config.task.shape)
 
 
 def _start_rule(name: str, permissions: list[Mapping[str, str]]) -> StartRule:

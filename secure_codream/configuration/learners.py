@@ -14,6 +14,7 @@ from codream_clients.dp_sgd_learner import DPSGDLearner
 from codream_clients.dream_learner import DreamLearner
 from codream_clients.function_learner import FunctionLearner
 from codream_clients.generator_learner import GeneratorLearner
+from codream_clients.learning.handed_down import HandedDown
 from codream_clients.learning.judge import Judge
 from codream_clients.learning.participant import Metrics, Participant
 from codream_clients.learning.student import AdaptiveTerm, adaptive_student
@@ -43,6 +44,7 @@ from secure_codream.configuration.assembly import (
     take_model,
 )
 from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.courses import public_images
 from secure_codream.configuration.federation import AveragingTable, FastTable, FederationConfig, learning_settings
 from secure_codream.configuration.limits import check_budget
 from secure_codream.configuration.reading import ConfigError
@@ -224,7 +226,15 @@ def _of_ring(
 ) -> Learning:
     train, test = load_client_data(client, federation, data)
     train, judge = held_back(federation, train, seed=client.seed, device=client.device)
-    name = GIVEN if model is not None else federation.common_model or GIVEN
+    common, own = federation.common_model or GIVEN, None
+    name = GIVEN if model is not None else common
+    if model is None and client.model != common:
+        own = HandedDown(
+            build_model(client.model, federation, seed=client.seed, device=client.device),
+            public_images(federation),
+            learning_settings(federation),
+            client.seed,
+        )
     if client.budget is not None:
         warn_of_weak_delta(client.budget.delta, client.budget.records or len(train))
     if model is None:  # of one seed, so that what of it is fixed is everybody's too
@@ -239,11 +249,13 @@ def _of_ring(
             device=pick_device(client.device),
             test=test,
             on_metrics=on_metrics,
+            own=own,
             name=name,
         )
     except ModelRefused as error:
         raise ConfigError(f"model: {error}") from error
-    return Learning(learner, model, lambda: None, lambda number: None, learner.learn, judge)
+    kept = model if own is None else own.model
+    return Learning(learner, kept, lambda: None, lambda number: None, learner.learn, judge)
 
 
 def _uncharged(charge: SampledGaussian) -> None:

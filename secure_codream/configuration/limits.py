@@ -91,11 +91,17 @@ def anchor_path(client: ClientConfig) -> Path | None:
 
 
 def check_budget(client: ClientConfig, federation: FederationConfig) -> None:
-    """A client with a budget of its own trains privately or not at all.
+    """A client with a budget of its own trains privately or not at all, and by others' noise where it says so alone.
 
     Raises:
-        ConfigError: the federation spends none, so that the client would train without.
+        ConfigError: the federation spends none, so that the client would train without; or it counts on noise that
+            other clients add, which this one does not permit.
     """
+    if federation.dp_sgd is not None and not client.policy.shared_noise:
+        raise ConfigError(
+            "[policy]: found no shared_noise with course 'dp-sgd', where others add most of the noise that protects "
+            "this client's images, and none of them shows it; shared_noise = true permits it"
+        )
     if client.budget is None or federation.record_private:
         return
     if federation.federation.course == "sums":

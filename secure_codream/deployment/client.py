@@ -422,6 +422,8 @@ def _model_of(agreed: Agreed) -> str | None:
     """The name of the model that is trained; sums have none."""
     if agreed.federation.federation.course == "sums":
         return None
+    if agreed.federation.dp_sgd is not None:  # the common model, or one that it is handed down to
+        return agreed.client.model
     return agreed.federation.common_model or agreed.client.model
 
 

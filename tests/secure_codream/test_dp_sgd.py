@@ -13,7 +13,7 @@ import torch
 from codream_clients.data.datasets import LabelledImages, load_digits_data
 from codream_clients.models.zoo import build
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
-from codream_clients.privacy.ledger import BudgetExceeded, LedgerBusy
+from codream_clients.privacy.ledger import BudgetExceeded, Ledger, LedgerBusy, Spender
 from codream_clients.privacy.ring_plan import RingPlan
 from codream_protocols.courses.dp_sgd import DPSGD
 from secure_codream.api.local import run_local
@@ -27,6 +27,7 @@ from secure_codream.deployment.statements import own_statement
 from secure_codream.reports.statement import read_statement, write_statement
 from secure_codream.simulation.in_process import Simulation
 from tests.secure_codream.small import roster_of
+from tests.secure_codream.test_crashes_under_privacy import Fuse, Killed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TABLE = {
@@ -54,9 +55,8 @@ def federation(**changed: Any) -> FederationConfig:
 
 
 def client(**more: Any) -> ClientConfig:
-    found: ClientConfig = check(
-        "client.toml", ClientConfig, {"name": "client-0", "model": "mlp", "device": "cpu", **more}
-    )
+    usual = {"name": "client-0", "model": "mlp_gn", "device": "cpu", "policy": {"shared_noise": True}}
+    found: ClientConfig = check("client.toml", ClientConfig, {**usual, **more})
     return found
 
 
@@ -69,9 +69,9 @@ def course_of(config: FederationConfig) -> DPSGD:
 def test_a_federation_learns_together_within_a_budget_in_which_nobody_would_alone(digits: Any) -> None:
     shards, test = digits
     models = [build("cnn2_gn", channels=1, size=8, classes=10, seed=number) for number in range(4)]
-    table = {**TABLE, "model": "cnn2_gn", "steps": 25, "spare_rounds": 0, "lr": 4.0}
+    table = {**TABLE, "model": "cnn2_gn", "steps": 12, "spare_rounds": 0, "lr": 6.0}
     run = run_local(models, shards, test, classes=10, device="cpu", seed=0, federation=FEDERATION, dp_sgd=table)
-    assert (run.accuracies[-1] == run.accuracies[-1, 0]).all() and run.accuracies[-1, 0] > 0.6
+    assert (run.accuracies[-1] == run.accuracies[-1, 0]).all() and run.accuracies[-1, 0] > 0.5
     same = [torch.cat([weight.flatten() for weight in model.parameters()]) for model in models]
     assert all(torch.equal(same[0], other) for other in same[1:])
 
@@ -87,6 +87,8 @@ def test_tables_that_do_not_fit_are_named(digits: Any) -> None:
     config = federation(model="mlp")
     with pytest.raises(ConfigError, match="BatchNorm1d"):
         make_learner(client(), config, make_course(config), data=(digits[0][0], None))
+    with pytest.raises(ConfigError, match=r"no shared_noise with course 'dp-sgd'.*shared_noise = true permits it"):
+        make_learner(client(policy={}), federation(), make_course(federation()), data=(digits[0][0], None))
     with pytest.raises(ConfigError, match="standardise 'train'"):
         table = {"standardise": "train"}
         make_learner(client(data=table), federation(), make_course(federation()), data=(digits[0][0], None))
@@ -132,6 +134,35 @@ def test_a_step_is_spent_before_it_is_handed_over_and_never_refunded(digits: Any
         assert Counter(ledger.charges) == Counter({plan.step: 6})
 
 
+def test_killed_at_any_write_no_step_is_handed_over_unpaid_and_none_is_refused(
+    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, before and after writes, syncs and renamings; begun and not handed over is at most one step a kill."""
+    config, data = federation(), digits[0][0]
+    plan, fuse = ring(config), Fuse(monkeypatch)
+
+    def process(folder: Path, handed: list[int]) -> None:
+        with open_ledger(folder / "privacy.jsonl", client(), config, plan, data) as ledger:
+            while len(handed) < 5:
+                ledger.reserve(plan.step)
+                handed.append(1)
+            ledger.end()
+
+    process(tmp_path, [])
+    whole = fuse.burnt
+    for point in range(0, whole, 11):
+        folder, handed = tmp_path / str(point), list[int]()
+        folder.mkdir()
+        for fuse.left in (point, point // 2):
+            with pytest.raises(Killed):
+                process(folder, handed)
+                raise Killed
+        fuse.left = None
+        process(folder, handed)
+        found = Ledger.look(folder / "privacy.jsonl", by=Spender("ring", "client-0"), budget=None)
+        assert found is not None and 5 == len(handed) <= len(found.charges) <= 7 and found.spent <= 8.0
+
+
 def test_a_spent_ledger_sends_noise_and_the_others_go_on(digits: Any) -> None:
     config, told = federation(), []
     course = course_of(config)
@@ -152,6 +183,34 @@ def test_a_spent_ledger_sends_noise_and_the_others_go_on(digits: Any) -> None:
     simulation = Simulation(course, learners, seed=0, failed=lambda member, error: told.append((member, type(error))))
     published = simulation.run_epoch()
     assert np.isfinite(published["weights"]).all() and told == [(0, BudgetExceeded)] * 5
+
+
+def test_another_architecture_has_the_common_model_handed_down_without_a_look_at_records(digits: Any) -> None:
+    tables = {
+        "task": {"shape": (1, 8, 8), "classes": 10},
+        "federation": {**FEDERATION, "rounds": 1},
+        "dp_sgd": {**TABLE, "epsilon": 500.0, "steps": 20, "lr": 6.0},
+        "dreams": {"start": "strokes", "batch": 256},
+        "learning": {"distil_epochs": 8},
+    }
+    config: FederationConfig = with_layout(check("config.toml", FederationConfig, tables))
+    told: list[Any] = []
+    course = course_of(config)
+    clients = [
+        make_learner(
+            client(model="cnn2" if number == 0 else "mlp_gn"),
+            config,
+            course,
+            data=(shard, digits[1]),
+            on_metrics=told.append if number == 0 else lambda metrics: None,
+        )
+        for number, shard in enumerate(digits[0])
+    ]
+    Simulation(course, [one.learner for one in clients], seed=0).run_epoch()
+    common, own = told
+    assert common.accuracy > 0.6 and own.accuracy > 0.25 and own.distil_loss > 0
+    assert own.train_accuracy is None and clients[0].model is not clients[1].model
+    assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in clients[0].model.modules())
 
 
 def test_the_statement_has_the_ring_and_who_might_undo_it(digits: Any, tmp_path: Path) -> None:
