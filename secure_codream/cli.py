@@ -23,7 +23,7 @@ from secure_codream.bench_commands import bench
 from secure_codream.check_commands import check, threats
 from secure_codream.command_parts import Json, Out, SummaryJson, console, fail, say, say_failure, say_json
 from secure_codream.configuration.client import ClientConfig
-from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, read_federation
+from secure_codream.configuration.federation import read_federation
 from secure_codream.configuration.reading import check as check_values
 from secure_codream.data_commands import data
 from secure_codream.deployment.signals import Stopped
@@ -262,9 +262,12 @@ def provision(
     for line in warned:
         say(screen, line)
     course = federation.federation.course
-    if course in PARAMETER_COURSES:
-        model = (federation.averaging or AveragingTable()).model
-        screen.print(f"Course {course}: everybody trains {model}, the model of [averaging], and no client its own.")
+    if (model := federation.common_model) is not None:
+        if federation.dp_sgd is None:
+            told = f"everybody trains {model}, the model of [averaging], and no client its own."
+        else:
+            told = f"everybody trains {model}; clients with another model learn it from that one's answers in the end."
+        screen.print(f"Course {course}: {told}")
     say(
         screen,
         f"All private keys were made here, and {out} has them: whoever reads it can be each of the clients, and has "

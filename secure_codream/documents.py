@@ -26,6 +26,7 @@ from secure_codream.configuration.client import BudgetTable, ClientConfig, DataT
 from secure_codream.configuration.federation import (
     AggregationTable,
     AveragingTable,
+    DPSGDTable,
     FastTable,
     FederationConfig,
     FederationTable,
@@ -62,6 +63,7 @@ FILES: dict[str, tuple[str, tuple[tuple[str, type[Any]], ...]]] = {
             ("`[learning]`", Learning),
             ("`[learning.loss]`", DreamLoss),
             ("`[averaging]`", AveragingTable),
+            ("`[dp_sgd]`", DPSGDTable),
             ("`[fast]`", FastTable),
             ("`[sums]`", SumsTable),
             ("`[sums.vectors.NAME.BLOCK]`", NumbersTable),

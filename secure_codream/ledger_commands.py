@@ -180,7 +180,8 @@ def _content(found: Ledger) -> dict[str, Any]:
         for by, account in found.accounts.items()
         for charge, began, released in [
             *(
-                (charge, time.isoformat(), charge in account.released)
+                # A step in the ring is written down as it is handed over, and is never made anew.
+                (charge, time.isoformat(), charge.discrete or charge in account.released)
                 for charge, time in zip(account.begun, account.times, strict=True)
             ),
             *((charge, None, False) for charge in account.open),

@@ -451,7 +451,7 @@ def _tell_settings(config: FederationConfig, found: Roster, screen: Console) -> 
     say(screen, f"Charter {charter_.digest.hex()}")
     rounds = "" if table.course == "sums" else f", {counted(table.rounds, 'round')}"
     say(screen, f"Course {table.course}{rounds}; {counted(charter_.aggregation.colluders, 'member')} may collude.")
-    privacy = {"[privacy]": config.privacy, "[client_privacy]": config.client_privacy}
+    privacy = {"[privacy]": config.privacy, "[dp_sgd]": config.dp_sgd, "[client_privacy]": config.client_privacy}
     named = " and ".join(name for name, table_ in privacy.items() if table_ is not None)
     say(screen, f"Differential privacy: {named or 'none'}.")
     for reference, found_digest in sorted(config.code.items()):

@@ -27,6 +27,7 @@ STEPS = "tests/protocols/test_steps.py"
 OFFERS = "tests/protocols/test_offers.py"
 KEPT_SECRETS = "tests/protocols/test_kept_secrets.py"
 GATE, PRIVATE_GATE = "tests/clients/test_model_gate.py", "tests/clients/test_private_model_gate.py"
+RECORD_NOISE, RECORD_SUMS = "tests/protocols/test_record_noise.py", "tests/clients/test_record_sums.py"
 SECONDS = 300
 
 
@@ -63,6 +64,71 @@ def text(name: str, file: str, old: str, new: str, *tests: str, finding: str = "
 
 
 MUTANTS = (
+    # noise of the ring
+    text(
+        "no-share-of-noise",
+        P + "record_noise.py",
+        "clamped(total, noise) + discrete_gaussian(noise.variance).sample(len(total), random_bytes)",
+        "clamped(total, noise)",
+        RECORD_NOISE,
+    ),
+    text(
+        "clamp-off",
+        P + "record_noise.py",
+        "return np.clip(total, -noise.largest, noise.largest)",
+        "return total",
+        RECORD_NOISE,
+    ),
+    text("rounded-once", P + "record_noise.py", "dtype=np.float64) <= most", "dtype=np.float64) >= 0", RECORD_NOISE),
+    text(
+        "samples-that-are-fixed",
+        C + "privacy/record_sums.py",
+        "np.flatnonzero(self._stream.uniform(len(self._images)) < self._rate)",
+        "np.arange(len(self._images) * self._rate, dtype=np.int64)",
+        RECORD_SUMS,
+    ),
+    text(
+        "a-failing-record-takes-its-batch",
+        C + "privacy/record_sums.py",
+        "for half in np.array_split(chosen, 2):",
+        "for half in ():",
+        RECORD_SUMS,
+    ),
+    text(
+        "shares-sized-for-the-roster",
+        P + "charter.py",
+        "and spec.noise.honest > charter.least_honest",
+        "and spec.noise.honest > charter.members",
+        RECORD_NOISE,
+    ),
+    text(
+        "others-noise-unasked", P + "charter.py", "if not self.shared_noise and any(", "if False and any(", RECORD_NOISE
+    ),
+    text(
+        "discrete-counted-as-continuous",
+        C + "privacy/accounting.py",
+        "if any(charge.discrete for charge in charges):",
+        "if False:",
+        "tests/secure_codream/test_dp_sgd.py",
+        "-k",
+        "whole_plan",
+    ),
+    text(
+        "a-step-handed-over-unpaid",
+        C + "dp_sgd_learner.py",
+        "self._charge(charge_of_step(self._course, spec))",
+        "pass",
+        "tests/secure_codream/test_dp_sgd.py",
+        "-k",
+        "spent",
+    ),
+    text(
+        "one-direction-too-cheap",
+        P + "renyi.py",
+        "taken * (taken - 1) * rho",
+        "taken * (taken - 1) * rho / 2",
+        "tests/protocols/test_renyi.py",
+    ),
     # what a client lets itself be asked
     rule("_rule_policy", "charter-below-policy", "F1"),
     rule("_rule_budget", "endless-epochs"),

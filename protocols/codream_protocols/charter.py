@@ -24,12 +24,13 @@ from typing import Annotated, Literal, Protocol, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from codream_protocols.distributed_noise import noise_multiplier, noise_rho
+from codream_protocols.distributed_noise import Noise, noise_multiplier, noise_rho
 from codream_protocols.errors import CohortRefused, PolicyViolation, UnsafePlan, WrongContext
 from codream_protocols.identity import MAX_MEMBERS, Key, Roster
 from codream_protocols.keyschedule import PROTOCOL, digest
 from codream_protocols.masks import SUITES, Suite
 from codream_protocols.packing import packed_size
+from codream_protocols.record_noise import RecordNoise
 from codream_protocols.specs import MAX_COORDINATES, VectorSpec, check_spec
 
 MAX_STEPS = 4096
@@ -313,12 +314,16 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dic
         return self.specs[self.schedule[step]]
 
     def noise_multiplier(self, spec: VectorSpec) -> float:
-        """Deviation of the noise of the fewest honest members over the sensitivity; 0 without noise."""
-        return 0.0 if spec.noise is None else noise_multiplier(spec.noise, spec.length, self.charter.least_honest)
+        """Deviation of the noise of the fewest honest members over what one client moves; 0 where none hides it."""
+        if not isinstance(spec.noise, Noise):
+            return 0.0
+        return noise_multiplier(spec.noise, spec.length, self.charter.least_honest)
 
     def rho(self, spec: VectorSpec) -> float:
-        """What such a vector costs the client that sends it, in zCDP at client level; 0 without noise."""
-        return 0.0 if spec.noise is None else noise_rho(spec.noise, spec.length, self.charter.least_honest)
+        """What such a vector costs the client that sends it, in zCDP at client level; 0 where no noise hides it."""
+        if not isinstance(spec.noise, Noise):
+            return 0.0
+        return noise_rho(spec.noise, spec.length, self.charter.least_honest)
 
     @property
     def total_rho(self) -> float:
@@ -356,6 +361,11 @@ def derive_plan(charter: Charter, course: PlannedCourse, offer: Offer, certified
         raise UnsafePlan("two vectors with one task name", "distinct task names")
     for spec in specs:
         check_spec(spec)
+        if isinstance(spec.noise, RecordNoise) and spec.noise.honest > charter.least_honest:
+            raise UnsafePlan(
+                f"noise of {spec.task!r} that counts on {spec.noise.honest} shares",
+                f"at most {charter.least_honest}, the smallest set that may be summed less the colluders",
+            )
     # Of the roster, not of the cohort: how large a ring is must not hang on who happens to be there.
     bits = max(spec.least_modulus_bits(aggregation.value_bits, charter.members, len(schedule)) for spec in specs)
     if bits > 32:
@@ -393,6 +403,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             client takes part only where there is client-level noise.
         most_rho: the most client-level zCDP that noised vectors may cost in its life; None sets no limit.
         most_wrong_sums: sums of a charter that may fail their check before a person must look.
+        shared_noise: whether this client's records may count on noise that other members add.
     """
 
     least_cohort: Annotated[int, Meta(ge=3, le=MAX_MEMBERS)] = 3
@@ -409,6 +420,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     least_noise: Annotated[float, Meta(ge=0)] = 0.0
     most_rho: float | None = None
     most_wrong_sums: Annotated[int, Meta(ge=0)] = 1
+    shared_noise: bool = False
 
     def check(self, plan: Plan) -> None:
         """Refuse a plan that goes beyond this policy.
@@ -439,11 +451,17 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         ):
             if name not in allowed:
                 raise PolicyViolation(f"{what} {name!r}", " or ".join(allowed))
-        if aggregation.losses == "allow" and not self.losses and any(spec.noise is None for spec in plan.specs):
+        if aggregation.losses == "allow" and not self.losses and not all(spec.hides_clients for spec in plan.specs):
             raise PolicyViolation(
                 "losses = 'allow': sums whose difference is one client's input",
                 "'blocks'",
                 "or permit it with losses = true in [policy] of client.toml",
+            )
+        if not self.shared_noise and any(isinstance(spec.noise, RecordNoise) for spec in plan.specs):
+            raise PolicyViolation(
+                "noise for this client's records that other members add, none of whom shows it",
+                "noise of its own alone",
+                "or permit it with shared_noise = true in [policy] of client.toml",
             )
         for spec in plan.specs:
             multiplier = plan.noise_multiplier(spec)

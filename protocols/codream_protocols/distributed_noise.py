@@ -29,8 +29,8 @@ from codream_protocols.rotation import block_size, padded_length, rotate, unrota
 MAX_RADIUS = 1 << 20
 WRAP_AROUND = 1 << 40  # one over the most that the probability of a wrap-around anywhere in an epoch may be
 _LN_2 = 0.6931471805599453
-_FINENESS = 8  # radius over sqrt(coordinates): rounding then adds 0.4 % to the squared sensitivity
-_LEAST_DEVIATION = 8  # of a share, in ring units: tau is then below 10^-270
+FINENESS = 8  # radius over sqrt(coordinates): rounding then adds 0.4 % to the squared sensitivity
+LEAST_DEVIATION = 8  # of a share, in ring units: tau is then below 10^-270
 _GRID = 1 << 20  # of noise multipliers
 _MOST_TRIES = 1000  # each succeeds with probability 1 - beta or more
 
@@ -61,7 +61,11 @@ def largest_square(noise: Noise, length: int) -> int:
 
     Theorem 1 of the paper with its granularity as the unit: the conditional bound, or the one that always holds.
     """
-    radius, coordinates = noise.radius, padded_length(length)
+    return rounded_square(noise.radius, padded_length(length))
+
+
+def rounded_square(radius: int, coordinates: int) -> int:
+    """The same of a vector whose norm is at most `radius` before it is rounded."""
     root = math.sqrt(coordinates)
     conditional = radius**2 + coordinates / 4 + (radius + root / 2)  # beta = exp(-1/2): sqrt(2 ln(1 / beta)) = 1
     return math.floor(min(conditional, (radius + root) ** 2))
@@ -95,8 +99,8 @@ def make_noise(norm: float, length: int, multiplier: float, honest: int) -> Nois
     Raises:
         LocalProtocolError: more noise, or a longer vector, than the sampler and the ring are made for.
     """
-    fine = _FINENESS * math.sqrt(padded_length(length))
-    radius = math.ceil(max(fine, _LEAST_DEVIATION * math.sqrt(honest) / multiplier))
+    fine = FINENESS * math.sqrt(padded_length(length))
+    radius = math.ceil(max(fine, LEAST_DEVIATION * math.sqrt(honest) / multiplier))
     sensitivity = largest_square(Noise(norm, radius, 1), length)
     variance = math.ceil(multiplier**2 * sensitivity / honest)
     if radius > MAX_RADIUS or variance > MAX_VARIANCE:
@@ -117,9 +121,14 @@ def noised_modulus_bits(noise: Noise, length: int, clients: int, steps: int) -> 
     whose last bits are the business of a machine's library, is taken of the next power of two.
     """
     proxy = (clients * noise.radius) ** 2 / block_size(length) + clients * noise.variance
-    chances = 2 * padded_length(length) * steps * WRAP_AROUND
-    largest = math.sqrt(2 * proxy * (chances.bit_length() * _LN_2)) + clients
+    largest = tail_of_noise(proxy, padded_length(length) * steps) + clients
     return math.ceil(largest).bit_length() + 1
+
+
+def tail_of_noise(proxy: float, numbers: int) -> float:
+    """What none of so many subgaussian numbers of this proxy exceeds, but with probability 1 / `WRAP_AROUND`."""
+    chances = 2 * numbers * WRAP_AROUND
+    return math.sqrt(2 * proxy * (chances.bit_length() * _LN_2))
 
 
 def encode(

@@ -2,7 +2,8 @@
 
 Without noise, each real is rounded to v bits at random without bias, and each count is cut into digits of a byte. With
 noise, the blocks, each divided by its clip, make one vector that is bounded, rotated and noised as a whole
-(`distributed_noise`). All randomness is the operating system's, or what a simulation gives in its place.
+(`distributed_noise`); a sum over records is integers already, and is clamped and noised (`record_noise`). All
+randomness is the operating system's, or what a simulation gives in its place.
 
 A number that is not finite counts 0, and a learner that failed sends zeros, with the noise that others count on: a
 client that refused would tell something of its model by it.
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from codream_protocols import distributed_noise, ring
+from codream_protocols import distributed_noise, record_noise, ring
 from codream_protocols.charter import Plan
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.errors import LocalProtocolError, WrongSum
 from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.masks import add_mask, word_type
+from codream_protocols.record_noise import RecordNoise
 from codream_protocols.rotation import step_signs
 from codream_protocols.specs import DIGIT_BITS, Block
 
@@ -75,6 +77,11 @@ def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_byt
         if len(flat) != block.length:
             raise LocalProtocolError(f"{len(flat)} values for {spec.task}.{block.name}", f"{block.length}")
         parts.append(flat)
+    if isinstance(spec.noise, RecordNoise):
+        total, replaced = _whole(parts)
+        return record_noise.encode(
+            total, spec.noise, modulus_bits=plan.modulus_bits, random_bytes=random_bytes
+        ), replaced
     if spec.noise is not None:
         scaled, replaced = _scaled(spec.blocks, parts)
         words = distributed_noise.encode(
@@ -106,6 +113,16 @@ def _scaled(blocks: Sequence[Block], parts: Sequence[Array]) -> tuple[Array, int
         )
     finite = np.isfinite(scaled)
     return np.where(finite, scaled, 0.0), int(np.count_nonzero(~finite))
+
+
+def _whole(parts: Sequence[Array]) -> tuple[Array, int]:
+    """All values as one vector of integers; and how many were not finite, and are 0."""
+    values = np.concatenate([flat.astype(np.float64) for flat in parts])
+    finite = np.isfinite(values)
+    limit = float(record_noise.MAX_LARGEST)
+    return np.clip(np.rint(np.where(finite, values, 0.0)), -limit, limit).astype(np.int64), int(
+        np.count_nonzero(~finite)
+    )
 
 
 def _count_digits(block: Block, flat: Array, words: Array) -> int:
@@ -145,6 +162,10 @@ def check_range(plan: Plan, step: int, total: Array, survivors: int) -> None:
 def decode(plan: Plan, step: int, total: Array, survivors: int) -> dict[str, Array]:
     """Decode a sum, shape (spec.words,), into the sums of its blocks: float64, counts int64, shape (length,)."""
     spec = plan.spec(step)
+    if isinstance(spec.noise, RecordNoise):
+        values = record_noise.decode_sum(integers(plan, step, total), spec.noise)
+        ends = np.cumsum([block.length for block in spec.blocks])[:-1]
+        return {block.name: part for block, part in zip(spec.blocks, np.split(values, ends), strict=True)}
     if spec.noise is not None:
         signs = step_signs(plan.digest, step, spec.length)
         total = distributed_noise.decode_sum(total, spec.noise, signs, spec.length, modulus_bits=plan.modulus_bits)

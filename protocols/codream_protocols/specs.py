@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from codream_protocols.distributed_noise import Noise, make_noise, noised_modulus_bits
 from codream_protocols.errors import UnsafePlan
 from codream_protocols.identity import Name
+from codream_protocols.record_noise import RecordNoise, make_record_noise, summed_modulus_bits
 from codream_protocols.ring import modulus_bits_for
 from codream_protocols.rotation import padded_length
 
@@ -50,11 +51,19 @@ class Block(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class VectorSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One kind of vector that clients send: its task's name, its blocks, in order, and the noise each client adds."""
+    """One kind of vector that clients send: its task's name, its blocks, in order, and the noise each client adds.
+
+    `Noise` hides whether a client sent anything of its own, `RecordNoise` whether one of its records took part.
+    """
 
     task: Name
     blocks: Annotated[tuple[Block, ...], Meta(min_length=1, max_length=64)]
-    noise: Noise | None = None
+    noise: Noise | RecordNoise | None = None
+
+    @property
+    def hides_clients(self) -> bool:
+        """Whether its noise bounds what a sum tells of a client as a whole."""
+        return isinstance(self.noise, Noise)
 
     @property
     def length(self) -> int:
@@ -64,17 +73,23 @@ class VectorSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     @property
     def words(self) -> int:
         """Ring elements on the wire: padded for the rotation where there is noise."""
-        return self.length if self.noise is None else padded_length(self.length)
+        return padded_length(self.length) if isinstance(self.noise, Noise) else self.length
 
     def with_noise(self, norm: float, multiplier: float, honest: int) -> VectorSpec:
         """The same vector, bounded in norm, with shares of which `honest` are the whole noise; see `make_noise`."""
         return VectorSpec(self.task, self.blocks, make_noise(norm, self.length, multiplier, honest))
+
+    def with_record_noise(self, norm: float, multiplier: float, honest: int, bound: float) -> VectorSpec:
+        """The same vector as a sum over records, with shares of noise; see `make_record_noise`."""
+        return VectorSpec(self.task, self.blocks, make_record_noise(norm, self.length, multiplier, honest, bound))
 
     def least_modulus_bits(self, value_bits: int, clients: int, steps: int) -> int:
         """The smallest m for which sums over `clients` do not wrap; with noise, but with a negligible probability."""
         if self.noise is None:
             widest = max(value_bits if block.kind == "real" else DIGIT_BITS for block in self.blocks)
             return modulus_bits_for(widest, clients)
+        if isinstance(self.noise, RecordNoise):
+            return summed_modulus_bits(self.noise, self.length, clients, steps)
         return noised_modulus_bits(self.noise, self.length, clients, steps)
 
 

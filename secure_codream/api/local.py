@@ -13,12 +13,12 @@ from torch import nn
 from codream_clients.data.pixels import HALF
 from codream_clients.learning.participant import Metrics
 from codream_clients.models.gate import require_own_weights
-from codream_clients.models.layouts import layout_of
+from codream_clients.models.layouts import layout_of, trained_layout
 from codream_clients.models.refusals import ModelRefused
 from codream_server.feddream import Batch
 from codream_server.privacy_statement import ClientPrivacyStatement, client_privacy_statement
 from secure_codream.api.images import Images, given
-from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.client import ClientConfig, PolicyTable
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig
 from secure_codream.configuration.images import agreed_scale, standardised
@@ -77,7 +77,7 @@ def run_local(
         device: "auto", "cpu", "cuda" or "mps".
         on_round: called after each round with every client's figures; what it raises ends the run.
         config: tables of `config.toml`: `federation` (its course and rounds), `dreams`, `learning`, `aggregation`,
-            `averaging`, `fast`, `privacy`, `client_privacy`.
+            `averaging`, `fast`, `dp_sgd`, `privacy`, `client_privacy`.
 
     Raises:
         ConfigError: a value that does not fit, images that are none or could be understood in two ways, a model that
@@ -104,6 +104,9 @@ def run_local(
         table = federation.averaging or AveragingTable()
         layout = replace(table, layout=layout_of(models[0]))
         federation = federation.model_copy(update={"averaging": layout})
+    elif federation.dp_sgd is not None:
+        common = replace(federation.dp_sgd, layout=trained_layout(models[0]))
+        federation = federation.model_copy(update={"dp_sgd": common})
     course = make_course(federation)
     largest = max(len(shard) for shard in owned)
     figures: list[list[Metrics]] = [[] for _ in owned]
@@ -115,6 +118,7 @@ def run_local(
                 seed=(seed or 0) * 1000 + number,
                 device=device,
                 weight=len(shard) / largest if averages else 1.0,
+                policy=PolicyTable(shared_noise=True),
             ),
             federation,
             course,

@@ -48,7 +48,7 @@ def build_model(name: str, federation: FederationConfig, *, seed: int, device: s
             classes=federation.task.classes,
             seed=seed,
             device=pick_device(device),
-            examined=federation.privacy is not None,
+            examined=federation.record_private,
         )
     except (UnknownModelError, ModelShapeError, OwnPartError) as error:
         raise ConfigError(f"model: {error}") from error
@@ -131,7 +131,7 @@ def held_back(
     Raises:
         ConfigError: images in groups, of which none can be held back in a federation with `[privacy]`.
     """
-    share, private = learning_settings(federation).held_back, federation.privacy is not None
+    share, private = learning_settings(federation).held_back, federation.record_private
     try:
         trained, held = hold_back(train, share, seed, one_by_one=private)
     except DatasetError as error:
@@ -151,12 +151,12 @@ def load_client_data(
     Raises:
         ConfigError: images of another form, or a choice of them that a private federation does not allow.
     """
-    if federation.privacy is not None and client.data.standardise == "train" and federation.task.mean is None:
+    if federation.record_private and client.data.standardise == "train" and federation.task.mean is None:
         raise ConfigError(
             "[data]: standardise 'train' in a federation with [privacy]; 'public' is allowed, or mean and std in "
             "[task], since statistics of the images without noise would go into everything that is learnt"
         )
-    if federation.privacy is not None:
+    if federation.record_private:
         _refuse_a_random_part(client.data, federation, given=data is not None)
     train, test = data or load_data(client.data, federation.task)
     require_names(train.class_names, federation.task)

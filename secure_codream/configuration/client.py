@@ -121,6 +121,7 @@ class PolicyTable(Table):
     cuts: bool | None = None
     least_noise: float | None = None
     most_wrong_sums: int | None = None
+    shared_noise: bool | None = None
     code: Annotated[
         dict[Annotated[str, Field(pattern=REFERENCE)], Annotated[str, Field(pattern=DIGEST)]],
         doc("code of a charter that this client is willing to RUN: module:name, and the SHA-256 of its source"),

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 from codream_clients.own_parts import OwnPartError, guarded
 from codream_protocols.course import Course
 from codream_protocols.courses.codream import CoDream
+from codream_protocols.courses.dp_sgd import DPSGD, DPSGDOptions, DPSGDSettings
 from codream_protocols.courses.generator import CoDreamFast, Fast, GeneratorSettings
 from codream_protocols.courses.layouts import Layout
 from codream_protocols.courses.parameters import Averaging, AveragingSettings
 from codream_protocols.courses.registry import course_class
 from codream_protocols.courses.sums import Sums, SumsPrivacy
+from codream_protocols.errors import LocalProtocolError
+from codream_protocols.keyschedule import digest
 from codream_protocols.settings import Settings, SettingsError, declared
 from codream_protocols.specs import Block
-from codream_protocols.starts import StartRule, start_rule
+from codream_protocols.starts import StartRule, check_start, start_rule
 from secure_codream.configuration.federation import (
+    DP_SGD,
     PARAMETER_COURSES,
     AveragingTable,
     FastTable,
@@ -69,6 +73,8 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
                 config.client_privacy,
                 stop_after=config.federation.stop_after,
             )
+        if config.privacy is not None and name == DP_SGD:
+            raise ConfigError("[privacy] with course 'dp-sgd'; [dp_sgd] is allowed, which has a budget of its own")
         if config.privacy is not None and name in PARAMETER_COURSES:
             raise ConfigError("[privacy] with a course that averages parameters; 'codream' is allowed with it")
         if config.client_privacy is not None and name != "sums":
@@ -77,8 +83,10 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
             return _sums(config)
         if name == "codream-fast":
             return CoDreamFast(generator_settings(config))
+        if name == DP_SGD:
+            return DPSGD(dp_sgd_settings(config))
         return course_class(name)(averaging_settings(config))  # type: ignore[no-any-return]
-    except SettingsError as error:
+    except (SettingsError, LocalProtocolError) as error:
         raise ConfigError(f"course {name!r}: {error}") from None
 
 
@@ -89,7 +97,7 @@ def _check_stop(config: FederationConfig) -> None:
         return
     lacking = {
         f"course {course!r}; 'codream' is allowed with it": course != "codream",
-        "[privacy]; 0 is allowed, since figures without noise would be told": config.privacy is not None,
+        "[privacy]; 0 is allowed, since figures without noise would be told": config.record_private,
         "[client_privacy]; 0 is allowed, since there are no metrics": config.client_privacy is not None,
         "held_back = 0 in [learning]; a share above 0 is needed": learning_settings(config).held_back == 0,
     }
@@ -131,6 +139,15 @@ def generator_settings(config: FederationConfig) -> GeneratorSettings:
     )
 
 
+def dp_sgd_settings(config: FederationConfig) -> DPSGDSettings:
+    """Of DP-SGD through the ring; raises as `averaging_settings`."""
+    table = config.dp_sgd
+    assert table is not None  # noqa: S101 - the configuration checks it
+    return DPSGDSettings(
+        layout=table.layout or trained_layout(config), rounds=config.federation.rounds, **_shared(DPSGDOptions, table)
+    )
+
+
 def _shared(kind: type[Settings], table: Settings) -> dict[str, Any]:
     """What a table has of a course's settings."""
     return {setting.name: getattr(table, setting.name) for setting in declared(kind)}
@@ -148,6 +165,8 @@ def with_layout(config: FederationConfig) -> FederationConfig:
         if fast.layout is None:
             fast = replace(fast, layout=generator_layout(config))
         return config.model_copy(update={"fast": fast})
+    if config.dp_sgd is not None and config.dp_sgd.layout is None:
+        return config.model_copy(update={"dp_sgd": replace(config.dp_sgd, layout=trained_layout(config))})
     return config
 
 
@@ -165,6 +184,20 @@ def model_layout(config: FederationConfig) -> Layout:
     return layout_of(build_model(model, config, seed=0))
 
 
+def trained_layout(config: FederationConfig) -> Layout:
+    """Names and shapes of what is trained of `[dp_sgd] model`; raises `ConfigError` without torch."""
+    try:
+        from codream_clients.models.layouts import trained_layout as layout_of
+        from secure_codream.configuration.assembly import build_model
+    except ImportError:
+        raise ConfigError(
+            "[dp_sgd]: found no layout, and no torch to work it out; `provision` writes it where "
+            "secure-codream[client] is installed"
+        ) from None
+    assert config.dp_sgd is not None  # noqa: S101 - asked for with it alone
+    return layout_of(build_model(config.dp_sgd.model, config, seed=0))
+
+
 def generator_layout(config: FederationConfig) -> Layout:
     """Names and shapes of the generator's parameters; raises `ConfigError` without torch."""
     try:
@@ -175,6 +208,12 @@ def generator_layout(config: FederationConfig) -> Layout:
             "secure-codream[client] is installed"
         ) from None
     return layout_of(config.task.shape, (config.fast or FastTable()).noise)
+
+
+def public_images(config: FederationConfig) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A batch of `[dreams]` as it starts, from a seed that everybody has: what a model is handed down on."""
+    rule, dreams = _start_rule(config.dreams.start, [config.code]), config.dreams
+    return check_start(rule(digest("handed down"), dreams.batch, config.task.shape), dreams.batch, config.task.shape)
 
 
 def _start_rule(name: str, permissions: list[Mapping[str, str]]) -> StartRule:

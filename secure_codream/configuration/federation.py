@@ -20,6 +20,7 @@ from codream_clients.learning.settings import Learning, LearningSettings
 from codream_clients.privacy.settings import PrivacySettings
 from codream_protocols.charter import MAX_BLOCKS, MAX_EPOCHS, Aggregation, Charter, Predecessor, even_blocks
 from codream_protocols.courses.codream import ClientPrivacy, Dreams, DreamSettings
+from codream_protocols.courses.dp_sgd import DPSGDOptions
 from codream_protocols.courses.generator import ADVERSARIAL_FROM, Fast
 from codream_protocols.courses.parameters import CONTRAST, CONTRAST_TEMPERATURE, PROXIMAL, Averaging, FedAvg
 from codream_protocols.courses.registry import COURSES
@@ -41,6 +42,7 @@ from secure_codream.configuration.reading import (
 )
 
 MOST_IN_LOCKSTEP = 30  # members; the default mode beyond is the resilient one
+DP_SGD = "dp-sgd"
 PARAMETER_COURSES = tuple(name for name, course in COURSES.items() if issubclass(course, FedAvg))
 
 
@@ -132,6 +134,13 @@ class AveragingTable(Averaging):
     temperature: Annotated[float, Gt(0), Le(MOST), doc("MOON's tau")] = CONTRAST_TEMPERATURE
 
 
+class DPSGDTable(DPSGDOptions):
+    """`[dp_sgd]`: DP-SGD through the ring, whose noise all clients share (docs/privacy.md)."""
+
+    model: Annotated[str, doc("everybody's architecture, without batch norm")] = "cnn2_strided_gn"
+    layout: Annotated[Layout | None, doc("its trained parameters' names and shapes; `provision` works it out")] = None
+
+
 class FastTable(Fast):
     """`[fast]`: what CoDream-fast asks of its generator."""
 
@@ -216,6 +225,7 @@ class FederationConfig(Table):
     learning: Annotated[dict[str, Any], doc("how each client dreams, trains and learns from dreams")] = {}
     averaging: AveragingTable | None = None
     fast: FastTable | None = None
+    dp_sgd: DPSGDTable | None = None
     sums: SumsTable | None = None
     aggregation: AggregationTable = AggregationTable()
     privacy: Annotated[dict[str, Any] | None, doc("differential privacy for each record of a client")] = None
@@ -245,10 +255,27 @@ class FederationConfig(Table):
                 )
         if self.federation.course == "sums" and self.sums is None:
             raise ValueError("course 'sums' without [sums.vectors]; what is to be summed is needed")
+        if (self.federation.course == DP_SGD) is not (self.dp_sgd is not None):
+            found = "without" if self.dp_sgd is None else "with"
+            raise ValueError(
+                f"course {self.federation.course!r} {found} [dp_sgd]; {DP_SGD!r} needs it, and no other course has it"
+            )
         learning_settings(self)
         if self.privacy is not None:
             privacy_settings(self.privacy)
         return self
+
+    @property
+    def record_private(self) -> bool:
+        """Whether all that leaves a client is private for each of its records."""
+        return self.privacy is not None or self.dp_sgd is not None
+
+    @property
+    def common_model(self) -> str | None:
+        """The architecture that everybody trains; None where each client has its own, or nothing is trained."""
+        if self.dp_sgd is not None:
+            return self.dp_sgd.model
+        return (self.averaging or AveragingTable()).model if self.federation.course in PARAMETER_COURSES else None
 
     # -- the charter ---------------------------------------------
 
@@ -274,6 +301,8 @@ class FederationConfig(Table):
             tables["averaging"] = asdict(self.averaging or AveragingTable())
         if course == "codream-fast":
             tables["fast"] = asdict(self.fast or FastTable())
+        if self.dp_sgd is not None:
+            tables["dp_sgd"] = asdict(self.dp_sgd)
         if self.sums is not None:
             tables["sums"] = self.sums.model_dump(mode="json")
         if self.privacy is not None:
@@ -360,8 +389,8 @@ def learning_settings(federation: FederationConfig) -> LearningSettings:
     Raises:
         ConfigError: a key or value that does not fit.
     """
-    # Under [privacy] own images beside the dreams would be refused, and the budget is for those that are trained on.
-    own: dict[str, Any] = {} if federation.privacy is None else {"own_weight": 0.0, "held_back": 0.0}
+    # Where records are private, own images beside the dreams would be refused, and the budget is for training.
+    own: dict[str, Any] = {"own_weight": 0.0, "held_back": 0.0} if federation.record_private else {}
     learning: Learning = check("[learning]", Learning, {**own, **federation.learning})
     return LearningSettings(**vars(learning), **{name: getattr(federation.dreams, name) for name in _FROM_DREAMS})
 

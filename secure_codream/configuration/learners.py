@@ -10,12 +10,15 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.devices import pick_device
+from codream_clients.dp_sgd_learner import DPSGDLearner
 from codream_clients.dream_learner import DreamLearner
 from codream_clients.function_learner import FunctionLearner
 from codream_clients.generator_learner import GeneratorLearner
+from codream_clients.learning.handed_down import HandedDown
 from codream_clients.learning.judge import Judge
 from codream_clients.learning.participant import Metrics, Participant
 from codream_clients.learning.student import AdaptiveTerm, adaptive_student
+from codream_clients.models.refusals import GIVEN, ModelRefused
 from codream_clients.own_parts import guarded, load_own_part
 from codream_clients.parameter_learner import (
     AveragingLearner,
@@ -23,10 +26,13 @@ from codream_clients.parameter_learner import (
     ControlledLearner,
     ProximalLearner,
 )
-from codream_clients.privacy.plan import PrivacyPlan
+from codream_clients.privacy.accounting import SampledGaussian
+from codream_clients.privacy.noise import NoiseSource
+from codream_clients.privacy.plan import PrivacyPlan, warn_of_weak_delta
 from codream_clients.privacy.releases import Releases
 from codream_protocols.course import Arrays, Course, Learner, Publication
 from codream_protocols.courses.codream import CoDream
+from codream_protocols.courses.dp_sgd import DPSGD
 from codream_protocols.courses.generator import CoDreamFast
 from codream_protocols.courses.parameters import FedAvg, Scaffold
 from codream_protocols.courses.sums import Sums
@@ -38,6 +44,7 @@ from secure_codream.configuration.assembly import (
     take_model,
 )
 from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.courses import public_images
 from secure_codream.configuration.federation import AveragingTable, FastTable, FederationConfig, learning_settings
 from secure_codream.configuration.limits import check_budget
 from secure_codream.configuration.reading import ConfigError
@@ -72,6 +79,7 @@ def make_learner(
     model: nn.Module | None = None,
     data: tuple[LabelledImages, LabelledImages | None] | None = None,
     releases: Callable[[PrivacyPlan, LabelledImages], Releases] | None = None,
+    ring: Callable[[LabelledImages], Callable[[SampledGaussian], object]] | None = None,
     goes_on: bool = False,
     tells_accuracy: bool = True,
     on_metrics: Callable[[Metrics], object] = lambda metrics: None,
@@ -86,6 +94,7 @@ def make_learner(
         model: replaces the configured model.
         data: replaces the configured data: (train, test or None).
         releases: where a private client's charges are reserved.
+        ring: of the images trained on, where steps of DP-SGD through the ring are charged; nowhere unless given.
         goes_on: whether the model is that of an earlier process.
         tells_accuracy: whether its counts are in the sum of metrics.
         on_metrics: called with the figures after each training.
@@ -99,6 +108,8 @@ def make_learner(
         return _of_functions(client, federation, tell)
     if isinstance(course, FedAvg):
         return _of_parameters(client, federation, course, model, data, tells_accuracy, on_metrics)
+    if isinstance(course, DPSGD):
+        return _of_ring(client, federation, course, model, data, ring, on_metrics)
     participant = make_participant(client, federation, model=model, data=data, releases=releases, warmed_up=goes_on)
     certified = federation.earlier
     if isinstance(course, CoDream):
@@ -202,6 +213,53 @@ def _of_parameters(
     else:
         learner = AveragingLearner(course, *parts, **options)
     return Learning(learner, model, lambda: None, lambda number: None, learner.recall, judge)
+
+
+def _of_ring(
+    client: ClientConfig,
+    federation: FederationConfig,
+    course: DPSGD,
+    model: nn.Module | None,
+    data: tuple[LabelledImages, LabelledImages | None] | None,
+    ring: Callable[[LabelledImages], Callable[[SampledGaussian], object]] | None,
+    on_metrics: Callable[[Metrics], object],
+) -> Learning:
+    train, test = load_client_data(client, federation, data)
+    train, judge = held_back(federation, train, seed=client.seed, device=client.device)
+    common, own = federation.common_model or GIVEN, None
+    name = GIVEN if model is not None else common
+    if model is None and client.model != common:
+        own = HandedDown(
+            build_model(client.model, federation, seed=client.seed, device=client.device),
+            public_images(federation),
+            learning_settings(federation),
+            client.seed,
+        )
+    if client.budget is not None:
+        warn_of_weak_delta(client.budget.delta, client.budget.records or len(train))
+    if model is None:  # of one seed, so that what of it is fixed is everybody's too
+        model = build_model(name, federation, seed=0, device=client.device)
+    try:
+        learner = DPSGDLearner(
+            course,
+            model,
+            train,
+            charge=_uncharged if ring is None else ring(train),
+            noise=NoiseSource(),
+            device=pick_device(client.device),
+            test=test,
+            on_metrics=on_metrics,
+            own=own,
+            name=name,
+        )
+    except ModelRefused as error:
+        raise ConfigError(f"model: {error}") from error
+    kept = model if own is None else own.model
+    return Learning(learner, kept, lambda: None, lambda number: None, learner.learn, judge)
+
+
+def _uncharged(charge: SampledGaussian) -> None:
+    """Where a script has all clients, no ledger is kept."""
 
 
 def _of_functions(client: ClientConfig, federation: FederationConfig, tell: Callable[[str], object]) -> Learning:

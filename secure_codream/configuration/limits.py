@@ -9,7 +9,7 @@ from codream_clients.data.datasets import LabelledImages
 from codream_clients.privacy.accounting import epsilon_of
 from codream_clients.privacy.index import Index, SpentElsewhere
 from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerError, Spender
-from codream_clients.privacy.plan import PrivacyPlan
+from codream_clients.privacy.plan import Planned
 from codream_clients.privacy.records import digest_of, stored_digests
 from codream_clients.privacy.volumes import vanishing
 from codream_protocols.charter import Policy
@@ -28,7 +28,7 @@ def open_ledger(
     path: Path,
     client: ClientConfig,
     federation: FederationConfig,
-    plan: PrivacyPlan,
+    plan: Planned,
     images: LabelledImages,
     *,
     index: Index | None = None,
@@ -91,27 +91,35 @@ def anchor_path(client: ClientConfig) -> Path | None:
 
 
 def check_budget(client: ClientConfig, federation: FederationConfig) -> None:
-    """A client with a budget of its own trains privately or not at all.
+    """A client with a budget of its own trains privately or not at all, and by others' noise where it says so alone.
 
     Raises:
-        ConfigError: the federation spends none, so that the client would train without.
+        ConfigError: the federation spends none, so that the client would train without; or it counts on noise that
+            other clients add, which this one does not permit.
     """
-    if client.budget is None or federation.privacy is not None:
+    if federation.dp_sgd is not None and not client.policy.shared_noise:
+        raise ConfigError(
+            "[policy]: found no shared_noise with course 'dp-sgd', where others add most of the noise that protects "
+            "this client's images, and none of them shows it; shared_noise = true permits it"
+        )
+    if client.budget is None or federation.record_private:
         return
     if federation.federation.course == "sums":
         raise ConfigError("[budget] with course 'sums', which spends none; [client_privacy] is what bounds it")
-    raise ConfigError("[budget]: this client trains privately or not at all; the federation has no [privacy]")
+    raise ConfigError(
+        "[budget]: this client trains privately or not at all; the federation has no [privacy], nor [dp_sgd]"
+    )
 
 
-def own_budget(client: ClientConfig, plan: PrivacyPlan) -> Budget:
+def own_budget(client: ClientConfig, plan: Planned) -> Budget:
     """The client's own `[budget]`, or the plan's where it has none."""
     own = client.budget
     if own is None:
-        return Budget(epsilon=plan.epsilon, delta=plan.delta, accountant=plan.settings.accountant)
+        return plan.budget
     return Budget(epsilon=own.epsilon, delta=own.delta, accountant=own.accountant)
 
 
-def check_planned(plan: PrivacyPlan, budget: Budget) -> float:
+def check_planned(plan: Planned, budget: Budget) -> float:
     """The epsilon that a whole plan comes to, as the budget counts.
 
     Raises:

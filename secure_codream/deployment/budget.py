@@ -11,12 +11,16 @@ from pathlib import Path
 
 from codream_clients.privacy.accounting import epsilon_of
 from codream_clients.privacy.ledger import BudgetExceeded, Ledger
-from codream_clients.privacy.plan import PrivacyPlan, plan_privacy
+from codream_clients.privacy.plan import Planned, PrivacyPlan, plan_privacy
+from codream_clients.privacy.ring_plan import RingPlan
+from codream_protocols.courses.dp_sgd import DPSGD
 from secure_codream.configuration.assembly import held_back, load_client_data
 from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig, privacy_settings
 from secure_codream.configuration.limits import anchor_path, check_planned, ledger_path, own_budget, spender
 from secure_codream.configuration.reading import ConfigError
+from secure_codream.membership.accepted import load_roster
 from secure_codream.reports.words import counted
 
 FEW_STEPS = 50
@@ -75,17 +79,15 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
         BudgetExceeded: the run does not fit into the budget, or not beside what the ledger has.
         LedgerError: the ledger cannot be used.
     """
-    if federation.privacy is None:
-        raise ConfigError("found no [privacy] in config.toml; without it no budget is spent")
-    settings = privacy_settings(federation.privacy)
+    if not federation.record_private:
+        raise ConfigError("found neither [privacy] nor [dp_sgd] in config.toml; without them no budget is spent")
     data = client.data.model_copy(update={"download": False})
     train, _ = load_client_data(client.model_copy(update={"data": data}), federation)
     train, _ = held_back(federation, train, seed=client.seed, device=client.device)
     own = client.budget.records if client.budget is not None else None
-    records = own or settings.records or len(train)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        plan = plan_privacy(settings, records=records, rounds=federation.federation.rounds)
+        plan, training = _planned(folder, federation, own, len(train))
     budget, path = own_budget(client, plan), ledger_path(folder / "privacy.jsonl", client)
     ledger = Ledger.look(path, by=spender(client, federation, train), budget=budget, anchor=anchor_path(client))
     charged = () if ledger is None else ledger.charges
@@ -96,18 +98,18 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
         ledger=str(path),
         federation=federation.federation.name,
         member=client.name,
-        records=records,
-        batch_size=settings.batch_size,
-        sample_rate=plan.sample_rate,
-        steps=_steps(plan),
-        noise_multiplier=plan.noise_multiplier,
+        records=training.records,
+        batch_size=training.batch_size,
+        sample_rate=training.sample_rate,
+        steps=training.steps,
+        noise_multiplier=training.noise_multiplier,
         epsilon=budget.epsilon,
         delta=budget.delta,
         planned=planned,
         spent=epsilon_of(charged, budget.delta, budget.accountant),
         together=epsilon_of(together, budget.delta, budget.accountant),
         begun=begun,
-        remarks=(*_remarks(plan, records), *((str(one.message), "a delta well below 1/n", "") for one in said)),
+        remarks=(*_remarks(training), *((str(one.message), "a delta well below 1/n", "") for one in said)),
     )
     if found.together > budget.epsilon and not begun:
         raise BudgetExceeded(
@@ -117,14 +119,43 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
     return found
 
 
-def _remarks(plan: PrivacyPlan, records: int) -> tuple[tuple[str, str, str], ...]:
-    settings, steps = plan.settings, _steps(plan)
+@dataclass(frozen=True)
+class _Training:
+    """What is told of DP-SGD, at a client alone or through the ring."""
+
+    records: int
+    batch_size: int
+    sample_rate: float
+    steps: int
+    noise_multiplier: float
+    smaller: str
+
+
+def _planned(folder: Path, federation: FederationConfig, own: int | None, records: int) -> tuple[Planned, _Training]:
+    """All that the run will charge; `own` is the client's public number of its records, which has precedence."""
+    if federation.dp_sgd is not None:
+        course = make_course(federation)
+        assert isinstance(course, DPSGD)  # noqa: S101 - by that table
+        ring = RingPlan(course, federation.charter(load_roster(folder)).least_honest)
+        if own is not None:
+            records = own
+        rate, noise = course.settings.sample_rate, ring.step.noise_multiplier
+        smaller = "a smaller sample_rate and batch_size under [dp_sgd], which all parties agree on"
+        return ring, _Training(records, round(rate * records), rate, course.planned_steps, noise, smaller)
+    settings = privacy_settings(federation.privacy or {})
+    count = own or settings.records or records
+    plan = plan_privacy(settings, records=count, rounds=federation.federation.rounds)
     smaller = "a smaller batch_size under [privacy], which all parties agree on"
+    return plan, _Training(count, settings.batch_size, plan.sample_rate, _steps(plan), plan.noise_multiplier, smaller)
+
+
+def _remarks(plan: _Training) -> tuple[tuple[str, str, str], ...]:
+    steps, smaller, records = plan.steps, plan.smaller, plan.records
     remarks = []
     if steps < FEW_STEPS:
         remarks.append(
             (
-                f"the whole budget is spent in {counted(steps, 'step')}: batches of {settings.batch_size} of "
+                f"the whole budget is spent in {counted(steps, 'step')}: batches of {plan.batch_size} of "
                 f"{records:,} images, noise of {plan.noise_multiplier:.3g} times the clipping bound in each",
                 f"{FEW_STEPS} steps or more",
                 f"{smaller}; the model will hardly learn as it is",
@@ -134,7 +165,7 @@ def _remarks(plan: PrivacyPlan, records: int) -> tuple[tuple[str, str, str], ...
         remarks.append(
             (
                 f"each image takes part in a step with probability {plan.sample_rate:.3g}: {records:,} images are few "
-                f"for batches of {settings.batch_size}",
+                f"for batches of {plan.batch_size}",
                 f"a rate below {HIGH_RATE:g}",
                 f"{smaller}, or more images; sampling hides hardly anybody as it is, so the noise is larger",
             )

@@ -18,12 +18,14 @@ from codream_clients.learning.training import convergence_warnings_to
 from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, of_rho
 from codream_clients.privacy.index import users_index
 from codream_clients.privacy.ledger import Ledger
-from codream_clients.privacy.plan import PrivacyPlan
+from codream_clients.privacy.plan import Planned, PrivacyPlan
 from codream_clients.privacy.releases import Releases
+from codream_clients.privacy.ring_plan import RingPlan
 from codream_clients.runner import ClientRunner
 from codream_protocols.charter import Charter, first_plan
 from codream_protocols.client import Begun, ClientProtocol, Memory
 from codream_protocols.course import Course
+from codream_protocols.courses.dp_sgd import DPSGD
 from codream_protocols.courses.sums import Sums
 from codream_protocols.identity import Roster
 from codream_protocols.record import Kept, certified_epochs
@@ -31,7 +33,7 @@ from secure_codream.configuration.assembly import load_client_data
 from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.courses import make_course
-from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig, read_federation
+from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.configuration.images import what_was_understood
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import client_policy, open_client_ledger, open_ledger, spender
@@ -227,12 +229,13 @@ def run_client(
             understood = what_was_understood(client.data, federation.task)
         for line in [] if understood is None else lines(understood):
             log.info("data", text=line)
-        tells_accuracy = federation.privacy is None if client.tell_accuracy is None else client.tell_accuracy
+        private = federation.record_private
+        tells_accuracy = not private if client.tell_accuracy is None else client.tell_accuracy
         outputs = Outputs(
             folder,
             figures,
             sums=isinstance(agreed.course, Sums),
-            tells=federation.privacy is None and client.tell_accuracy is not False,
+            tells=not private and client.tell_accuracy is not False,
             failed=lambda name, error: log.error("storage-failed", found=f"{name}: {error.strerror or error}"),
         )
         opened.callback(outputs.close)  # before the journal is let go of
@@ -252,6 +255,7 @@ def run_client(
             model=model,
             data=images,
             releases=ledgers.releases,
+            ring=ledgers.ring,
             goes_on=outputs.exists,
             tells_accuracy=tells_accuracy,
             on_metrics=kept,
@@ -326,7 +330,7 @@ def run_client(
                     charter,
                     agreed.course,
                     protocol.spent_rho,
-                    metrics_reported=tells_accuracy and federation.client_privacy is None,
+                    metrics_reported=tells_accuracy and federation.client_privacy is None and federation.dp_sgd is None,
                     dealt_out=data is None and client.data.dealt,
                 ),
             )
@@ -359,12 +363,7 @@ class _Ledgers:
 
     def releases(self, plan: PrivacyPlan, images: LabelledImages) -> Releases:
         """Where the mechanisms of a private client are charged, and what they have released before."""
-        client, federation = self._agreed.client, self._agreed.federation
-        index = None if self._public else users_index()
-        ledger = open_ledger(self._folder / "privacy.jsonl", client, federation, plan, images, index=index)
-        self.own = own = self._opened.enter_context(ledger)
-        if own.own.open:
-            self._log.info("reserved", charges=len(own.own.open), epsilon=round(own.spent, 4))
+        own = self._opened_for(plan, images)
 
         def reserve(charge: SampledGaussian) -> None:
             own.reserve(charge)
@@ -373,12 +372,29 @@ class _Ledgers:
         return Releases(
             reserve,
             self._folder / "releases",
-            spender(client, federation, images).run,
+            spender(self._agreed.client, self._agreed.federation, images).run,
             released=own.released,
             spent=own.own.released,
             unreleased=own.own.unreleased,
             resumes=True,
         )
+
+    def _opened_for(self, plan: Planned, images: LabelledImages) -> Ledger:
+        """The ledger of the client's images, with all that is planned reserved."""
+        index = None if self._public else users_index()
+        ledger = open_ledger(
+            self._folder / "privacy.jsonl", self._agreed.client, self._agreed.federation, plan, images, index=index
+        )
+        self.own = self._opened.enter_context(ledger)
+        if ledger.own.open:
+            self._log.info("reserved", charges=len(ledger.own.open), epsilon=round(ledger.spent, 4))
+        return ledger
+
+    def ring(self, images: LabelledImages) -> Callable[[SampledGaussian], object]:
+        """Where steps of DP-SGD through the ring are charged; all that are planned are reserved."""
+        agreed = self._agreed
+        assert isinstance(agreed.course, DPSGD)  # noqa: S101 - asked for with it alone
+        return self._opened_for(RingPlan(agreed.course, agreed.charter.least_honest), images).reserve
 
     def end(self) -> None:
         """Give back what was reserved and never begun: the federation is over."""
@@ -405,11 +421,12 @@ def _unwritten(outputs: Outputs) -> OutputsUnwritten | None:
 
 
 def _model_of(agreed: Agreed) -> str | None:
-    """The name of the model that is trained: a course that averages parameters has one for all, and sums have none."""
-    course = agreed.federation.federation.course
-    if course in PARAMETER_COURSES:
-        return (agreed.federation.averaging or AveragingTable()).model
-    return None if course == "sums" else agreed.client.model
+    """The name of the model that is trained; sums have none."""
+    if agreed.federation.federation.course == "sums":
+        return None
+    if agreed.federation.dp_sgd is not None:  # the common model, or one that it is handed down to
+        return agreed.client.model
+    return agreed.federation.common_model or agreed.client.model
 
 
 def _description(agreed: Agreed, images: LabelledImages, model: nn.Module | None, *, resized: bool) -> Description:

@@ -136,7 +136,7 @@ def describe(
         model: a name of the zoo or module:function; None for a model that was handed over.
         resized: whether the images were resized to the federation's shape.
     """
-    private, names = federation.privacy is not None, federation.task.class_names
+    private, names = federation.record_private, federation.task.class_names
     if names is None and not private:  # those of a client's folders are no fact of the charter
         names = images.class_names
     return Description(

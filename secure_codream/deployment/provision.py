@@ -21,7 +21,7 @@ from codream_clients.own_parts import is_reference
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer, read_roster
 from codream_protocols.membership import accept, sign_charter, statement_bytes
 from secure_codream.configuration.client import ClientConfig
-from secure_codream.configuration.federation import PARAMETER_COURSES, FederationConfig
+from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.configuration.reference import with_comments
 from secure_codream.deployment.charter import config_file, handed_out, runnable
@@ -123,7 +123,7 @@ def provision(
 
 def _require_private(client: ClientConfig, config: FederationConfig) -> None:
     """A model of the zoo's whose name says batch norm; what a reference builds is seen at the client."""
-    if config.privacy is None or config.federation.course in ("sums", *PARAMETER_COURSES):
+    if config.privacy is None or config.federation.course == "sums" or config.common_model is not None:
         return
     if split_norm(client.model) == (client.model, None) and not is_reference(client.model):
         raise ConfigError(

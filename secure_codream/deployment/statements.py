@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from codream_protocols.charter import Charter
 from codream_protocols.course import Course
 from codream_protocols.courses.codream import CoDream
+from codream_protocols.courses.dp_sgd import DPSGD
 from codream_server.privacy_statement import client_privacy_statement
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.reports.statement import (
@@ -15,6 +16,7 @@ from secure_codream.reports.statement import (
     mechanisms_of,
     privacy_statement,
     record_level,
+    ring_level,
 )
 
 if TYPE_CHECKING:
@@ -33,14 +35,18 @@ def own_statement(
     dealt_out: bool = False,
 ) -> PrivacyStatement:
     """What a party may say of its own records and of all that it has sent."""
-    privacy, noised = federation.client_privacy, None
+    privacy, noised, record = federation.client_privacy, None, None
+    if ledger is not None:
+        spent = [(name, ledger.budget, mechanisms_of(ledger))]
+        if isinstance(course, DPSGD):
+            record = ring_level(spent, course, charter)
+        else:
+            record = record_level(spent, federation.privacy)
     if privacy is not None and isinstance(course, CoDream):
         noised = client_level(client_privacy_statement(privacy, course.settings, charter, spent_rho=spent_rho))
     return privacy_statement(
         federation.federation.name,
-        record=None
-        if ledger is None
-        else record_level([(name, ledger.budget, mechanisms_of(ledger))], federation.privacy),
+        record=record,
         client=noised,
         colluders=federation.aggregation.colluders,
         metrics_reported=metrics_reported,

@@ -23,8 +23,6 @@ from codream_protocols.zcdp import rho_of
 from secure_codream.configuration.assembly import build_model, load_client_data
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import (
-    PARAMETER_COURSES,
-    AveragingTable,
     FederationConfig,
     privacy_settings,
 )
@@ -62,13 +60,12 @@ class Weighed:
         course = federation.federation.course
         if course == "sums":
             return
-        averaged = course in PARAMETER_COURSES
-        name = (federation.averaging or AveragingTable()).model if averaged else client.model
+        name = federation.common_model or client.model
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             model = build_model(name, federation, seed=client.seed, device=client.device)
-            if federation.privacy is not None:
-                settings, task = privacy_settings(federation.privacy), federation.task
+            if federation.record_private:
+                settings, task = privacy_settings(federation.privacy or {"epsilon": 1.0}), federation.task
                 try:
                     examine_private(
                         model,
@@ -83,7 +80,7 @@ class Weighed:
         weights = sum(tensor.numel() for tensor in model.parameters())
         self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         found = f"{name}, {weights:,} weights, on {pick_device(client.device)}; it goes through the gate"
-        private = " and its gradients are each record's own" if federation.privacy is not None else ""
+        private = " and its gradients are each record's own" if federation.record_private else ""
         yield ok(MODEL, found + private)
         for one in said:
             yield warning(MODEL, str(one.message), "a model all of which is trained")
@@ -94,11 +91,11 @@ def of_budget(
 ) -> Iterator[Finding]:
     """What the run will charge, what is left, and whether that buys any learning. Raises `LedgerError`."""
     check_budget(client, federation)
-    if federation.privacy is not None:
+    if federation.record_private:
         yield from _of_records(folder, client, federation)
     if federation.client_privacy is not None:
         yield from _of_sums(folder, client, federation, charter, course)
-    if federation.privacy is None and federation.client_privacy is None:
+    if not federation.record_private and federation.client_privacy is None:
         yield ok(BUDGET, "none is spent: no differential privacy in this federation")
 
 

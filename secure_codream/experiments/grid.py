@@ -54,7 +54,7 @@ from secure_codream.configuration.federation import (
 from secure_codream.configuration.images import load_data, what_was_understood, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
-from secure_codream.experiments.registry import ALGORITHMS, Entry, find
+from secure_codream.experiments.registry import ALGORITHMS, USUAL_PRIVACY, Entry, find
 from secure_codream.experiments.sweep import SweepTable
 from secure_codream.reports.versions import versions_of
 
@@ -395,7 +395,9 @@ def _grid(config: CompareConfig) -> Grid:
     learning = _whole_learning(config.learning, config.dreams, shape, classes)
     config = config.model_copy(update={"learning": learning, "data": _absolute(config.data)})
     recipes = {name: _Recipe.of(config, name, shape, classes) for name in table.algorithms}
-    private = [recipe.entry.options.get("privacy", {}) for recipe in recipes.values() if recipe.entry.record_private]
+    private = [
+        recipe.entry.options.get("privacy", USUAL_PRIVACY) for recipe in recipes.values() if recipe.entry.record_private
+    ]
     if private:
         _try_private_models(models, shape, classes, table.device, private)
     not_applicable: dict[str, str] = {}

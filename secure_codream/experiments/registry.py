@@ -21,6 +21,15 @@ ALONE, CENTRAL = "isolated", "centralised"
 """The floor and the ceiling of every gap closure."""
 USUAL_PRIVACY: Mapping[str, Any] = {"epsilon": 8.0}
 """`[privacy]` of a private algorithm that is given none."""
+USUAL_RING: Mapping[str, Any] = {
+    "epsilon": 8.0,
+    "delta": 1e-4,
+    "sample_rate": 0.2,
+    "batch_size": 200.0,
+    "steps": 50,
+    "spare_rounds": 0,
+}
+"""`[dp_sgd]` of DP-SGD through the ring that is given none: for a thousand images of small data in all."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ _KNOWN = (
     _here("codream-dp", "private", "PrivateCoDream", record_private=True, privacy=USUAL_PRIVACY),
     _here("isolated-dp", "private", "PrivateIsolated", record_private=True, privacy=USUAL_PRIVACY),
     _here("centralised-dp", "private", "PrivateCentralised", record_private=True, privacy=USUAL_PRIVACY),
+    _here("dp-sgd", "dp_sgd", "DPSGD", record_private=True, table=USUAL_RING),
     _here("codream-fast", "codream_fast", "CoDreamFast"),
     _here("avgkd", "avgkd", "AvgKD"),
     _here("fedavg", "fedavg", "FedAvg", one_architecture=True),

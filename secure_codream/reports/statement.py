@@ -8,7 +8,8 @@ Nothing here needs a tensor library, except to count a record-level epsilon (`me
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,8 @@ from secure_codream.reports.versions import versions_of
 if TYPE_CHECKING:
     from codream_clients.privacy.accounting import AccountantName, SampledGaussian
     from codream_clients.privacy.ledger import Budget, Ledger, Spender
+    from codream_protocols.charter import Charter
+    from codream_protocols.courses.dp_sgd import DPSGD
     from codream_server.privacy_statement import ClientPrivacyStatement
 
 SCHEMA = 1
@@ -55,9 +58,17 @@ FLOATING_POINT = (
     "attacks on floating-point noise: that of training and of statistics is made in double precision and rounded once; "
     "the histogram's is exact"
 )
+GRADIENTS = (
+    "the last bits of other records' gradients, which may hang on the records that went through the model with them; "
+    "rounding, clamping and noise are exact"
+)
 DEALT_OUT = (
     "who of a known set is dealt out to which client: this is an experiment, and one image more in the set would deal "
     "others; what is promised holds for the images that each client got"
+)
+SHARED_NOISE = (
+    "clients that add no noise, or reveal theirs, beyond the stated number: nobody can see a missing share, so the "
+    "claim stands on masks and on who really adds noise"
 )
 ANOTHER_RUN = "runs on the same data that are charged to another ledger, or to none, as comparisons are"
 
@@ -66,7 +77,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     """One Gaussian mechanism: its noise over its sensitivity, its Poisson rate, and how often it ran.
 
     Attributes:
-        purpose, noise_multiplier, sample_rate, steps: of `SampledGaussian`.
+        purpose, noise_multiplier, sample_rate, steps, discrete: of `SampledGaussian`.
         federation: whose; the ledger of a site's images has those of all.
         began: when, in UTC; None is reserved, and not begun yet.
     """
@@ -75,6 +86,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     noise_multiplier: Positive
     sample_rate: Share
     steps: Count
+    discrete: bool = False
     federation: str = ""
     began: str | None = None
 
@@ -82,7 +94,8 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
 class MemberSpending(msgspec.Struct, frozen=True, kw_only=True):
     """One client's ledger: its budget, and what is spent and left of it, by all federations on the same images.
 
-    What is reserved counts as spent. `second` is the other accountant's bound. `persons` has what is spent of a person
+    What is reserved counts as spent. `second` is the other accountant's bound; where noise is of the ring there is none
+    but Renyi divergences at integer orders, and `second_accountant` is empty. `persons` has what is spent of a person
     with so many records, all of them together.
     """
 
@@ -104,11 +117,14 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         members: every client that spent, in the roster's order.
         clip: L2 bound of a record's gradient.
+        by_colluders: of noise of the ring, epsilon of the whole plan where 0, 1, 2, ... other clients reveal their
+            shares, or add none; each client knows its own, so that against clients one more is to be counted.
         unit, neighbours, mechanism, sampling, randomness: in words.
     """
 
     members: list[MemberSpending]
     clip: Positive
+    by_colluders: list[Amount] = []
     unit: str = "one record of a client's training data"
     neighbours: str = "one record added or removed"
     mechanism: str = "DP-SGD (Abadi et al., CCS 2016), and Gaussian noise on the histogram of labels and on statistics"
@@ -212,6 +228,26 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
         return ". ".join(parts) + (". THE AUDIT REFUTES THE CLAIM." if refuted else ".")
 
 
+def ring_level(
+    members: Sequence[tuple[str, Budget, Sequence[Mechanism]]], course: DPSGD, charter: Charter
+) -> RecordLevel:
+    """Clients' ledgers, (name, budget, mechanisms) each, in a federation of DP-SGD through the ring."""
+    from codream_clients.privacy.ring_plan import RingPlan
+
+    plan = RingPlan(course, charter.least_honest)
+    smallest = plan.honest + charter.aggregation.colluders
+    return RecordLevel(
+        members=[member_spending(*member) for member in members],
+        clip=course.settings.max_grad_norm,
+        by_colluders=[plan.epsilon_with(smallest - revealed) for revealed in range(smallest)],
+        mechanism=(
+            "DP-SGD through the ring: each gradient clipped, and rounded within its norm (Kairouz, Liu and Steinke, "
+            f"ICML 2021), and discrete Gaussian noise of which {plan.honest} clients' shares are the whole"
+        ),
+        randomness="the operating system's, for noise, sampling and rounding",
+    )
+
+
 def record_level(
     members: Sequence[tuple[str, Budget, Sequence[Mechanism]]], table: Mapping[str, Any] | None
 ) -> RecordLevel:
@@ -254,10 +290,27 @@ def mechanisms_of(ledger: Ledger) -> list[Mechanism]:
         mechanism(by, charge, began)
         for by, account in ledger.accounts.items()
         for charge, began in [
-            *zip(account.begun, account.times, strict=True),
-            *((charge, None) for charge in account.open),
+            *_steps_together(zip(account.begun, account.times, strict=True)),
+            *_steps_together((charge, None) for charge in account.open),
         ]
     ]
+
+
+def _steps_together(
+    charges: Iterable[tuple[SampledGaussian, datetime | None]],
+) -> list[tuple[SampledGaussian, datetime | None]]:
+    """Steps in the ring, which a ledger has one by one, as one charge of so many, begun when the first was."""
+    found: list[tuple[SampledGaussian, datetime | None]] = []
+    places: dict[SampledGaussian, int] = {}
+    for charge, began in charges:
+        if charge in places:
+            earlier, since = found[places[charge]]
+            found[places[charge]] = replace(earlier, steps=earlier.steps + charge.steps), since
+            continue
+        if charge.discrete:
+            places[charge] = len(found)
+        found.append((charge, began))
+    return found
 
 
 def member_spending(name: str, budget: Budget, mechanisms: Sequence[Mechanism]) -> MemberSpending:
@@ -265,17 +318,21 @@ def member_spending(name: str, budget: Budget, mechanisms: Sequence[Mechanism]) 
     from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
     from codream_clients.privacy.groups import group_epsilon
 
-    charges = [SampledGaussian(one.noise_multiplier, one.sample_rate, one.steps, one.purpose) for one in mechanisms]
+    charges = [
+        SampledGaussian(one.noise_multiplier, one.sample_rate, one.steps, one.purpose, one.discrete)
+        for one in mechanisms
+    ]
+    ring = any(charge.discrete for charge in charges)
     second: AccountantName = "rdp" if budget.accountant == "prv" else "prv"
     spent = epsilon_of(charges, budget.delta, budget.accountant)
     return MemberSpending(
         name=name,
         epsilon=budget.epsilon,
         delta=budget.delta,
-        accountant=budget.accountant,
+        accountant="rdp at integer orders" if ring else budget.accountant,
         spent=spent,
         left=max(budget.epsilon - spent, 0.0),
-        second_accountant=second,
+        second_accountant="" if ring else second,
         second=epsilon_of(charges, budget.delta, second),
         mechanisms=list(mechanisms),
         persons={records: group_epsilon(charges, budget.delta, records) for records in RECORDS_OF_A_PERSON},
@@ -304,7 +361,8 @@ def privacy_statement(
         not_covered += [*([METRICS_REPORTED] if metrics_reported else []), ANOTHER_RUN]
         if record is not None:
             not_covered += [DEALT_OUT] if dealt_out else []
-            not_covered.append(FLOATING_POINT)
+            not_covered += [SHARED_NOISE] if record.by_colluders else []
+            not_covered.append(GRADIENTS if record.by_colluders else FLOATING_POINT)
     return PrivacyStatement(
         run=run,
         date=datetime.now(UTC).isoformat(timespec="seconds"),

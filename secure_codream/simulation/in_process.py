@@ -40,7 +40,7 @@ T = TypeVar("T")
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
-PERMISSIVE = Policy(losses=True, cuts=True)
+PERMISSIVE = Policy(losses=True, cuts=True, shared_noise=True)
 """The policy of simulated clients, who all belong to one person."""
 
 

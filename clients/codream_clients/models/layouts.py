@@ -26,9 +26,19 @@ def layout_of(model: nn.Module) -> Layout:
     return tuple((name, tuple(tensor.shape)) for name, tensor in state.items() if tensor.is_floating_point())
 
 
+def trained_layout(model: nn.Module) -> Layout:
+    """The parameters that are trained, in the order of `parameters`; what is fixed is left out."""
+    named = model.named_parameters()
+    return tuple((name, tuple(weight.shape)) for name, weight in named if weight.requires_grad)
+
+
 def check_model_layout(model: nn.Module, layout: Layout) -> None:
     """Raise `LayoutError`, which names the first difference, unless the model is of this layout."""
-    found = layout_of(model)
+    check_same_layout(layout_of(model), layout)
+
+
+def check_same_layout(found: Layout, layout: Layout) -> None:
+    """Raise `LayoutError`, which names the first difference, unless a model's layout is this one."""
     if found != layout:
         pairs = zip((*found, None), (*layout, None), strict=False)
         ours, theirs = next((pair for pair in pairs if pair[0] != pair[1]), (None, None))

@@ -10,6 +10,10 @@ a noisy histogram or sum. Neighbours differ in one record, added or removed. Two
 Both give upper bounds. Where prv cannot be computed (an epsilon of hundreds overflows; some 10^8 steps do not fit into
 memory) rdp takes its place, so that the answer is always a bound, at times a looser one.
 
+In the ring (`codream_protocols.record_noise`) the noise is a sum of discrete Gaussians, of which neither is a bound.
+What holds such a charge is counted as a whole by Renyi divergences of integer orders (`codream_protocols.renyi`),
+whatever accountant was asked for; of a continuous Gaussian they are as true.
+
 A third, "zcdp", is for client-level noise, which is accounted for in zero-concentrated differential privacy alone
 (`codream_protocols.zcdp`): there a charge stands for whatever has the rho of a Gaussian mechanism with that noise.
 
@@ -20,14 +24,15 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
 
 from codream_clients.privacy.settings import AccountantName as AccountantName
-from codream_protocols import zcdp
+from codream_protocols import renyi, zcdp
+from codream_protocols.record_noise import RecordNoise, record_rho
 
 AnyAccountant = Literal["prv", "rdp", "zcdp"]
 
@@ -61,12 +66,15 @@ class SampledGaussian:
         sample_rate: with which probability a record takes part in a step, in (0, 1]; 1 is the plain Gaussian mechanism.
         steps: how often, 1 to 10^9.
         purpose: for a reader: "warm-up", "round 3", "label histogram"; printable, at most 200 characters.
+        discrete: whether the noise is of the ring, a sum of discrete Gaussians: then only what zCDP says of it is
+            known, and `noise_multiplier` is that of the Gaussian mechanism of the same zCDP.
     """
 
     noise_multiplier: float
     sample_rate: float
     steps: int
     purpose: str
+    discrete: bool = field(default=False, repr=False)  # what was released is kept under a charge's representation
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
@@ -91,6 +99,8 @@ def epsilon_of(charges: Sequence[SampledGaussian], delta: float, accountant: Any
         raise AccountingError(f"accountant is {accountant!r}; {' or '.join(get_args(AnyAccountant))} is allowed")
     if accountant == "zcdp":
         return zcdp.epsilon_of(concentrated_rho(charges), delta)
+    if any(charge.discrete for charge in charges):
+        return _integer_orders(charges, delta)
     steps: Counter[tuple[float, float]] = Counter()
     for charge in charges:
         steps[float(charge.noise_multiplier), float(charge.sample_rate)] += charge.steps
@@ -106,6 +116,20 @@ def epsilon_of(charges: Sequence[SampledGaussian], delta: float, accountant: Any
             "more noise is needed"
         )
     return max(bound, 0.0)
+
+
+def of_records(noise: RecordNoise, length: int, sample_rate: float, purpose: str) -> SampledGaussian:
+    """The charge of one step in the ring, for a vector of `length` coordinates."""
+    return SampledGaussian(1 / math.sqrt(2 * record_rho(noise, length)), sample_rate, 1, purpose, discrete=True)
+
+
+def _integer_orders(charges: Sequence[SampledGaussian], delta: float) -> float:
+    steps: Counter[tuple[float, float]] = Counter()
+    for charge in charges:
+        steps[charge.noise_multiplier, charge.sample_rate] += charge.steps
+    # In one order, whatever the charges' was: sums of doubles hang on it.
+    costs = [count * renyi.divergences(1 / (2 * noise**2), rate) for (noise, rate), count in sorted(steps.items())]
+    return renyi.epsilon_of(np.sum(costs, axis=0), delta)
 
 
 def of_rho(rho: float, purpose: str) -> SampledGaussian:

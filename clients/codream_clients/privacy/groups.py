@@ -8,6 +8,10 @@ here on a grid; what they give together is converted as `accounting`'s second op
 which makes the bound looser, never wrong; `dp-accounting`'s privacy loss distribution of the same pair lies below it in
 a test.
 
+Noise of the ring is a sum of discrete Gaussians, each of a deviation of 8 or more in units of its grid. These
+divergences are sums over that grid of a function that is analytic far beyond it, so they are the integrals but for a
+part below 10^-100 (Poisson's summation formula): for them the continuous law stands in.
+
 Multiplying epsilon by k instead would be valid at a far larger delta.
 """
 

@@ -13,10 +13,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from codream_clients.privacy.accounting import AccountingError, SampledGaussian, solve_noise_multiplier
 from codream_clients.privacy.histogram import MOST_NOISE
-from codream_clients.privacy.ledger import BudgetExceeded
+from codream_clients.privacy.ledger import Budget, BudgetExceeded
 from codream_clients.privacy.settings import GradSampleMode as GradSampleMode
 from codream_clients.privacy.settings import PrivacySettings as PrivacySettings
 from codream_protocols.settings import SettingsError
@@ -58,6 +59,11 @@ class PrivacyPlan:
         return SampledGaussian(self.noise_multiplier, self.sample_rate, steps, purpose) if steps else None
 
     @property
+    def budget(self) -> Budget:
+        """What all of it was solved for."""
+        return Budget(self.epsilon, self.delta, self.settings.accountant)
+
+    @property
     def charges(self) -> tuple[SampledGaussian, ...]:
         """All that is planned, in order."""
         rounds = (self.training(self.settings.round_epochs, round_purpose(n + 1)) for n in range(self.rounds))
@@ -65,10 +71,22 @@ class PrivacyPlan:
         return tuple(charge for charge in planned if charge is not None)
 
 
+class Planned(Protocol):
+    """All that a run will charge, and the budget that it was solved for."""
+
+    @property
+    def charges(self) -> Sequence[SampledGaussian]:
+        """In order."""
+
+    @property
+    def budget(self) -> Budget:
+        """Of the federation."""
+
+
 class PlannedCharges:
     """A ledger in memory, for a run that ends with its process: `reserve` takes each planned charge once."""
 
-    def __init__(self, plan: PrivacyPlan) -> None:
+    def __init__(self, plan: Planned) -> None:
         self._left = list(plan.charges)
 
     def reserve(self, charge: SampledGaussian) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from codream_protocols.courses.codream import CoDream
+from codream_protocols.courses.dp_sgd import DPSGD
 from codream_protocols.courses.generator import CoDreamFast
 from codream_protocols.courses.parameters import FedAvg, FedProx, Moon, Scaffold
 from codream_protocols.courses.sums import Sums
@@ -18,6 +19,7 @@ COURSES: Mapping[str, type[Any]] = {
     "fedprox": FedProx,
     "scaffold": Scaffold,
     "moon": Moon,
+    "dp-sgd": DPSGD,
     "sums": Sums,
 }
 """Name -> class; each is a `Course` and is made of settings of its own."""

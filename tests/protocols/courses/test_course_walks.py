@@ -174,7 +174,7 @@ def test_every_epoch_begins_with_metrics_and_the_last_one_has_nothing_else(name:
 
 
 def test_all_courses_have_their_names() -> None:
-    assert list(REGISTRY) == ["codream", "codream-fast", "fedavg", "fedprox", "scaffold", "moon", "sums"]
+    assert list(REGISTRY) == ["codream", "codream-fast", "fedavg", "fedprox", "scaffold", "moon", "dp-sgd", "sums"]
     assert course_class("moon") is type(COURSES["moon"])
     with pytest.raises(SettingsError, match="allowed are codream"):
         course_class("avgkd")

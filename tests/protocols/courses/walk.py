@@ -10,6 +10,7 @@ import numpy as np
 
 from codream_protocols.course import Course, State, fingerprint
 from codream_protocols.courses.codream import ClientPrivacy, CoDream, DreamSettings
+from codream_protocols.courses.dp_sgd import DPSGD, DPSGDSettings
 from codream_protocols.courses.generator import CoDreamFast, GeneratorSettings
 from codream_protocols.courses.parameters import AveragingSettings, FedAvg, FedProx, Moon, Scaffold
 from codream_protocols.courses.sums import Sums, SumsPrivacy
@@ -55,6 +56,18 @@ COURSES: dict[str, Course] = {
     "codream, noised, fedadam": codream(PRIVACY, optimiser="fedadam"),
     "codream-fast": CoDreamFast(
         GeneratorSettings(layout=LAYOUT[:2], rounds=2, batch=2, classes=3, batches=2, global_steps=2, noise=5)
+    ),
+    "dp-sgd": DPSGD(
+        DPSGDSettings(
+            layout=LAYOUT[:2],
+            rounds=2,
+            epsilon=4.0,
+            delta=1e-5,
+            sample_rate=0.1,
+            batch_size=10.0,
+            steps=3,
+            averaging=0.9,
+        )
     ),
     "fedavg": FedAvg(AVERAGING),
     "fedprox": FedProx(AVERAGING),

@@ -1,0 +1,234 @@
+"""DP-SGD through the ring, from a configuration: what it learns, what it charges, and what a client says of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from codream_clients.data.datasets import LabelledImages, load_digits_data
+from codream_clients.models.zoo import build
+from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from codream_clients.privacy.ledger import BudgetExceeded, Ledger, LedgerBusy, Spender
+from codream_clients.privacy.ring_plan import RingPlan
+from codream_protocols.courses.dp_sgd import DPSGD
+from secure_codream.api.local import run_local
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.courses import make_course, with_layout
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.learners import make_learner
+from secure_codream.configuration.limits import open_ledger
+from secure_codream.configuration.reading import ConfigError, check
+from secure_codream.deployment.statements import own_statement
+from secure_codream.reports.statement import read_statement, write_statement
+from secure_codream.simulation.in_process import Simulation
+from tests.secure_codream.small import roster_of
+from tests.secure_codream.test_crashes_under_privacy import Fuse, Killed
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TABLE = {
+    "model": "mlp_gn",
+    "epsilon": 8.0,
+    "delta": 1e-4,
+    "sample_rate": 0.2,
+    "batch_size": 100,
+    "steps": 5,
+    "spare_rounds": 1,
+}
+FEDERATION = {"name": "ring", "course": "dp-sgd", "rounds": 2}
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[list[LabelledImages], LabelledImages]:
+    train, test = load_digits_data(0)
+    return [train.subset(np.arange(150 * n, 150 * n + 150)) for n in range(4)], test.subset(np.arange(200))
+
+
+def federation(**changed: Any) -> FederationConfig:
+    tables = {"task": {"shape": (1, 8, 8), "classes": 10}, "federation": FEDERATION, "dp_sgd": {**TABLE, **changed}}
+    found: FederationConfig = check("config.toml", FederationConfig, tables)
+    return with_layout(found)
+
+
+def client(**more: Any) -> ClientConfig:
+    usual = {"name": "client-0", "model": "mlp_gn", "device": "cpu", "policy": {"shared_noise": True}}
+    found: ClientConfig = check("client.toml", ClientConfig, {**usual, **more})
+    return found
+
+
+def course_of(config: FederationConfig) -> DPSGD:
+    course = make_course(config)
+    assert isinstance(course, DPSGD)
+    return course
+
+
+def test_a_federation_learns_together_within_a_budget_in_which_nobody_would_alone(digits: Any) -> None:
+    shards, test = digits
+    models = [build("cnn2_gn", channels=1, size=8, classes=10, seed=number) for number in range(4)]
+    table = {**TABLE, "model": "cnn2_gn", "steps": 12, "spare_rounds": 0, "lr": 6.0}
+    run = run_local(models, shards, test, classes=10, device="cpu", seed=0, federation=FEDERATION, dp_sgd=table)
+    assert (run.accuracies[-1] == run.accuracies[-1, 0]).all() and run.accuracies[-1, 0] > 0.5
+    same = [torch.cat([weight.flatten() for weight in model.parameters()]) for model in models]
+    assert all(torch.equal(same[0], other) for other in same[1:])
+
+
+def test_tables_that_do_not_fit_are_named(digits: Any) -> None:
+    with pytest.raises(ConfigError, match=r"course 'dp-sgd' without \[dp_sgd\]"):
+        check("c", FederationConfig, {"task": {"shape": (1, 8, 8), "classes": 10}, "federation": FEDERATION})
+    with pytest.raises(ConfigError, match=r"course 'codream' with \[dp_sgd\]"):
+        check("c", FederationConfig, {"task": {"shape": (1, 8, 8), "classes": 10}, "dp_sgd": TABLE})
+    both = federation().model_copy(update={"privacy": {"epsilon": 1.0}})
+    with pytest.raises(ConfigError, match=r"\[privacy\] with course 'dp-sgd'; \[dp_sgd\] is allowed"):
+        make_course(both)
+    config = federation(model="mlp")
+    with pytest.raises(ConfigError, match="BatchNorm1d"):
+        make_learner(client(), config, make_course(config), data=(digits[0][0], None))
+    with pytest.raises(ConfigError, match=r"no shared_noise with course 'dp-sgd'.*shared_noise = true permits it"):
+        make_learner(client(policy={}), federation(), make_course(federation()), data=(digits[0][0], None))
+    with pytest.raises(ConfigError, match="standardise 'train'"):
+        table = {"standardise": "train"}
+        make_learner(client(data=table), federation(), make_course(federation()), data=(digits[0][0], None))
+
+
+# -- the ledger ---------------------------------------------------------------------------------------------------
+
+
+def ring(config: FederationConfig) -> RingPlan:
+    return RingPlan(course_of(config), 3)
+
+
+def test_the_whole_plan_is_reserved_and_is_what_was_asked_for() -> None:
+    plan = ring(federation())
+    assert len(plan.charges) == 15 and set(plan.charges) == {plan.step} and plan.step.discrete
+    assert 7.9 < epsilon_of(plan.charges, 1e-4) <= 8.0
+    assert epsilon_of(plan.charges, 1e-4, "prv") == epsilon_of(plan.charges, 1e-4, "rdp")
+    mixed = [*plan.charges, SampledGaussian(4.0, 0.1, 20, "elsewhere")]
+    assert epsilon_of(mixed, 1e-4) == epsilon_of(list(reversed(mixed)), 1e-4) > 8.0
+    continuous = [SampledGaussian(plan.step.noise_multiplier, 0.2, 15, "as if continuous")]
+    assert epsilon_of(continuous, 1e-4) < epsilon_of(plan.charges, 1e-4)  # no bound for what is discrete
+
+
+def test_a_step_is_spent_before_it_is_handed_over_and_never_refunded(digits: Any, tmp_path: Path) -> None:
+    """A process that ends after any step goes on within what is reserved; what was never begun is given back."""
+    config, data = federation(), digits[0][0]
+    plan = ring(config)
+    for process in range(3):
+        with open_ledger(tmp_path / "privacy.jsonl", client(), config, plan, data) as ledger:
+            assert len(ledger.own.open) == 15 - 2 * process
+            with pytest.raises(LedgerBusy):
+                open_ledger(tmp_path / "privacy.jsonl", client(), config, plan, data)
+            learner = make_learner(
+                client(), config, plan.course, data=(data, None), ring=lambda images: ledger.reserve
+            ).learner
+            state = plan.course.start(bytes(32), 0, None)
+            (spec,) = plan.course.specs(3)
+            for step in range(2):
+                learner.compute(plan.course.task(state, step), spec)
+                assert len(ledger.own.begun) == 2 * process + step + 1  # before its vector is anybody's
+    with open_ledger(tmp_path / "privacy.jsonl", client(), config, plan, data) as ledger:
+        ledger.end()
+        assert Counter(ledger.charges) == Counter({plan.step: 6})
+
+
+def test_killed_at_any_write_no_step_is_handed_over_unpaid_and_none_is_refused(
+    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, before and after writes, syncs and renamings; begun and not handed over is at most one step a kill."""
+    config, data = federation(), digits[0][0]
+    plan, fuse = ring(config), Fuse(monkeypatch)
+
+    def process(folder: Path, handed: list[int]) -> None:
+        with open_ledger(folder / "privacy.jsonl", client(), config, plan, data) as ledger:
+            while len(handed) < 5:
+                ledger.reserve(plan.step)
+                handed.append(1)
+            ledger.end()
+
+    process(tmp_path, [])
+    whole = fuse.burnt
+    for point in range(0, whole, 11):
+        folder, handed = tmp_path / str(point), list[int]()
+        folder.mkdir()
+        for fuse.left in (point, point // 2):
+            with pytest.raises(Killed):
+                process(folder, handed)
+                raise Killed
+        fuse.left = None
+        process(folder, handed)
+        found = Ledger.look(folder / "privacy.jsonl", by=Spender("ring", "client-0"), budget=None)
+        assert found is not None and 5 == len(handed) <= len(found.charges) <= 7 and found.spent <= 8.0
+
+
+def test_a_spent_ledger_sends_noise_and_the_others_go_on(digits: Any) -> None:
+    config, told = federation(), []
+    course = course_of(config)
+
+    def spent(charge: SampledGaussian) -> None:
+        raise BudgetExceeded("nothing is left")
+
+    learners = [
+        make_learner(
+            client(),
+            config,
+            course,
+            data=(shard, digits[1]),
+            ring=(lambda images: spent) if number == 0 else (lambda images: lambda charge: None),
+        ).learner
+        for number, shard in enumerate(digits[0])
+    ]
+    simulation = Simulation(course, learners, seed=0, failed=lambda member, error: told.append((member, type(error))))
+    published = simulation.run_epoch()
+    assert np.isfinite(published["weights"]).all() and told == [(0, BudgetExceeded)] * 5
+
+
+def test_another_architecture_has_the_common_model_handed_down_without_a_look_at_records(digits: Any) -> None:
+    tables = {
+        "task": {"shape": (1, 8, 8), "classes": 10},
+        "federation": {**FEDERATION, "rounds": 1},
+        "dp_sgd": {**TABLE, "epsilon": 500.0, "steps": 20, "lr": 6.0},
+        "dreams": {"start": "strokes", "batch": 256},
+        "learning": {"distil_epochs": 8},
+    }
+    config: FederationConfig = with_layout(check("config.toml", FederationConfig, tables))
+    told: list[Any] = []
+    course = course_of(config)
+    clients = [
+        make_learner(
+            client(model="cnn2" if number == 0 else "mlp_gn"),
+            config,
+            course,
+            data=(shard, digits[1]),
+            on_metrics=told.append if number == 0 else lambda metrics: None,
+        )
+        for number, shard in enumerate(digits[0])
+    ]
+    Simulation(course, [one.learner for one in clients], seed=0).run_epoch()
+    common, own = told
+    assert common.accuracy > 0.6 and own.accuracy > 0.25 and own.distil_loss > 0
+    assert own.train_accuracy is None and clients[0].model is not clients[1].model
+    assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in clients[0].model.modules())
+
+
+def test_the_statement_has_the_ring_and_who_might_undo_it(digits: Any, tmp_path: Path) -> None:
+    config = federation()
+    _, roster = roster_of(4)
+    charter, course = config.charter(roster), course_of(config)
+    plan = RingPlan(course, charter.least_honest)
+    with open_ledger(tmp_path / "privacy.jsonl", client(), config, plan, digits[0][0]) as ledger:
+        for _ in range(4):
+            ledger.reserve(plan.step)
+        statement = own_statement(config, "client-0", ledger, charter, course, 0.0)
+    assert statement.record is not None
+    (member,) = statement.record.members
+    assert [part.steps for part in member.mechanisms] == [4, 11] and member.accountant == "rdp at integer orders"
+    assert member.spent == pytest.approx(plan.epsilon_with(3)) and member.persons[20] > member.persons[2] > 8
+    table = statement.record.by_colluders
+    assert len(table) == 4 and table == sorted(table) and table[1] == pytest.approx(member.spent) and table[3] > 12
+    assert any("who really adds noise" in line for line in statement.not_covered)
+    write_statement(tmp_path, statement)
+    assert read_statement(tmp_path) == statement
+    assert "0: " in (tmp_path / "privacy.html").read_text() and ">none<" in (tmp_path / "privacy.html").read_text()
