@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from codream_clients.data.datasets import DatasetError, LabelledImages
+from codream_clients.data.datasets import DatasetError, LabelledImages, pool
 from codream_clients.data.held_back import hold_back
 from codream_clients.devices import pick_device
 from codream_clients.learning.judge import Judge
@@ -90,7 +90,8 @@ def make_participant(
         federation: the federation's.
         model: replaces the configured model; (N, C, H, W) float32 to logits (N, K).
         data: replaces the configured data: (train, test or None).
-        releases: of a plan and the images trained on, where charges are reserved; in memory alone unless given.
+        releases: of a plan and the images that its mechanisms see, where charges are reserved; in memory alone unless
+            given.
         warmed_up: whether the model is to be that of an earlier process, which goes on with `begin`.
 
     Raises:
@@ -140,6 +141,11 @@ def held_back(
     if held is not None:
         return trained, Judge(held, pick_device(device), held_back=True)
     return train, None if private or share == 0 else Judge(train, pick_device(device), held_back=False)
+
+
+def charged_images(plan: PrivacyPlan, train: LabelledImages, judge: Judge | None) -> LabelledImages:
+    """All that the plan's mechanisms see: what is trained on, and what is held back where counts of it are charged."""
+    return train if judge is None or not plan.judgements else pool([train, judge.data])
 
 
 def load_client_data(
@@ -227,7 +233,8 @@ def assemble(
     privacy = privacy_settings(federation.privacy)
     if records is not None:
         privacy = replace(privacy, records=records)
-    plan = plan_privacy(privacy, records=len(data[0]), rounds=federation.federation.rounds)
+    plan = plan_privacy(privacy, records=len(data[0]), rounds=federation.federation.rounds, held_back=judge is not None)
+    charged = charged_images(plan, data[0], judge)
     try:
         return private_participant(
             settings,
@@ -237,7 +244,7 @@ def assemble(
             seed,
             chosen,
             releases=lambda: (
-                releases(plan, data[0]) if releases is not None else Releases(PlannedCharges(plan).reserve)
+                releases(plan, charged) if releases is not None else Releases(PlannedCharges(plan).reserve)
             ),
             noise=NoiseSource(),
             name=name,

@@ -12,7 +12,7 @@ from pathlib import Path
 from codream_clients.privacy.accounting import epsilon_of
 from codream_clients.privacy.ledger import BudgetExceeded, Ledger
 from codream_clients.privacy.plan import PrivacyPlan, plan_privacy
-from secure_codream.configuration.assembly import held_back, load_client_data
+from secure_codream.configuration.assembly import charged_images, held_back, load_client_data
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig, privacy_settings
 from secure_codream.configuration.limits import anchor_path, check_planned, ledger_path, own_budget, spender
@@ -21,6 +21,8 @@ from secure_codream.reports.words import counted
 
 FEW_STEPS = 50
 """Of DP-SGD: a budget spent in fewer buys noise and hardly any learning."""
+SEEN = 10.0
+"""Held-back images, in deviations of the noise on their count, from which on a fall of less than half is seen."""
 HIGH_RATE = 0.5
 """From here on sampling hides hardly anybody, and each step costs nearly what it would with everybody in it."""
 
@@ -80,14 +82,15 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
     settings = privacy_settings(federation.privacy)
     data = client.data.model_copy(update={"download": False})
     train, _ = load_client_data(client.model_copy(update={"data": data}), federation)
-    train, _ = held_back(federation, train, seed=client.seed, device=client.device)
+    train, judge = held_back(federation, train, seed=client.seed, device=client.device)
     own = client.budget.records if client.budget is not None else None
     records = own or settings.records or len(train)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        plan = plan_privacy(settings, records=records, rounds=federation.federation.rounds)
+        plan = plan_privacy(settings, records=records, rounds=federation.federation.rounds, held_back=judge is not None)
+    charged_on = charged_images(plan, train, judge)
     budget, path = own_budget(client, plan), ledger_path(folder / "privacy.jsonl", client)
-    ledger = Ledger.look(path, by=spender(client, federation, train), budget=budget, anchor=anchor_path(client))
+    ledger = Ledger.look(path, by=spender(client, federation, charged_on), budget=budget, anchor=anchor_path(client))
     charged = () if ledger is None else ledger.charges
     together = plan.charges if ledger is None else ledger.with_plan(plan.charges)
     begun = ledger is not None and bool(ledger.own.begun)
@@ -107,7 +110,10 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
         spent=epsilon_of(charged, budget.delta, budget.accountant),
         together=epsilon_of(together, budget.delta, budget.accountant),
         begun=begun,
-        remarks=(*_remarks(plan, records), *((str(one.message), "a delta well below 1/n", "") for one in said)),
+        remarks=(
+            *_remarks(plan, records, 0 if judge is None else judge.images),
+            *((str(one.message), "a delta well below 1/n", "") for one in said),
+        ),
     )
     if found.together > budget.epsilon and not begun:
         raise BudgetExceeded(
@@ -117,7 +123,7 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
     return found
 
 
-def _remarks(plan: PrivacyPlan, records: int) -> tuple[tuple[str, str, str], ...]:
+def _remarks(plan: PrivacyPlan, records: int, held_back: int) -> tuple[tuple[str, str, str], ...]:
     settings, steps = plan.settings, _steps(plan)
     smaller = "a smaller batch_size under [privacy], which all parties agree on"
     remarks = []
@@ -139,9 +145,19 @@ def _remarks(plan: PrivacyPlan, records: int) -> tuple[tuple[str, str, str], ...
                 f"{smaller}, or more images; sampling hides hardly anybody as it is, so the noise is larger",
             )
         )
+    seen = SEEN * settings.judge_noise
+    if plan.judgements and held_back < seen:
+        remarks.append(
+            (
+                f"{counted(held_back, 'image')} held back, noise of {settings.judge_noise:g} on how many are right: no "
+                "failed round will be seen",
+                f"{seen:.0f} images or more",
+                "a smaller judge_noise under [privacy], or held_back = 0 under [learning]",
+            )
+        )
     return tuple(remarks)
 
 
 def _steps(plan: PrivacyPlan) -> int:
-    apart = (plan.histogram, plan.statistics)
+    apart = (plan.histogram, plan.statistics, *map(plan.judgement, range(plan.judgements)))
     return sum(charge.steps for charge in plan.charges if charge not in apart)

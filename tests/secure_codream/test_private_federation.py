@@ -24,6 +24,7 @@ from codream_clients.journal import FileJournal
 from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.models.zoo import build
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from codream_clients.privacy.judge import NoisedJudge
 from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerError, Spender
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.participant import private_participant
@@ -92,8 +93,10 @@ def test_a_private_federation_in_one_process(digits: Any, statistics_share: floa
     assert run.accuracies.shape == (3, 3) and len(run.dreams) == 2
 
 
-def test_what_is_held_back_is_not_paid_for_and_never_rolls_back_what_answers(digits: Any) -> None:
-    """Nothing is held back unless it is given; then the plan is for what is left, and the judge keeps a copy alone."""
+@pytest.mark.parametrize("judge_noise", [0.0, 20.0])
+def test_what_is_held_back_rolls_back_what_answers_by_noised_counts_alone(digits: Any, judge_noise: float) -> None:
+    """Nothing is held back unless it is given; then training is planned for what is left, and a judge that is told
+    nothing with noise keeps a copy alone."""
     shards, test = digits
     data = (pool(shards), test)
     assert make_participant(client(), federation(), data=data, model=model()).judge is None
@@ -101,13 +104,20 @@ def test_what_is_held_back_is_not_paid_for_and_never_rolls_back_what_answers(dig
 
     def releases(plan: PrivacyPlan, images: LabelledImages) -> Releases:
         plans.append(plan)
+        seen.append(len(images))
         return Releases(PlannedCharges(plan).reserve)
 
-    given = federation(learning={**SMALL["learning"], "held_back": 0.2})
+    seen: list[int] = []
+    given = federation(
+        learning={**SMALL["learning"], "held_back": 0.2}, privacy={**PRIVACY, "judge_noise": judge_noise}
+    )
     private = make_participant(client(), given, data=data, model=model(), releases=releases)
-    assert private.judge is not None and private.judge.held_back and not private._rolls_back
+    assert private.judge is not None and private.judge.held_back
+    assert private._rolls_back is isinstance(private.judge, NoisedJudge) is bool(judge_noise)
+    assert len([charge for charge in plans[0].charges if charge.noise_multiplier == 20]) == (3 if judge_noise else 0)
     trained_on = len(data[0]) - private.judge.images
     assert trained_on < len(data[0]) and plans[0].sample_rate == plans[0].settings.batch_size / trained_on
+    assert seen == [len(data[0]) if judge_noise else trained_on], "what is counted is charged, and claimed"
     control = make_participant(client(), federation(privacy=None), data=data, model=model())
     assert control.judge is not None and control._rolls_back
 
