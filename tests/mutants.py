@@ -543,6 +543,23 @@ MUTANTS = (
         "-k",
         "noised_counts",
     ),
+    text(
+        "a private split is image by image",
+        U + "configuration/images.py",
+        "one_by_one=private,",
+        "one_by_one=False,",
+        "tests/secure_codream/test_private_federation.py",
+        "-k",
+        "one_record_more",
+        finding="D3",
+    ),
+    text(
+        "another coin for testing than for judging",
+        C + "data/splits.py",
+        'TEST = "|test"',
+        'TEST = ""',
+        "tests/clients/test_held_back.py",
+    ),
     rule("_be_alone", "tests/clients/test_ledger.py -k one_spender", "D6", C + "privacy/ledger.py"),
     text(
         "a failure is an outcome",

@@ -26,7 +26,7 @@ from codream_clients.privacy.releases import Releases
 from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
 from secure_codream.configuration.images import load_data as load_data
-from secure_codream.configuration.images import require_names, what_was_understood
+from secure_codream.configuration.images import require_names
 from secure_codream.configuration.limits import check_budget
 from secure_codream.configuration.reading import ConfigError
 
@@ -164,8 +164,8 @@ def load_client_data(
             "[task], since statistics of the images without noise would go into everything that is learnt"
         )
     if federation.privacy is not None:
-        _refuse_a_random_part(client.data, federation, given=data is not None)
-    train, test = data or load_data(client.data, federation.task)
+        _refuse_a_random_part(client.data)
+    train, test = data or load_data(client.data, federation.task, private=federation.privacy is not None)
     require_names(train.class_names, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
         raise ConfigError(
@@ -175,7 +175,7 @@ def load_client_data(
     return train, test
 
 
-def _refuse_a_random_part(table: DataTable, federation: FederationConfig, *, given: bool) -> None:
+def _refuse_a_random_part(table: DataTable) -> None:
     """Where a draw among the records says who is trained on, one record more or less moves others.
 
     Known sets are public, and their dealing out is an experiment's; the privacy statement says it.
@@ -186,13 +186,10 @@ def _refuse_a_random_part(table: DataTable, federation: FederationConfig, *, giv
             found = f"clients {table.clients}"
         elif table.per_client is not None:
             found = f"per_client {table.per_client}"
-        elif not given and what_was_understood(table, federation.task).one_piece:
-            found = f"source {table.source!r} in one piece, of which a test part would be split off"
     if found is not None:
         raise ConfigError(
-            f"[data]: {found}, in a federation with [privacy]; a folder or file of the images that take part, with a "
-            "test part of its own, is needed, since with one more or less, others would be taken, and the budget is "
-            "for one record"
+            f"[data]: {found}, in a federation with [privacy]; a folder or file of the images that take part is "
+            "needed, since with one more or less, others would be taken, and the budget is for one record"
         )
 
 

@@ -222,7 +222,7 @@ def run_client(
         figures = EventLog(opened.enter_context(Appended(folder / "metrics.jsonl")))
         ledgers = _Ledgers(folder, agreed, opened, log, public=data is None and client.data.public)
         if data is None and not isinstance(agreed.course, Sums):
-            understood = what_was_understood(client.data, federation.task)
+            understood = what_was_understood(client.data, federation.task, private=federation.privacy is not None)
         for line in [] if understood is None else lines(understood):
             log.info("data", text=line)
         tells_accuracy = federation.privacy is None if client.tell_accuracy is None else client.tell_accuracy
