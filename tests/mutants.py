@@ -560,6 +560,23 @@ MUTANTS = (
         'TEST = ""',
         "tests/clients/test_held_back.py",
     ),
+    text(
+        "the own vote in the record shows a restored folder",
+        U + "deployment/client.py",
+        "if record.offer.epoch >= self._next_epoch and any(",
+        "if False and any(",
+        "tests/secure_codream/test_restored_copies.py",
+        finding="D7",
+    ),
+    text(
+        "a ledger knows what its journal does",
+        U + "configuration/limits.py",
+        "            _require_what_the_journal_knows(path, ledger, federation.federation.name, client.name)\n",
+        "            pass\n",
+        "tests/secure_codream/test_restored_copies.py",
+        finding="D7",
+    ),
+    rule("_require_known", "tests/secure_codream/test_accessions.py", "D6", U + "configuration/limits.py"),
     rule("_be_alone", "tests/clients/test_ledger.py -k one_spender", "D6", C + "privacy/ledger.py"),
     text(
         "a failure is an outcome",

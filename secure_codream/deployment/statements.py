@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codream_protocols.charter import Charter
@@ -31,8 +33,12 @@ def own_statement(
     *,
     metrics_reported: bool = False,
     dealt_out: bool = False,
+    parts: Mapping[Path, Ledger] | None = None,
 ) -> PrivacyStatement:
-    """What a party may say of its own records and of all that it has sent."""
+    """What a party may say of its own records and of all that it has sent.
+
+    `parts`: the ledgers of earlier parts of its data. A record is in one part, so it has cost the most of them at most.
+    """
     privacy, noised = federation.client_privacy, None
     if privacy is not None and isinstance(course, CoDream):
         noised = client_level(client_privacy_statement(privacy, course.settings, charter, spent_rho=spent_rho))
@@ -40,7 +46,16 @@ def own_statement(
         federation.federation.name,
         record=None
         if ledger is None
-        else record_level([(name, ledger.budget, mechanisms_of(ledger))], federation.privacy),
+        else record_level(
+            [
+                (said, of_part.budget, mechanisms_of(of_part))
+                for said, of_part in [
+                    (name, ledger),
+                    *((f"{name}, part {path.name}", part) for path, part in (parts or {}).items()),
+                ]
+            ],
+            federation.privacy,
+        ),
         client=noised,
         colluders=federation.aggregation.colluders,
         metrics_reported=metrics_reported,
