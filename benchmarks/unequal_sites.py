@@ -29,7 +29,7 @@ from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.held_back import LEAST_IMAGES, hold_back
 from codream_clients.data.pixels import RawImages
 from codream_clients.data.sources import load_source
-from codream_clients.learning.judge import Judge, Score
+from codream_clients.learning.judge import Judge, SeenScore
 from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.learning.training import ConvergenceWarning
 from codream_clients.models.zoo import build
@@ -122,7 +122,7 @@ def run(data: LabelledImages, classes: int, seed: int, *, guarded: bool, lacking
 def _error(first: dict[str, Any]) -> float:
     images = first["judged_by"] if first["held_back"] else LEAST_IMAGES // 10
     share = first["held_accuracy"] if first["held_back"] else first["accuracy"]
-    return Score(round(share * images), images, 0.0, 0.0, 0.0).standard_error
+    return SeenScore(round(share * images), images, 0.0, 0.0, 0.0).standard_error
 
 
 def table(records: list[dict[str, Any]]) -> None:

@@ -42,7 +42,7 @@ def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -
     clients = [read_client(run.client(name) / CLIENT_FILE) for name in names]
     federation = read_federation(run.config)
     settings, rounds = learning_settings(federation), federation.federation.rounds
-    data = [load_data(client.data, federation.task) for client in clients]
+    data = [load_data(client.data, federation.task, private=federation.record_private) for client in clients]
     shards, test = [train for train, _ in data], data[0][1]
     seeds, device = [client.seed for client in clients], torch.device("cpu")
 

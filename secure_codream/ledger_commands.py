@@ -27,12 +27,18 @@ Anchor = Annotated[Path | None, typer.Option(help="Where the anchor of a ledger'
 def show(where: Where, anchor: Anchor = None, json: Json = False) -> None:
     """Say what is spent and reserved, by which federation, and what is left. Nothing is written."""
     found = _looked(where, anchor)
-    content = _content(found)
+    parts = _parts(where)
+    content = {**_content(found), "parts": [{"path": str(path), **_content(part)} for path, part in parts]}
     if json:
         say_json(content)
         return
     screen = console()
     say(screen, _sentence(found))
+    for path, part in parts:
+        say(screen, f"earlier part {path}: {_sentence(part)}")
+    if parts:
+        most = max(one.spent for one in (found, *dict(parts).values()))
+        say(screen, f"an image is in one part, and has cost epsilon {most:.4g} at most")
     table = Table("federation", "member", "what", "noise", "rate", "steps", "begun (UTC)", "released")
     for row in content["charges"]:
         table.add_row(
@@ -138,6 +144,16 @@ def _places(where: Path, anchor: Path | None) -> tuple[Path, Path | None]:
 
     client = read_client(where / "client.toml")
     return ledger_path(where / "privacy.jsonl", client), anchor or anchor_path(client)
+
+
+def _parts(where: Path) -> list[tuple[Path, Ledger]]:
+    """The ledgers of earlier parts of a client's data; a ledger's file names none."""
+    if not where.is_dir():
+        return []
+    from secure_codream.configuration.client import read_client
+    from secure_codream.configuration.limits import earlier_parts
+
+    return list(earlier_parts(read_client(where / "client.toml")).items())
 
 
 def _looked(where: Path, anchor: Path | None, memory: Any = None) -> Ledger:

@@ -16,8 +16,9 @@ names the record's digest. What a crash leaves behind, and what follows:
     a vote that is certified      the certificate counts, and the vote's file goes
 
 Everything else is damage, and refused: an altered line, fewer lines than the anchor has seen, a record that is missing
-or is not the one its line names. Whoever puts back an older copy of the whole folder is not found out here, and would
-join epochs and vote a second time: a member so restored counts among the colluders.
+or is not the one its line names. Whoever puts back an older copy of the whole folder is not found out here, but by its
+own vote in the federation's record where an epoch was certified since; else it would join epochs and vote a second
+time: a member so restored counts among the colluders.
 
 The first line of version 2 begins with `charter`; that of a later version with `version` and its number. A journal or a
 record of a version that is not known is refused, and nothing in the folder is changed.

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from codream_clients.data.datasets import DatasetError, LabelledImages
+from codream_clients.data.datasets import DatasetError, LabelledImages, pool
 from codream_clients.data.held_back import hold_back
 from codream_clients.devices import pick_device
 from codream_clients.learning.judge import Judge
@@ -20,12 +20,12 @@ from codream_clients.models.refusals import GIVEN, ModelRefused
 from codream_clients.models.zoo import ModelShapeError, UnknownModelError, build
 from codream_clients.own_parts import OwnPartError
 from codream_clients.privacy.noise import NoiseSource
-from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, plan_privacy, warn_of_weak_delta
+from codream_clients.privacy.plan import Planned, PlannedCharges, PrivacyPlan, plan_privacy, warn_of_weak_delta
 from codream_clients.privacy.releases import Releases
 from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
 from secure_codream.configuration.images import load_data as load_data
-from secure_codream.configuration.images import require_names, what_was_understood
+from secure_codream.configuration.images import require_names
 from secure_codream.configuration.limits import check_budget
 from secure_codream.configuration.reading import ConfigError
 
@@ -89,7 +89,8 @@ def make_participant(
         federation: the federation's.
         model: replaces the configured model; (N, C, H, W) float32 to logits (N, K).
         data: replaces the configured data: (train, test or None).
-        releases: of a plan and the images trained on, where charges are reserved; in memory alone unless given.
+        releases: of a plan and the images that its mechanisms see, where charges are reserved; in memory alone unless
+            given.
         warmed_up: whether the model is to be that of an earlier process, which goes on with `begin`.
 
     Raises:
@@ -141,6 +142,12 @@ def held_back(
     return train, None if private or share == 0 else Judge(train, pick_device(device), held_back=False)
 
 
+def charged_images(plan: Planned, train: LabelledImages, judge: Judge | None) -> LabelledImages:
+    """All that the plan's mechanisms see: what is trained on, and what is held back where counts of it are charged."""
+    counted = isinstance(plan, PrivacyPlan) and plan.judgements
+    return train if judge is None or not counted else pool([train, judge.data])
+
+
 def load_client_data(
     client: ClientConfig,
     federation: FederationConfig,
@@ -156,9 +163,10 @@ def load_client_data(
             "[data]: standardise 'train' in a federation with [privacy]; 'public' is allowed, or mean and std in "
             "[task], since statistics of the images without noise would go into everything that is learnt"
         )
-    if federation.record_private:
-        _refuse_a_random_part(client.data, federation, given=data is not None)
-    train, test = data or load_data(client.data, federation.task)
+    private = federation.record_private
+    if private:
+        _refuse_a_random_part(client.data)
+    train, test = data or load_data(client.data, federation.task, private=private)
     require_names(train.class_names, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
         raise ConfigError(
@@ -168,7 +176,7 @@ def load_client_data(
     return train, test
 
 
-def _refuse_a_random_part(table: DataTable, federation: FederationConfig, *, given: bool) -> None:
+def _refuse_a_random_part(table: DataTable) -> None:
     """Where a draw among the records says who is trained on, one record more or less moves others.
 
     Known sets are public, and their dealing out is an experiment's; the privacy statement says it.
@@ -179,13 +187,10 @@ def _refuse_a_random_part(table: DataTable, federation: FederationConfig, *, giv
             found = f"clients {table.clients}"
         elif table.per_client is not None:
             found = f"per_client {table.per_client}"
-        elif not given and what_was_understood(table, federation.task).one_piece:
-            found = f"source {table.source!r} in one piece, of which a test part would be split off"
     if found is not None:
         raise ConfigError(
-            f"[data]: {found}, in a federation with [privacy]; a folder or file of the images that take part, with a "
-            "test part of its own, is needed, since with one more or less, others would be taken, and the budget is "
-            "for one record"
+            f"[data]: {found}, in a federation with [privacy]; a folder or file of the images that take part is "
+            "needed, since with one more or less, others would be taken, and the budget is for one record"
         )
 
 
@@ -228,7 +233,8 @@ def assemble(
     privacy = privacy_settings(federation.privacy)
     if records is not None:
         privacy = replace(privacy, records=records)
-    plan = plan_privacy(privacy, records=len(data[0]), rounds=federation.federation.rounds)
+    plan = plan_privacy(privacy, records=len(data[0]), rounds=federation.federation.rounds, held_back=judge is not None)
+    charged = charged_images(plan, data[0], judge)
     try:
         return private_participant(
             settings,
@@ -238,7 +244,7 @@ def assemble(
             seed,
             chosen,
             releases=lambda: (
-                releases(plan, data[0]) if releases is not None else Releases(PlannedCharges(plan).reserve)
+                releases(plan, charged) if releases is not None else Releases(PlannedCharges(plan).reserve)
             ),
             noise=NoiseSource(),
             name=name,

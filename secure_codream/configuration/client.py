@@ -168,6 +168,13 @@ class BudgetTable(Table):
         Path | None,
         doc("what remembers how far the ledger had got, best on another disk; beside the ledger unless given"),
     ] = None
+    parts: Annotated[
+        tuple[Path, ...],
+        doc(
+            "where data grow: the ledgers of their earlier parts, none of whose images are among these, so that each "
+            "part spends its own"
+        ),
+    ] = ()
 
 
 class ClientConfig(Table):
@@ -233,7 +240,11 @@ def read_client(path: Path) -> ClientConfig:
     own = found.budget
     if own is not None:
         own = own.model_copy(
-            update={"ledger": _from(folder, own.ledger), "anchor": _from(folder, own.anchor)},
+            update={
+                "ledger": _from(folder, own.ledger),
+                "anchor": _from(folder, own.anchor),
+                "parts": tuple(folder / part.expanduser() for part in own.parts),
+            },
         )
     return found.model_copy(update={"data": data.model_copy(update=places), "budget": own})
 

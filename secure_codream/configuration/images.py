@@ -24,17 +24,20 @@ TEST_SIZE = 600
 """Test images of the digits, whose source has no test part."""
 
 
-def load_data(table: DataTable, task: TaskTable | None = None) -> tuple[LabelledImages, LabelledImages]:
+def load_data(
+    table: DataTable, task: TaskTable | None = None, *, private: bool = False
+) -> tuple[LabelledImages, LabelledImages]:
     """A client's own images, and test images that all share.
 
-    `task` gives the scale, classes and channels, where a federation has agreed on them.
+    `task` gives the scale, classes and channels, where a federation has agreed on them. `private`: what comes in one
+    piece is split by a coin for each image.
 
     Raises:
         ConfigError: a part that does not exist, or a source that is missing or not as it should be.
     """
     if table.part >= table.clients:
         raise ConfigError(f"[data]: part {table.part} of {table.clients}; 0 to {table.clients - 1} is allowed")
-    dealt = _deal_out(table, task)
+    dealt = _deal_out(table, task, private)
     own = dealt.train.subset(dealt.parts[table.part])
     return standardised(own, dealt.scale, table.augment), dealt.test
 
@@ -99,9 +102,9 @@ def source_of(table: DataTable, task: TaskTable | None = None) -> DataSource:
         raise ConfigError(f"[data]: {error}") from error
 
 
-def what_was_understood(table: DataTable, task: TaskTable | None = None) -> Understanding:
-    """How the source of `table` was read, all of it, before any limit or split; raises as `load_data` does."""
-    return _deal_out(table, task).understanding
+def what_was_understood(table: DataTable, task: TaskTable | None = None, *, private: bool = False) -> Understanding:
+    """How the source of `table` was read, all of it, before any limit or deal; raises as `load_data` does."""
+    return _deal_out(table, task, private).understanding
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,19 +118,20 @@ class _Dealt:
     understanding: Understanding
 
 
-def _deal_out(table: DataTable, task: TaskTable | None) -> _Dealt:
+def _deal_out(table: DataTable, task: TaskTable | None, private: bool = False) -> _Dealt:
     """What all clients share: `part` and `augment` make no difference to it, so it is read once."""
     try:
-        return _read(table.model_copy(update={"part": 0, "augment": "none"}), task)
+        return _read(table.model_copy(update={"part": 0, "augment": "none"}), task, private)
     except (DatasetError, PartitionError, OwnPartError) as error:
         raise ConfigError(f"[data]: {error}") from error
 
 
-def _load(table: DataTable, task: TaskTable | None) -> DataSource:
+def _load(table: DataTable, task: TaskTable | None, private: bool = False) -> DataSource:
     return load_source(
         table.source,
         Reading(
             seed=table.seed,
+            one_by_one=private,
             size=table.size,
             groups=table.groups,
             pages=table.pages,
@@ -143,8 +147,8 @@ def _load(table: DataTable, task: TaskTable | None) -> DataSource:
 
 
 @lru_cache(maxsize=2)
-def _read(table: DataTable, task: TaskTable | None) -> _Dealt:
-    source = _load(table, task)
+def _read(table: DataTable, task: TaskTable | None, private: bool) -> _Dealt:
+    source = _load(table, task, private)
     train = _limited(source.train, table.train_limit, [table.seed, 0])
     test = _limited(source.test, table.test_limit, [table.seed, 1])
     parts = deal(

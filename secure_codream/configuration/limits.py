@@ -8,7 +8,15 @@ from pathlib import Path
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.privacy.accounting import epsilon_of
 from codream_clients.privacy.index import Index, SpentElsewhere
-from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerError, Spender
+from codream_clients.privacy.ledger import (
+    Budget,
+    BudgetExceeded,
+    Ledger,
+    LedgerError,
+    LedgerMismatch,
+    LedgerRolledBack,
+    Spender,
+)
 from codream_clients.privacy.plan import Planned
 from codream_clients.privacy.records import digest_of, stored_digests
 from codream_clients.privacy.volumes import vanishing
@@ -24,6 +32,10 @@ class LedgerVanishes(LedgerError):
     """The ledger would lie where nothing outlasts the machine's next start."""
 
 
+class PartUnknown(LedgerError):
+    """Nobody can tell whether an earlier part of the data has some of the same images."""
+
+
 def open_ledger(
     path: Path,
     client: ClientConfig,
@@ -32,6 +44,7 @@ def open_ledger(
     images: LabelledImages,
     *,
     index: Index | None = None,
+    took_part: bool = False,
 ) -> Ledger:
     """The ledger of the client's images, in which the whole plan is reserved.
 
@@ -42,11 +55,14 @@ def open_ledger(
         plan: all that its run will charge.
         images: what is trained on.
         index: of this user's ledgers; None for known sets, whose images protect nobody.
+        took_part: whether the client's journal has joined an epoch of this federation.
 
     Raises:
+        LedgerRolledBack: it has, and the ledger knows nothing of it; or as `Ledger.open` says.
         BudgetExceeded: the whole plan does not fit: better not to begin.
         SpentElsewhere: some of the images have spent in another ledger.
         LedgerVanishes: it would lie in memory.
+        PartUnknown: of a part that `[budget]` names nobody knows which images it has.
         LedgerError: it has another budget, is damaged, rolled back, or another process holds it.
     """
     path, budget = ledger_path(path, client), own_budget(client, plan)
@@ -55,10 +71,14 @@ def open_ledger(
             f"{path}: found a {kind}, which is empty after the machine's next start; a ledger on a disk is needed: "
             "name its place as ledger under [budget] of client.toml"
         )
+    if index is not None:
+        _require_known(earlier_parts(client), index)
     ledger = Ledger.open(
         path, by=spender(client, federation, images), budget=budget, anchor=anchor_path(client), memory=index
     )
     try:
+        if took_part:
+            _require_what_the_journal_knows(path, ledger, federation.federation.name, client.name)
         if not ledger.own.begun:
             check_planned(plan, budget)
         ledger.plan(plan.charges)
@@ -72,6 +92,44 @@ def open_ledger(
         ledger.close()
         raise
     return ledger
+
+
+def earlier_parts(client: ClientConfig) -> dict[Path, Ledger]:
+    """The ledgers of the data's earlier parts, as they are.
+
+    Raises:
+        LedgerMismatch: one is not there.
+        LedgerError: one cannot be used.
+    """
+    found = {}
+    for path in () if client.budget is None else client.budget.parts:
+        part = Ledger.look(path, by=Spender("nobody", "nobody"), budget=None)
+        if part is None:
+            raise LedgerMismatch(
+                f"{path}: found no ledger of an earlier part; parts under [budget] names those there are"
+            )
+        found[path] = part
+    return found
+
+
+def _require_known(parts: dict[Path, Ledger], index: Index) -> None:
+    """`Index.claim` refuses an image of another ledger, if the index has seen it there."""
+    for path, part in parts.items():
+        if not index.images(part.name):
+            raise PartUnknown(
+                f"{path}: found no images of this part in {index}, so nobody can tell whether some are here, too; the "
+                "index of the user who trained on it is needed, or one ledger for all"
+            )
+
+
+def _require_what_the_journal_knows(path: Path, ledger: Ledger, federation: str, member: str) -> None:
+    """Who has joined an epoch has charged for its histogram before."""
+    begun = [by for by, account in ledger.accounts.items() if account.begun]
+    if not any(by.federation == federation and by.member == member for by in begun):
+        raise LedgerRolledBack(
+            f"{path}: found nothing that {member!r} has begun for {federation!r}, in which its journal has joined "
+            "epochs; the ledger that was charged is needed: put its newest copy back, or name it under [budget]"
+        )
 
 
 def spender(client: ClientConfig, federation: FederationConfig, images: LabelledImages) -> Spender:

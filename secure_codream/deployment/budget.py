@@ -14,7 +14,7 @@ from codream_clients.privacy.ledger import BudgetExceeded, Ledger
 from codream_clients.privacy.plan import Planned, PrivacyPlan, plan_privacy
 from codream_clients.privacy.ring_plan import RingPlan
 from codream_protocols.courses.dp_sgd import DPSGD
-from secure_codream.configuration.assembly import held_back, load_client_data
+from secure_codream.configuration.assembly import charged_images, held_back, load_client_data
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig, privacy_settings
@@ -25,6 +25,8 @@ from secure_codream.reports.words import counted
 
 FEW_STEPS = 50
 """Of DP-SGD: a budget spent in fewer buys noise and hardly any learning."""
+SEEN = 10.0
+"""Held-back images, in deviations of the noise on their count, from which on a fall of less than half is seen."""
 HIGH_RATE = 0.5
 """From here on sampling hides hardly anybody, and each step costs nearly what it would with everybody in it."""
 
@@ -83,13 +85,14 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
         raise ConfigError("found neither [privacy] nor [dp_sgd] in config.toml; without them no budget is spent")
     data = client.data.model_copy(update={"download": False})
     train, _ = load_client_data(client.model_copy(update={"data": data}), federation)
-    train, _ = held_back(federation, train, seed=client.seed, device=client.device)
+    train, judge = held_back(federation, train, seed=client.seed, device=client.device)
     own = client.budget.records if client.budget is not None else None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        plan, training = _planned(folder, federation, own, len(train))
+        plan, training = _planned(folder, federation, own, len(train), held_back=judge is not None)
+    charged_on = charged_images(plan, train, judge)
     budget, path = own_budget(client, plan), ledger_path(folder / "privacy.jsonl", client)
-    ledger = Ledger.look(path, by=spender(client, federation, train), budget=budget, anchor=anchor_path(client))
+    ledger = Ledger.look(path, by=spender(client, federation, charged_on), budget=budget, anchor=anchor_path(client))
     charged = () if ledger is None else ledger.charges
     together = plan.charges if ledger is None else ledger.with_plan(plan.charges)
     begun = ledger is not None and bool(ledger.own.begun)
@@ -109,7 +112,10 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
         spent=epsilon_of(charged, budget.delta, budget.accountant),
         together=epsilon_of(together, budget.delta, budget.accountant),
         begun=begun,
-        remarks=(*_remarks(training), *((str(one.message), "a delta well below 1/n", "") for one in said)),
+        remarks=(
+            *_remarks(training, 0 if judge is None else judge.images),
+            *((str(one.message), "a delta well below 1/n", "") for one in said),
+        ),
     )
     if found.together > budget.epsilon and not begun:
         raise BudgetExceeded(
@@ -129,9 +135,12 @@ class _Training:
     steps: int
     noise_multiplier: float
     smaller: str
+    judged_with: float = 0.0  # noise of the counts of images held back; 0 where none is charged
 
 
-def _planned(folder: Path, federation: FederationConfig, own: int | None, records: int) -> tuple[Planned, _Training]:
+def _planned(
+    folder: Path, federation: FederationConfig, own: int | None, records: int, *, held_back: bool
+) -> tuple[Planned, _Training]:
     """All that the run will charge; `own` is the client's public number of its records, which has precedence."""
     if federation.dp_sgd is not None:
         course = make_course(federation)
@@ -144,12 +153,14 @@ def _planned(folder: Path, federation: FederationConfig, own: int | None, record
         return ring, _Training(records, round(rate * records), rate, course.planned_steps, noise, smaller)
     settings = privacy_settings(federation.privacy or {})
     count = own or settings.records or records
-    plan = plan_privacy(settings, records=count, rounds=federation.federation.rounds)
+    plan = plan_privacy(settings, records=count, rounds=federation.federation.rounds, held_back=held_back)
     smaller = "a smaller batch_size under [privacy], which all parties agree on"
-    return plan, _Training(count, settings.batch_size, plan.sample_rate, _steps(plan), plan.noise_multiplier, smaller)
+    judged = settings.judge_noise if plan.judgements else 0.0
+    noise = plan.noise_multiplier
+    return plan, _Training(count, settings.batch_size, plan.sample_rate, _steps(plan), noise, smaller, judged)
 
 
-def _remarks(plan: _Training) -> tuple[tuple[str, str, str], ...]:
+def _remarks(plan: _Training, held_back: int) -> tuple[tuple[str, str, str], ...]:
     steps, smaller, records = plan.steps, plan.smaller, plan.records
     remarks = []
     if steps < FEW_STEPS:
@@ -170,9 +181,19 @@ def _remarks(plan: _Training) -> tuple[tuple[str, str, str], ...]:
                 f"{smaller}, or more images; sampling hides hardly anybody as it is, so the noise is larger",
             )
         )
+    seen = SEEN * plan.judged_with
+    if held_back < seen:
+        remarks.append(
+            (
+                f"{counted(held_back, 'image')} held back, noise of {plan.judged_with:g} on how many are right: no "
+                "failed round will be seen",
+                f"{seen:.0f} images or more",
+                "a smaller judge_noise under [privacy], or held_back = 0 under [learning]",
+            )
+        )
     return tuple(remarks)
 
 
 def _steps(plan: PrivacyPlan) -> int:
-    apart = (plan.histogram, plan.statistics)
+    apart = (plan.histogram, plan.statistics, *map(plan.judgement, range(plan.judgements)))
     return sum(charge.steps for charge in plan.charges if charge not in apart)

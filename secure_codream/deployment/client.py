@@ -13,7 +13,7 @@ import torch
 
 from codream_clients.data.understanding import Understanding, lines
 from codream_clients.failures import Failures
-from codream_clients.journal import FileJournal
+from codream_clients.journal import FileJournal, JournalError
 from codream_clients.learning.training import convergence_warnings_to
 from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, of_rho
 from codream_clients.privacy.index import users_index
@@ -36,7 +36,7 @@ from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.configuration.images import what_was_understood
 from secure_codream.configuration.learners import make_learner
-from secure_codream.configuration.limits import client_policy, open_client_ledger, open_ledger, spender
+from secure_codream.configuration.limits import client_policy, earlier_parts, open_client_ledger, open_ledger, spender
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.description import Description, describe
@@ -87,19 +87,26 @@ class NoisedSums(Protocol):
 class ChargedJournal:
     """A client's journal that, before a step is begun, has its blocks remembered, and a noised one's charge written.
 
+    The federation's record remembers too: an epoch that is certified with this client's own vote, which nobody else can
+    sign, and that its journal has never joined, shows that an older copy of its folder was put back.
+
     Args:
         journal: the journal.
         ledger: of noised sums; None without them.
         remember: called before the first step of this process is begun.
+        member: this client's number.
     """
 
-    def __init__(self, journal: FileJournal, ledger: NoisedSums | None, remember: Callable[[], None]) -> None:
-        self._journal, self._ledger, self._remember = journal, ledger, remember
-        self._remembered = False
+    def __init__(
+        self, journal: FileJournal, ledger: NoisedSums | None, remember: Callable[[], None], member: int
+    ) -> None:
+        self._journal, self._ledger, self._remember, self._member = journal, ledger, remember, member
+        self._remembered, self._next_epoch = False, journal.memory.next_epoch
 
     def joined(self, epoch: int, plan: bytes) -> None:
         """See `codream_protocols.client.Journal`."""
         self._journal.joined(epoch, plan)
+        self._next_epoch = epoch + 1
 
     def began(self, begun: Begun, rho: float) -> None:
         """See `codream_protocols.client.Journal`."""
@@ -115,7 +122,19 @@ class ChargedJournal:
         self._journal.voted(kept)
 
     def certified(self, kept: Kept) -> None:
-        """See `codream_protocols.client.Journal`."""
+        """See `codream_protocols.client.Journal`.
+
+        Raises:
+            JournalError: this client voted for the epoch, and does not remember that it joined it.
+        """
+        record, _ = kept
+        if record.offer.epoch >= self._next_epoch and any(vote.member == self._member for vote in record.votes):
+            raise JournalError(
+                f"in the federation's record this client's own vote for epoch {record.offer.epoch}, and a journal that "
+                f"has joined none from {self._next_epoch} on",
+                "a folder that remembers what it has sent, learnt and charged",
+                "an older copy was put back: put the newest back, or leave the federation",
+            )
         self._journal.certified(kept)
 
     def saw_wrong_sum(self, plan: bytes) -> None:
@@ -224,9 +243,16 @@ def run_client(
             log.info("expiry", text=warning)
         opened.enter_context(convergence_warnings_to(lambda text: log.warning("training", found=text)))
         figures = EventLog(opened.enter_context(Appended(folder / "metrics.jsonl")))
-        ledgers = _Ledgers(folder, agreed, opened, log, public=data is None and client.data.public)
+        ledgers = _Ledgers(
+            folder,
+            agreed,
+            opened,
+            log,
+            public=data is None and client.data.public,
+            took_part=journal.memory.next_epoch > 0,
+        )
         if data is None and not isinstance(agreed.course, Sums):
-            understood = what_was_understood(client.data, federation.task)
+            understood = what_was_understood(client.data, federation.task, private=federation.record_private)
         for line in [] if understood is None else lines(understood):
             log.info("data", text=line)
         private = federation.record_private
@@ -274,7 +300,7 @@ def run_client(
             signer=signer,
             policy=client_policy(client, federation, agreed.course),
             memory=_with_spent(journal.memory, ledgers.spent_rho),
-            journal=ChargedJournal(journal, ledgers.sums, lambda: answered.add(roster, charter)),
+            journal=ChargedJournal(journal, ledgers.sums, lambda: answered.add(roster, charter), member),
         )
 
         learner, failures = Counted(learning.learner, outputs), _failures(folder, charter, outputs)
@@ -332,6 +358,7 @@ def run_client(
                     protocol.spent_rho,
                     metrics_reported=tells_accuracy and federation.client_privacy is None and federation.dp_sgd is None,
                     dealt_out=data is None and client.data.dealt,
+                    parts=earlier_parts(client),
                 ),
             )
         unwritten = _unwritten(outputs)
@@ -350,12 +377,14 @@ def run_client(
 class _Ledgers:
     """What a client's privacy costs: of its records, and of its noised sums; opened where the federation has them."""
 
-    def __init__(self, folder: Path, agreed: Agreed, opened: ExitStack, log: Any, *, public: bool) -> None:
+    def __init__(
+        self, folder: Path, agreed: Agreed, opened: ExitStack, log: Any, *, public: bool, took_part: bool
+    ) -> None:
         self.own: Ledger | None = None
         self.sums: Ledger | None = None
         self.spent_rho = 0.0
         self._folder, self._agreed, self._opened, self._log = folder, agreed, opened, log
-        self._public = public
+        self._public, self._took_part = public, took_part
         if agreed.federation.client_privacy is not None:
             path = folder / "client_privacy.jsonl"
             self.sums = opened.enter_context(open_client_ledger(path, agreed.client, agreed.federation))
@@ -383,7 +412,13 @@ class _Ledgers:
         """The ledger of the client's images, with all that is planned reserved."""
         index = None if self._public else users_index()
         ledger = open_ledger(
-            self._folder / "privacy.jsonl", self._agreed.client, self._agreed.federation, plan, images, index=index
+            self._folder / "privacy.jsonl",
+            self._agreed.client,
+            self._agreed.federation,
+            plan,
+            images,
+            index=index,
+            took_part=self._took_part,
         )
         self.own = self._opened.enter_context(ledger)
         if ledger.own.open:

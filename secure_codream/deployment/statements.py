@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codream_protocols.charter import Charter
@@ -33,11 +35,16 @@ def own_statement(
     *,
     metrics_reported: bool = False,
     dealt_out: bool = False,
+    parts: Mapping[Path, Ledger] | None = None,
 ) -> PrivacyStatement:
-    """What a party may say of its own records and of all that it has sent."""
+    """What a party may say of its own records and of all that it has sent.
+
+    `parts`: the ledgers of earlier parts of its data. A record is in one part, so it has cost the most of them at most.
+    """
     privacy, noised, record = federation.client_privacy, None, None
     if ledger is not None:
-        spent = [(name, ledger.budget, mechanisms_of(ledger))]
+        earlier = ((f"{name}, part {path.name}", part) for path, part in (parts or {}).items())
+        spent = [(said, part.budget, mechanisms_of(part)) for said, part in ((name, ledger), *earlier)]
         if isinstance(course, DPSGD):
             record = ring_level(spent, course, charter)
         else:

@@ -44,7 +44,8 @@ def of_data(client: ClientConfig, federation: FederationConfig) -> Iterator[Find
         yield ok(DATA, f"{client.answers} is there, and answers")
         return
     here = _without_download(client)
-    text = "; ".join(line.strip() for line in lines(what_was_understood(here.data, federation.task)))
+    understood = what_was_understood(here.data, federation.task, private=federation.record_private)
+    text = "; ".join(line.strip() for line in lines(understood))
     train, _ = load_client_data(here, federation)
     yield ok(DATA, f"{text}; this client takes {counted(len(train), 'training image')}")
 

@@ -127,7 +127,7 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
     by_colluders: list[Amount] = []
     unit: str = "one record of a client's training data"
     neighbours: str = "one record added or removed"
-    mechanism: str = "DP-SGD (Abadi et al., CCS 2016), and Gaussian noise on the histogram of labels and on statistics"
+    mechanism: str = "DP-SGD (Abadi et al., CCS 2016), and Gaussian noise on counts and on statistics"
     sampling: str = "Poisson: in each step every record takes part on its own, with the same probability"
     randomness: str = "AES-256 in counter mode under keys of the operating system, for noise and sampling"
 

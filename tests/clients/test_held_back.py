@@ -7,6 +7,7 @@ import pytest
 
 from codream_clients.data.datasets import DatasetError, LabelledImages, pool
 from codream_clients.data.held_back import LEAST_IMAGES, hold_back
+from codream_clients.data.splits import split_one_by_one
 
 
 def images(*counts: int, groups: np.ndarray | None = None) -> LabelledImages:
@@ -103,3 +104,19 @@ def test_under_privacy_groups_are_refused() -> None:
     with pytest.raises(DatasetError, match="images in groups to be held back one by one"):
         hold_back(data, 0.2, 1, one_by_one=True)
     assert hold_back(data, 0.2, 1)[1] is not None  # control: not private
+
+
+def test_who_is_for_testing_tells_nothing_of_who_is_held_back() -> None:
+    """With one coin for both nothing would be held back of what is left to train on."""
+    many = np.random.default_rng(0).standard_normal((1000, 1, 2, 2)).astype(np.float32)
+    train, test = split_one_by_one(many, None, 0.2, seed=0)
+    assert 150 < len(test) < 250 and len(train) + len(test) == 1000
+    data = LabelledImages(many[train], np.arange(len(train)) % 10, 10)
+    _, held = hold_back(data, 0.1, 0, one_by_one=True)
+    assert held is not None and 40 < len(held) < 120
+
+
+@pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
+def test_a_side_without_images_is_refused(share: float) -> None:
+    with pytest.raises(DatasetError, match="images are too few to split off"):
+        split_one_by_one(np.zeros((3, 1, 2, 2)), None, share, seed=0)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learning.judge import Judge, Score
+from codream_clients.learning.judge import Judge, SeenScore
 from codream_clients.learning.participant import LearningSettings, Metrics, Participant
 
 CPU = torch.device("cpu")
@@ -52,12 +52,13 @@ def judge(data: LabelledImages | None = None, *, held_back: bool = True) -> Judg
 
 def test_a_score_by_hand() -> None:
     score = judge(images(2, 2)).judge(Rule(1.0), 0).score
+    assert isinstance(score, SeenScore)
     assert (score.correct, score.images) == (3, 4) and score.recall == pytest.approx(0.75)
     by_hand = np.mean([math.log1p(math.exp(2 * margin)) for margin in (-0.5, 0.5, -1.5, -2.5)])
     assert score.loss == pytest.approx(by_hand, rel=1e-6)
     assert score.standard_error == pytest.approx(math.sqrt(4 / 6 * 2 / 6 / 4))
     assert score.recall_error == pytest.approx(math.sqrt((0.75 * 0.25 + 0.5 * 0.5) / 2) / 2)
-    assert Score(4, 4, 1.0, 0.0, 0.0).standard_error > 0
+    assert SeenScore(4, 4, 1.0, 0.0, 0.0).standard_error > 0
 
 
 def test_worse_is_more_than_one_standard_error_below_the_best() -> None:

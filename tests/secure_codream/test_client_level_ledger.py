@@ -65,7 +65,7 @@ def started(whole: Federation, ledger: Ledger, memory: Memory, *, spent: bool = 
         signer=whole.signers[VICTIM],
         policy=policy_of(),
         memory=_with_spent(memory, rho),
-        journal=ChargedJournal(whole.diaries[VICTIM], ledger, lambda: None),
+        journal=ChargedJournal(whole.diaries[VICTIM], ledger, lambda: None, VICTIM),
         random_bytes=whole.tapes[VICTIM],  # the federation encodes once more what it has seen sent
     )
 
@@ -152,7 +152,7 @@ def test_a_step_that_cannot_be_written_is_not_begun(tmp_path: Path) -> None:
 def test_what_costs_nothing_is_not_charged(tmp_path: Path) -> None:
     with opened(tmp_path) as ledger:
         whole = Federation(3)
-        ChargedJournal(whole.diaries[0], ledger, lambda: None).began(Begun(bytes(32), 0, bytes(32)), 0.0)
+        ChargedJournal(whole.diaries[0], ledger, lambda: None, 0).began(Begun(bytes(32), 0, bytes(32)), 0.0)
         assert not ledger.charges and whole.diaries[0].memory.steps == 1
 
 

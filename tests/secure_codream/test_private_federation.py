@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from codream_clients.data.datasets import LabelledImages, load_digits_data, pool
 from codream_clients.dream_learner import DreamLearner
@@ -24,6 +25,7 @@ from codream_clients.journal import FileJournal
 from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.models.zoo import build
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
+from codream_clients.privacy.judge import NoisedJudge
 from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerError, Spender
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.participant import private_participant
@@ -35,7 +37,7 @@ from codream_protocols.courses.metrics import METRICS, metrics_spec
 from codream_protocols.settings import SettingsError
 from codream_protocols.starts import start_rule
 from secure_codream.api.local import run_local
-from secure_codream.configuration.assembly import load_client_data, make_participant
+from secure_codream.configuration.assembly import held_back, load_client_data, make_participant
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.limits import open_ledger
@@ -92,8 +94,10 @@ def test_a_private_federation_in_one_process(digits: Any, statistics_share: floa
     assert run.accuracies.shape == (3, 3) and len(run.dreams) == 2
 
 
-def test_what_is_held_back_is_not_paid_for_and_never_rolls_back_what_answers(digits: Any) -> None:
-    """Nothing is held back unless it is given; then the plan is for what is left, and the judge keeps a copy alone."""
+@pytest.mark.parametrize("judge_noise", [0.0, 20.0])
+def test_what_is_held_back_rolls_back_what_answers_by_noised_counts_alone(digits: Any, judge_noise: float) -> None:
+    """Nothing is held back unless it is given; then training is planned for what is left, and a judge that is told
+    nothing with noise keeps a copy alone."""
     shards, test = digits
     data = (pool(shards), test)
     assert make_participant(client(), federation(), data=data, model=model()).judge is None
@@ -101,13 +105,20 @@ def test_what_is_held_back_is_not_paid_for_and_never_rolls_back_what_answers(dig
 
     def releases(plan: PrivacyPlan, images: LabelledImages) -> Releases:
         plans.append(plan)
+        seen.append(len(images))
         return Releases(PlannedCharges(plan).reserve)
 
-    given = federation(learning={**SMALL["learning"], "held_back": 0.2})
+    seen: list[int] = []
+    given = federation(
+        learning={**SMALL["learning"], "held_back": 0.2}, privacy={**PRIVACY, "judge_noise": judge_noise}
+    )
     private = make_participant(client(), given, data=data, model=model(), releases=releases)
-    assert private.judge is not None and private.judge.held_back and not private._rolls_back
+    assert private.judge is not None and private.judge.held_back
+    assert private._rolls_back is isinstance(private.judge, NoisedJudge) is bool(judge_noise)
+    assert len([charge for charge in plans[0].charges if charge.noise_multiplier == 20]) == (3 if judge_noise else 0)
     trained_on = len(data[0]) - private.judge.images
     assert trained_on < len(data[0]) and plans[0].sample_rate == plans[0].settings.batch_size / trained_on
+    assert seen == [len(data[0]) if judge_noise else trained_on], "what is counted is charged, and claimed"
     control = make_participant(client(), federation(privacy=None), data=data, model=model())
     assert control.judge is not None and control._rolls_back
 
@@ -236,7 +247,7 @@ def test_random_part_of_the_records_is_refused(digits: Any) -> None:
     make_participant(client(data=own), federation(privacy=None), data=(shards[0], None))  # control: not private
 
 
-@pytest.mark.parametrize("table", [{"clients": 2}, {"per_client": 20}, {}])
+@pytest.mark.parametrize("table", [{"clients": 2}, {"per_client": 20}])
 def test_who_is_trained_on_is_never_drawn_from_private_records(tmp_path: Path, table: dict[str, int]) -> None:
     """One record more would move others. Controls: not private; a test part of its own; a set that is public."""
     pixels, labels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8), np.arange(60) % 10
@@ -250,6 +261,46 @@ def test_who_is_trained_on_is_never_drawn_from_private_records(tmp_path: Path, t
     load_client_data(client(data={"source": "digits", **table}), federation())
     np.savez(tmp_path / "b.npz", train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels)
     load_client_data(client(data={"source": str(tmp_path / "b.npz")}), federation())
+
+
+@pytest.mark.parametrize(("kind", "share"), [("file", 0.0), ("folder", 0.3)])
+def test_one_record_more_moves_no_other_between_the_parts_of_a_private_client(
+    tmp_path: Path, kind: str, share: float
+) -> None:
+    """Which images a private client trains on, judges by and tests on is settled image by image. Control: without
+    privacy the split meets each class's share, and one more moves others."""
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8), np.arange(200) % 10
+
+    def parts(name: str, whole: FederationConfig, first: int) -> dict[bytes, str]:
+        path = tmp_path / f"{name}{first}.npz"
+        if kind == "folder":
+            path = tmp_path / f"{name}{first}"
+            for number in range(first, 200):
+                (path / str(labels[number])).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels[number]).save(path / str(labels[number]) / f"{number}.png")
+        else:
+            np.savez(path, images=pixels[first:], labels=labels[first:])
+        train, test = load_client_data(client(data={"source": str(path)}), whole)
+        assert test is not None
+        trained, judge = held_back(whole, train, seed=0, device="cpu")
+        named = {"train": trained, "test": test, **({} if judge is None else {"held": judge.data})}
+        return {image.tobytes(): name for name, found in named.items() for image in found.images}
+
+    learning, task = {**SMALL["learning"], "held_back": share}, {**SMALL["task"], "class_names": tuple("0123456789")}
+    tables = {"learning": learning, "task": task}
+    for name, whole in (("a", federation(**tables)), ("b", federation(**tables, privacy=None))):
+        more, fewer = parts(name, whole, 0), parts(name, whole, 1)
+        assert len(more) == len(fewer) + 1 == 200 and set(more.values()) >= {"train", "test"}
+        assert any(more[image] != name for image, name in fewer.items()) is (whole.privacy is None)
+
+
+def test_images_in_groups_are_not_split_one_by_one(tmp_path: Path) -> None:
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8), np.arange(60) % 10
+    np.savez(tmp_path / "a.npz", images=pixels, labels=labels, groups=np.arange(60) // 2)
+    own = client(data={"source": str(tmp_path / "a.npz")})
+    with pytest.raises(ConfigError, match=r"found images in groups, .* under \[privacy\] a test part, or images"):
+        load_client_data(own, federation())
+    load_client_data(own, federation(privacy=None))
 
 
 def test_images_in_groups_are_not_held_back_under_privacy(digits: Any) -> None:

@@ -12,14 +12,11 @@ the digest counts: no least number of images, no least of a class, and no groups
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from codream_clients.data.datasets import DatasetError, LabelledImages
-from codream_clients.data.units import digests, members_of, units_by
+from codream_clients.data.units import digests, members_of, places, units_by
 
 LEAST_IMAGES = 100
 """Below, nothing is held back: a tenth would be too few to judge by, and too many to do without."""
@@ -27,7 +24,8 @@ LEAST_OF_CLASS = 3
 """Held back of a class at least, unless that would be more than a quarter of it."""
 
 Chosen = NDArray[np.bool_]
-Floats = NDArray[np.float64]
+HELD_BACK = ""
+"""The purpose of these places."""
 
 
 def hold_back(
@@ -52,20 +50,13 @@ def hold_back(
     return data.subset(np.flatnonzero(~chosen)), data.subset(np.flatnonzero(chosen))
 
 
-def _places(own: Iterable[bytes], seed: int) -> Floats:
-    """For each digest a place in [0, 1) that is random to whoever does not know the seed."""
-    key = hashlib.blake2b(str(seed).encode(), digest_size=32).digest()
-    keyed = (hashlib.blake2b(digest, digest_size=6, key=key).digest() for digest in own)
-    return np.array([int.from_bytes(found) / 2**48 for found in keyed])
-
-
 def _by_themselves(data: LabelledImages, share: float, seed: int) -> Chosen:
     if data.groups is not None:
         raise DatasetError(
             "found images in groups to be held back one by one; under [privacy] a group would move with the images "
             "that are added to it: held_back = 0, or images without groups, are needed"
         )
-    chosen: Chosen = _places(digests(data.images), seed) < share
+    chosen: Chosen = places(digests(data.images), seed, HELD_BACK) < share
     if chosen.all():
         raise DatasetError(f"all of {len(data)} images would be held back; more images, or held_back = 0, are needed")
     return chosen
@@ -76,7 +67,7 @@ def _of_units(data: LabelledImages, share: float, seed: int) -> Chosen:
     own, counts = digests(data.images), data.class_counts
     units = units_by(own if data.groups is None else data.groups)
     members = members_of(units)
-    place = _places((min(own[image] for image in of_unit) for of_unit in members), seed)
+    place = places((min(own[image] for image in of_unit) for of_unit in members), seed, HELD_BACK)
     sizes = np.bincount(units)
     least = np.minimum(LEAST_OF_CLASS, counts // 4)
     most = np.maximum(np.rint(2 * share * counts).astype(np.int64), counts // 4)

@@ -12,7 +12,7 @@ from codream_clients.data.datasets import DatasetError, Groups, Labels
 from codream_clients.data.folder_layouts import GroupsIn, Layout, Listed, layout_of
 from codream_clients.data.pictures import SUFFIXES, Page, Pages, pages_of, pixels_of
 from codream_clients.data.pixels import MAX_BYTES, MAX_SIDE, RawImages
-from codream_clients.data.splits import split_off
+from codream_clients.data.splits import split_off, split_one_by_one
 from codream_clients.data.understanding import Notes, Understanding, understood
 
 
@@ -32,6 +32,7 @@ def load_image_folder(
     seed: int = 0,
     test_share: float = 0.2,
     split: bool = True,
+    one_by_one: bool = False,
     size: int | None = None,
     channels: int | None = None,
     class_names: Sequence[str] | None = None,
@@ -42,7 +43,8 @@ def load_image_folder(
     """The images under `path` as (train, test, what was understood), not yet standardised; see `pixels` for the scale.
 
     `test_share` of each class, rounded, is split off by `seed` where there is no test folder; without `split`, all
-    images are then both parts. `size` resizes all
+    images are then both parts; `one_by_one` splits them by a coin for each, which differential privacy needs.
+    `size` resizes all
     images to size x size pixels (bilinear, antialiased; the aspect ratio is not kept); None wants them of one size.
     `channels`: 1 (grey) or 3 (colour) converts all; None takes grey if all are grey. `class_names` are the classes in
     their order; None takes the folders there are. `groups`: "folder" takes the folders right below the class folders
@@ -78,7 +80,7 @@ def load_image_folder(
     kind = "a folder of image folders"
     if layout.test is None and not split:
         return read[0], read[0], understood(str(path), kind, (("whole", read[0]),), notes)
-    train, test = read if len(read) == 2 else _split(path, read[0], test_share, seed)
+    train, test = read if len(read) == 2 else _split(path, read[0], test_share, seed, one_by_one)
     return train, test, understood(str(path), kind, (("training", train), ("test", test)), notes)
 
 
@@ -118,9 +120,14 @@ def _labels(images: Sequence[_Image]) -> Labels:
     return np.array([image.label for image in images], np.int64)
 
 
-def _split(path: Path, images: RawImages, test_share: float, seed: int) -> tuple[RawImages, RawImages]:
+def _split(
+    path: Path, images: RawImages, test_share: float, seed: int, one_by_one: bool
+) -> tuple[RawImages, RawImages]:
     try:
-        train, test = split_off(images.pixels, images.labels, images.groups, test_share, seed)
+        if one_by_one:
+            train, test = split_one_by_one(images.pixels, images.groups, test_share, seed)
+        else:
+            train, test = split_off(images.pixels, images.labels, images.groups, test_share, seed)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
     return images.subset(train), images.subset(test)

@@ -14,7 +14,7 @@ limits before its memory is taken.
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -28,7 +28,7 @@ from codream_clients.data.arrays import Told, images_of
 from codream_clients.data.datasets import DatasetError, Groups
 from codream_clients.data.labels import groups_of, labels_of
 from codream_clients.data.pixels import MAX_BYTES, RawImages, train_and_test, with_channels
-from codream_clients.data.splits import split_off
+from codream_clients.data.splits import Indices, split_off, split_one_by_one
 from codream_clients.data.understanding import Notes, Understanding, understood
 from codream_clients.words import visible
 
@@ -48,6 +48,7 @@ def load_npz(
     seed: int = 0,
     test_share: float = 0.2,
     split: bool = True,
+    one_by_one: bool = False,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[RawImages, RawImages, Understanding]:
     """The images of `path` as (train, test, what was understood), not yet standardised; see `pixels` for the scale.
@@ -55,7 +56,8 @@ def load_npz(
     `classes`: how many there are, in case this file lacks some; None takes one more than the largest label, where every
     label below it is on some image. `class_names`: all classes in their order, for labels that are words. `told`: what
     is known of the arrays. `test_share` of each class is split off by `seed` where the file is in one
-    piece; without `split`, all images are then both parts. `max_bytes` bounds the arrays that are read, together,
+    piece; without `split`, all images are then both parts; `one_by_one` splits them by a coin for each, which
+    differential privacy needs. `max_bytes` bounds the arrays that are read, together,
     unpacked.
     Raises `DatasetError`, which names the file and the key, says what was found (shape, type, range) and what is
     needed, if the file is missing or no archive, a key is missing, an array is of another type or shape, could be read
@@ -65,7 +67,14 @@ def load_npz(
     try:
         with _opened(path) as arrays:
             held = _read_all(arrays, notes, max_bytes)
-        parts = _parts(held, classes, class_names, told or Told(), notes, (test_share, seed) if split else None)
+        parts = _parts(
+            held,
+            classes,
+            class_names,
+            told or Told(),
+            notes,
+            _splitter(test_share, seed, one_by_one) if split else None,
+        )
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
     except FileNotFoundError:
@@ -249,7 +258,7 @@ def _parts(
     class_names: Sequence[str] | None,
     told: Told,
     notes: Notes,
-    split: tuple[float, int] | None,
+    split: Callable[[RawImages], tuple[Indices, Indices]] | None,
 ) -> list[tuple[str, RawImages]]:
     named = {part: "" if part == _WHOLE else f"{part}_" for part in held}
     images = images_of(
@@ -283,9 +292,15 @@ def _parts(
     whole = RawImages(with_channels(pixels[0]), numbers[0], classes, names, whose[0])
     if split is None:
         return [("whole", whole)]
-    train, test = split_off(whole.pixels, whole.labels, whole.groups, *split)
+    train, test = split(whole)
     notes.reads("a test part is split off, since the images are in one piece")
     return [("training", whole.subset(train)), ("test", whole.subset(test))]
+
+
+def _splitter(share: float, seed: int, one_by_one: bool) -> Callable[[RawImages], tuple[Indices, Indices]]:
+    if one_by_one:
+        return lambda whole: split_one_by_one(whole.pixels, whole.groups, share, seed)
+    return lambda whole: split_off(whole.pixels, whole.labels, whole.groups, share, seed)
 
 
 def _read(arrays: _Arrays, key: str, kind: str, left: int, max_bytes: int) -> NDArray[Any]:

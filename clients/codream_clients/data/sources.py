@@ -69,6 +69,7 @@ class Reading:
     Attributes:
         seed: splits what comes in one piece (digits, a folder or file without a test part).
         split: whether a folder or file in one piece is split.
+        one_by_one: whether it is then split by a coin for each image, as differential privacy needs it.
         size: to which a folder's images are resized.
         groups: "folder" takes the folders below the class folders as persons.
         pages: which pages of a stack are images.
@@ -80,6 +81,7 @@ class Reading:
 
     seed: int = 0
     split: bool = True
+    one_by_one: bool = False
     size: int | None = None
     groups: GroupsIn | None = None
     pages: Pages | None = None
@@ -146,13 +148,22 @@ def _loaded(source: str, reading: Reading, root: Path | None, download: bool, di
     path = Path(source).expanduser()
     if kind == "arrays":
         return DataSource(
-            *load_npz(path, classes=classes, class_names=names, told=told, seed=reading.seed, split=reading.split)
+            *load_npz(
+                path,
+                classes=classes,
+                class_names=names,
+                told=told,
+                seed=reading.seed,
+                split=reading.split,
+                one_by_one=reading.one_by_one,
+            )
         )
     if kind == "pictures":
         found = load_image_folder(
             path,
             seed=reading.seed,
             split=reading.split,
+            one_by_one=reading.one_by_one,
             size=reading.size,
             channels=reading.shape[0] if reading.shape is not None and reading.shape[0] in (1, 3) else None,
             class_names=names,

@@ -1,4 +1,8 @@
-"""A test part split off by a seed, where a source comes in one piece: of each class a share, and no unit divided."""
+"""A test part split off by a seed, where a source comes in one piece: of each class a share, and no unit divided.
+
+Under differential privacy for each record the choice is each image's own affair, as in `held_back`: a coin under the
+seed and its digest, and neither its class's share nor who else is there.
+"""
 
 from typing import Any
 
@@ -6,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codream_clients.data.datasets import DatasetError, Groups, Labels
-from codream_clients.data.units import Units, members_of, units_of
+from codream_clients.data.units import Units, digests, members_of, places, units_of
 
 Indices = NDArray[np.int64]
+TEST = "|test"
+"""The purpose of the coins."""
 
 
 def split_off(
@@ -40,6 +46,26 @@ def split_off(
                 f"no {side} images: {found} are too few to split off {share:.0%} of each class; more {more}, or a test "
                 "part, are needed"
             )
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def split_one_by_one(images: NDArray[Any], groups: Groups | None, share: float, seed: int) -> tuple[Indices, Indices]:
+    """(train, test), indices in their order: each image (N, ...) is for testing with chance `share`, by itself.
+
+    Raises `DatasetError` for images in groups, which would move with the images that are added to them, or if a side
+    would be empty.
+    """
+    if groups is not None:
+        raise DatasetError(
+            "found images in groups, of which a test part would be split off one by one; under [privacy] a test part, "
+            "or images without groups, are needed"
+        )
+    chosen = places(digests(images), seed, TEST) < share
+    if chosen.all() or not chosen.any():
+        raise DatasetError(
+            f"no {'training' if chosen.all() else 'test'} images: {len(chosen)} images are too few to split off "
+            f"{share:.0%} one by one; more images, or a test part, are needed"
+        )
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 

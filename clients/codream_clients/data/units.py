@@ -4,7 +4,7 @@ An image that is there twice, once to learn from and once to measure by, makes e
 on both sides does. Where groups are known they alone count: one black picture that all have would make all of them one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -42,6 +42,16 @@ def units_by(marks: Sequence[bytes] | Groups) -> Units:
     own = marks if isinstance(marks, np.ndarray) else np.array(marks, dtype=f"S{DIGEST_BYTES}")
     _, number = np.unique(own, return_inverse=True)
     return number.astype(np.int64)
+
+
+def places(marks: Iterable[bytes], seed: int, purpose: str) -> NDArray[np.float64]:
+    """For each mark a place in [0, 1) that hangs on nothing but it: random to whoever does not know the seed.
+
+    Places of one `purpose` tell nothing of those of another.
+    """
+    key = blake2b(f"{seed}{purpose}".encode(), digest_size=32).digest()
+    keyed = (blake2b(mark, digest_size=6, key=key).digest() for mark in marks)
+    return np.array([int.from_bytes(found) / 2**48 for found in keyed])
 
 
 def members_of(units: Units) -> list[NDArray[np.int64]]:

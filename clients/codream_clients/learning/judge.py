@@ -38,21 +38,31 @@ class Score:
     Attributes:
         correct: how many it gets right.
         images: of how many.
-        recall: mean over the classes that there are of the share of each that it gets right.
-        recall_error: the standard error of that.
-        loss: mean cross-entropy in nats; decides where all else ties.
+        recall: mean over the classes that there are of the share of each that it gets right; None where nobody knows.
     """
 
     correct: int
     images: int
-    recall: float
-    recall_error: float
-    loss: float
+    recall: float | None
 
     @property
     def accuracy(self) -> float:
         """In [0, 1]."""
         return self.correct / self.images
+
+
+@dataclass(frozen=True)
+class SeenScore(Score):
+    """The same where the images themselves are looked at.
+
+    Attributes:
+        recall_error: the standard error of `recall`.
+        loss: mean cross-entropy in nats; decides where all else ties.
+    """
+
+    recall: float
+    recall_error: float
+    loss: float
 
     @property
     def standard_error(self) -> float:
@@ -95,9 +105,9 @@ class Judge:
 
     def __init__(self, images: LabelledImages, device: torch.device, *, held_back: bool) -> None:
         self.held_back = held_back
-        self._images, self._device = images, device
+        self.data, self._device = images, device
         self._classes = int(np.count_nonzero(images.class_counts))
-        self._best: Score | None = None
+        self._best: SeenScore | None = None
         self._accuracy = self._recall = 0.0  # less than this is worse
         self._weights: Weights = {}
         self._round = 0
@@ -105,7 +115,7 @@ class Judge:
     @property
     def images(self) -> int:
         """How many it judges by."""
-        return len(self._images)
+        return len(self.data)
 
     @property
     def weights(self) -> Weights:
@@ -125,8 +135,8 @@ class Judge:
             self._accuracy = max(self._accuracy, score.accuracy - score.standard_error)
             self._recall = max(self._recall, score.recall - score.recall_error)
         if self._best is None or (score.value > self._best.value and not worse):
-            self._best, self._round = score, round
-            self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self._best = score
+            self._keep(model, round)
         return Verdict(score, self._best, self._round, worse, self.held_back)
 
     def restore(self, model: nn.Module) -> None:
@@ -136,27 +146,30 @@ class Judge:
     @property
     def sees_all(self) -> bool:
         """Whether its images are of all the task's classes."""
-        return self._classes == self._images.classes
+        return self._classes == self.data.classes
 
-    def _worse(self, score: Score, best: Score) -> bool:
+    def _keep(self, model: nn.Module, round: int) -> None:
+        """As the best there is."""
+        self._round = round
+        self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def _worse(self, score: SeenScore, best: SeenScore) -> bool:
         if self.held_back and self.sees_all:
             fairer = score.recall - score.recall_error > best.recall
             return score.recall < self._recall or (score.accuracy < self._accuracy and not fairer)
         guess = 1 / self._classes if self._classes > 1 else 0.0
         return best.recall > guess and score.recall - guess < (best.recall - guess) / 2
 
-    def _score(self, model: nn.Module) -> Score:
-        logits, labels = (
-            predict_logits(model, self._images.images, self._device).astype(np.float64),
-            self._images.labels,
-        )
+    def _score(self, model: nn.Module) -> SeenScore:
+        logits = predict_logits(model, self.data.images, self._device).astype(np.float64)
+        labels = self.data.labels
         right = logits.argmax(axis=1) == labels
         top = logits.max(axis=1)
         losses = top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - logits[np.arange(len(labels)), labels]
-        counts = self._images.class_counts
+        counts = self.data.class_counts
         there = counts > 0
         found, counts = np.bincount(labels[right], minlength=len(counts))[there], counts[there]
-        return Score(
+        return SeenScore(
             correct=int(right.sum()),
             images=len(labels),
             recall=float((found / counts).mean()),

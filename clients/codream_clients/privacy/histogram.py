@@ -28,11 +28,16 @@ MOST_NOISE = math.isqrt(MAX_VARIANCE) / 2
 
 def noisy_histogram(counts: NDArray[np.int64], noise_multiplier: float, stream: Stream) -> NDArray[np.float32]:
     """Counts (K,) with noise, at least 0 and at least one above 0; as float32 (K,)."""
-    grain, deviation = grid(noise_multiplier)
-    drawn = DiscreteGaussian(deviation**2).sample(len(counts), stream.bytes)
-    noisy = counts + drawn * grain
+    noisy = noised(counts, noise_multiplier, stream)
     noisy[noisy < NOISE_ALONE * noise_multiplier] = 0.0
     return (noisy if noisy.any() else np.ones_like(noisy)).astype(np.float32)
+
+
+def noised(counts: NDArray[np.int64], noise_multiplier: float, stream: Stream) -> NDArray[np.float64]:
+    """Counts (K,), of which one record moves one by 1, with the noise and nothing else done to them."""
+    grain, deviation = grid(noise_multiplier)
+    found: NDArray[np.float64] = counts + DiscreteGaussian(deviation**2).sample(len(counts), stream.bytes) * grain
+    return found
 
 
 def grid(noise_multiplier: float) -> tuple[float, int]:

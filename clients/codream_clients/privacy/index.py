@@ -86,9 +86,16 @@ class Index:
                 raise SpentElsewhere(
                     f"{count} of {len(digests)} images have spent in the ledger {path}, and would spend here, too; "
                     "one ledger for all federations on the same images is needed: name it as ledger under [budget] of "
-                    "client.toml, with the epsilon that all may cost together"
+                    "client.toml, with the epsilon that all may cost together; where the data grew, and that ledger is "
+                    "an earlier part's, leave its images out of this one"
                 )
             rows.execute("INSERT OR IGNORE INTO record SELECT digest, ? FROM asked", (ledger,))
+
+    def images(self, ledger: str) -> int:
+        """How many images spend in the ledger of that name, as far as this index knows."""
+        with self._turn() as rows:
+            (found,) = rows.execute("SELECT count(*) FROM record WHERE ledger = ?", (ledger,)).fetchone()
+        return int(found)
 
     @contextmanager
     def _turn(self) -> Iterator[sqlite3.Connection]:

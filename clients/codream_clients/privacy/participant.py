@@ -1,8 +1,9 @@
 """A participant whose every look at its own records is paid for: `Participant`, privately.
 
-Of the records it uses a noisy histogram, a model trained by DP-SGD and, if wanted, noisy feature statistics. It leaves
-out what would look past them: own images in distillation, and accuracy on the records. Its accuracy on test images is
-measured as ever; those are not covered by the guarantee, and a client to whom they matter leaves them out.
+Of the records it uses a noisy histogram, a model trained by DP-SGD and, if wanted, noisy feature statistics and noisy
+counts of held-back images that are right. It leaves out what would look past them: own images in distillation, and
+accuracy on the records. Its accuracy on test images is measured as ever; those are not covered by the guarantee, and a
+client to whom they matter leaves them out.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from codream_clients.models.gate import trial_images
 from codream_clients.models.refusals import GIVEN
 from codream_clients.privacy.gate import examine_private, modes_of
 from codream_clients.privacy.histogram import noisy_histogram
+from codream_clients.privacy.judge import NoisedJudge
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.plan import PrivacyPlan, rounds_trained
 from codream_clients.privacy.releases import Iterates, Release, Releases
@@ -105,7 +107,8 @@ def private_participant(
     """A participant under `plan`; the histogram is released here, the rest when the participant is asked to learn.
 
     `warmed_up`: the model is to be that of an earlier process, which goes on with `begin`: all training is a round's.
-    `judge`: looks at records without noise, so the weights that it finds best are kept, and never answer.
+    `judge`: of held-back images. Where the plan pays for it, it is told noised counts of them, and rolls rounds back;
+    else it looks at them without noise, and the weights that it finds best are kept, and never answer.
 
     `releases` is called once model and settings have passed: what is refused does not even begin a ledger.
 
@@ -119,6 +122,9 @@ def private_participant(
             "images past the budget"
         )
     opened = releases()
+    noised = judge is not None and plan.judgements > 0
+    if judge is not None and noised:
+        judge = NoisedJudge(judge, plan, opened, noise, device)
     training, counts = private_training(settings, plan, train, opened, noise, device, warmed_up=warmed_up)
     return Participant(
         private_learning(settings, plan, rounds_trained(opened.spent)),
@@ -131,7 +137,7 @@ def private_participant(
         class_counts=counts,
         feature_statistics=_statistics(plan, train, float(counts.sum()), opened, noise, device),
         judge=judge,
-        rolls_back=False,
+        rolls_back=noised,
     )
 
 

@@ -1,8 +1,9 @@
 """What a client's whole run may cost in privacy, settled before it touches a record.
 
-The unit is one record of one client; neighbours differ in one record, added or removed. Three mechanisms see records,
+The unit is one record of one client; neighbours differ in one record, added or removed. Four mechanisms see records,
 each a Gaussian one, all under one budget (epsilon, delta): a histogram of the labels, DP-SGD, and, if wanted, feature
-statistics. Whatever follows from what they release - dreams, soft labels, distillation - is post-processing.
+statistics and counts of held-back images that are right, by which rounds are judged. Whatever follows from what they
+release - dreams, soft labels, distillation - is post-processing.
 
 The histogram and the statistics get their shares of epsilon, as if each were alone; what DP-SGD then may use is solved
 for all of them together, warm-up and every planned round included, and is more than the rest of epsilon, since
@@ -24,6 +25,7 @@ from codream_protocols.settings import SettingsError
 
 DELTA_TIMES_RECORDS = 0.1
 HISTOGRAM, STATISTICS, WARM_UP, ROUND = "label histogram", "feature statistics", "warm-up", "round"
+JUDGEMENT = "judgement"
 
 
 class WeakDelta(UserWarning):
@@ -42,6 +44,7 @@ class PrivacyPlan:
         statistics: the one charge of the feature statistics, or None without them.
         noise_multiplier: of DP-SGD: the noise's deviation over `max_grad_norm`.
         rounds: for how many rounds of training the budget was planned; 0 if rounds do not train.
+        judgements: of how many models held-back images are counted: after the warm-up and each round, or of none.
     """
 
     settings: PrivacySettings
@@ -52,6 +55,11 @@ class PrivacyPlan:
     statistics: SampledGaussian | None
     noise_multiplier: float
     rounds: int
+    judgements: int = 0
+
+    def judgement(self, round: int) -> SampledGaussian:
+        """The charge of counting how many held-back images are right after a round; 0 is the warm-up."""
+        return SampledGaussian(self.settings.judge_noise, 1.0, 1, f"{JUDGEMENT} {min(round, self.judgements - 1)}")
 
     def training(self, epochs: int, purpose: str) -> SampledGaussian | None:
         """The charge of so many epochs of DP-SGD; None if that is no step."""
@@ -67,7 +75,9 @@ class PrivacyPlan:
     def charges(self) -> tuple[SampledGaussian, ...]:
         """All that is planned, in order."""
         rounds = (self.training(self.settings.round_epochs, round_purpose(n + 1)) for n in range(self.rounds))
-        planned = (self.histogram, self.training(self.settings.warm_up_epochs, WARM_UP), self.statistics, *rounds)
+        judged = (self.judgement(n) for n in range(self.judgements))
+        warm_up = self.training(self.settings.warm_up_epochs, WARM_UP)
+        planned = (self.histogram, warm_up, self.statistics, *rounds, *judged)
         return tuple(charge for charge in planned if charge is not None)
 
 
@@ -106,8 +116,8 @@ def rounds_trained(charges: Sequence[SampledGaussian]) -> int:
     return sum(charge.purpose.startswith(f"{ROUND} ") for charge in charges)
 
 
-def plan_privacy(settings: PrivacySettings, *, records: int, rounds: int) -> PrivacyPlan:
-    """Solve the budget of a client of `records` images for a federation of `rounds` rounds.
+def plan_privacy(settings: PrivacySettings, *, records: int, rounds: int, held_back: bool = False) -> PrivacyPlan:
+    """Solve the budget of a client of `records` images, and others `held_back` or not, for a run of `rounds` rounds.
 
     Warns `WeakDelta`. Raises `AccountingError` for a budget that no amount of noise keeps, and
     `SettingsError` for fewer than one record or round.
@@ -117,9 +127,10 @@ def plan_privacy(settings: PrivacySettings, *, records: int, rounds: int) -> Pri
         raise SettingsError(f"{count} records, {rounds} rounds; at least 1 and at least 0 are needed")
     if settings.delta is not None:
         warn_of_weak_delta(settings.delta, count)
+    judgements = rounds + 1 if held_back and settings.judge_noise else 0
     if settings.training_rounds is not None:
         rounds = min(rounds, settings.training_rounds)
-    return _plan(settings, count, rounds if settings.round_epochs else 0)
+    return _plan(settings, count, rounds if settings.round_epochs else 0, judgements)
 
 
 def warn_of_weak_delta(delta: float, records: int) -> None:
@@ -131,7 +142,7 @@ def warn_of_weak_delta(delta: float, records: int) -> None:
 
 
 @lru_cache
-def _plan(settings: PrivacySettings, records: int, rounds: int) -> PrivacyPlan:
+def _plan(settings: PrivacySettings, records: int, rounds: int, judgements: int) -> PrivacyPlan:
     delta = settings.delta if settings.delta is not None else DELTA_TIMES_RECORDS / records
     rate = min(1.0, settings.batch_size / records)
 
@@ -152,12 +163,13 @@ def _plan(settings: PrivacySettings, records: int, rounds: int) -> PrivacyPlan:
             f"up to {MOST_NOISE:g} is drawn, so a larger epsilon or histogram_share is needed"
         )
     statistics = alone(settings.statistics_share, STATISTICS) if settings.statistics_share else None
+    judged = [SampledGaussian(settings.judge_noise, 1.0, judgements, JUDGEMENT)] if judgements else []
     noise = solve_noise_multiplier(
         target_epsilon=settings.epsilon,
         delta=delta,
         sample_rate=rate,
         steps=_steps(settings.warm_up_epochs, rate) + rounds * _steps(settings.round_epochs, rate),
-        others=[charge for charge in (histogram, statistics) if charge is not None],
+        others=[*judged, *(charge for charge in (histogram, statistics) if charge is not None)],
         accountant=settings.accountant,
     )
     return PrivacyPlan(
@@ -169,6 +181,7 @@ def _plan(settings: PrivacySettings, records: int, rounds: int) -> PrivacyPlan:
         statistics=statistics,
         noise_multiplier=noise,
         rounds=rounds,
+        judgements=judgements,
     )
 
 

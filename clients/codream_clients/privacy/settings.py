@@ -45,6 +45,15 @@ class PrivacySettings(Settings):
     statistics_share: Annotated[
         float, Ge(0), Lt(1), doc("of epsilon, for the feature statistics; 0 leaves them, and R_bn, out")
     ] = 0.0
+    judge_noise: Annotated[
+        float,
+        Ge(0),
+        Le(10_000),
+        doc(
+            "deviation of the noise on how many of the images that `held_back` of `[learning]` keeps apart are right, "
+            "told to the judge of each round; 0 tells it nothing, and no round is rolled back"
+        ),
+    ] = 20.0
     accountant: Annotated[AccountantName, doc("what adds up the costs")] = "prv"
     mode: Annotated[
         GradSampleMode,
