@@ -87,6 +87,7 @@ def bench(
         draw(found, folder / "bench.svg")
     if write_document is not None:
         flags = f"--n {clients} --d {lengths} --m {bits} --dropped {dropped} --modes {modes} --losses {losses.value}"
+        flags += f" --steps {steps}"
         flags += "".join(f" --case {text}" for text in case or [])
         write_whole(write_document, page(found, flags + ("" if against is None else " --against flower")).encode())
     if json:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import tracemalloc
+from collections.abc import Callable
 from json import loads
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from secure_codream import cli
+from secure_codream.bench import ours
 from secure_codream.bench.limits import Limits
 from secure_codream.bench.ours import Case, Costs, run_case
-from secure_codream.bench.results import Bench, Row, page
+from secure_codream.bench.results import PAGE, Bench, Row, page
 from secure_codream.bench.run import cases_of, rows_of
+from tests.pages import ROOT
 
 LIMITS = Limits("AES-256-CTR", generator_speed=1e9, memory_speed=1e10)
 
@@ -40,6 +46,27 @@ def test_bytes_up_hold_the_vector_and_a_share_of_the_set_up() -> None:
     assert costs[4].unmasking is None and costs[4].summed == 3
 
 
+def test_no_side_of_a_step_holds_more_than_four_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In vectors of 4 bytes a coordinate, above what it held before; in rings of both word sizes."""
+    length, peaks, timed = 300_000, list[float](), ours._timed
+
+    def watched(work: Callable[[], Any]) -> Any:
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        found = timed(work)
+        peaks.append((tracemalloc.get_traced_memory()[1] - held) / (4 * length))
+        return found
+
+    monkeypatch.setattr(ours, "_timed", watched)
+    tracemalloc.start()
+    try:
+        for bits in (16, 18):
+            run_case(Case("lockstep", 3, length, bits, 0, "allow", 1))
+    finally:
+        tracemalloc.stop()
+    assert 2 < max(peaks) <= 4
+
+
 def test_limits_count_the_streams_of_a_step_and_of_those_who_dropped() -> None:
     costs = Costs(sending=4.0, checking=1.0, adding=1.0, unmasking=9.0, setup=1.0, up=1.0, down=1.0, summed=8)
     rows, sending = rows_of(Case("resilient", 10, 1000, 16, 2, "allow", 1), costs, {"unmask": 90.0}, LIMITS)
@@ -58,6 +85,11 @@ def test_a_page_says_how_often_less_and_how_near_the_limit() -> None:
     text = page(Bench((row,), (part,), machine, {"numpy": "2"}, 10, "2026-01-02"), "--n 20")
     assert "| 10 ms | 75 ms | 7.5 | 2.5 ms | 0.25 |" in text and "| 5 ms |  |  | 2.5 ms | 0.50 |" in text
     assert "bench --n 20 --write-document docs/performance.md` on 2026-01-02" in text
+
+
+def test_the_document_says_what_the_command_would_say() -> None:
+    kept = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert [words for words in re.split(r"\{[^}]*\}", PAGE) if words.strip() not in kept] == []
 
 
 @pytest.mark.parametrize(
