@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
 from codream_clients.runner import LEARNER
 from secure_codream import Client, Server, run_local
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.deployment.provision import provision
 from secure_codream.deployment.rounds import on_round_of
 from secure_codream.deployment.signals import Stop, Stopped, run_until_stopped
 from tests.secure_codream.small import has_ipv6
@@ -202,3 +206,12 @@ def test_windows_is_refused_in_one_line() -> None:
     assert done.stderr.splitlines()[-1] == (
         "ImportError: secure-codream runs on Linux and macOS; on Windows, run it in WSL 2"
     )
+
+
+def test_rectangular_images_are_taken_as_run_local_takes_them(tmp_path: Path) -> None:
+    config = FederationConfig.model_validate({"task": {"shape": (1, 8, 12), "classes": 3}})
+    clients = [ClientConfig.model_validate({"name": name, "model": "mlp"}) for name in "abc"]
+    provision(tmp_path / "out", config=config, clients=clients, address=NOWHERE)
+    images = np.random.default_rng(0).random((30, 1, 8, 12), dtype=np.float32)
+    client = Client(tmp_path / "out" / "clients" / "a", train=(images, np.arange(30) % 3))
+    assert client._data is not None and client._data[0].images.shape == (30, 1, 8, 12)
