@@ -76,6 +76,8 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
         if name == "sums":
             return _sums(config)
         if name == "codream-fast":
+            if config.dreams.label_by != "logits":
+                raise ConfigError(f"[dreams] label_by: found {config.dreams.label_by!r}; 'logits' is allowed here")
             return CoDreamFast(generator_settings(config))
         return course_class(name)(averaging_settings(config))  # type: ignore[no-any-return]
     except SettingsError as error:
