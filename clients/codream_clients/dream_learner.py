@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from codream_clients.learning.dreaming import first_target
-from codream_clients.learning.participant import Metrics, Participant
+from codream_clients.learning.participant import Distillation, Metrics, Participant, distil_by_settings
 from codream_clients.learning.student import AdaptiveTerm
+from codream_clients.learning.votes import learn_votes
 from codream_clients.privacy.ledger import LedgerError
 from codream_protocols.course import Array, Publication, Task
 from codream_protocols.courses.codream import UPDATE
 from codream_protocols.courses.contrast import CONTRAST
-from codream_protocols.courses.labels import LOGITS
+from codream_protocols.courses.labels import LOGITS, VOTES, LabelBy
 from codream_protocols.courses.metrics import COUNTS, HELD, METRICS
 from codream_protocols.errors import VectorRefused
 from codream_protocols.ring import clipped_fraction
@@ -35,6 +36,11 @@ def metrics_values(counts: tuple[int, int, int, int], *, tells: bool) -> Values:
     return {name: np.array([count if tells else 0]) for name, count in zip(COUNTS, counts, strict=True)}
 
 
+def distillation_of(label_by: LabelBy) -> Distillation:
+    """What learns from labels of that kind."""
+    return learn_votes if label_by == VOTES else distil_by_settings
+
+
 class DreamLearner:
     """A `Participant` behind the tasks of CoDream.
 
@@ -45,6 +51,7 @@ class DreamLearner:
         on_metrics: called with the metrics after each round learnt, for the client's own folder.
         adaptive: the adaptive term, trained here and added to this client's own dream loss; None leaves it out.
         certified: epochs that were certified before the first one learnt here, those of a predecessor.
+        distillation: what labels are learnt by; `distillation_of` the course's settings.
     """
 
     def __init__(
@@ -56,7 +63,9 @@ class DreamLearner:
         on_metrics: OnMetrics = lambda metrics: None,
         adaptive: AdaptiveTerm | None = None,
         certified: int = 0,
+        distillation: Distillation = distil_by_settings,
     ) -> None:
+        self._distillation = distillation
         self._participant, self._weight, self._on_metrics = participant, weight, on_metrics
         self._tells_accuracy, self._adaptive, self._rounds = tells_accuracy, adaptive, certified
 
@@ -79,7 +88,9 @@ class DreamLearner:
         if task.name == LOGITS:
             labels = self._participant.soft_labels(np.array(task.arrays["dreams"]))
             return {"numerators": labels.numerators, "denominators": labels.denominators}
-        raise VectorRefused(f"task {task.name!r}", f"{METRICS}, {CONTRAST}, {UPDATE} or {LOGITS}")
+        if task.name == VOTES:
+            return {"votes": self._participant.votes(np.array(task.arrays["dreams"]))}
+        raise VectorRefused(f"task {task.name!r}", f"{METRICS}, {CONTRAST}, {UPDATE}, {LOGITS} or {VOTES}")
 
     def learn(self, number: int, publication: Publication) -> None:
         """See `Learner`; nothing is learnt from an epoch of metrics alone.
@@ -92,7 +103,7 @@ class DreamLearner:
             return
         dreams, labels = np.array(publication["dreams"]), np.array(publication["soft_labels"])
         try:
-            metrics = self._participant.acquire(dreams, labels, number)
+            metrics = self._participant.acquire(dreams, labels, number, distillation=self._distillation)
         except LedgerError:
             self._on_metrics(self._participant.measure(number=number))
             raise

@@ -82,6 +82,8 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
         if name == "sums":
             return _sums(config)
         if name == "codream-fast":
+            if config.dreams.label_by != "logits":
+                raise ConfigError(f"[dreams] label_by: found {config.dreams.label_by!r}; 'logits' is allowed here")
             return CoDreamFast(generator_settings(config))
         if name == DP_SGD:
             return DPSGD(dp_sgd_settings(config))

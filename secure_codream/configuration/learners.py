@@ -11,7 +11,7 @@ from torch import nn
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.devices import pick_device
 from codream_clients.dp_sgd_learner import DPSGDLearner
-from codream_clients.dream_learner import DreamLearner
+from codream_clients.dream_learner import DreamLearner, distillation_of
 from codream_clients.function_learner import FunctionLearner
 from codream_clients.generator_learner import GeneratorLearner
 from codream_clients.learning.handed_down import HandedDown
@@ -120,6 +120,7 @@ def make_learner(
             on_metrics=on_metrics,
             adaptive=_adaptive(federation, course, participant),
             certified=certified,
+            distillation=distillation_of(course.settings.label_by),
         )
     elif isinstance(course, CoDreamFast):
         learner = GeneratorLearner(

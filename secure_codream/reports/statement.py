@@ -263,6 +263,11 @@ def record_level(
 
 def client_level(stated: ClientPrivacyStatement) -> ClientLevel:
     """The server room's statement of client-level privacy, as a part of the run's."""
+    bounds = {
+        "dream updates, in clips": stated.update_norm,
+        "soft labels, in clips": stated.logit_norm,
+        "votes": stated.vote_norm,
+    }
     return ClientLevel(
         epsilon=stated.epsilon,
         delta=stated.delta,
@@ -271,7 +276,7 @@ def client_level(stated: ClientPrivacyStatement) -> ClientLevel:
         noise_multiplier=stated.noise_multiplier,
         accountant=stated.accountant,
         mechanism=stated.mechanism,
-        clips={"dream updates, in clips": stated.update_norm, "soft labels, in clips": stated.logit_norm},
+        clips={name: bound for name, bound in bounds.items() if bound is not None},
         honest_shares=stated.honest_shares,
         excess_noise=stated.excess_noise,
         by_colluders=list(stated.epsilon_by_colluders),

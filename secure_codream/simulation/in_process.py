@@ -225,7 +225,7 @@ class DreamFederation:
     ) -> None:
         import torch
 
-        from codream_clients.dream_learner import DreamLearner
+        from codream_clients.dream_learner import DreamLearner, distillation_of
         from codream_clients.learning.student import AdaptiveTerm, adaptive_student
 
         settings, adaptive = course.settings, None
@@ -240,7 +240,10 @@ class DreamFederation:
             # One for all clients: each would train the same one.
             adaptive = AdaptiveTerm(student, settings.adaptive_weight, settings.adaptive_from)
         self.participants = list(participants)
-        learners = [DreamLearner(participant, adaptive=adaptive) for participant in participants]
+        learners = [
+            DreamLearner(participant, adaptive=adaptive, distillation=distillation_of(settings.label_by))
+            for participant in participants
+        ]
         self.simulation = Simulation(course, learners, aggregation=aggregation, seed=seed, failed=failed)
         self._course = course
         self._batches: deque[tuple[Floats, Floats]] = deque(maxlen=settings.window)

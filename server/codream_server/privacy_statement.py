@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from codream_protocols.charter import Charter
 from codream_protocols.courses.codream import ClientPrivacy, DreamSettings
+from codream_protocols.courses.labels import VOTES, votes_norm
 from codream_protocols.distributed_noise import multiplier_for
 from codream_protocols.zcdp import epsilon_of, rho_of
 
@@ -30,7 +31,8 @@ class ClientPrivacyStatement:
         epsilon_by_colluders: what the whole plan costs where 0, 1, 2, ... clients, up to all but one of the smallest
             sum, reveal their shares. A member knows its own: against members one more is to be counted.
         excess_noise: variance in a sum over the whole roster, over the variance that the promise needs.
-        update_norm, logit_norm: Euclidean bounds, in units of the clips.
+        update_norm, logit_norm: Euclidean bounds, in units of the clips; None where nothing of the kind is sent.
+        vote_norm: that of a client's votes, which each client's have; None where there are none.
         mechanism, unit, neighbours, accountant, not_covered: in words.
     """
 
@@ -44,8 +46,9 @@ class ClientPrivacyStatement:
     colluders: int
     epsilon_by_colluders: tuple[float, ...]
     excess_noise: float
-    update_norm: float
-    logit_norm: float
+    update_norm: float | None
+    logit_norm: float | None
+    vote_norm: float | None = None
     mechanism: str = "distributed discrete Gaussian, shares added before masking (Kairouz, Liu, Steinke, ICML 2021)"
     unit: str = "a client: everything that it sends of its data in the whole run"
     neighbours: str = "one client's vectors replaced by zeros"
@@ -75,4 +78,5 @@ def client_privacy_statement(
         excess_noise=charter.members / honest,
         update_norm=privacy.update_norm,
         logit_norm=privacy.logit_norm,
+        vote_norm=votes_norm(dreams.labels) if dreams.label_by == VOTES else None,
     )

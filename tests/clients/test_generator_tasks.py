@@ -141,7 +141,7 @@ def test_a_spent_budget_leaves_a_client_that_goes_on() -> None:
     heard: list[Metrics] = []
     who = participant()
 
-    def spent(dreams: Any, soft_labels: Any, number: Any = None) -> Any:
+    def spent(dreams: Any, soft_labels: Any, number: Any = None, **how: Any) -> Any:
         raise BudgetExceeded("epsilon 3.21 is spent")
 
     who.acquire = spent  # type: ignore[method-assign]

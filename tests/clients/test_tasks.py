@@ -175,7 +175,7 @@ class Listening:
         self.heard: list[tuple[np.ndarray, np.ndarray]] = []
         self.recalled = 0
 
-    def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray, number: int) -> Metrics:
+    def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray, number: int, **how: object) -> Metrics:
         self.heard.append((dreams, soft_labels))
         return Metrics(rounds=1, accuracy=0.5, train_accuracy=1.0, distil_loss=0.0)
 
@@ -233,7 +233,7 @@ def test_a_spent_budget_leaves_a_client_that_goes_on_dreaming(dreams: np.ndarray
     class Spent(Listening):
         counts = (1, 2, 0, 0)
 
-        def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray, number: int) -> Metrics:
+        def acquire(self, dreams: np.ndarray, soft_labels: np.ndarray, number: int, **how: object) -> Metrics:
             raise BudgetExceeded("epsilon 3.21 is spent")
 
         def measure(self, *, number: int) -> Metrics:

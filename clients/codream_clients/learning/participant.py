@@ -28,11 +28,14 @@ from codream_clients.learning.judge import Judge, Verdict
 from codream_clients.learning.local_work import stage_seed, train_epochs
 from codream_clients.learning.settings import LearningSettings as LearningSettings
 from codream_clients.learning.training import TrainingError, evaluate, predict_logits
+from codream_clients.learning.votes import votes_of
 from codream_protocols.courses.contrast import brightness_and_contrast
 from codream_protocols.settings import SettingsError
 
 FloatArray = NDArray[np.float32]
 _STATISTICS_BATCH = 256
+Distillation = Callable[..., float]
+"""What learns from dreams and their labels, called as `distil_by_settings` is."""
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
 """(model, data, epochs, seed): replaces `train_epochs`, for example by differentially private training."""
 
@@ -326,15 +329,30 @@ class Participant:
         )
         return SoftLabelShare(numerators, denominators)
 
-    def acquire(self, dreams: FloatArray, soft_labels: FloatArray, number: int | None = None) -> Metrics:
-        """Stage 3: add `dreams` (B, C, H, W) with aggregated logits (N, K), distil, train on the own data, and judge.
+    def votes(self, dreams: FloatArray) -> FloatArray:
+        """One vote for each of `dreams` (B, C, H, W) and its views, (N, K); class-aware, of classes it has seen."""
+        images = with_views(torch.from_numpy(dreams), self.settings.views).numpy()
+        seen = self._seen if self.settings.class_aware else None
+        return votes_of(predict_logits(self._teacher, images, self._device), seen)
+
+    def acquire(
+        self,
+        dreams: FloatArray,
+        soft_labels: FloatArray,
+        number: int | None = None,
+        *,
+        distillation: Distillation = distil_by_settings,
+    ) -> Metrics:
+        """Stage 3: add `dreams` (B, C, H, W) with their labels (N, K), distil, train on the own data, and judge.
+
+        `distillation` is what those labels are learnt by: of logits the usual one.
 
         `number`: of the round, in what is said of it; unless given, as many as were learnt and recalled here.
         Raises `TrainingError` if a training diverges; the model is then what it was before.
         """
         before, teacher = copy.deepcopy(self.model.state_dict()), self._teacher
         try:
-            distil_loss = self._acquire(dreams, soft_labels)
+            distil_loss = self._acquire(dreams, soft_labels, distillation)
         except TrainingError:
             self.model.load_state_dict(before)
             raise
@@ -343,11 +361,11 @@ class Participant:
             self._teacher = teacher
         return metrics
 
-    def _acquire(self, dreams: FloatArray, soft_labels: FloatArray) -> float:
+    def _acquire(self, dreams: FloatArray, soft_labels: FloatArray, distillation: Distillation) -> float:
         settings = self.settings
         self._rounds += 1
         self._window.append((dreams, soft_labels))
-        distil_loss = self._distil() if settings.distils_in(self._rounds) else 0.0
+        distil_loss = self._distil(distillation) if settings.distils_in(self._rounds) else 0.0
         if settings.trains_in(self._rounds):
             self._local_training(self.model, self._train, settings.local_epochs, self._stage_seed(2))
             if settings.teacher == "trained":
@@ -384,9 +402,9 @@ class Participant:
         )
         return self._metrics
 
-    def _distil(self) -> float:
+    def _distil(self, distillation: Distillation) -> float:
         settings = self.settings
-        loss = distil_by_settings(
+        loss = distillation(
             self.model,
             list(self._window),
             settings,

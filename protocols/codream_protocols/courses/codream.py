@@ -7,6 +7,7 @@ seed of the epoch, so that nobody chooses them.
   of either is in `optimisers`.
 - Half-way: one more step of soft labels in the middle of the updates. What the dreams are then and what they are in
   the end make one batch of 2B images, half-way ones first.
+- Votes: clients name a class for each dream in place of logits, which bears noise far better (`labels`).
 - Views: clients label V variations of each dream beside it, which they make themselves, all alike.
 - Adaptive term: each client trains its own copy of the public student and has the term in its own dream loss. Nothing
   of it is here but its settings.
@@ -27,7 +28,16 @@ from annotated_types import Ge, Gt, Le, doc
 from codream_protocols.charter import MAX_STEPS
 from codream_protocols.course import Array, Arrays, Publication, State, Sums
 from codream_protocols.courses.contrast import CONTRAST, contrast_spec, matched
-from codream_protocols.courses.labels import LOGITS, logits_spec, soft_labels
+from codream_protocols.courses.labels import (
+    LOGITS,
+    VOTES,
+    LabelBy,
+    logits_spec,
+    soft_labels,
+    vote_shares,
+    votes_norm,
+    votes_spec,
+)
 from codream_protocols.courses.numbers import LEAST_WEIGHT, bounded, weighted_mean
 from codream_protocols.courses.optimisers import OPTIMISERS, OptimiserName, Way, fitting
 from codream_protocols.courses.rounds import Figures, Rounds
@@ -71,6 +81,9 @@ class Dreams(Settings):
             "of four numbers a round"
         ),
     ] = False
+    label_by: Annotated[
+        LabelBy, doc("how clients label dreams: by logits, or by one vote each, which bears client-level noise better")
+    ] = "logits"
     way: Annotated[Way, doc("what clients send: a difference, or dL/dx")] = "update"
     optimiser: Annotated[
         OptimiserName,
@@ -93,6 +106,11 @@ class Dreams(Settings):
             raise SettingsError(f"steps is {self.steps} with half_way; 2 or more is allowed")
         if self.half_way and self.views:
             raise SettingsError(f"views is {self.views} with half_way; choose one of them")
+        if self.label_by == VOTES and self.adaptive_weight > 0:
+            raise SettingsError(
+                f"adaptive_weight is {self.adaptive_weight} with label_by 'votes'; 0 is allowed, since the adaptive "
+                "student learns from logits"
+            )
         if self.optimiser not in fitting(self.way):
             allowed = "; ".join(f"{way} with {' or '.join(fitting(way))}" for way in get_args(Way))
             raise SettingsError(f"way {self.way!r} with optimiser {self.optimiser!r}; allowed: {allowed}")
@@ -140,26 +158,41 @@ class ClientPrivacy(Settings):
     epsilon: Annotated[float, Gt(0), Le(1000), doc("what all noised sums together may cost a client, at `delta`")]
     delta: Annotated[float, Gt(0), Le(0.01), doc("chance that the bound fails")]
     update_norm: Annotated[
-        float, Ge(1e-6), Le(MOST), doc("Euclidean bound of a client's update of the dreams, in units of `update_clip`")
-    ]
+        Annotated[float, Ge(1e-6), Le(MOST)] | None,
+        doc(
+            "Euclidean bound of a client's update of the dreams, in units of `update_clip`; needed where there are "
+            "updates"
+        ),
+    ] = None
     logit_norm: Annotated[
-        float,
-        Ge(1e-6),
-        Le(MOST),
-        doc("the same of its soft labels, in units of `logit_clip` (and of 1 for the classes' weights)"),
-    ]
+        Annotated[float, Ge(1e-6), Le(MOST)] | None,
+        doc(
+            "the same of its soft labels, in units of `logit_clip` (and of 1 for the classes' weights); needed unless "
+            'label_by = "votes", whose norm is their number\'s root'
+        ),
+    ] = None
     spare_rounds: Annotated[
         int, Ge(0), Le(100_000), doc("rounds that may fail and be made again within the budget")
     ] = 0
+
+
+def _check_norms(privacy: ClientPrivacy, settings: DreamSettings) -> None:
+    """A bound for each kind of noised vector, and none that would be of no effect."""
+    if privacy.update_norm is None and settings.steps > 0:
+        raise SettingsError(f"update_norm is not given with steps = {settings.steps}; a number above 0 is needed")
+    if (privacy.logit_norm is None) != (settings.label_by == VOTES):
+        found = "not given" if privacy.logit_norm is None else f"{privacy.logit_norm}"
+        needed = "none is allowed, since votes have one norm" if settings.label_by == VOTES else "a number is needed"
+        raise SettingsError(f"logit_norm is {found} with label_by {settings.label_by!r}; {needed}")
 
 
 class CoDream(Rounds):
     """CoDream as a course; see the module.
 
     State: `dreams` float32 (B, C, H, W), what the optimiser keeps, and the soft labels and half-way dreams that
-    there are already. Tasks `update` and `logits` show `dreams`; `metrics` shows nothing. Publication: `dreams` float32
-    (B or 2B, C, H, W) and `soft_labels` float32 ((1 + V) x B or 2B, K), those of the dreams before those of the views;
-    nothing after an epoch of metrics alone.
+    there are already. Tasks `update`, `logits`, `votes` show `dreams`; `metrics` shows nothing. Publication: `dreams`
+    float32 (B or 2B, C, H, W) and `soft_labels` float32 ((1 + V) x B or 2B, K), those of the dreams before those of the
+    views: mean logits, or shares of the votes; nothing after an epoch of metrics alone.
 
     Args:
         settings: of the dreams.
@@ -182,14 +215,17 @@ class CoDream(Rounds):
             raise SettingsError(
                 f"stop_after is {stop_after} with client-level privacy; 0 is allowed: it has no metrics"
             )
+        if privacy is not None:
+            _check_norms(privacy, settings)
         half = settings.steps // 2
-        middle = (LOGITS,) if settings.half_way else ()
+        labels = settings.label_by
+        middle = (labels,) if settings.half_way else ()
         if settings.matched and privacy is not None:
             raise SettingsError("matched with client-level privacy; false is allowed: those sums have no noise")
         updates = (UPDATE,) * half + middle + (UPDATE,) * (settings.steps - half)
         if settings.matched:
             updates = (CONTRAST, *updates)
-        super().__init__(settings.rounds, (*updates, LOGITS), metrics=privacy is None, held=stop_after > 0)
+        super().__init__(settings.rounds, (*updates, labels), metrics=privacy is None, held=stop_after > 0)
         self.settings, self.privacy, self._start_rule, self._stop_after = settings, privacy, start_rule, stop_after
 
     @property
@@ -245,13 +281,21 @@ class CoDream(Rounds):
 
     def _spec(self, name: str, honest: int) -> VectorSpec:
         settings, privacy = self.settings, self.privacy
+        if name == VOTES:
+            votes = votes_spec(settings.labels, settings.classes)
+            norm = votes_norm(settings.labels)
+            return votes if privacy is None else votes.with_noise(norm, self.noise_multiplier, honest)
         if name == LOGITS:
             labels = logits_spec(settings.labels, settings.classes, settings.logit_clip)
-            return labels if privacy is None else labels.with_noise(privacy.logit_norm, self.noise_multiplier, honest)
+            if privacy is None:
+                return labels
+            assert privacy.logit_norm is not None  # noqa: S101 - `_check_norms`
+            return labels.with_noise(privacy.logit_norm, self.noise_multiplier, honest)
         if name == CONTRAST:
             return contrast_spec(settings.pixel_bound)
         dreams = Block("dreams", settings.coordinates, float(settings.update_clip))
         if privacy is not None:
+            assert privacy.update_norm is not None  # noqa: S101 - `_check_norms`
             return VectorSpec(UPDATE, (dreams,)).with_noise(privacy.update_norm, self.noise_multiplier, honest)
         entropy = Block("entropy", 1, settings.entropy_bound)
         return VectorSpec(UPDATE, (dreams, Block("weight", 1, 1.0), entropy, Block("clipped", 1, 1.0)))
@@ -267,7 +311,11 @@ class CoDream(Rounds):
             weight = sums["weight"] if self.privacy is None else np.array([count], dtype=np.float64)
             mean = weighted_mean(sums["dreams"], weight, settings.update_clip)
             return self._moved(state, mean.reshape(state["dreams"].shape))
-        labels = soft_labels(sums, settings.labels, settings.classes, settings.logit_clip)
+        labels = (
+            vote_shares(sums, settings.labels, settings.classes, count)
+            if name == VOTES
+            else soft_labels(sums, settings.labels, settings.classes, settings.logit_clip)
+        )
         if step < len(self._steps) - 1:
             return {**state, "half_dreams": state["dreams"], "half_soft_labels": labels}
         return {**state, "soft_labels": labels}

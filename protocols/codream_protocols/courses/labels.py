@@ -1,6 +1,15 @@
-"""Soft labels by secure sums: weighted logits over the classes' weights, so that no client tells its histogram."""
+"""Soft labels by secure sums.
+
+- Logits: weighted logits over the classes' weights, so that no client tells its histogram.
+- Votes: each client names one class for each image (PATE, Papernot et al., ICLR 2018, here without anybody who sees
+  votes without noise). A client's votes on L images are L ones, of Euclidean norm sqrt(L) whatever its data, so nothing
+  is clipped: that is what the presence of a client moves the sum by. Its votes in place of others move it by sqrt(2 L).
+"""
 
 from __future__ import annotations
+
+import math
+from typing import Literal
 
 import numpy as np
 
@@ -8,7 +17,10 @@ from codream_protocols.course import Array, Sums
 from codream_protocols.courses.numbers import LEAST_WEIGHT, bounded
 from codream_protocols.specs import Block, VectorSpec
 
-LOGITS = "logits"
+LOGITS, VOTES = "logits", "votes"
+LabelBy = Literal["logits", "votes"]
+MOST_SHARE = 16.0
+"""Bound of a class's noised share of the votes, which may be below 0 and above 1."""
 
 
 def logits_spec(labels: int, classes: int, clip: float) -> VectorSpec:
@@ -20,3 +32,18 @@ def soft_labels(sums: Sums, labels: int, classes: int, clip: float) -> Array:
     """Mean logits (labels, classes), float32, within [-clip, clip], where each client's are."""
     weights = np.maximum(sums["denominators"], LEAST_WEIGHT)
     return bounded(sums["numerators"].reshape(labels, classes) / weights, clip)
+
+
+def votes_spec(labels: int, classes: int) -> VectorSpec:
+    """A one for the class that a client votes for, and zeros: (labels x classes)."""
+    return VectorSpec(VOTES, (Block("votes", labels * classes, 1.0),))
+
+
+def votes_norm(labels: int) -> float:
+    """Euclidean norm of one client's votes."""
+    return math.sqrt(labels)
+
+
+def vote_shares(sums: Sums, labels: int, classes: int, count: int) -> Array:
+    """Of each class its share of `count` clients' votes, as noised as their sum: (labels, classes), float32."""
+    return bounded(sums["votes"].reshape(labels, classes) / float(count), MOST_SHARE)

@@ -11,11 +11,12 @@ they are. The ablations have no half-way dreams.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from codream_clients.learning.participant import Participant, distil_by_settings
+from codream_clients.dream_learner import distillation_of
+from codream_clients.learning.participant import Participant
 from codream_clients.learning.training import evaluate
 from codream_protocols.courses import codream as courses
 from secure_codream.configuration.courses import make_course
@@ -32,18 +33,20 @@ class CoDream:
     Attributes:
         name: its name in tables.
         kind: how the images that are labelled come about; see the module.
+        client_privacy: as `[client_privacy]` of a federation: noise in every sum; None adds none.
         student: architecture of the student on dreams alone; None trains none.
     """
 
     name: str = "codream"
     kind: Kind = "dreams"
+    client_privacy: Mapping[str, Any] | None = None
     student: str | None = None
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`."""
         started = time.perf_counter()
         problem = self._ablated(problem)
-        course = make_course(problem.federation("codream"))
+        course = make_course(problem.federation("codream", client_privacy=self.client_privacy))
         assert isinstance(course, courses.CoDream)  # noqa: S101 - by that name
         federation = DreamFederation(
             self._participants(problem),
@@ -56,7 +59,7 @@ class CoDream:
         yield self._row(0, federation.warm_up(), None, federation, started)
         for number in range(1, problem.rounds + 1):
             accuracies = federation.round()
-            distil_by_settings(
+            distillation_of(problem.dreams.label_by)(
                 student,
                 list(federation.batches),
                 problem.learning,
