@@ -286,7 +286,7 @@ MUTANTS = (
     text(
         "clips are applied",
         P + "ring.py",
-        "np.clip(scaled, -half, half, out=scaled)",
+        "np.clip(scaled, -1.0, 1.0, out=scaled)",
         "scaled += 0.0",
         "tests/protocols/test_encoding.py",
         "-k",
