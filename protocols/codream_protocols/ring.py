@@ -33,7 +33,7 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bit
     """Clip and round to ring elements.
 
     Args:
-        values: shape (N,), real; what is not finite, or would not be in units of a step, counts 0.
+        values: shape (N,), real; what is not finite, or would not be over `clip`, counts 0.
         clip: positive bound.
         words: shape (N,), of any unsigned type of 16 bits or more that holds 2^v - 1: filled with numbers below 2^v.
         value_bits: v, bits of one value (1 to 24).
@@ -50,12 +50,13 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bit
         part = values[start : start + _PIECE]
         scaled, steps = all_scaled[: len(part)], all_steps[: len(part)]
         with np.errstate(over="ignore"):
-            np.multiply(part, half / clip, out=scaled)
+            np.divide(part, clip, out=scaled)
         finite = np.isfinite(scaled)
         if not finite.all():
             replaced += len(scaled) - int(np.count_nonzero(finite))
             scaled[~finite] = 0.0
-        np.clip(scaled, -half, half, out=scaled)
+        np.clip(scaled, -1.0, 1.0, out=scaled)
+        scaled *= half
         scaled += half + 0.5
         np.copyto(steps, scaled, casting="unsafe")
         steps += dither(len(steps)) >> _DITHER_BITS - fine
