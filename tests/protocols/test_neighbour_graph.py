@@ -1,4 +1,4 @@
-"""The study of sums over a neighbour graph: decision 16's numbers, attacks on a graph, and the rules that stop them."""
+"""The study of sums over a neighbour graph: decision 14's numbers, attacks on a graph, and the rules that stop them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TABLE = {
     10_000: [(138, 89), (158, 105), (192, 132), (220, 155)],
     100_000: [(152, 98), (176, 117), (208, 143), (236, 166)],
 }
-"""Of decision 16: n -> k and t, for so many bits of tries."""
+"""Of decision 14: n -> k and t, for so many bits of tries."""
 
 
 def one_view(graph: NeighbourGraph, colluders: Members, survivors: Members) -> dict[int, Members | None]:

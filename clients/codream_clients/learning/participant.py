@@ -331,7 +331,7 @@ class Participant:
 
     def votes(self, dreams: FloatArray) -> FloatArray:
         """One vote for each of `dreams` (B, C, H, W) and its views, (N, K); class-aware, of classes it has seen."""
-        images = with_views(torch.from_numpy(dreams), self.settings.views).numpy()
+        images = with_views(torch.from_numpy(dreams), self.settings.views, self.settings.views_by).numpy()
         seen = self._seen if self.settings.class_aware else None
         return votes_of(predict_logits(self._teacher, images, self._device), seen)
 

@@ -58,7 +58,10 @@ def learn_votes(
     if not batches:
         raise AcquisitionError("found no batch of votes; one round at least is needed before learning from them")
     images = torch.cat(
-        [with_views(torch.from_numpy(seen).to(device), len(shares) // len(seen) - 1) for seen, shares in batches]
+        [
+            with_views(torch.from_numpy(seen).to(device), len(shares) // len(seen) - 1, settings.views_by)
+            for seen, shares in batches
+        ]
     )
     targets = torch.from_numpy(np.concatenate([shares for _, shares in batches])).to(device)
     model.to(device).train()

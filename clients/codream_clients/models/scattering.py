@@ -3,7 +3,7 @@
 Two orders of Morlet wavelets, at two scales and eight angles, each followed by its modulus, then a low-pass
 (Bruna and Mallat, TPAMI 2013). A small model on such features needs far fewer private steps than one that must learn
 features itself (Tramer and Boneh, ICLR 2021, arXiv 2011.11660). Filters and numbers are those of kymatio 0.3.0's
-`Scattering2D(J=2, L=8)` (docs/decisions/0014-public-features-and-votes.md), but for two things: images go on at their
+`Scattering2D(J=2, L=8)` (docs/decisions/0012-public-features-and-votes.md), but for two things: images go on at their
 borders with the pixel next to it, and the modulus has a gradient everywhere, along which dreams move.
 
 Nothing is trained and nothing is kept: the layer has neither weights nor buffers, so that none of it is summed,

@@ -1,7 +1,7 @@
 """A model of resilient sums over a neighbour graph: what such a protocol would open, and how many neighbours it needs.
 
 The machines keep a complete graph, of up to 200 members. This is the study that a graph of k neighbours each rests on
-(Bell et al., CCS 2020; docs/decisions/0016-many-members.md): in it, members agree on masks with their neighbours
+(Bell et al., CCS 2020; docs/decisions/0014-many-members.md): in it, members agree on masks with their neighbours
 alone, and these alone hold shares of their secrets.
 
     y_i = x_i + self mask of i + sum over the neighbours j of i of +-mask of i and j
