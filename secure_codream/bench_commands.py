@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from secure_codream.command_parts import console, listed, say
+from secure_codream.command_parts import Json, console, listed, say, say_json
 from secure_codream.extras import require
 
 
@@ -41,13 +41,13 @@ def bench(
     case: Annotated[
         list[str] | None, typer.Option(metavar="N:D:M:DROPPED", help="One more, in resilient mode; repeat.")
     ] = None,
-    against: Annotated[Rival | None, typer.Option(help="Measure this too; flower needs the extra [flower].")] = None,
+    against: Annotated[Rival | None, typer.Option(help="Measure this too; flower needs the extra \\[flower].")] = None,
     plot: Annotated[bool, typer.Option(help="Draw a picture, which needs matplotlib.")] = True,
     out: Annotated[Path, typer.Option(help="Where the run's folder is made.")] = Path("runs"),
     write_document: Annotated[Path | None, typer.Option(help="Write this page anew, such as docs/performance.md.")] = (
         None
     ),
-    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure what the sum costs on this machine, beside the machine's limit: client, server, set-up and bytes."""
     from rich.progress import Progress
@@ -91,7 +91,7 @@ def bench(
         flags += "".join(f" --case {text}" for text in case or [])
         write_whole(write_document, page(found, flags + ("" if against is None else " --against flower")).encode())
     if json:
-        typer.echo(found.as_json())
+        say_json(found)
         return
     screen.print(table(found.rows))
     say(screen, f"The folder: {folder}")

@@ -7,10 +7,9 @@ from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
-from secure_codream.command_parts import EngineName, InEngine, OfCluster, check_cluster, console, say
+from secure_codream.command_parts import EngineName, InEngine, Json, OfCluster, check_cluster, console, say, say_json
 
 if TYPE_CHECKING:
     from secure_codream.simulation.virtual.engines import MakeEngine
@@ -46,7 +45,7 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Of keys, inputs and silences.")] = 0,
     latency: Annotated[float, typer.Option(min=0, help="Of the virtual network: milliseconds of one way.")] = 20.0,
     bandwidth: Annotated[float, typer.Option(min=0, help="Megabit a second of each client; 0: no limit.")] = 100.0,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json: Json = False,
 ) -> None:
     """One epoch of secure sums with many virtual clients: the real machines of both sides, and a virtual network."""
     from codream_protocols.charter import Aggregation
@@ -71,7 +70,7 @@ def simulate(
         outcome = Run(scene, running, network, view.feed).epoch()
     if json:
         told = {"scene": scene, "engine": engine.value, "workers": count, "network": network, "outcome": outcome}
-        typer.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+        say_json(told)
         return
     for table in outcome_tables(scene, outcome):
         screen.print(table)

@@ -640,7 +640,7 @@ MUTANTS = (
     text(
         "what is counted is claimed",
         U + "configuration/assembly.py",
-        "return train if judge is None or not plan.judgements else pool([train, judge.data])",
+        "return train if judge is None or not counted else pool([train, judge.data])",
         "return train",
         "tests/secure_codream/test_private_federation.py",
         "-k",

@@ -42,7 +42,7 @@ class Rounding(Protocol):
         """`size` numbers."""
 
 
-class Noise(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Noise(Struct, frozen=True, array_like=True, tag="vector", forbid_unknown_fields=True):
     """The noise of one kind of vector.
 
     Attributes:

@@ -194,4 +194,10 @@ def over_network(federation: Federation, scenario: Callable[[Federation], Any], 
 
 
 async def take_part(whole: Federation, runners: list[ClientRunner]) -> None:
-    await asyncio.gather(whole.serve(), *(runner.run() for runner in runners))
+    parts = [asyncio.ensure_future(part) for part in (whole.serve(), *(runner.run() for runner in runners))]
+    try:
+        await asyncio.gather(*parts)
+    finally:  # where one fails, the others must not be at work when their sockets are closed
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)

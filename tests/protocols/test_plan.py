@@ -141,6 +141,7 @@ def test_every_limit_of_a_policy_has_a_test() -> None:
     assert set(Policy.__struct_fields__) == {
         "least_cohort", "least_survivors", "colluders", "modes", "suites", "most_steps", "most_total_steps",
         "most_coordinates", "most_value_bits", "losses", "cuts", "least_noise", "most_rho", "most_wrong_sums",
+        "shared_noise",
     }  # fmt: skip
 
 

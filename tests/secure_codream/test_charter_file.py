@@ -43,6 +43,11 @@ BASES: dict[str, dict[str, Any]] = {
     },
     "fast": {**SMALL, "federation": {"course": "codream-fast"}, "fast": {"layout": LAYOUT}},
     "sums": {**SMALL, "federation": {"course": "sums"}, "sums": SUMS},
+    "ring": {
+        **SMALL,
+        "federation": {"course": "dp-sgd"},
+        "dp_sgd": {"layout": LAYOUT, "epsilon": 8.0, "delta": 1e-4, "sample_rate": 0.2, "batch_size": 100, "steps": 5},
+    },
     "private": {**SMALL, "privacy": {"epsilon": 4.0}},
     "noised": {
         **SMALL,
@@ -55,6 +60,7 @@ TABLES = {
     "fedprox": ("averaging",),
     "fast": ("fast",),
     "sums": ("sums",),
+    "ring": ("dp_sgd",),
     "private": ("privacy",),
     "noised": ("client_privacy",),
 }
@@ -87,6 +93,9 @@ OTHERS: dict[str, Any] = {
     "predecessor.colluders": 2,
     "averaging.model": "mlp",
     "averaging.layout": [["weight", [4, 2]], ["bias", [2]]],
+    "dp_sgd.model": "mlp_gn",
+    "dp_sgd.layout": [["weight", [4, 2]], ["bias", [2]]],
+    "dreams.label_by": "votes",
     "fast.layout": [["bias", [2]], ["weight", [2, 4]]],
     "privacy.delta": 1e-6,
     "privacy.records": 1000,

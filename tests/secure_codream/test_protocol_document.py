@@ -110,7 +110,17 @@ def test_the_text_has_the_codes_numbers() -> None:
 
 def test_digested_structures_are_the_plans() -> None:
     rows = set(re.findall(r"^\| `(\w+)` \|", part("digested"), re.MULTILINE))
-    assert {"Plan", "Charter", "Aggregation", "Offer", "Predecessor", "VectorSpec", "Block", "Noise"} == rows
+    assert {
+        "Plan",
+        "Charter",
+        "Aggregation",
+        "Offer",
+        "Predecessor",
+        "VectorSpec",
+        "Block",
+        "Noise",
+        "RecordNoise",
+    } == rows
     for kind in (charter.Plan, charter.Charter, charter.Aggregation, charter.Offer):
         (row,) = re.findall(rf"^\| `{kind.__name__}` \| (.*) \|$", part("digested"), re.MULTILINE)
         assert re.findall(r"(?:^|; )`(\w+)`", row) == list(kind.__struct_fields__)
@@ -188,7 +198,7 @@ def test_labels_are_the_codes() -> None:
 @pytest.mark.parametrize("name", sorted(COURSES))
 def test_course_is_named(name: str) -> None:
     words = {"codream": "CoDream", "codream-fast": "CoDream-fast", "fedavg": "FedAvg", "fedprox": "FedProx"}
-    words |= {"scaffold": "SCAFFOLD", "moon": "MOON", "sums": "sums of one's own"}
+    words |= {"scaffold": "SCAFFOLD", "moon": "MOON", "sums": "sums of one's own", "dp-sgd": "DP-SGD"}
     assert words[name] in TEXT
 
 
