@@ -64,6 +64,24 @@ def text(name: str, file: str, old: str, new: str, *tests: str, finding: str = "
 
 
 MUTANTS = (
+    # votes and public features
+    text(
+        "noise is for all of a client's votes",
+        P + "courses/labels.py",
+        "return math.sqrt(labels)",
+        "return 1.0",
+        "tests/secure_codream/test_votes.py",
+        "-k",
+        "root_of_its_votes",
+    ),
+    rule("_check_norms", "tests/secure_codream/test_votes.py -k bound_that_is_missing", file=P + "courses/codream.py"),
+    text(
+        "a fixed front stays in eval mode",
+        C + "models/fronts.py",
+        "        super().train(mode)\n        self.front.eval()",
+        "        super().train(mode)",
+        "tests/clients/test_fronts.py",
+    ),
     # noise of the ring
     text(
         "no-share-of-noise",
