@@ -260,7 +260,8 @@ class FederationConfig(Table):
             raise ValueError(
                 f"course {self.federation.course!r} {found} [dp_sgd]; {DP_SGD!r} needs it, and no other course has it"
             )
-        learning_settings(self)
+        if learning_settings(self).held_back and self.dp_sgd is not None:
+            raise ValueError("[learning] held_back above 0 with [dp_sgd]; 0 is allowed: nothing there is rolled back")
         if self.privacy is not None:
             privacy_settings(self.privacy)
         return self

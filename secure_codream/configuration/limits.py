@@ -123,7 +123,7 @@ def _require_known(parts: dict[Path, Ledger], index: Index) -> None:
 
 
 def _require_what_the_journal_knows(path: Path, ledger: Ledger, federation: str, member: str) -> None:
-    """Who has joined an epoch has charged for its histogram before."""
+    """Who has joined an epoch has charged for its histogram before; or who has sent a vector, for that step."""
     begun = [by for by, account in ledger.accounts.items() if account.begun]
     if not any(by.federation == federation and by.member == member for by in begun):
         raise LedgerRolledBack(

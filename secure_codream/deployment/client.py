@@ -249,7 +249,7 @@ def run_client(
             opened,
             log,
             public=data is None and client.data.public,
-            took_part=journal.memory.next_epoch > 0,
+            took_part=has_charged(journal.memory, federation),
         )
         if data is None and not isinstance(agreed.course, Sums):
             understood = what_was_understood(client.data, federation.task, private=federation.record_private)
@@ -372,6 +372,11 @@ def run_client(
             raise unwritten
         log.info("finished", compute_seconds=round(runner.compute_seconds, 3), head=protocol.head.hex())
         show()
+
+
+def has_charged(memory: Memory, federation: FederationConfig) -> bool:
+    """Whether a journal knows of a charge: the first comes before the first epoch is joined, the ring's with a step."""
+    return (memory.next_epoch if federation.dp_sgd is None else memory.steps) > 0
 
 
 class _Ledgers:

@@ -22,6 +22,7 @@ from secure_codream.reports.files import MalformedRecord, MissingRecord, write_w
 from secure_codream.reports.pages import page_environment
 from secure_codream.reports.summary import Share
 from secure_codream.reports.versions import versions_of
+from secure_codream.reports.words import counted
 
 if TYPE_CHECKING:
     from codream_clients.privacy.accounting import AccountantName, SampledGaussian
@@ -59,8 +60,9 @@ FLOATING_POINT = (
     "the histogram's is exact"
 )
 GRADIENTS = (
-    "the last bits of other records' gradients, which may hang on the records that went through the model with them; "
-    "rounding, clamping and noise are exact"
+    "what floating-point arithmetic lets a record do to the gradients of others that go through the model with it: as "
+    "many images do in every pass, which left no trace where it was tried, but it is not proven, and at weights that "
+    "somebody chose such a trace may be whole gradients; rounding, clamping and noise are exact"
 )
 DEALT_OUT = (
     "who of a known set is dealt out to which client: this is an experiment, and one image more in the set would deal "
@@ -197,9 +199,19 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
         if not spent:
             return ""
         right = max(1 - (1 - delta) / (1 + math.exp(min(epsilon, 700.0))) for epsilon, delta in spent)
+        who = "Whoever knows all else"
+        if self.record is not None and self.record.by_colluders:
+            who = f"Whoever knows all other records, and of the noise what {counted(self.colluders, 'client')} added"
         return (
-            "Whoever knows all else, sees all that left the client, and guesses whether one record took part, where "
+            f"{who}, sees all that left the client, and guesses whether one record took part, where "
             f"both are as likely, is right in at most {100 * right:.3g} of 100 cases; without looking, in 50"
+        )
+
+    def _against(self) -> str:
+        """Whom noise that clients share protects against."""
+        return (
+            f"the server and up to {counted(self.colluders, 'client')} colluding with it (a client that looks for "
+            "itself is one), as long as the others add their noise and keep it secret"
         )
 
     @property
@@ -216,7 +228,7 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
             delta = max((member.delta for member in self.record.members), default=0.0)
             parts.append(
                 f"Each training record is protected with epsilon {worst:.3g} at delta {delta:.2g}, or better, against "
-                "everybody but its own client"
+                + ("everybody but its own client" if not self.record.by_colluders else self._against())
             )
         if self.client is not None:
             parts.append(

@@ -14,8 +14,11 @@ from codream_clients.data.datasets import LabelledImages, load_digits_data
 from codream_clients.models.zoo import build
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import BudgetExceeded, Ledger, LedgerBusy, Spender
+from codream_clients.privacy.ledger_entries import MAX_CHARGES
 from codream_clients.privacy.ring_plan import RingPlan
-from codream_protocols.courses.dp_sgd import DPSGD
+from codream_protocols.client import Memory
+from codream_protocols.courses.dp_sgd import DPSGD, MOST_PLANNED, DPSGDSettings
+from codream_protocols.settings import SettingsError
 from secure_codream.api.local import run_local
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course, with_layout
@@ -23,6 +26,7 @@ from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import open_ledger
 from secure_codream.configuration.reading import ConfigError, check
+from secure_codream.deployment.client import has_charged
 from secure_codream.deployment.statements import own_statement
 from secure_codream.reports.statement import read_statement, write_statement
 from secure_codream.simulation.in_process import Simulation
@@ -87,6 +91,19 @@ def test_tables_that_do_not_fit_are_named(digits: Any) -> None:
     config = federation(model="mlp")
     with pytest.raises(ConfigError, match="BatchNorm1d"):
         make_learner(client(), config, make_course(config), data=(digits[0][0], None))
+    with pytest.raises(ConfigError, match=r"held_back above 0 with \[dp_sgd\]"):
+        check(
+            "c",
+            FederationConfig,
+            {"federation": FEDERATION, "task": {"shape": (1, 8, 8), "classes": 10}, "dp_sgd": TABLE}
+            | {"learning": {"held_back": 0.1}},
+        )
+    with pytest.raises(SettingsError, match=r"4,200 steps are planned.*4,096 or fewer"):
+        DPSGDSettings(
+            layout=(("weight", (2, 2)),), rounds=41, steps=100, spare_rounds=1,
+            **{key: TABLE[key] for key in ("epsilon", "delta", "sample_rate", "batch_size")},
+        )  # fmt: skip
+    assert MOST_PLANNED <= MAX_CHARGES
     with pytest.raises(ConfigError, match=r"no shared_noise with course 'dp-sgd'.*shared_noise = true permits it"):
         make_learner(client(policy={}), federation(), make_course(federation()), data=(digits[0][0], None))
     with pytest.raises(ConfigError, match="standardise 'train'"):
@@ -229,6 +246,17 @@ def test_the_statement_has_the_ring_and_who_might_undo_it(digits: Any, tmp_path:
     table = statement.record.by_colluders
     assert len(table) == 4 and table == sorted(table) and table[1] == pytest.approx(member.spent) and table[3] > 12
     assert any("who really adds noise" in line for line in statement.not_covered)
+    assert "the server and up to 1 client colluding with it" in statement.headline
+    assert "everybody" not in statement.headline and "what 1 client added" in statement.reading
     write_statement(tmp_path, statement)
     assert read_statement(tmp_path) == statement
     assert "0: " in (tmp_path / "privacy.html").read_text() and ">none<" in (tmp_path / "privacy.html").read_text()
+
+
+def test_a_client_that_joined_and_sent_nothing_may_come_back_without_a_charge() -> None:
+    """It was killed while the others were waited for; under `[privacy]` the first charge comes before it joins."""
+    joined, began = Memory(next_epoch=1), Memory(next_epoch=1, steps=1)
+    assert not has_charged(joined, federation()) and has_charged(began, federation())
+    task = {"task": {"shape": (1, 8, 8), "classes": 10}}
+    private = check("config.toml", FederationConfig, {**task, "privacy": {"epsilon": 4.0}})
+    assert has_charged(joined, private) and not has_charged(Memory(), private)

@@ -42,6 +42,7 @@ import structlog
 
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger_entries import (
+    MAX_CHARGES,
     MAX_LINE_BYTES,
     Charged,
     Ended,
@@ -178,6 +179,10 @@ class Ledger:
                 return
             self._check_fits(self._others, [*needed.elements()], f"all that {self._by.federation!r} plans")
             remaining = [charge for charge in dict.fromkeys(charges) for _ in range(needed[charge])]
+            if len(remaining) > MAX_CHARGES:
+                raise BudgetExceeded(
+                    f"{self._path}: found {len(remaining):,} charges planned; {MAX_CHARGES:,} or fewer are allowed"
+                )
             self._append(Planned(self._by, tuple(remaining), _now()))
 
     def with_plan(self, charges: Sequence[SampledGaussian]) -> tuple[SampledGaussian, ...]:

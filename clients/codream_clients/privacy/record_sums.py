@@ -4,10 +4,12 @@ Each record takes part by itself, with one probability for all (Poisson sampling
 Euclidean norm and rounded to integers within a norm that is checked exactly (`codream_protocols.record_noise`). The
 noise is not added here: the protocol does, also where all this fails.
 
-One record more or less moves the sum by its own rounded vector and by nothing else. So a record whose gradient is not
-finite counts as zero, as in `training`; so does one that the model fails at, and no other with it: a batch that fails
-is divided until the record stands alone. Sampling, rounding, how images vary and what layers draw come from a stream
-under a key of the operating system that is kept nowhere: after a restart all of it is drawn anew.
+One record more or less moves the sum by its own rounded vector and by nothing else. So as many images go through the
+model in every pass, blank ones among them: a library adds up in another order where there are others, and at weights
+that somebody chose for it the last bits of a sum may decide the whole of another record's gradient. A record whose
+gradient is not finite counts as zero, as in `training`; so does one that the model fails at, and no other with it: a
+batch that fails is divided until the record stands alone. Sampling, rounding, how images vary and what layers draw come
+from a stream under a key of the operating system that is kept nowhere: after a restart all of it is drawn anew.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from codream_protocols.discrete_gaussian import Integers
 from codream_protocols.encoding import StreamRounding
 from codream_protocols.record_noise import RecordNoise, largest_square, round_records
 
-PHYSICAL_BATCH = 128
-"""Records that go through the model at a time."""
+PHYSICAL_BATCH = 64
+"""Images that go through the model at a time, in every pass."""
 _SHRINK = 1 - 1e-6
 """A norm is found in single precision; what lies above the bound by its last bits would hardly ever be rounded."""
 
@@ -78,7 +80,7 @@ class RecordSums:
             return
         images = augment_batch(self._images[torch.from_numpy(chosen)], self._augment, self._stream.generator())
         try:
-            found = _record_gradients(self._model, weights, images, self._labels[torch.from_numpy(chosen)])
+            found = _record_gradients(self._model, weights, *_filled(images, self._labels[torch.from_numpy(chosen)]))
         except Exception:  # whatever a model of one's own raises
             if len(chosen) > 1:
                 for half in np.array_split(chosen, 2):
@@ -86,7 +88,16 @@ class RecordSums:
             return
         finally:
             self._model.zero_grad(set_to_none=True)
-        yield found
+        yield found[: len(chosen)]
+
+
+def _filled(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, with blank images of class 0 behind them: `PHYSICAL_BATCH` in all."""
+    blank = PHYSICAL_BATCH - len(images)
+    return (
+        torch.cat([images, images.new_zeros(blank, *images.shape[1:])]),
+        torch.cat([labels, labels.new_zeros(blank)]),
+    )
 
 
 @contextmanager

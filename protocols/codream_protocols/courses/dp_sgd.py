@@ -32,6 +32,8 @@ GRADIENT = "gradient"
 WEIGHTS, AVERAGE, VELOCITY, TAKEN = "weights", "average", "velocity", "taken"
 MOST_STEPS = 100
 """Of an epoch: more would be lost with one that fails."""
+MOST_PLANNED = 4096
+"""Steps of a federation: each is a charge in a ledger, of which a line has no more."""
 
 
 class DPSGDOptions(Settings):
@@ -80,6 +82,12 @@ class DPSGDSettings(DPSGDOptions):
         check_layout(self.layout)
         if trained(self.layout) != self.layout:
             raise SettingsError("layout has running statistics, which mix records; a model without is needed")
+        planned = (self.rounds + self.spare_rounds) * self.steps
+        if planned > MOST_PLANNED:
+            raise SettingsError(
+                f"{planned:,} steps are planned, spare rounds included; {MOST_PLANNED:,} or fewer are allowed, since "
+                "each is a charge of its own in every ledger; take fewer rounds, or a larger sample_rate in fewer steps"
+            )
 
 
 class DPSGD(Rounds):
