@@ -64,6 +64,15 @@ def text(name: str, file: str, old: str, new: str, *tests: str, finding: str = "
 
 
 MUTANTS = (
+    text(
+        "every pass has as many images",
+        C + "privacy/record_sums.py",
+        "blank = PHYSICAL_BATCH - len(images)",
+        "blank = 0",
+        "tests/clients/test_record_sums.py",
+        "-k",
+        "as_many_images",
+    ),
     # votes and public features
     text(
         "noise is for all of a client's votes",
