@@ -79,7 +79,7 @@ def failing(folder: Path, *options: str) -> set[str]:
     return failed
 
 
-@pytest.mark.exhaustive
+@pytest.mark.system
 def test_keys_to_prediction(study: Study) -> None:
     fingerprint = study.begin(SITES)
     offered = study.charter(2)

@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 from tests.pages import ROOT, Walkthrough, free_port
 
 
+@pytest.mark.exhaustive
 @pytest.mark.system
 def test_the_tutorial_leads_from_nothing_to_a_prediction(tmp_path: Path) -> None:
     folder = tmp_path / "first"
