@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from secure_codream.command_parts import Json, console, listed, say, say_json
+from secure_codream.command_parts import Json, LossesName, console, listed, say, say_json
 from secure_codream.extras import require
 
 
@@ -17,13 +17,6 @@ class Rival(StrEnum):
     """What to compare with."""
 
     FLOWER = "flower"
-
-
-class Losses(StrEnum):
-    """Over whom sums may be."""
-
-    ALLOW = "allow"
-    BLOCKS = "blocks"
 
 
 def bench(
@@ -34,8 +27,8 @@ def bench(
     bits: Annotated[str, typer.Option("--m", help="Bits of a ring element; several with commas between.")] = "16,21",
     dropped: Annotated[str, typer.Option(help="Clients that fall silent in each step; commas between.")] = "0",
     modes: Annotated[str, typer.Option(help="lockstep, resilient; commas between.")] = "lockstep,resilient",
-    losses: Annotated[Losses, typer.Option(help="In resilient mode: sums over any, or over whole blocks.")] = (
-        Losses.ALLOW
+    losses: Annotated[LossesName, typer.Option(help="In resilient mode: sums over any, or over whole blocks.")] = (
+        LossesName.ALLOW
     ),
     steps: Annotated[int, typer.Option(min=1, max=100, help="Steps of an epoch.")] = 10,
     case: Annotated[

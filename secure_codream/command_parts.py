@@ -27,6 +27,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print it as JSON and nothing
 SummaryJson = Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else.")]
 
 
+class LossesName(StrEnum):
+    """Who is summed when somebody is missing."""
+
+    BLOCKS = "blocks"
+    ALLOW = "allow"
+
+
 class GroupsIn(StrEnum):
     """Where it stands whose an image is."""
 

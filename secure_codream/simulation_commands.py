@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secure_codream.command_parts import EngineName, InEngine, Json, OfCluster, check_cluster, console, say, say_json
+from secure_codream.command_parts import (
+    EngineName,
+    InEngine,
+    Json,
+    LossesName,
+    OfCluster,
+    check_cluster,
+    console,
+    say,
+    say_json,
+)
 
 if TYPE_CHECKING:
     from secure_codream.simulation.virtual.engines import MakeEngine
@@ -20,13 +30,6 @@ class ModeName(StrEnum):
 
     LOCKSTEP = "lockstep"
     RESILIENT = "resilient"
-
-
-class LossesName(StrEnum):
-    """Who is summed when somebody is missing."""
-
-    BLOCKS = "blocks"
-    ALLOW = "allow"
 
 
 def simulate(

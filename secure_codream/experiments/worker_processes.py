@@ -29,8 +29,8 @@ from types import TracebackType
 from secure_codream.experiments.grid import Cell
 from secure_codream.experiments.problem import Row
 from secure_codream.experiments.workers import Advanced, Failed, Happening, Started, failed, work
+from secure_codream.simulation.child_processes import STOP_SECONDS, end_all
 
-STOP_SECONDS = 5.0
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -55,14 +55,7 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pipe, (process, _) in self._running.items():
-            pipe.close()
-            process.terminate()
-        for process, _ in self._running.values():
-            process.join(STOP_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        end_all((pipe, process) for pipe, (process, _) in self._running.items())
         self._running.clear()
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Happening]:

@@ -19,11 +19,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
 
+from secure_codream.simulation.child_processes import STOP_SECONDS, end_all
 from secure_codream.simulation.virtual.engines import AHEAD, Lost, Spared, chunks, shares
 from secure_codream.simulation.virtual.host import Answer, Letter, VirtualHost
 from secure_codream.simulation.virtual.scene import Scene
-
-STOP_SECONDS = 5.0
 
 
 class LocalEngine:
@@ -50,14 +49,7 @@ class LocalEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pipe, (process, _) in self._workers.items():
-            pipe.close()
-            process.terminate()
-        for process, _ in self._workers.values():
-            process.join(STOP_SECONDS)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        end_all((pipe, process) for pipe, (process, _) in self._workers.items())
         self._workers.clear()
 
     def exchange(self, letters: Sequence[Letter]) -> Iterator[Answer | Lost]:
