@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from codream_clients.data.datasets import LabelledImages, load_digits_data
-from codream_clients.learning.participant import LearningSettings, Participant, distil_by_settings
+from codream_clients.learning.distillation import distil
+from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.learning.training import evaluate
 from codream_clients.models.zoo import build
 from codream_protocols.distributed_noise import Noise, decode_sum, encode, make_noise, multiplier_for
@@ -182,7 +183,7 @@ def student(teachers: list[Participant], test: LabelledImages, count: int, relea
             labels = labels_of(replace(release, norm=1.0).mean(told, counts, rng))
         batches.append((dreams, labels))
     model = build("cnn2", channels=1, size=8, classes=CLASSES, seed=99)
-    distil_by_settings(model, batches, SETTINGS, seed=0, device=DEVICE, epochs=60, noise=SETTINGS.distil_noise)
+    distil(model, batches, SETTINGS, seed=0, device=DEVICE, epochs=60, noise=SETTINGS.distil_noise)
     return evaluate(model, test, DEVICE)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from secure_codream.command_parts import Json, LossesName, console, listed, say, say_json
+from secure_codream.command_parts import Json, LossesName, console, json_text, listed, say, say_json
 from secure_codream.extras import require
 
 
@@ -73,7 +73,7 @@ def bench(
     with Progress(console=screen, transient=True) as progress:
         task = progress.add_task("Measuring", total=len(cases))
         found = run_bench(cases, "flower" if against is Rival.FLOWER else None, lambda case: progress.advance(task))
-    write_whole(folder / "bench.json", (found.as_json() + "\n").encode())
+    write_whole(folder / "bench.json", f"{json_text(found)}\n".encode())
     if plot:
         from secure_codream.bench.plot import draw
 

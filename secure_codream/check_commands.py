@@ -24,6 +24,7 @@ from secure_codream.command_parts import (
     listed,
     say,
     say_json,
+    usual_jobs,
 )
 
 
@@ -98,7 +99,6 @@ def threats(
     """Attack the code as it is deployed, each attack with a control that works without its defence."""
     import torch
 
-    from secure_codream.experiments.compare import usual_jobs
     from secure_codream.threats.command import run_threats
     from secure_codream.threats.laboratory.laboratory import Cohort, cohort_of
     from secure_codream.threats.on_ray import run_on_ray
@@ -125,7 +125,7 @@ def threats(
     cohort = cohort_of(config, clients) if config else Cohort()
     suite: RunSuite = run_suite
     if engine is EngineName.RAY:
-        suite = partial(run_on_ray, own=attack or [], jobs=jobs or usual_jobs("cpu"), address=cluster)
+        suite = partial(run_on_ray, own=attack or [], jobs=jobs or usual_jobs(), address=cluster)
     run = run_threats(entries, seed=seed, quick=quick, cohort=cohort, out=out, console=screen, suite=suite)
     if json:
         typer.echo(run.folder.summary.read_text(encoding="utf-8"), nl=False)

@@ -123,7 +123,22 @@ def say_json(content: Any) -> None:
     Args:
         content: dataclasses, structs, and what JSON has.
     """
-    typer.echo(json.dumps(msgspec.json.decode(msgspec.json.encode(content)), indent=2))
+    typer.echo(json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """See `say_json`."""
+    return json.dumps(msgspec.json.decode(msgspec.json.encode(content)), indent=2)
+
+
+def usual_jobs(device: str = "cpu") -> int:
+    """How many processes work at a time unless it is given: one for each core that this one may use.
+
+    On an accelerator, one.
+    """
+    if device != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def listed(text: str) -> list[str]:

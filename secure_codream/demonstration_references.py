@@ -13,8 +13,8 @@ from typing import TextIO
 import torch
 
 from codream_clients.data.datasets import LabelledImages, pool
+from codream_clients.learning.distillation import distil
 from codream_clients.learning.local_work import train_epochs
-from codream_clients.learning.participant import distil_by_settings
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import evaluate
 from codream_clients.models.zoo import build
@@ -63,7 +63,7 @@ def compute_references(run: RunFolder, names: list[str], dreams_ready: TextIO) -
     channels, height, width = federation.task.shape
     seed = federation.federation.seed
     student = build(STUDENT_MODEL, channels=channels, size=(height, width), classes=federation.task.classes, seed=seed)
-    distil_by_settings(
+    distil(
         student,
         read_batches(run.rounds),
         settings,

@@ -27,6 +27,7 @@ from secure_codream.command_parts import (
     listed,
     say,
     say_json,
+    usual_jobs,
 )
 from secure_codream.configuration.reading import ConfigError
 
@@ -82,7 +83,7 @@ def compare(
     """Compare algorithms on the same data, or budgets with --epsilons: table, plots, report. Flags overrule it."""
     from codream_clients.data.understanding import lines
     from secure_codream.configuration.images import uncharged
-    from secure_codream.experiments.compare import Outputs, prepare, run_comparison, usual_jobs
+    from secure_codream.experiments.compare import Outputs, prepare, run_comparison
     from secure_codream.experiments.compare import resume as resume_run
     from secure_codream.experiments.ray_workers import RayWorkers
     from secure_codream.experiments.results import result_tables

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +18,7 @@ from secure_codream.command_parts import (
     console,
     say,
     say_json,
+    usual_jobs,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def simulate(
     aggregation = Aggregation(mode=mode.value, colluders=colluders, least_survivors=colluders + 2, losses=losses.value)
     scene = Scene(members=members, dimension=dimension, steps=steps, aggregation=aggregation, drop=drop, seed=seed)
     scene.check()
-    count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 1
+    count = workers or usual_jobs()
     network = Network(latency / 1000, bandwidth * MEGABIT)
     screen = console(stderr=json)
     make = _engine(engine, cluster)

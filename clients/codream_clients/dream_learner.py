@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from codream_clients.learning.distillation import distil
 from codream_clients.learning.dreaming import first_target
-from codream_clients.learning.participant import Distillation, Metrics, Participant, distil_by_settings
+from codream_clients.learning.participant import Distillation, Metrics, Participant
 from codream_clients.learning.student import AdaptiveTerm
 from codream_clients.learning.votes import learn_votes
 from codream_clients.privacy.ledger import LedgerError
@@ -38,7 +39,7 @@ def metrics_values(counts: tuple[int, int, int, int], *, tells: bool) -> Values:
 
 def distillation_of(label_by: LabelBy) -> Distillation:
     """What learns from labels of that kind."""
-    return learn_votes if label_by == VOTES else distil_by_settings
+    return learn_votes if label_by == VOTES else distil
 
 
 class DreamLearner:
@@ -63,7 +64,7 @@ class DreamLearner:
         on_metrics: OnMetrics = lambda metrics: None,
         adaptive: AdaptiveTerm | None = None,
         certified: int = 0,
-        distillation: Distillation = distil_by_settings,
+        distillation: Distillation = distil,
     ) -> None:
         self._distillation = distillation
         self._participant, self._weight, self._on_metrics = participant, weight, on_metrics

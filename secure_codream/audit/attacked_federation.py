@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learning.participant import LearningSettings, Participant, distil_by_settings
+from codream_clients.learning.distillation import distil
+from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.learning.training import predict_logits
 from codream_clients.models.zoo import build
 from codream_clients.privacy.noise import NoiseSource
@@ -111,7 +112,7 @@ def attack_federation(scene: Scene, canaries: Canaries, make_client: MakeClient)
         federation.round()
         sums.append(_summed_labels(federation.participants, canaries))
     student = scene.fresh_model(scene.seed + len(others) + 1)
-    distil_by_settings(
+    distil(
         student,
         federation.batches,
         scene.learning,

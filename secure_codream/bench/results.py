@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from json import dumps
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.table import Table
@@ -70,10 +69,6 @@ class Bench:
     versions: dict[str, str]
     steps: int
     made: str
-
-    def as_json(self) -> str:
-        """One object."""
-        return dumps(asdict(self), indent=2)
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -144,8 +144,7 @@ def held_back(
 
 def charged_images(plan: Planned, train: LabelledImages, judge: Judge | None) -> LabelledImages:
     """All that the plan's mechanisms see: what is trained on, and what is held back where counts of it are charged."""
-    counted = isinstance(plan, PrivacyPlan) and plan.judgements
-    return train if judge is None or not counted else pool([train, judge.data])
+    return pool([train, judge.data]) if judge is not None and plan.judgements else train
 
 
 def load_client_data(

@@ -17,7 +17,6 @@ in the grid's order, so it does not matter when each was made.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -117,13 +116,6 @@ def resume(folder: Path) -> Comparison:
     for partial in comparison.cells.glob(".*.partial"):  # of a worker that was stopped while it wrote
         partial.unlink(missing_ok=True)
     return comparison
-
-
-def usual_jobs(device: str) -> int:
-    """One cell for each core that this process may use; on an accelerator, one."""
-    if device != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_comparison(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,20 +8,18 @@ from codream_clients.data.augmentation import with_views
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.distillation import AcquisitionError, calibrated, distil, soft_label_share
 from codream_clients.learning.local_work import train_epochs
-from codream_clients.learning.participant import LearningSettings, distil_by_settings
+from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import TrainingError, convergence_warnings_to, predict_logits
 from codream_clients.models.zoo import build
 
 CPU = torch.device("cpu")
-SETTINGS = {
-    "batch_size": 16,
-    "lr": 0.05,
-    "momentum": 0.9,
-    "weight_decay": 0.0,
-    "temperature": 2.0,
-    "seed": 0,
-    "device": CPU,
-}
+SETTINGS = LearningSettings(
+    distil_epochs=1, distil_batch_size=16, distil_lr=0.05, distil_clip=0.0, weight_decay=0.0, temperature=2.0
+)
+
+
+def distilled(student, batches, *, seed=0, **changes):
+    return distil(student, batches, replace(SETTINGS, **changes), seed=seed, device=CPU)
 
 
 def logits(seed=0, count=5, classes=3):
@@ -118,8 +118,8 @@ def test_soft_label_errors():
 
 def test_distillation_comes_close_to_the_labels():
     student, (dreams, labels) = model(), batch()
-    first = distil(student, [(dreams, labels)], epochs=1, **SETTINGS)
-    last = distil(student, [(dreams, labels)], epochs=40, **SETTINGS)
+    first = distilled(student, [(dreams, labels)])
+    last = distilled(student, [(dreams, labels)], distil_epochs=40)
     assert last < 0.2 * first
     assert not student.training
     assert (predict_logits(student, dreams, CPU).argmax(1) == labels.argmax(1)).mean() > 0.75
@@ -135,12 +135,12 @@ def test_the_distillation_loss_by_hand():
 
     target = softmax(labels / 2.0)
     expected = 4 * (target * (np.log(target) - np.log(softmax(found)))).sum(1).mean()
-    loss = distil(model(), [(dreams, labels)], epochs=1, **(SETTINGS | {"lr": 1e-9}))
+    loss = distilled(model(), [(dreams, labels)], distil_lr=1e-9)
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_distillation_is_deterministic_and_order_depends_on_the_seed():
-    losses = [distil(model(), [batch(0), batch(1)], epochs=2, **(SETTINGS | {"seed": s})) for s in (1, 1, 2)]
+    losses = [distilled(model(), [batch(0), batch(1)], distil_epochs=2, seed=s) for s in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -148,37 +148,35 @@ def test_distillation_at_chance_is_told_and_one_that_learns_or_has_nothing_to_le
     dreams, labels = batch()
     told: list[str] = []
     with convergence_warnings_to(told.append):
-        distil(model(), [(dreams, labels)], epochs=40, **SETTINGS)
-        distil(model(), [(dreams, np.tile(labels[:1], (48, 1)))], epochs=1, **(SETTINGS | {"lr": 1e-9}))
+        distilled(model(), [(dreams, labels)], distil_epochs=40)
+        distilled(model(), [(dreams, np.tile(labels[:1], (48, 1)))], distil_lr=1e-9)
         assert told == []
-        distil(model(), [(dreams, labels)], epochs=40, **(SETTINGS | {"lr": 1e-9}))
+        distilled(model(), [(dreams, labels)], distil_epochs=40, distil_lr=1e-9)
     assert len(told) == 1 and "distillation with lr=1e-09 ended no better than a guess" in told[0]
 
 
 def test_distillation_follows_its_schedule():
     students = [model() for _ in range(2)]
     for student, schedule in zip(students, ("constant", "cosine"), strict=True):
-        distil(student, [batch()], epochs=3, schedule=schedule, **SETTINGS)
+        distilled(student, [batch()], distil_epochs=3, distil_schedule=schedule)
     assert not np.array_equal(*(predict_logits(student, batch()[0], CPU) for student in students))
 
 
 def test_no_epochs_change_nothing():
     student = model()
     before = predict_logits(student, batch()[0], CPU)
-    assert distil(student, [batch()], epochs=0, **SETTINGS) == 0.0
+    assert distilled(student, [batch()], distil_epochs=0) == 0.0
     assert np.array_equal(before, predict_logits(student, batch()[0], CPU))
 
 
 def test_distillation_errors():
     dreams, labels = batch()
     with pytest.raises(AcquisitionError, match="empty"):
-        distil(model(), [], epochs=1, **SETTINGS)
+        distilled(model(), [])
     with pytest.raises(AcquisitionError, match=r"\(48, K\)"):
-        distil(model(), [(dreams, labels[:5])], epochs=1, **SETTINGS)
-    with pytest.raises(AcquisitionError, match="temperature"):
-        distil(model(), [(dreams, labels)], epochs=1, **(SETTINGS | {"temperature": 0.0}))
+        distilled(model(), [(dreams, labels[:5])])
     with pytest.raises(TrainingError, match="smaller rate"):
-        distil(model(), [(dreams, labels)], epochs=5, **(SETTINGS | {"lr": 1e30}))
+        distilled(model(), [(dreams, labels)], distil_epochs=5, distil_lr=1e6, weight_decay=1e6)
 
 
 class Watched(torch.nn.Module):
@@ -198,7 +196,7 @@ def test_dreams_are_moved_by_the_shift_at_most_and_without_it_not_at_all(shift):
     dreams = np.zeros((16, 1, 8, 8), np.float32)
     dreams[:, 0, 3, 4] = 1.0
     watched = Watched()
-    distil(watched, [(dreams, logits(count=16))], epochs=20, shift=shift, **SETTINGS)
+    distilled(watched, [(dreams, logits(count=16))], distil_epochs=20, distil_shift=shift)
     places = {tuple(image[0].nonzero()[0].tolist()) for images in watched.shown for image in images}
     assert places == {(3 + y, 4 + x) for y in range(-shift, shift + 1) for x in range(-shift, shift + 1)}
 
@@ -225,14 +223,11 @@ def test_each_view_is_learnt_with_its_own_label():
     labels = np.zeros((24, 3), np.float32)
     labels[17, 1] = 9.0  # of one view alone
     listening = Listening()
-    distil(listening, [(dreams, labels)], epochs=1, **{**SETTINGS, "batch_size": 2, "lr": 1e-9})
+    distilled(listening, [(dreams, labels)], distil_batch_size=2, distil_lr=1e-9)
     shown = torch.cat(listening.shown)
     assert len(shown) == 24
     assert all(any(torch.equal(image, other) for other in shown) for image in images)
-    losses = [
-        distil(Listening(), [(dreams[[place]], labels[[place, 8 + place, 16 + place]])], epochs=1, **SETTINGS)
-        for place in (0, 1)
-    ]
+    losses = [distilled(Listening(), [(dreams[[place]], labels[[place, 8 + place, 16 + place]])]) for place in (0, 1)]
     assert losses[0] == pytest.approx(0, abs=1e-6) and losses[1] > 0.1
 
 
@@ -251,7 +246,7 @@ def agreement_after_labels_that_contradict(seed, clip):
     pattern = np.random.default_rng(5).choice([-1, 1], (1, 1, 12, 12))
     dreams = draws.normal(0, 1, (64, 1, 12, 12)) + 0.3 * sign[:, None, None, None] * pattern
     dreams, labels = dreams.astype(np.float32), (15.0 * np.stack([sign, -sign], 1)).astype(np.float32)
-    distil_by_settings(student, [(dreams, labels)], settings, seed=seed, device=cpu, noise=0.3)
+    distil(student, [(dreams, labels)], settings, seed=seed, device=cpu, noise=0.3)
     return (predict_logits(student, dreams, cpu).argmax(1) == labels.argmax(1)).mean()
 
 

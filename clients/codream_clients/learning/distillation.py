@@ -17,7 +17,7 @@ client's own images to each step.
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +28,8 @@ from torch.nn import functional
 
 from codream_clients.data.augmentation import augment_batch, augmentation_generator, shift_batch, with_views
 from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import (
-    Schedule,
     TrainingError,
     balanced_cross_entropy,
     batches_in_pass,
@@ -39,7 +39,6 @@ from codream_clients.learning.training import (
     shuffled_batches,
     warn_at_chance,
 )
-from codream_protocols.courses.codream import ViewsBy
 
 FloatArray = NDArray[np.float32]
 ALIKE = 1e-3
@@ -123,44 +122,51 @@ class OwnImages:
         return self.weight * balanced_cross_entropy(logits, labels, torch.from_numpy(self.class_counts).to(device))
 
 
-def distil(
+@dataclass(frozen=True)
+class Learnt:
+    """The mean losses of the last pass over the dreams: of all that was minimised, and of the dreams; no pass, 0."""
+
+    loss: float
+    of_dreams: float
+
+
+def learn_from_dreams(
     model: nn.Module,
-    feddream_batches: Sequence[tuple[FloatArray, FloatArray]],
+    batches: Sequence[tuple[FloatArray, FloatArray]],
+    loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    settings: LearningSettings,
     *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    temperature: float,
     seed: int,
     device: torch.device,
+    epochs: int | None = None,
     noise: float = 0.0,
-    shift: int = 0,
     own: OwnImages | None = None,
-    schedule: Schedule = "constant",
-    clip: float = 0.0,
-    views_by: ViewsBy = "affine",
-) -> float:
-    """Train `model` in place on the FedDream dataset; returns the mean loss of the last epoch (0 without).
+) -> Learnt:
+    """Train `model` in place on dreams and what their labels say; it is moved to `device` and left in eval mode.
 
-    Each batch is (dreams (B, C, H, W), aggregated logits ((1 + V) * B, K)), with V views of each dream, made as
-    `views_by` says. The loss is
-    T^2 * KL(softmax(label / T) || softmax(f(image) / T)), the mean over dreams and views; the optimiser is that of
-    `train_epochs`. `seed` fixes the order. The model is moved to `device` and left in eval mode. `noise` is the
-    deviation of Gaussian noise that every sight of a dream gets, `shift` by how many pixels at most it is moved; `own`
-    adds a loss on own images to each step; `schedule`: see `training.rate_factor`. A gradient whose norm is above
-    `clip` is shortened to it; 0 shortens none. The first gradients can be a hundred times those that follow, since
-    others' labels contradict what the model is sure of: such steps leave a model that says the same of every image.
-    Raises `AcquisitionError` if there is no batch, shapes differ or the temperature is not positive, and
-    `TrainingError` if the loss is no longer finite. Warns with `ConvergenceWarning` if the last pass over the dreams
-    ends no better than the mean label would as the answer to all of them.
+    Each batch is (dreams (B, C, H, W), labels ((1 + V) * B, K)), with V views of each dream. Gradients whose norm is
+    above `settings.distil_clip` are shortened to it; 0 shortens none. The first can be a hundred times those that
+    follow, since others' labels contradict what the model is sure of: such steps leave a model that says the same of
+    every image.
+
+    Args:
+        model: the client's.
+        batches: the dreams, at least one batch.
+        loss_of: the mean loss of logits (B, K) under labels (B, K), a scalar.
+        settings: rates, sizes of batches, and by how many pixels dreams are moved.
+        seed: of the order, the noise and the moves.
+        device: where to.
+        epochs: passes, in place of `settings.distil_epochs`.
+        noise: deviation of the Gaussian noise that every sight of a dream gets.
+        own: adds a loss on own images to each step.
+
+    Raises:
+        AcquisitionError: no batch, or labels that do not fit their dreams.
+        TrainingError: a loss that is no longer finite.
     """
-    if not feddream_batches:
+    if not batches:
         raise AcquisitionError("the FedDream dataset is empty; finish one dream batch before distilling")
-    if not temperature > 0:
-        raise AcquisitionError(f"temperature is {temperature}; it must be above 0 (1 to 20 is usual)")
-    for dreams, labels in feddream_batches:
+    for dreams, labels in batches:
         if labels.ndim != 2 or not len(labels) or len(labels) % len(dreams):
             raise AcquisitionError(
                 f"dreams of shape {dreams.shape} with soft labels of shape {labels.shape}; ({len(dreams)}, K) is "
@@ -168,39 +174,70 @@ def distil(
             )
     images = torch.cat(
         [
-            with_views(torch.from_numpy(dreams).to(device), len(labels) // len(dreams) - 1, views_by)
-            for dreams, labels in feddream_batches
+            with_views(torch.from_numpy(dreams).to(device), len(labels) // len(dreams) - 1, settings.views_by)
+            for dreams, labels in batches
         ]
     )
-    logits = torch.from_numpy(np.concatenate([labels for _, labels in feddream_batches])).to(device)
-    targets = torch.softmax(logits / temperature, dim=1)
+    targets = torch.from_numpy(np.concatenate([labels for _, labels in batches])).to(device)
+    epochs = settings.distil_epochs if epochs is None else epochs
     model.to(device).train()
-    optimiser = sgd(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    optimiser = sgd(model, lr=settings.distil_lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     draws, variation = torch.Generator().manual_seed(seed), augmentation_generator(seed)
-    per_pass = batches_in_pass(len(images), batch_size)
-    rates = scheduled(optimiser, schedule, epochs * per_pass)
+    per_pass = batches_in_pass(len(images), settings.distil_batch_size)
+    rates = scheduled(optimiser, settings.distil_schedule, epochs * per_pass)
     losses, of_dreams = deque[torch.Tensor](maxlen=per_pass), deque[torch.Tensor](maxlen=per_pass)
-    for batch in shuffled_batches(len(images), epochs, batch_size, seed):
+    for batch in shuffled_batches(len(images), epochs, settings.distil_batch_size, seed):
         chosen = batch.to(device)
-        seen = shift_batch(images[chosen], shift, variation)
+        seen = shift_batch(images[chosen], settings.distil_shift, variation)
         if noise > 0:
             seen = seen + noise * torch.randn(seen.shape, generator=draws).to(device)
-        loss = temperature**2 * functional.kl_div(
-            torch.log_softmax(model(seen) / temperature, dim=1),
-            targets[chosen],
-            reduction="batchmean",
-        )
+        loss = loss_of(model(seen), targets[chosen])
         of_dreams.append(loss.detach())
         if own is not None:
             loss = loss + own.loss(model, draws, device)
-        losses.append(descend(loss, optimiser, rates, longest=clip or math.inf))
+        losses.append(descend(loss, optimiser, rates, longest=settings.distil_clip or math.inf))
     model.eval()
     if not losses:
-        return 0.0
-    last_epoch = float(torch.stack(list(losses)).mean())
-    if not np.isfinite(last_epoch):
-        raise TrainingError(f"the distillation loss became {last_epoch} with lr={lr}; choose a smaller rate")
+        return Learnt(0.0, 0.0)
+    last = Learnt(*(float(torch.stack(list(each)).mean()) for each in (losses, of_dreams)))
+    if not math.isfinite(last.loss):
+        raise TrainingError(
+            f"the distillation loss became {last.loss} with distil_lr={settings.distil_lr}; choose a smaller rate"
+        )
+    return last
+
+
+def distil(
+    model: nn.Module,
+    batches: Sequence[tuple[FloatArray, FloatArray]],
+    settings: LearningSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    epochs: int | None = None,
+    noise: float = 0.0,
+    own: OwnImages | None = None,
+) -> float:
+    """Train `model` in place on dreams and their aggregated logits; see `learn_from_dreams`.
+
+    Returns the last epoch's mean loss, 0 without one. The loss is the mean over dreams and views of
+    T^2 * KL(softmax(label / T) || softmax(f(image) / T)). As it stands a student is trained that sees nothing but the
+    dreams; a participant adds noise and its own images. Warns with `ConvergenceWarning` if the last pass over the
+    dreams ends no better than the mean label would as the answer to all of them.
+    """
+    temperature = settings.temperature
+
+    def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        told = torch.log_softmax(logits / temperature, dim=1)
+        return temperature**2 * functional.kl_div(
+            told, torch.softmax(labels / temperature, dim=1), reduction="batchmean"
+        )
+
+    learnt = learn_from_dreams(
+        model, batches, loss_of, settings, seed=seed, device=device, epochs=epochs, noise=noise, own=own
+    )
+    targets = torch.softmax(torch.from_numpy(np.concatenate([labels for _, labels in batches])) / temperature, dim=1)
     spread = functional.kl_div(targets.mean(0).log().expand_as(targets), targets, reduction="batchmean").item()
     if spread > ALIKE:
-        warn_at_chance("distillation", float(torch.stack(list(of_dreams)).mean()), temperature**2 * spread, lr)
-    return last_epoch
+        warn_at_chance("distillation", learnt.of_dreams, temperature**2 * spread, settings.distil_lr)
+    return learnt.loss

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from codream_clients.learning.participant import distil_by_settings
+from codream_clients.learning.distillation import distil
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import predict_logits
 
@@ -36,4 +36,4 @@ class HandedDown:
     def learn_from(self, teacher: nn.Module, device: torch.device) -> float:
         """Distil; returns the last epoch's mean loss, and raises as `distil` does."""
         labels = predict_logits(teacher, self.images, device)
-        return distil_by_settings(self.model, [(self.images, labels)], self.settings, seed=self.seed, device=device)
+        return distil(self.model, [(self.images, labels)], self.settings, seed=self.seed, device=device)

@@ -9,7 +9,7 @@ softmax in local training, class-aware soft labels and target classes for the dr
 
 import copy
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from codream_protocols.settings import SettingsError
 FloatArray = NDArray[np.float32]
 _STATISTICS_BATCH = 256
 Distillation = Callable[..., float]
-"""What learns from dreams and their labels, called as `distil_by_settings` is."""
+"""What learns from dreams and their labels, called as `distil` is."""
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
 """(model, data, epochs, seed): replaces `train_epochs`, for example by differentially private training."""
 
@@ -124,41 +124,6 @@ def measured(
         distil_loss=distil_loss,
         rolled_back=rolled_back,
         **judged,
-    )
-
-
-def distil_by_settings(
-    model: nn.Module,
-    batches: Sequence[tuple[FloatArray, FloatArray]],
-    settings: LearningSettings,
-    *,
-    seed: int,
-    device: torch.device,
-    epochs: int | None = None,
-    noise: float = 0.0,
-    own: OwnImages | None = None,
-) -> float:
-    """`distil` with the hyperparameters of `settings`; `epochs` replaces `distil_epochs`.
-
-    As it stands it trains a student that sees nothing but the dreams; a participant adds noise and its own images.
-    """
-    return distil(
-        model,
-        batches,
-        epochs=settings.distil_epochs if epochs is None else epochs,
-        batch_size=settings.distil_batch_size,
-        lr=settings.distil_lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        temperature=settings.temperature,
-        seed=seed,
-        device=device,
-        noise=noise,
-        shift=settings.distil_shift,
-        own=own,
-        schedule=settings.distil_schedule,
-        clip=settings.distil_clip,
-        views_by=settings.views_by,
     )
 
 
@@ -341,7 +306,7 @@ class Participant:
         soft_labels: FloatArray,
         number: int | None = None,
         *,
-        distillation: Distillation = distil_by_settings,
+        distillation: Distillation = distil,
     ) -> Metrics:
         """Stage 3: add `dreams` (B, C, H, W) with their labels (N, K), distil, train on the own data, and judge.
 

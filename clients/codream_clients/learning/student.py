@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from codream_clients.learning.distillation import distil
 from codream_clients.learning.dreaming import ExtraTerm, entropy
-from codream_clients.learning.participant import distil_by_settings
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.zoo import build
 
@@ -59,7 +59,7 @@ class Student:
         self._newest = number
         self._window.append((images, labels))
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        distil_by_settings(self.model, list(self._window), self._settings, seed=seed, device=self._device)
+        distil(self.model, list(self._window), self._settings, seed=seed, device=self._device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ cross-entropy with such shares is not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,17 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from codream_clients.data.augmentation import with_views
-from codream_clients.learning.distillation import AcquisitionError, OwnImages
+from codream_clients.learning.distillation import OwnImages, learn_from_dreams
 from codream_clients.learning.settings import LearningSettings
-from codream_clients.learning.training import (
-    TrainingError,
-    batches_in_pass,
-    descend,
-    scheduled,
-    sgd,
-    shuffled_batches,
-)
 
 FloatArray = NDArray[np.float32]
 
@@ -47,44 +37,18 @@ def learn_votes(
     *,
     seed: int,
     device: torch.device,
+    epochs: int | None = None,
     noise: float = 0.0,
     own: OwnImages | None = None,
 ) -> float:
-    """Train `model` in place, as `distil_by_settings` does, on images (B, C, H, W) and their shares ((1 + V) * B, K).
+    """Train `model` in place, as `distil` does, on images (B, C, H, W) and their shares ((1 + V) * B, K).
 
-    Returns the mean loss of the last epoch, 0 without one. The settings' temperature and moves are of no effect.
-    Raises `AcquisitionError` for no batch, and `TrainingError` if the loss is no longer finite.
+    Returns the mean loss of the last epoch, 0 without one. The settings' temperature is of no effect.
     """
-    if not batches:
-        raise AcquisitionError("found no batch of votes; one round at least is needed before learning from them")
-    images = torch.cat(
-        [
-            with_views(torch.from_numpy(seen).to(device), len(shares) // len(seen) - 1, settings.views_by)
-            for seen, shares in batches
-        ]
-    )
-    targets = torch.from_numpy(np.concatenate([shares for _, shares in batches])).to(device)
-    model.to(device).train()
-    optimiser = sgd(model, lr=settings.distil_lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    draws = torch.Generator().manual_seed(seed)
-    per_pass = batches_in_pass(len(images), settings.distil_batch_size)
-    rates = scheduled(optimiser, settings.distil_schedule, settings.distil_epochs * per_pass)
-    losses: list[torch.Tensor] = []
-    for batch in shuffled_batches(len(images), settings.distil_epochs, settings.distil_batch_size, seed):
-        chosen = batch.to(device)
-        seen = images[chosen]
-        if noise > 0:
-            seen = seen + noise * torch.randn(seen.shape, generator=draws).to(device)
-        loss = (torch.softmax(model(seen), dim=1) - targets[chosen]).square().sum(dim=1).mean()
-        if own is not None:
-            loss = loss + own.loss(model, draws, device)
-        losses.append(descend(loss, optimiser, rates, longest=settings.distil_clip or math.inf))
-    model.eval()
-    if not losses:
-        return 0.0
-    last = float(torch.stack(losses[-per_pass:]).mean())
-    if not math.isfinite(last):
-        raise TrainingError(
-            f"the loss on votes became {last} with distil_lr={settings.distil_lr}; choose a smaller rate"
-        )
-    return last
+
+    def loss_of(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        return (torch.softmax(logits, dim=1) - shares).square().sum(dim=1).mean()
+
+    return learn_from_dreams(
+        model, batches, loss_of, settings, seed=seed, device=device, epochs=epochs, noise=noise, own=own
+    ).loss

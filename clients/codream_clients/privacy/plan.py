@@ -92,6 +92,10 @@ class Planned(Protocol):
     def budget(self) -> Budget:
         """Of the federation."""
 
+    @property
+    def judgements(self) -> int:
+        """How many counts of held-back images are charged."""
+
 
 class PlannedCharges:
     """A ledger in memory, for a run that ends with its process: `reserve` takes each planned charge once."""

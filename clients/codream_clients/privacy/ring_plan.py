@@ -60,3 +60,8 @@ class RingPlan:
     def budget(self) -> Budget:
         """See `Planned`."""
         return Budget(self.course.settings.epsilon, self.course.settings.delta, "rdp")
+
+    @property
+    def judgements(self) -> int:
+        """See `Planned`: none is charged."""
+        return 0

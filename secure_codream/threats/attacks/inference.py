@@ -111,6 +111,7 @@ _SETTINGS = LearningSettings(
     local_epochs=0,
     weight_decay=0.0,
 )
+_TEACHING = LearningSettings(distil_epochs=_EPOCHS, distil_lr=0.05, distil_clip=0.0, weight_decay=0.0, temperature=1.0)
 
 
 def trained(data: LabelledImages, seed: int, *, private: bool) -> Participant:
@@ -407,12 +408,7 @@ def _student(found: _Federations, federation: int, seed: int) -> Floats:
     distil(
         student,
         [(found.dreams[federation], found.labels[federation])],
-        epochs=60,
-        batch_size=64,
-        lr=0.05,
-        momentum=0.9,
-        weight_decay=0.0,
-        temperature=1.0,
+        _TEACHING,
         seed=seed,
         device=_CPU,
     )
