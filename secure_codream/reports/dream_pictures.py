@@ -1,4 +1,4 @@
-"""The dreams of a round as a page shows them: how many of each class, and a selection with what is believed of each."""
+"""The dreams of a round as a page shows them: how many of each class; a selection, with its starts and its labels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ DREAMS_SHOWN = 20
 
 @dataclass(frozen=True)
 class DreamView:
-    """A dream with its three likeliest classes and their probabilities."""
+    """A dream with what it began as, where that is known, and its three likeliest classes and their probabilities."""
 
+    start: str | None
     uri: str
     top: list[tuple[int, float]]
 
@@ -38,8 +39,8 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
-def dream_round(number: int, dreams: Dreams) -> DreamRound:
-    """The dreams of round `number`, from 0."""
+def dream_round(number: int, dreams: Dreams, starts: npt.NDArray[np.float32] | None = None) -> DreamRound:
+    """The dreams of round `number`, from 0, and what they began as; half-way dreams began as the final ones did."""
     probabilities = _softmax(dreams.logits)
     predicted = probabilities.argmax(axis=1)
     counts = np.bincount(predicted, minlength=probabilities.shape[1])
@@ -51,6 +52,7 @@ def dream_round(number: int, dreams: Dreams) -> DreamRound:
         by_class=[(int(count), float(count) / max(1, int(counts.max()))) for count in counts],
         shown=[
             DreamView(
+                start=None if starts is None else data_uri(picture(starts[i % len(starts)])),
                 uri=data_uri(picture(dreams.images[i])),
                 top=[(int(k), float(probabilities[i, k])) for k in np.argsort(-probabilities[i])[:3]],
             )

@@ -26,6 +26,7 @@ from secure_codream.reports.files import write_whole
 from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.pages import page_environment
 from secure_codream.reports.run_folder import read_dreams
+from secure_codream.reports.starts import starts_of
 from secure_codream.reports.statement import read_statement
 from secure_codream.reports.status import Status, read_status
 from secure_codream.reports.words import counted, duration, percent, size
@@ -191,7 +192,10 @@ def _dream_numbers(rounds: Path) -> list[int]:
 
 def _dreams(rounds: Path, numbers: Sequence[int]) -> list[DreamRound]:
     return [
-        dream_round(number, read_dreams(rounds / f"round-{number:03d}.npz")) for number in spread(numbers, ROUNDS_SHOWN)
+        dream_round(
+            number, read_dreams(rounds / f"round-{number:03d}.npz"), starts_of(rounds.parent / "record", number)
+        )
+        for number in spread(numbers, ROUNDS_SHOWN)
     ]
 
 

@@ -32,6 +32,7 @@ from secure_codream.reports.files import MissingRecord, write_whole
 from secure_codream.reports.judgements import rolled_back_note
 from secure_codream.reports.pages import page_environment
 from secure_codream.reports.run_folder import Exhibit, RunFolder, read_dreams, read_exhibit
+from secure_codream.reports.starts import starts_of
 from secure_codream.reports.statement import read_statement
 from secure_codream.reports.summary import Summary, read_summary
 from secure_codream.reports.what_the_server_saw import exhibit_view
@@ -64,7 +65,7 @@ def write_report(folder: Path) -> Path:
         dropped=_dropped(summary),
         rolled_back=rolled_back_note(summary.rolled_back),
         accuracy=_accuracy_chart(summary, events),
-        dreams=[dream_round(number, dreams[number]) for number in shown],
+        dreams=[dream_round(number, dreams[number], starts_of(run.record, number)) for number in shown],
         dream_rounds=len(rounds),
         entropy=_entropy_chart(summary, events),
         traffic=_traffic(summary),

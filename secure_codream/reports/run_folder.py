@@ -87,6 +87,11 @@ class RunFolder:
         return self.server / "rounds"
 
     @property
+    def record(self) -> Path:
+        """The folder of the record."""
+        return self.server / "record"
+
+    @property
     def clients(self) -> Path:
         """The folder of the clients' folders."""
         return self.path / "clients"
@@ -126,7 +131,7 @@ def _file_name(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Dreams:
-    """The dreams of one round, `images` (B, C, H, W), with their soft labels, `logits` (B, K)."""
+    """The dreams of one round, `images` (B, C, H, W), with their soft labels, `logits` (B, K); views are left out."""
 
     images: npt.NDArray[np.float32]
     logits: npt.NDArray[np.float32]
@@ -154,16 +159,16 @@ class Exhibit:
 
 def read_dreams(path: Path) -> Dreams:
     """Read the dreams of a round. Raises MissingRecord or MalformedRecord."""
-    expected = "`dreams` (B, C, H, W) and `soft_labels` (B, K), finite float32"
+    expected = "`dreams` (B, C, H, W) and `soft_labels` (B, K), or with views a multiple of B, finite float32"
     arrays = arrays_of(path, ("dreams", "soft_labels"), expected)
     images, logits = arrays["dreams"], arrays["soft_labels"]
-    if images.ndim != 4 or logits.ndim != 2 or len(images) != len(logits) or 0 in images.shape + logits.shape:
+    if images.ndim != 4 or logits.ndim != 2 or 0 in images.shape + logits.shape or len(logits) % len(images):
         raise MalformedRecord(path, f"shapes {images.shape} and {logits.shape}", expected)
     if images.dtype != np.float32 or logits.dtype != np.float32:
         raise MalformedRecord(path, f"types {images.dtype} and {logits.dtype}", expected)
     if not (np.isfinite(images).all() and np.isfinite(logits).all()):
         raise MalformedRecord(path, "values that are not finite", expected)
-    return Dreams(images=images, logits=logits)
+    return Dreams(images=images, logits=logits[: len(images)])
 
 
 def read_exhibit(path: Path) -> Exhibit:

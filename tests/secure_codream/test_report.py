@@ -19,6 +19,7 @@ from secure_codream.reports.files import MalformedRecord, MissingRecord
 from secure_codream.reports.pictures import png
 from secure_codream.reports.report import headline, write_report
 from secure_codream.reports.run_folder import RunFolder
+from secure_codream.reports.starts import starts_of
 from secure_codream.reports.summary import (
     Accuracy,
     CoDreamAccuracy,
@@ -28,6 +29,7 @@ from secure_codream.reports.summary import (
     Traffic,
     write_summary,
 )
+from tests.secure_codream.small import SmallFederation, codream
 
 NAMES = ["alder", "birch", "cedar", "damson", "elder"]
 MODELS = ["cnn-small", "cnn-deep", "resnet", "mlp", "cnn-wide"]
@@ -483,6 +485,20 @@ def test_colour_dreams(run: RunFolder) -> None:
         np.savez(run.round(number), dreams=images, soft_labels=np.eye(6, 10, dtype=np.float32))
     text = read(write_report(run.path)).text
     assert "6 dreams of 3 × 16 × 16" in text
+
+
+def test_starts_stand_beside_dreams_and_labels_as_the_record_has_them(run: RunFolder) -> None:
+    dreams = {"start": "strokes", "batch": 4, "steps": 0, "views": 1}
+    federation = SmallFederation(codream(task={"shape": (1, 8, 8), "classes": 10}, dreams=dreams), record=run.record)
+    for number, published in enumerate(federation.run(2)):
+        assert len(published["soft_labels"]) == 8
+        np.savez(run.round(number), dreams=published["dreams"], soft_labels=published["soft_labels"])
+        starts = starts_of(run.record, number)
+        assert starts is not None and np.array_equal(starts, published["dreams"])  # without a step nothing moves
+    assert starts_of(run.record, 2) is None and starts_of(run.path, 0) is None
+    text = write_report(run.path).read_text("utf-8")
+    assert text.count('alt="its start"') == 2 * 4  # rounds without a record have none
+    assert "To the left what it began as" in text
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 8), (5, 7), (5, 7, 3)])
