@@ -449,6 +449,9 @@ class ClientProtocol(HoldsHistory):
     def _make_keys(self, plan: Plan) -> LockstepKeys:
         return make_keys(plan, self._member, self._random)
 
+    def _verify(self, public: bytes, signature: bytes, label: str, *parts: bytes) -> None:
+        verify(public, signature, label, *parts)
+
     def _check_public_keys(self, plan: Plan, item: Advertisement) -> None:
         check_public_keys(plan, item)
 
@@ -680,7 +683,7 @@ class ClientProtocol(HoldsHistory):
         return [Send(self.hello())] if lost else []
 
     def _certify(self, public: Trajectory, votes: Sequence[SignedBy]) -> list[Effect]:
-        valid = valid_votes(self._roster, public, votes)
+        valid = valid_votes(self._roster, public, votes, self._verify)
         self._rule_certificate(valid)
         kept = public.record([valid[number] for number in sorted(valid)])
         self._journal.certified(kept)
@@ -700,7 +703,7 @@ class ClientProtocol(HoldsHistory):
         if self._vote is None and len(voters) < self.charter.quorum:
             self._rule_others_vote(counted)  # before the work of a replay
         public = self.history.replay((message, frames))
-        valid = valid_votes(self._roster, public, message.votes)
+        valid = valid_votes(self._roster, public, message.votes, self._verify)
         if len(valid) >= self.charter.quorum:
             # Whoever has missed this may have missed more: say where it stands now.
             return [*self._certify(public, message.votes), Send(self.hello())]
@@ -806,7 +809,7 @@ class ClientProtocol(HoldsHistory):
     def _rule_signed_advertisement(self, item: Advertisement) -> None:
         """Keys count only with the signature of the roster's member: a server can neither swap nor invent members."""
         identity = self._roster.members[item.member].identity_key
-        verify(identity, item.signature, "advertisement", *item.signed_parts())
+        self._verify(identity, item.signature, "advertisement", *item.signed_parts())
 
     def _rule_distinct_keys(self, items: tuple[Advertisement, ...]) -> None:
         """No key occurs twice: whoever repeats another's key would cancel, or share, that one's masks."""
@@ -846,7 +849,7 @@ class ClientProtocol(HoldsHistory):
         for item in message.items:
             if item.member not in public.members:
                 raise InconsistentSurvivors(f"a signature of member {item.member}", "the epoch's members' signatures")
-            verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *statement)
+            self._verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *statement)
             valid.add(item.member)
         if len(valid) < plan.threshold:
             raise InconsistentSurvivors(

@@ -28,6 +28,8 @@ KEM_KEY_BYTES = 1184
 KEM_CIPHERTEXT_BYTES = 1088
 KEM_SEED_BYTES = 64
 
+_TAG_MASK = labelled("tag mask")
+
 
 class KemKey:
     """A fresh ML-KEM-768 key pair; hides itself, and is dropped by its owner when the set-up is done."""
@@ -109,7 +111,7 @@ def pair_mask_key(root: bytes, step: int, chain: bytes) -> bytes:
 
 def tag_mask(mask_key: bytes) -> int:
     """What a mask key adds to a tag, modulo 2^128."""
-    return int.from_bytes(expand(mask_key, labelled("tag mask"))[:16], "little")
+    return int.from_bytes(expand(mask_key, _TAG_MASK)[:16], "little")
 
 
 def tag_masks(keys: Iterable[tuple[bytes, bool]]) -> int:

@@ -10,7 +10,7 @@ a roster is not begun with.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -73,6 +73,13 @@ def verify(public: bytes, signature: bytes, label: str, *parts: bytes) -> None:
             f"a signature over {label!r} that does not verify under {public.hex()[:16]}…",
             "the roster's key's signature",
         ) from None
+
+
+class Verify(Protocol):
+    """As `verify`; a simulation that runs many members in one process may remember what it has checked."""
+
+    def __call__(self, public: bytes, signature: bytes, label: str, /, *parts: bytes) -> None:
+        """Check an Ed25519 signature over labelled parts; raises `BadSignature`."""
 
 
 def is_ipv6(address: str) -> bool:

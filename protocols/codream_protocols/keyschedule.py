@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
+from functools import cache
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -26,14 +27,22 @@ KEY_BYTES = 32
 
 def labelled(label: str, *parts: bytes) -> bytes:
     """Join a domain label and length-prefixed parts: an encoding without ambiguity, for hashes, keys and signatures."""
+    joined = [_name(label)]
+    for part in parts:
+        joined += struct.pack(">I", len(part)), part
+    return b"".join(joined)
+
+
+@cache
+def _name(label: str) -> bytes:
     name = f"{PROTOCOL} {label}".encode()
-    return b"".join(struct.pack(">I", len(part)) + part for part in (name, *parts))
+    return struct.pack(">I", len(name)) + name
 
 
 def digest(label: str, *parts: bytes) -> bytes:
     """SHA-256 of `labelled(label, *parts)`, 32 bytes; a part may be a vector, so nothing is joined."""
-    hashed = hashlib.sha256()
-    for part in (f"{PROTOCOL} {label}".encode(), *parts):
+    hashed = hashlib.sha256(_name(label))
+    for part in parts:
         hashed.update(struct.pack(">I", len(part)))
         hashed.update(part)
     return hashed.digest()

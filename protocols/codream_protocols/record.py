@@ -25,7 +25,7 @@ from codream_protocols.errors import (
     WrongContext,
 )
 from codream_protocols.hybrid import start_seed
-from codream_protocols.identity import Roster, verify
+from codream_protocols.identity import Roster, Verify, verify
 from codream_protocols.messages import Advertisement, EpochRecord, SignedBy, StepRecord
 from codream_protocols.packing import unpack
 
@@ -135,8 +135,16 @@ class Trajectory:
         return record, tuple(self.frames)
 
 
-def valid_votes(roster: Roster, trajectory: Trajectory, votes: Iterable[SignedBy]) -> dict[int, SignedBy]:
+def valid_votes(
+    roster: Roster, trajectory: Trajectory, votes: Iterable[SignedBy], verify: Verify = verify
+) -> dict[int, SignedBy]:
     """The votes for an epoch's end, by member.
+
+    Args:
+        roster: the roster.
+        trajectory: the epoch, with all its sums.
+        votes: what is said to be votes for it.
+        verify: checks a signature, if not `identity.verify`.
 
     Raises:
         CertificateRefused: a vote that does not verify, a stranger's, or two of one member.

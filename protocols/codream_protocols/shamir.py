@@ -69,15 +69,15 @@ def split(secrets: Bytes, threshold: int, points: list[int], random_bytes: Calla
         raise LocalProtocolError("repeated or out-of-range share points", f"distinct points from 1 to {MAX_SHARES}")
     secrets = np.ascontiguousarray(secrets, dtype=np.uint8)
     degree = threshold - 1
-    coefficients = np.frombuffer(random_bytes(degree * secrets.size), dtype=np.uint8).reshape(degree, *secrets.shape)
-    shares: dict[int, Bytes] = {}
-    for point in points:
-        row = _PRODUCT[point]
-        value = np.zeros_like(secrets)
-        for coefficient in coefficients:
-            value = row[value ^ coefficient]
-        shares[point] = value ^ secrets
-    return shares
+    coefficients = np.frombuffer(random_bytes(degree * secrets.size), dtype=np.uint8).reshape(degree, secrets.size)
+    logarithms = _LOGARITHM[np.array(points)]
+    values = np.repeat(secrets.reshape(-1, 1), len(points), axis=1)  # of each byte, what every point gets
+    for power, coefficient in zip(range(degree, 0, -1), coefficients, strict=True):
+        multiples = np.ascontiguousarray(_PRODUCT[_EXPONENTIAL[logarithms * power % 255]].T)
+        values ^= multiples[coefficient]  # all points' terms in one look-up a byte
+    shares = values.T.copy()
+    values[:] = 0
+    return {point: share.reshape(secrets.shape) for point, share in zip(points, shares, strict=True)}
 
 
 def combine(shares: Mapping[int, Bytes]) -> Bytes:

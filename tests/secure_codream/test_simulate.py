@@ -143,7 +143,7 @@ def test_ray_gives_the_numbers_of_this_machine() -> None:
 
 
 def test_what_is_remembered_is_only_what_was_checked() -> None:
-    """Another signature under the same name is checked, and refused, and agreements are X25519's."""
+    """Another signature, or one over something else, is checked, and refused; agreements are X25519's."""
     of = scene()
     host = VirtualHost(of, 0, 2)
     client = host._clients[0]
@@ -158,6 +158,12 @@ def test_what_is_remembered_is_only_what_was_checked() -> None:
     assert host.remembered.checks == 1
     with pytest.raises(BadSignature):
         client._rule_signed_advertisement(msgspec.structs.replace(item, signature=bytes(64)))
+    vote = signer.sign("vote", b"head", b"plan")
+    for label, parts in (("survivors", (b"head", b"plan")), ("vote", (b"head", b"other"))):
+        client._verify(signer.public, vote, "vote", b"head", b"plan")
+        with pytest.raises(BadSignature):
+            client._verify(signer.public, vote, label, *parts)
+    assert host.remembered.checks == 2  # the vote, too, was checked once
     mine, theirs = bytes(range(32)), bytes(range(1, 33))
     agreed = host.remembered.agree(mine, public_key(theirs))
     assert agreed == host.remembered.agree(theirs, public_key(mine)) == agree(mine, public_key(theirs))

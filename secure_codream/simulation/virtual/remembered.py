@@ -11,6 +11,7 @@ from __future__ import annotations
 from codream_protocols import keyschedule
 from codream_protocols.charter import Plan
 from codream_protocols.client import ClientProtocol
+from codream_protocols.identity import verify
 from codream_protocols.lockstep import LockstepKeys
 from codream_protocols.messages import Advertisement
 from codream_protocols.resilient import make_keys
@@ -26,22 +27,25 @@ class Remembered:
 
     def __init__(self) -> None:
         self.checks = self.agreements = 0
-        self._signed: set[bytes] = set()
+        self._verified: set[bytes] = set()
         self._sound: set[bytes] = set()
         self._distinct: bytes | None = None
         self._agreed: dict[frozenset[bytes], bytes] = {}
 
-    def signed(self, item: Advertisement) -> bool:
-        """Whether this very advertisement was found to be its member's; counted if so."""
-        return self._known(self._signed, item.digest)
+    def verify(self, public: bytes, signature: bytes, label: str, *parts: bytes) -> None:
+        """As `identity.verify`, once for each signature; a repeated one is counted.
+
+        Raises:
+            BadSignature: it does not verify.
+        """
+        checked = keyschedule.digest("simulated", public, signature, label.encode(), *parts)
+        if not self._known(self._verified, checked):
+            verify(public, signature, label, *parts)
+            self._verified.add(checked)
 
     def sound(self, item: Advertisement) -> bool:
         """Whether its keys were found to be of full order and of the right form; counted if so."""
         return self._known(self._sound, item.digest)
-
-    def keep_signed(self, item: Advertisement) -> None:
-        """Its signature is its member's."""
-        self._signed.add(item.digest)
 
     def keep_sound(self, item: Advertisement) -> None:
         """Its keys are sound."""
@@ -91,10 +95,8 @@ class VirtualClient(ClientProtocol):
     def _make_keys(self, plan: Plan) -> LockstepKeys:
         return make_keys(plan, self._member, self._random, self._remembered.agree)
 
-    def _rule_signed_advertisement(self, item: Advertisement) -> None:
-        if not self._remembered.signed(item):
-            super()._rule_signed_advertisement(item)
-            self._remembered.keep_signed(item)
+    def _verify(self, public: bytes, signature: bytes, label: str, *parts: bytes) -> None:
+        self._remembered.verify(public, signature, label, *parts)
 
     def _check_public_keys(self, plan: Plan, item: Advertisement) -> None:
         if not self._remembered.sound(item):

@@ -263,7 +263,7 @@ def _old_rosters() -> AbstractContextManager[Any]:
 
 @contextmanager
 def _any_vote() -> Iterator[None]:
-    def believe(roster: Any, trajectory: Any, votes: Any) -> Any:
+    def believe(roster: Any, trajectory: Any, votes: Any, verify: Any = None) -> Any:
         return {vote.member: vote for vote in votes}
 
     with _everywhere("valid_votes", believe):
