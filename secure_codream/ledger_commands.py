@@ -16,6 +16,7 @@ from secure_codream.command_parts import Json, console, fail, say, say_json
 
 if TYPE_CHECKING:
     from codream_clients.privacy.ledger import Ledger
+    from secure_codream.reports.statement import RecordLevel
 
 ledger = typer.Typer(help="The ledger of what a client's images have spent, in all federations.")
 
@@ -100,6 +101,72 @@ def verify(where: Where, anchor: Anchor = None, json: Json = False) -> None:
         say_json({"entries": found.entries, "head": found.head, "ledger": found.name})
         return
     say(console(), f"whole: {found.entries} entries; head {found.head}")
+
+
+@ledger.command(epilog="Example: secure-codream ledger statement sites/alice")
+def statement(
+    where: Annotated[Path, typer.Argument(exists=True, help="A client's folder, or its privacy.json.")],
+    roster: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The roster it was made under; what lies beside it otherwise."),
+    ] = None,
+    administrator: Annotated[
+        str | None, typer.Option(help="Who must have signed the roster: a fingerprint, as it is read out.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check a client's privacy statement: who signed it, that nothing was changed, and its ledger where that is there.
+
+    Exit code 1 says what is wrong.
+    """
+    from secure_codream.deployment.verify_statement import StatementRefused, verify_statement
+
+    try:
+        found = verify_statement(where, roster=roster, administrator=administrator)
+    except StatementRefused as error:
+        fail(str(error), 1)
+    said = found.statement
+    later = _since(where, said.record)
+    if json:
+        say_json(
+            {
+                "party": said.party,
+                "run": said.run,
+                "date": said.date,
+                "members": said.members,
+                "serial": said.serial,
+                "administrator": found.administrator,
+                "compared": found.compared,
+                "entries_since": later,
+                "headline": said.headline,
+            }
+        )
+        return
+    screen = console()
+    say(screen, f"Signed by {said.party} of {', '.join(said.members)}; federation {said.run}, {said.date}")
+    known = "as given" if found.compared else "compare it with what the administrator reads out"
+    say(
+        screen, f"Roster {said.serial} signed by the administrator with the fingerprint {found.administrator}; {known}."
+    )
+    say(screen, said.headline)
+    if said.audit is not None:
+        say(screen, "The audit in it was added afterwards, and is not signed.", style="yellow")
+    if later:
+        say(screen, f"The ledger has more by now: {later:,} entries since.", style="yellow")
+
+
+def _since(where: Path, record: RecordLevel | None) -> int | None:
+    """How many entries a client's ledger has beyond its statement; None where no ledger is beside it.
+
+    Ends with exit code 1 if the ledger that is there is not the stated one.
+    """
+    if record is None or not where.is_dir() or not (where / "client.toml").exists():
+        return None
+    found = _looked(where, None)
+    known = (one for one in record.members if one.ledger == found.name and found.had(one.entries, one.head))
+    if (stated := next(known, None)) is None:
+        fail(f"{where}: found a ledger that is not the statement's, or an older copy of it; put its newest one back", 1)
+    return found.entries - stated.entries
 
 
 @ledger.command(epilog="Example: secure-codream ledger reissue sites/alice --epsilon 8 --delta 1e-6")

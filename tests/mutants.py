@@ -601,6 +601,22 @@ MUTANTS = (
         finding="D4",
     ),
     text(
+        "a statement's signature is checked",
+        U + "reports/signed_statement.py",
+        "    verify(member.identity_key, signature, LABEL, _message(statement))\n",
+        "",
+        "tests/secure_codream/test_signed_statement.py",
+    ),
+    text(
+        "a statement is signed by the roster's key, not by its own",
+        U + "reports/signed_statement.py",
+        "verify(member.identity_key,",
+        "verify(bytes.fromhex(statement.identity),",
+        "tests/secure_codream/test_signed_statement.py",
+        "-k",
+        "own_key",
+    ),
+    text(
         "a ledger is read before it is written",
         C + "privacy/ledger.py",
         "            torn = self._take_new()\n",

@@ -52,6 +52,7 @@ from secure_codream.membership.accepted import check_accepted, expiry_warning, k
 from secure_codream.membership.keys import public_transport_key
 from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.files import write_whole
+from secure_codream.reports.signed_statement import signed
 from secure_codream.reports.statement import write_statement
 
 if TYPE_CHECKING:
@@ -176,11 +177,10 @@ def run_client(
 
     Writes into the folder: `log.jsonl`; `status.json` and `metrics.prom`, how it stands; round by round,
     `metrics.jsonl` and `model.safetensors` (`checkpoint`); `best.safetensors`, in the same form, the weights that its
-    own judge finds best; `journal/`, what it has joined,
-    voted for and seen certified, which anybody can verify; at the end `privacy.json` and `privacy.html`, what the run
-    may say about privacy. In a federation with `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms
-    have released, `releases/`; in one with `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`.
-    Nothing of it leaves the machine.
+    own judge finds best; `journal/`, what it has joined, voted for and seen certified, which anybody can verify; at the
+    end `privacy.json` and `privacy.html`, what the run may say about privacy, signed with this client's identity. In a
+    federation with `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`; in
+    one with `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`. Nothing of it leaves the machine.
 
     A client that starts again goes on with its model, learns what was certified meanwhile, and takes part in no epoch
     twice. A model of another federation or other settings is not overwritten: it is refused.
@@ -347,20 +347,18 @@ def run_client(
                 run_until_stopped(shown(runner.run(), show), stop)
             ledgers.end()
         finally:  # whatever has been spent is stated, also of a run that was cut short
-            write_statement(
-                folder,
-                own_statement(
-                    federation,
-                    client.name,
-                    ledgers.own,
-                    charter,
-                    agreed.course,
-                    protocol.spent_rho,
-                    metrics_reported=tells_accuracy and federation.client_privacy is None and federation.dp_sgd is None,
-                    dealt_out=data is None and client.data.dealt,
-                    parts=earlier_parts(client),
-                ),
+            stated = own_statement(
+                federation,
+                client.name,
+                ledgers.own,
+                charter,
+                agreed.course,
+                protocol.spent_rho,
+                metrics_reported=tells_accuracy and federation.client_privacy is None and federation.dp_sgd is None,
+                dealt_out=data is None and client.data.dealt,
+                parts=earlier_parts(client),
             )
+            write_statement(folder, signed(stated, client.name, roster, signer))
         unwritten = _unwritten(outputs)
         if runner.failures:
             told = LearnerFailed(

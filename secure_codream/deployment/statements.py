@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from codream_protocols.charter import Charter
 from codream_protocols.course import Course
 from codream_protocols.courses.codream import CoDream
@@ -49,6 +51,13 @@ def own_statement(
             record = ring_level(spent, course, charter)
         else:
             record = record_level(spent, federation.privacy)
+        record = replace(
+            record,
+            members=[
+                replace(member, ledger=of.name, entries=of.entries, head=of.head)
+                for member, of in zip(record.members, (ledger, *(parts or {}).values()), strict=True)
+            ],
+        )
     if privacy is not None and isinstance(course, CoDream):
         noised = client_level(client_privacy_statement(privacy, course.settings, charter, spent_rho=spent_rho))
     return privacy_statement(
