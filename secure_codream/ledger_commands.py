@@ -29,7 +29,11 @@ def show(where: Where, anchor: Anchor = None, json: Json = False) -> None:
     """Say what is spent and reserved, by which federation, and what is left. Nothing is written."""
     found = _looked(where, anchor)
     parts = _parts(where)
-    content = {**_content(found), "parts": [{"path": str(path), **_content(part)} for path, part in parts]}
+    content = {
+        **_content(found),
+        "parts": [{"path": str(path), **_content(part)} for path, part in parts],
+        "uncharged": _uncharged([found, *dict(parts).values()]),
+    }
     if json:
         say_json(content)
         return
@@ -40,6 +44,8 @@ def show(where: Where, anchor: Anchor = None, json: Json = False) -> None:
     if parts:
         most = max(one.spent for one in (found, *dict(parts).values()))
         say(screen, f"an image is in one part, and has cost epsilon {most:.4g} at most")
+    for said in _uncharged([found, *dict(parts).values()]):
+        say(screen, f"without a bound, and charged nothing: {said}", style="yellow")
     table = Table("federation", "member", "what", "noise", "rate", "steps", "begun (UTC)", "released")
     for row in content["charges"]:
         table.add_row(
@@ -221,6 +227,14 @@ def _parts(where: Path) -> list[tuple[Path, Ledger]]:
     from secure_codream.configuration.limits import earlier_parts
 
     return list(earlier_parts(read_client(where / "client.toml")).items())
+
+
+def _uncharged(found: list[Ledger]) -> list[str]:
+    """Who has trained on images of these ledgers, and charged nothing."""
+    from codream_clients.privacy.index import known_index
+
+    index = known_index()
+    return [] if index is None else [said for one in found for said in index.uncharged(one.name)]
 
 
 def _looked(where: Path, anchor: Path | None, memory: Any = None) -> Ledger:

@@ -617,6 +617,13 @@ MUTANTS = (
         "own_key",
     ),
     text(
+        "images with a ledger are not trained on without a charge",
+        U + "configuration/limits.py",
+        "    if client.policy.uncharged:\n",
+        "    if True:\n",
+        "tests/secure_codream/test_uncharged.py",
+    ),
+    text(
         "a ledger is read before it is written",
         C + "privacy/ledger.py",
         "            torn = self._take_new()\n",

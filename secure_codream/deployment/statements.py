@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +38,12 @@ def own_statement(
     metrics_reported: bool = False,
     dealt_out: bool = False,
     parts: Mapping[Path, Ledger] | None = None,
+    uncharged: Sequence[str] = (),
 ) -> PrivacyStatement:
     """What a party may say of its own records and of all that it has sent.
 
     `parts`: the ledgers of earlier parts of its data. A record is in one part, so it has cost the most of them at most.
+    `uncharged`: who has trained on the same images, and charged nothing.
     """
     privacy, noised, record = federation.client_privacy, None, None
     if ledger is not None:
@@ -69,4 +71,5 @@ def own_statement(
         dealt_out=dealt_out,
         roster=charter.roster,
         recipe=charter.settings,
+        uncharged=uncharged,
     )

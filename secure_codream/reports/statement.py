@@ -185,6 +185,7 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
         client: privacy of clients, or None.
         colluders: c, clients that may reveal all they hold to the server.
         versions: of the packages that train and count.
+        uncharged: who has trained on some of the same images and charged nothing, so that no epsilon here bounds it.
         not_covered: what the epsilons say nothing about.
         audit: the empirical lower bounds, or None without an audit.
     """
@@ -204,6 +205,7 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
     colluders: Count
     versions: dict[str, str]
     not_covered: list[str]
+    uncharged: list[str] = []
     audit: AuditResult | None
 
     @property
@@ -250,6 +252,8 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.client.delta:.2g}, also against the server"
                 + (f" and {self.colluders} colluding with it" if self.colluders else "")
             )
+        if self.uncharged:
+            parts.append(f"WITHOUT A BOUND, some of the same images were trained on by {'; '.join(self.uncharged)}")
         refuted = self.audit is not None and bool(self.audit.refuted)
         return ". ".join(parts) + (". THE AUDIT REFUTES THE CLAIM." if refuted else ".")
 
@@ -381,11 +385,13 @@ def privacy_statement(
     audit: AuditResult | None = None,
     roster: bytes = b"",
     recipe: bytes = b"",
+    uncharged: Sequence[str] = (),
 ) -> PrivacyStatement:
     """The statement of `run`; without `record` and `client` it says that there is no differential privacy.
 
     `metrics_reported`: whether clients told the server accuracies, which no epsilon covers. `dealt_out`: whether
     clients took parts of one known set, as in an experiment. `roster`, `recipe`: digests of who ran, and with what.
+    `uncharged`: who has trained on some of the same images and charged nothing.
     """
     not_covered = [*(NOT_COVERED_RECORD if record else ()), *(NOT_COVERED_CLIENT if client else ())]
     if record or client:
@@ -404,6 +410,7 @@ def privacy_statement(
         colluders=colluders,
         versions=versions_of(*PACKAGES, python=False),
         not_covered=not_covered,
+        uncharged=list(uncharged),
         audit=audit,
     )
 
