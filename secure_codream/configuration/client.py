@@ -125,7 +125,7 @@ class PolicyTable(Table):
     uncharged: Annotated[
         bool,
         doc(
-            "whether images that have a privacy ledger may be trained on in a federation that charges nothing to it and "
+            "whether images with a privacy ledger may be trained on in a federation that charges nothing to it and "
             "bounds nothing of what it is told; the statements of that ledger say so from then on"
         ),
     ] = False
