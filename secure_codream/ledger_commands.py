@@ -16,6 +16,7 @@ from secure_codream.command_parts import Json, console, fail, say, say_json
 
 if TYPE_CHECKING:
     from codream_clients.privacy.ledger import Ledger
+    from secure_codream.reports.statement import RecordLevel
 
 ledger = typer.Typer(help="The ledger of what a client's images have spent, in all federations.")
 
@@ -28,7 +29,11 @@ def show(where: Where, anchor: Anchor = None, json: Json = False) -> None:
     """Say what is spent and reserved, by which federation, and what is left. Nothing is written."""
     found = _looked(where, anchor)
     parts = _parts(where)
-    content = {**_content(found), "parts": [{"path": str(path), **_content(part)} for path, part in parts]}
+    content = {
+        **_content(found),
+        "parts": [{"path": str(path), **_content(part)} for path, part in parts],
+        "uncharged": _uncharged([found, *dict(parts).values()]),
+    }
     if json:
         say_json(content)
         return
@@ -39,6 +44,8 @@ def show(where: Where, anchor: Anchor = None, json: Json = False) -> None:
     if parts:
         most = max(one.spent for one in (found, *dict(parts).values()))
         say(screen, f"an image is in one part, and has cost epsilon {most:.4g} at most")
+    for said in _uncharged([found, *dict(parts).values()]):
+        say(screen, f"without a bound, and charged nothing: {said}", style="yellow")
     table = Table("federation", "member", "what", "noise", "rate", "steps", "begun (UTC)", "released")
     for row in content["charges"]:
         table.add_row(
@@ -102,6 +109,72 @@ def verify(where: Where, anchor: Anchor = None, json: Json = False) -> None:
     say(console(), f"whole: {found.entries} entries; head {found.head}")
 
 
+@ledger.command(epilog="Example: secure-codream ledger statement sites/alice")
+def statement(
+    where: Annotated[Path, typer.Argument(exists=True, help="A client's folder, or its privacy.json.")],
+    roster: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The roster it was made under; what lies beside it otherwise."),
+    ] = None,
+    administrator: Annotated[
+        str | None, typer.Option(help="Who must have signed the roster: a fingerprint, as it is read out.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check a client's privacy statement: who signed it, that nothing was changed, and its ledger where that is there.
+
+    Exit code 1 says what is wrong.
+    """
+    from secure_codream.deployment.verify_statement import StatementRefused, verify_statement
+
+    try:
+        found = verify_statement(where, roster=roster, administrator=administrator)
+    except StatementRefused as error:
+        fail(str(error), 1)
+    said = found.statement
+    later = _since(where, said.record)
+    if json:
+        say_json(
+            {
+                "party": said.party,
+                "run": said.run,
+                "date": said.date,
+                "members": said.members,
+                "serial": said.serial,
+                "administrator": found.administrator,
+                "compared": found.compared,
+                "entries_since": later,
+                "headline": said.headline,
+            }
+        )
+        return
+    screen = console()
+    say(screen, f"Signed by {said.party} of {', '.join(said.members)}; federation {said.run}, {said.date}")
+    known = "as given" if found.compared else "compare it with what the administrator reads out"
+    say(
+        screen, f"Roster {said.serial} signed by the administrator with the fingerprint {found.administrator}; {known}."
+    )
+    say(screen, said.headline)
+    if said.audit is not None:
+        say(screen, "The audit in it was added afterwards, and is not signed.", style="yellow")
+    if later:
+        say(screen, f"The ledger has more by now: {later:,} entries since.", style="yellow")
+
+
+def _since(where: Path, record: RecordLevel | None) -> int | None:
+    """How many entries a client's ledger has beyond its statement; None where no ledger is beside it.
+
+    Ends with exit code 1 if the ledger that is there is not the stated one.
+    """
+    if record is None or not where.is_dir() or not (where / "client.toml").exists():
+        return None
+    found = _looked(where, None)
+    known = (one for one in record.members if one.ledger == found.name and found.had(one.entries, one.head))
+    if (stated := next(known, None)) is None:
+        fail(f"{where}: found a ledger that is not the statement's, or an older copy of it; put its newest one back", 1)
+    return found.entries - stated.entries
+
+
 @ledger.command(epilog="Example: secure-codream ledger reissue sites/alice --epsilon 8 --delta 1e-6")
 def reissue(
     where: Where,
@@ -154,6 +227,14 @@ def _parts(where: Path) -> list[tuple[Path, Ledger]]:
     from secure_codream.configuration.limits import earlier_parts
 
     return list(earlier_parts(read_client(where / "client.toml")).items())
+
+
+def _uncharged(found: list[Ledger]) -> list[str]:
+    """Who has trained on images of these ledgers, and charged nothing."""
+    from codream_clients.privacy.index import known_index
+
+    index = known_index()
+    return [] if index is None else [said for one in found for said in index.uncharged(one.name)]
 
 
 def _looked(where: Path, anchor: Path | None, memory: Any = None) -> Ledger:

@@ -122,6 +122,13 @@ class PolicyTable(Table):
     least_noise: float | None = None
     most_wrong_sums: int | None = None
     shared_noise: bool | None = None
+    uncharged: Annotated[
+        bool,
+        doc(
+            "whether images with a privacy ledger may be trained on in a federation that charges nothing to it and "
+            "bounds nothing of what it is told; the statements of that ledger say so from then on"
+        ),
+    ] = False
     code: Annotated[
         dict[Annotated[str, Field(pattern=REFERENCE)], Annotated[str, Field(pattern=DIGEST)]],
         doc("code of a charter that this client is willing to RUN: module:name, and the SHA-256 of its source"),
@@ -138,7 +145,7 @@ class PolicyTable(Table):
         Raises:
             ValueError: a limit out of its range.
         """
-        given = self.model_dump(exclude={"code"}, exclude_none=True)
+        given = self.model_dump(exclude={"code", "uncharged"}, exclude_none=True)
         given["least_noise"] = max(given.get("least_noise", 0.0), least_noise)
         return as_struct(Policy, {**given, "most_rho": most_rho})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from codream_clients.data.datasets import LabelledImages
@@ -30,6 +31,10 @@ from secure_codream.configuration.reading import ConfigError
 
 class LedgerVanishes(LedgerError):
     """The ledger would lie where nothing outlasts the machine's next start."""
+
+
+class HasLedger(LedgerError):
+    """Images with a ledger, in a federation that charges nothing to it."""
 
 
 class PartUnknown(LedgerError):
@@ -92,6 +97,42 @@ def open_ledger(
         ledger.close()
         raise
     return ledger
+
+
+@dataclass(frozen=True)
+class Uncharged:
+    """Images with ledgers, by name, that a federation charges nothing to; `text` says so."""
+
+    text: str
+    ledgers: tuple[str, ...]
+
+
+def look_uncharged(
+    client: ClientConfig, federation: FederationConfig, images: LabelledImages, index: Index | None
+) -> Uncharged | None:
+    """Which ledgers `images` have, in a federation that charges nothing to them; None where they have none.
+
+    Raises:
+        HasLedger: they have, and `[policy]` does not permit it.
+    """
+    known = index.ledgers_of(stored_digests(images)) if index is not None else []
+    if not known:
+        return None
+    text = (
+        f"{known[0].images:,} of {len(images):,} images have spent in the ledger {known[0].path}; the federation "
+        f"{federation.federation.name!r} charges nothing to it, and nothing bounds what it is told of them"
+    )
+    if client.policy.uncharged:
+        return Uncharged(f"{text}; [policy] permits it", tuple(one.ledger for one in known))
+    charged = (
+        "name that ledger under [budget], which noised sums then charge"
+        if federation.client_privacy is not None
+        else "a federation with [privacy] or [dp_sgd], or images without a ledger, are allowed"
+    )
+    raise HasLedger(
+        f"{text}; {charged}; or permit it with uncharged = true under [policy] of client.toml: that ledger's "
+        "statements say so from then on"
+    )
 
 
 def earlier_parts(client: ClientConfig) -> dict[Path, Ledger]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from codream_clients.failures import Failures
 from codream_clients.journal import FileJournal, JournalError
 from codream_clients.learning.training import convergence_warnings_to
 from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, of_rho
-from codream_clients.privacy.index import users_index
+from codream_clients.privacy.index import known_index, users_index
 from codream_clients.privacy.ledger import Ledger
 from codream_clients.privacy.plan import Planned, PrivacyPlan
 from codream_clients.privacy.releases import Releases
@@ -36,7 +36,14 @@ from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.configuration.images import what_was_understood
 from secure_codream.configuration.learners import make_learner
-from secure_codream.configuration.limits import client_policy, earlier_parts, open_client_ledger, open_ledger, spender
+from secure_codream.configuration.limits import (
+    client_policy,
+    earlier_parts,
+    look_uncharged,
+    open_client_ledger,
+    open_ledger,
+    spender,
+)
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.description import Description, describe
@@ -52,6 +59,7 @@ from secure_codream.membership.accepted import check_accepted, expiry_warning, k
 from secure_codream.membership.keys import public_transport_key
 from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.files import write_whole
+from secure_codream.reports.signed_statement import signed
 from secure_codream.reports.statement import write_statement
 
 if TYPE_CHECKING:
@@ -176,11 +184,10 @@ def run_client(
 
     Writes into the folder: `log.jsonl`; `status.json` and `metrics.prom`, how it stands; round by round,
     `metrics.jsonl` and `model.safetensors` (`checkpoint`); `best.safetensors`, in the same form, the weights that its
-    own judge finds best; `journal/`, what it has joined,
-    voted for and seen certified, which anybody can verify; at the end `privacy.json` and `privacy.html`, what the run
-    may say about privacy. In a federation with `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms
-    have released, `releases/`; in one with `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`.
-    Nothing of it leaves the machine.
+    own judge finds best; `journal/`, what it has joined, voted for and seen certified, which anybody can verify; at the
+    end `privacy.json` and `privacy.html`, what the run may say about privacy, signed with this client's identity. In a
+    federation with `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`; in
+    one with `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`. Nothing of it leaves the machine.
 
     A client that starts again goes on with its model, learns what was certified meanwhile, and takes part in no epoch
     twice. A model of another federation or other settings is not overwritten: it is refused.
@@ -266,6 +273,8 @@ def run_client(
         )
         opened.callback(outputs.close)  # before the journal is let go of
         images = None if isinstance(agreed.course, Sums) else load_client_data(client, federation, data)
+        if images is not None and (text := ledgers.look_uncharged(images[0])) is not None:
+            log.warning("exposure", text=text)
         tell_round = on_round_of(on_round)
 
         def kept(metrics: Metrics) -> None:
@@ -347,20 +356,20 @@ def run_client(
                 run_until_stopped(shown(runner.run(), show), stop)
             ledgers.end()
         finally:  # whatever has been spent is stated, also of a run that was cut short
-            write_statement(
-                folder,
-                own_statement(
-                    federation,
-                    client.name,
-                    ledgers.own,
-                    charter,
-                    agreed.course,
-                    protocol.spent_rho,
-                    metrics_reported=tells_accuracy and federation.client_privacy is None and federation.dp_sgd is None,
-                    dealt_out=data is None and client.data.dealt,
-                    parts=earlier_parts(client),
-                ),
+            parts = earlier_parts(client)
+            stated = own_statement(
+                federation,
+                client.name,
+                ledgers.own,
+                charter,
+                agreed.course,
+                protocol.spent_rho,
+                metrics_reported=tells_accuracy and federation.client_privacy is None and federation.dp_sgd is None,
+                dealt_out=data is None and client.data.dealt,
+                parts=parts,
+                uncharged=ledgers.uncharged(parts.values()),
             )
+            write_statement(folder, signed(stated, client.name, roster, signer))
         unwritten = _unwritten(outputs)
         if runner.failures:
             told = LearnerFailed(
@@ -429,6 +438,24 @@ class _Ledgers:
         if ledger.own.open:
             self._log.info("reserved", charges=len(ledger.own.open), epsilon=round(ledger.spent, 4))
         return ledger
+
+    def look_uncharged(self, images: LabelledImages) -> str | None:
+        """What to say, and to remember, of images that have a ledger, where nothing is charged; raises `HasLedger`."""
+        client, federation = self._agreed.client, self._agreed.federation
+        index = None if self._public or federation.record_private else known_index()
+        found = look_uncharged(client, federation, images, index)
+        if found is None or index is None:
+            return None
+        for ledger in found.ledgers:
+            index.note_uncharged(ledger, federation.federation.name, client.name)
+        return found.text
+
+    def uncharged(self, parts: Iterable[Ledger]) -> list[str]:
+        """Who has trained on the same images, those of earlier parts too, and charged nothing; in words."""
+        index = known_index()
+        if self.own is None or index is None:
+            return []
+        return [said for one in (self.own, *parts) for said in index.uncharged(one.name)]
 
     def ring(self, images: LabelledImages) -> Callable[[SampledGaussian], object]:
         """Where steps of DP-SGD through the ring are charged; all that are planned are reserved."""

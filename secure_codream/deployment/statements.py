@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from codream_protocols.charter import Charter
 from codream_protocols.course import Course
@@ -36,10 +38,12 @@ def own_statement(
     metrics_reported: bool = False,
     dealt_out: bool = False,
     parts: Mapping[Path, Ledger] | None = None,
+    uncharged: Sequence[str] = (),
 ) -> PrivacyStatement:
     """What a party may say of its own records and of all that it has sent.
 
     `parts`: the ledgers of earlier parts of its data. A record is in one part, so it has cost the most of them at most.
+    `uncharged`: who has trained on the same images, and charged nothing.
     """
     privacy, noised, record = federation.client_privacy, None, None
     if ledger is not None:
@@ -49,6 +53,13 @@ def own_statement(
             record = ring_level(spent, course, charter)
         else:
             record = record_level(spent, federation.privacy)
+        record = replace(
+            record,
+            members=[
+                replace(member, ledger=of.name, entries=of.entries, head=of.head)
+                for member, of in zip(record.members, (ledger, *(parts or {}).values()), strict=True)
+            ],
+        )
     if privacy is not None and isinstance(course, CoDream):
         noised = client_level(client_privacy_statement(privacy, course.settings, charter, spent_rho=spent_rho))
     return privacy_statement(
@@ -60,4 +71,5 @@ def own_statement(
         dealt_out=dealt_out,
         roster=charter.roster,
         recipe=charter.settings,
+        uncharged=uncharged,
     )

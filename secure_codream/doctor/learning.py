@@ -16,6 +16,7 @@ from codream_clients.models.refusals import ModelRefused
 from codream_clients.own_parts import load_own_part
 from codream_clients.privacy.accounting import concentrated_rho
 from codream_clients.privacy.gate import examine_private, modes_of
+from codream_clients.privacy.index import known_index
 from codream_clients.privacy.ledger import Ledger
 from codream_protocols.charter import Charter, Offer, derive_plan
 from codream_protocols.course import Course
@@ -27,7 +28,7 @@ from secure_codream.configuration.federation import (
     privacy_settings,
 )
 from secure_codream.configuration.images import what_was_understood
-from secure_codream.configuration.limits import check_budget, client_level_budget, sums_spender
+from secure_codream.configuration.limits import check_budget, client_level_budget, look_uncharged, sums_spender
 from secure_codream.deployment.budget import dry_run
 from secure_codream.doctor.findings import Finding, ok, warning
 from secure_codream.reports.words import counted
@@ -96,8 +97,19 @@ def of_budget(
         yield from _of_records(folder, client, federation)
     if federation.client_privacy is not None:
         yield from _of_sums(folder, client, federation, charter, course)
+    if not federation.record_private:
+        yield from _of_others(client, federation)
     if not federation.record_private and federation.client_privacy is None:
         yield ok(BUDGET, "none is spent: no differential privacy in this federation")
+
+
+def _of_others(client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
+    """Whether the images have a ledger that this federation charges nothing to."""
+    if client.data.public or federation.federation.course == "sums":
+        return
+    images, _ = load_client_data(_without_download(client), federation)
+    if (found := look_uncharged(client, federation, images, known_index())) is not None:
+        yield warning(BUDGET, found.text, "a federation that charges it", "leave uncharged out of [policy]")
 
 
 def _of_records(folder: Path, client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from codream_protocols.courses.dp_sgd import DPSGD
     from codream_server.privacy_statement import ClientPrivacyStatement
 
-SCHEMA = 1
+SCHEMA = 2
+STATEMENT = "privacy.json"
 MAX_STATEMENT_BYTES = 16 << 20
 PACKAGES = ("secure-codream", "opacus", "torch", "numpy")
 
@@ -98,7 +99,8 @@ class MemberSpending(msgspec.Struct, frozen=True, kw_only=True):
 
     What is reserved counts as spent. `second` is the other accountant's bound; where noise is of the ring there is none
     but Renyi divergences at integer orders, and `second_accountant` is empty. `persons` has what is spent of a person
-    with so many records, all of them together.
+    with so many records, all of them together. `ledger` is its name, `entries` and `head` how far it had got: with them
+    anybody who has the ledger sees whether it is this one that was stated.
     """
 
     name: str
@@ -111,6 +113,9 @@ class MemberSpending(msgspec.Struct, frozen=True, kw_only=True):
     second: Amount
     mechanisms: list[Mechanism]
     persons: dict[int, Amount] = {}
+    ledger: str = ""
+    entries: Count = 0
+    head: str = ""
 
 
 class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,18 +175,28 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         run: its name.
+        party: who says this; empty where nobody does, as in an experiment.
+        identity: its public key, and `signature` what it has signed with it (`signed_statement`), in hexadecimal; empty
+            where nobody has.
+        members: of the roster, by name; `serial` is the roster's number.
         date: when this was written, in UTC.
         roster: digest of the roster, and `recipe` that of the settings, in hexadecimal; empty where there is none.
         record: privacy of records, or None.
         client: privacy of clients, or None.
         colluders: c, clients that may reveal all they hold to the server.
         versions: of the packages that train and count.
+        uncharged: who has trained on some of the same images and charged nothing, so that no epsilon here bounds it.
         not_covered: what the epsilons say nothing about.
         audit: the empirical lower bounds, or None without an audit.
     """
 
     schema: int = SCHEMA
     run: str
+    party: str = ""
+    identity: str = ""
+    signature: str = ""
+    members: list[str] = []
+    serial: Count = 0
     date: str = ""
     roster: str = ""
     recipe: str = ""
@@ -190,6 +205,7 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
     colluders: Count
     versions: dict[str, str]
     not_covered: list[str]
+    uncharged: list[str] = []
     audit: AuditResult | None
 
     @property
@@ -236,6 +252,8 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.client.delta:.2g}, also against the server"
                 + (f" and {self.colluders} colluding with it" if self.colluders else "")
             )
+        if self.uncharged:
+            parts.append(f"WITHOUT A BOUND, some of the same images were trained on by {'; '.join(self.uncharged)}")
         refuted = self.audit is not None and bool(self.audit.refuted)
         return ". ".join(parts) + (". THE AUDIT REFUTES THE CLAIM." if refuted else ".")
 
@@ -367,11 +385,13 @@ def privacy_statement(
     audit: AuditResult | None = None,
     roster: bytes = b"",
     recipe: bytes = b"",
+    uncharged: Sequence[str] = (),
 ) -> PrivacyStatement:
     """The statement of `run`; without `record` and `client` it says that there is no differential privacy.
 
     `metrics_reported`: whether clients told the server accuracies, which no epsilon covers. `dealt_out`: whether
     clients took parts of one known set, as in an experiment. `roster`, `recipe`: digests of who ran, and with what.
+    `uncharged`: who has trained on some of the same images and charged nothing.
     """
     not_covered = [*(NOT_COVERED_RECORD if record else ()), *(NOT_COVERED_CLIENT if client else ())]
     if record or client:
@@ -390,6 +410,7 @@ def privacy_statement(
         colluders=colluders,
         versions=versions_of(*PACKAGES, python=False),
         not_covered=not_covered,
+        uncharged=list(uncharged),
         audit=audit,
     )
 
@@ -399,7 +420,7 @@ def claim_of(folder: Path, statement: PrivacyStatement) -> tuple[float, float]:
 
     Raises `MalformedRecord` if the run promises nothing for single records, or other versions of the code ran.
     """
-    path = folder / "privacy.json"
+    path = folder / STATEMENT
     if statement.record is None or not any(member.spent for member in statement.record.members):
         raise MalformedRecord(path, "no record-level epsilon", "a run with [privacy] that has spent some")
     here = versions_of(*PACKAGES, python=False)
@@ -411,19 +432,28 @@ def claim_of(folder: Path, statement: PrivacyStatement) -> tuple[float, float]:
 
 def write_statement(folder: Path, statement: PrivacyStatement) -> tuple[Path, Path]:
     """Write `privacy.json` and `privacy.html` into a run's folder; returns both paths."""
-    encoded = msgspec.json.format(msgspec.json.encode(statement), indent=2) + b"\n"
     page = page_environment().get_template("statement.html.j2").render(s=statement, vacuous=VACUOUS)
-    return write_whole(folder / "privacy.json", encoded), write_whole(folder / "privacy.html", page.encode())
+    return write_whole(folder / STATEMENT, encoded(statement)), write_whole(folder / "privacy.html", page.encode())
 
 
-def read_statement(folder: Path) -> PrivacyStatement:
-    """The statement in a run's folder.
+def statement_path(path: Path) -> Path:
+    """A statement's file: in a run's or party's folder, or `path` itself."""
+    return path / STATEMENT if path.is_dir() else path
+
+
+def encoded(statement: PrivacyStatement) -> bytes:
+    """The content of `privacy.json`: there is one form for each statement."""
+    return msgspec.json.format(msgspec.json.encode(statement), indent=2) + b"\n"
+
+
+def read_statement(path: Path) -> PrivacyStatement:
+    """The statement in a run's folder, or in a file.
 
     Raises:
         MissingRecord: there is none.
         MalformedRecord: it is too large, or no statement.
     """
-    path = folder / "privacy.json"
+    path = statement_path(path)
     if not path.exists():
         raise MissingRecord(path, "a privacy statement")
     if path.stat().st_size > MAX_STATEMENT_BYTES:

@@ -25,6 +25,7 @@ from secure_codream.configuration.federation import FederationConfig
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.rounds import on_round_of
 from secure_codream.deployment.signals import Stop, Stopped, run_until_stopped
+from secure_codream.deployment.verify_statement import verify_statement
 from tests.secure_codream.small import has_ipv6
 from tests.secure_codream.test_data_command import arrays, model
 from tests.secure_codream.test_party import NOWHERE, log_of, provisioned
@@ -148,7 +149,8 @@ def test_interrupt_leaves_no_thread_and_no_socket_behind(
     with pytest.raises(KeyboardInterrupt):
         work() if where == "script" else in_a_loop_as_a_notebooks(work)
     if party == "client":
-        assert (out / "clients" / "alice" / "privacy.json").exists()  # what was spent is stated all the same
+        stated = verify_statement(out / "clients" / "alice")  # what was spent is stated all the same, and signed
+        assert stated.compared and stated.statement.party == "alice"
 
 
 def test_client_that_is_cancelled_in_a_users_loop_lets_go_of_everything(out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import msgspec
@@ -169,11 +170,16 @@ def test_what_a_person_with_several_records_pays_is_said_and_what_says_nothing_i
     assert any("more than one record of a person" in line for line in statement.not_covered)
 
 
-def test_what_colluders_make_of_it_is_on_the_page(tmp_path: Path) -> None:
-    noised = msgspec.structs.replace(CLIENT, by_colluders=[7.2, 8.0, 9.2])
-    assert "0: 7.2, 1: 8, 2: 9.2; to a member its own share is known" in page(
-        tmp_path, privacy_statement("a-run", client=noised, colluders=1)
-    )
+@pytest.mark.parametrize("level", ["record", "client"])
+def test_what_colluders_make_of_it_is_a_table_on_the_page(tmp_path: Path, level: str) -> None:
+    """From none to all but one of the smallest sum; with all of them there is no bound."""
+    by = [7.2, 8.0, 31.0]
+    records = msgspec.structs.replace(record(), by_colluders=by) if level == "record" else None
+    clients = msgspec.structs.replace(CLIENT, by_colluders=by) if level == "client" else None
+    text = page(tmp_path, privacy_statement("a-run", record=records, client=clients, colluders=1))
+    rows = re.findall(r'<tr><td>(\d[^<]*)</td><td class="n">([^<]*)</td></tr>', text)
+    assert rows[-4:] == [("0", "7.2"), ("1", "8"), ("2", "31 (says nothing)"), ("3 or more", "no bound")]
+    assert "against a client count one more" in text
 
 
 @pytest.mark.parametrize(("epsilon", "right"), [(0.5, 62.2), (1.0, 73.1), (4.0, 98.2)])

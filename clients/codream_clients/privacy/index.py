@@ -14,6 +14,8 @@ import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from codream_clients.privacy.ledger import LedgerDamaged, LedgerError, Seen
@@ -27,11 +29,29 @@ _TABLES = """
     CREATE TABLE IF NOT EXISTS record (
         digest BLOB NOT NULL, ledger TEXT NOT NULL, PRIMARY KEY (digest, ledger)
     ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS uncharged (
+        ledger TEXT NOT NULL, federation TEXT NOT NULL, member TEXT NOT NULL, since TEXT NOT NULL,
+        PRIMARY KEY (ledger, federation, member)
+    ) WITHOUT ROWID;
 """
+
+
+_HAVE = "SELECT ledger, path, count(*) FROM asked JOIN record USING (digest) JOIN ledger ON name = record.ledger"
+_LEDGERS = f"{_HAVE} GROUP BY ledger ORDER BY count(*) DESC"
+_OTHER_LEDGERS = f"{_HAVE} WHERE ledger != ? GROUP BY ledger ORDER BY count(*) DESC"
 
 
 class SpentElsewhere(LedgerError):
     """Some of the images have spent in another ledger."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A ledger that some images have: its name, where it was last seen, and how many of them it has."""
+
+    ledger: str
+    path: str
+    images: int
 
 
 class Index:
@@ -72,24 +92,37 @@ class Index:
             SpentElsewhere: some have spent in another one; nothing has changed.
         """
         with self._turn() as rows:
-            (key,) = rows.execute("SELECT key FROM key").fetchone()
-            digests = {hashlib.blake2b(image, digest_size=DIGEST_BYTES, key=key).digest() for image in images}
-            rows.execute("CREATE TEMP TABLE asked (digest BLOB PRIMARY KEY) WITHOUT ROWID")
-            rows.executemany("INSERT INTO asked VALUES (?)", ((digest,) for digest in digests))
-            elsewhere = rows.execute(
-                "SELECT path, count(*) FROM asked JOIN record USING (digest) JOIN ledger ON name = record.ledger "
-                "WHERE record.ledger != ? GROUP BY record.ledger ORDER BY count(*) DESC",
-                (ledger,),
-            ).fetchall()
+            asked = _ask(rows, images)
+            elsewhere = rows.execute(_OTHER_LEDGERS, (ledger,)).fetchall()
             if elsewhere:
-                path, count = elsewhere[0]
+                _, path, count = elsewhere[0]
                 raise SpentElsewhere(
-                    f"{count} of {len(digests)} images have spent in the ledger {path}, and would spend here, too; "
+                    f"{count} of {asked} images have spent in the ledger {path}, and would spend here, too; "
                     "one ledger for all federations on the same images is needed: name it as ledger under [budget] of "
                     "client.toml, with the epsilon that all may cost together; where the data grew, and that ledger is "
                     "an earlier part's, leave its images out of this one"
                 )
             rows.execute("INSERT OR IGNORE INTO record SELECT digest, ? FROM asked", (ledger,))
+
+    def ledgers_of(self, images: Iterable[bytes]) -> list[Known]:
+        """The ledgers that some of the images spend in, the most images first; nothing is claimed."""
+        with self._turn() as rows:
+            _ask(rows, images)
+            return [Known(*row) for row in rows.execute(_LEDGERS)]
+
+    def note_uncharged(self, ledger: str, federation: str, member: str) -> None:
+        """Remember that a federation trains on images of this ledger, and charges nothing to it. Repeats do nothing."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._turn() as rows:
+            rows.execute("INSERT OR IGNORE INTO uncharged VALUES (?, ?, ?, ?)", (ledger, federation, member, now))
+
+    def uncharged(self, ledger: str) -> list[str]:
+        """Who has trained on images of this ledger without any charge, and since when, in words; by time."""
+        with self._turn() as rows:
+            found = rows.execute(
+                "SELECT federation, member, since FROM uncharged WHERE ledger = ? ORDER BY since", (ledger,)
+            ).fetchall()
+        return [f"{member} in {federation}, since {since}" for federation, member, since in found]
 
     def images(self, ledger: str) -> int:
         """How many images spend in the ledger of that name, as far as this index knows."""
@@ -112,6 +145,24 @@ class Index:
             connection.close()
 
 
+def _ask(rows: sqlite3.Connection, images: Iterable[bytes]) -> int:
+    """Put the images' digests into a table of their own, `asked`; how many there are."""
+    (key,) = rows.execute("SELECT key FROM key").fetchone()
+    digests = {hashlib.blake2b(image, digest_size=DIGEST_BYTES, key=key).digest() for image in images}
+    rows.execute("CREATE TEMP TABLE asked (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+    rows.executemany("INSERT INTO asked VALUES (?)", ((digest,) for digest in digests))
+    return len(digests)
+
+
+def known_index() -> Index | None:
+    """This user's, if it is there: who has none has no ledger of private images. Raises as `users_index` does."""
+    try:
+        path = _users_path()
+    except RuntimeError:  # nobody's home
+        return None
+    return Index(path) if path.exists() else None
+
+
 def users_index() -> Index:
     """This user's.
 
@@ -119,10 +170,8 @@ def users_index() -> Index:
         LedgerError: this user has no place for it, as one without a home.
         LedgerDamaged: it cannot be read.
     """
-    state = os.environ.get("XDG_STATE_HOME")
     try:
-        home = Path(state) if state else Path.home() / ".local" / "state"
-        return Index(home / "secure-codream" / "ledgers.sqlite")
+        return Index(_users_path())
     except LedgerDamaged:
         raise
     except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home
@@ -130,3 +179,9 @@ def users_index() -> Index:
             f"found no place for what this user's images have spent ({error}); a folder that it can write, and that "
             "lasts, is needed: name it in XDG_STATE_HOME"
         ) from error
+
+
+def _users_path() -> Path:
+    """Where this user's lies; raises `RuntimeError` for nobody's home."""
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "secure-codream" / "ledgers.sqlite"

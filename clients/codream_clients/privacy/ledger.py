@@ -268,6 +268,10 @@ class Ledger:
         """The digest of the last entry, over all before it."""
         return self._digests[-1]
 
+    def had(self, entries: int, head: str) -> bool:
+        """Whether it once had so many entries, the last of that digest: whether what stood there still does."""
+        return 0 <= entries < len(self._digests) and self._digests[entries] == head
+
     @property
     def spent(self) -> float:
         """Epsilon of all that counts together, at the budget's delta."""

@@ -1,0 +1,111 @@
+"""A federation that charges nothing, on images that have a ledger: refused, or permitted and never forgotten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("torch")
+
+from codream_clients.privacy.index import known_index, users_index
+from codream_clients.privacy.ledger import Ledger
+from secure_codream import Client, cli
+from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.limits import HasLedger, look_uncharged, open_ledger
+from secure_codream.configuration.reading import check
+from secure_codream.deployment.provision import provision
+from secure_codream.deployment.statements import own_statement
+from secure_codream.deployment.verify_statement import verify_statement
+from secure_codream.simulation.wire import Federation
+from tests.secure_codream.test_ledger_commands import DATA, client, federation, plan
+
+OPEN: FederationConfig = check(
+    "config.toml",
+    FederationConfig,
+    {
+        "federation": {"name": "hearts", "rounds": 1},
+        "task": {"shape": (1, 8, 8), "classes": 10},
+        "dreams": {"batch": 4, "steps": 1},
+        "learning": {"warm_up_epochs": 1},
+    },
+)
+
+
+@pytest.fixture
+def spent(tmp_path: Path) -> Ledger:
+    """What a federation with `[privacy]` has spent on the images."""
+    with open_ledger(tmp_path / "privacy.jsonl", client(), federation(), plan(), DATA, index=users_index()) as ledger:
+        ledger.reserve(plan().histogram)
+        return ledger
+
+
+def site(folder: Path, *, permitted: bool = False) -> Path:
+    """A client's folder in another federation, one without `[privacy]`."""
+    clients: list[ClientConfig] = [
+        check("client.toml", ClientConfig, {"name": name, "model": "mlp", "policy": {"uncharged": permitted}})
+        for name in ("alice", "bob", "carol")
+    ]
+    provision(folder, config=OPEN, clients=clients, address="tcp://127.0.0.1:1")
+    return folder / "clients" / "alice"
+
+
+def test_nothing_is_said_where_no_image_has_a_ledger(tmp_path: Path) -> None:
+    own = client().model_copy(update={"budget": None})
+    assert known_index() is None, "to look makes none"
+    assert look_uncharged(own, OPEN, DATA, users_index()) is None
+
+
+def test_images_with_a_ledger_are_not_trained_on_without_a_charge(spent: Ledger, tmp_path: Path) -> None:
+    """Before anything is trained. Control: where `[policy]` permits it the client goes on, to its socket."""
+    five = (DATA.images[:5], DATA.labels[:5])
+    with pytest.raises(HasLedger, match=r"5 of 5 images have spent in the ledger .*privacy\.jsonl.*uncharged = true"):
+        Client(site(tmp_path / "refused"), train=five).run(address="there")
+    index = known_index()
+    assert index is not None and index.uncharged(spent.name) == []
+    permitted = site(tmp_path / "permitted", permitted=True)
+    with pytest.raises(Exception, match="allowed: tcp://HOST:PORT"):
+        Client(permitted, train=five).run(address="there")
+    (said,) = index.uncharged(spent.name)
+    assert said.startswith("alice in hearts, since 20")
+    assert "[policy] permits it" in (permitted / "log.jsonl").read_text()
+    assert verify_statement(permitted).statement.uncharged == []  # of a run that has no ledger
+
+
+def test_a_ledgers_statement_says_who_charged_nothing(spent: Ledger, tmp_path: Path) -> None:
+    whole, index = Federation(3), users_index()
+    index.note_uncharged(spent.name, "hearts", "alice")
+    index.note_uncharged(spent.name, "hearts", "alice")
+    said = own_statement(
+        federation(), "alice", spent, whole.charter, whole.course, 0.0, uncharged=index.uncharged(spent.name)
+    )
+    assert "WITHOUT A BOUND, some of the same images were trained on by alice in hearts, since 20" in said.headline
+    shown: Any = CliRunner().invoke(cli.app, ["ledger", "show", str(tmp_path / "privacy.jsonl"), "--json"])
+    assert len(json.loads(shown.output)["uncharged"]) == 1
+    shown = CliRunner().invoke(cli.app, ["ledger", "show", str(tmp_path / "privacy.jsonl")], env={"COLUMNS": "200"})
+    assert "without a bound, and charged nothing: alice in hearts" in shown.output
+
+
+def test_doctor_says_it_before_the_run_does(spent: Ledger, tmp_path: Path) -> None:
+    from secure_codream.configuration.client import read_client
+    from secure_codream.doctor.learning import of_budget
+
+    path = tmp_path / "scans.npz"
+    raw = np.random.default_rng(0).integers(0, 256, (40, 8, 8)).astype(np.uint8)
+    np.savez(path, train_images=raw, train_labels=np.arange(40) % 10, test_images=raw, test_labels=np.arange(40) % 10)
+    (tmp_path / "client.toml").write_text('name = "alice"\nmodel = "mlp"\n[data]\nsource = "./scans.npz"\n')
+    own, whole = read_client(tmp_path / "client.toml"), Federation(3)
+    (fine,) = of_budget(tmp_path, own, OPEN, whole.charter, whole.course)  # control: no ledger of these
+    assert "none is spent" in fine.found
+    from secure_codream.configuration.assembly import load_client_data
+
+    images, _ = load_client_data(own, OPEN)
+    with open_ledger(tmp_path / "l.jsonl", client(), federation(), plan(), images, index=users_index()):
+        pass
+    with pytest.raises(HasLedger):
+        list(of_budget(tmp_path, own, OPEN, whole.charter, whole.course))
