@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from codream_clients.data.datasets import Augment
 from codream_protocols.charter import Charter, default_threshold
 from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig
@@ -76,7 +77,7 @@ class DemoOptions:
         drop: how many client processes to kill in the middle of a step, and to start again once they are missed.
         mode: "lockstep" or "resilient"; None takes what fits the number of clients.
         per_client: images a client; None takes 30, and for a private run all that there are, dealt out evenly.
-        steps: secure steps of dream updates a round.
+        steps: secure steps of dream updates a round; None takes 5, and for a private run, which dreams from noise, 10.
         batch: dreams a batch.
         epsilon: record-level budget of each client for the whole run; None runs without differential privacy.
         out: where the run's folder is made.
@@ -89,7 +90,7 @@ class DemoOptions:
     drop: int = 0
     mode: str | None = None
     per_client: int | None = None
-    steps: int = 10
+    steps: int | None = None
     batch: int = 128
     epsilon: float | None = None
     out: Path = Path("runs")
@@ -111,22 +112,36 @@ class DemoOptions:
         return 30 if self.per_client is None and self.epsilon is None else self.per_client
 
     @property
-    def privacy(self) -> dict[str, Any]:
-        """The tables of a federation that `epsilon` asks for."""
+    def updates(self) -> int:
+        """Secure steps of dream updates a round."""
+        if self.steps is not None:
+            return self.steps
+        return 5 if self.epsilon is None else 10
+
+    @property
+    def augment(self) -> Augment:
+        """How images are varied in every training; docs/findings.md has what it is worth."""
+        return "affine" if self.epsilon is None else "none"
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        """The federation's tables of what is dreamt and learnt, and of the privacy that `epsilon` asks for."""
+        dreams = {"steps": self.updates, "batch": self.batch}
         if self.epsilon is None:
-            return {}
+            learning = {"distil_epochs": 25, "local_epochs": 0, "own_weight": 0.3}
+            return {"dreams": {"start": "strokes", **dreams}, "learning": learning}
         table = {"epsilon": self.epsilon, "delta": 1e-4, "batch_size": 64, "warm_up_epochs": 20, "lr": 1.0}
-        return {"privacy": table, "learning": {"own_weight": 0.0, "max_count": 64}}
+        return {"dreams": dreams, "privacy": table, "learning": {"own_weight": 0.0, "max_count": 64}}
 
     @property
     def exhibit(self) -> tuple[int, int]:
         """The (epoch, step) that the report shows from both sides; step 0 has the metrics."""
-        return (0, 1 + self.steps // 2)
+        return (0, 1 + self.updates // 2)
 
     @property
     def drop_at(self) -> tuple[int, int]:
         """The (round, step) in which clients are killed."""
-        return (min(1, self.rounds - 1), 1 + self.steps // 2)
+        return (min(1, self.rounds - 1), 1 + self.updates // 2)
 
 
 @dataclass
@@ -209,10 +224,9 @@ def _provision(run: RunFolder, options: DemoOptions) -> FederationConfig:
         {
             "federation": {"name": "demo", "rounds": options.rounds, "seed": options.seed},
             "task": {"shape": (1, 8, 8), "classes": 10},
-            "dreams": {"steps": options.steps, "batch": options.batch},
             "timing": {"lost_after": LOST_AFTER},
             **({} if options.mode is None else {"aggregation": {"mode": options.mode}}),
-            **options.privacy,
+            **options.tables,
         },
     )
     clients = [
@@ -230,6 +244,7 @@ def _provision(run: RunFolder, options: DemoOptions) -> FederationConfig:
                 part=number,
                 per_client=options.images,
                 seed=options.seed,
+                augment=options.augment,
             ),
         )
         for number, name in enumerate(options.names)

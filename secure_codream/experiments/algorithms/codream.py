@@ -34,7 +34,7 @@ class CoDream:
         name: its name in tables.
         kind: how the images that are labelled come about; see the module.
         client_privacy: as `[client_privacy]` of a federation: noise in every sum; None adds none.
-        student: architecture of the student on dreams alone; None trains none.
+        student: architecture of the student on dreams alone; the first client's unless given.
     """
 
     name: str = "codream"
