@@ -354,7 +354,7 @@ MUTANTS = (
     text(
         "numbers that are not finite",
         P + "ring.py",
-        "if not finite.all():",
+        "if not math.isfinite(np.dot(scaled, scaled)):",
         "if False:",
         "tests/protocols/test_encoding.py",
         "-k",
@@ -388,8 +388,8 @@ MUTANTS = (
     text(
         "rounding from the operating system",
         P + "encoding.py",
-        "add_mask(words, self._random_bytes(KEY_BYTES), ",
-        "add_mask(words, bytes(KEY_BYTES), ",
+        "stream_words(size, dtype, self._random_bytes(KEY_BYTES), ",
+        "stream_words(size, dtype, bytes(KEY_BYTES), ",
         "tests/protocols/test_encoding.py",
         "-k",
         "rounding",
@@ -405,6 +405,24 @@ MUTANTS = (
         "not exhaustive",
     ),
     text(
+        "what is carried out of the low bits is counted",
+        P + "packing.py",
+        "        self.carries[piece] += carried.view(np.uint8)\n",
+        "",
+        "tests/protocols/test_numbers.py",
+        "-k",
+        "add_up_piece_by_piece",
+    ),
+    text(
+        "a part of a word never reaches the next",
+        P + "packing.py",
+        "self._high = sum(1 << (part + 1) * plane.width - 1 for part in range(plane.parts))",
+        "self._high = 0",
+        "tests/protocols/test_numbers.py",
+        "-k",
+        "add_up_piece_by_piece",
+    ),
+    text(
         "an advertisement is checked before it is kept",
         P + "server.py",
         "        check_advertisement(epoch.plan, message)\n        id",
@@ -416,7 +434,7 @@ MUTANTS = (
     text(
         "clips are applied",
         P + "ring.py",
-        "np.clip(scaled, -1.0, 1.0, out=scaled)",
+        "np.clip(scaled, -bound, bound, out=scaled)",
         "scaled += 0.0",
         "tests/protocols/test_encoding.py",
         "-k",

@@ -624,12 +624,12 @@ class ClientProtocol(HoldsHistory):
         if current.survivors is not None and message.members != current.survivors:
             raise SecondSurvivorSet(f"a sum over others than signed in step {message.step}", "the set signed")
         try:
-            self._rule_true_sum(epoch.plan, current.tag_key, message, frames[0])
+            words = self._rule_true_sum(epoch.plan, current.tag_key, message, frames[0])
         except WrongSum as error:
             return self._wrong_sum(epoch.plan, message.step, error)
 
         def go_on() -> list[Effect]:
-            public.absorb(message.members, frames[0], message.tag)
+            public.absorb(message.members, frames[0], message.tag, words)
             return self._cast_vote(public) if public.over else self._begin_step(epoch)
 
         return self._or_abandon(go_on)
@@ -856,13 +856,17 @@ class ClientProtocol(HoldsHistory):
                 f"{len(valid)} signatures over the survivor set", f"{plan.threshold} or more, this client's included"
             )
 
-    def _rule_true_sum(self, plan: Plan, tag_key: TagKey, message: Published, frame: bytes) -> None:
-        """A sum counts only with the tag that the survivors' own tags add up to, and within what they can add up to."""
+    def _rule_true_sum(self, plan: Plan, tag_key: TagKey, message: Published, frame: bytes) -> Array | None:
+        """A sum counts only with the tag that the survivors' own tags add up to, and within what they can add up to.
+
+        Returns the sum, as ring elements, which need not be unpacked again.
+        """
         words = unpack(frame, plan.spec(message.step).words, plan.modulus_bits)
         total = tag_number(message.tag)
         check_range(plan, message.step, words, len(message.members))
         if not tag_key.check(integers(plan, message.step, words), total, message.members):
             raise WrongSum(f"a sum of step {message.step} that fails its check", "the sum of the survivors' inputs")
+        return words
 
     def _rule_known_epoch(self, public: Trajectory) -> None:
         """What this client has itself seen of an epoch, others cannot tell it otherwise.

@@ -21,7 +21,7 @@ from codream_protocols.charter import Plan
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.errors import LocalProtocolError, WrongSum
 from codream_protocols.keyschedule import KEY_BYTES
-from codream_protocols.masks import add_mask, word_type
+from codream_protocols.masks import stream_words, word_type
 from codream_protocols.record_noise import RecordNoise
 from codream_protocols.rotation import step_signs
 from codream_protocols.specs import DIGIT_BITS, Block
@@ -44,9 +44,7 @@ class StreamRounding:
         return self._words(size, "<u2")
 
     def _words(self, size: int, dtype: str) -> Array:
-        words = np.zeros(size, dtype=dtype)
-        add_mask(words, self._random_bytes(KEY_BYTES), suite="aes-256-ctr")
-        return words
+        return stream_words(size, dtype, self._random_bytes(KEY_BYTES), suite="aes-256-ctr")
 
 
 def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_bytes: RandomBytes) -> tuple[Array, int]:

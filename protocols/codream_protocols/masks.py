@@ -67,9 +67,7 @@ def add_masks(vector: np.ndarray[Any, Any], keys: Iterable[tuple[bytes, bool]], 
         keys: keys of 32 bytes, each used for this stream only, and whether its stream is taken away.
         suite: one of `SUITES`.
     """
-    if suite not in SUITES:
-        raise LocalProtocolError(f"mask suite {suite!r}", " or ".join(SUITES))
-    streams = [(SUITES[suite](key), np.subtract if negative else np.add) for key, negative in keys]
+    streams = [(_stream(key, suite), np.subtract if negative else np.add) for key, negative in keys]
     size = min(_PIECE_BYTES, vector.nbytes)
     buffer = memoryview(bytearray(size + _ROOM))
     masks, count = np.frombuffer(buffer[:size], dtype=vector.dtype), _PIECE_BYTES // vector.itemsize
@@ -84,3 +82,20 @@ def add_masks(vector: np.ndarray[Any, Any], keys: Iterable[tuple[bytes, bool]], 
 def add_mask(vector: np.ndarray[Any, Any], key: bytes, *, suite: str, negative: bool = False) -> None:
     """The same with one key."""
     add_masks(vector, [(key, negative)], suite=suite)
+
+
+def stream_words(count: int, dtype: str, key: bytes, *, suite: str) -> np.ndarray[Any, Any]:
+    """The first `count` words of the stream of a key of 32 bytes, of a little-endian unsigned `dtype`."""
+    words, stream = np.dtype(dtype), _stream(key, suite)
+    size = count * words.itemsize
+    buffer = memoryview(bytearray(size + _ROOM))
+    for piece, start in enumerate(range(0, size, _PIECE_BYTES)):
+        zeros = _ZEROS[: min(_PIECE_BYTES, size - start)]
+        stream(piece, zeros, buffer[start : start + len(zeros) + _ROOM])  # the next piece takes the room
+    return np.frombuffer(buffer, dtype=words, count=count)
+
+
+def _stream(key: bytes, suite: str) -> Stream:
+    if suite not in SUITES:
+        raise LocalProtocolError(f"mask suite {suite!r}", " or ".join(SUITES))
+    return SUITES[suite](key)

@@ -48,28 +48,39 @@ def packed_size(count: int, bits: int) -> int:
 
 
 def pack(vector: np.ndarray[Any, Any], bits: int) -> bytes:
-    """Pack a vector of unsigned words, each below 2^bits.
+    """Pack a vector of words of `word_type(bits)`, each below 2^bits.
 
     Raises:
         LocalProtocolError: an element does not fit.
     """
     if len(vector) and int(vector.max()) >> bits:
         raise LocalProtocolError("an element outside the ring", f"elements below 2^{bits}")
-    planes = _planes(len(vector), bits)
-    words, start = np.empty(sum(plane.words for plane in planes), dtype=_WORD), 0
-    for plane in planes:
-        column, mask = words[start : start + plane.words], _WORD.type((1 << plane.width) - 1)
+    return b"".join(words.data for plane in _planes(len(vector), bits) for words in _packed(vector, plane))
+
+
+def _packed(vector: np.ndarray[Any, Any], plane: _Plane) -> Iterator[np.ndarray[Any, Any]]:
+    """The words of a plane, a piece at a time."""
+    if plane.width == _WORD_BITS and not plane.shift:
+        for piece in _pieces(plane.words):
+            yield np.ascontiguousarray(vector[piece]).astype(_WORD, copy=False)
+        return
+    mask, moved = (1 << plane.width) - 1, np.empty(min(_PIECE, plane.words), dtype=vector.dtype)
+    for piece in _pieces(plane.words):
+        words = np.zeros(piece.stop - piece.start, dtype=_WORD)
         for part in range(plane.parts):
-            elements = vector[part * plane.words : (part + 1) * plane.words]
-            for piece in _pieces(len(elements)):
-                lowered = (elements[piece] >> plane.shift).astype(_WORD)
-                lowered &= mask
-                if part:
-                    column[piece] |= lowered << part * plane.width
-                else:
-                    column[piece] = lowered
-        start += plane.words
-    return words.tobytes()
+            elements = vector[part * plane.words :][: plane.words][piece]
+            column = words[: len(elements)]
+            one = _shifted(elements, part * plane.width - plane.shift, moved[: len(elements)])
+            one &= one.dtype.type(mask << part * plane.width)
+            column |= one if one.dtype == _WORD else one.astype(_WORD)
+        yield words
+
+
+def _shifted(words: np.ndarray[Any, Any], left: int, out: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Words moved so many bits up, or down if it is negative; gives `out`."""
+    shift, by = (np.left_shift, left) if left >= 0 else (np.right_shift, -left)
+    shift(words, by, out=out)
+    return out
 
 
 def _pieces(length: int) -> Iterator[slice]:
@@ -122,55 +133,136 @@ class PackedSum:
     """
 
     def __init__(self, count: int, bits: int) -> None:
-        self._count, self._bits, self._planes = count, bits, _planes(count, bits)
-        # What of a plane's sum is carried beyond 2^bits does not count, so its words may wrap there.
-        self._sums = [
-            [np.zeros(plane.words, dtype=word_type(bits - plane.shift)) for _ in range(plane.parts)]
-            for plane in self._planes
-        ]
+        self._count, self._bits = count, bits
+        *lower, highest = _planes(count, bits)
+        self._lower, self._highest = [_ExactSum(plane, bits) for plane in lower], _HighestSum(highest)
 
     def add(self, packed: Packed) -> None:
         """Add a vector of as many elements and bits."""
-        for plane, column, sums in zip(self._planes, packed.columns, self._sums, strict=True):
-            highest = plane.shift + plane.width == self._bits  # what stands above a part wraps away there
-            for part, total in enumerate(sums):
-                for piece in _pieces(plane.words):
-                    total[piece] += _lowered(column[piece], plane, part, exact=not highest)
+        *lower, highest = packed.columns
+        for plane, column in zip(self._lower, lower, strict=True):
+            plane.add(column)
+        self._highest.add(highest)
 
     def merge(self, other: PackedSum) -> None:
         """Add what another one, of as many elements and bits, has added up."""
-        for own, theirs in zip(self._sums, other._sums, strict=True):
-            for total, part in zip(own, theirs, strict=True):
-                total += part
+        for own, theirs in zip(self._lower, other._lower, strict=True):
+            own.merge(theirs)
+        self._highest.add(other._highest.words)
 
     def total(self) -> np.ndarray[Any, Any]:
         """The sum: words of `word_type(bits)`, shape (count,), each below 2^bits."""
         result = np.zeros(self._count, dtype=word_type(self._bits))
-        for plane, sums in zip(self._planes, self._sums, strict=True):
-            for part, total in enumerate(sums):
-                elements = result[part * plane.words : (part + 1) * plane.words]
-                for piece in _pieces(len(elements)):
-                    elements[piece] += total[piece].astype(result.dtype) << plane.shift
+        for plane in self._lower:
+            plane.add_to(result)
+        self._highest.add_to(result)
         result &= result.dtype.type((1 << self._bits) - 1)
         return result
 
 
+class _HighestSum:
+    """Of the highest plane: what a part carries is beyond 2^bits, so parts are added where they lie.
+
+    A word's parts are added without their highest bits, so that none reaches the next one; those are added by a
+    difference.
+    """
+
+    def __init__(self, plane: _Plane) -> None:
+        self._plane, self.words = plane, np.zeros(plane.words, dtype=_WORD)
+        self._high = sum(1 << (part + 1) * plane.width - 1 for part in range(plane.parts))
+        self._low = ~self._high & (1 << _WORD_BITS) - 1
+        size = min(_PIECE, plane.words)
+        self._high_bits, self._low_bits = np.empty(size, dtype=_WORD), np.empty(size, dtype=_WORD)
+
+    def add(self, column: np.ndarray[Any, Any]) -> None:
+        for piece in _pieces(len(column)):
+            total, added = self.words[piece], column[piece]
+            if self._plane.parts == 1 and self._plane.width == _WORD_BITS:
+                total += added
+                continue
+            high, low = self._high_bits[: len(added)], self._low_bits[: len(added)]
+            np.bitwise_xor(total, added, out=high)
+            high &= _WORD.type(self._high)
+            np.bitwise_and(added, _WORD.type(self._low), out=low)
+            total &= _WORD.type(self._low)
+            total += low
+            total ^= high
+
+    def add_to(self, result: np.ndarray[Any, Any]) -> None:
+        _unpack_plane(self.words, self._plane, result)
+
+
+class _ExactSum:
+    """Of a plane with another one above it: each part's sum in words of its own, and how often each was carried over.
+
+    A part of 8 bits is not: from its lowest bit on, an element has 15 bits or fewer.
+    """
+
+    def __init__(self, plane: _Plane, bits: int) -> None:
+        self._plane = plane
+        self.sums = [np.zeros(plane.words, dtype=_WORD) for _ in range(plane.parts)]
+        self.carries: np.ndarray[Any, Any] | None = None
+        if plane.width == _WORD_BITS:  # they wrap where they are beyond 2^bits
+            self.carries = np.zeros(plane.words, dtype=np.uint8 if bits - _WORD_BITS <= _HALF_BITS else _WORD)
+        size = min(_PIECE, plane.words)
+        self._part, self._carried = np.empty(size, dtype=_WORD), np.empty(size, dtype=bool)
+
+    def add(self, column: np.ndarray[Any, Any]) -> None:
+        mask = _WORD.type((1 << self._plane.width) - 1)
+        for piece in _pieces(len(column)):
+            words = column[piece]
+            if self.carries is not None:
+                self._add_with_carry(piece, words)
+                continue
+            for part, sums in enumerate(self.sums):
+                one = np.right_shift(words, part * self._plane.width, out=self._part[: len(words)])
+                one &= mask
+                sums[piece] += one
+
+    def _add_with_carry(self, piece: slice, words: np.ndarray[Any, Any]) -> None:
+        assert self.carries is not None  # noqa: S101 - by its caller
+        total, carried = self.sums[0][piece], self._carried[: len(words)]
+        total += words
+        np.less(total, words, out=carried)
+        self.carries[piece] += carried.view(np.uint8)
+
+    def merge(self, other: _ExactSum) -> None:
+        for own, theirs in zip(self.sums, other.sums, strict=True):
+            for piece in _pieces(len(own)):
+                if self.carries is None or other.carries is None:
+                    own[piece] += theirs[piece]
+                else:
+                    self._add_with_carry(piece, theirs[piece])
+                    self.carries[piece] += other.carries[piece]
+
+    def add_to(self, result: np.ndarray[Any, Any]) -> None:
+        for part, sums in enumerate(self.sums):
+            elements = result[part * self._plane.words :][: self._plane.words]
+            for piece in _pieces(len(elements)):
+                total = sums[piece].astype(result.dtype)
+                if self.carries is not None:
+                    total |= self.carries[piece].astype(result.dtype) << _WORD_BITS
+                elements[piece] += total << self._plane.shift if self._plane.shift else total
+
+
 def unpack(data: bytes | memoryview, count: int, bits: int) -> np.ndarray[Any, Any]:
     """Unpack `count` elements of `bits` bits into words of `word_type(bits)`; errors as for `Packed`."""
-    result = np.empty(count, dtype=word_type(bits))
+    result = np.zeros(count, dtype=word_type(bits))
     for plane, column in zip(_planes(count, bits), Packed(data, count, bits).columns, strict=True):
-        for part in range(plane.parts):
-            elements = result[part * plane.words : (part + 1) * plane.words]
-            for piece in _pieces(len(elements)):
-                lowered = _lowered(column[piece], plane, part, exact=True)
-                if plane.shift:
-                    elements[piece] |= lowered.astype(result.dtype) << plane.shift
-                else:
-                    elements[piece] = lowered
+        _unpack_plane(column, plane, result)
     return result
 
 
-def _lowered(column: np.ndarray[Any, Any], plane: _Plane, part: int, *, exact: bool) -> np.ndarray[Any, Any]:
-    """The elements of one part of a plane's words, `exact` or with what stands above them."""
-    elements = column >> part * plane.width if part else column
-    return elements & _WORD.type((1 << plane.width) - 1) if exact and part < plane.parts - 1 else elements
+def _unpack_plane(column: np.ndarray[Any, Any], plane: _Plane, result: np.ndarray[Any, Any]) -> None:
+    """Add a plane's words to the elements of `result`; the lowest plane, which is first, may overwrite it."""
+    if plane.width == _WORD_BITS and not plane.shift:
+        result[:] = column
+        return
+    mask, moved = (1 << plane.width) - 1, np.empty(min(_PIECE, plane.words), dtype=result.dtype)
+    for piece in _pieces(plane.words):
+        words = column[piece].astype(result.dtype, copy=False)
+        for part in range(plane.parts):
+            elements = result[part * plane.words :][: plane.words][piece]
+            one = _shifted(words[: len(elements)], plane.shift - part * plane.width, moved[: len(elements)])
+            one &= one.dtype.type(mask << plane.shift)
+            elements += one

@@ -2,13 +2,15 @@
 
 A value is clipped to [-clip, clip], mapped to 0 .. 2^v - 1 and rounded stochastically (up with the probability of
 the remainder), so that the rounding is unbiased: to the nearest of 2^k parts of a step first, k = min(16, 31 - v), then
-up or down by k random bits, all of it in integers. With m >= v + ceil(log2 n) the sum of n encodings cannot wrap: the
-decoded sum is exactly the sum of what was encoded. Adding survivors' encodings adds n' offsets of -clip, which decoding
-removes.
+up or down by k random bits, which are integers already. Single precision is scaled in single precision where v is 16 or
+less: a factor alone, so that a value is off by 2^-23 of itself, as its own last bit is; an offset is added to integers
+only. With m >= v + ceil(log2 n) the sum of n encodings cannot wrap: the decoded sum is exactly the sum of what was
+encoded. Adding survivors' encodings adds n' offsets of -clip, which decoding removes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,8 @@ Dither = Callable[[int], Words]
 _PIECE = 1 << 16  # values whose steps stay in the processor's cache
 _DITHER_BITS = 16
 _SIGNED_BITS = 31
+_SINGLE_BITS = 16  # v up to which, and
+_SINGLE_CLIP = 2.0**60  # a clip up to which single precision is enough
 
 
 def modulus_bits_for(value_bits: int, clients: int) -> int:
@@ -43,23 +47,26 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bit
         How many values were not finite.
     """
     fine = min(_DITHER_BITS, _SIGNED_BITS - value_bits)
-    half = ((1 << value_bits) - 1) * (1 << fine) / 2
+    middle = ((1 << value_bits) - 1) << fine - 1
+    single = values.dtype == np.float32 and value_bits <= _SINGLE_BITS and clip <= _SINGLE_CLIP
+    real = np.float32 if single else np.float64
+    factor, bound = real(middle / clip), real(middle)
     size, replaced = min(_PIECE, len(values)), 0
-    all_scaled, all_steps = np.empty(size, dtype=np.float64), np.empty(size, dtype=np.int32)
+    all_scaled, all_steps = np.empty(size, dtype=real), np.empty(size, dtype=np.int32)
     for start in range(0, len(values), _PIECE):
         part = values[start : start + _PIECE]
         scaled, steps = all_scaled[: len(part)], all_steps[: len(part)]
-        with np.errstate(over="ignore"):
-            np.divide(part, clip, out=scaled)
-        finite = np.isfinite(scaled)
-        if not finite.all():
-            replaced += len(scaled) - int(np.count_nonzero(finite))
-            scaled[~finite] = 0.0
-        np.clip(scaled, -1.0, 1.0, out=scaled)
-        scaled *= half
-        scaled += half + 0.5
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.multiply(part, factor, out=scaled, dtype=real)
+            if not math.isfinite(np.dot(scaled, scaled)):  # one pass over all; some of it may be large only
+                finite = np.isfinite(np.divide(part, clip, dtype=np.float64))
+                replaced += len(part) - int(np.count_nonzero(finite))
+                scaled[~finite] = 0.0
+        np.clip(scaled, -bound, bound, out=scaled)
+        np.rint(scaled, out=scaled)
         np.copyto(steps, scaled, casting="unsafe")
         steps += dither(len(steps)) >> _DITHER_BITS - fine
+        steps += middle
         steps >>= fine
         words[start : start + _PIECE] = steps
     return replaced
@@ -75,9 +82,12 @@ def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int) ->
         value_bits: v.
     """
     top = (1 << value_bits) - 1
-    values = total.astype(np.float64)
-    values *= 2 * clip / top
-    values -= survivors * clip
+    values = np.empty(len(total), dtype=np.float64)
+    for start in range(0, len(total), _PIECE):
+        part = values[start : start + _PIECE]
+        part[:] = total[start : start + _PIECE]
+        part *= 2 * clip / top
+        part -= survivors * clip
     return values
 
 

@@ -5,10 +5,8 @@ Whoever knows the seed knows every key, so the deployed server and client never 
 
 from __future__ import annotations
 
-import numpy as np
-
 from codream_protocols.keyschedule import digest
-from codream_protocols.masks import add_mask
+from codream_protocols.masks import stream_words
 
 _BLOCK_BYTES = 1 << 16
 
@@ -30,10 +28,9 @@ class SeededBytes:
         parts, missing = [self._left[:count]], count - len(self._left)
         self._left = self._left[count:]
         while missing > 0:
-            words = np.zeros(_BLOCK_BYTES // 4, dtype="<u4")
-            add_mask(words, digest("seeded block", self._key, self._block.to_bytes(8, "big")), suite="aes-256-ctr")
+            key = digest("seeded block", self._key, self._block.to_bytes(8, "big"))
+            block = stream_words(_BLOCK_BYTES, "|u1", key, suite="aes-256-ctr").tobytes()
             self._block += 1
-            block = words.tobytes()
             parts.append(block[:missing])
             self._left = block[missing:]
             missing -= len(block)

@@ -59,7 +59,7 @@ _WIDE_LIMB_BITS = 16
 _NARROW_LIMB_BITS = 8
 _WIDE_LIMBS_HOLD = 1 << 26  # 26 + 16 + 11 = 53
 _HALF_BITS = 32
-_PIECE_ROWS = 16
+_PIECE_ROWS = 32
 _TYPES = tuple(np.dtype(name) for name in ("<i8", "<i4", "<u4", "<u2"))
 
 
@@ -139,7 +139,7 @@ class TagKey:
             flat[: len(part)] = part
             flat[len(part) :] = 0
             target = products[row : row + _PIECE_ROWS]
-            target[:] = self._times_columns(piece[: len(target)], max(-int(part.min()), int(part.max())))
+            target[:] = self._times_columns(piece[: len(target)], _magnitude(part))
         low, high = products & ((1 << _HALF_BITS) - 1), products >> _HALF_BITS
         # 16 + 32 bits and 2^15 rows: below 2^63.
         sums = (self._rows.T @ low, self._rows.T @ high)
@@ -221,6 +221,14 @@ class TagKey:
         twin._rows = self._rows.copy()
         twin._pads = self._pads.__deepcopy__(memo)
         return twin
+
+
+def _magnitude(values: np.ndarray[Any, Any]) -> int:
+    """The largest, or for words of 16 bits what none exceeds."""
+    if values.dtype.itemsize == 2:
+        return (1 << 16) - 1
+    least = 0 if values.dtype.kind == "u" else int(values.min())
+    return max(-least, int(values.max()))
 
 
 def _weigh(sums: np.ndarray[Any, Any]) -> int:

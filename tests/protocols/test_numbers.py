@@ -25,7 +25,7 @@ from codream_protocols.course import Publication, State, Sums, Task
 from codream_protocols.encoding import check_range, decode, encode, integers
 from codream_protocols.errors import LocalProtocolError, UnsafePlan, VectorRefused, WrongSum
 from codream_protocols.identity import Signer
-from codream_protocols.masks import SUITES, add_mask, word_type
+from codream_protocols.masks import SUITES, add_mask, stream_words, word_type
 from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.shamir import Bytes
 from codream_protocols.specs import Block, VectorSpec, check_spec
@@ -81,6 +81,50 @@ def test_rounding_is_unbiased(value: float, value_bits: int) -> None:
     steps = (value + 1) / 2 * (2**value_bits - 1)
     assert abs(words.mean() - steps) <= 2.0 ** -(fine + 1) + 1e-9
     assert len(np.unique(words)) <= 2
+
+
+def plainly_encoded(values: np.ndarray, clip: float, value_bits: int, dithers: np.ndarray, single: bool) -> list[int]:
+    """The same, number by number, from the words of `ring` alone."""
+    fine, real = min(16, 31 - value_bits), np.float32 if single else np.float64
+    middle = (2**value_bits - 1) * 2**fine // 2
+    words = []
+    for value, dither in zip(values, dithers, strict=True):
+        if not np.isfinite(np.float64(value) / clip):
+            value = real(0.0)
+        scaled = float(real(value) * real(middle / clip))
+        parts = middle + round(min(max(scaled, -middle), middle))
+        words.append(parts + (int(dither) >> 16 - fine) >> fine)
+    return words
+
+
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=40),
+    clip=st.floats(1e-12, 1e30),
+    value_bits=st.integers(1, 24),
+    single=st.booleans(),
+    seed=SEEDS,
+    piece=st.integers(1, 50),
+)
+@settings(max_examples=150)
+def test_encoding_is_bit_by_bit_what_a_plain_one_says(
+    values: list[float], clip: float, value_bits: int, single: bool, seed: int, piece: int
+) -> None:
+    """Whatever the pieces, and with numbers that are not finite or beyond anything."""
+    plain = np.array(values, dtype=np.float32 if single else np.float64)
+    dithers = np.random.default_rng(seed).integers(0, 1 << 16, len(values), dtype="<u2")
+    words, given_out = np.empty(len(values), dtype="<u4"), iter(dithers.tolist())
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(ring, "_PIECE", piece)
+        replaced = ring.encode(
+            plain,
+            clip,
+            words,
+            value_bits=value_bits,
+            dither=lambda size: np.fromiter(islice(given_out, size), "<u2", size),
+        )
+        exact = single and value_bits <= 16 and clip <= 2.0**60
+        assert words.tolist() == plainly_encoded(plain, clip, value_bits, dithers, exact)
+        assert replaced == np.count_nonzero(~np.isfinite(plain.astype(np.float64) / clip))
 
 
 def test_a_vector_of_many_pieces_is_encoded_like_its_parts() -> None:
@@ -295,6 +339,25 @@ def test_packed_vectors_unpack_and_add_up_as_they_are(bits: int, seed: int, coun
     assert total.tolist() == [sum(column) % (1 << bits) for column in vectors.T.tolist()]
 
 
+@given(
+    seed=SEEDS, bits=st.integers(1, 32), count=st.integers(1, 70), members=st.integers(1, 40), piece=st.integers(1, 9)
+)
+@settings(max_examples=80)
+def test_vectors_add_up_piece_by_piece(seed: int, bits: int, count: int, members: int, piece: int) -> None:
+    """Elements near the ends, so that every part is carried over."""
+    ends = np.random.default_rng(seed).integers(-3, 3, (members, count))
+    vectors = (ends % (1 << bits)).astype(word_type(bits))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_PIECE", piece)
+        halves = packing.PackedSum(count, bits), packing.PackedSum(count, bits)
+        for number, vector in enumerate(vectors):
+            data = packing.pack(vector, bits)
+            assert data == second.pack(vector.tolist(), bits)
+            halves[number % 2].add(packing.Packed(data, count, bits))
+        halves[0].merge(halves[1])
+        assert halves[0].total().tolist() == [sum(column) % (1 << bits) for column in vectors.T.tolist()]
+
+
 @pytest.mark.parametrize(("bits", "expected"), [(8, 1), (13, 5 / 3), (16, 2), (19, 2.4), (21, 8 / 3), (24, 3), (32, 4)])
 def test_packed_size_is_little_more_than_the_bits(bits: int, expected: float) -> None:
     assert packing.packed_size(240, bits) == 240 * expected
@@ -372,6 +435,14 @@ def test_masks_are_the_streams_that_the_protocol_fixes() -> None:
         add_mask(vector, key, suite=suite)
         expected = b"".join(cipher.update(bytes(length)) for cipher, (_, length) in zip(ciphers, pieces, strict=True))
         assert vector.tobytes() == expected
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("count", [1, 1000, (1 << 17) + 5, 1 << 18])
+def test_the_words_of_a_stream_are_what_it_adds(suite: str, count: int) -> None:
+    added = np.zeros(count, dtype="<u2")
+    add_mask(added, bytes(range(32)), suite=suite)
+    assert (stream_words(count, "<u2", bytes(range(32)), suite=suite) == added).all()
 
 
 def test_masks_look_uniform_in_the_ring() -> None:
