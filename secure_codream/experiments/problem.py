@@ -24,6 +24,7 @@ from codream_protocols.courses.codream import Dreams
 from secure_codream.configuration.federation import AggregationTable, FederationConfig, FederationTable, TaskTable
 from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import check
+from secure_codream.experiments.known_features import with_known_features
 
 FROM_DREAMS = ("way", "views", "views_by", "logit_clip", "window")
 """Learning settings that `[dreams]` decides."""
@@ -64,15 +65,16 @@ class Problem:
     def fresh_model(self, client: int, name: str | None = None) -> nn.Module:
         """A client's model with its initial weights; `name` replaces the architecture."""
         channels, height, width = self.test.shape
+        name = name or self.models[client]
         model = build(
-            name or self.models[client],
+            name,
             channels=channels,
             size=(height, width),
             classes=self.test.classes,
             seed=self.client_seed(client),
             device=self.device,
         )
-        return model.to(self.device)
+        return with_known_features(model.to(self.device), name)
 
     def participants(self, learning: LearningSettings) -> list[Participant]:
         """Every client's learning, with its own data, model and seed."""
@@ -97,6 +99,7 @@ class Problem:
             ConfigError: values that do not fit each other.
         """
         own = {key: value for key, value in asdict(self.learning).items() if key not in FROM_DREAMS}
+        own["held_back"] = 0.0  # whoever is compared trains on all that it has
         content: dict[str, Any] = {
             "federation": FederationTable(course=course, rounds=self.rounds, seed=self.seed),
             "task": TaskTable(shape=self.test.shape, classes=self.test.classes, class_names=self.test.class_names),

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from codream_clients.data.datasets import LabelledImages
+from codream_clients.models import fronts
+from codream_clients.models.fronts import FixedFront
 from codream_clients.models.zoo import build
 from codream_clients.privacy import record_sums
 from codream_clients.privacy.noise import NoiseSource
@@ -95,6 +97,42 @@ def test_a_record_that_is_not_finite_or_that_fails_takes_no_other_with_it(neares
         data.images[-1, 0, 0, 0] = pixel
         found = sums(model, data).draw(noise)
         assert np.array_equal(found, without)
+
+
+def test_features_are_computed_once_and_change_no_sum(nearest: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, asked = images(40), list[int]()
+    model = build("scattering_linear", channels=1, size=8, classes=10, seed=0)
+    assert isinstance(model, FixedFront)
+    model.front.register_forward_hook(lambda layer, given, features: asked.append(len(features)))
+    noise = noise_for(model)
+    source = sums(model, data, rate=0.5)
+    features = len(asked)
+    found = [source.draw(noise) for _ in range(2)]
+    assert features == len(asked) == 3 and all(step.any() for step in found)
+    with torch.no_grad():
+        next(model.head.parameters()).mul_(4.0)  # what is trained is read at each call
+    assert not np.array_equal(sums(model, data, rate=0.5).draw(noise), found[0])
+    with torch.no_grad():
+        next(model.head.parameters()).div_(4.0)
+    monkeypatch.setattr(fronts, "MOST_FEATURES", 0)
+    whole = sums(model, data, rate=0.5)
+    for step in found:
+        assert np.abs(whole.draw(noise) - step).max() <= 1  # of some thousand: the last bits of a front
+
+
+def test_a_record_that_a_front_fails_at_takes_no_other_with_it(nearest: None) -> None:
+    class Fails(nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            if (batch > 90).any():
+                raise ValueError("such a pixel")
+            return batch * 2
+
+    model, data = FixedFront(Fails(), network()), images(9)
+    noise = noise_for(model)
+    without = sums(model, data.subset(np.arange(8))).draw(noise)
+    for pixel in (99.0, np.nan):
+        data.images[-1, 0, 0, 0] = pixel
+        assert np.array_equal(sums(model, data).draw(noise), without)
 
 
 def test_samples_are_poisson_and_never_the_same_again() -> None:

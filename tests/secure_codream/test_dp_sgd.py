@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from codream_clients.data.datasets import LabelledImages, load_digits_data
+from codream_clients.models.fronts import PASS
+from codream_clients.models.scattering import Scattering
 from codream_clients.models.zoo import build
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import BudgetExceeded, Ledger, LedgerBusy, Spender
@@ -28,6 +30,10 @@ from secure_codream.configuration.limits import open_ledger
 from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.deployment.client import has_charged
 from secure_codream.deployment.statements import own_statement
+from secure_codream.experiments import known_features
+from secure_codream.experiments.cell import problem_of
+from secure_codream.experiments.grid import read_grid
+from secure_codream.experiments.registry import USUAL_RING, find
 from secure_codream.reports.statement import read_statement, write_statement
 from secure_codream.simulation.in_process import Simulation
 from tests.secure_codream.small import roster_of
@@ -260,3 +266,28 @@ def test_a_client_that_joined_and_sent_nothing_may_come_back_without_a_charge() 
     task = {"task": {"shape": (1, 8, 8), "classes": 10}}
     private = check("config.toml", FederationConfig, {**task, "privacy": {"epsilon": 4.0}})
     assert has_charged(joined, private) and not has_charged(Memory(), private)
+
+
+def test_a_comparison_has_the_ring_and_asks_a_front_once_for_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its cells are: with the rule for comparisons that nobody holds images back, as the ring needs it."""
+    compare = {"algorithms": ["dp-sgd"], "models": ["scattering_linear"], "clients": 3, "per_client": 20}
+    grid = read_grid(None, {"compare": {**compare, "test_limit": 30, "rounds": 1, "seeds": "0"}})
+    table = {**USUAL_RING, "steps": 3, "batch_size": 12.0}
+    problem, passes, usual = problem_of(grid.cells[0]), list[int](), Scattering.forward
+    known: dict[Any, Any] = {}
+    monkeypatch.setattr(known_features, "_KNOWN", known)
+
+    def counted(layer: Scattering, images: torch.Tensor) -> torch.Tensor:
+        passes.append(len(images))
+        return usual(layer, images)
+
+    def run() -> tuple[list[tuple[float, ...]], int]:
+        passes.clear()
+        rows = [row.accuracies for row in find("dp-sgd", {"table": table}).make().run(problem)]
+        return rows, passes.count(PASS)
+
+    monkeypatch.setattr(Scattering, "forward", counted)
+    (rows, first), images = run(), len(known)
+    assert rows[1][0] == rows[1][1] != rows[0][0] and images >= 3 * 20 + 30
+    again, later = run()
+    assert again == rows and first - later >= 3 * 20 // PASS + 30 // PASS and len(known) == images

@@ -1,8 +1,8 @@
 """Models whose first part is fixed and public, and whose rest alone is trained.
 
 A record's gradient then follows from its features, so private training computes those once a record and not once a step
-(`codream_clients.privacy.training`). Such features must owe nothing to anybody's records, or to public images
-alone: pretrained weights are as private as what they were trained on (docs/privacy.md).
+(`codream_clients.privacy`). Such features must owe nothing to anybody's records, or to public images alone: pretrained
+weights are as private as what they were trained on (docs/privacy.md).
 """
 
 import torch
@@ -12,6 +12,10 @@ from codream_clients.models.layers import Sides
 from codream_clients.models.names import Norm
 from codream_clients.models.scattering import COEFFICIENTS, STRIDE, Scattering
 
+MOST_FEATURES = 1 << 29
+"""Numbers of all records' features together that are kept, 2 GiB; beyond, a step computes those of its own records."""
+PASS = 16
+"""Images that go through a front at a time: maps of so few stay in a processor's cache, which halves the time."""
 GROUPS = 27
 """Of channels, that a record's features are standardised in, by that record alone: Tramer and Boneh, appendix A."""
 
@@ -39,6 +43,31 @@ class FixedFront(nn.Module):
         """See the class."""
         logits: torch.Tensor = self.head(self.front(images))
         return logits
+
+
+def without_front(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+    """What is trained, and what it is trained on: the head and each image's features, or model and images as they are.
+
+    They stay as they are where there is no fixed front, where features are more than is kept, and where the front fails
+    at an image: then the whole model fails at it, and whoever trains must bear that. As many images go through in every
+    pass, blank ones among them: one image more must not change the last bits of another's features.
+
+    Args:
+        model: whichever.
+        images: (N, C, H, W), the same in every step.
+    """
+    if not isinstance(model, FixedFront) or not len(images):
+        return model, images
+    blank = images.new_zeros(-len(images) % PASS, *images.shape[1:])
+    parts = torch.split(torch.cat([images, blank]), PASS)
+    try:
+        with torch.no_grad():
+            first = model.front(parts[0])
+            if len(images) * first[0].numel() > MOST_FEATURES:
+                return model, images
+            return model.head, torch.cat([first, *(model.front(part) for part in parts[1:])])[: len(images)]
+    except Exception:  # whatever a front of one's own raises
+        return model, images
 
 
 def scattering_linear(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:

@@ -32,14 +32,12 @@ from torch.nn import functional
 from codream_clients.data.augmentation import augment_batch
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.training import TrainingError, sgd
-from codream_clients.models.fronts import FixedFront
+from codream_clients.models.fronts import without_front
 from codream_clients.privacy.noise import KEY_BYTES, NoiseSource, Stream
 from codream_clients.privacy.plan import WARM_UP, GradSampleMode, PrivacyPlan, round_purpose, rounds_trained
 from codream_clients.privacy.releases import Iterates, Release, Releases
 
 LEAST_COUNT = 1.0
-MOST_FEATURES = 1 << 29
-"""Numbers of all records' features together that are kept, 2 GiB; beyond, a step computes those of its own records."""
 LAYOUT = torch.contiguous_format
 """Opacus cuts images into patches as if channels lay apart: otherwise it clips by the norms of other gradients."""
 
@@ -154,10 +152,8 @@ def private_sgd(
     log_counts = _log_counts(class_counts, data.classes).to(device)
     model.to(device).to(memory_format=LAYOUT).train()
     network = model
-    if isinstance(model, FixedFront) and data.augment == "none":
-        features = _features(model.front, images, settings.physical_batch)
-        if features is not None:
-            network, images = model.head, features
+    if data.augment == "none":
+        network, images = without_front(model, images)
     ghost = settings.mode == "ghost"
     hooks = (
         GradSampleHooksFastGradientClipping(network, max_grad_norm=settings.max_grad_norm)
@@ -212,14 +208,6 @@ def private_sgd(
         model.eval()
     if not all(torch.isfinite(weight).all() for weight in model.parameters()):
         raise TrainingError(f"the weights are no longer finite with lr={settings.lr}; choose a smaller learning rate")
-
-
-def _features(front: nn.Module, images: torch.Tensor, batch: int) -> torch.Tensor | None:
-    """What a fixed front gives for all images, (N, ...), or None where that is more than is kept."""
-    with torch.no_grad():
-        if len(images) == 0 or len(images) * front(images[:1]).numel() > MOST_FEATURES:
-            return None
-        return torch.cat([front(part) for part in torch.split(images, batch)])
 
 
 class _SecretNoise:
