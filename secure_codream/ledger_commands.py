@@ -78,9 +78,16 @@ def plan(
         say_json({**asdict(run), "left": run.left})
         return
     screen = console()
-    say(screen, f"{run.federation}: {run.steps} steps of DP-SGD, batches of {run.batch_size} of {run.records:,} images")
-    say(screen, f"each image takes part in a step with probability {run.sample_rate:.4g}")
-    say(screen, f"noise in each step: {run.noise_multiplier:.4g} times the clipping bound")
+    if run.sums:
+        say(screen, f"{run.federation}: {run.steps} noised sums, in which all of {run.records:,} images take part")
+        say(screen, f"noise in each: {run.noise_multiplier:.4g} times what one image more or less moves it by, or more")
+    else:
+        say(
+            screen,
+            f"{run.federation}: {run.steps} steps of DP-SGD, batches of {run.batch_size} of {run.records:,} images",
+        )
+        say(screen, f"each image takes part in a step with probability {run.sample_rate:.4g}")
+        say(screen, f"noise in each step: {run.noise_multiplier:.4g} times the clipping bound")
     say(
         screen,
         f"epsilon {run.planned:.4g} by itself; {run.spent:.4g} of {run.epsilon:g} at delta {run.delta:g} is spent or "

@@ -76,6 +76,23 @@ def noise_rho(noise: Noise, length: int, honest: int) -> float:
     return zcdp.distributed_rho(largest_square(noise, length), noise.variance, honest, padded_length(length))
 
 
+def replaced_rho(noise: Noise, length: int, honest: int, *, apart: float = 2.0) -> float:
+    """The same for one client's vector in place of another of its own, as one record more or less would have it.
+
+    Both are within `norm`, so that they are at most twice as far apart, which costs four times as much. Of votes,
+    `apart` is sqrt(2); but rounding moves each coordinate of either by less than 1, which adds to their distance.
+
+    Args:
+        noise: of a share.
+        length: of the vector.
+        honest: how many shares are in the sum and unknown.
+        apart: the largest distance of two such vectors before they are rounded, over `norm`.
+    """
+    coordinates = padded_length(length)
+    rounded = (apart * noise.radius + 2 * math.sqrt(coordinates)) ** 2
+    return zcdp.distributed_rho(min(4 * largest_square(noise, length), rounded), noise.variance, honest, coordinates)
+
+
 def noise_multiplier(noise: Noise, length: int, honest: int) -> float:
     """Deviation of the noise of `honest` shares together, over the sensitivity.
 

@@ -123,12 +123,12 @@ class PolicyTable(Table):
     most_wrong_sums: int | None = None
     shared_noise: bool | None = None
     uncharged: Annotated[
-        bool,
+        bool | None,
         doc(
             "whether images with a privacy ledger may be trained on in a federation that charges nothing to it and "
             "bounds nothing of what it is told; the statements of that ledger say so from then on"
         ),
-    ] = False
+    ] = None
     code: Annotated[
         dict[Annotated[str, Field(pattern=REFERENCE)], Annotated[str, Field(pattern=DIGEST)]],
         doc("code of a charter that this client is willing to RUN: module:name, and the SHA-256 of its source"),
@@ -153,8 +153,8 @@ class PolicyTable(Table):
 class BudgetTable(Table):
     """`[budget]`: the most that all training may cost a client's records, whatever federations plan.
 
-    Relative paths start at the folder of `client.toml`. With it, the client takes part in federations with `[privacy]`
-    alone.
+    Relative paths start at the folder of `client.toml`. With it, the client takes part in federations with `[privacy]`,
+    `[dp_sgd]` or `[client_privacy]` alone.
     """
 
     epsilon: Annotated[float, Field(gt=0, le=1e6), doc("what all training together may cost a record, at `delta`")]

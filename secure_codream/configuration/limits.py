@@ -189,6 +189,12 @@ def anchor_path(client: ClientConfig) -> Path | None:
     return None if client.budget is None else client.budget.anchor
 
 
+def charges_sums(client: ClientConfig, federation: FederationConfig) -> bool:
+    """Whether noised sums are charged to a client's records: they have a budget, and nothing else of it is spent."""
+    noised = federation.client_privacy is not None and federation.federation.course != "sums"
+    return noised and client.budget is not None and not federation.record_private
+
+
 def check_budget(client: ClientConfig, federation: FederationConfig) -> None:
     """A client with a budget of its own trains privately or not at all, and by others' noise where it says so alone.
 
@@ -196,17 +202,21 @@ def check_budget(client: ClientConfig, federation: FederationConfig) -> None:
         ConfigError: the federation spends none, so that the client would train without; or it counts on noise that
             other clients add, which this one does not permit.
     """
-    if federation.dp_sgd is not None and not client.policy.shared_noise:
+    sums = charges_sums(client, federation)
+    if (federation.dp_sgd is not None or sums) and not client.policy.shared_noise:
+        where = "[budget] and [client_privacy]" if sums else "course 'dp-sgd'"
         raise ConfigError(
-            "[policy]: found no shared_noise with course 'dp-sgd', where others add most of the noise that protects "
-            "this client's images, and none of them shows it; shared_noise = true permits it"
+            f"[policy]: found no shared_noise with {where}, where others "
+            "add most of the noise that protects this client's images, and none of them shows it; shared_noise = true "
+            "permits it"
         )
-    if client.budget is None or federation.record_private:
+    if client.budget is None or federation.record_private or sums:
         return
     if federation.federation.course == "sums":
         raise ConfigError("[budget] with course 'sums', which spends none; [client_privacy] is what bounds it")
     raise ConfigError(
-        "[budget]: this client trains privately or not at all; the federation has no [privacy], nor [dp_sgd]"
+        "[budget]: this client trains privately or not at all; the federation has no [privacy], [dp_sgd], nor "
+        "[client_privacy]"
     )
 
 

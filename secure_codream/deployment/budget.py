@@ -13,12 +13,21 @@ from codream_clients.privacy.accounting import epsilon_of
 from codream_clients.privacy.ledger import BudgetExceeded, Ledger
 from codream_clients.privacy.plan import Planned, PrivacyPlan, plan_privacy
 from codream_clients.privacy.ring_plan import RingPlan
+from codream_clients.privacy.sums_plan import SumsPlan
+from codream_protocols.courses.codream import CoDream
 from codream_protocols.courses.dp_sgd import DPSGD
 from secure_codream.configuration.assembly import charged_images, held_back, load_client_data
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig, privacy_settings
-from secure_codream.configuration.limits import anchor_path, check_planned, ledger_path, own_budget, spender
+from secure_codream.configuration.limits import (
+    anchor_path,
+    charges_sums,
+    check_planned,
+    ledger_path,
+    own_budget,
+    spender,
+)
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.membership.accepted import load_roster
 from secure_codream.reports.words import counted
@@ -38,6 +47,7 @@ class DryRun:
     Attributes:
         ledger: where it lies, or will lie.
         federation, member: who spends.
+        sums: whether noised sums of clients' vectors are what is charged, and no training.
         records: n that the rate follows from.
         batch_size: records expected in a step.
         sample_rate: of Poisson sampling.
@@ -54,6 +64,7 @@ class DryRun:
     ledger: str
     federation: str
     member: str
+    sums: bool
     records: int
     batch_size: int
     sample_rate: float
@@ -77,20 +88,24 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
     """Work out a run of the client of `folder`; nothing is downloaded, written or reserved.
 
     Raises:
-        ConfigError: a federation without `[privacy]`, or images that do not fit.
+        ConfigError: a federation that charges nothing, or images that do not fit.
         BudgetExceeded: the run does not fit into the budget, or not beside what the ledger has.
         LedgerError: the ledger cannot be used.
     """
-    if not federation.record_private:
-        raise ConfigError("found neither [privacy] nor [dp_sgd] in config.toml; without them no budget is spent")
+    sums = charges_sums(client, federation)
+    if not federation.record_private and not sums:
+        raise ConfigError(
+            "found neither [privacy] nor [dp_sgd] in config.toml, nor [client_privacy] there with [budget] in "
+            "client.toml; without them no budget is spent"
+        )
     data = client.data.model_copy(update={"download": False})
-    train, _ = load_client_data(client.model_copy(update={"data": data}), federation)
-    train, judge = held_back(federation, train, seed=client.seed, device=client.device)
+    whole, _ = load_client_data(client.model_copy(update={"data": data}), federation)
+    train, judge = held_back(federation, whole, seed=client.seed, device=client.device)
     own = client.budget.records if client.budget is not None else None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        plan, training = _planned(folder, federation, own, len(train), held_back=judge is not None)
-    charged_on = charged_images(plan, train, judge)
+        plan, training = _planned(folder, federation, own, len(whole if sums else train), held_back=judge is not None)
+    charged_on = whole if sums else charged_images(plan, train, judge)
     budget, path = own_budget(client, plan), ledger_path(folder / "privacy.jsonl", client)
     ledger = Ledger.look(path, by=spender(client, federation, charged_on), budget=budget, anchor=anchor_path(client))
     charged = () if ledger is None else ledger.charges
@@ -101,6 +116,7 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
         ledger=str(path),
         federation=federation.federation.name,
         member=client.name,
+        sums=sums,
         records=training.records,
         batch_size=training.batch_size,
         sample_rate=training.sample_rate,
@@ -113,7 +129,7 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
         together=epsilon_of(together, budget.delta, budget.accountant),
         begun=begun,
         remarks=(
-            *_remarks(training, 0 if judge is None else judge.images),
+            *(() if sums else _remarks(training, 0 if judge is None else judge.images)),
             *((str(one.message), "a delta well below 1/n", "") for one in said),
         ),
     )
@@ -142,6 +158,12 @@ def _planned(
     folder: Path, federation: FederationConfig, own: int | None, records: int, *, held_back: bool
 ) -> tuple[Planned, _Training]:
     """All that the run will charge; `own` is the client's public number of its records, which has precedence."""
+    if not federation.record_private:
+        course, charter = make_course(federation), federation.charter(load_roster(folder))
+        assert isinstance(course, CoDream)  # noqa: S101 - `charges_sums` says so
+        noised = SumsPlan(course, charter.least_honest, charter.earlier)
+        least = min(charge.noise_multiplier for charge in noised.charges)
+        return noised, _Training(own or records, own or records, 1.0, len(noised.charges), least, "")
     if federation.dp_sgd is not None:
         course = make_course(federation)
         assert isinstance(course, DPSGD)  # noqa: S101 - by that table

@@ -21,10 +21,12 @@ from codream_clients.privacy.ledger import Ledger
 from codream_clients.privacy.plan import Planned, PrivacyPlan
 from codream_clients.privacy.releases import Releases
 from codream_clients.privacy.ring_plan import RingPlan
+from codream_clients.privacy.sums_plan import SumsPlan
 from codream_clients.runner import ClientRunner
 from codream_protocols.charter import Charter, first_plan
 from codream_protocols.client import Begun, ClientProtocol, Memory
 from codream_protocols.course import Course
+from codream_protocols.courses.codream import CoDream
 from codream_protocols.courses.dp_sgd import DPSGD
 from codream_protocols.courses.sums import Sums
 from codream_protocols.identity import Roster
@@ -37,6 +39,7 @@ from secure_codream.configuration.federation import FederationConfig, read_feder
 from secure_codream.configuration.images import what_was_understood
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import (
+    charges_sums,
     client_policy,
     earlier_parts,
     look_uncharged,
@@ -101,14 +104,22 @@ class ChargedJournal:
     Args:
         journal: the journal.
         ledger: of noised sums; None without them.
+        of_records: charges a sum of this cost to the client's records, too; None where they have no budget, or paid
+            before.
         remember: called before the first step of this process is begun.
         member: this client's number.
     """
 
     def __init__(
-        self, journal: FileJournal, ledger: NoisedSums | None, remember: Callable[[], None], member: int
+        self,
+        journal: FileJournal,
+        ledger: NoisedSums | None,
+        remember: Callable[[], None],
+        member: int,
+        of_records: Callable[[float], object] | None = None,
     ) -> None:
         self._journal, self._ledger, self._remember, self._member = journal, ledger, remember, member
+        self._of_records = of_records
         self._remembered, self._next_epoch = False, journal.memory.next_epoch
 
     def joined(self, epoch: int, plan: bytes) -> None:
@@ -121,6 +132,8 @@ class ChargedJournal:
         if not self._remembered:
             self._remember()
             self._remembered = True
+        if rho > 0 and self._of_records is not None:
+            self._of_records(rho)
         if rho > 0 and self._ledger is not None:
             self._ledger.reserve(of_rho(rho, "noised sum"))
         self._journal.began(begun, rho)
@@ -273,6 +286,7 @@ def run_client(
         )
         opened.callback(outputs.close)  # before the journal is let go of
         images = None if isinstance(agreed.course, Sums) else load_client_data(client, federation, data)
+        charge_sums = None if images is None else ledgers.of_sums(images[0])
         if images is not None and (text := ledgers.look_uncharged(images[0])) is not None:
             log.warning("exposure", text=text)
         tell_round = on_round_of(on_round)
@@ -309,7 +323,7 @@ def run_client(
             signer=signer,
             policy=client_policy(client, federation, agreed.course),
             memory=_with_spent(journal.memory, ledgers.spent_rho),
-            journal=ChargedJournal(journal, ledgers.sums, lambda: answered.add(roster, charter), member),
+            journal=ChargedJournal(journal, ledgers.sums, lambda: answered.add(roster, charter), member, charge_sums),
         )
 
         learner, failures = Counted(learning.learner, outputs), _failures(folder, charter, outputs)
@@ -385,7 +399,7 @@ def run_client(
 
 def has_charged(memory: Memory, federation: FederationConfig) -> bool:
     """Whether a journal knows of a charge: the first comes before the first epoch is joined, the ring's with a step."""
-    return (memory.next_epoch if federation.dp_sgd is None else memory.steps) > 0
+    return (memory.next_epoch if federation.privacy is not None else memory.steps) > 0
 
 
 class _Ledgers:
@@ -439,10 +453,19 @@ class _Ledgers:
             self._log.info("reserved", charges=len(ledger.own.open), epsilon=round(ledger.spent, 4))
         return ledger
 
+    def of_sums(self, images: LabelledImages) -> Callable[[float], object] | None:
+        """Where a noised sum is charged to the records that have a budget; all that are planned are reserved."""
+        agreed = self._agreed
+        if not charges_sums(agreed.client, agreed.federation) or not isinstance(agreed.course, CoDream):
+            return None
+        plan = SumsPlan(agreed.course, agreed.charter.least_honest, agreed.charter.earlier)
+        ledger = self._opened_for(plan, images)
+        return lambda rho: ledger.reserve(plan.charge_of(rho))
+
     def look_uncharged(self, images: LabelledImages) -> str | None:
         """What to say, and to remember, of images that have a ledger, where nothing is charged; raises `HasLedger`."""
         client, federation = self._agreed.client, self._agreed.federation
-        index = None if self._public or federation.record_private else known_index()
+        index = None if self._public or federation.record_private or self.own is not None else known_index()
         found = look_uncharged(client, federation, images, index)
         if found is None or index is None:
             return None

@@ -21,6 +21,7 @@ from secure_codream.reports.statement import (
     privacy_statement,
     record_level,
     ring_level,
+    sums_level,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def own_statement(
         spent = [(said, part.budget, mechanisms_of(part)) for said, part in ((name, ledger), *earlier)]
         if isinstance(course, DPSGD):
             record = ring_level(spent, course, charter)
+        elif federation.privacy is None and isinstance(course, CoDream):
+            record = sums_level(spent, course, charter)
         else:
             record = record_level(spent, federation.privacy)
         record = replace(

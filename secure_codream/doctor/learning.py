@@ -28,7 +28,13 @@ from secure_codream.configuration.federation import (
     privacy_settings,
 )
 from secure_codream.configuration.images import what_was_understood
-from secure_codream.configuration.limits import check_budget, client_level_budget, look_uncharged, sums_spender
+from secure_codream.configuration.limits import (
+    charges_sums,
+    check_budget,
+    client_level_budget,
+    look_uncharged,
+    sums_spender,
+)
 from secure_codream.deployment.budget import dry_run
 from secure_codream.doctor.findings import Finding, ok, warning
 from secure_codream.reports.words import counted
@@ -93,7 +99,7 @@ def of_budget(
 ) -> Iterator[Finding]:
     """What the run will charge, what is left, and whether that buys any learning. Raises `LedgerError`."""
     check_budget(client, federation)
-    if federation.record_private:
+    if federation.record_private or charges_sums(client, federation):
         yield from _of_records(folder, client, federation)
     if federation.client_privacy is not None:
         yield from _of_sums(folder, client, federation, charter, course)
@@ -105,7 +111,7 @@ def of_budget(
 
 def _of_others(client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
     """Whether the images have a ledger that this federation charges nothing to."""
-    if client.data.public or federation.federation.course == "sums":
+    if client.budget is not None or client.data.public or federation.federation.course == "sums":
         return
     images, _ = load_client_data(_without_download(client), federation)
     if (found := look_uncharged(client, federation, images, known_index())) is not None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from codream_clients.privacy.accounting import AccountantName, SampledGaussian
     from codream_clients.privacy.ledger import Budget, Ledger, Spender
     from codream_protocols.charter import Charter
+    from codream_protocols.courses.codream import CoDream
     from codream_protocols.courses.dp_sgd import DPSGD
     from codream_server.privacy_statement import ClientPrivacyStatement
 
@@ -60,6 +61,10 @@ FLOATING_POINT = (
     "attacks on floating-point noise: that of training and of statistics is made in double precision and rounded once; "
     "the histogram's is exact"
 )
+OWN_MODEL = (
+    "this client's own model and figures, which learn from its records without noise: they are to stay where the "
+    "images may be seen"
+)
 GRADIENTS = (
     "what floating-point arithmetic lets a record do to the gradients of others that go through the model with it: as "
     "many images do in every pass, which left no trace where it was tried, but it is not proven, and at weights that "
@@ -80,7 +85,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     """One Gaussian mechanism: its noise over its sensitivity, its Poisson rate, and how often it ran.
 
     Attributes:
-        purpose, noise_multiplier, sample_rate, steps, discrete: of `SampledGaussian`.
+        purpose, noise_multiplier, sample_rate, steps, discrete, whole: of `SampledGaussian`.
         federation: whose; the ledger of a site's images has those of all.
         began: when, in UTC; None is reserved, and not begun yet.
     """
@@ -90,6 +95,7 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True):
     sample_rate: Share
     steps: Count
     discrete: bool = False
+    whole: bool = False
     federation: str = ""
     began: str | None = None
 
@@ -123,15 +129,17 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         members: every client that spent, in the roster's order.
-        clip: L2 bound of a record's gradient.
+        clip: L2 bound of a record's gradient; None where no gradients are noised.
+        sums: whether noised sums of clients' vectors are all that protects them; a client's own model is none of it.
         by_colluders: of noise of the ring, epsilon of the whole plan where 0, 1, 2, ... other clients reveal their
             shares, or add none; each client knows its own, so that against clients one more is to be counted.
         unit, neighbours, mechanism, sampling, randomness: in words.
     """
 
     members: list[MemberSpending]
-    clip: Positive
+    clip: Positive | None
     by_colluders: list[Amount] = []
+    sums: bool = False
     unit: str = "one record of a client's training data"
     neighbours: str = "one record added or removed"
     mechanism: str = "DP-SGD (Abadi et al., CCS 2016), and Gaussian noise on counts and on statistics"
@@ -278,6 +286,28 @@ def ring_level(
     )
 
 
+def sums_level(
+    members: Sequence[tuple[str, Budget, Sequence[Mechanism]]], course: CoDream, charter: Charter
+) -> RecordLevel:
+    """Clients' ledgers, (name, budget, mechanisms) each, where noised sums of their vectors are charged to records."""
+    from codream_clients.privacy.sums_plan import SumsPlan
+
+    plan = SumsPlan(course, charter.least_honest, charter.earlier)
+    smallest = plan.honest + charter.aggregation.colluders
+    return RecordLevel(
+        members=[member_spending(*member) for member in members],
+        clip=None,
+        by_colluders=[plan.epsilon_with(smallest - revealed) for revealed in range(smallest)],
+        sums=True,
+        mechanism=(
+            "noised sums of clients' vectors: with one record more or less a client sends another vector, which costs "
+            "its record 4 times what its presence costs the client in zCDP, of votes 2.8 times at most"
+        ),
+        sampling="none: every client takes part in every sum",
+        randomness="the operating system's, for noise",
+    )
+
+
 def record_level(
     members: Sequence[tuple[str, Budget, Sequence[Mechanism]]], table: Mapping[str, Any] | None
 ) -> RecordLevel:
@@ -354,7 +384,7 @@ def member_spending(name: str, budget: Budget, mechanisms: Sequence[Mechanism]) 
     from codream_clients.privacy.groups import group_epsilon
 
     charges = [
-        SampledGaussian(one.noise_multiplier, one.sample_rate, one.steps, one.purpose, one.discrete)
+        SampledGaussian(one.noise_multiplier, one.sample_rate, one.steps, one.purpose, one.discrete, one.whole)
         for one in mechanisms
     ]
     ring = any(charge.discrete for charge in charges)
@@ -399,7 +429,7 @@ def privacy_statement(
         if record is not None:
             not_covered += [DEALT_OUT] if dealt_out else []
             not_covered += [SHARED_NOISE] if record.by_colluders else []
-            not_covered.append(GRADIENTS if record.by_colluders else FLOATING_POINT)
+            not_covered.append(OWN_MODEL if record.sums else GRADIENTS if record.by_colluders else FLOATING_POINT)
     return PrivacyStatement(
         run=run,
         date=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -17,6 +17,7 @@ from scipy.stats import beta, chi2
 from codream_protocols import distributed_noise as module
 from codream_protocols.charter import Offer, Plan, derive_plan
 from codream_protocols.client import ClientProtocol
+from codream_protocols.courses.labels import VOTES_APART
 from codream_protocols.discrete_gaussian import discrete_gaussian
 from codream_protocols.distributed_noise import (
     Noise,
@@ -28,6 +29,7 @@ from codream_protocols.distributed_noise import (
     noise_multiplier,
     noise_rho,
     noised_modulus_bits,
+    replaced_rho,
 )
 from codream_protocols.encoding import decode as decode_vector
 from codream_protocols.encoding import encode as encode_vector
@@ -62,6 +64,34 @@ def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 def signed(words: np.ndarray, modulus_bits: int) -> np.ndarray:
     half = 1 << (modulus_bits - 1)
     return (words.astype(np.int64) + half) % (2 * half) - half
+
+
+# -- one vector in place of another ---------------------------------------------
+
+
+def test_a_vector_in_place_of_another_costs_four_times_as_much() -> None:
+    noise = make_noise(1.0, 1290, 5.0, 3)
+    assert replaced_rho(noise, 1290, 3) == pytest.approx(4 * noise_rho(noise, 1290, 3), rel=1e-9)
+
+
+def test_votes_that_are_rounded_lie_further_apart_than_votes() -> None:
+    """Both within the norm that is checked, as rounding may have them, and more than sqrt(2) of it apart: 2 rho is not
+    enough, though it would be without a rotation."""
+    labels, classes = 700, 3
+    length = labels * classes
+    noise = make_noise(math.sqrt(labels), length, 5.0, 3)
+    rng = np.random.default_rng(0)
+    signs = np.where(rng.random(padded_length(length)) < 0.5, -1.0, 1.0)
+    named = rng.integers(classes, size=labels)
+    one, other = (np.eye(classes)[(named + moved) % classes].ravel() for moved in (0, 1))
+    scaled, others = (rotate(votes * (noise.radius / noise.norm), signs) for votes in (one, other))
+    rounded = np.where(others > 0, np.floor(scaled), np.ceil(scaled))
+    replaced = np.where(scaled > 0, np.floor(others), np.ceil(others))
+    assert max(rounded @ rounded, replaced @ replaced) <= largest_square(noise, length)
+    squared = float((rounded - replaced) @ (rounded - replaced))
+    assert squared > 2 * largest_square(noise, length)
+    stated = replaced_rho(noise, length, 3, apart=VOTES_APART)
+    assert gaussian_rho(squared, 3 * noise.variance) <= stated < 2.8 * noise_rho(noise, length, 3)
 
 
 # -- rotation ---------------------------------------------

@@ -68,6 +68,8 @@ class SampledGaussian:
         purpose: for a reader: "warm-up", "round 3", "label histogram"; printable, at most 200 characters.
         discrete: whether the noise is of the ring, a sum of discrete Gaussians: then only what zCDP says of it is
             known, and `noise_multiplier` is that of the Gaussian mechanism of the same zCDP.
+        whole: whether its sensitivity is that of all of a client's records at once, so that several of a person cost no
+            more than one.
     """
 
     noise_multiplier: float
@@ -75,6 +77,7 @@ class SampledGaussian:
     steps: int
     purpose: str
     discrete: bool = field(default=False, repr=False)  # what was released is kept under a charge's representation
+    whole: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
@@ -130,6 +133,11 @@ def _integer_orders(charges: Sequence[SampledGaussian], delta: float) -> float:
     # In one order, whatever the charges' was: sums of doubles hang on it.
     costs = [count * renyi.divergences(1 / (2 * noise**2), rate) for (noise, rate), count in sorted(steps.items())]
     return renyi.epsilon_of(np.sum(costs, axis=0), delta)
+
+
+def of_sum(rho: float, purpose: str) -> SampledGaussian:
+    """The charge of a noised sum of clients' vectors that costs a record `rho` above 0 in zCDP, whatever changes."""
+    return SampledGaussian(1 / math.sqrt(2 * rho), 1.0, 1, purpose, discrete=True, whole=True)
 
 
 def of_rho(rho: float, purpose: str) -> SampledGaussian:

@@ -12,6 +12,9 @@ Noise of the ring is a sum of discrete Gaussians, each of a deviation of 8 or mo
 divergences are sums over that grid of a function that is analytic far beyond it, so they are the integrals but for a
 part below 10^-100 (Poisson's summation formula): for them the continuous law stands in.
 
+A noised sum of clients' vectors (`SampledGaussian.whole`) costs k records what it costs one: its sensitivity is that of
+any change of the client's data.
+
 Multiplying epsilon by k instead would be valid at a far larger delta.
 """
 
@@ -40,12 +43,12 @@ def group_epsilon(charges: Sequence[SampledGaussian], delta: float, records: int
     """An upper bound on epsilon at `delta`, in (0, 1), for all `records` (1 or more) of a person together."""
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
-    steps: Counter[tuple[float, float]] = Counter()
+    steps: Counter[tuple[float, float, int]] = Counter()
     for charge in charges:
-        steps[charge.noise_multiplier, charge.sample_rate] += charge.steps
+        steps[charge.noise_multiplier, charge.sample_rate, 1 if charge.whole else records] += charge.steps
     if not steps:
         return 0.0
-    costs = [count * _divergences(noise, rate, records) for (noise, rate), count in steps.items()]
+    costs = [count * _divergences(*mechanism) for mechanism, count in steps.items()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "optimal order is the smallest": the bound holds all the same
         epsilon, _ = get_privacy_spent(orders=list(ORDERS), rdp=list(np.sum(costs, axis=0)), delta=delta)

@@ -18,6 +18,8 @@ from codream_protocols.courses.numbers import LEAST_WEIGHT, bounded
 from codream_protocols.specs import Block, VectorSpec
 
 LOGITS, VOTES = "logits", "votes"
+VOTES_APART = math.sqrt(2)
+"""The largest distance of two clients' votes, over their norm."""
 LabelBy = Literal["logits", "votes"]
 MOST_SHARE = 16.0
 """Bound of a class's noised share of the votes, which may be below 0 and above 1."""
