@@ -26,6 +26,7 @@ def main(rounds: int = 2) -> None:
         shards,
         test,
         classes=10,
+        public=True,  # the digits protect nobody
         federation={"rounds": rounds},
         dreams={"batch": 64},
     )

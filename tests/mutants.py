@@ -669,6 +669,13 @@ MUTANTS = (
         "every_noised_sum",
     ),
     text(
+        "a private client is asked where first weights come from",
+        U + "configuration/weights.py",
+        "    if not federation.record_private:\n",
+        "    if True:\n",
+        "tests/secure_codream/test_first_weights.py",
+    ),
+    text(
         "a ledger is read before it is written",
         C + "privacy/ledger.py",
         "            torn = self._take_new()\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,21 +11,28 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.pixels import HALF
 from codream_clients.learning.participant import Metrics
 from codream_clients.models.gate import require_own_weights
 from codream_clients.models.layouts import layout_of, trained_layout
 from codream_clients.models.refusals import ModelRefused
+from codream_clients.privacy.index import known_index
+from codream_clients.privacy.records import stored_digests
 from codream_server.feddream import Batch
 from codream_server.privacy_statement import ClientPrivacyStatement, client_privacy_statement
 from secure_codream.api.images import Images, given
 from secure_codream.configuration.client import ClientConfig, PolicyTable
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig
-from secure_codream.configuration.images import agreed_scale, standardised
+from secure_codream.configuration.images import agreed_scale, not_covered, standardised
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.simulation.in_process import Simulation
+
+
+class NotCovered(UserWarning):
+    """What is trained on these images is charged to no ledger, so no epsilon covers it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,13 +67,15 @@ def run_local(
     classes: int,
     seed: int | None = None,
     device: str = "auto",
+    public: bool = False,
     on_round: Callable[[tuple[Metrics, ...]], object] | None = None,
     **config: dict[str, Any],
 ) -> LocalRun:
     """A whole federation in this process: the course, the learners and the protocol machines of a deployment.
 
     What it spends under `privacy` is charged to no ledger, so no client's epsilon covers it: models and figures of
-    images that are not public are to stay where the images may be seen. `Client` charges.
+    images that are not public are to stay where the images may be seen. It warns `NotCovered` of that, and of a ledger
+    that some of the images have. `Client` charges.
 
     Args:
         models: one for each client, trained in place; architectures may differ, unless parameters are averaged.
@@ -75,6 +85,7 @@ def run_local(
         seed: makes the run repeatable, keys included, but for the noise of `privacy`; without it starts and keys are
             the operating system's.
         device: "auto", "cpu", "cuda" or "mps".
+        public: whether the images protect nobody; then there is no warning.
         on_round: called after each round with every client's figures; what it raises ends the run.
         config: tables of `config.toml`: `federation` (its course and rounds), `dreams`, `learning`, `aggregation`,
             `averaging`, `fast`, `dp_sgd`, `privacy`, `client_privacy`.
@@ -98,6 +109,8 @@ def run_local(
     federation: FederationConfig = check("run_local", FederationConfig, {"task": task, **config})
     scale = agreed_scale(federation.task) or HALF
     held_out, *owned = (standardised(part, scale) for part in found.values())
+    if not public:
+        warnings.warn(_not_covered(owned), NotCovered, stacklevel=2)
     aggregation = federation.aggregation_settings(len(shards))
     averages = federation.federation.course in PARAMETER_COURSES
     if averages:
@@ -154,6 +167,12 @@ def run_local(
         bytes_down=simulation.traffic.down,
         client_privacy=statement,
     )
+
+
+def _not_covered(shards: Sequence[LabelledImages]) -> str:
+    said, index = not_covered("nothing says that the images are public (public = True)"), known_index()
+    known = [] if index is None else index.ledgers_of([one for shard in shards for one in stored_digests(shard)])
+    return said + "".join(f"; {one.images:,} of them have spent in the ledger {one.path}" for one in known)
 
 
 def _accuracy(metrics: Metrics | None) -> float:

@@ -195,6 +195,13 @@ class ClientConfig(Table):
             "module:function, WHICH RUNS THAT CODE"
         ),
     ]
+    weights: Annotated[
+        Literal["random", "public", "charged"] | None,
+        doc(
+            "where the first weights of a model of one's own come from, asked for where records are private: random "
+            "draws; a training on public images; or one on these, which their ledger was charged for"
+        ),
+    ] = None
     tell_accuracy: Annotated[
         bool | None,
         doc(

@@ -59,11 +59,14 @@ def uncharged(source: str) -> str | None:
     """What to say of trainings on `source` that no ledger is charged for; None of a known set: it protects nobody."""
     from codream_clients.data.sources import kind_of
 
-    if kind_of(source) == "name":
-        return None
+    return None if kind_of(source) == "name" else not_covered(f"{source} is no known set")
+
+
+def not_covered(found: str) -> str:
+    """The same of any images; `found` says why they count as private."""
     return (
-        f"not covered: {source} is no known set, and what is trained on it here is charged to no ledger, so no "
-        "client's epsilon covers it; models and figures of it are to stay where the images may be seen"
+        f"not covered: {found}, and what is trained on it here is charged to no ledger, so no client's epsilon covers "
+        "it; models and figures of it are to stay where the images may be seen"
     )
 
 

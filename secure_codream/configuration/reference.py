@@ -82,7 +82,7 @@ def keys_of(table: type[Any]) -> tuple[Key, ...]:
     keys = []
     for name, default in defaults.items():
         hint = own.get(name, hints[name])
-        if default is None and table is PolicyTable:  # not given, it is as strict as the structure
+        if default is None and table is PolicyTable and name in own:  # not given, as strict as the structure
             default = getattr(Policy(), name)
         inner = _table_in(hint)
         text = _sentence(hints[name]) or sentences.get(name, "") or ("" if inner is None else about(inner))

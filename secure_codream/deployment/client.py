@@ -48,6 +48,7 @@ from secure_codream.configuration.limits import (
     spender,
 )
 from secure_codream.configuration.reading import ConfigError
+from secure_codream.configuration.weights import first_weights
 from secure_codream.deployment.blocks_answered import BlocksAnswered
 from secure_codream.deployment.description import Description, describe
 from secure_codream.deployment.exhibit import ExhibitingClient
@@ -236,6 +237,7 @@ def run_client(
     passphrase = Passphrase()  # before own code of the charter is run, which would find it in the environment
     agreed = read_agreed(folder)
     client, federation, roster, charter = agreed.client, agreed.federation, agreed.roster, agreed.charter
+    weights = first_weights(client, federation, given=model is not None)
     member = roster.number_of(client.name)
     transport_secret, signer = own_keys(folder, roster, client.name, passphrase)
     assert signer is not None  # noqa: S101 - a client's
@@ -380,6 +382,7 @@ def run_client(
                 protocol.spent_rho,
                 metrics_reported=tells_accuracy and federation.client_privacy is None and federation.dp_sgd is None,
                 dealt_out=data is None and client.data.dealt,
+                weights=weights,
                 parts=parts,
                 uncharged=ledgers.uncharged(parts.values()),
             )

@@ -38,13 +38,15 @@ def own_statement(
     *,
     metrics_reported: bool = False,
     dealt_out: bool = False,
+    weights: str = "",
     parts: Mapping[Path, Ledger] | None = None,
     uncharged: Sequence[str] = (),
 ) -> PrivacyStatement:
     """What a party may say of its own records and of all that it has sent.
 
-    `parts`: the ledgers of earlier parts of its data. A record is in one part, so it has cost the most of them at most.
-    `uncharged`: who has trained on the same images, and charged nothing.
+    `weights`: where its model's first weights come from, in words. `parts`: the ledgers of earlier parts of its data; a
+    record is in one part, so it has cost the most of them at most. `uncharged`: who has trained on the same images, and
+    charged nothing.
     """
     privacy, noised, record = federation.client_privacy, None, None
     if ledger is not None:
@@ -58,6 +60,7 @@ def own_statement(
             record = record_level(spent, federation.privacy)
         record = replace(
             record,
+            weights=weights,
             members=[
                 replace(member, ledger=of.name, entries=of.entries, head=of.head)
                 for member, of in zip(record.members, (ledger, *(parts or {}).values()), strict=True)

@@ -35,6 +35,7 @@ from secure_codream.configuration.limits import (
     look_uncharged,
     sums_spender,
 )
+from secure_codream.configuration.weights import first_weights
 from secure_codream.deployment.budget import dry_run
 from secure_codream.doctor.findings import Finding, ok, warning
 from secure_codream.reports.words import counted
@@ -69,6 +70,7 @@ class Weighed:
         if course == "sums":
             return
         name = federation.common_model or client.model
+        first_weights(client, federation, given=False)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             model = build_model(name, federation, seed=client.seed, device=client.device)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from secure_codream.configuration.weights import BUILT_IN
 from secure_codream.reports.audit_results import AuditResult
 from secure_codream.reports.events import Amount, Count
 from secure_codream.reports.files import MalformedRecord, MissingRecord, write_whole
@@ -49,7 +50,6 @@ NOT_COVERED_RECORD = (
     "the number of its records, which the rate of sampling and a delta that nobody gave follow from, unless it was "
     "given a public number to go by",
     "more than one record of a person, here or at several clients, beyond what the statement says that several cost",
-    "weights that a model came with, if they were trained on the same records",
 )
 NOT_COVERED_CLIENT = (
     "who takes part and when, and how long a client computes",
@@ -78,6 +78,7 @@ SHARED_NOISE = (
     "clients that add no noise, or reveal theirs, beyond the stated number: nobody can see a missing share, so the "
     "claim stands on masks and on who really adds noise"
 )
+FIRST_WEIGHTS = "weights that a model came with, if they were trained on the same records: nobody can see that"
 ANOTHER_RUN = "runs on the same data that are charged to another ledger, or to none, as comparisons are"
 
 
@@ -133,6 +134,7 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
         sums: whether noised sums of clients' vectors are all that protects them; a client's own model is none of it.
         by_colluders: of noise of the ring, epsilon of the whole plan where 0, 1, 2, ... other clients reveal their
             shares, or add none; each client knows its own, so that against clients one more is to be counted.
+        weights: where the model's first weights come from; empty where nobody was asked.
         unit, neighbours, mechanism, sampling, randomness: in words.
     """
 
@@ -140,6 +142,7 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
     clip: Positive | None
     by_colluders: list[Amount] = []
     sums: bool = False
+    weights: str = ""
     unit: str = "one record of a client's training data"
     neighbours: str = "one record added or removed"
     mechanism: str = "DP-SGD (Abadi et al., CCS 2016), and Gaussian noise on counts and on statistics"
@@ -428,6 +431,7 @@ def privacy_statement(
         not_covered += [*([METRICS_REPORTED] if metrics_reported else []), ANOTHER_RUN]
         if record is not None:
             not_covered += [DEALT_OUT] if dealt_out else []
+            not_covered += [] if record.weights == BUILT_IN else [FIRST_WEIGHTS]
             not_covered += [SHARED_NOISE] if record.by_colluders else []
             not_covered.append(OWN_MODEL if record.sums else GRADIENTS if record.by_colluders else FLOATING_POINT)
     return PrivacyStatement(

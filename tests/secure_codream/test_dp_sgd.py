@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,11 @@ from codream_protocols.client import Memory
 from codream_protocols.courses.dp_sgd import DPSGD, MOST_PLANNED, DPSGDSettings
 from codream_protocols.settings import SettingsError
 from secure_codream.api.local import run_local
-from secure_codream.configuration.client import ClientConfig
+from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.courses import make_course, with_layout
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.learners import make_learner
-from secure_codream.configuration.limits import open_ledger
+from secure_codream.configuration.limits import check_budget, check_planned, open_ledger, own_budget
 from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.deployment.client import has_charged
 from secure_codream.deployment.statements import own_statement
@@ -291,3 +293,19 @@ def test_a_comparison_has_the_ring_and_asks_a_front_once_for_an_image(monkeypatc
     assert rows[1][0] == rows[1][1] != rows[0][0] and images >= 3 * 20 + 30
     again, later = run()
     assert again == rows and first - later >= 3 * 20 // PASS + 30 // PASS and len(known) == images
+
+
+def test_the_fragments_of_the_page_are_a_federation_and_its_client(tmp_path: Path) -> None:
+    """docs/privacy.md: the plan of `config.toml` fits into the budget of `client.toml`; both are read as they stand."""
+    page = (
+        (Path(__file__).parents[2] / "docs" / "privacy.md").read_text().partition("## Record level through the ring")[2]
+    )
+    whole, own = (text for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[:2])
+    (tmp_path / "client.toml").write_text(own)
+    found = read_client(tmp_path / "client.toml")
+    tables = {**tomllib.loads(whole), "task": {"shape": (1, 28, 28), "classes": 10}}
+    config = with_layout(check("config.toml", FederationConfig, tables))
+    check_budget(found, config)
+    plan = RingPlan(course_of(config), config.charter(roster_of(4)[1]).least_honest)
+    assert 0.9 * 4.0 < check_planned(plan, own_budget(found, plan)) <= 4.0
+    assert found.model == config.common_model and found.budget is not None and found.budget.anchor is not None

@@ -18,13 +18,16 @@ from codream_protocols.client import Memory
 from codream_protocols.courses.codream import CoDream
 from codream_protocols.zcdp import epsilon_of as concentrated
 from codream_protocols.zcdp import rho_of
+from secure_codream import Client
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.limits import charges_sums, check_budget, open_ledger
 from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.deployment.client import ChargedJournal, has_charged
+from secure_codream.deployment.provision import provision
 from secure_codream.deployment.statements import own_statement
+from secure_codream.deployment.verify_statement import verify_statement
 from secure_codream.simulation.wire import Federation
 from tests.secure_codream.small import roster_of
 from tests.secure_codream.test_client_level_ledger import VICTIM, policy_of
@@ -149,3 +152,17 @@ def test_the_statement_says_what_noised_sums_leave_of_a_record(tmp_path: Path) -
     by = said.record.by_colluders
     assert len(by) == 4 and by == sorted(by) and by[1] == pytest.approx(member.spent)
     assert any("own model" in line for line in said.not_covered) and "colluding with it" in said.headline
+
+
+def test_a_client_reserves_all_of_it_before_its_first_round_and_signs_what_it_says(tmp_path: Path) -> None:
+    """The way of `client` itself, up to its socket."""
+    clients = [client(name=name) for name in ("alice", "bob", "carol")]
+    provision(tmp_path / "out", config=federation(), clients=clients, address="tcp://127.0.0.1:1")
+    folder = tmp_path / "out" / "clients" / "alice"
+    with pytest.raises(Exception, match="allowed: tcp://HOST:PORT"):
+        Client(folder, train=(DATA.images, DATA.labels)).run(address="there")
+    stated = verify_statement(folder).statement
+    assert stated.record is not None and stated.record.sums and stated.client is not None
+    (member,) = stated.record.members
+    assert sum(part.steps for part in member.mechanisms) == 9 and member.spent > 4
+    assert all(part.began is None for part in member.mechanisms)

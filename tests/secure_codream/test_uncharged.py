@@ -12,13 +12,15 @@ from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 
+from codream_clients.models.zoo import build
 from codream_clients.privacy.index import known_index, users_index
 from codream_clients.privacy.ledger import Ledger
-from secure_codream import Client, cli
+from secure_codream import Client, cli, run_local
+from secure_codream.api.local import NotCovered
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.limits import HasLedger, look_uncharged, open_ledger
-from secure_codream.configuration.reading import check
+from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.deployment.provision import provision
 from secure_codream.deployment.statements import own_statement
 from secure_codream.deployment.verify_statement import verify_statement
@@ -109,3 +111,19 @@ def test_doctor_says_it_before_the_run_does(spent: Ledger, tmp_path: Path) -> No
         pass
     with pytest.raises(HasLedger):
         list(of_budget(tmp_path, own, OPEN, whole.charter, whole.course))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_run_local_says_that_it_charges_nothing(known: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Of images that are not said to be public; a ledger of theirs is named. Control: public ones."""
+    if known:
+        with open_ledger(tmp_path / "l.jsonl", client(), federation(), plan(), DATA, index=users_index()):
+            pass
+    shards = [DATA.subset(np.arange(part, 40, 2)) for part in range(2)]
+    models = [build("mlp_gn", channels=1, size=8, classes=10, seed=seed) for seed in range(2)]
+    for public in (False, True):
+        with pytest.raises(ConfigError, match="clients"):  # two are too few, and nothing is trained here
+            run_local(models, shards, DATA, classes=10, public=public)
+    (said,) = [str(one.message) for one in recwarn if one.category is NotCovered]
+    assert said.startswith("not covered: nothing says that the images are public")
+    assert (f"40 of them have spent in the ledger {tmp_path / 'l.jsonl'}" in said) is known
