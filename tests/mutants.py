@@ -66,12 +66,39 @@ def text(name: str, file: str, old: str, new: str, *tests: str, finding: str = "
 MUTANTS = (
     text(
         "every pass has as many images",
-        C + "privacy/record_sums.py",
-        "blank = PHYSICAL_BATCH - len(images)",
-        "blank = 0",
-        "tests/clients/test_record_sums.py",
+        C + "models/passes.py",
+        "size - len(images)",
+        "0",
+        RECORD_SUMS,
         "-k",
         "as_many_images",
+    ),
+    text(
+        "a judge's passes have as many images",
+        C + "privacy/judge.py",
+        "filled(images, TOGETHER).numpy()",
+        "images.numpy()",
+        "tests/clients/test_noised_judge.py",
+        "-k",
+        "changes_no_pass",
+    ),
+    text(
+        "no coin says whether there is a judge",
+        U + "configuration/assembly.py",
+        "if held is not None and (told or len(held)):",
+        "if held is not None and len(held):",
+        "tests/secure_codream/test_private_federation.py",
+        "-k",
+        "no_coin_say",
+    ),
+    text(
+        "no coin says what is planned",
+        U + "configuration/assembly.py",
+        "held_back=settings.held_back > 0",
+        "held_back=judge is not None and judge.images > 0",
+        "tests/secure_codream/test_private_federation.py",
+        "-k",
+        "no_coin_say",
     ),
     # votes and public features
     text(

@@ -127,7 +127,8 @@ def held_back(
 ) -> tuple[LabelledImages, Judge | None]:
     """The images that a client trains on, and what judges its rounds: those held back, or with too few the same.
 
-    There is no judge where `held_back` is 0, and in a federation with `[privacy]` none without images held back.
+    There is no judge where `held_back` is 0. In a federation with `[privacy]` the settings say whether there is one,
+    and no image does; but one that is told nothing with noise, and so never answers, is left out where it has none.
 
     Raises:
         ConfigError: images in groups, of which none can be held back in a federation with `[privacy]`.
@@ -137,7 +138,8 @@ def held_back(
         trained, held = hold_back(train, share, seed, one_by_one=private)
     except DatasetError as error:
         raise ConfigError(f"[learning]: held_back {share}: {error}") from error
-    if held is not None:
+    told = federation.privacy is not None and privacy_settings(federation.privacy).judge_noise > 0
+    if held is not None and (told or len(held)):
         return trained, Judge(held, pick_device(device), held_back=True)
     return train, None if private or share == 0 else Judge(train, pick_device(device), held_back=False)
 
@@ -232,7 +234,9 @@ def assemble(
     privacy = privacy_settings(federation.privacy)
     if records is not None:
         privacy = replace(privacy, records=records)
-    plan = plan_privacy(privacy, records=len(data[0]), rounds=federation.federation.rounds, held_back=judge is not None)
+    plan = plan_privacy(
+        privacy, records=len(data[0]), rounds=federation.federation.rounds, held_back=settings.held_back > 0
+    )
     charged = charged_images(plan, data[0], judge)
     try:
         return private_participant(

@@ -19,7 +19,7 @@ from codream_protocols.courses.dp_sgd import DPSGD
 from secure_codream.configuration.assembly import charged_images, held_back, load_client_data
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
-from secure_codream.configuration.federation import FederationConfig, privacy_settings
+from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
 from secure_codream.configuration.limits import (
     anchor_path,
     charges_sums,
@@ -104,7 +104,7 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
     own = client.budget.records if client.budget is not None else None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        plan, training = _planned(folder, federation, own, len(whole if sums else train), held_back=judge is not None)
+        plan, training = _planned(folder, federation, own, len(whole if sums else train))
     charged_on = whole if sums else charged_images(plan, train, judge)
     budget, path = own_budget(client, plan), ledger_path(folder / "privacy.jsonl", client)
     ledger = Ledger.look(path, by=spender(client, federation, charged_on), budget=budget, anchor=anchor_path(client))
@@ -154,9 +154,7 @@ class _Training:
     judged_with: float = 0.0  # noise of the counts of images held back; 0 where none is charged
 
 
-def _planned(
-    folder: Path, federation: FederationConfig, own: int | None, records: int, *, held_back: bool
-) -> tuple[Planned, _Training]:
+def _planned(folder: Path, federation: FederationConfig, own: int | None, records: int) -> tuple[Planned, _Training]:
     """All that the run will charge; `own` is the client's public number of its records, which has precedence."""
     if not federation.record_private:
         course, charter = make_course(federation), federation.charter(load_roster(folder))
@@ -175,11 +173,12 @@ def _planned(
         return ring, _Training(records, round(rate * records), rate, course.planned_steps, noise, smaller)
     settings = privacy_settings(federation.privacy or {})
     count = own or settings.records or records
-    plan = plan_privacy(settings, records=count, rounds=federation.federation.rounds, held_back=held_back)
+    judged = learning_settings(federation).held_back > 0
+    plan = plan_privacy(settings, records=count, rounds=federation.federation.rounds, held_back=judged)
     smaller = "a smaller batch_size under [privacy], which all parties agree on"
-    judged = settings.judge_noise if plan.judgements else 0.0
+    judge_noise = settings.judge_noise if plan.judgements else 0.0
     noise = plan.noise_multiplier
-    return plan, _Training(count, settings.batch_size, plan.sample_rate, _steps(plan), noise, smaller, judged)
+    return plan, _Training(count, settings.batch_size, plan.sample_rate, _steps(plan), noise, smaller, judge_noise)
 
 
 def _remarks(plan: _Training, held_back: int) -> tuple[tuple[str, str, str], ...]:

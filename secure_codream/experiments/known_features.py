@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from codream_clients.models.fronts import MOST_FEATURES, PASS, FixedFront
+from codream_clients.models.passes import filled
 
 _KNOWN: dict[tuple[str, bytes], torch.Tensor] = {}
 """Name of a model, digest of an image -> its features."""
@@ -39,10 +40,8 @@ class _KnownFeatures(nn.Module):
         found: dict[tuple[str, bytes], torch.Tensor] = {}
         for start in range(0, len(new), PASS):
             places = new[start : start + PASS]
-            # In passes of one size, whatever other cells have asked for: no last bit hangs on what ran before.
-            part = torch.cat([images[places], images.new_zeros(PASS - len(places), *images.shape[1:])])
-            with torch.no_grad():
-                features = self._front(part)
+            with torch.no_grad():  # no last bit hangs on what other cells have asked for
+                features = self._front(filled(images[places], PASS))
             found.update((keys[place], one.clone()) for place, one in zip(places, features, strict=False))
         given = torch.stack([found[key] if key in found else _KNOWN[key] for key in keys])
         if (len(_KNOWN) + len(found)) * given[0].numel() <= MOST_FEATURES:

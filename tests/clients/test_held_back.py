@@ -47,6 +47,11 @@ def test_of_few_images_and_without_a_share_nothing_is_held_back(count: int, shar
     assert hold_back(images(LEAST_IMAGES, 0), 0.1, 0)[1] is not None  # the control
 
 
+def test_one_by_one_none_at_all_may_judge_and_that_is_not_nobody() -> None:
+    trained, held = hold_back(images(20, 0), 1e-9, 0, one_by_one=True)
+    assert held is not None and len(held) == 0 and len(trained) == 20
+
+
 def test_a_group_is_never_divided() -> None:
     groups = np.random.default_rng(0).integers(0, 60, 600).astype(np.int64)
     trained, held = hold_back(images(400, 200, groups=groups), 0.2, 3)

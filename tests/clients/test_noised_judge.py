@@ -14,7 +14,7 @@ import torch
 from codream_clients.learning.judge import Judge
 from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, epsilon_of
-from codream_clients.privacy.judge import NoisedJudge
+from codream_clients.privacy.judge import TOGETHER, NoisedJudge
 from codream_clients.privacy.ledger import BudgetExceeded
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, PrivacySettings, plan_privacy
@@ -65,6 +65,31 @@ def test_each_round_is_counted_and_charged_once_and_kept_for_the_next_process(tm
     later = judge(Releases(reserved.append, tmp_path), seed=None)
     assert later.judge(Rule(500.0), 1).score == once.score and len(reserved) == 1
     assert later.judge(Rule(500.0), 9).score and reserved[1:] == [PLAN.judgement(3)], "after the last round"
+
+
+@pytest.mark.parametrize("count", [0, 1, TOGETHER + 1])
+def test_one_image_more_changes_no_pass_of_the_others_and_fails_alone(count: int) -> None:
+    seen: list[int] = []
+
+    class Watched(Rule):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            seen.append(len(batch))
+            if (batch == 13.0).any():
+                raise ValueError("such a pixel")
+            return super().forward(batch)
+
+    held = images(count, 0)
+    able = NoisedJudge(
+        Judge(held, CPU, held_back=True), PLAN, Releases(PlannedCharges(PLAN).reserve), NoiseSource(0), CPU
+    )
+    model = Watched(500.0)
+    right = able._correct(model)
+    assert seen == [TOGETHER] * -(-count // TOGETHER)
+    if count:
+        held.images[0] = 13.0
+        assert right - able._correct(model) == 1 and set(seen) == {TOGETHER}
+    verdict = able.judge(model, 0)
+    assert verdict.score.images == count and 0 <= verdict.score.accuracy <= 1
 
 
 def test_without_budget_nothing_is_counted() -> None:

@@ -68,6 +68,13 @@ def test_a_record_whose_features_are_not_finite_does_not_give_itself_away(monkey
     assert not defended or float(moved.abs().max()) < 1e-6
 
 
+def test_one_record_more_changes_no_pass_of_the_others():
+    model, seen = build("mlp_gn", channels=1, size=8, classes=10, seed=0), []
+    model.register_forward_pre_hook(lambda layer, given: seen.append(len(given[0])))
+    measure(model, images(module.BATCH + 1))
+    assert seen == [module.BATCH] * len(seen) and len(seen) == module.PUBLIC_IMAGES // module.BATCH + 2
+
+
 def test_noise_is_in_proportion_and_repeats_from_its_generator():
     model, data = build("cnn2_gn", channels=1, size=8, classes=10, seed=0), images()
     exact = flat(measure(model, data))

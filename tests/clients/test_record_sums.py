@@ -14,6 +14,7 @@ from torch.nn import functional
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.models import fronts
 from codream_clients.models.fronts import FixedFront
+from codream_clients.models.passes import filled
 from codream_clients.models.zoo import build
 from codream_clients.privacy import record_sums
 from codream_clients.privacy.noise import NoiseSource
@@ -138,14 +139,14 @@ def test_a_record_that_a_front_fails_at_takes_no_other_with_it(nearest: None) ->
 def test_samples_are_poisson_and_never_the_same_again() -> None:
     model, data = network(), images(40)
     noise, taken = noise_for(model), []
-    usual = record_sums._filled
+    usual = filled
 
-    def counted(chosen: Any, labels: Any) -> Any:
-        taken.append(len(chosen))
-        return usual(chosen, labels)
+    def counted(chosen: Any, size: int) -> Any:
+        taken.extend([len(chosen)] if chosen.ndim > 1 else [])
+        return usual(chosen, size)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(record_sums, "_filled", counted)
+    patch.setattr(record_sums, "filled", counted)
     source = sums(model, data, rate=0.25, seed=None)
     drawn = [source.draw(noise).tobytes() for _ in range(40)]
     again = sums(model, data, rate=0.25, seed=None).draw(noise).tobytes()  # as after a restart

@@ -303,6 +303,31 @@ def test_images_in_groups_are_not_split_one_by_one(tmp_path: Path) -> None:
     load_client_data(own, federation(privacy=None))
 
 
+def test_settings_and_no_coin_say_whether_a_client_has_a_judge(digits: Any) -> None:
+    """So that one record more changes neither noise nor charges; control: without noise on its counts there is none."""
+    shards, test = digits
+
+    def planned(share: float, noise: float) -> tuple[PrivacyPlan, Participant]:
+        plans: list[PrivacyPlan] = []
+
+        def releases(plan: PrivacyPlan, images: LabelledImages) -> Releases:
+            assert len(images) == len(shards[0])
+            plans.append(plan)
+            return Releases(PlannedCharges(plan).reserve)
+
+        tables = {"learning": {**SMALL["learning"], "held_back": share}, "privacy": {**PRIVACY, "judge_noise": noise}}
+        whole = federation(**tables)
+        participant = make_participant(client(), whole, data=(shards[0], test), model=model(), releases=releases)
+        return plans[0], participant
+
+    plan, none_held = planned(1e-9, 20.0)
+    assert plan.judgements == planned(0.2, 20.0)[0].judgements > 0
+    none_held.warm_up()
+    metrics = none_held.measure(number=1)
+    assert isinstance(none_held.judge, NoisedJudge) and metrics.judged_by == 0 and not metrics.worse
+    assert planned(1e-9, 0.0)[1].judge is None
+
+
 def test_images_in_groups_are_not_held_back_under_privacy(digits: Any) -> None:
     shards, test = digits
     grouped = replace(shards[0], groups=np.arange(len(shards[0])) // 2)

@@ -33,6 +33,8 @@ def hold_back(
 ) -> tuple[LabelledImages, LabelledImages | None]:
     """Divide a client's images into those to train on and those that judge; None where nothing is held back.
 
+    One by one, those that judge may be none at all, and are not None: whether there is a judge must not hang on images.
+
     Args:
         data: all of them.
         share: of each class, in [0, 1).
@@ -45,7 +47,7 @@ def hold_back(
     if share == 0 or not len(data) or (not one_by_one and len(data) < LEAST_IMAGES):
         return data, None
     chosen = _by_themselves(data, share, seed) if one_by_one else _of_units(data, share, seed)
-    if not chosen.any():
+    if not one_by_one and not chosen.any():
         return data, None
     return data.subset(np.flatnonzero(~chosen)), data.subset(np.flatnonzero(chosen))
 

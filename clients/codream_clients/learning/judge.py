@@ -47,8 +47,8 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """In [0, 1]."""
-        return self.correct / self.images
+        """In [0, 1]; 0 of no images."""
+        return self.correct / self.images if self.images else 0.0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from codream_clients.models.layers import Sides
 from codream_clients.models.names import Norm
+from codream_clients.models.passes import in_passes
 from codream_clients.models.scattering import COEFFICIENTS, STRIDE, Scattering
 
 MOST_FEATURES = 1 << 29
@@ -49,8 +50,7 @@ def without_front(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, to
     """What is trained, and what it is trained on: the head and each image's features, or model and images as they are.
 
     They stay as they are where there is no fixed front, where features are more than is kept, and where the front fails
-    at an image: then the whole model fails at it, and whoever trains must bear that. As many images go through in every
-    pass, blank ones among them: one image more must not change the last bits of another's features.
+    at an image: then the whole model fails at it, and whoever trains must bear that.
 
     Args:
         model: whichever.
@@ -58,14 +58,13 @@ def without_front(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, to
     """
     if not isinstance(model, FixedFront) or not len(images):
         return model, images
-    blank = images.new_zeros(-len(images) % PASS, *images.shape[1:])
-    parts = torch.split(torch.cat([images, blank]), PASS)
+    parts = in_passes(images, PASS)
     try:
         with torch.no_grad():
-            first = model.front(parts[0])
+            first = model.front(next(parts))
             if len(images) * first[0].numel() > MOST_FEATURES:
                 return model, images
-            return model.head, torch.cat([first, *(model.front(part) for part in parts[1:])])[: len(images)]
+            return model.head, torch.cat([first, *map(model.front, parts)])[: len(images)]
     except Exception:  # whatever a front of one's own raises
         return model, images
 

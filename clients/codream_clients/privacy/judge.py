@@ -4,6 +4,9 @@ What answers others may then depend on what it says, so a round that fails is ro
 count by 1 at most, and each count is a charge of the run's plan. An image is held back by a digest of itself alone, so
 it is either trained on or counted; its ledger is charged for both all the same.
 
+One image more changes nothing else: not whether there is a judge, which the settings say (its images may be none), nor
+what a model says of the others (`models.passes`).
+
 A model is worse where its count lies `FALL` deviations of the noise or more below the most of all rounds that were not
 worse. The difference of two counts has the deviation sqrt(2), and the most of several lies above the truth, so with
 less many rounds would be turned back for the noise alone. With 1,000 images and a deviation of 20 that is a fall by 8
@@ -14,16 +17,20 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from codream_clients.learning.judge import Judge, Score, Verdict
 from codream_clients.learning.training import predict_logits
+from codream_clients.models.passes import filled
 from codream_clients.privacy.histogram import noised
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.plan import PrivacyPlan
 from codream_clients.privacy.releases import Iterates, Release, Releases
 
 FALL = 4.0
+TOGETHER = 64
+"""Images that go through a model at a time, in every pass."""
 JUDGEMENT_NOISE = 1000003  # apart from the other mechanisms'
 
 
@@ -68,8 +75,19 @@ class NoisedJudge(Judge):
         return float(self._releases.once(self._plan.judgement(round), release)["count"][0])
 
     def _correct(self, model: nn.Module) -> int:
-        said = predict_logits(model, self.data.images, self._device).argmax(axis=1)
-        return int((said == self.data.labels).sum())
+        images, labels = torch.from_numpy(self.data.images), self.data.labels
+        starts = range(0, len(images), TOGETHER)
+        return sum(self._right(model, images[at : at + TOGETHER], labels[at : at + TOGETHER]) for at in starts)
+
+    def _right(self, model: nn.Module, images: torch.Tensor, labels: NDArray[np.int64]) -> int:
+        """How many of up to `TOGETHER` are right; one that the model fails at is not, and takes no other with it."""
+        try:
+            said = predict_logits(model, filled(images, TOGETHER).numpy(), self._device, TOGETHER)
+        except Exception:  # whatever a model of one's own raises
+            middle = len(images) // 2
+            halves = ((images[part], labels[part]) for part in (slice(middle), slice(middle, None)))
+            return sum(self._right(model, *half) for half in halves) if middle else 0
+        return int((said[: len(images)].argmax(axis=1) == labels).sum())
 
     def _score_of(self, count: float) -> Score:
         return Score(min(max(int(np.rint(count)), 0), self.images), self.images, None)

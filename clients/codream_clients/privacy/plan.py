@@ -121,7 +121,9 @@ def rounds_trained(charges: Sequence[SampledGaussian]) -> int:
 
 
 def plan_privacy(settings: PrivacySettings, *, records: int, rounds: int, held_back: bool = False) -> PrivacyPlan:
-    """Solve the budget of a client of `records` images, and others `held_back` or not, for a run of `rounds` rounds.
+    """Solve the budget of a client that trains on `records` images, for a run of `rounds` rounds.
+
+    `held_back`: whether the federation's settings hold images back, so that they judge; not whether there are any.
 
     Warns `WeakDelta`. Raises `AccountingError` for a budget that no amount of noise keeps, and
     `SettingsError` for fewer than one record or round.

@@ -5,12 +5,11 @@ Euclidean norm and rounded to integers within a norm that is checked exactly (`c
 noise is not added here: the protocol does, also where all this fails.
 
 One record more or less moves the sum by its own rounded vector and by nothing else. So as many images go through the
-model in every pass, blank ones among them: a library adds up in another order where there are others, and at weights
-that somebody chose for it the last bits of a sum may decide the whole of another record's gradient. A record whose
-gradient is not finite counts as zero, as in `training`; so does one that the model fails at, and no other with it: a
-batch that fails is divided until the record stands alone. What is fixed in front of a model (`models.fronts`) gives
-each record its features once. Sampling, rounding, how images vary and what layers draw come from a stream under a key
-of the operating system that is kept nowhere: after a restart all of it is drawn anew.
+model in every pass (`models.passes`). A record whose gradient is not finite counts as zero, as in `training`; so does
+one that the model fails at, and no other with it: a batch that fails is divided until the record stands alone. What is
+fixed in front of a model (`models.fronts`) gives each record its features once. Sampling, rounding, how images vary and
+what layers draw come from a stream under a key of the operating system that is kept nowhere: after a restart all of it
+is drawn anew.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from torch.nn import functional
 from codream_clients.data.augmentation import augment_batch
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.models.fronts import without_front
+from codream_clients.models.passes import filled
 from codream_clients.privacy.noise import Stream
 from codream_clients.privacy.training import LAYOUT
 from codream_protocols.discrete_gaussian import Integers
@@ -86,7 +86,12 @@ class RecordSums:
             return
         images = augment_batch(self._images[torch.from_numpy(chosen)], self._augment, self._stream.generator())
         try:
-            found = _record_gradients(self._model, weights, *_filled(images, self._labels[torch.from_numpy(chosen)]))
+            found = _record_gradients(
+                self._model,
+                weights,
+                filled(images, PHYSICAL_BATCH),
+                filled(self._labels[torch.from_numpy(chosen)], PHYSICAL_BATCH),
+            )
         except Exception:  # whatever a model of one's own raises
             if len(chosen) > 1:
                 for half in np.array_split(chosen, 2):
@@ -95,15 +100,6 @@ class RecordSums:
         finally:
             self._model.zero_grad(set_to_none=True)
         yield found[: len(chosen)]
-
-
-def _filled(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, with blank images of class 0 behind them: `PHYSICAL_BATCH` in all."""
-    blank = PHYSICAL_BATCH - len(images)
-    return (
-        torch.cat([images, images.new_zeros(blank, *images.shape[1:])]),
-        torch.cat([labels, labels.new_zeros(blank)]),
-    )
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.dreaming import ChannelStatistics, frozen
+from codream_clients.models.passes import in_passes
 from codream_clients.privacy.noise import Stream
 
 CLIP_TIMES_MEDIAN = 2.0
 """The bound is so many times the median norm over the public images."""
 PUBLIC_IMAGES = 256
-BATCH = 512
+BATCH = 64
 LEAST_VARIANCE = 1e-4
 
 
@@ -83,10 +84,10 @@ def _vectors(
     parts = []
     try:
         with frozen(model), torch.inference_mode():
-            for batch in torch.split(torch.from_numpy(images), BATCH):
+            for batch in in_passes(torch.from_numpy(images), BATCH):
                 model(batch.to(device))
                 parts.append(torch.cat([inputs[layer] for layer in layers], dim=1).cpu().numpy())
     finally:
         for handle in handles:
             handle.remove()
-    return np.concatenate(parts).astype(np.float64)
+    return np.concatenate(parts)[: len(images)].astype(np.float64)
