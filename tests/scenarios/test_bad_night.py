@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.system.night import Night, until
+from tests.system.night import Night, dreams, until
 
 LOST_AFTER, STEP = 5.0, 20.0
 NAMED_WITHIN = 15.0
@@ -35,7 +35,7 @@ def assert_named(night: Night, missing: str, looking: Iterable[str], since: floa
 @pytest.mark.exhaustive
 @pytest.mark.system
 def test_bad_night(tmp_path: Path) -> None:
-    night = Night(tmp_path, rounds=10, steps=24, seed=22, beat=0.5, lost_after=LOST_AFTER, step=STEP)
+    night = Night(tmp_path, rounds=10, tables=dreams(24), seed=22, beat=0.5, lost_after=LOST_AFTER, step=STEP)
     with night.falling():
         night.start("server", *night.NAMES)
         until(lambda: night.of("step_finished"))

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.system.night import Night, until
+from tests.system.night import Night, dreams, until
 
 
 @pytest.mark.exhaustive
@@ -17,7 +17,7 @@ from tests.system.night import Night, until
 def test_a_server_killed_at_fifty_random_instants_finishes_and_gives_no_epoch_up(
     tmp_path: Path, kills: int, rounds: int
 ) -> None:
-    night = Night(tmp_path, rounds=rounds, steps=24, seed=50, beat=0.5, lost_after=60.0)
+    night = Night(tmp_path, rounds=rounds, tables=dreams(24), seed=50, beat=0.5, lost_after=60.0)
     with night.falling():
         night.start("server", *night.NAMES)
         for _ in range(kills):
@@ -36,7 +36,7 @@ def test_a_server_killed_at_fifty_random_instants_finishes_and_gives_no_epoch_up
 @pytest.mark.parametrize("seed", range(20))
 def test_twenty_rough_nights(tmp_path: Path, seed: int) -> None:
     """Chaos with real processes: whoever is next is killed, cut off, or stopped, and comes back."""
-    night = Night(tmp_path, rounds=3, steps=12, seed=seed, beat=0.5, lost_after=4.0, step=12.0)
+    night = Night(tmp_path, rounds=3, tables=dreams(12), seed=seed, beat=0.5, lost_after=4.0, step=12.0)
     with night.falling():
         night.start("server", *night.NAMES)
         until(lambda: night.of("step_finished"))

@@ -42,7 +42,7 @@ FEDERATION: FederationConfig = check(
 CLIENT: ClientConfig = check("client.toml", ClientConfig, {"name": "alice", "model": "mlp_gn"})
 DATA = LabelledImages(np.random.default_rng(0).normal(size=(24, 1, 8, 8)).astype(np.float32), np.arange(24) % 3, 3)
 PLAN: PrivacyPlan = plan_privacy(PrivacySettings(**PRIVACY), records=24, rounds=1)
-WARM_UP, ROUND = PLAN.charges[1:]
+WARM_UP = PLAN.charges[1]
 CPU = torch.device("cpu")
 
 
@@ -90,9 +90,10 @@ def model() -> torch.nn.Module:
     return build("mlp_gn", channels=1, size=8, classes=3, seed=0)
 
 
-def process(folder: Path, ended: list[str]) -> None:
+def process(folder: Path, ended: list[str], plan: PrivacyPlan = PLAN) -> None:
     """A client's process: histogram, warm-up, a round; `ended` names the trainings that came to their end."""
-    with open_ledger(folder / "privacy.jsonl", CLIENT, FEDERATION, PLAN, DATA) as ledger:
+    settings, (_, _, a_round) = plan.settings, plan.charges
+    with open_ledger(folder / "privacy.jsonl", CLIENT, FEDERATION, plan, DATA) as ledger:
         own = ledger.own
         shelf = Releases(
             ledger.reserve,
@@ -103,13 +104,13 @@ def process(folder: Path, ended: list[str]) -> None:
             unreleased=own.unreleased,
             resumes=True,
         )
-        private_histogram(DATA, PLAN, shelf, NoiseSource())
-        training = PrivateTraining(PLAN, None, shelf, NoiseSource(), CPU)
+        private_histogram(DATA, plan, shelf, NoiseSource())
+        training = PrivateTraining(plan, None, shelf, NoiseSource(), CPU)
         network = model()
-        training(network, DATA, 1, 0)
+        training(network, DATA, settings.warm_up_epochs, 0)
         ended.append("warm-up")
-        if ROUND not in shelf.spent:
-            training(network, DATA, 1, 0)
+        if a_round not in shelf.spent:
+            training(network, DATA, settings.round_epochs, 0)
             ended.append("round")
         ledger.end()
 

@@ -22,6 +22,7 @@ from codream_clients.privacy.ledger_entries import MAX_CHARGES
 from codream_clients.privacy.ring_plan import RingPlan
 from codream_protocols.client import Memory
 from codream_protocols.courses.dp_sgd import DPSGD, MOST_PLANNED, DPSGDSettings
+from codream_protocols.record_noise import RecordNoise
 from codream_protocols.settings import SettingsError
 from secure_codream.api.local import run_local
 from secure_codream.configuration.client import ClientConfig, read_client
@@ -208,6 +209,29 @@ def test_a_spent_ledger_sends_noise_and_the_others_go_on(digits: Any) -> None:
     simulation = Simulation(course, learners, seed=0, failed=lambda member, error: told.append((member, type(error))))
     published = simulation.run_epoch()
     assert np.isfinite(published["weights"]).all() and told == [(0, BudgetExceeded)] * 5
+
+
+def test_where_nobody_can_answer_the_sum_is_the_noise_of_all_shares(digits: Any) -> None:
+    """Ledgers that are spent and learners that fail: others count on the noise of each, whatever became of the rest."""
+    course = course_of(federation())
+
+    class Failing:
+        def compute(self, task: Any, spec: Any) -> Any:
+            raise ZeroDivisionError
+
+        def learn(self, number: int, publication: Any) -> None:
+            pass
+
+    def spent(charge: SampledGaussian) -> None:
+        raise BudgetExceeded("nothing is left")
+
+    learner = make_learner(client(), federation(), course, data=(digits[0][0], None), ring=lambda images: spent).learner
+    simulation = Simulation(course, [learner, *[Failing()] * 3], seed=0, failed=lambda member, error: None)
+    published = simulation.run_epoch()
+    (spec,) = course.specs(simulation.charter.least_honest)
+    assert isinstance(spec.noise, RecordNoise)
+    ring_unit = spec.noise.norm / spec.noise.radius / course.settings.batch_size
+    assert published["velocity"].std() == pytest.approx(ring_unit * (4 * spec.noise.variance) ** 0.5, rel=0.05)
 
 
 def test_another_architecture_has_the_common_model_handed_down_without_a_look_at_records(digits: Any) -> None:

@@ -14,9 +14,10 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol, TextIO
 
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.federation import FederationConfig
@@ -34,6 +35,18 @@ def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
     return found
+
+
+class Running(Protocol):
+    """What is needed of a process: of `subprocess.Popen`."""
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 class Line:
@@ -93,32 +106,57 @@ class Line:
         self._open.discard(source)
 
 
+def dreams(steps: int) -> dict[str, Any]:
+    """Tables of a federation that dreams so many steps a round."""
+    return {
+        "dreams": {"batch": 4, "steps": steps, "window": 1000},
+        "learning": {"warm_up_epochs": 1, "distil_epochs": 1, "local_steps": 1},
+    }
+
+
 class Night:
     """A provisioned federation of three, on digits, whose server has one port for all its lives.
 
     Args:
         folder: made.
-        rounds: of dreams.
-        steps: of a round's dreams.
+        rounds: of the course.
         seed: of what happens.
+        course: its name.
+        tables: the course's own.
+        client: what each client has in the place of "mlp" and of nothing.
         timing: the server's.
     """
 
     NAMES = ("a", "b", "c")
 
-    def __init__(self, folder: Path, *, rounds: int, steps: int, seed: int, **timing: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rounds: int,
+        seed: int,
+        tables: Mapping[str, Any],
+        course: str = "codream",
+        client: Mapping[str, Any] = MappingProxyType({}),
+        **timing: float,
+    ) -> None:
         config = FederationConfig.model_validate(
             {
-                "federation": {"rounds": rounds, "name": "night"},
+                "federation": {"rounds": rounds, "name": "night", "course": course},
                 "task": {"shape": (1, 8, 8), "classes": 10},
-                "dreams": {"batch": 4, "steps": steps, "window": 1000},
-                "learning": {"warm_up_epochs": 1, "distil_epochs": 1, "local_steps": 1},
                 "timing": timing,
+                **tables,
             }
         )
         clients = [
             ClientConfig.model_validate(
-                {"name": name, "model": "mlp", "device": "cpu", "data": {"clients": 3, "part": part, "per_client": 20}}
+                {
+                    "name": name,
+                    "model": "mlp",
+                    "device": "cpu",
+                    "data": {"clients": 3, "part": part, "per_client": 20},
+                    **client,
+                }
             )
             for part, name in enumerate(self.NAMES)
         ]
@@ -127,7 +165,7 @@ class Night:
         provision(folder, config=config, clients=clients, address=f"tcp://127.0.0.1:{self.port}")
         self.folder, self.rounds, self.chance = folder, rounds, random.Random(seed)
         self.lines = {name: Line(self.port) for name in self.NAMES}
-        self.running: dict[str, subprocess.Popen[str]] = {}
+        self.running: dict[str, Running] = {}
         self._events: list[dict[str, Any]] = []
         self._read = 0
 
@@ -144,9 +182,11 @@ class Night:
     def start(self, *names: str) -> None:
         for name in names:
             with (self.folder / f"{name}.screen").open("a") as screen:
-                self.running[name] = subprocess.Popen(
-                    self.command(name), env=ENVIRONMENT, stdout=screen, stderr=screen, text=True
-                )
+                self.running[name] = self.process(self.command(name), screen)
+
+    def process(self, command: list[str | Path], screen: TextIO) -> Running:
+        """A party's, started."""
+        return subprocess.Popen(command, env=ENVIRONMENT, stdout=screen, stderr=screen, text=True)
 
     def start_again(self, name: str) -> int:
         """Start a party that runs a second time; the exit code of the second one."""
