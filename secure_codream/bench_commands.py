@@ -20,11 +20,9 @@ class Rival(StrEnum):
 
 
 def bench(
-    clients: Annotated[str, typer.Option("--n", help="Clients; several with commas between.")] = "20",
-    lengths: Annotated[str, typer.Option("--d", help="Coordinates of a vector; several with commas between.")] = (
-        "1000000"
-    ),
-    bits: Annotated[str, typer.Option("--m", help="Bits of a ring element; several with commas between.")] = "16,21",
+    members: Annotated[str, typer.Option(help="Clients; several with commas between.")] = "20",
+    dimension: Annotated[str, typer.Option(help="Coordinates of a vector; several with commas between.")] = "1000000",
+    bits: Annotated[str, typer.Option(help="Bits of a ring element; several with commas between.")] = "16,21",
     dropped: Annotated[str, typer.Option(help="Clients that fall silent in each step; commas between.")] = "0",
     modes: Annotated[str, typer.Option(help="lockstep, resilient; commas between.")] = "lockstep,resilient",
     losses: Annotated[LossesName, typer.Option(help="In resilient mode: sums over any, or over whole blocks.")] = (
@@ -32,7 +30,8 @@ def bench(
     ),
     steps: Annotated[int, typer.Option(min=1, max=100, help="Steps of an epoch.")] = 10,
     case: Annotated[
-        list[str] | None, typer.Option(metavar="N:D:M:DROPPED", help="One more, in resilient mode; repeat.")
+        list[str] | None,
+        typer.Option(metavar="MEMBERS:DIMENSION:BITS:DROPPED", help="One more, in resilient mode; repeat."),
     ] = None,
     against: Annotated[Rival | None, typer.Option(help="Measure this too; flower needs the extra \\[flower].")] = None,
     plot: Annotated[bool, typer.Option(help="Draw a picture, which needs matplotlib.")] = True,
@@ -56,9 +55,9 @@ def bench(
         require("matplotlib")
     cases = cases_of(
         modes=_modes(modes),
-        clients=_numbers(clients, "--n"),
-        lengths=_numbers(lengths, "--d"),
-        bits=_numbers(bits, "--m"),
+        clients=_numbers(members, "--members"),
+        lengths=_numbers(dimension, "--dimension"),
+        bits=_numbers(bits, "--bits"),
         drops=_numbers(dropped, "--dropped"),
         losses=losses.value,
         steps=steps,
@@ -79,8 +78,8 @@ def bench(
 
         draw(found, folder / "bench.svg")
     if write_document is not None:
-        flags = f"--n {clients} --d {lengths} --m {bits} --dropped {dropped} --modes {modes} --losses {losses.value}"
-        flags += f" --steps {steps}"
+        flags = f"--members {members} --dimension {dimension} --bits {bits} --dropped {dropped} --modes {modes}"
+        flags += f" --losses {losses.value} --steps {steps}"
         flags += "".join(f" --case {text}" for text in case or [])
         write_whole(write_document, page(found, flags + ("" if against is None else " --against flower")).encode())
     if json:
@@ -100,7 +99,9 @@ def _numbers(text: str, flag: str) -> list[int]:
 def _four(text: str) -> tuple[int, int, int, int]:
     parts = text.split(":")
     if len(parts) != 4 or not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(f"found {text!r}; N:D:M:DROPPED, four whole numbers, is allowed", param_hint="--case")
+        raise typer.BadParameter(
+            f"found {text!r}; MEMBERS:DIMENSION:BITS:DROPPED, four whole numbers, is allowed", param_hint="--case"
+        )
     n, d, m, dropped = map(int, parts)
     return n, d, m, dropped
 

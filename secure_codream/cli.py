@@ -232,7 +232,7 @@ def provision(
 
     Where sites make their own keys: `keygen`, `join-request`, `roster`, `charter`.
     """
-    from secure_codream.deployment.exposure import agreed_names, exposures
+    from secure_codream.deployment.exposure import exposures, remarks
     from secure_codream.deployment.provision import provision as make
 
     pairs = [text.partition("=") for text in client]
@@ -244,7 +244,7 @@ def provision(
     ]
     roster = make(out, config=read_federation(config), clients=configs, address=address, serial=serial)
     federation = read_federation(config)
-    warned = [*exposures(federation, roster), *agreed_names(federation)]
+    warned = [*exposures(federation, roster), *remarks(federation)]
     if json:
         say_json(
             {

@@ -16,6 +16,7 @@ from secure_codream.command_parts import (
     Root,
     as_source,
     console,
+    fail,
     given,
     say,
     say_json,
@@ -45,13 +46,17 @@ def data(
     from codream_clients.data.sheet import write_sheet
     from codream_clients.data.survey import survey
     from codream_clients.data.understanding import lines
-    from secure_codream.configuration.client import DataTable
+    from secure_codream.configuration.client import DataTable, read_client
     from secure_codream.configuration.federation import read_federation
     from secure_codream.configuration.images import names_line, source_of
     from secure_codream.configuration.reading import check
+    from secure_codream.deployment.files import CLIENT_FILE
     from secure_codream.reports.files import written_whole
     from secure_codream.use.predict import check_out
 
+    if (Path(source) / CLIENT_FILE).is_file():
+        own = read_client(Path(source) / CLIENT_FILE).data.source
+        fail(f"{source}: found a client's own folder; its images are needed: secure-codream data {own}", 2)
     flags = {"size": size, "groups": groups, "pages": pages, "channels": channels, "root": root}
     if sheet is not None:
         check_out(sheet, [Path(source)], force=force, option="--sheet")

@@ -378,7 +378,7 @@ def charter(
 ) -> None:
     """Sign the charter: all settings of config.toml, for the newest roster. Its folder is handed to every party."""
     from secure_codream.deployment.charter import following, sign
-    from secure_codream.deployment.exposure import agreed_names, exposures
+    from secure_codream.deployment.exposure import exposures, remarks
     from secure_codream.deployment.verify import RecordRefused
 
     federation = read_federation(config)
@@ -389,7 +389,7 @@ def charter(
         fail(str(error), 1)
     signer = administration.administrator_of(folder, Passphrase())
     out, found, federation = sign(folder, signer, federation)
-    exposed = [*exposures(federation, found), *agreed_names(federation)]
+    exposed = [*exposures(federation, found), *remarks(federation)]
     if json:
         say_json(
             {
@@ -446,14 +446,14 @@ def _tell_administrators(before: Sequence[bytes], after: Sequence[bytes], screen
 
 
 def _tell_settings(config: FederationConfig, found: Roster, screen: Console) -> None:
+    from secure_codream.deployment.exposure import protection
+
     charter_ = config.charter(found)
     table = config.federation
     say(screen, f"Charter {charter_.digest.hex()}")
     rounds = "" if table.course == "sums" else f", {counted(table.rounds, 'round')}"
     say(screen, f"Course {table.course}{rounds}; {counted(charter_.aggregation.colluders, 'member')} may collude.")
-    privacy = {"[privacy]": config.privacy, "[dp_sgd]": config.dp_sgd, "[client_privacy]": config.client_privacy}
-    named = " and ".join(name for name, table_ in privacy.items() if table_ is not None)
-    say(screen, f"Differential privacy: {named or 'none'}.")
+    say(screen, protection(config))
     for reference, found_digest in sorted(config.code.items()):
         say(screen, f'Own code that every party RUNS: "{reference}" = "{found_digest}"')
     if charter_.predecessor is not None:

@@ -112,7 +112,7 @@ class Acceptance(Struct, frozen=True, forbid_unknown_fields=True):
         """
         member = roster.members[roster.number_of(self.member)]
         if (self.roster, self.serial, self.charter) != (roster.hash, roster.serial, charter.digest):
-            raise BadSignature(f"{self.member}'s acceptance of another charter or roster", "of this")
+            raise BadSignature(f"{self.member}'s acceptance of another charter or roster", "one of this charter")
         verify(member.identity_key, self.signature, "acceptance", _content(self))
 
 

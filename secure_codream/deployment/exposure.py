@@ -7,14 +7,42 @@ from collections.abc import Sequence
 from codream_protocols.charter import Charter, blocks_by_key, cuts
 from codream_protocols.course import Course
 from codream_protocols.identity import Roster
-from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.federation import FederationConfig, privacy_settings
 
 
-def agreed_names(config: FederationConfig) -> list[str]:
-    """What is to be said of the classes' names, to whoever signs the settings: nothing, where all is well."""
-    if config.federation.course == "sums" or config.task.class_names is not None:
-        return []
-    return ["[task] has no class_names: a client whose images name their classes will not take part without it."]
+def remarks(config: FederationConfig) -> list[str]:
+    """What is to be said to whoever signs the settings, while they can be changed: nothing, where all is well."""
+    said = []
+    if config.federation.course != "sums" and config.task.class_names is None:
+        said.append(
+            "[task] has no class_names: a client whose images name their classes will not take part without it."
+        )
+    if config.privacy is not None and "distil_lr" not in config.learning:
+        said.append(
+            "[privacy] and no distil_lr under [learning]: private clients see dreams alone in distillation, and at the "
+            "default rate forget what no dream shows; distil_lr = 0.0025 and distil_noise = 0.0 do better."
+        )
+    return said
+
+
+def protection(config: FederationConfig) -> str:
+    """Whom differential privacy protects and within which bound, to whoever signs or accepts the settings."""
+    said = []
+    if config.privacy is not None:
+        bound = privacy_settings(config.privacy)
+        delta = "a tenth of one over a client's images" if bound.delta is None else f"{bound.delta:g}"
+        said.append(f"each record, epsilon {bound.epsilon:g} at delta {delta}; models need group norm, as cnn2_gn has")
+    if config.dp_sgd is not None:
+        said.append(
+            f"each record, epsilon {config.dp_sgd.epsilon:g} at delta {config.dp_sgd.delta:g}, by noise of which each "
+            "client adds a share"
+        )
+    if config.client_privacy is not None:
+        said.append(
+            f"all that one client sends, epsilon {config.client_privacy.epsilon:g} at delta "
+            f"{config.client_privacy.delta:g}"
+        )
+    return f"Differential privacy: {'; '.join(said) or 'none'}."
 
 
 def exposures(config: FederationConfig, roster: Roster) -> list[str]:

@@ -23,7 +23,7 @@ from secure_codream.deployment.acceptance import permitted
 from secure_codream.deployment.earlier import is_running
 from secure_codream.deployment.exposure import exposures
 from secure_codream.deployment.files import CLIENT_FILE, JOURNAL, RECORD
-from secure_codream.doctor.findings import MENDABLE, Finding, State, failure, looked, ok, warning
+from secure_codream.doctor.findings import MENDABLE, Finding, State, failed, failure, looked, ok, warning
 from secure_codream.doctor.machine import bytes_to_write, of_clock, of_descriptors, of_disk
 from secure_codream.doctor.reachability import REACHABILITY, of_own_port, of_server
 from secure_codream.membership.accepted import (
@@ -131,7 +131,14 @@ class _Examination:
     def _settings(self) -> Iterator[Finding]:
         if self._is_client:
             self._known.client = read_client(self._folder / CLIENT_FILE)
-        self._known.federation = read_federation(self._folder / "config.toml")
+        config = self._folder / "config.toml"
+        if not config.exists() and not (self._folder / ROSTER).exists():
+            accept = f"secure-codream roster verify {self._folder} CHARTER --administrator FINGERPRINT --accept"
+            yield failed(
+                SETTINGS, f"no charter in {self._folder} yet", "one that was accepted", f"{accept}, which lays it here"
+            )
+            return
+        self._known.federation = read_federation(config)
         names = f"{CLIENT_FILE} and config.toml" if self._is_client else "config.toml"
         yield ok(SETTINGS, f"{names} can be read")
 
@@ -192,7 +199,7 @@ class _Examination:
                 ACCEPTANCE, f"none of {', '.join(missing)}", "one of each client", f"put into {place} what they send"
             )
         for problem in wrong:
-            yield warning(ACCEPTANCE, problem, "acceptances of this charter", "take the file away")
+            yield warning(ACCEPTANCE, problem, do="take the file away")
 
     def _learning(
         self,

@@ -44,7 +44,7 @@ def ok(check: str, found: str) -> Finding:
     return Finding(check, State.OK, found)
 
 
-def warning(check: str, found: str, allowed: str, do: str = "") -> Finding:
+def warning(check: str, found: str, allowed: str = "", do: str = "") -> Finding:
     """It runs, and somebody should know."""
     return Finding(check, State.WARNING, found, allowed, do)
 

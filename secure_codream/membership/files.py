@@ -62,7 +62,9 @@ def write_new(path: Path, content: bytes) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise WouldOverwrite(f"{path}: found a file already; choose another folder, nothing is overwritten") from None
+        raise WouldOverwrite(
+            f"{path}: found a file already; take it away, or choose another folder: nothing is overwritten"
+        ) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

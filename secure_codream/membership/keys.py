@@ -126,7 +126,7 @@ def make_keys(folder: Path, *names: str, passphrase: Passphrase | None = None) -
     """
     for name in (*names, PINNED) if ADMINISTRATOR in names else names:
         if os.path.lexists(folder / name):
-            raise KeyFileError(f"{folder / name}: found a file already; choose another folder, nothing is overwritten")
+            raise KeyFileError(f"{folder / name}: found a file already; choose another folder: nothing is overwritten")
     if passphrase is not None:
         try:
             passphrase.get(twice=True)

@@ -13,11 +13,13 @@ def judge_line(event: Mapping[str, Any]) -> str:
     images = event["images"]
     if event["held_back"]:
         said = f"{counted(images, 'image')} of its own are held back from training and judge each round"
-        return said if event["sees_all"] else f"{said}; they lack classes of the task, and can tell of a collapse alone"
+        return (
+            said if event["sees_all"] else f"{said}; they lack classes of the task, and show a collapse, nothing finer"
+        )
     if images:
         return (
             f"{counted(images, 'image')} are too few to hold some back: those that are trained on judge each round, "
-            "and they can tell of a collapse alone"
+            "and they show a collapse, nothing finer"
         )
     return "no image is held back from training, and nothing judges the rounds"
 

@@ -19,6 +19,7 @@ class _Figures(msgspec.Struct):
 
     rounds: _Count
     accuracy: _Share | None = None
+    tested: _Count = 0
     held_accuracy: _Share | None = None
     best_accuracy: _Share | None = None
     best_round: _Count | None = None

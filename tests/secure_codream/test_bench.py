@@ -24,7 +24,21 @@ LIMITS = Limits("AES-256-CTR", generator_speed=1e9, memory_speed=1e10)
 
 
 def test_json_is_one_object_with_the_fields_of_every_row(tmp_path: Path) -> None:
-    words = ["bench", "--n", "4", "--d", "50", "--m", "16", "--dropped", "0,1", "--steps", "1", "--no-plot", "--json"]
+    words = [
+        "bench",
+        "--members",
+        "4",
+        "--dimension",
+        "50",
+        "--bits",
+        "16",
+        "--dropped",
+        "0,1",
+        "--steps",
+        "1",
+        "--no-plot",
+        "--json",
+    ]
     done = CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path), "--write-document", str(tmp_path / "p.md")])
     assert done.exit_code == 0, done.output
     found = loads(done.stdout)
@@ -82,9 +96,9 @@ def test_a_page_says_how_often_less_and_how_near_the_limit() -> None:
     row = Row("client_step", "lockstep", 20, 10**6, 16, 0, 10.0, 75.0, 2.5, "ms")
     part = Row("sending", "lockstep", 20, 10**6, 16, 0, 5.0, None, 2.5, "ms")
     machine = {"processor": "P", "generator": "G", "generator_speed": 1.0, "memory_speed": 2.0}
-    text = page(Bench((row,), (part,), machine, {"numpy": "2"}, 10, "2026-01-02"), "--n 20")
+    text = page(Bench((row,), (part,), machine, {"numpy": "2"}, 10, "2026-01-02"), "--members 20")
     assert "| 10 ms | 75 ms | 7.5 | 2.5 ms | 0.25 |" in text and "| 5 ms |  |  | 2.5 ms | 0.50 |" in text
-    assert "bench --n 20 --write-document docs/performance.md` on 2026-01-02" in text
+    assert "bench --members 20 --write-document docs/performance.md` on 2026-01-02" in text
 
 
 def test_the_document_says_what_the_command_would_say() -> None:

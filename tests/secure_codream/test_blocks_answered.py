@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from codream_protocols.specs import Block
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.blocks_answered import BlocksAnswered
-from secure_codream.deployment.exposure import all_noised, exposures
+from secure_codream.deployment.exposure import all_noised, exposures, protection, remarks
 from tests.secure_codream.small import codream, roster_of
 
 OWN = roster_of(9)[1].members[0].identity_key
@@ -218,3 +219,28 @@ def test_noise_that_lets_a_cut_pass_is_that_of_every_vector_not_a_table() -> Non
     assert not all_noised(make_course(codream()), codream().charter(members))
     plain = Sums({"visits": (Block("patients", 1, 10.0),)})
     assert not all_noised(plain, noised.charter(members))
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({}, "none."),
+        ({"privacy": {"epsilon": 4.0}}, "each record, epsilon 4 at delta a tenth of one over a client's images; "),
+        ({"privacy": {"epsilon": 4.0, "delta": 1e-5}}, "each record, epsilon 4 at delta 1e-05; models need group norm"),
+        (
+            {"client_privacy": {"epsilon": 8.0, "delta": 1e-5, "update_norm": 1.0, "logit_norm": 1.0}},
+            "all that one client sends, epsilon 8 at delta 1e-05.",
+        ),
+    ],
+)
+def test_whoever_accepts_reads_the_bound_itself(tables: dict[str, Any], said: str) -> None:
+    """It was said that there is a [privacy], and not how much of it."""
+    assert protection(codream(**tables)).startswith(f"Differential privacy: {said}")
+
+
+def test_whoever_signs_privacy_is_told_of_the_rate_at_which_private_clients_forget() -> None:
+    """A first private federation, with the defaults, ended far below training alone."""
+    private = {"privacy": {"epsilon": 4.0}}
+    assert any("distil_lr = 0.0025" in line for line in remarks(codream(**private)))
+    for tables in ({}, {**private, "learning": {"distil_lr": 0.02}}):  # who names a rate has chosen it
+        assert not any("distil_lr" in line for line in remarks(codream(**tables)))

@@ -297,7 +297,7 @@ FALL = {
         (
             {"event": "judge", "images": 62, "held_back": True, "sees_all": False},
             "62 images of its own are held back from training and judge each round; they lack classes of the task, and "
-            "can tell of a collapse alone",
+            "show a collapse, nothing finer",
         ),
         (
             {"event": "judge", "images": 30, "held_back": False, "sees_all": True},

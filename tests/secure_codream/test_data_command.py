@@ -74,6 +74,14 @@ def test_the_command_says_what_it_found_counted_and_left_out(tmp_path: Path) -> 
         assert len(set(np.asarray(sheet.convert("L")).ravel().tolist())) > 100
 
 
+def test_a_clients_own_folder_is_no_images_and_the_command_for_its_images_is_said(tmp_path: Path) -> None:
+    """A newcomer typed the folder that all other commands take, and was told of a lack of class folders."""
+    (tmp_path / "client.toml").write_text('name = "alice"\nmodel = "mlp"\n[data]\nsource = "scans.npz"\n')
+    result = CliRunner().invoke(app, ["data", str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"secure-codream data {tmp_path / 'scans.npz'}" in result.stderr.replace("\n", "")
+
+
 def test_a_sheet_replaces_nothing_and_lies_beside_what_is_read(tmp_path: Path) -> None:
     root = folder(tmp_path / "scans")
     content = b"something dear"

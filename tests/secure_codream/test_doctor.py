@@ -28,7 +28,7 @@ from secure_codream.doctor.examination import examine, well
 from secure_codream.doctor.findings import Finding, State
 from secure_codream.doctor.machine import of_clock, of_descriptors, of_disk
 from secure_codream.doctor.reachability import of_server
-from secure_codream.membership.keys import new_transport_key, public_transport_key
+from secure_codream.membership.keys import make_keys, new_transport_key, public_transport_key
 from tests.secure_codream.small import has_ipv6
 
 NAMES = ("a", "b", "c")
@@ -170,6 +170,24 @@ def test_what_is_broken_is_named_and_mended_by_what_is_said(
 def test_an_administrators_folder_is_no_partys(tmp_path: Path, port: int) -> None:
     findings = examine(provisioned(tmp_path / "f", port) / "administrator")
     assert {"settings", "roster", "keys"} <= set(failing(findings))
+
+
+def test_before_a_charter_is_accepted_it_is_said_what_lays_it_there(tmp_path: Path) -> None:
+    make_keys(tmp_path, "transport", "identity")
+    (tmp_path / "client.toml").write_text('name = "a"\nmodel = "mlp"\n')
+    settings = next(one for one in examine(tmp_path) if one.check == "settings")
+    assert settings.state is State.FAILED
+    assert settings.do.startswith(f"secure-codream roster verify {tmp_path} ")
+
+
+def test_an_acceptance_of_another_charter_is_said_once_with_one_remedy(tmp_path: Path, port: int) -> None:
+    folder = provisioned(tmp_path / "f", port)
+    other = provisioned(tmp_path / "other", port)
+    place = folder / "server" / "acceptances"
+    (place / "old.json").write_bytes((other / "server" / "acceptances" / "a.json").read_bytes())
+    (finding,) = (one for one in examine(folder / "server") if one.check == "acceptance")
+    assert finding.state is State.WARNING and finding.do == "take the file away"
+    assert finding.found.count("allowed") == 1 and not finding.allowed
 
 
 def test_code_of_a_charter_that_was_not_accepted_is_not_run(

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from secure_codream import cli
-from secure_codream.deployment.endings import client_ending
+from secure_codream.deployment.endings import accuracies, client_ending
 from secure_codream.reports.files import MalformedRecord, MissingRecord
 from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.party_report import write_party_report
@@ -212,6 +212,13 @@ def test_damaged_figures_are_said_at_a_clients_end_and_change_nothing_else(site:
     (site / "model.safetensors").touch()
     ending = client_ending(site)
     assert "no accuracies" in ending[0] and "line 1" in ending[0] and any("model.safetensors" in one for one in ending)
+
+
+@pytest.mark.parametrize(("now", "tested", "harmed"), [(0.538, 500, True), (0.86, 500, False), (0.538, 10, False)])
+def test_rounds_that_harmed_a_model_beyond_chance_are_said_at_its_end(now: float, tested: int, harmed: bool) -> None:
+    """A private federation with the defaults ended at 53.8 % after 88.8 % alone, and nothing was said of it."""
+    said = accuracies([{"rounds": 0, "accuracy": 0.888}, {"rounds": 2, "accuracy": now, "tested": tested}])
+    assert [line.startswith("warning: 35.0 points below training alone") for line in said[1:]] == [True] * harmed
 
 
 def test_pages_load_nothing_from_elsewhere(server: Path, site: Path) -> None:

@@ -101,7 +101,7 @@ def test_no_private_key_is_in_any_other_file(out: Path) -> None:
 
 def test_nothing_is_overwritten(out: Path) -> None:
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(KeyFileError, match="found a file already; choose another folder, nothing is overwritten"):
+    with pytest.raises(KeyFileError, match="choose another folder: nothing is overwritten"):
         make(out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 

@@ -66,8 +66,8 @@ class SoftLabelShare:
 class Metrics:
     """State of a participant after `rounds` rounds (0: warm-up only).
 
-    `accuracy` on its test images (None without any) and `train_accuracy` on its own (None with a replaced local
-    training, which may be private) lie in [0, 1];
+    `accuracy` on its `tested` test images (None without any) and `train_accuracy` on its own (None with a replaced
+    local training, which may be private) lie in [0, 1];
     `distil_loss` is the last epoch's mean, in nats times T^2 (0 after the warm-up and in rounds without distillation).
 
     Of its judge (`judge.Judge`; None and False without one): `judged_by` is how many images judge, `held_accuracy` how
@@ -82,6 +82,7 @@ class Metrics:
     accuracy: float | None
     train_accuracy: float | None
     distil_loss: float
+    tested: int = 0
     judged_by: int = 0
     held_back: bool = False
     held_accuracy: float | None = None
@@ -122,6 +123,7 @@ def measured(
         accuracy=None if test is None else evaluate(model, test, device),
         train_accuracy=None if train is None else evaluate(model, train, device),
         distil_loss=distil_loss,
+        tested=0 if test is None else len(test),
         rolled_back=rolled_back,
         **judged,
     )
