@@ -564,6 +564,15 @@ MUTANTS = (
         "tests/secure_codream/test_own_code.py",
     ),
     text(
+        "a report runs no code of a record",
+        U + "reports/starts.py",
+        "        if config.code:",
+        "        if False:",
+        "tests/secure_codream/test_own_code.py",
+        "-k",
+        "report",
+    ),
+    text(
         "settings in the charter",
         U + "configuration/federation.py",
         '            tables["learning"] = _own_learning(asdict(learning_settings(self)))\n',

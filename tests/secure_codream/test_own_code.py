@@ -17,6 +17,7 @@ from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.own_code import load_named, source_digest, source_of
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.verify import RecordRefused, verify_record
+from secure_codream.reports.starts import starts_of
 from tests.secure_codream.small import codream, config_of, record_of
 
 COURSE = """
@@ -221,3 +222,10 @@ def test_whoever_verifies_a_record_runs_no_code_that_it_names(tmp_path: Path) ->
         verify_record(tmp_path / "record")
     assert ran() is None
     assert verify_record(tmp_path / "record", permitted={REFERENCE: digest}).epochs == 1
+
+
+def test_whoever_looks_at_a_report_runs_no_code_that_the_record_names(tmp_path: Path) -> None:
+    record_of(tmp_path / "record", with_start(source_digest(START)), epochs=1)
+    Path("ran").unlink()
+    assert (tmp_path / "record" / "epoch-00000.record").exists() and starts_of(tmp_path / "record", 0) is None
+    assert ran() is None
