@@ -177,7 +177,6 @@ def client_of(folder: Path, learner: Numbers, address: str) -> ClientRunner:
         epochs=course.epochs,
         address=address,
         most_steps=max(len(course.schedule(at)) for at in range(course.epochs)),
-        most_frame_bytes=max(4 * spec.words for spec in course.specs(charter.least_honest)),
         log=structlog.wrap_logger(None, processors=[_errors_alone]),
     )
 

@@ -20,7 +20,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
@@ -31,12 +31,16 @@ from codream_clients.allowance import Allowance
 from codream_clients.awaited import ServersWord
 from codream_clients.connection import REFUSED_KEY, SHAKEN, Connection
 from codream_clients.failures import Failures
+from codream_clients.freight import Freight, Whole, is_wanted
 from codream_clients.journal import JournalError
+from codream_clients.raised import Raised, caught
+from codream_clients.refusals import plan_of, refusal
 from codream_clients.words import visible
 from codream_protocols import errors
 from codream_protocols.charter import MAX_STEPS
 from codream_protocols.client import Certified, ClientProtocol, Compute, Effect, Ended, Notice, Send
 from codream_protocols.course import Array, Learner, Publication
+from codream_protocols.durable import FileSpool
 from codream_protocols.errors import (
     AggregationFailed,
     AttemptsUsed,
@@ -55,11 +59,12 @@ from codream_protocols.errors import (
 from codream_protocols.identity import Roster
 from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import (
-    MAX_MESSAGE_BYTES,
+    Ask,
     Beat,
-    EpochRecord,
     Farewell,
     Hello,
+    Parcel,
+    Piece,
     Refusal,
     ToClient,
     Waiting,
@@ -68,6 +73,7 @@ from codream_protocols.messages import (
     encode_message,
     largest_message,
 )
+from codream_protocols.parcels import PIECE_BYTES, ROOM
 
 MOST_BEAT_SECONDS = 60.0  # a server may ask for fewer beats; so few that it takes its clients for lost, it may not
 GREETING_SECONDS = 2.0  # that a Hello and its Welcome may take
@@ -85,39 +91,9 @@ Job = Compute | Certified
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Raised:
-    """What a learner's code raised, kept from the event loop, to which some exceptions mean other things.
-
-    A `StopIteration` would never arrive there, a `SystemExit` or a `CancelledError` would end this client as if it had
-    been told to end.
-    """
-
-    error: BaseException
-
-    def __str__(self) -> str:
-        try:
-            return f"{type(self.error).__name__}: {self.error}"
-        except Exception:  # whose own text fails, too
-            return type(self.error).__name__
-
-    @property
-    def ordinary(self) -> bool:
-        """Whether it means an error, wherever it is raised again."""
-        return isinstance(self.error, Exception) and not isinstance(self.error, StopIteration | StopAsyncIteration)
-
-
 def still_learning() -> bool:
     """Whether a learner is at work in this process, perhaps of a client that has ended: nothing can stop it."""
     return any(thread.name.startswith(LEARNER) for thread in threading.enumerate())
-
-
-def caught(call: Callable[[], Result]) -> Result | Raised:
-    """What a call returns, or has raised, whatever that is."""
-    try:
-        return call()
-    except BaseException as error:
-        return Raised(error)
 
 
 class ClientRunner:
@@ -142,7 +118,8 @@ class ClientRunner:
         prepare: called in the working thread before anything is computed, while the client is there already.
         patience: seconds of listening without a word from the server before the client gives up; None never does.
         most_steps: steps of the longest epoch; it bounds messages.
-        most_frame_bytes: bytes of the largest packed sum; nothing larger is received.
+        spool: a folder on whose disk a large sum waits until it is whole; None takes the machine's for what passes.
+        piece_bytes: what is larger goes in pieces of so many bytes; the same for all parties.
         failures: those of earlier processes, which are gone on counting; none unless given.
         log: where it says what happens; never a secret.
     """
@@ -161,7 +138,8 @@ class ClientRunner:
         prepare: Callable[[], object] = lambda: None,
         patience: float | None = None,
         most_steps: int = MAX_STEPS,
-        most_frame_bytes: int = MAX_MESSAGE_BYTES,
+        spool: Path | None = None,
+        piece_bytes: int = PIECE_BYTES,
         failures: Failures | None = None,
         log: Any = None,
     ) -> None:
@@ -178,9 +156,10 @@ class ClientRunner:
             secret=transport_secret,
             public=transport_public,
             server_key=roster.server.transport_key,
-            most_bytes=max(self._most_bytes, most_frame_bytes),
+            most_bytes=ROOM + max(self._most_bytes, piece_bytes),
             proxy=proxy,
         )
+        self._freight = Freight(lambda: FileSpool(spool), piece_bytes, self._show_progress)
         self._beat_seconds = 1.0
         self._epochs, self._progress = epochs, protocol.progress
         self._jobs: deque[Job] = deque()
@@ -323,6 +302,7 @@ class ClientRunner:
         while True:
             await asyncio.sleep(self._beat_seconds / 2)
             await self._send(Send(Beat(*self._progress)))
+            await self._ask_for(self._freight.stalled())
 
     async def _hello(self) -> None:
         async with self._turn:
@@ -339,8 +319,12 @@ class ClientRunner:
             if not self._hellos.take():
                 return
             self._welcomes_due, self._greeted = self._welcomes_due + 1, time.monotonic()
-        with contextlib.suppress(zmq.Again):
-            await self._line.socket.send_multipart([encode_message(effect.message), *effect.frames], zmq.NOBLOCK)
+        await self._send_parts(self._freight.parts(encode_message(effect.message), effect.frames))
+
+    async def _send_parts(self, parts: list[bytes]) -> None:
+        if parts:
+            with contextlib.suppress(zmq.Again):
+                await self._line.socket.send_multipart(parts, zmq.NOBLOCK)
 
     # -- messages ---------------------------------------------
 
@@ -349,12 +333,19 @@ class ClientRunner:
         try:
             if len(parts) > 1 + self._most_frames:
                 raise MalformedMessage(f"a message of {len(parts)} parts or more", f"1 to {1 + self._most_frames}")
-            message = await self._ask(lambda: decode_to_client(parts[0], self._most_bytes))
+            message: ToClient = await self._ask(lambda: decode_to_client(parts[0], self._most_bytes))
             name, plan = type(message).__name__, plan_of(message)
+            frames = tuple(parts[1:])
+            if isinstance(message, Ask | Parcel | Piece):
+                whole = await self._carry(message, frames)
+                if whole is None:
+                    return
+                message, frames = whole
+                name, plan = type(message).__name__, plan_of(message)
             if isinstance(message, Waiting):
-                self._hear_waiting(message, parts[1:])
+                self._hear_waiting(message, frames)
             elif await self._is_for_the_machine(message):
-                await self._drive(lambda: self._protocol.receive(message, tuple(parts[1:])))
+                await self._drive(lambda: self._protocol.receive(message, frames))
             if isinstance(message, Farewell):
                 self._farewell = message
                 self._log.info("farewell", reason=visible(message.reason), completed=message.completed)
@@ -362,6 +353,31 @@ class ClientRunner:
             raise
         except (RemoteProtocolError, LocalProtocolError) as error:
             await self._refuse(error, name, plan)
+
+    async def _carry(self, message: Ask | Parcel | Piece, frames: tuple[bytes, ...]) -> Whole | None:
+        """A message whose frames come in pieces counts as come once they are there, or where they are of no use."""
+        if len(frames) != (0 if isinstance(message, Ask) else 1):
+            raise VectorRefused(f"{len(frames)} frames behind {type(message).__name__}", "one, and none behind an Ask")
+        if isinstance(message, Ask):
+            await self._send_parts(self._freight.asked(message))
+            return None
+        try:
+            if isinstance(message, Piece):
+                asks, whole = self._freight.take(message, frames)
+            else:
+                told = await self._ask(lambda: decode_to_client(frames[0], self._most_bytes))
+                wanted = await self._ask(lambda: is_wanted(self._protocol, told, message.sizes))
+                asks = self._freight.told_of(told, frames[0], message.sizes, wanted=bool(wanted))
+                whole = (told, ()) if wanted is False else None
+        except OSError as error:
+            self._say("error", "spool-failed", found=str(error), remedy="make room on this disk")
+            asks, whole = self._freight.failed(), None  # the server tells of it again, ever later
+        await self._ask_for(asks)
+        return whole
+
+    async def _ask_for(self, asks: list[Ask]) -> None:
+        for ask in asks:
+            await self._send_parts([encode_message(ask)])
 
     async def _is_for_the_machine(self, message: ToClient) -> bool:
         """What concerns the connection is dealt with here."""
@@ -384,7 +400,10 @@ class ClientRunner:
             return False
         return True
 
-    def _hear_waiting(self, message: Waiting, frames: list[bytes]) -> None:
+    def _show_progress(self, what: str, percent: int) -> None:
+        self._write("info", "progress", what=what, percent=percent)
+
+    def _hear_waiting(self, message: Waiting, frames: tuple[bytes, ...]) -> None:
         if frames:
             raise VectorRefused(f"{len(frames)} frames behind Waiting", "none")
         if self.word.take(message):
@@ -558,35 +577,3 @@ class ClientRunner:
     async def _learn_what_is_left(self, work: asyncio.Task[None]) -> None:
         while self._has_to_learn and not work.done():
             await asyncio.sleep(0.02)
-
-
-ALLOWED: Mapping[str, str] = {
-    "malformed": "a message of this protocol",
-    "policy": "what this client's own policy permits",
-    "unsafe-plan": "a plan that keeps the protocol's promises",
-    "unexpected": "a message that the present state takes",
-    "wrong-context": "a message of the epoch and step in force",
-    "cohort": "whole blocks of the charter, this client among them",
-    "share": "seals and shares as they were sent",
-    "second-survivor-set": "one set of survivors a step",
-    "inconsistent-survivors": "enough signatures over one set of survivors",
-    "vector": "a sum of this step's form",
-    "head": "an epoch after this client's head",
-    "bound": "the epoch that this client has voted for",
-    "attempts": "a charter that follows this one",
-    "wrong-sum": "the sum of the survivors' inputs",
-    "certificate": "votes of enough members for the same sums",
-    "bad-signature": "the signature of the roster's member",
-}
-
-
-def plan_of(message: ToClient) -> bytes:
-    """The digest of the plan that a message is about; empty if it is about none."""
-    if isinstance(message, EpochRecord):
-        return message.advertisements[0].plan
-    return bytes(getattr(message, "plan", b""))
-
-
-def refusal(code: str, message: str, plan: bytes = b"") -> Refusal:
-    """What the server is told of a refused message: constant for its code, and the message's kind and plan."""
-    return Refusal(code, message, ALLOWED.get(code, "a message that this client takes"), plan)

@@ -12,14 +12,19 @@ A whole write goes through five steps, and wherever it is cut off, a reader find
     the folder synced                    what is acknowledged from here on stays
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
+import mmap
 import os
-from collections.abc import Iterator
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 PRIVATE, PUBLIC = 0o600, 0o666
 """Who may read what is written: its owner, or whoever the process's umask lets."""
@@ -30,7 +35,7 @@ def chained(previous: str, content: bytes) -> str:
     return hashlib.sha256(bytes.fromhex(previous) + content).hexdigest()
 
 
-def write_all(descriptor: int, content: bytes) -> None:
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
     """All of it: a single call may write less. Raises `OSError`."""
     view = memoryview(content)
     while view:
@@ -73,6 +78,54 @@ def written_whole(path: Path, mode: int = PRIVATE) -> Iterator[BinaryIO]:
             raise OSError(error.errno, error.strerror, str(path)) from None  # it is said which file
         raise
     sync_folder(path.parent)
+
+
+class FileSpool:
+    """A file without a name: what is on its way waits there until it is whole, and no process leaves anything of it.
+
+    Args:
+        folder: on whose disk it lies; None takes the one that this machine has for what passes.
+
+    Raises:
+        OSError: no file can be made there.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._descriptor = _unnamed(folder or Path(tempfile.gettempdir()))
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Put it behind the others; raises `OSError`."""
+        write_all(self._descriptor, piece)
+
+    def read(self, sizes: Sequence[int]) -> tuple[bytes, ...]:
+        """What was written, mapped: it is read from the disk as it is used, and takes no memory that is needed.
+
+        Raises:
+            OSError: it cannot be mapped.
+        """
+        whole = memoryview(mmap.mmap(self._descriptor, sum(sizes), prot=mmap.PROT_READ))
+        starts = accumulate(sizes, initial=0)
+        frames = tuple(whole[start : start + size] for start, size in zip(starts, sizes, strict=False))
+        return cast(tuple[bytes, ...], frames)  # whoever takes bytes here takes a view of them
+
+    def close(self) -> None:
+        """Let go of the file; what was read stays mapped. Repeats do nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def _unnamed(folder: Path) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(folder, flags | os.O_TMPFILE, PRIVATE)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):  # a file system that lacks them
+            raise
+    path = folder / f".{secrets.token_hex(8)}.{os.getpid()}.partial"
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, PRIVATE)
+    path.unlink()
+    return descriptor
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,6 +26,8 @@ MAX_SEAL_BYTES = KEY_BYTES + MAX_STEPS * SHARED_ROW_BYTES + 16
 SMALL_MESSAGE_BYTES = 16 << 10
 MAX_MESSAGE_BYTES = 64 << 20
 MOST_AGO_SECONDS = (1 << 31) - 1
+MAX_FRAME_BYTES = 1 << 28
+MAX_PIECES = (1 << 32) - 1
 
 Step = Annotated[int, Meta(ge=0, lt=MAX_STEPS)]
 StepKeys = Annotated[bytes, Meta(max_length=MAX_STEPS * KEY_BYTES)]
@@ -125,6 +127,36 @@ class Waiting(_Part, frozen=True, tag="waiting"):
 
     items: Annotated[tuple[Awaited, ...], Meta(max_length=MAX_MEMBERS)]
     unnamed: bool
+
+
+# -- frames that are larger than a piece ---------------------------------------------
+
+PieceNumber = Annotated[int, Meta(ge=0, le=MAX_PIECES)]
+
+
+class Parcel(_Part, frozen=True, tag="parcel"):
+    """Either way: a message stands behind it as a frame, and its own frames, of these bytes, are asked for in pieces.
+
+    Its name is the digest of both (`parcels`).
+    """
+
+    sizes: Annotated[
+        tuple[Annotated[int, Meta(ge=0, le=MAX_FRAME_BYTES)], ...], Meta(min_length=1, max_length=MAX_STEPS)
+    ]
+
+
+class Ask(_Part, frozen=True, tag="ask"):
+    """Either way, of a parcel's receiver: send this piece; or, by the number of all of them, none any more."""
+
+    parcel: Key
+    piece: PieceNumber
+
+
+class Piece(_Part, frozen=True, tag="piece"):
+    """Either way, of a parcel's sender: the piece that was asked for follows as a frame."""
+
+    parcel: Key
+    piece: PieceNumber
 
 
 # -- epoch set-up ---------------------------------------------
@@ -364,6 +396,9 @@ ToClient = (
     | GivenUp
     | Certificate
     | EpochRecord
+    | Parcel
+    | Ask
+    | Piece
 )
 ToServer = (
     Hello
@@ -377,6 +412,9 @@ ToServer = (
     | UnmaskShares
     | Vote
     | EpochRecord
+    | Parcel
+    | Ask
+    | Piece
 )
 
 

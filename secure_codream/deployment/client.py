@@ -355,7 +355,7 @@ def run_client(
             prepare=prepare,
             patience=client.patience,
             most_steps=max(len(agreed.course.schedule(at)) for at in range(earlier, agreed.course.epochs)),
-            most_frame_bytes=max(4 * spec.words for spec in agreed.course.specs(charter.least_honest)),
+            spool=folder / "journal",
             failures=failures,
             log=log,
         )

@@ -125,6 +125,7 @@ def run_server(
             missed=_missed(protocol, roster, record, rounds),
             exhibit=exhibit,
             stands=lambda found: status.of_server(runner, found),
+            spool=record.folder,
         )
         status = StatusFiles(folder, "server", config.federation.name, charter, course.epochs)
         try:

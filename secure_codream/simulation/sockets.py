@@ -31,6 +31,7 @@ from codream_protocols.course import Array, Course, Publication, Task
 from codream_protocols.errors import RemoteProtocolError
 from codream_protocols.identity import Member, Roster, ServerEntry, Signer
 from codream_protocols.messages import Hello, encode_message
+from codream_protocols.parcels import PIECE_BYTES
 from codream_protocols.record import Kept
 from codream_protocols.server import InMemory, SendTo, ServerJournal, ServerProtocol, StepFinished
 from codream_protocols.specs import Block, VectorSpec
@@ -281,6 +282,7 @@ class Network:
         prepare: Callable[[], object] = lambda: None,
         tamper: Callable[[Send], list[list[bytes]]] | None = None,
         random_bytes: Callable[[int], bytes] | None = None,
+        piece_bytes: int = PIECE_BYTES,
     ) -> asyncio.Task[None]:
         """Start a member's runner, or start it again with what it has written down; its task ends with the federation.
 
@@ -318,6 +320,7 @@ class Network:
             address=endpoint or self.endpoint,
             prepare=prepare,
             patience=patience,
+            piece_bytes=piece_bytes,
             log=structlog.wrap_logger(None, processors=[keep]),
         )
         if isinstance(runner, Tampering) and tamper is not None:

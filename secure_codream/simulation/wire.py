@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from codream_clients.runner import plan_of
+from codream_clients.refusals import plan_of
 from codream_protocols.charter import Aggregation, Charter, Offer, Plan, Policy, derive_plan, even_blocks
 from codream_protocols.client import Certified, ClientProtocol, Compute, Ended, Memory, Notice, Send
 from codream_protocols.course import Array, Course

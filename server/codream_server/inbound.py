@@ -19,13 +19,16 @@ from codream_protocols.messages import (
     EpochRecord,
     Hello,
     MaskedInput,
+    Parcel,
+    Piece,
     Refusal,
     ToServer,
     decode_to_server,
     largest_message,
 )
 from codream_protocols.packing import packed_size
-from codream_protocols.server import Effect, SendTo, ServerProtocol
+from codream_protocols.parcels import PIECE_BYTES, ROOM
+from codream_protocols.server import Effect, Phase, SendTo, ServerProtocol
 from codream_server.patience import Clock, RateLimit
 
 _RECORD = b"\xacepoch-record"  # an EpochRecord's tag, the first of its elements
@@ -58,18 +61,22 @@ class Sized(Protocol):
 
 
 class Bounds:
-    """What a member may send to this server."""
+    """What a member may send to this server.
 
-    def __init__(self, protocol: ServerProtocol) -> None:
-        self._protocol = protocol
+    Args:
+        protocol: the server's machine.
+        piece_bytes: of a piece of what is too large for one message.
+    """
+
+    def __init__(self, protocol: ServerProtocol, piece_bytes: int = PIECE_BYTES) -> None:
+        self._protocol, self._piece_bytes = protocol, piece_bytes
         self._resilient = protocol.charter.aggregation.mode == "resilient"
 
     @property
     def socket(self) -> int:
-        """Bytes of the largest message or frame of any phase: what the socket itself bounds."""
-        charter, course = self._protocol.charter, self._protocol.course
-        message = largest_message(charter.members, MAX_STEPS, resilient=self._resilient)
-        return max(message, *(4 * spec.words for spec in course.specs(charter.least_honest)))
+        """Bytes of the largest message or piece of any phase: what the socket itself bounds."""
+        message = largest_message(self._protocol.charter.members, MAX_STEPS, resilient=self._resilient)
+        return ROOM + max(message, self._piece_bytes)
 
     def parse(self, data: bytes) -> ToServer:
         """Decode a message within the present phase's bound; raises `MalformedMessage`."""
@@ -79,6 +86,27 @@ class Bounds:
             steps = len(course.schedule(min(certified, max(0, course.epochs - 1))))
             most = largest_message(self._protocol.charter.members, steps, resilient=self._resilient)
         return decode_to_server(data, most)
+
+    def told_of(self, data: bytes, sizes: Sequence[int]) -> MaskedInput | EpochRecord:
+        """The message that a parcel tells of, whose frames have the sizes that they must have.
+
+        Raises:
+            RemoteProtocolError: as `parse` and `check_frames` do.
+        """
+        message = self.parse(data)
+        self.check_frames(message, [range(size) for size in sizes])
+        if not isinstance(message, MaskedInput | EpochRecord):
+            raise VectorRefused(f"a parcel of {type(message).__name__}", "of a vector, or of a record")
+        return message
+
+    def wants(self, member: int, message: MaskedInput | EpochRecord) -> bool:
+        """Whether the frames of a message are of use; without them it may be handed on all the same."""
+        protocol = self._protocol
+        if isinstance(message, EpochRecord):
+            return message.offer.head == protocol.head
+        if protocol.plan is None or (message.plan, message.step) != (protocol.plan.digest, protocol.step):
+            return False
+        return protocol.phase is Phase.COLLECTING and member in protocol.waiting_for()
 
     def check_frames(self, message: ToServer, frames: Sequence[Sized]) -> None:
         """Refuse frames of another number or size than the plan says.
@@ -107,6 +135,9 @@ class Bounds:
                 return  # of an epoch that is over, perhaps: nothing of it will be looked at
             if sizes[0] != _size(plan, message.step):
                 raise VectorRefused(f"a frame of {sizes[0]} bytes", f"{_size(plan, message.step)} bytes")
+        elif isinstance(message, Parcel | Piece):
+            if len(sizes) != 1:
+                raise VectorRefused(f"{len(sizes)} frames behind {type(message).__name__}", "one")
         elif sizes:
             raise VectorRefused(f"{len(sizes)} frames behind {type(message).__name__}", "none")
 
@@ -130,6 +161,7 @@ class Rates:
             Refusal: RateLimit(20, 10.0, clock),
             Beat: RateLimit(max(20, int(2 * beats)), beats, clock),
             EpochRecord: RateLimit(10, 1.0, clock),
+            Parcel: RateLimit(20, 5.0, clock),
         }
         self._heads: set[bytes] = set()
         self.answers = RateLimit(20, 10.0, clock)

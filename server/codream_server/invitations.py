@@ -6,10 +6,12 @@ out until it is started again, so that others' attempts are not used up on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Set
 
-from codream_protocols.errors import AggregationFailed, AttemptsUsed, WrongSum
+from codream_protocols.errors import AggregationFailed, AttemptsUsed, CohortRefused, WrongSum
 from codream_protocols.messages import Refusal
+from codream_protocols.server import ServerProtocol
 from codream_server.events import printable
 
 REFUSALS_IN_A_ROW = 3
@@ -65,6 +67,18 @@ class Invitations:
         """Those of them that are held, with the code of what they refuse."""
         held = self.held
         return {member: self._refusing[member][0] for member in members if member in held}
+
+    def cohort(self, protocol: ServerProtocol, passed_over: Set[int]) -> tuple[int, ...]:
+        """Whom to invite next: without those that are held and, if it goes without them, that were passed over."""
+        cohort, held, charter = protocol.cohort(), self.held, protocol.charter
+        for away in (held | passed_over, held):
+            if not away & set(cohort):
+                return cohort
+            chosen = charter.whole_blocks(set(cohort) - away)
+            with contextlib.suppress(CohortRefused):
+                charter.check_summed(chosen)
+                return chosen
+        return ()
 
     def failure(self, code: str) -> AggregationFailed | None:
         """What ends the federation if all who were invited are held for this one code."""

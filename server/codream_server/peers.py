@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from codream_protocols.messages import Advertisement, Beat, Hello, MaskedInput, Seals, ToServer
+from codream_protocols.messages import Advertisement, Ask, Beat, Hello, MaskedInput, Seals, ToServer
+from codream_protocols.parcels import WINDOW, Outgoing
 
 MOST_QUEUED_BYTES = 256 << 20
 FIRST_RESEND, LAST_RESEND = 3.0, 60.0  # seconds before a sum that does not seem to have arrived is sent again
@@ -36,12 +37,15 @@ class Traffic:
 
     def came(self, message: ToServer, size: int, frames: tuple[bytes, ...]) -> None:
         """Count a message of this size, and its frames, as sent by the member."""
-        payload = sum(map(len, frames))
-        self.up += size + payload
-        if isinstance(message, MaskedInput):
-            self.payload += payload
+        self.up += size + sum(map(len, frames))
+        self.carried(message, frames)
         if isinstance(message, _SETUP):
             self.setup += size
+
+    def carried(self, message: ToServer, frames: tuple[bytes, ...]) -> None:
+        """Count what a message carries; if it came in pieces, these were counted as they came."""
+        if isinstance(message, MaskedInput):
+            self.payload += sum(map(len, frames))
 
 
 @dataclass
@@ -54,6 +58,9 @@ class Peer:
         beat: when it last beat, or said Hello; this much is shown, since an answer comes when it has computed.
         present: whether it counts as there.
         needs_hello: whether it has missed messages, and must say Hello before it is sent any others.
+        queue: what each message costs, and its parts or the parcel that it goes in; the first one goes first.
+        announced: whether the parcel that is first has been told of.
+        asked: pieces of it that the member wants now.
     """
 
     route: bytes
@@ -61,7 +68,9 @@ class Peer:
     present: bool = True
     needs_hello: bool = False
     beat: float = field(init=False)
-    queue: deque[tuple[int, list[bytes]]] = field(default_factory=deque)
+    queue: deque[tuple[int, list[bytes] | Outgoing]] = field(default_factory=deque)
+    announced: bool = False
+    asked: deque[int] = field(default_factory=deque)
     _queued: int = 0
     _progress: tuple[bytes, int] = (b"", 0)
     _resend_gap: float = FIRST_RESEND
@@ -76,27 +85,49 @@ class Peer:
         if isinstance(message, Beat):
             self.beat = now
 
-    def put(self, parts: list[bytes], *, shared: bool) -> bool:
+    @property
+    def parcel(self) -> Outgoing | None:
+        """The parcel that is first in the queue, once it has been told of."""
+        first = self.queue[0][1] if self.queue and self.announced else None
+        return first if isinstance(first, Outgoing) else None
+
+    def put(self, item: list[bytes] | Outgoing, *, shared: bool) -> bool:
         """Queue a message; False if too much waits. One alone is never too much, or it could not be told at all.
 
         Args:
-            parts: route, message and frames.
+            item: route, message and frames, or the parcel that it goes in.
             shared: whether the frames are kept anyway, as published sums are, and so take no further memory.
         """
-        cost = sum(map(len, parts[:2] if shared else parts))
+        if isinstance(item, Outgoing):
+            cost = 0 if shared else item.size
+        else:
+            cost = sum(map(len, item[:2] if shared else item))
         self._queued += cost
-        self.queue.append((cost, parts))
+        self.queue.append((cost, item))
         return self._queued <= MOST_QUEUED_BYTES or len(self.queue) == 1
+
+    def asks(self, ask: Ask) -> None:
+        """It asks for a piece of the first parcel, or for no more of it; what it asks of another one is late."""
+        parcel = self.parcel
+        if parcel is None or ask.parcel != parcel.name:
+            return
+        if ask.piece >= parcel.pieces:
+            self.sent()
+        elif ask.piece not in self.asked and len(self.asked) < WINDOW:
+            self.asked.append(ask.piece)
 
     def sent(self) -> None:
         """Take the first message off the queue: it went out."""
         cost, _ = self.queue.popleft()
         self._queued -= cost
+        self.announced = False
+        self.asked.clear()
 
     def clear(self) -> None:
         """Throw away what waits."""
         self.queue.clear()
-        self._queued = 0
+        self.asked.clear()
+        self.announced, self._queued = False, 0
 
     def leave(self) -> None:
         """It has missed something, or will: nothing more is sent before it says Hello."""

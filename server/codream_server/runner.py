@@ -23,17 +23,17 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import zmq
 import zmq.asyncio
-from zmq.auth.asyncio import AsyncioAuthenticator
 from zmq.utils import z85
 
 from codream_protocols.course import Publication
+from codream_protocols.durable import FileSpool
 from codream_protocols.errors import (
     AggregationFailed,
     BoundByVote,
-    CohortRefused,
     HelloNeeded,
     MalformedMessage,
     RemoteProtocolError,
@@ -42,15 +42,19 @@ from codream_protocols.errors import (
 from codream_protocols.identity import Roster
 from codream_protocols.messages import (
     Advertisement,
+    Ask,
     Beat,
     EpochRecord,
     Farewell,
     GivenUp,
     Hello,
     MaskedInput,
+    Parcel,
+    Piece,
     Refusal,
     ToServer,
 )
+from codream_protocols.parcels import PIECE_BYTES
 from codream_protocols.server import (
     Effect,
     EpochBegan,
@@ -64,6 +68,7 @@ from codream_protocols.server import (
 )
 from codream_server import listening as sockets
 from codream_server.admission import RosterKeys
+from codream_server.arrivals import Arrivals
 from codream_server.events import Event, Events
 from codream_server.exhibition import Exhibition
 from codream_server.inbound import MOST_PARTS, Bounds, Rates, next_message
@@ -100,6 +105,8 @@ class ServerRunner:
         missed: (number, publication) of epochs that earlier processes did not live to hand on, handed on first.
         exhibit: (epoch, step) of which one masked input is kept for the report; None keeps nothing.
         stands: called once a second, about, with how it stands; for whoever looks while it runs.
+        spool: a folder on whose disk large vectors wait until they are whole; None takes the machine's for what passes.
+        piece_bytes: what is larger goes in pieces of so many bytes; the same for all parties.
         clock: seconds, for tests.
 
     Attributes:
@@ -121,6 +128,8 @@ class ServerRunner:
         missed: Iterable[tuple[int, Publication]] = (),
         exhibit: tuple[int, int] | None = None,
         stands: Callable[[Standing], object] | None = None,
+        spool: Path | None = None,
+        piece_bytes: int = PIECE_BYTES,
         clock: Clock = time.monotonic,
     ) -> None:
         size = len(roster.members)
@@ -131,11 +140,12 @@ class ServerRunner:
         self.exhibition = Exhibition(protocol, exhibit)
         self._roster, self._secret, self._endpoint, self._timing = roster, transport_secret, endpoint, timing
         self._certified, self._missed = certified, missed
-        self._bounds, self._rates = Bounds(protocol), [Rates(timing.beat, clock) for _ in range(size)]
+        self._bounds, self._rates = Bounds(protocol, piece_bytes), [Rates(timing.beat, clock) for _ in range(size)]
         self._tick = min(0.2, timing.beat / 2)
         self._patient = PatientClock(2 * self._tick, clock)
         self._peers: dict[int, Peer] = {}
-        self._outbox = Outbox(self._peers, self.traffic, protocol.charter.quorum, self._patient)
+        self._outbox = Outbox(self._peers, self.traffic, protocol.charter.quorum, self._patient, piece_bytes)
+        self._arrivals = Arrivals(self._bounds, self._peers, lambda: FileSpool(spool), piece_bytes)
         self._unwritten = Unwritten(self._patient, self._events)
         self._opened = False
         self._open_at, self._pause, self._settled = 0.0, FIRST_PAUSE, 0.0
@@ -163,15 +173,8 @@ class ServerRunner:
             AggregationFailed: nobody takes part any more, or too few came.
             ResultsUnwritten: all is certified, and the disk does not take what is to be handed on.
         """
-        context = zmq.asyncio.Context()
-        authenticator = AsyncioAuthenticator(context)
-        authenticator.start()
-        keys = RosterKeys(self._roster, self._events)
-        authenticator.configure_curve_callback(domain="*", credentials_provider=keys)
-        self._socket = context.socket(zmq.ROUTER)
-        try:
-            sockets.configure(self._socket, self._endpoint, secret=self._secret, most_bytes=self._bounds.socket)
-            sockets.bind(self._socket, self._endpoint)
+        keys, most = RosterKeys(self._roster, self._events), self._bounds.socket
+        with sockets.opened(self._endpoint, secret=self._secret, most_bytes=most, admits=keys) as self._socket:
             listening(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
             try:
                 await self._serve()
@@ -180,9 +183,6 @@ class ServerRunner:
                 raise
             await self._say_farewell("all epochs are certified", completed=True)
             self._unwritten.check_results()
-        finally:
-            authenticator.stop()
-            context.destroy(linger=2000)  # with its sockets
 
     async def _serve(self) -> None:
         self.story.federation_started()
@@ -198,7 +198,7 @@ class ServerRunner:
             self._watch_silence()
             self._watch_progress()
             self._unwritten.write_again()
-            await self._outbox.flush(self._socket)
+            await self._flush()
             if self._failure is not None:
                 raise self._failure
         await self._wait_for_late()
@@ -216,7 +216,7 @@ class ServerRunner:
             await self._listen()
             self._watch_silence()
             self._unwritten.write_again()
-            await self._outbox.flush(self._socket)
+            await self._flush()
             if asking.is_due(self._patient.now):
                 for member in self.protocol.behind():
                     if self._is_present(member):
@@ -231,16 +231,20 @@ class ServerRunner:
             with contextlib.suppress(zmq.Again):
                 for _ in range(256):
                     self._take(next_message(socket))
-                    await self._outbox.flush(self._socket)
+                    await self._flush()
         self._patient.look()
         if self._stands is not None and self._showing.is_due(self._patient.now):
             self._stands(self.standing())
 
+    async def _flush(self) -> None:
+        self._outbox.ask(self._arrivals.asks(self._patient.now))
+        await self._outbox.flush(self._socket)
+
     def standing(self) -> Standing:
         """How it stands now."""
         now, traffic = self._patient.now, self.traffic if self.protocol.done else self._counted
-        waited = now - self._waiting_since
-        return standing(self.protocol, self._roster, self._peers, traffic, self._waits.named, waited, now)
+        waits, waited = self._waits.named, now - self._waiting_since
+        return standing(self.protocol, self._roster, self._peers, traffic, waits, waited, now)
 
     async def _say_farewell(self, reason: str, *, completed: bool) -> None:
         """Tell everybody that it is over, and stay until they have left: a certificate must not be lost on the way.
@@ -288,14 +292,31 @@ class ServerRunner:
                 self._on_hello(member, route, message)
                 return
             peer = self._peer_of(member, route, message)
-            if not isinstance(message, Beat):
+            if isinstance(message, Ask):
+                peer.asks(message)
+            elif isinstance(message, Parcel | Piece):
+                self._carry(member, message, frames)
+            elif not isinstance(message, Beat):
                 self._dispatch(member, message, frames)
             elif not peer.needs_hello:
                 self._on_beat(member, peer, message)
         except HelloNeeded:  # of a restarted server, or after a break of the line: no misdeed
             self._ask_hello(member, route)
         except RemoteProtocolError as error:
-            self._refuse(member, route, error)
+            self.story.server_refused(member, error)
+            self._answer(member, route, error)
+
+    def _carry(self, member: int, message: Parcel | Piece, frames: tuple[bytes, ...]) -> None:
+        """A message whose frames come in pieces counts as come once they are there, or where they are of no use."""
+        try:
+            whole = self._arrivals.receive(member, message, frames, self._patient.now)
+        except OSError as error:
+            self._unwritten.failed("spool", error)
+            self._ask_hello(member)  # upon which it tells of it again
+            return
+        if whole is not None:
+            self.traffic.carried(*whole)
+            self._dispatch(member, *whole)
 
     def _on_hello(self, member: int, route: bytes, message: Hello) -> None:
         earlier = self._peers.get(member)
@@ -307,6 +328,7 @@ class ServerRunner:
                 earlier.needs_hello = True  # it is asked at its next beat, as one that is not known yet
             return
         self._peers[member] = Peer(route, self._patient.now)
+        self._arrivals.ask_again(member)
         self._greeted = self._patient.now
         self._rates[member].caught_up(message, effects)
         if earlier is None or not earlier.present:
@@ -390,10 +412,6 @@ class ServerRunner:
     def _ask_hello(self, member: int, route: bytes | None = None) -> None:
         if self._rates[member].asks.admits():
             self._answer(member, self._peers[member].route if route is None else route, _HELLO_PLEASE)
-
-    def _refuse(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
-        self.story.server_refused(member, error)
-        self._answer(member, route, error)
 
     def _answer(self, member: int, route: bytes, error: RemoteProtocolError) -> None:
         """Say what was refused, up to a rate."""
@@ -485,8 +503,7 @@ class ServerRunner:
             self._lose(member, self._peers[member], "it is there and does not answer")
 
     def _is_present(self, member: int) -> bool:
-        peer = self._peers.get(member)
-        return peer is not None and peer.present
+        return member in self._peers and self._peers[member].present
 
     def _missing(self) -> tuple[int, ...]:
         """While idle: who is not there, stands at another head, or refuses; or, if that is nobody, everybody."""
@@ -517,23 +534,13 @@ class ServerRunner:
 
     # -- epochs ---------------------------------------------
 
-    def _cohort(self) -> tuple[int, ...]:
-        cohort, held, charter = self.protocol.cohort(), self._invitations.held, self.protocol.charter
-        for away in (held | self._passed_over, held):  # if nobody can go on without who did not answer, with it
-            if not away & set(cohort):
-                return cohort
-            chosen = charter.whole_blocks(set(cohort) - away)
-            with contextlib.suppress(CohortRefused):
-                charter.check_summed(chosen)
-                return chosen
-        return ()
-
     def _open_if_ready(self) -> None:
         protocol, now = self.protocol, self._patient.now
         if protocol.phase is not Phase.IDLE or protocol.done or now < self._open_at:
             return
-        cohort = self._cohort()
-        if cohort == protocol.charter.everybody or (cohort and (self._opened or now > self._patience_for_all())):
+        cohort = self._invitations.cohort(protocol, self._passed_over)
+        patience = self._timing.for_all(under_way=protocol.under_way)
+        if cohort == protocol.charter.everybody or (cohort and (self._opened or now > patience)):
             self._opened = True
             self._settled = 0.0
             self._invitations.sent(cohort)
@@ -548,13 +555,6 @@ class ServerRunner:
                 "enough for an epoch",
                 "start the missing clients, or allow more time with join in [timing]",
             )
-
-    def _patience_for_all(self) -> float:
-        """How long this process waits for the whole roster: where epochs were opened before, who is away is lost."""
-        join = self._timing.join
-        if self.protocol.under_way:
-            return self._timing.lost_after if join is None else min(join, self._timing.lost_after)
-        return float("inf") if join is None else join
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         """Carry effects out."""

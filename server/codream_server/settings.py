@@ -34,3 +34,9 @@ class Timing(Settings):
     def _check(self) -> None:
         if self.lost_after < 2 * self.beat:
             raise SettingsError(f"lost_after is {self.lost_after}; twice beat ({self.beat}) or more is allowed")
+
+    def for_all(self, *, under_way: bool) -> float:
+        """How long a process waits for the whole roster: where epochs were opened before, who is away is lost."""
+        if under_way:
+            return self.lost_after if self.join is None else min(self.join, self.lost_after)
+        return float("inf") if self.join is None else self.join

@@ -18,7 +18,7 @@ from codream_clients import runner as module
 from codream_clients.failures import Failures
 from codream_clients.function_learner import FunctionLearner
 from codream_clients.journal import FileJournal, JournalError
-from codream_clients.runner import ALLOWED, refusal
+from codream_clients.refusals import ALLOWED, refusal
 from codream_protocols import errors
 from codream_protocols.charter import Offer, Policy
 from codream_protocols.client import Ended

@@ -21,6 +21,7 @@ from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import (
     Advertisement,
     Advertisements,
+    Ask,
     Awaited,
     Beat,
     Certificate,
@@ -31,6 +32,8 @@ from codream_protocols.messages import (
     Hello,
     Invitation,
     MaskedInput,
+    Parcel,
+    Piece,
     Published,
     Refusal,
     Seal,
@@ -86,6 +89,12 @@ RECORD = st.builds(
     tuples(st.builds(StepRecord, tuples(MEMBER, 1), TAG), 1),
     tuples(VOTE),
 )
+NUMBER = st.integers(0, (1 << 32) - 1)
+CARRIED = {
+    Parcel: st.builds(Parcel, tuples(st.integers(0, 1 << 28), 1)),
+    Ask: st.builds(Ask, KEY, NUMBER),
+    Piece: st.builds(Piece, KEY, NUMBER),
+}
 TO_CLIENT = {
     Welcome: st.builds(Welcome, VERSION, st.floats(0.1, 3600), KEY),
     Refusal: st.builds(Refusal, NAME, TEXT, TEXT, MAYBE_KEY),
@@ -102,6 +111,7 @@ TO_CLIENT = {
     GivenUp: st.builds(GivenUp, KEY, TEXT),
     Certificate: st.builds(Certificate, KEY, tuples(VOTE)),
     EpochRecord: RECORD,
+    **CARRIED,
 }
 TO_SERVER = {
     Hello: st.builds(Hello, tuples(VERSION, 1), KEY, KEY, EPOCH, MAYBE_KEY, st.integers(0, 4096)),
@@ -115,6 +125,7 @@ TO_SERVER = {
     UnmaskShares: st.builds(UnmaskShares, KEY, STEP, KEYS),
     Vote: st.builds(Vote, KEY, KEY, SIGNATURE),
     EpochRecord: RECORD,
+    **CARRIED,
 }
 DIRECTIONS = {"to client": (decode_to_client, TO_CLIENT), "to server": (decode_to_server, TO_SERVER)}
 

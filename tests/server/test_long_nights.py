@@ -81,7 +81,9 @@ class LongNight:
             if not waiting:
                 return
             for member, peer in waiting:
-                _, (_, data, *frames) = peer.queue[0]
+                _, parts = peer.queue[0]
+                assert isinstance(parts, list)
+                _, data, *frames = parts
                 peer.sent()
                 site, message = self.sites[member], decode_to_client(data)
                 if isinstance(message, Waiting):

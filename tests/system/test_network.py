@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from codream_clients import runner as client_runner
-from codream_clients.runner import ALLOWED, ClientRunner
+from codream_clients.refusals import ALLOWED
+from codream_clients.runner import ClientRunner
 from codream_protocols.client import Send
 from codream_protocols.errors import AddressRefused, AggregationFailed, CharterRefused, UnsupportedVersion
 from codream_protocols.messages import Beat, Vote

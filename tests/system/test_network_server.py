@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from codream_clients.runner import ALLOWED
+from codream_clients.refusals import ALLOWED
 from codream_protocols.charter import Offer
 from codream_protocols.client import MOST_SKIPPED_EPOCHS, ClientProtocol
 from codream_protocols.errors import AggregationFailed

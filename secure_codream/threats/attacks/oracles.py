@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from codream_clients.dream_learner import DreamLearner, metrics_values
-from codream_clients.runner import refusal
+from codream_clients.refusals import refusal
 from codream_protocols import client as client_module
 from codream_protocols import encoding
 from codream_protocols.course import Task
