@@ -56,6 +56,11 @@ class SumsPlan:
         return Budget(epsilon_of(self.charges, delta, "rdp"), delta, "rdp")
 
     @property
+    def judgements(self) -> int:
+        """See `Planned`."""
+        return 0
+
+    @property
     def _noised(self) -> list[VectorSpec]:
         return [spec for spec in self.course.specs(self.honest) if isinstance(spec.noise, Noise)]
 
