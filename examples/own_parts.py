@@ -24,6 +24,11 @@ def build(channels: int, size: int, classes: int) -> nn.Module:
     )
 
 
+def linear(channels: int, size: int, classes: int) -> nn.Module:
+    """Logistic regression on pixels: what is left to learn from few images, or from votes under noise."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))
+
+
 def load() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """(train, test), each (images (N, C, H, W) float32, labels (N,) int64)."""
     rng = np.random.default_rng(0)
