@@ -17,6 +17,7 @@ from scipy.stats import kstest
 from torch import nn
 from torch.nn import functional
 
+from codream_clients.data import augmentation
 from codream_clients.data.datasets import LabelledImages, pool
 from codream_clients.learning.training import TrainingError
 from codream_clients.models.zoo import build
@@ -25,6 +26,7 @@ from codream_clients.privacy import training as private_training
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import BudgetExceeded
 from codream_clients.privacy.noise import NoiseSource, Stream
+from codream_clients.privacy.participant import require_private_model
 from codream_clients.privacy.plan import WARM_UP, PlannedCharges, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.privacy.releases import ReleaseError, Releases
 from codream_clients.privacy.training import PrivateTraining, private_sgd
@@ -75,6 +77,62 @@ def test_one_record_moves_a_step_by_no_more_than_its_clipped_gradient(bound, hol
     plan = plan_for(max_grad_norm=bound, lr=1.0)
     moved = train(model("mlp_gn"), more, plan) - train(model("mlp_gn"), data, plan)
     assert (float(moved.norm()) <= 0.3 / QUICK.batch_size * 1.001) is holds
+
+
+def flat_images(count=24):
+    """Each of one shade, so that moving it changes nothing."""
+    shades = np.random.default_rng(2).standard_normal((count, 1, 1, 1)).astype(np.float32)
+    return replace(
+        images(count), images=np.ascontiguousarray(np.broadcast_to(shades, (count, 1, 8, 8))), augment="shift"
+    )
+
+
+@pytest.mark.parametrize("views", [1, 4])
+def test_one_record_moves_a_step_by_no_more_however_many_views_it_has(views):
+    data = flat_images()
+    outlier = replace(images(1, seed=1, scale=1000.0), augment="shift")
+    plan = plan_for(max_grad_norm=0.3, lr=1.0, views=views, physical_batch=64)
+    moved = train(model("mlp_gn"), replace(pool([data, outlier]), augment="shift"), plan) - train(
+        model("mlp_gn"), data, plan
+    )
+    assert 0.2 < float(moved.norm()) * QUICK.batch_size / 0.3 < 1.001
+
+
+@pytest.mark.parametrize(
+    ("part", "clip"), [(128, 0.5), (6, 1e3), (1, 1e3)], ids=["clipped", "three records at a time", "part of a record"]
+)
+def test_a_records_gradient_is_the_mean_of_those_of_its_views(part, clip, monkeypatch):
+    """Against autograd, view by view; the views are those that the augmentation gave."""
+    data, network, seen = replace(images(6), augment="affine"), model(), []
+    usual = augmentation.augment_batch
+
+    def watched(several, augment, generator):
+        varied = usual(several, augment, generator)
+        seen.append(varied)
+        assert len(several) <= max(part, 2) and torch.equal(several[0], several[1])
+        return varied
+
+    monkeypatch.setattr(private_training, "augment_batch", watched)
+    settings = {"views": 2, "max_grad_norm": clip, "lr": 1.0, "batch_size": 6, "physical_batch": part}
+    moved = train(copy.deepcopy(network), data, plan_for(**settings))
+    total = torch.zeros(len(moved))
+    for views, label in zip(torch.cat(seen).unflatten(0, (6, 2)), torch.from_numpy(data.labels), strict=True):
+        assert not torch.equal(views[0], views[1])
+        network.zero_grad()
+        torch.autograd.backward(functional.cross_entropy(network(views), label.repeat(2)))
+        gradient = torch.cat([weight.grad.flatten() for weight in network.parameters()])
+        total += gradient * min(1.0, clip / float(gradient.norm()))
+    assert torch.allclose(moved, -total / 6, atol=1e-5)
+
+
+def test_views_need_images_that_vary_and_gradients_one_by_one():
+    plan = plan_for(views=4)
+    require_private_model(model(), replace(images(), augment="shift"), plan, CPU, "cnn2_gn")
+    with pytest.raises(SettingsError, match=r"views is 4 .* augment 'none'"):
+        require_private_model(model(), images(), plan, CPU, "cnn2_gn")
+    for mode in ("ghost", "auto"):
+        with pytest.raises(SettingsError, match=f"mode is '{mode}' with views 4; 'hooks' is allowed"):
+            plan_for(views=4, mode=mode)
 
 
 class OfUnitLength(nn.Module):
@@ -563,6 +621,41 @@ def test_a_training_that_was_killed_goes_on_within_its_charge(tmp_path, monkeypa
     assert made == [6, 6 - steps] and len(second) == (6 - steps) * tensors and len(books.begun) == 1
     assert not first or not np.array_equal(first[0], second[0])
     assert not [*tmp_path.glob("*.part.pt")] and len(books.done) == 1
+
+
+def by_hand(iterates, averaging):
+    """The mean of all iterates (steps, d), whose first ones are forgotten sooner."""
+    mean = iterates[0]
+    for taken, newest in enumerate(iterates[1:], start=1):
+        kept = min(averaging, taken / (taken + 10))
+        mean = kept * mean + (1 - kept) * newest
+    return mean
+
+
+@pytest.mark.parametrize("killed", [None, 0, 1, 4], ids=lambda steps: f"killed after {steps}")
+def test_the_model_is_the_mean_of_all_iterates_also_where_a_process_ended(tmp_path, monkeypatch, killed):
+    monkeypatch.setattr(releases, "KEPT_EVERY", 0.0)
+    plan = plan_privacy(replace(QUICK, averaging=0.25), records=24, rounds=0)
+    books, iterates, usual = Books(), [], private_training.private_sgd
+
+    def seen(network, *arguments, after, **options):
+        def done(steps):
+            iterates.append(weights(network).double())
+            after(steps)
+
+        usual(network, *arguments, after=done, **options)
+
+    monkeypatch.setattr(private_training, "private_sgd", seen)
+    network = model("mlp_gn")
+    if killed is not None:
+        with monkeypatch.context() as patch:
+            killed_after(killed * len([*network.parameters()]), patch)
+            with pytest.raises(Killed):
+                PrivateTraining(plan, None, books.process(tmp_path), NoiseSource(), CPU)(network, images(), 4, 0)
+    PrivateTraining(plan, None, books.process(tmp_path), NoiseSource(), CPU)(network, images(), 4, 0)
+    assert len(iterates) == 6 and len(books.begun) == 1
+    assert torch.allclose(weights(network).double(), by_hand(iterates, 0.25), atol=1e-7)
+    assert not torch.allclose(weights(network).double(), iterates[-1], atol=1e-3)  # control: the last one
 
 
 def test_what_a_training_has_reached_was_released_and_losing_it_is_paid_for(tmp_path, monkeypatch):

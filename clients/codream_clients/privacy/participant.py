@@ -62,7 +62,17 @@ def private_histogram(
 def require_private_model(
     model: nn.Module, images: LabelledImages, plan: PrivacyPlan, device: torch.device, name: str
 ) -> None:
-    """Check, on noise of the images' shape, that `plan` can train `model`; raises `ModelRefused`."""
+    """Check, on noise of the images' shape, that `plan` can train `model` on such images.
+
+    Raises:
+        ModelRefused: it cannot be trained privately.
+        SettingsError: several views of images that are not varied.
+    """
+    if plan.settings.views > 1 and images.augment == "none":
+        raise SettingsError(
+            f"views is {plan.settings.views} under [privacy], and augment 'none' under this client's [data]; 1 is "
+            "allowed with it, or 'shift', 'affine' or 'flip-crop', since the views would all be the same"
+        )
     examine_private(
         model,
         trial_images(images.shape, classes=images.classes, device=device),
@@ -112,8 +122,8 @@ def private_participant(
 
     `releases` is called once model and settings have passed: what is refused does not even begin a ledger.
 
-    Raises `ModelRefused` for a model that cannot be trained privately, `SettingsError` for an own_weight above 0, and
-    whatever `releases` raises where the budget does not allow a mechanism.
+    Raises what `require_private_model` does, `SettingsError` for an own_weight above 0, and whatever `releases` raises
+    where the budget does not allow a mechanism.
     """
     require_private_model(model, train, plan, device, name)
     if settings.own_weight > 0:

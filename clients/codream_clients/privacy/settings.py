@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, doc
 
+from codream_protocols.courses.numbers import MeanOfWeights
 from codream_protocols.settings import MOST, Settings, SettingsError
 
 AccountantName = Literal["prv", "rdp"]
@@ -41,6 +42,16 @@ class PrivacySettings(Settings):
     ] = 0.3
     lr: Annotated[float, Gt(0), Le(MOST), doc("rate of SGD, for the clipped gradients' sum over batch_size")] = 2.0
     momentum: Annotated[float, Ge(0), Lt(1), doc("Nesterov's")] = 0.0
+    views: Annotated[
+        int,
+        Ge(1),
+        Le(256),
+        doc(
+            "variations of a record's image of which its gradient is the mean, before it is clipped, so that they cost "
+            "time alone; more than 1 needs an `augment` in every client's `[data]`, and mode hooks"
+        ),
+    ] = 1
+    averaging: MeanOfWeights = 0.0
     histogram_share: Annotated[float, Gt(0), Lt(1), doc("of epsilon, for the histogram of labels")] = 0.1
     statistics_share: Annotated[
         float, Ge(0), Lt(1), doc("of epsilon, for the feature statistics; 0 leaves them, and R_bn, out")
@@ -63,7 +74,9 @@ class PrivacySettings(Settings):
         ),
     ] = "hooks"
     physical_batch: Annotated[
-        int, Ge(1), doc("records that go through the model at a time; it changes memory and speed alone")
+        int,
+        Ge(1),
+        doc("images that go through the model at a time, of views or not; it changes memory and speed alone"),
     ] = 128
 
     def _check(self) -> None:
@@ -72,4 +85,9 @@ class PrivacySettings(Settings):
             raise SettingsError(
                 f"histogram_share and statistics_share are {share:g} together; less than 1 is needed, the rest is for "
                 "training"
+            )
+        if self.views > 1 and self.mode != "hooks":
+            raise SettingsError(
+                f"mode is {self.mode!r} with views {self.views}; 'hooks' is allowed, since ghost clipping knows the "
+                "norms of single images' gradients alone"
             )

@@ -5,6 +5,10 @@ its gradient is clipped to the L2 norm `max_grad_norm`; the sum gets Gaussian no
 batch size, never the actual one, which would tell how many took part. Large batches go through the model in parts; what
 is fixed in front of it (`models.fronts`) gives each record its features once, and the rest is trained on those.
 
+With several views (augmentation multiplicity: De et al., 2022, arXiv 2204.13650) a record's gradient is the mean of
+those of variations of its image, and is clipped as one: what a record moves stays what it was. The model that comes of
+it may be the mean of the iterates (`averaged`), which are all accounted for as if everybody saw them.
+
 The loss is the balanced softmax of `training`, with the noisy histogram: of the records it sees each one's own image
 and label alone, so a record's gradient depends on no other record. A gradient that is not finite counts as zero: no
 clipping bounds it, and the failure that it causes would tell that its record is there. How images vary, and what
@@ -33,6 +37,7 @@ from codream_clients.data.augmentation import augment_batch
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.training import TrainingError, sgd
 from codream_clients.models.fronts import without_front
+from codream_clients.privacy.averaged import Averaged
 from codream_clients.privacy.noise import KEY_BYTES, NoiseSource, Stream
 from codream_clients.privacy.plan import WARM_UP, GradSampleMode, PrivacyPlan, round_purpose, rounds_trained
 from codream_clients.privacy.releases import Iterates, Release, Releases
@@ -89,9 +94,15 @@ class PrivateTraining:
             if self._plan.settings.mode == "auto":
                 self._plan = with_mode(self._plan, faster_mode(model, self._plan, data, self._device))
             network = copy.deepcopy(model)  # which nobody sees before its release is on the disk, or written down
+            averaged = Averaged(network, self._plan.settings.averaging)
             done, reached = iterates.last()
             if reached is not None:
-                network.load_state_dict(reached)
+                averaged.go_on(dict(reached))
+
+            def after(steps: int) -> None:
+                averaged.take(done + steps)
+                iterates.reached(done + steps, averaged.reached)
+
             private_sgd(
                 network,
                 data,
@@ -100,9 +111,9 @@ class PrivateTraining:
                 class_counts=self._class_counts,
                 stream=self._noise.stream(number),
                 device=self._device,
-                after=lambda steps: iterates.reached(done + steps, network.state_dict),
+                after=after,
             )
-            return network.state_dict()
+            return averaged.model()
 
         model.load_state_dict(self._releases.run(charge, train) if number else self._releases.once(charge, train))
         model.to(self._device).eval()
@@ -169,13 +180,17 @@ def private_sgd(
     optimiser.stream = stream
 
     def backward(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Each record's gradient, into the optimiser; returns whose are finite, (B,)."""
-        losses = functional.cross_entropy(network(inputs) + log_counts, targets, reduction="none")
+        """Each record's gradient, of views (B, views, ...), into the optimiser; returns whose are finite, (B,)."""
+        logits = network(inputs.flatten(0, 1)) + log_counts
+        losses = functional.cross_entropy(logits, targets.repeat_interleave(settings.views), reduction="none")
         if ghost:
             DPTensorFastGradientClipping(hooks, optimiser, losses).backward()
             norms: torch.Tensor = hooks.per_sample_gradient_norms
             return norms.isfinite()
         torch.autograd.backward(losses.mean())
+        if settings.views > 1:  # one gradient a record, before anything is clipped: the bound is a record's
+            for weight, found in zip(optimiser.params, optimiser.grad_samples, strict=True):
+                weight.grad_sample = found.view(*inputs.shape[:2], *weight.shape).mean(1)
         return torch.stack([part.flatten(1).sum(1) for part in optimiser.grad_samples]).isfinite().all(0)
 
     def gradients(inputs: torch.Tensor, targets: torch.Tensor) -> None:
@@ -195,11 +210,13 @@ def private_sgd(
                 # Each record by itself (Poisson). A step in which none takes part still gets its noise: that there was
                 # none is not to be seen.
                 chosen = torch.from_numpy(np.flatnonzero(stream.uniform(len(data)) < plan.sample_rate)).to(device)
-                parts = torch.split(chosen, settings.physical_batch)
+                parts = torch.split(chosen, max(1, settings.physical_batch // settings.views))
                 for left, part in zip(reversed(range(len(parts))), parts, strict=True):
                     optimiser.signal_skip_step(left > 0)
                     with stream.hidden_draws(device):
-                        gradients(augment_batch(images[part], data.augment, stream.generator()), labels[part])
+                        several = images[part].repeat_interleave(settings.views, dim=0)
+                        views = augment_batch(several, data.augment, stream.generator())
+                        gradients(views.view(len(part), settings.views, *images.shape[1:]), labels[part])
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
                 after(step + 1)

@@ -22,7 +22,7 @@ from annotated_types import Ge, Gt, Le, Lt, doc
 
 from codream_protocols.course import Arrays, Publication, State, Sums
 from codream_protocols.courses.layouts import Layout, check_layout, initial_weights, length_of, trained
-from codream_protocols.courses.numbers import bounded
+from codream_protocols.courses.numbers import MeanOfWeights, bounded, kept_of_mean
 from codream_protocols.courses.rounds import Rounds
 from codream_protocols.renyi import multiplier_for
 from codream_protocols.settings import MOST, Settings, SettingsError
@@ -63,12 +63,7 @@ class DPSGDOptions(Settings):
     ] = 64.0
     lr: Annotated[float, Gt(0), Le(MOST), doc("rate of SGD, for the sum over `batch_size`")] = 2.0
     momentum: Annotated[float, Ge(0), Lt(1), doc("of SGD")] = 0.0
-    averaging: Annotated[
-        float,
-        Ge(0),
-        Lt(1),
-        doc("how much of the mean of earlier weights stays in a step's; that mean is the model; 0 takes the last ones"),
-    ] = 0.0
+    averaging: MeanOfWeights = 0.0
 
 
 class DPSGDSettings(DPSGDOptions):
@@ -150,7 +145,6 @@ class DPSGD(Rounds):
         following = {WEIGHTS: weights, VELOCITY: velocity, TAKEN: state[TAKEN] + 1}
         if not settings.averaging:
             return following
-        taken = state[TAKEN].astype(np.float64)
-        kept = np.minimum(settings.averaging, taken / (taken + 10.0))  # the first weights are no model yet
+        kept = kept_of_mean(settings.averaging, int(state[TAKEN][0]))
         mean = kept * state[AVERAGE].astype(np.float64) + (1 - kept) * weights.astype(np.float64)
         return {**following, AVERAGE: bounded(mean, settings.bound)}

@@ -7,9 +7,10 @@ multiplication a step.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Lt, doc
 
 from codream_protocols.course import Array, State
 
@@ -19,6 +20,14 @@ LEAST_WEIGHT = 1e-6
 """Sums are never divided by less: the sum of weights that are not there, or that were lied about, may be 0 or below."""
 EPSILON = 1e-8
 MOMENTS = ("first", "second", "decays")
+MeanOfWeights = Annotated[
+    float,
+    Ge(0),
+    Lt(1),
+    doc("how much of the mean of earlier weights stays in a step's; that mean is the model; 0 takes the last ones"),
+]
+FIRST_STEPS = 10.0
+"""The first weights are no model yet: of their mean so little stays that after as many steps it is half."""
 
 
 def bounded(values: Array, bound: float | Array, low: Array | None = None) -> Array:
@@ -36,6 +45,11 @@ def weighted_mean(total: Array, weight: Array, bound: float) -> Doubles:
     """A sum of weighted values over the sum of the weights, shape (1,): within [-bound, bound], as the values are."""
     mean: Doubles = np.clip(total / np.maximum(weight, LEAST_WEIGHT), -bound, bound)
     return mean
+
+
+def kept_of_mean(averaging: float, taken: int) -> float:
+    """How much of the mean of earlier weights stays in that of the next step, after `taken` steps (0 or more)."""
+    return min(averaging, taken / (taken + FIRST_STEPS))
 
 
 def fresh_moments(shape: tuple[int, ...]) -> dict[str, Array]:
