@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from secure_codream.command_parts import Json, LossesName, console, json_text, listed, say, say_json
 from secure_codream.extras import require
+
+if TYPE_CHECKING:
+    from secure_codream.reports.spans import Shares
 
 
 class Rival(StrEnum):
@@ -32,6 +36,10 @@ def bench(
     case: Annotated[
         list[str] | None,
         typer.Option(metavar="MEMBERS:DIMENSION:BITS:DROPPED", help="One more, in resilient mode; repeat."),
+    ] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, file_okay=False, help="A run's folder whose parties kept spans; repeat."),
     ] = None,
     against: Annotated[Rival | None, typer.Option(help="Measure this too; flower needs the extra \\[flower].")] = None,
     plot: Annotated[bool, typer.Option(help="Draw a picture, which needs matplotlib.")] = True,
@@ -67,11 +75,13 @@ def bench(
         cases += cases_of(
             modes=["resilient"], clients=[n], lengths=[d], bits=[m], drops=[drops], losses=losses.value, steps=steps
         )
+    shares = tuple(_shares(path) for path in run or [])
     folder = RunFolder.create(out, "bench", datetime.now()).path
     screen = console(stderr=json)
     with Progress(console=screen, transient=True) as progress:
         task = progress.add_task("Measuring", total=len(cases))
         found = run_bench(cases, "flower" if against is Rival.FLOWER else None, lambda case: progress.advance(task))
+    found = replace(found, shares=shares)
     write_whole(folder / "bench.json", f"{json_text(found)}\n".encode())
     if plot:
         from secure_codream.bench.plot import draw
@@ -86,7 +96,21 @@ def bench(
         say_json(found)
         return
     screen.print(table(found.rows))
+    for one in shares:
+        say(screen, f"{one.name}: the sum took {one.share:.4f} of {one.processor:.1f} s of processor time")
     say(screen, f"The folder: {folder}")
+
+
+def _shares(path: Path) -> Shares:
+    from secure_codream.reports.run_folder import RunFolder
+    from secure_codream.reports.spans import shares_of, spans_of
+
+    spans = spans_of(RunFolder(path))
+    if not spans:
+        raise typer.BadParameter(
+            f"found no spans of all parties in {path}; run server and clients with --spans", param_hint="--run"
+        )
+    return shares_of(path.name, spans)
 
 
 def _numbers(text: str, flag: str) -> list[int]:

@@ -78,6 +78,7 @@ class Mode(StrEnum):
 
 Folder = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="This party's folder, made by `provision`.")]
 At = Annotated[str | None, typer.Option("--exhibit", hidden=True, metavar="EPOCH:STEP")]
+SpansKept = Annotated[bool, typer.Option("--spans", help="Write spans.json, where this process's time goes.")]
 
 
 EXIT_CODES = {
@@ -282,6 +283,7 @@ def server(
     folder: Folder,
     listen: Annotated[str | None, typer.Option(help="Endpoint to bind; the roster's address otherwise.")] = None,
     exhibit: At = None,
+    spans: SpansKept = False,
 ) -> None:
     """Run the aggregator until its federation is over. It needs no torch."""
     from secure_codream.deployment.endings import server_ending
@@ -300,7 +302,7 @@ def server(
             else:
                 panel.feed(event)
 
-        run_server(folder, listen=listen, exhibit=_at(exhibit), watch=show)
+        run_server(folder, listen=listen, exhibit=_at(exhibit), spans=spans, watch=show)
     for line in server_ending(folder):
         say(screen, line)
 
@@ -313,6 +315,7 @@ def client(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch.")] = None,
     exhibit: At = None,
+    spans: SpansKept = False,
 ) -> None:
     """Take part in a federation with this client's data and model; the trained weights are in FOLDER/model.safetensors.
 
@@ -332,7 +335,7 @@ def client(
     if (why := unreachable(folder, address)) is not None:
         say(screen, why, style="yellow")
     try:
-        run_client(folder, address=address, threads=threads, exhibit=_at(exhibit), watch=show)
+        run_client(folder, address=address, threads=threads, exhibit=_at(exhibit), spans=spans, watch=show)
     except MENDABLE as error:
         if not still_learning():
             raise

@@ -271,14 +271,14 @@ def _run_federation(run: RunFolder, options: DemoOptions, processes: _Processes,
     exhibit = "{}:{}".format(*options.exhibit)
     server = processes.start(
         "server",
-        ["server", str(run.server), "--listen", "tcp://127.0.0.1:*", "--exhibit", exhibit],
+        ["server", str(run.server), "--listen", "tcp://127.0.0.1:*", "--exhibit", exhibit, "--spans"],
         run.server / "process.log",
     )
     endpoint = _wait_for_endpoint(run, server)
 
     def start(name: str) -> None:
         folder = run.client(name)
-        arguments = ["client", str(folder), "--address", endpoint, "--exhibit", exhibit, "--threads", "1"]
+        arguments = ["client", str(folder), "--address", endpoint, "--exhibit", exhibit, "--spans", "--threads", "1"]
         processes.start(name, arguments, folder / "process.log")
 
     for name in options.names:

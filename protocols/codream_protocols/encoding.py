@@ -24,6 +24,7 @@ from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.masks import stream_words, word_type
 from codream_protocols.record_noise import RecordNoise
 from codream_protocols.rotation import step_signs
+from codream_protocols.spans import part_of_sum
 from codream_protocols.specs import DIGIT_BITS, Block
 
 Array = np.ndarray[Any, Any]
@@ -47,6 +48,7 @@ class StreamRounding:
         return stream_words(size, dtype, self._random_bytes(KEY_BYTES), suite="aes-256-ctr")
 
 
+@part_of_sum("encoding")
 def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_bytes: RandomBytes) -> tuple[Array, int]:
     """Encode a step's blocks as one vector of ring elements.
 
@@ -157,6 +159,7 @@ def check_range(plan: Plan, step: int, total: Array, survivors: int) -> None:
         start += block.words
 
 
+@part_of_sum("encoding")
 def decode(plan: Plan, step: int, total: Array, survivors: int) -> dict[str, Array]:
     """Decode a sum, shape (spec.words,), into the sums of its blocks: float64, counts int64, shape (length,)."""
     spec = plan.spec(step)

@@ -23,6 +23,7 @@ from codream_protocols.errors import LocalProtocolError, ShareRefused
 from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.messages import Advertisement, Seal
 from codream_protocols.secret import Secret
+from codream_protocols.spans import part_of_sum
 
 _ONE_USE_NONCE = bytes(12)  # each seal key seals one message
 
@@ -177,6 +178,7 @@ class LockstepKeys:
 
     # -- a step ---------------------------------------------
 
+    @part_of_sum("masking")
     def stream_keys(self, step: int, chain: bytes) -> list[tuple[bytes, bool]]:
         """The step's mask keys, each with whether its stream is taken away.
 

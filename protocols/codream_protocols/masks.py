@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 from codream_protocols.errors import LocalProtocolError
+from codream_protocols.spans import part_of_sum
 
 Stream = Callable[[int, memoryview, memoryview], object]
 """Writes a piece, by its number, as the encryption of the zeros given; room for 16 bytes more stands behind it."""
@@ -57,6 +58,7 @@ def word_type(modulus_bits: int) -> np.dtype[Any]:
     return np.dtype("<u2") if modulus_bits <= 16 else np.dtype("<u4")
 
 
+@part_of_sum("masking")
 def add_masks(vector: np.ndarray[Any, Any], keys: Iterable[tuple[bytes, bool]], *, suite: str) -> None:
     """Add the streams of some keys to `vector`, and take those of others away, in place, modulo the width of its words.
 

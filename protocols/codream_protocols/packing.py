@@ -15,6 +15,7 @@ import numpy as np
 
 from codream_protocols.errors import LocalProtocolError, VectorRefused
 from codream_protocols.masks import word_type
+from codream_protocols.spans import part_of_sum
 
 _WORD = np.dtype("<u2")
 _WORD_BITS = 16
@@ -47,6 +48,7 @@ def packed_size(count: int, bits: int) -> int:
     return _WORD.itemsize * sum(plane.words for plane in _planes(count, bits))
 
 
+@part_of_sum("packing")
 def pack(vector: np.ndarray[Any, Any], bits: int) -> bytes:
     """Pack a vector of words of `word_type(bits)`, each below 2^bits.
 
@@ -137,6 +139,7 @@ class PackedSum:
         *lower, highest = _planes(count, bits)
         self._lower, self._highest = [_ExactSum(plane, bits) for plane in lower], _HighestSum(highest)
 
+    @part_of_sum("packing")
     def add(self, packed: Packed) -> None:
         """Add a vector of as many elements and bits."""
         *lower, highest = packed.columns
@@ -150,6 +153,7 @@ class PackedSum:
             own.merge(theirs)
         self._highest.add(other._highest.words)
 
+    @part_of_sum("packing")
     def total(self) -> np.ndarray[Any, Any]:
         """The sum: words of `word_type(bits)`, shape (count,), each below 2^bits."""
         result = np.zeros(self._count, dtype=word_type(self._bits))
@@ -245,6 +249,7 @@ class _ExactSum:
                 elements[piece] += total << self._plane.shift if self._plane.shift else total
 
 
+@part_of_sum("packing")
 def unpack(data: bytes | memoryview, count: int, bits: int) -> np.ndarray[Any, Any]:
     """Unpack `count` elements of `bits` bits into words of `word_type(bits)`; errors as for `Packed`."""
     result = np.zeros(count, dtype=word_type(bits))

@@ -24,6 +24,7 @@ from codream_protocols.keyschedule import KEY_BYTES, StepKeys
 from codream_protocols.lockstep import LockstepKeys, Opened, SealDoesNotOpen
 from codream_protocols.messages import Advertisement
 from codream_protocols.secret import Secret, SecretArray
+from codream_protocols.spans import part_of_sum
 
 
 class ResilientKeys(LockstepKeys):
@@ -42,6 +43,7 @@ class ResilientKeys(LockstepKeys):
         self._advertised: Mapping[int, Advertisement] = {}
         self._transcript = b""
 
+    @part_of_sum("masking")
     def stream_keys(self, step: int, chain: bytes) -> list[tuple[bytes, bool]]:
         """See `LockstepKeys`; the self mask is among them."""
         if step < self._seed_step:

@@ -48,6 +48,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from codream_protocols.errors import LocalProtocolError, VectorRefused
 from codream_protocols.keyschedule import KEY_BYTES, expand, labelled
 from codream_protocols.secret import Secret
+from codream_protocols.spans import part_of_sum
 
 TAG_BYTES = 16
 COLUMNS = 2048
@@ -115,6 +116,7 @@ class TagKey:
         self._rows = np.frombuffer(rows, dtype="<u2").reshape(-1, 8).astype(np.int64)
         self._pads = Secret(expand(secret, labelled("tag pads")))
 
+    @part_of_sum("tags")
     def of(self, values: np.ndarray[Any, Any]) -> int:
         """A' X b modulo 2^128.
 

@@ -19,10 +19,12 @@ from codream_protocols.course import Array
 from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.masks import add_masks
 from codream_protocols.messages import Advertisement
+from codream_protocols.spans import part_of_sum
 
 MAX_CHOICES = 1024
 
 
+@part_of_sum("unmasking")
 def rebuild(
     plan: Plan,
     advertised: Mapping[int, Advertisement],
@@ -77,6 +79,7 @@ def rebuild(
     return None
 
 
+@part_of_sum("unmasking")
 def unmask(
     plan: Plan,
     advertised: Mapping[int, Advertisement],

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from secure_codream.reports.spans import PARTS, Shares
+
 What = Literal["client_step", "server_add", "unmask", "setup", "bytes_up", "bytes_down"]
 WORDS: dict[str, str] = {
     "client_step": "a client's step",
@@ -61,6 +63,7 @@ class Bench:
         versions: of the packages that matter.
         steps: of the epochs that were run.
         made: the day, YYYY-MM-DD.
+        shares: of runs that were asked for, what the sum took of all processor time.
     """
 
     rows: tuple[Row, ...]
@@ -69,6 +72,7 @@ class Bench:
     versions: dict[str, str]
     steps: int
     made: str
+    shares: tuple[Shares, ...] = ()
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -118,6 +122,16 @@ set-up, we {steps}, so its bytes hold a whole set-up. Of what it repeats for eac
 and counted as many times. It checks no sum.
 
 {table}
+{shares}"""
+
+SHARES = """
+## Beside the learning
+
+Of all processor time of real processes, the server's and all clients', once their libraries were loaded: what encoding,
+masking, tags, packing and unmasking took, by the spans that each process kept (`--spans`; each run's report draws a
+round of them).
+
+{table}
 """
 
 
@@ -139,8 +153,28 @@ def page(bench: Bench, flags: str) -> str:
         generator=machine["generator"],
         generator_speed=machine["generator_speed"],
         memory_speed=machine["memory_speed"],
-        table="\n".join(f"| {' | '.join(row)} |" for row in rows),
+        table=_lines(rows),
+        shares=SHARES.format(table=_lines(_of_shares(bench.shares))) if bench.shares else "",
     )
+
+
+def _lines(rows: Sequence[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _of_shares(shares: Sequence[Shares]) -> list[tuple[str, ...]]:
+    columns = ("run", "processes", "processor time", *(f"{part} (ms)" for part in PARTS), "share of all")
+    rows = [
+        (
+            one.name,
+            str(one.parties),
+            f"{one.processor:.1f} s",
+            *(f"{1e3 * one.parts[part]:.0f}" for part in PARTS),
+            f"{one.share:.4f}",
+        )
+        for one in shares
+    ]
+    return [columns, tuple("---" for _ in columns), *rows]
 
 
 def _in_order(bench: Bench) -> list[Row]:

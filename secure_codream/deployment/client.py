@@ -57,6 +57,7 @@ from secure_codream.deployment.files import FAILURES, LOG_BYTES, Appended, Event
 from secure_codream.deployment.outputs import Counted, Outputs, OutputsUnwritten
 from secure_codream.deployment.rounds import on_round_of
 from secure_codream.deployment.signals import Stop, run_until_stopped, stopped_by_sigterm
+from secure_codream.deployment.spans import watched
 from secure_codream.deployment.statements import own_statement
 from secure_codream.deployment.status import ClientPhase, StatusFiles, shown
 from secure_codream.membership.accepted import check_accepted, expiry_warning, keep_in_record, load_roster, own_keys
@@ -186,6 +187,7 @@ def run_client(
     *,
     address: str | None = None,
     exhibit: tuple[int, int] | None = None,
+    spans: bool = False,
     threads: int | None = None,
     model: nn.Module | None = None,
     data: tuple[LabelledImages, LabelledImages | None] | None = None,
@@ -211,6 +213,7 @@ def run_client(
         address: where the server listens; None takes the roster's.
         exhibit: (epoch, step) of which the plain encoded vector is written to `exhibit.npz` IN THIS FOLDER; for
             demonstrations on one machine, where the report shows it beside what the server saw.
+        spans: whether `spans.json` is written, where the time went; for all machines of this process.
         threads: threads for torch; None leaves torch's own choice.
         model: replaces the configured model.
         data: replaces the configured data: (train, test or None).
@@ -250,6 +253,7 @@ def run_client(
         noised=all_noised(agreed.course, charter),
     )
     with ExitStack() as opened:
+        spent = opened.enter_context(watched(folder, spans))
         earlier = charter.earlier
         journal = opened.enter_context(
             FileJournal.open(folder / "journal", charter=charter.digest, member=client.name, first=earlier)
@@ -328,7 +332,7 @@ def run_client(
             journal=ChargedJournal(journal, ledgers.sums, lambda: answered.add(roster, charter), member, charge_sums),
         )
 
-        learner, failures = Counted(learning.learner, outputs), _failures(folder, charter, outputs)
+        learner, failures = spent.learner(Counted(learning.learner, outputs)), _failures(folder, charter, outputs)
 
         def prepare() -> None:
             """Train before the first round, or go on with the model that is there and learn what it missed."""

@@ -29,6 +29,7 @@ from secure_codream.deployment.exposure import exposures
 from secure_codream.deployment.files import Appended, EventLog, never_fails, sums_bytes
 from secure_codream.deployment.rounds import on_round_of
 from secure_codream.deployment.signals import Stop, run_until_stopped, stopped_by_sigterm
+from secure_codream.deployment.spans import watched
 from secure_codream.deployment.statements import own_statement
 from secure_codream.deployment.status import StatusFiles
 from secure_codream.membership.accepted import (
@@ -50,6 +51,7 @@ def run_server(
     *,
     listen: str | None = None,
     exhibit: tuple[int, int] | None = None,
+    spans: bool = False,
     watch: Callable[[dict[str, Any]], object] | None = None,
     on_round: Callable[[dict[str, Any]], object] | None = None,
     stop: Stop | None = None,
@@ -66,6 +68,7 @@ def run_server(
         folder: the server's folder.
         listen: endpoint; None takes the roster's address.
         exhibit: (epoch, step) of which one masked vector is kept as `exhibit.npz`, for a report.
+        spans: whether `spans.json` is written, where the time went; for all machines of this process.
         watch: called with each event; with what was found in a refused message too, which is not written.
         on_round: called with each `round_finished` event (docs/events.md), in the thread that serves, so briefly; what
             it raises is logged by `secure_codream`'s logger, and ends nothing.
@@ -98,6 +101,7 @@ def run_server(
             dataset.add(number - 1, np.array(publication["dreams"]), np.array(publication["soft_labels"]))
 
     with ExitStack() as opened:
+        opened.enter_context(watched(folder, spans))
         record = RecordFolder(
             folder / "record",
             roster=(folder / "roster.json").read_bytes(),

@@ -32,6 +32,7 @@ from secure_codream.reports.files import MissingRecord, write_whole
 from secure_codream.reports.judgements import rolled_back_note
 from secure_codream.reports.pages import page_environment
 from secure_codream.reports.run_folder import Exhibit, RunFolder, read_dreams, read_exhibit
+from secure_codream.reports.spans import round_view, spans_of
 from secure_codream.reports.starts import starts_of
 from secure_codream.reports.statement import read_statement
 from secure_codream.reports.summary import Summary, read_summary
@@ -74,6 +75,7 @@ def write_report(folder: Path) -> Path:
         paths=path_rows(events),
         incidents=incidents_of(events),
         has_events=bool(events),
+        spans=round_view(summary.name, spans_of(run), events),
         statement=read_statement(run.path) if (run.path / "privacy.json").exists() else None,
         config=run.config.read_text("utf-8", errors="replace") if run.config.exists() else None,
     )

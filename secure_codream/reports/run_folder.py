@@ -9,6 +9,7 @@ A run leaves one folder, `runs/<time>-<name>/`:
     server/rounds/round-000.npz   dreams and soft labels of each round (`Dreams`)
     server/record/            what anybody can verify: `secure-codream verify RUN`
     clients/<name>/result.json    a client's own figures (`ClientResult`)
+    server/spans.json, clients/<name>/spans.json   where each party's time went (`Spans`), if it was to keep it
     exhibit.npz               one step seen from both sides (`Exhibit`); demonstration runs only
 
 Writers and readers share the names and types below, so that a file is checked when it is written and

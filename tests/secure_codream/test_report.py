@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from secure_codream.reports.events import StepStarted, read_events
 from secure_codream.reports.files import MalformedRecord, MissingRecord
 from secure_codream.reports.pictures import png
 from secure_codream.reports.report import headline, write_report
 from secure_codream.reports.run_folder import RunFolder
+from secure_codream.reports.spans import Span, Spans, Total, write_spans
 from secure_codream.reports.starts import starts_of
 from secure_codream.reports.summary import (
     Accuracy,
@@ -302,6 +304,18 @@ def test_page_is_whole_and_loads_nothing(run: RunFolder) -> None:
     assert not re.search(r"https?://|url\(|@import", path.read_text("utf-8"))
     assert path.stat().st_size < 600_000
     assert str(run.path) not in path.read_text("utf-8")
+
+
+def test_page_draws_a_round_where_all_parties_kept_their_spans(run: RunFolder) -> None:
+    assert "who did what when" not in read(write_report(run.path)).text
+    begun = next(event.time for event in read_events(run.events) if isinstance(event, StepStarted))
+    total = {"tags": Total(times=1, processor=0.5, clock=0.5)}
+    spans = Spans(processor=10.0, totals=total, latest=[Span("tags", begun, 0.01)])
+    for folder in (run.server, run.client("ann")):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_spans(folder, spans)
+    text = " ".join(read(write_report(run.path)).text.split())
+    assert "who did what when" in text and "the sum took 5.0 %" in text
 
 
 def test_page_says_the_results(run: RunFolder) -> None:
