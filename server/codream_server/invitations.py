@@ -6,10 +6,12 @@ out until it is started again, so that others' attempts are not used up on it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
-from codream_protocols.errors import AggregationFailed, AttemptsUsed, WrongSum
+from codream_protocols.errors import AggregationFailed, AttemptsUsed, CohortRefused, WrongSum
 from codream_protocols.messages import Refusal
+from codream_protocols.server import ServerProtocol
 from codream_server.events import printable
 
 REFUSALS_IN_A_ROW = 3
@@ -55,6 +57,18 @@ class Invitations:
         self._refusing[member] = message.code, in_a_row
         self._refused_for = printable(message.found)
         return in_a_row
+
+    def cohort(self, protocol: ServerProtocol, passed_over: set[int]) -> tuple[int, ...]:
+        """Who can be invited now: nobody who is held, and who was passed over only where nobody can go on without."""
+        cohort, held, charter = protocol.cohort(), self.held, protocol.charter
+        for away in (held | passed_over, held):
+            if not away & set(cohort):
+                return cohort
+            chosen = charter.whole_blocks(set(cohort) - away)
+            with contextlib.suppress(CohortRefused):
+                charter.check_summed(chosen)
+                return chosen
+        return ()
 
     @property
     def held(self) -> set[int]:

@@ -27,13 +27,11 @@ from collections.abc import Callable, Iterable
 import zmq
 import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
-from zmq.utils import z85
 
 from codream_protocols.course import Publication
 from codream_protocols.errors import (
     AggregationFailed,
     BoundByVote,
-    CohortRefused,
     HelloNeeded,
     MalformedMessage,
     RemoteProtocolError,
@@ -66,7 +64,7 @@ from codream_server import listening as sockets
 from codream_server.admission import RosterKeys
 from codream_server.events import Event, Events
 from codream_server.exhibition import Exhibition
-from codream_server.inbound import MOST_PARTS, Bounds, Rates, next_message
+from codream_server.inbound import MOST_PARTS, Bounds, Rates, next_message, rated_kind
 from codream_server.invitations import Invitations
 from codream_server.outbox import Outbox
 from codream_server.patience import Clock, Growing, PatientClock
@@ -127,6 +125,7 @@ class ServerRunner:
         self.protocol = protocol
         self.traffic = Traffic()
         self._events = Events(emit)
+        self._keys = RosterKeys(roster, self._events)
         self.story = Story(protocol, roster, self.traffic, self._events, clock)
         self.exhibition = Exhibition(protocol, exhibit)
         self._roster, self._secret, self._endpoint, self._timing = roster, transport_secret, endpoint, timing
@@ -166,8 +165,7 @@ class ServerRunner:
         context = zmq.asyncio.Context()
         authenticator = AsyncioAuthenticator(context)
         authenticator.start()
-        keys = RosterKeys(self._roster, self._events)
-        authenticator.configure_curve_callback(domain="*", credentials_provider=keys)
+        authenticator.configure_curve_callback(domain="*", credentials_provider=self._keys)
         self._socket = context.socket(zmq.ROUTER)
         try:
             sockets.configure(self._socket, self._endpoint, secret=self._secret, most_bytes=self._bounds.socket)
@@ -230,8 +228,8 @@ class ServerRunner:
             socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
             with contextlib.suppress(zmq.Again):
                 for _ in range(256):
-                    self._take(next_message(socket))
-                    await self._outbox.flush(self._socket)
+                    if self._take(next_message(socket)):
+                        await self._outbox.flush(self._socket)
         self._patient.look()
         if self._stands is not None and self._showing.is_due(self._patient.now):
             self._stands(self.standing())
@@ -266,20 +264,32 @@ class ServerRunner:
 
     # -- members ---------------------------------------------
 
-    def _take(self, parts: list[zmq.Frame]) -> None:
+    def _take(self, parts: list[zmq.Frame]) -> bool:
+        """Look at a message; False if it was dropped, upon which nothing has to go out."""
         if len(parts) < 2:
-            return
+            return False
+        member = self._keys.member_of(parts[1])
+        if self._is_over_limit(member, rated_kind(parts[1].bytes)):
+            return False
+        self._look_at(member, parts)
+        return True
+
+    def _is_over_limit(self, member: int, kind: type[ToServer] | None) -> bool:
+        over = self._rates[member].over_limit(kind)
+        if kind is not None and over:
+            self.story.over_limit(member, kind, over)
+        return bool(over)
+
+    def _look_at(self, member: int, parts: list[zmq.Frame]) -> None:
         route = parts[0].bytes
-        member = self._roster.by_transport_key(z85.decode(str(parts[1].get("User-Id"))))
         try:
             if len(parts) > MOST_PARTS:
                 raise MalformedMessage(f"a message of {MOST_PARTS} parts or more", f"1 to {MOST_PARTS - 1}")
             message = self._bounds.parse(parts[1].bytes)
-            if isinstance(message, EpochRecord) and message.offer.head != self.protocol.head:
-                return  # known, or not yet of use
-            over = self._rates[member].over_limit(message)
-            if over:
-                self.story.over_limit(member, message, over)
+            if isinstance(message, EpochRecord) and (
+                message.offer.head != self.protocol.head  # known, or not yet of use
+                or self._is_over_limit(member, EpochRecord)
+            ):
                 return
             self._bounds.check_frames(message, parts[2:])
             frames = tuple(part.bytes for part in parts[2:])
@@ -448,7 +458,7 @@ class ServerRunner:
         lost = {member for member in awaited if not self._is_present(member)}
         held = self._invitations.held_for(awaited)
         named = awaited if plan is None else lost.union(held)
-        if self._waits.look(now, named if awaited else None):
+        if self._waits.look(now, named if awaited else None, idle=plan is None):
             self._tell_waiting()
         if awaited and self._waits.telling.is_due(now):
             heard = {member: now - self._peers[member].beat for member in lost & set(self._peers)}
@@ -517,22 +527,11 @@ class ServerRunner:
 
     # -- epochs ---------------------------------------------
 
-    def _cohort(self) -> tuple[int, ...]:
-        cohort, held, charter = self.protocol.cohort(), self._invitations.held, self.protocol.charter
-        for away in (held | self._passed_over, held):  # if nobody can go on without who did not answer, with it
-            if not away & set(cohort):
-                return cohort
-            chosen = charter.whole_blocks(set(cohort) - away)
-            with contextlib.suppress(CohortRefused):
-                charter.check_summed(chosen)
-                return chosen
-        return ()
-
     def _open_if_ready(self) -> None:
         protocol, now = self.protocol, self._patient.now
         if protocol.phase is not Phase.IDLE or protocol.done or now < self._open_at:
             return
-        cohort = self._cohort()
+        cohort = self._invitations.cohort(protocol, self._passed_over)
         if cohort == protocol.charter.everybody or (cohort and (self._opened or now > self._patience_for_all())):
             self._opened = True
             self._settled = 0.0
