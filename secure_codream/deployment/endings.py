@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secure_codream.deployment.files import BEST, JOURNAL, MODEL, RECORD, SUMS
 from secure_codream.reports.files import RecordError, bytes_of
+from secure_codream.reports.judgements import harm_line
 from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.party_report import REPORT, write_party_report
 from secure_codream.reports.words import counted, format_bytes
@@ -62,21 +62,8 @@ def accuracies(lines: Sequence[Mapping[str, Any]]) -> list[str]:
             of = "training alone" if last["best_round"] == 0 else f"round {last['best_round']}"
             parts.append(f"best {last['best_accuracy']:.1%} (of {of})")
         said.append(f"accuracy on {images}: {', '.join(parts)}")
-    return said if alone is None else [*said, *_fall(alone, last)]
-
-
-def _fall(alone: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
-    """That a model knows less than training alone left it with, where chance is no explanation."""
-    before, now, tested = alone.get("accuracy"), last.get("accuracy"), last.get("tested", 0)
-    if before is None or now is None or not tested:
-        return []
-    error = math.sqrt((before * (1 - before) + now * (1 - now)) / tested)
-    if before - now <= 2 * error:
-        return []
-    return [
-        f"warning: {100 * (before - now):.1f} points below training alone, where chance makes {200 * error:.1f}: these "
-        "rounds harmed the model, and their settings do not suit the task (docs/federations.md, when rounds do harm)"
-    ]
+    harm = None if alone is None else harm_line(alone, last)
+    return said if harm is None else [*said, f"warning: {harm}"]
 
 
 def server_ending(folder: Path) -> list[str]:

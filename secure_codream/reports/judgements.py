@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,25 @@ def fall_line(event: Mapping[str, Any]) -> str:
         else f"best.safetensors has the weights of {best}; the model that takes part stays as it is"
     )
     return f"round {event['round']} made the model worse on {images} ({fall}; {by_class}): {after}"
+
+
+def harm_line(alone: Mapping[str, Any], last: Mapping[str, Any]) -> str | None:
+    """That a model knows less than training alone left it with, where chance is no explanation.
+
+    Args:
+        alone: figures on test images after training alone, a line of `metrics.jsonl`.
+        last: the newest.
+    """
+    before, now, tested = alone.get("accuracy"), last.get("accuracy"), last.get("tested", 0)
+    if before is None or now is None or not tested:
+        return None
+    error = math.sqrt((before * (1 - before) + now * (1 - now)) / tested)
+    if before - now <= 2 * error:
+        return None
+    return (
+        f"{100 * (before - now):.1f} points below training alone, where chance makes {200 * error:.1f}: these rounds "
+        "harmed the model, and their settings do not suit the task (docs/federations.md, when rounds do harm)"
+    )
 
 
 def rolled_back_note(rounds: Mapping[str, Sequence[int]]) -> str:

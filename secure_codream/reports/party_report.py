@@ -23,6 +23,7 @@ from secure_codream.reports.course_of_events import (
 from secure_codream.reports.dream_pictures import DreamRound, dream_round
 from secure_codream.reports.events import FederationStarted, RoundFinished, StepFinished, read_events
 from secure_codream.reports.files import write_whole
+from secure_codream.reports.judgements import harm_line
 from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.pages import page_environment
 from secure_codream.reports.run_folder import read_dreams
@@ -128,6 +129,7 @@ def _of_client(folder: Path, status: Status) -> dict[str, Any]:
     return {
         "server": False,
         "headline": _client_headline(status, rows),
+        "harm": harm_line(lines[0], judged) if lines and lines[0]["rounds"] == 0 else None,
         "chart": _chart("Accuracy of this site's model", {title: curve for title, curve in curves.items() if curve}),
         "rows": rows,
         "judged_by": judged.get("judged_by", 0),
@@ -181,7 +183,7 @@ def _chart(title: str, curves: Mapping[str, Mapping[int, float | None]]) -> Char
         lines=lines,
         references=[]
         if first is None
-        else [Reference(f"alone, {percent(first)}", 100 * (high - first) / (high - low))],
+        else [Reference(f"alone, {percent(first)}", 100 * (high - first) / (high - low), right=len(rounds) > 1)],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zmq
 from zmq.utils import z85
 
 from codream_protocols.identity import Roster
@@ -14,6 +15,7 @@ class RosterKeys:
     def __init__(self, roster: Roster, events: Events) -> None:
         self._keys = {member.transport_key for member in roster.members}
         self._revoked = {member.transport_key: member.name for member in roster.revoked}
+        self._roster, self._numbers = roster, dict[str, int]()
         self._strangers, self._events = 0, events
 
     def callback(self, domain: str, key: bytes) -> bool:
@@ -31,3 +33,10 @@ class RosterKeys:
                 count=self._strangers,
             )
         return False
+
+    def member_of(self, message: zmq.Frame) -> int:
+        """The number of the member on whose connection this came: by the connection's key, as ZAP let it in."""
+        key = str(message.get("User-Id"))
+        if key not in self._numbers:
+            self._numbers[key] = self._roster.by_transport_key(z85.decode(key))
+        return self._numbers[key]

@@ -1,8 +1,10 @@
 """What the network may send: bounds by plan and phase, and rates by kind. All of it is checked before work is done.
 
-A message is parsed only up to the size that an honest member's can have in the present phase, and frames are looked at
-only if they have exactly the size that the plan gives them. Records of whole epochs, which a server that lost some is
-given back, may come in any phase.
+What has a rate is told by its first bytes, and what is over it is dropped before anything else of it is read: a
+member's answer lies behind all that it has sent before, and in lockstep everybody waits for it. A message is parsed
+only up to the size that an honest member's can have in the present phase, and frames are looked at only if they have
+exactly the size that the plan gives them. Records of whole epochs, which a server that lost some is given back, may
+come in any phase.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Protocol
 import zmq
 
 from codream_protocols.charter import MAX_STEPS, Plan, derive_plan
-from codream_protocols.errors import VectorRefused
+from codream_protocols.errors import MalformedMessage, VectorRefused
 from codream_protocols.messages import (
     Beat,
     EpochRecord,
@@ -31,9 +33,15 @@ from codream_protocols.parcels import PIECE_BYTES, ROOM
 from codream_protocols.server import Effect, Phase, SendTo, ServerProtocol
 from codream_server.patience import Clock, RateLimit
 
-_RECORD = b"\xacepoch-record"  # an EpochRecord's tag, the first of its elements
+
+def _tag(kind: type[ToServer]) -> bytes:
+    """The first element of such a message, as MessagePack's short strings are written."""
+    name = str(kind.__struct_config__.tag).encode()
+    return bytes([0xA0 | len(name)]) + name
 
 
+_RECORD = _tag(EpochRecord)
+_RATED: dict[bytes, type[ToServer]] = {_tag(kind): kind for kind in (Hello, Refusal, Beat, Parcel)}
 MOST_PARTS = 2 + MAX_STEPS
 """Of a message: the connection, the message, and a frame a step."""
 
@@ -52,6 +60,11 @@ def next_message(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
         if len(parts) <= MOST_PARTS:
             parts.append(part)
     return parts
+
+
+def rated_kind(data: bytes) -> type[ToServer] | None:
+    """Which of the kinds with a rate a message says it is, by its first bytes; None for every other."""
+    return _RATED.get(data[1 : 2 + (data[1] & 0x1F)]) if len(data) > 1 else None
 
 
 class Sized(Protocol):
@@ -85,7 +98,10 @@ class Bounds:
             course, certified = self._protocol.course, self._protocol.certified
             steps = len(course.schedule(min(certified, max(0, course.epochs - 1))))
             most = largest_message(self._protocol.charter.members, steps, resilient=self._resilient)
-        return decode_to_server(data, most)
+        message = decode_to_server(data, most)
+        if type(message) in _RATED.values() and rated_kind(data) is None:
+            raise MalformedMessage(f"{type(message).__name__} with a longer beginning than it needs", "the shortest")
+        return message
 
     def told_of(self, data: bytes, sizes: Sequence[int]) -> MaskedInput | EpochRecord:
         """The message that a parcel tells of, whose frames have the sizes that they must have.
@@ -169,9 +185,9 @@ class Rates:
         self.asks = RateLimit(2, 1.0, clock)
         """Requests to say Hello: of all that waited for a line to come back, one answer is enough."""
 
-    def over_limit(self, message: ToServer) -> int:
-        """0 if the message may be looked at; else how many of its kind were dropped so far."""
-        limit = self.kinds.get(type(message))
+    def over_limit(self, kind: type[ToServer] | None) -> int:
+        """0 if a message of this kind may be looked at; else how many of them were dropped so far."""
+        limit = None if kind is None else self.kinds.get(kind)
         return 0 if limit is None or limit.admits() else limit.over
 
     def was_of_use(self) -> None:

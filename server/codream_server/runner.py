@@ -27,7 +27,6 @@ from pathlib import Path
 
 import zmq
 import zmq.asyncio
-from zmq.utils import z85
 
 from codream_protocols.course import Publication
 from codream_protocols.durable import FileSpool
@@ -71,7 +70,7 @@ from codream_server.admission import RosterKeys
 from codream_server.arrivals import Arrivals
 from codream_server.events import Event, Events
 from codream_server.exhibition import Exhibition
-from codream_server.inbound import MOST_PARTS, Bounds, Rates, next_message
+from codream_server.inbound import MOST_PARTS, Bounds, Rates, next_message, rated_kind
 from codream_server.invitations import Invitations
 from codream_server.outbox import Outbox
 from codream_server.patience import Clock, Growing, PatientClock
@@ -136,6 +135,7 @@ class ServerRunner:
         self.protocol = protocol
         self.traffic = Traffic()
         self._events = Events(emit)
+        self._keys = RosterKeys(roster, self._events)
         self.story = Story(protocol, roster, self.traffic, self._events, clock)
         self.exhibition = Exhibition(protocol, exhibit)
         self._roster, self._secret, self._endpoint, self._timing = roster, transport_secret, endpoint, timing
@@ -173,8 +173,8 @@ class ServerRunner:
             AggregationFailed: nobody takes part any more, or too few came.
             ResultsUnwritten: all is certified, and the disk does not take what is to be handed on.
         """
-        keys, most = RosterKeys(self._roster, self._events), self._bounds.socket
-        with sockets.opened(self._endpoint, secret=self._secret, most_bytes=most, admits=keys) as self._socket:
+        most = self._bounds.socket
+        with sockets.opened(self._endpoint, secret=self._secret, most_bytes=most, admits=self._keys) as self._socket:
             listening(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
             try:
                 await self._serve()
@@ -230,8 +230,8 @@ class ServerRunner:
             socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
             with contextlib.suppress(zmq.Again):
                 for _ in range(256):
-                    self._take(next_message(socket))
-                    await self._flush()
+                    if self._take(next_message(socket)):
+                        await self._flush()
         self._patient.look()
         if self._stands is not None and self._showing.is_due(self._patient.now):
             self._stands(self.standing())
@@ -270,20 +270,32 @@ class ServerRunner:
 
     # -- members ---------------------------------------------
 
-    def _take(self, parts: list[zmq.Frame]) -> None:
+    def _take(self, parts: list[zmq.Frame]) -> bool:
+        """Look at a message; False if it was dropped, upon which nothing has to go out."""
         if len(parts) < 2:
-            return
+            return False
+        member = self._keys.member_of(parts[1])
+        if self._is_over_limit(member, rated_kind(parts[1].bytes)):
+            return False
+        self._look_at(member, parts)
+        return True
+
+    def _is_over_limit(self, member: int, kind: type[ToServer] | None) -> bool:
+        over = self._rates[member].over_limit(kind)
+        if kind is not None and over:
+            self.story.over_limit(member, kind, over)
+        return bool(over)
+
+    def _look_at(self, member: int, parts: list[zmq.Frame]) -> None:
         route = parts[0].bytes
-        member = self._roster.by_transport_key(z85.decode(str(parts[1].get("User-Id"))))
         try:
             if len(parts) > MOST_PARTS:
                 raise MalformedMessage(f"a message of {MOST_PARTS} parts or more", f"1 to {MOST_PARTS - 1}")
             message = self._bounds.parse(parts[1].bytes)
-            if isinstance(message, EpochRecord) and message.offer.head != self.protocol.head:
-                return  # known, or not yet of use
-            over = self._rates[member].over_limit(message)
-            if over:
-                self.story.over_limit(member, message, over)
+            if isinstance(message, EpochRecord) and (
+                message.offer.head != self.protocol.head  # known, or not yet of use
+                or self._is_over_limit(member, EpochRecord)
+            ):
                 return
             self._bounds.check_frames(message, parts[2:])
             frames = tuple(part.bytes for part in parts[2:])
@@ -466,7 +478,7 @@ class ServerRunner:
         lost = {member for member in awaited if not self._is_present(member)}
         held = self._invitations.held_for(awaited)
         named = awaited if plan is None else lost.union(held)
-        if self._waits.look(now, named if awaited else None):
+        if self._waits.look(now, named if awaited else None, idle=plan is None):
             self._tell_waiting()
         if awaited and self._waits.telling.is_due(now):
             heard = {member: now - self._peers[member].beat for member in lost & set(self._peers)}

@@ -46,10 +46,13 @@ class Waits:
             moments.start(now)
         return before is not None
 
-    def look(self, now: float, named: Iterable[int] | None) -> bool:
-        """Who may be named now, None if nobody is waited for; it is taken only now and then: whether it was now."""
+    def look(self, now: float, named: Iterable[int] | None, *, idle: bool) -> bool:
+        """Who may be named now, None if nobody is waited for: whether it is time to tell the members so.
+
+        Within an epoch it is taken only then. Between epochs, where nobody computes for one, always, once it lasts.
+        """
         due = self._naming.is_due(now)
-        if due:
+        if due or (idle and self.named is not None):
             self.named = None if named is None else tuple(sorted(named))
         return due
 

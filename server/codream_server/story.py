@@ -261,12 +261,12 @@ class Story:
                 count=sum(counts),
             )
 
-    def over_limit(self, member: int, message: ToServer, over: int) -> None:
+    def over_limit(self, member: int, kind: type[ToServer], over: int) -> None:
         """A message was dropped, the so-manieth of its kind."""
         self.dropped[member] += 1
         if is_power_of_two(over):
-            kind = type(message).__name__
-            self._events.say("rate_limited", client=self._name(member), kind=kind, count=sum(self.dropped))
+            name = self._name(member)
+            self._events.say("rate_limited", client=name, kind=kind.__name__, count=sum(self.dropped))
 
     def _name(self, member: int) -> str:
         return self._roster.members[member].name

@@ -1,7 +1,8 @@
 """One night, in which all goes wrong: the federation comes to its end, nothing is lost, and all say who is awaited.
 
 Every party is a process with a folder of its own, and each client's line to the server can be cut. Ten minutes are
-scaled to half of one by the server's `[timing]`.
+scaled to half of one by the server's `[timing]`; the ten minutes themselves, and a night, pass on a virtual clock, with
+the patience that servers have by default, in tests/server/test_long_nights.py.
 """
 
 from __future__ import annotations

@@ -221,6 +221,15 @@ def test_rounds_that_harmed_a_model_beyond_chance_are_said_at_its_end(now: float
     assert [line.startswith("warning: 35.0 points below training alone") for line in said[1:]] == [True] * harmed
 
 
+def test_a_sites_page_says_that_rounds_harmed_its_model_and_has_no_empty_column(site: Path) -> None:
+    assert "below training alone" not in words(write_party_report(site))
+    (site / "metrics.jsonl").write_text(
+        line("metrics", rounds=0, accuracy=0.888, tested=500) + line("metrics", rounds=2, accuracy=0.538, tested=500)
+    )
+    said = words(write_party_report(site))
+    assert "35.0 points below training alone" in said and "its own images" not in said
+
+
 def test_pages_load_nothing_from_elsewhere(server: Path, site: Path) -> None:
     for page in (write_party_report(server), write_party_report(site)):
         assert (

@@ -16,9 +16,11 @@ import zmq
 import zmq.asyncio
 
 from codream_protocols.errors import HelloNeeded, MalformedMessage, VectorRefused
+from codream_protocols.keyschedule import PROTOCOL
 from codream_protocols.messages import (
     Beat,
     EpochRecord,
+    Hello,
     MaskedInput,
     Published,
     Refusal,
@@ -30,6 +32,7 @@ from codream_protocols.messages import (
 from codream_protocols.server import SendTo, ServerProtocol
 from codream_server import inbound, peers
 from codream_server.inbound import Bounds
+from codream_server.outbox import Outbox
 from codream_server.settings import Timing
 from tests.server.toy import RESILIENT, Federation, ToyClient, ToyCourse, computing, go_on, run
 
@@ -218,6 +221,49 @@ def test_flood_is_dropped_counted_and_written_down_in_a_few_lines(kind: str) -> 
     assert kind != "Refusal" or shown[0]["found"] == "\\x1b[2J\\u202e"
 
 
+def test_what_is_over_its_rate_on_a_members_own_line_is_dropped_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A member's answer lies behind its 2,000 Hellos, and lockstep waits for it: a step took 615 ms in place of 27."""
+    federation, read, sent_out = Federation(3, course=ToyCourse(1, 2), timing=HOURS), list[str](), list[int]()
+    flush = Outbox.flush
+
+    def decoding(data: bytes, most: int) -> Any:
+        message = decode_to_server(data, most)
+        read.append(type(message).__name__)
+        return message
+
+    async def flushing(self: Outbox, socket: Any) -> None:
+        sent_out.append(1)
+        await flush(self, socket)
+
+    async def scenario() -> None:
+        async with federation.serving() as server:
+            client = await computing(federation)
+            monkeypatch.setattr(inbound, "decode_to_server", decoding)
+            monkeypatch.setattr(Outbox, "flush", flushing)
+            for _ in range(2000):
+                client.send(client.protocol.hello())
+            await federation.until(lambda: federation.server.story.dropped[2] > 1900)
+            flushes = len(sent_out)
+            go_on(client)
+            await server
+            assert flushes < 500
+
+    run(scenario)
+    assert read.count("Hello") < 100 and len(federation.published) == 1
+
+
+@pytest.mark.parametrize("beginning", [b"\xdc\x00\x07\xa5hello", b"\x97\xd9\x05hello", b"\x97\xda\x00\x05hello"])
+def test_a_longer_beginning_does_not_go_past_a_rate(beginning: bytes) -> None:
+    federation = Federation(3)
+    bounds = Bounds(ServerProtocol(federation.charter, federation.roster, federation.course))
+    data = encode_message(Hello((PROTOCOL,), federation.charter.digest, bytes(32), 0, b"", 0))
+    assert data.startswith(b"\x97\xa5hello") and isinstance(bounds.parse(data), Hello)
+    with pytest.raises(MalformedMessage, match="Hello with a longer beginning"):
+        bounds.parse(beginning + data[len(b"\x97\xa5hello") :])
+
+
 def test_refusals_of_a_member_that_refuses_without_end_are_written_down_in_a_few_short_lines() -> None:
     """Within its rate it filled the operator's disk, with ten characters for each of its own."""
     federation = Federation(3)
@@ -255,8 +301,8 @@ def test_flood_of_nonsense_is_not_answered_by_a_flood() -> None:
 def test_honest_beats_after_a_pause_of_the_server_are_no_flood() -> None:
     federation = Federation(3)
     rates = inbound.Rates(1.0, lambda: 0.0)
-    beats = [rates.over_limit(Beat(b"", 0)) for _ in range(20)]  # ten seconds of them, at twice the rate asked for
-    assert beats == [0] * 20 and rates.over_limit(Beat(b"", 0)) == 1
+    beats = [rates.over_limit(Beat) for _ in range(20)]  # ten seconds of them, at twice the rate asked for
+    assert beats == [0] * 20 and rates.over_limit(Beat) == 1
     assert federation.timing.beat < 1  # toy clients beat more often, and are not over the limit either
 
 

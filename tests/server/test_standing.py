@@ -79,19 +79,28 @@ def test_who_is_waited_for_is_looked_up_only_now_and_then() -> None:
     """Looked up at each message, a status would time every member's work."""
     waits = Waits(lost_after=30.0)
     waits.start(100.0)
-    waits.look(100.0 + NAMED_EVERY - 0.1, {0, 1, 2})
+    waits.look(100.0 + NAMED_EVERY - 0.1, {0, 1, 2}, idle=False)
     named: list[tuple[int, ...] | None] = [waits.named]
     for later, awaited in ((NAMED_EVERY, {1, 2}), (NAMED_EVERY + 1, {2}), (2 * NAMED_EVERY, {2})):
-        waits.look(100.0 + later, awaited)
+        waits.look(100.0 + later, awaited, idle=False)
         named.append(waits.named)
     assert named == [None, (1, 2), (1, 2), (2,)]
     assert NAMED_EVERY + 1.0 <= 15  # a file a second after it
     assert waits.start(200.0) and waits.named is None
     assert not waits.start(201.0)
-    waits.look(201.0 + NAMED_EVERY, set())  # some that are there
+    waits.look(201.0 + NAMED_EVERY, set(), idle=False)  # some that are there
     assert waits.named == () and waiting_message(waits.named, {}, 0.0) == Waiting((), unnamed=True)
-    waits.look(201.0 + 2 * NAMED_EVERY, None)
+    waits.look(201.0 + 2 * NAMED_EVERY, None, idle=False)
     assert waits.named is None and waiting_message(None, {}, 0.0) == Waiting((), unnamed=False)
+
+
+def test_between_epochs_who_has_come_is_waited_for_no_more_at_once() -> None:
+    """A status said "waiting for a, it is there" for ten seconds after a had come: nobody computes there."""
+    waits = Waits(lost_after=30.0)
+    waits.start(100.0)
+    assert not waits.look(101.0, {0, 1, 2}, idle=True) and waits.named is None
+    assert waits.look(100.0 + NAMED_EVERY, {0, 1, 2}, idle=True)
+    assert not waits.look(101.0 + NAMED_EVERY, {2}, idle=True) and waits.named == (2,)
 
 
 def test_when_a_member_was_last_heard_is_told_by_its_beats_and_not_by_its_answers() -> None:

@@ -61,9 +61,9 @@ class Wire:
         self.taken: list[bytes] = []
         take, sent = net.server._take, self.sent
 
-        def taking(parts: Any) -> None:
+        def taking(parts: Any) -> bool:
             self.taken += [part.bytes for part in parts[1:]]
-            take(parts)
+            return take(parts)
 
         net.server._take = taking  # type: ignore[method-assign]
 
