@@ -125,10 +125,11 @@ class DemoOptions:
 
     @property
     def tables(self) -> dict[str, Any]:
-        """The federation's tables of what is dreamt, and of the privacy that `epsilon` asks for."""
+        """The federation's tables of what is dreamt and learnt, and of the privacy that `epsilon` asks for."""
         dreams = {"steps": self.updates, "batch": self.batch}
         if self.epsilon is None:
-            return {"dreams": {"start": "strokes", **dreams}}
+            learning = {"training_rounds": self.rounds - 1}  # what the last dreams taught stays as it is
+            return {"dreams": {"start": "strokes", **dreams}, "learning": learning}
         table = {"epsilon": self.epsilon, "delta": 1e-4, "batch_size": 64, "warm_up_epochs": 20, "lr": 1.0}
         return {"dreams": dreams, "privacy": table, "learning": {"own_weight": 0.0, "max_count": 64}}
 
