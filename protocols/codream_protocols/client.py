@@ -857,10 +857,7 @@ class ClientProtocol(HoldsHistory):
             )
 
     def _rule_true_sum(self, plan: Plan, tag_key: TagKey, message: Published, frame: bytes) -> Array | None:
-        """A sum counts only with the tag that the survivors' own tags add up to, and within what they can add up to.
-
-        Returns the sum, as ring elements, which need not be unpacked again.
-        """
+        """A sum counts only with the tag that the survivors' own tags add up to, and within what they can add up to."""
         words = unpack(frame, plan.spec(message.step).words, plan.modulus_bits)
         total = tag_number(message.tag)
         check_range(plan, message.step, words, len(message.members))
