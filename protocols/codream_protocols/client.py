@@ -625,6 +625,8 @@ class ClientProtocol(HoldsHistory):
         except WrongSum as error:
             return self._wrong_sum(epoch.plan, message.step, error)
 
+        current.masked = None  # its step is over, and nobody asks for it any more
+
         def go_on() -> list[Effect]:
             public.absorb(message.members, frames[0], message.tag)
             return self._cast_vote(public) if public.over else self._begin_step(epoch)

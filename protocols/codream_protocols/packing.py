@@ -155,9 +155,11 @@ class PackedSum:
         return result
 
 
-def unpack(data: bytes | memoryview, count: int, bits: int) -> np.ndarray[Any, Any]:
-    """Unpack `count` elements of `bits` bits into words of `word_type(bits)`; errors as for `Packed`."""
-    result = np.empty(count, dtype=word_type(bits))
+def unpack(
+    data: bytes | memoryview, count: int, bits: int, out: np.ndarray[Any, Any] | None = None
+) -> np.ndarray[Any, Any]:
+    """Unpack `count` elements of `bits` bits into words of `word_type(bits)`, `out` if given; errors as `Packed`'s."""
+    result = np.empty(count, dtype=word_type(bits)) if out is None else out
     for plane, column in zip(_planes(count, bits), Packed(data, count, bits).columns, strict=True):
         for part in range(plane.parts):
             elements = result[part * plane.words : (part + 1) * plane.words]

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from codream_protocols import chain as links
 from codream_protocols.advertisements import check_advertisement, check_distinct_keys, check_shown, check_start_shares
 from codream_protocols.charter import Charter, Offer, Plan, derive_plan
@@ -26,6 +28,7 @@ from codream_protocols.errors import (
 )
 from codream_protocols.hybrid import start_seed
 from codream_protocols.identity import Roster, verify
+from codream_protocols.masks import word_type
 from codream_protocols.messages import Advertisement, EpochRecord, SignedBy, StepRecord
 from codream_protocols.packing import unpack
 
@@ -85,25 +88,24 @@ class Trajectory:
         """The head that the epoch makes once it is certified."""
         return links.next_head(self.plan.offer.head, self.plan.digest, self.chain)
 
-    def absorb(
-        self, members: tuple[int, ...], frame: bytes, tag: bytes, words: Array | None = None
-    ) -> dict[str, Array]:
+    def absorb(self, members: tuple[int, ...], frame: bytes, tag: bytes) -> dict[str, Array]:
         """Take the next sum, which was checked before; returns what it says.
 
         Args:
             members: whose vectors it holds.
             frame: the packed sum.
             tag: the sum of their tags.
-            words: what was packed; where they are not given, `frame` is unpacked.
 
         Raises:
             VectorRefused, WrongSum: a frame of another size, or a sum that no inputs have; nothing has changed.
         """
         plan, step = self.plan, self.step
         spec = plan.spec(step)
-        words = unpack(frame, spec.words, plan.modulus_bits) if words is None else words
+        room = np.empty(spec.words, dtype=np.float64)  # elements are unpacked into its end: one vector less is held
+        elements = room.view(word_type(plan.modulus_bits))[-spec.words :]
+        words = unpack(frame, spec.words, plan.modulus_bits, elements)
         self.check_sum(members, words)
-        sums = decode(plan, step, words, len(members))
+        sums = decode(plan, step, words, len(members), room)
         state = canonical(self.course.absorb(self.state, step, sums, len(members)))
         self.links.append(links.next_link(self.chain, members, frame, tag, state))
         self.state = state
