@@ -363,6 +363,10 @@ def _client_line(event: dict[str, Any]) -> str | None:
             return "ready for the rounds; waiting for the server and the others"
         case "waiting":
             return f"the server says that it waits for {event['names']}" if event.get("names") else None
+        case "progress":
+            return f"{event['what']}: {event.get('percent', 0)} %"
+        case "spool-failed":
+            return f"this disk does not take a sum that is on its way ({event['found']}); make room, and it comes again"
         case "judge":
             return judge_line(event)
         case "worse":

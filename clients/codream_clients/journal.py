@@ -36,16 +36,15 @@ from types import TracebackType
 from typing import overload
 
 from codream_protocols.client import Begun, Memory
-from codream_protocols.durable import chained, sync_folder, try_lock, write_all, write_whole
+from codream_protocols.durable import chained, content_of, sync_folder, try_lock, write_all, write_whole
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
 from codream_protocols.record_file import (
-    MAX_RECORD_BYTES,
     check_version,
     parse_record,
-    record_bytes,
     record_name,
     record_numbers,
+    record_parts,
 )
 
 LOG, ANCHOR, VOTE, LOCK = "journal.log", "journal.anchor", "vote.record", "lock"
@@ -148,16 +147,13 @@ class FileJournal:
 
     def voted(self, kept: Kept) -> None:
         """See `client.Journal`."""
-        data = record_bytes(kept)
-        self._write_record(VOTE, data)
-        self._append(f"voted {_digest_of(data)}")
+        self._append(f"voted {self._write_record(VOTE, kept)}")
 
     def certified(self, kept: Kept) -> None:
         """See `client.Journal`."""
-        data = record_bytes(kept)
-        self._write_record(record_name(self._first + len(self._digests)), data)
-        self._append(f"certified {_digest_of(data)}")
-        self._digests.append(_digest_of(data))
+        digest = self._write_record(record_name(self._first + len(self._digests)), kept)
+        self._append(f"certified {digest}")
+        self._digests.append(digest)
         (self._folder / VOTE).unlink(missing_ok=True)
 
     def saw_wrong_sum(self, plan: bytes) -> None:
@@ -305,11 +301,10 @@ class FileJournal:
             return None
         return vote
 
-    def _read_record(self, name: str) -> bytes:
-        with (self._folder / name).open("rb") as file:
-            return file.read(MAX_RECORD_BYTES + 1)
+    def _read_record(self, name: str) -> bytes | memoryview:
+        return content_of(self._folder / name)
 
-    def _parsed(self, name: str, data: bytes) -> Kept:
+    def _parsed(self, name: str, data: bytes | memoryview) -> Kept:
         try:
             return parse_record(data)
         except MalformedMessage as error:
@@ -331,11 +326,14 @@ class FileJournal:
         write_all(self._anchor, f"{self._digest}\n".encode("ascii"))
         os.fsync(self._anchor)
 
-    def _write_record(self, name: str, data: bytes) -> None:
+    def _write_record(self, name: str, kept: Kept) -> str:
+        """Its digest."""
         self._check_usable()
         self._usable = False
-        write_whole(self._folder / name, data)
+        parts = record_parts(kept)
+        write_whole(self._folder / name, parts)
         self._usable = True
+        return _digest_of(*parts)
 
     def _check_usable(self) -> None:
         if not self._usable:
@@ -426,5 +424,8 @@ def _whole_lines(descriptor: int, folder: Path) -> list[str]:
         raise JournalDamaged(f"byte {error.start} of a journal in {folder}, no text", "lines of text") from None
 
 
-def _digest_of(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _digest_of(*parts: bytes | memoryview) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

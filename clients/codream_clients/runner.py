@@ -40,7 +40,7 @@ from codream_protocols import errors
 from codream_protocols.charter import MAX_STEPS
 from codream_protocols.client import Certified, ClientProtocol, Compute, Effect, Ended, Notice, Send
 from codream_protocols.course import Array, Learner, Publication
-from codream_protocols.durable import FileSpool
+from codream_protocols.durable import FileSpool, rest
 from codream_protocols.errors import (
     AggregationFailed,
     AttemptsUsed,
@@ -346,6 +346,7 @@ class ClientRunner:
                 self._hear_waiting(message, frames)
             elif await self._is_for_the_machine(message):
                 await self._drive(lambda: self._protocol.receive(message, frames))
+                rest(frames)
             if isinstance(message, Farewell):
                 self._farewell = message
                 self._log.info("farewell", reason=visible(message.reason), completed=message.completed)

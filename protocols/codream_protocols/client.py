@@ -80,8 +80,8 @@ from codream_protocols.messages import (
     Welcome,
     survivor_statement,
 )
-from codream_protocols.packing import pack, unpack
-from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, check_certificate, valid_votes
+from codream_protocols.packing import pack
+from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, Unpacked, check_certificate, valid_votes
 from codream_protocols.resilient import ResilientKeys, make_keys
 from codream_protocols.secret import Secret
 from codream_protocols.specs import VectorSpec
@@ -624,12 +624,14 @@ class ClientProtocol(HoldsHistory):
         if current.survivors is not None and message.members != current.survivors:
             raise SecondSurvivorSet(f"a sum over others than signed in step {message.step}", "the set signed")
         try:
-            words = self._rule_true_sum(epoch.plan, current.tag_key, message, frames[0])
+            checked = self._rule_true_sum(epoch.plan, current.tag_key, message, frames[0])
         except WrongSum as error:
             return self._wrong_sum(epoch.plan, message.step, error)
 
+        current.masked = None  # its step is over, and nobody asks for it any more
+
         def go_on() -> list[Effect]:
-            public.absorb(message.members, frames[0], message.tag, words)
+            public.absorb(message.members, frames[0], message.tag, checked)
             return self._cast_vote(public) if public.over else self._begin_step(epoch)
 
         return self._or_abandon(go_on)
@@ -856,14 +858,13 @@ class ClientProtocol(HoldsHistory):
                 f"{len(valid)} signatures over the survivor set", f"{plan.threshold} or more, this client's included"
             )
 
-    def _rule_true_sum(self, plan: Plan, tag_key: TagKey, message: Published, frame: bytes) -> Array | None:
+    def _rule_true_sum(self, plan: Plan, tag_key: TagKey, message: Published, frame: bytes) -> Unpacked | None:
         """A sum counts only with the tag that the survivors' own tags add up to, and within what they can add up to."""
-        words = unpack(frame, plan.spec(message.step).words, plan.modulus_bits)
-        total = tag_number(message.tag)
-        check_range(plan, message.step, words, len(message.members))
-        if not tag_key.check(integers(plan, message.step, words), total, message.members):
+        found, total = Unpacked.of(plan, message.step, frame), tag_number(message.tag)
+        check_range(plan, message.step, found.words, len(message.members))
+        if not tag_key.check(integers(plan, message.step, found.words), total, message.members):
             raise WrongSum(f"a sum of step {message.step} that fails its check", "the sum of the survivors' inputs")
-        return words
+        return found
 
     def _rule_known_epoch(self, public: Trajectory) -> None:
         """What this client has itself seen of an epoch, others cannot tell it otherwise.

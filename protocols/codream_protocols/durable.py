@@ -20,7 +20,7 @@ import mmap
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +28,8 @@ from typing import BinaryIO, cast
 
 PRIVATE, PUBLIC = 0o600, 0o666
 """Who may read what is written: its owner, or whoever the process's umask lets."""
+MAPPED_FROM = 1 << 20
+"""Bytes: smaller files are read. A mapped one must not be cut; in what is kept here, files are replaced as a whole."""
 
 
 def chained(previous: str, content: bytes) -> str:
@@ -42,10 +44,25 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def write_whole(path: Path, content: bytes, mode: int = PRIVATE) -> None:
-    """Write `content` as `written_whole` does; raises `OSError`."""
+def write_parts(descriptor: int, parts: Iterable[bytes]) -> None:
+    """All of them, one behind the other. Raises `OSError`."""
+    for part in parts:
+        write_all(descriptor, part)
+
+
+def write_whole(path: Path, content: bytes | Iterable[bytes], mode: int = PRIVATE) -> None:
+    """Write `content`, or its parts, as `written_whole` does; raises `OSError`."""
     with written_whole(path, mode) as file:
-        write_all(file.fileno(), content)
+        write_parts(file.fileno(), [content] if isinstance(content, bytes) else content)
+
+
+def content_of(path: Path) -> bytes | memoryview:
+    """A file's bytes; those of a large one are mapped, and take no memory that is needed. Raises `OSError`."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= MAPPED_FROM:
+            return file.read()
+        return memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ))
 
 
 @contextmanager
@@ -98,7 +115,7 @@ class FileSpool:
         write_all(self._descriptor, piece)
 
     def read(self, sizes: Sequence[int]) -> tuple[bytes, ...]:
-        """What was written, mapped: it is read from the disk as it is used, and takes no memory that is needed.
+        """What was written, mapped: read from the disk as it is used, in memory that is not needed (`rest`).
 
         Raises:
             OSError: it cannot be mapped.
@@ -113,6 +130,13 @@ class FileSpool:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
+
+
+def rest(frames: Iterable[bytes]) -> None:
+    """Frames that a spool has read are not used for a while: what of them is in memory need not stay there."""
+    for frame in frames:
+        if isinstance(frame, memoryview) and isinstance(frame.obj, mmap.mmap):
+            frame.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def _unnamed(folder: Path) -> int:

@@ -160,8 +160,16 @@ def check_range(plan: Plan, step: int, total: Array, survivors: int) -> None:
 
 
 @part_of_sum("encoding")
-def decode(plan: Plan, step: int, total: Array, survivors: int) -> dict[str, Array]:
-    """Decode a sum, shape (spec.words,), into the sums of its blocks: float64, counts int64, shape (length,)."""
+def decode(plan: Plan, step: int, total: Array, survivors: int, room: Array | None = None) -> dict[str, Array]:
+    """Decode a sum into the sums of its blocks: float64, counts int64, shape (length,).
+
+    Args:
+        plan: the epoch's plan.
+        step: the step.
+        total: shape (spec.words,), ring elements.
+        survivors: how many vectors it holds.
+        room: float64, shape (spec.words,), where the sums may lie; `total` may be the end of its bytes, and is lost.
+    """
     spec = plan.spec(step)
     if isinstance(spec.noise, RecordNoise):
         values = record_noise.decode_sum(integers(plan, step, total), spec.noise)
@@ -183,6 +191,8 @@ def decode(plan: Plan, step: int, total: Array, survivors: int) -> dict[str, Arr
                 count += digit << np.int64(DIGIT_BITS * place)
             sums[block.name] = count
         else:
-            sums[block.name] = ring.decode_sum(part, survivors, block.clip, value_bits=plan.aggregation.value_bits)
+            out = None if room is None else room[start : start + block.words]
+            bits = plan.aggregation.value_bits
+            sums[block.name] = ring.decode_sum(part, survivors, block.clip, value_bits=bits, out=out)
         start += block.words
     return sums

@@ -250,9 +250,12 @@ class _ExactSum:
 
 
 @part_of_sum("packing")
-def unpack(data: bytes | memoryview, count: int, bits: int) -> np.ndarray[Any, Any]:
-    """Unpack `count` elements of `bits` bits into words of `word_type(bits)`; errors as for `Packed`."""
-    result = np.zeros(count, dtype=word_type(bits))
+def unpack(
+    data: bytes | memoryview, count: int, bits: int, out: np.ndarray[Any, Any] | None = None
+) -> np.ndarray[Any, Any]:
+    """Unpack `count` elements of `bits` bits into words of `word_type(bits)`, `out` if given; errors as `Packed`'s."""
+    result = np.empty(count, dtype=word_type(bits)) if out is None else out
+    result[:] = 0
     for plane, column in zip(_planes(count, bits), Packed(data, count, bits).columns, strict=True):
         _unpack_plane(column, plane, result)
     return result

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from codream_protocols import chain as links
 from codream_protocols.advertisements import check_advertisement, check_distinct_keys, check_shown, check_start_shares
 from codream_protocols.charter import Charter, Offer, Plan, derive_plan
@@ -26,12 +28,33 @@ from codream_protocols.errors import (
 )
 from codream_protocols.hybrid import start_seed
 from codream_protocols.identity import Roster, Verify, verify
+from codream_protocols.masks import word_type
 from codream_protocols.messages import Advertisement, EpochRecord, SignedBy, StepRecord
 from codream_protocols.packing import unpack
 
 Frames = tuple[bytes, ...]
 Kept = tuple[EpochRecord, Frames]
 """An epoch's record and its packed sums."""
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A packed sum's elements, in the end of the room that their doubles will take: one vector less is held.
+
+    Attributes:
+        words: shape (N,), of `word_type(m)`; decoding writes over them.
+        room: shape (N,), float64.
+    """
+
+    words: Array
+    room: Array
+
+    @classmethod
+    def of(cls, plan: Plan, step: int, frame: bytes) -> Unpacked:
+        """Unpack a step's sum; raises `VectorRefused`."""
+        count, bits = plan.spec(step).words, plan.modulus_bits
+        room = np.empty(count, dtype=np.float64)
+        return cls(unpack(frame, count, bits, room.view(word_type(bits))[-count:]), room)
 
 
 @dataclass
@@ -86,7 +109,7 @@ class Trajectory:
         return links.next_head(self.plan.offer.head, self.plan.digest, self.chain)
 
     def absorb(
-        self, members: tuple[int, ...], frame: bytes, tag: bytes, words: Array | None = None
+        self, members: tuple[int, ...], frame: bytes, tag: bytes, unpacked: Unpacked | None = None
     ) -> dict[str, Array]:
         """Take the next sum, which was checked before; returns what it says.
 
@@ -94,16 +117,15 @@ class Trajectory:
             members: whose vectors it holds.
             frame: the packed sum.
             tag: the sum of their tags.
-            words: what was packed; where they are not given, `frame` is unpacked.
+            unpacked: the sum as it was checked, used up by this; where it is not given, `frame` is unpacked.
 
         Raises:
             VectorRefused, WrongSum: a frame of another size, or a sum that no inputs have; nothing has changed.
         """
         plan, step = self.plan, self.step
-        spec = plan.spec(step)
-        words = unpack(frame, spec.words, plan.modulus_bits) if words is None else words
-        self.check_sum(members, words)
-        sums = decode(plan, step, words, len(members))
+        found = Unpacked.of(plan, step, frame) if unpacked is None else unpacked
+        self.check_sum(members, found.words)
+        sums = decode(plan, step, found.words, len(members), found.room)
         state = canonical(self.course.absorb(self.state, step, sums, len(members)))
         self.links.append(links.next_link(self.chain, members, frame, tag, state))
         self.state = state

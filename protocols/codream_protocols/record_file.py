@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -37,13 +38,18 @@ def record_numbers(names: Iterable[str]) -> list[int]:
     return sorted(int(found[1]) for found in map(_NAME.match, names) if found)
 
 
-def record_bytes(kept: Kept) -> bytes:
-    """The bytes of a record and its packed sums."""
+def record_parts(kept: Kept) -> list[bytes]:
+    """The bytes of a record and its packed sums, which are not copied, one part behind the other."""
     record, frames = kept
     parts = [MAGIC, *_counted(encode_message(record)), _LENGTH.pack(len(frames))]
     for frame in frames:
         parts += _counted(frame)
-    return b"".join(parts)
+    return parts
+
+
+def record_bytes(kept: Kept) -> bytes:
+    """The same, joined."""
+    return b"".join(record_parts(kept))
 
 
 def check_version(beginning: bytes, kind: str = "record", version: int = VERSION) -> None:
@@ -66,11 +72,11 @@ def check_version(beginning: bytes, kind: str = "record", version: int = VERSION
         )
 
 
-def parse_record(data: bytes, most_bytes: int = MAX_RECORD_BYTES) -> Kept:
+def parse_record(data: bytes | memoryview, most_bytes: int = MAX_RECORD_BYTES) -> Kept:
     """A record and its packed sums; whether they are an epoch of some charter, `record.replay` says.
 
     Args:
-        data: a file's bytes.
+        data: a file's bytes; of a view, the sums are views.
         most_bytes: how many there may be.
 
     Raises:
@@ -84,26 +90,27 @@ def parse_record(data: bytes, most_bytes: int = MAX_RECORD_BYTES) -> Kept:
         raise MalformedMessage("byte 0: another beginning", f"{MAGIC!r}")
     at = len(MAGIC)
     message, at = _take(view, at, "the message")
+    start = at - len(message)
     try:
         record = _DECODER.decode(message)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
-        start = at - len(message)
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise MalformedMessage(f"byte {start}: a message that does not fit its schema ({reason})", "a record") from None
     count = _length(view, at, "the number of frames")
     if count > MAX_STEPS:
         raise MalformedMessage(f"byte {at}: {count} frames", f"at most {MAX_STEPS}")
     at += _LENGTH.size
-    frames = []
+    frames: list[Any] = []
     for number in range(count):
         frame, at = _take(view, at, f"frame {number}")
-        frames.append(bytes(frame))
+        frames.append(frame if isinstance(data, memoryview) else bytes(frame))
     if at != len(data):
         raise MalformedMessage(f"byte {at}: {len(data) - at} bytes behind the last frame", "the file's end")
     kept = record, tuple(frames)
-    again = record_bytes(kept)
-    if again != data:
-        place = next((i for i, (found, due) in enumerate(zip(data, again, strict=False)) if found != due), len(again))
+    again = encode_message(record)  # all else has one encoding only
+    if again != message:
+        found = enumerate(zip(message, again, strict=False))
+        place = start + next((at for at, (one, other) in found if one != other), min(len(message), len(again)))
         raise MalformedMessage(f"byte {place}: another encoding of the same record", "the one encoding there is")
     return kept
 

@@ -72,7 +72,7 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bit
     return replaced
 
 
-def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int) -> Floats:
+def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int, out: Floats | None = None) -> Floats:
     """Turn the sum of `survivors` encodings back into the sum of their values.
 
     Args:
@@ -80,14 +80,15 @@ def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int) ->
         survivors: how many clients' encodings it holds.
         clip: the bound they were encoded with.
         value_bits: v.
+        out: shape (N,), filled from the beginning, where the ring elements may lie in its end; made unless given.
     """
     top = (1 << value_bits) - 1
-    values = np.empty(len(total), dtype=np.float64)
+    values = np.empty(len(total), dtype=np.float64) if out is None else out
     for start in range(0, len(total), _PIECE):
-        part = values[start : start + _PIECE]
-        part[:] = total[start : start + _PIECE]
+        part = total[start : start + _PIECE].astype(np.float64)
         part *= 2 * clip / top
         part -= survivors * clip
+        values[start : start + _PIECE] = part
     return values
 
 

@@ -114,11 +114,11 @@ class Writer:
     def __init__(self) -> None:
         self._digest = hashlib.sha256(MAGIC).digest()
 
-    def entry_bytes(self, entry: Entry) -> bytes:
-        """Of the next entry; the first one's stand behind the magic."""
+    def entry_parts(self, entry: Entry) -> list[bytes]:
+        """Of the next entry, one part behind the other; the first one's stand behind the magic."""
         data = msgspec.msgpack.encode(entry)
-        self._digest = hashlib.sha256(self._digest + data).digest()
-        return _LENGTH.pack(len(data)) + self._digest + data
+        self._digest = _linked(self._digest, data)
+        return [_LENGTH.pack(len(data)), self._digest, data]
 
 
 def parse_running(take: Callable[[int], bytes], size: int, most_bytes: int = MOST_BYTES) -> list[Entry]:
@@ -150,7 +150,7 @@ def parse_running(take: Callable[[int], bytes], size: int, most_bytes: int = MOS
         if held + length > most_bytes:
             raise MalformedMessage(f"byte {at}: {held + length} bytes of a running epoch", f"at most {most_bytes}")
         content = take(length)
-        digest = hashlib.sha256(digest + content).digest()
+        digest = _linked(digest, content)
         if digest != header[_LENGTH.size :]:
             break
         try:
@@ -162,6 +162,12 @@ def parse_running(take: Callable[[int], bytes], size: int, most_bytes: int = MOS
         entries.append((entry, length))
         at += length
     return [entry for entry, _ in entries]
+
+
+def _linked(digest: bytes, data: bytes) -> bytes:
+    link = hashlib.sha256(digest)
+    link.update(data)
+    return link.digest()
 
 
 def needed_after_a_sum(entry: Entry) -> bool:

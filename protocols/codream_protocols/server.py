@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, Protocol
 
 from codream_protocols import chain as links
@@ -132,7 +133,7 @@ class StepFinished:
         survivors: whose inputs it holds.
         members: the epoch's members.
         agreed: whether a dropout made the consistency round necessary.
-        total: the same sum as ring elements, reduced modulo 2^m.
+        frame: the packed sum, of `length` ring elements of `bits` bits.
     """
 
     step: int
@@ -141,7 +142,14 @@ class StepFinished:
     survivors: tuple[int, ...]
     members: tuple[int, ...]
     agreed: bool
-    total: Array
+    frame: bytes
+    length: int
+    bits: int
+
+    @cached_property
+    def total(self) -> Array:
+        """The same sum as ring elements, reduced modulo 2^m."""
+        return unpack(self.frame, self.length, self.bits)
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,9 @@ class ServerJournal(Protocol):
     def given_up(self) -> None:
         """The running epoch is given up. It must not raise."""
 
+    def held(self, frame: bytes) -> bytes:
+        """The same packed sum, where it bears to be held until its epoch is over. It must not raise."""
+
     def certified(self, kept: Kept) -> None:
         """This epoch is certified."""
 
@@ -207,6 +218,10 @@ class InMemory:
         """See `ServerJournal`."""
         self.entries = []
 
+    def held(self, frame: bytes) -> bytes:
+        """See `ServerJournal`."""
+        return frame
+
     def certified(self, kept: Kept) -> None:
         """See `ServerJournal`."""
         self._certified.append(kept)
@@ -227,6 +242,7 @@ class _Step:
     survivors: tuple[int, ...] = ()
     total: Array | None = None
     tag: int = 0
+    opened: bool = False  # whether `total` and `tag` have no masks any more
     signatures: dict[int, bytes] = field(default_factory=dict)
     answers: dict[int, bytes] = field(default_factory=dict)
 
@@ -624,6 +640,7 @@ class ServerProtocol(HoldsHistory):
             return [refusal, *self._advance_or_give_up(member, f"{name} stands at another state of the course")]
         block = self._block_of(member)
         step.totals.setdefault(block, PackedSum(*form)).add(vector)
+        del vector, frames  # what follows takes memory of its own
         step.tags[block] = step.tags.get(block, 0) + tag_number(message.tag)
         step.inputs.add(member)
         return self._advance()
@@ -769,13 +786,13 @@ class ServerProtocol(HoldsHistory):
             without = self._without(epoch, set(epoch.members) - step.inputs)
             return self._give_up(f"too few vectors for step {step.number}{without}")
         if lockstep and step.total is not None:  # the disk did not take it
-            return self._publish(epoch, step, survivors, step.total, step.tag)
+            return self._publish(epoch, step, survivors)
         chosen = {self._block_of(member) for member in survivors}
-        total = _added(epoch.plan, step, chosen)
         tag = sum(step.tags[block] for block in chosen) % (1 << 128)
         if lockstep:
-            step.total, step.tag, step.totals = total, tag, {}  # everybody's: nothing can come to it
-            return self._publish(epoch, step, survivors, total, tag)
+            step.total, step.tag, step.totals = _added(epoch.plan, step, chosen), tag, {}  # everybody's: none can come
+            return self._publish(epoch, step, survivors)
+        total = _added(epoch.plan, step, chosen)
         frame = pack(total, epoch.plan.modulus_bits)
         self._journal.running(Closed(step.number, survivors, tag_bytes(tag), frame, _start_of(epoch, step)))
         step.survivors, step.total, step.tag, step.totals = survivors, total, tag, {}
@@ -788,13 +805,14 @@ class ServerProtocol(HoldsHistory):
 
     def _open_sum(self, epoch: _Epoch, step: _Step) -> list[Effect]:
         assert step.total is not None and epoch.public is not None  # noqa: S101 - closed before
+        if step.opened:  # the disk did not take it
+            return self._publish(epoch, step, step.survivors)
         advertised = {item.member: item for item in epoch.shown}
         rebuilt = rebuild(epoch.plan, advertised, epoch.members, step.survivors, step.number, step.answers)
         if rebuilt is None:
             if self.waiting_for():
                 return []
             return self._give_up(f"wrong shares in step {step.number}: its sum cannot be rebuilt")
-        total = step.total.copy()  # so that all of it can be done again where the disk does not take the sum
         tag = unmask(
             epoch.plan,
             advertised,
@@ -803,34 +821,34 @@ class ServerProtocol(HoldsHistory):
             step.number,
             epoch.public.chain,
             rebuilt,
-            total,
+            step.total,
             step.tag,
         )
-        return self._publish(epoch, step, step.survivors, _reduced(epoch.plan, total), tag)
+        step.total, step.tag, step.opened = _reduced(epoch.plan, step.total), tag % (1 << 128), True
+        return self._publish(epoch, step, step.survivors)
 
-    def _publish(
-        self, epoch: _Epoch, step: _Step, survivors: tuple[int, ...], total: Array, number: int
-    ) -> list[Effect]:
-        """Publish a step's sum and that of its tags; changes nothing if it raises, and can be tried again.
+    def _publish(self, epoch: _Epoch, step: _Step, survivors: tuple[int, ...]) -> list[Effect]:
+        """Publish a step's sum and that of its tags, which have no masks; if it raises, it can be tried again.
 
         Raises:
             OSError: the last sum is not on disk: one member that votes for it would be bound to what nobody has.
         """
-        assert epoch.public is not None  # noqa: S101 - closed before
+        assert step.total is not None and epoch.public is not None  # noqa: S101 - closed before
         plan, public = epoch.plan, epoch.public
-        frame, tag = pack(total, plan.modulus_bits), tag_bytes(number % (1 << 128))
         try:
-            public.check_sum(survivors, total)
+            public.check_sum(survivors, step.total)
         except WrongSum:
             return self._give_up(f"a member sent numbers out of range in step {step.number}", wrong_sum=True)
+        frame, tag = self._journal.held(pack(step.total, plan.modulus_bits)), tag_bytes(step.tag)
         entry = Summed(step.number, survivors, tag, frame, _start_of(epoch, step))
         self._journal.running(entry, must=step.number + 1 == plan.steps)
-        sums = public.absorb(survivors, frame, tag, total)
+        step.total = None
+        sums = public.absorb(survivors, frame, tag)
         message = Published(plan.digest, step.number, survivors, tag)
         effects: list[Effect] = [SendTo(member, message, (frame,)) for member in epoch.members]
-        task = plan.spec(step.number).task
-        agreed = survivors != epoch.members
-        effects.append(StepFinished(step.number, task, sums, survivors, epoch.members, agreed, total))
+        spec, agreed = plan.spec(step.number), survivors != epoch.members
+        form = frame, spec.words, plan.modulus_bits
+        effects.append(StepFinished(step.number, spec.task, sums, survivors, epoch.members, agreed, *form))
         self._after_sum(epoch, public)
         if public.over:
             return effects

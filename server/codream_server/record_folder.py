@@ -21,10 +21,20 @@ import errno
 import os
 from pathlib import Path
 
-from codream_protocols.durable import PUBLIC, try_lock, write_all, write_whole
+from codream_protocols.durable import (
+    MAPPED_FROM,
+    PUBLIC,
+    FileSpool,
+    content_of,
+    rest,
+    try_lock,
+    write_all,
+    write_parts,
+    write_whole,
+)
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
 from codream_protocols.record import Kept
-from codream_protocols.record_file import check_version, parse_record, record_bytes, record_name, record_numbers
+from codream_protocols.record_file import check_version, parse_record, record_name, record_numbers, record_parts
 from codream_protocols.running import MAGIC, Entry, Opened, Summed, Writer, needed_after_a_sum, parse_running
 from codream_protocols.running import check_version as check_running_version
 
@@ -68,6 +78,7 @@ class RecordFolder:
         self._writer: Writer | None = None  # unless the file lacks one of `_entries`
         self._entries: list[Entry] = []  # of the running epoch: what a file that failed is written anew from
         self._newest: Kept | None = None
+        self._held: tuple[bytes, ...] = ()
         try:
             self._lock()
             self._check_versions()
@@ -128,7 +139,7 @@ class RecordFolder:
     def _read(self, number: int) -> Kept:
         path = self.folder / record_name(number)
         try:
-            return parse_record(path.read_bytes())
+            return parse_record(content_of(path))
         except MalformedMessage as error:
             raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "put back the whole file") from error
 
@@ -145,7 +156,7 @@ class RecordFolder:
             if self._writer is None:
                 self._write_running()
             else:
-                write_all(self._running, self._writer.entry_bytes(entry))
+                write_parts(self._running, self._writer.entry_parts(entry))
                 os.fsync(self._running)
         except OSError:
             self._empty_running()
@@ -153,6 +164,17 @@ class RecordFolder:
                 raise
         if isinstance(entry, Summed):  # what it was made of is needed no more
             self._entries = [one for one in self._entries if needed_after_a_sum(one)]
+
+    def held(self, frame: bytes) -> bytes:
+        """See `ServerJournal`: on this disk, if it is large and the disk takes it."""
+        if len(frame) <= MAPPED_FROM:
+            return frame
+        with contextlib.suppress(OSError), contextlib.closing(FileSpool(self.folder)) as spool:
+            spool.write(frame)
+            rest(self._held)
+            self._held = spool.read([len(frame)])
+            return self._held[0]
+        return frame
 
     def given_up(self) -> None:
         """See `ServerJournal`."""
@@ -169,7 +191,7 @@ class RecordFolder:
         os.ftruncate(self._running, 0)
         write_all(self._running, MAGIC)
         for entry in self._entries:
-            write_all(self._running, writer.entry_bytes(entry))
+            write_parts(self._running, writer.entry_parts(entry))
         os.fsync(self._running)
         self._writer = writer
 
@@ -214,7 +236,7 @@ class RecordFolder:
         descriptor = self._open_next()
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        write_all(descriptor, record_bytes(kept))
+        write_parts(descriptor, record_parts(kept))
         os.fsync(descriptor)
         try:
             os.rename(NEXT, record_name(self._number), src_dir_fd=self._directory, dst_dir_fd=self._directory)

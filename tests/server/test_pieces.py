@@ -288,10 +288,10 @@ def test_piece_of_a_step_that_is_over_is_of_no_use_and_its_file_is_let_go() -> N
             await asyncio.wait_for(_until(lambda: held), 20)
             server._lose(5, server._peers[5], "it drips")
             await net.happens("step_finished")
+            await asyncio.wait_for(_until(lambda: not server._arrivals._arriving), 10)
             for number in range(3):
                 await net.runners[5]._line.socket.send_multipart(held[0].piece(number))
             await asyncio.wait_for(_until(lambda: net.published), 20)
-            assert not server._arrivals._arriving
             serving.cancel()
 
     net.run(scenario)

@@ -321,7 +321,7 @@ def test_of_a_running_epoch_no_more_is_held_than_its_sums_whatever_the_file_has(
 def test_a_running_epoch_larger_than_any_can_be_is_refused() -> None:
     writer = Writer()
     data = MAGIC + b"".join(
-        writer.entry_bytes(entry)
+        b"".join(writer.entry_parts(entry))
         for entry in (
             Opened(Offer(0, (0, 1, 2), bytes(32))),
             *(Summed(n, (0,), bytes(16), bytes(99), b"") for n in (0, 1)),

@@ -10,7 +10,7 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -41,12 +41,14 @@ class Stand(msgspec.Struct):
         members: clients.
         length: coordinates.
         steps: sums.
+        mode: how sums are made; in the resilient one any set may be summed.
         keys: public and secret transport keys: of the server, then of each member.
     """
 
     members: int
     length: int
     steps: int
+    mode: Literal["lockstep", "resilient"]
     keys: list[tuple[bytes, bytes]]
 
     @property
@@ -58,7 +60,9 @@ class Stand(msgspec.Struct):
 
     @property
     def charter(self) -> Charter:
-        return msgspec.structs.replace(make_charter(self.members), roster=self.roster.hash)
+        return msgspec.structs.replace(
+            make_charter(self.members, mode=self.mode, losses="allow"), roster=self.roster.hash
+        )
 
     @property
     def course(self) -> LaboratoryCourse:
@@ -69,9 +73,9 @@ def signer(number: int) -> Signer:
     return Signer(bytes([number + 1]) * 32)
 
 
-def make(folder: Path, *, members: int, length: int, steps: int) -> None:
+def make(folder: Path, *, members: int, length: int, steps: int, mode: Literal["lockstep", "resilient"]) -> None:
     """Write down what all parties are given."""
-    stand = Stand(members, length, steps, [transport_keys() for _ in range(members + 1)])
+    stand = Stand(members, length, steps, mode, [transport_keys() for _ in range(members + 1)])
     (folder / "stand").write_bytes(msgspec.msgpack.encode(stand))
 
 
@@ -121,7 +125,7 @@ def take_part(folder: Path, stand: Stand, member: int, address: str) -> None:
             course=stand.course,
             member=member,
             signer=signer(member),
-            policy=Policy(),
+            policy=Policy(losses=True),
             journal=journal,
         ),
         learner=learner,
