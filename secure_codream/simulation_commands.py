@@ -55,7 +55,7 @@ def simulate(
     from secure_codream.simulation.virtual.network import MEGABIT, Network
     from secure_codream.simulation.virtual.run import Run
     from secure_codream.simulation.virtual.scene import Scene
-    from secure_codream.simulation.virtual.view import SimulationView, outcome_tables, spared_line
+    from secure_codream.simulation.virtual.view import SimulationView, degree_line, outcome_tables, spared_line
 
     if mode is ModeName.LOCKSTEP and drop:
         raise typer.BadParameter(
@@ -64,16 +64,18 @@ def simulate(
     check_cluster(engine, cluster)
     aggregation = Aggregation(mode=mode.value, colluders=colluders, least_survivors=colluders + 2, losses=losses.value)
     scene = Scene(members=members, dimension=dimension, steps=steps, aggregation=aggregation, drop=drop, seed=seed)
-    scene.check()
+    degree = scene.plan().degree
     count = workers or usual_jobs()
     network = Network(latency / 1000, bandwidth * MEGABIT)
     screen = console(stderr=json)
+    if degree is not None:
+        say(screen, degree_line(scene, degree))
     make = _engine(engine, cluster)
     with SimulationView(screen) as view, make(scene, count) as running:
         outcome = Run(scene, running, network, view.feed).epoch()
     if json:
         told = {"scene": scene, "engine": engine.value, "workers": count, "network": network, "outcome": outcome}
-        say_json(told)
+        say_json({**told, "degree": degree and degree._asdict()})
         return
     for table in outcome_tables(scene, outcome):
         screen.print(table)

@@ -24,6 +24,7 @@ COPIED = ("protocols", "clients", "server", "secure_codream", "tests", "docs", "
 P, C, S, U = "protocols/codream_protocols/", "clients/codream_clients/", "server/codream_server/", "secure_codream/"
 ATTACKS = "tests/protocols/test_attacks.py"
 STEPS = "tests/protocols/test_steps.py"
+RINGS = "tests/protocols/test_rings.py"
 OFFERS = "tests/protocols/test_offers.py"
 KEPT_SECRETS = "tests/protocols/test_kept_secrets.py"
 GATE, PRIVATE_GATE = "tests/clients/test_model_gate.py", "tests/clients/test_private_model_gate.py"
@@ -256,6 +257,44 @@ MUTANTS = (
     rule("_rule_erase_answered", "seized-after-the-answer"),
     rule("_rule_enough_survivors", "survivors-below-minimum or below_the_minimum"),
     rule("_rule_signed_survivors", "skipped-consistency-round"),
+    rule("_rule_neighbours_survive", "neighbours-called-dropped"),
+    rule("_rule_committed_start", "start-handed-on-changed"),
+    text(
+        "most sign a set on a ring",
+        P + "charter.py",
+        "return (len(self.cohort) + self.aggregation.colluders) // 2 + 1",
+        "return self.threshold",
+        ATTACKS,
+        "-k",
+        "neighbourhood-told",
+    ),
+    text(
+        "everybody, too, is signed for on a ring",
+        P + "client.py",
+        "message.members == public.members and epoch.ring is None",
+        "message.members == public.members",
+        RINGS,
+        "-k",
+        "everybody_too",
+    ),
+    text(
+        "another transcript, another ring",
+        P + "neighbours.py",
+        'digest("ring", transcript, number(member))',
+        'digest("ring", number(member))',
+        RINGS,
+        "-k",
+        "another_transcript",
+    ),
+    text(
+        "tries of the ring are paid for",
+        P + "neighbours.py",
+        "SECURITY_BITS + TRIES_BITS",
+        "SECURITY_BITS",
+        RINGS,
+        "-k",
+        "study_asks_for",
+    ),
     rule("_rule_true_sum", "untrue-sums", "F2"),
     rule("_rule_known_epoch", "forged-records"),
     rule("_rule_others_vote", "forged-records"),

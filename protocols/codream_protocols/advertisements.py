@@ -74,8 +74,8 @@ def check_shown(plan: Plan, items: Sequence[Advertisement]) -> tuple[int, ...]:
     plan.charter.check_summed(members)
     if not set(members) <= set(plan.cohort):
         raise CohortRefused("uninvited members", "invited members")
-    if len(members) < plan.threshold:
-        raise CohortRefused(f"{len(members)} members", f"{plan.threshold} or more")
+    if len(members) < plan.least_members:
+        raise CohortRefused(f"{len(members)} members", f"{plan.least_members} or more")
     return members
 
 

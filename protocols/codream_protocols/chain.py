@@ -12,7 +12,7 @@ stands elsewhere is named instead of spoiling a sum.
 from __future__ import annotations
 
 from codream_protocols.course import State, fingerprint
-from codream_protocols.keyschedule import digest
+from codream_protocols.keyschedule import digest, numbers
 
 
 def transcript(plan: bytes, advertisements: list[bytes]) -> bytes:
@@ -22,12 +22,12 @@ def transcript(plan: bytes, advertisements: list[bytes]) -> bytes:
 
 def first_link(transcript_digest: bytes, seed: bytes, members: tuple[int, ...], state: State) -> bytes:
     """chain_0."""
-    return digest("chain start", transcript_digest, seed, bytes(members), fingerprint(state))
+    return digest("chain start", transcript_digest, seed, numbers(*members), fingerprint(state))
 
 
 def next_link(chain: bytes, survivors: tuple[int, ...], frame: bytes, tag: bytes, state: State) -> bytes:
     """chain_(t+1); `frame` is the packed sum."""
-    return digest("chain step", chain, bytes(survivors), frame, tag, fingerprint(state))
+    return digest("chain step", chain, numbers(*survivors), frame, tag, fingerprint(state))
 
 
 def next_head(head: bytes, plan: bytes, chain: bytes) -> bytes:

@@ -11,7 +11,8 @@ al., AAAI 2023, for rounds of federated learning). With `losses = "allow"` any l
 exposes is said where a person decides.
 
 Threshold rule of the resilient mode (complete graph, n in the cohort, c colluders): 2 * threshold > n + c. Then no
-party can collect `threshold` shares of both kinds for one member, since an honest client gives one kind only.
+party can collect `threshold` shares of both kinds for one member, since an honest client gives one kind only. Of a
+roster of more than 200, each member has but some neighbours; see `neighbours`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from codream_protocols.errors import CohortRefused, PolicyViolation, UnsafePlan,
 from codream_protocols.identity import MAX_MEMBERS, Key, Roster
 from codream_protocols.keyschedule import PROTOCOL, digest
 from codream_protocols.masks import SUITES, Suite
+from codream_protocols.neighbours import MAX_COMPLETE, Degree, Ring, least_degree, ring, silent
 from codream_protocols.packing import packed_size
 from codream_protocols.record_noise import RecordNoise
 from codream_protocols.specs import MAX_COORDINATES, VectorSpec, check_spec
@@ -294,6 +296,27 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dic
         """The epoch's context, 32 bytes."""
         return digest("plan", msgspec.msgpack.encode(self))
 
+    @cached_property
+    def degree(self) -> Degree | None:
+        """How many neighbours each member has; None on a complete graph."""
+        return _degree(self.charter, self.offer)
+
+    def ring(self, transcript: bytes, members: tuple[int, ...]) -> Ring | None:
+        """Whose neighbour is whose, of an epoch of these members; None on a complete graph."""
+        return None if self.degree is None else ring(transcript, members, self.degree)
+
+    @property
+    def least_members(self) -> int:
+        """How many of the cohort must be shown: so many that the threshold holds among them."""
+        return self.threshold if self.degree is None else len(self.cohort) - silent(len(self.cohort))
+
+    @property
+    def least_signers(self) -> int:
+        """How many must have signed a set of survivors before anybody gives a share for it."""
+        if self.degree is None:
+            return self.threshold
+        return (len(self.cohort) + self.aggregation.colluders) // 2 + 1  # two such sets share an honest signer
+
     @property
     def steps(self) -> int:
         """T."""
@@ -329,6 +352,20 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dic
     def total_rho(self) -> float:
         """What all steps together cost a client."""
         return sum(self.schedule.count(kind) * self.rho(spec) for kind, spec in enumerate(self.specs))
+
+
+def _degree(charter: Charter, offer: Offer) -> Degree | None:
+    if charter.aggregation.mode == "lockstep" or charter.members <= MAX_COMPLETE:
+        return None
+    size, colluders = len(offer.cohort), charter.aggregation.colluders
+    degree = least_degree(size, colluders)
+    if degree is None:
+        raise UnsafePlan(
+            f"{size} members with {colluders} colluders",
+            "so many fewer colluders that some number of neighbours keeps their secrets, and lives with a tenth of "
+            f"them silent; or a roster of at most {MAX_COMPLETE}, where all are neighbours",
+        )
+    return degree
 
 
 def default_threshold(cohort: int, colluders: int) -> int:
@@ -376,7 +413,10 @@ def derive_plan(charter: Charter, course: PlannedCourse, offer: Offer, certified
             f"an epoch whose {len(schedule)} sums have {sums} bytes",
             f"at most {MAX_SUMS_BYTES}, which a record's file holds; take fewer steps, or smaller vectors",
         )
+    degree = _degree(charter, offer)
     threshold = size if aggregation.mode == "lockstep" else default_threshold(size, aggregation.colluders)
+    if degree is not None:
+        threshold = degree.threshold
     if threshold > size:
         raise UnsafePlan(
             f"threshold {threshold} for {size} members", f"more members or fewer than {aggregation.colluders} colluders"

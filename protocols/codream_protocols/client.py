@@ -9,6 +9,7 @@ which the client checks; it never says what to compute. A refused message change
     MASKED --published--> COMPUTING (next step) ... after the last sum: VOTED --certificate--> IDLE, one epoch further
     resilient:  MASKED --survivors--> SIGNED --signatures--> ANSWERED --published--> ...   (all there: straight to
                 ANSWERED); who is not in a sum follows all the same: COMPUTING --survivors--> ..., --published--> ...
+    on a ring:  SEALED --seals--> OPENED --starts--> COMPUTING, and every set of survivors is signed
     from every state but VOTED an invitation to a LATER epoch is taken: everything kept is erased first
     from every state the record of an epoch after this client's head is taken: with enough votes it is certified; with
     more than all colluders' it is voted for, as far as it does not contradict what this client has seen of that epoch
@@ -29,7 +30,13 @@ from typing import Any, Protocol, TypeVar
 
 from codream_protocols import chain as links
 from codream_protocols import hybrid, keyschedule
-from codream_protocols.advertisements import check_advertisement, check_distinct_keys, check_public_keys, check_shown
+from codream_protocols.advertisements import (
+    check_advertisement,
+    check_distinct_keys,
+    check_public_keys,
+    check_shown,
+    check_start_shares,
+)
 from codream_protocols.charter import Charter, Offer, Plan, Policy, check_charter
 from codream_protocols.course import Array, Course, Publication, Task
 from codream_protocols.discrete_gaussian import RandomBytes
@@ -64,12 +71,14 @@ from codream_protocols.messages import (
     Hello,
     Invitation,
     MaskedInput,
+    OpenedStarts,
     Published,
     Refusal,
     Seal,
     SealDelivery,
     Seals,
     SignedBy,
+    Starts,
     Survivors,
     SurvivorSignature,
     SurvivorSignatures,
@@ -80,6 +89,7 @@ from codream_protocols.messages import (
     Welcome,
     survivor_statement,
 )
+from codream_protocols.neighbours import Ring
 from codream_protocols.packing import pack
 from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, Unpacked, check_certificate, valid_votes
 from codream_protocols.resilient import ResilientKeys, make_keys
@@ -97,6 +107,7 @@ class State(Enum):
     IDLE = "idle"
     ADVERTISED = "advertised"
     SEALED = "sealed"
+    OPENED = "opened"
     COMPUTING = "computing"
     MASKED = "masked"
     SIGNED = "signed"
@@ -271,10 +282,18 @@ class _Epoch:
     advertised: dict[int, Advertisement] = field(default_factory=dict)
     transcript: bytes = b""
     seals: Send | None = None
+    ring: Ring | None = None
     delivered: SealDelivery | None = None
+    opened: Send | None = None
     group_key: Secret | None = None
     public: Trajectory | None = None
     step: _Step | None = None
+
+    def partners(self, member: int) -> tuple[int, ...]:
+        """Who seals for a member, and for whom it seals."""
+        if self.ring is not None:
+            return self.ring.partners(member)
+        return tuple(other for other in self.advertised if other != member)
 
     def erase(self) -> None:
         self.keys.erase()
@@ -418,7 +437,7 @@ class ClientProtocol(HoldsHistory):
         )  # in place: from here on only the masked one is left
         tag += hybrid.tag_masks(keys)
         vector &= vector.dtype.type((1 << bits) - 1)
-        start = epoch.public.start if step == 0 else b""
+        start = epoch.public.start if step == 0 and epoch.ring is None else b""
         message = MaskedInput(epoch.plan.digest, step, chain, tag_bytes(tag % (1 << 128)), start)
         current.masked = Send(message, (pack(vector, bits),))
         self.state = State.MASKED
@@ -502,8 +521,13 @@ class ClientProtocol(HoldsHistory):
         for item in message.items:
             self._check_public_keys(epoch.plan, item)
         transcript = links.transcript(epoch.plan.digest, [item.digest for item in message.items])
-        sealed = self._or_abandon(lambda: epoch.keys.seal(self._signer, transcript, advertised))
-        epoch.advertised, epoch.transcript = advertised, transcript
+        ring = epoch.plan.ring(transcript, tuple(advertised))
+        near = advertised
+        if ring is not None:
+            epoch.keys.stand_on(ring)
+            near = {member: advertised[member] for member in sorted((self._member, *ring.partners(self._member)))}
+        sealed = self._or_abandon(lambda: epoch.keys.seal(self._signer, transcript, near))
+        epoch.advertised, epoch.transcript, epoch.ring = advertised, transcript, ring
         epoch.seals = Send(Seals(epoch.plan.digest, sealed))
         self.state = State.SEALED
         return [epoch.seals]
@@ -513,11 +537,13 @@ class ClientProtocol(HoldsHistory):
         if self.state is not State.SEALED:
             if message == epoch.delivered:
                 masked = epoch.step.masked if epoch.step and self.state is State.MASKED else None
-                return [masked] if masked else []
+                opened = epoch.opened if epoch.public is None else None
+                return [one for one in (opened, masked) if one is not None]
             raise CohortRefused("a second, different delivery", "one an epoch")
-        members = tuple(epoch.advertised)
+        partners = epoch.partners(self._member)
+        members = tuple(sorted((self._member, *partners)))
         seals = {item.member: item for item in message.items}
-        if [item.member for item in message.items] != [one for one in members if one != self._member]:
+        if tuple(item.member for item in message.items) != partners:
             raise CohortRefused("seals of others than the epoch's members", "one of each other member, ascending")
         for item in message.items:
             self._rule_signed_seal(epoch, item)
@@ -526,17 +552,35 @@ class ClientProtocol(HoldsHistory):
         except SealDoesNotOpen as error:  # validly signed: its sender's doing, and no server's
             self.abandon()
             return [Send(Complaint(message.plan, error.member)), Ended(str(error))]
-        epoch.group_key = Secret(hybrid.group_key(epoch.transcript, members, values))
         shares = b"".join(map(hybrid.start_share, values))
+        if epoch.ring is None:
+            epoch.group_key = Secret(hybrid.group_key(epoch.transcript, members, values))
+            effects = self._begin(epoch, shares)
+        else:  # nobody knows all values: the first member's, which everybody is sealed, makes the key
+            epoch.group_key = Secret(hybrid.group_key(epoch.transcript, epoch.ring.members, values[:1]))
+            epoch.opened = Send(OpenedStarts(message.plan, shares))
+            self.state = State.OPENED
+            effects = [epoch.opened]
+        epoch.delivered, epoch.seals = message, None
+        return effects
+
+    def _on_starts(self, message: Starts, frames: tuple[bytes, ...]) -> list[Effect]:
+        epoch = self._current(message.plan)
+        if self.state is not State.OPENED:
+            if epoch.public is not None and message.shares == epoch.public.start:
+                return []
+            raise CohortRefused("a second, different start", "one an epoch")
+        self._rule_committed_start(epoch, message.shares)
+        return self._begin(epoch, message.shares)
+
+    def _begin(self, epoch: _Epoch, shares: bytes) -> list[Effect]:
         advertised = tuple(epoch.advertised.values())
 
         def begin() -> list[Effect]:
             epoch.public = self.history.begin(epoch.plan, advertised, shares)
             return self._begin_step(epoch)
 
-        effects = self._or_abandon(begin)
-        epoch.delivered, epoch.seals = message, None
-        return effects
+        return self._or_abandon(begin)
 
     # -- a step ---------------------------------------------
 
@@ -581,8 +625,9 @@ class ClientProtocol(HoldsHistory):
         if not set(message.members) <= set(public.members):
             raise CohortRefused("survivors who are no members of the epoch", "the epoch's members")
         self._rule_enough_survivors(epoch.plan, message.members)
+        self._rule_neighbours_survive(epoch, message.members)
         current.survivors, current.signature, current.answer = message.members, None, None
-        if message.members == public.members:
+        if message.members == public.members and epoch.ring is None:
             return self._answer(epoch, epoch.keys, current)
         statement = survivor_statement(public.chain, current.number, message.members)
         current.signature = Send(
@@ -672,7 +717,7 @@ class ClientProtocol(HoldsHistory):
         # A server that has the last word must know that it was heard, before it ends.
         return [*effects, Send(self.hello())] if self.history.over else effects
 
-    def _on_repeated(self, message: Published | SealDelivery, frames: tuple[bytes, ...]) -> list[Effect]:
+    def _on_repeated(self, message: Published | SealDelivery | Starts, frames: tuple[bytes, ...]) -> list[Effect]:
         """A server that repeats what was answered has missed the vote."""
         assert self._vote is not None  # noqa: S101 - VOTED
         if message.plan != self._vote[0].plan.digest:
@@ -819,7 +864,8 @@ class ClientProtocol(HoldsHistory):
 
     def _rule_signed_seal(self, epoch: _Epoch, item: Seal) -> None:
         """What was sealed counts only with its sender's signature over the KEM ciphertext too, or hybrid is void."""
-        size = plain_seal_bytes(epoch.plan)
+        near = epoch.ring is None or item.member in epoch.ring.of(self._member)
+        size = plain_seal_bytes(epoch.plan, shares=near)
         if len(item.ciphertext) != size:
             raise ShareRefused(f"a seal of {len(item.ciphertext)} bytes", f"{size}")
         statement = seal_statement(epoch.transcript, item.member, self._member, item.kem, item.ciphertext)
@@ -841,21 +887,41 @@ class ClientProtocol(HoldsHistory):
         if len(members) < least:
             raise CohortRefused(f"{len(members)} survivors", f"{least} or more")
 
+    def _rule_neighbours_survive(self, epoch: _Epoch, members: tuple[int, ...]) -> None:
+        """On a ring, each survivor has `threshold` neighbours among them: else who is called dropped uncovers it.
+
+        Every client sees to it for all survivors, since the neighbours' shares, not the victim's, would open its input.
+        """
+        if epoch.ring is not None and (lacking := epoch.ring.lacking(members, members)):
+            raise CohortRefused(
+                f"{len(lacking)} survivors with too few neighbours among the survivors",
+                f"{epoch.plan.threshold} or more of each",
+            )
+
+    def _rule_committed_start(self, epoch: _Epoch, shares: bytes) -> None:
+        """Every start share is the one that its member had committed to before it saw another."""
+        check_start_shares(epoch.plan, tuple(epoch.advertised.values()), shares)
+
     def _rule_signed_survivors(
         self, plan: Plan, public: Trajectory, current: _Step, message: SurvivorSignatures
     ) -> None:
-        """With a dropout, shares leave only after `threshold` members have signed the very same set at this state."""
+        """With a dropout, shares leave only after `threshold` members have signed the very same set at this state.
+
+        On a ring, whoever dropped, and after more than half of all members and colluders have: of two sets that are
+        both answered for, each member's neighbours could be told another one than all others.
+        """
         assert current.survivors is not None  # noqa: S101 - SIGNED
         statement = survivor_statement(public.chain, current.number, current.survivors)
-        valid = {self._member}
+        valid, members = {self._member}, set(public.members)
         for item in message.items:
-            if item.member not in public.members:
+            if item.member not in members:
                 raise InconsistentSurvivors(f"a signature of member {item.member}", "the epoch's members' signatures")
             self._verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *statement)
             valid.add(item.member)
-        if len(valid) < plan.threshold:
+        if len(valid) < plan.least_signers:
             raise InconsistentSurvivors(
-                f"{len(valid)} signatures over the survivor set", f"{plan.threshold} or more, this client's included"
+                f"{len(valid)} signatures over the survivor set",
+                f"{plan.least_signers} or more, this client's included",
             )
 
     def _rule_true_sum(self, plan: Plan, tag_key: TagKey, message: Published, frame: bytes) -> Unpacked | None:
@@ -944,6 +1010,9 @@ TRANSITIONS: dict[tuple[State, type], Handler] = {
     (State.ADVERTISED, Advertisements): _C._on_advertisements,
     (State.SEALED, Advertisements): _C._on_advertisements,  # the same again
     (State.SEALED, SealDelivery): _C._on_seal_delivery,
+    (State.OPENED, SealDelivery): _C._on_seal_delivery,  # the same again
+    (State.OPENED, Starts): _C._on_starts,
+    **{(state, Starts): _C._on_starts for state in _IN_STEPS},  # the same again
     **{(state, SealDelivery): _C._on_seal_delivery for state in _IN_STEPS},  # the same again
     (State.COMPUTING, Survivors): _C._on_survivors,  # resilient: this client's vector came too late
     (State.MASKED, Survivors): _C._on_survivors,
@@ -955,5 +1024,6 @@ TRANSITIONS: dict[tuple[State, type], Handler] = {
     (State.VOTED, Certificate): _C._on_certificate,
     (State.VOTED, Published): _C._on_repeated,
     (State.VOTED, SealDelivery): _C._on_repeated,
+    (State.VOTED, Starts): _C._on_repeated,
     **{(state, Certificate): _C._on_other_certificate for state in State if state is not State.VOTED},
 }

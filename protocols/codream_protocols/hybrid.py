@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 
 from codream_protocols.errors import CohortRefused, ShareRefused
-from codream_protocols.keyschedule import digest, expand, extract_and_expand, labelled, number
+from codream_protocols.keyschedule import digest, expand, extract_and_expand, labelled, number, numbers
 
 KEM_KEY_BYTES = 1184
 KEM_CIPHERTEXT_BYTES = 1088
@@ -136,12 +136,12 @@ def commit_start(plan: bytes, member: int, share: bytes) -> bytes:
 
 def group_key(transcript: bytes, members: tuple[int, ...], values: list[bytes]) -> bytes:
     """The group key, 32 bytes, from all members' values in the roster's order."""
-    return extract_and_expand(b"".join(values), transcript, labelled("group key", bytes(members)))
+    return extract_and_expand(b"".join(values), transcript, labelled("group key", numbers(*members)))
 
 
 def start_seed(transcript: bytes, members: tuple[int, ...], shares: bytes) -> bytes:
     """The start seed, 32 bytes, from all members' start shares in the roster's order."""
-    return digest("start seed", transcript, bytes(members), shares)
+    return digest("start seed", transcript, numbers(*members), shares)
 
 
 def tag_secret(group_key: bytes, step: int, chain: bytes) -> bytes:

@@ -20,7 +20,8 @@ from msgspec import Meta, Struct
 from codream_protocols.errors import BadSignature, Revoked, RosterRefused, UnknownIdentity
 from codream_protocols.keyschedule import digest, labelled
 
-MAX_MEMBERS = 200
+MAX_MEMBERS = 800  # of what is simulated
+MAX_SIGNED_MEMBERS = 200  # of a roster that is signed: more stand on a ring (`neighbours`), so far in simulations alone
 MAX_ROSTER_BYTES = 1 << 18
 MAX_REVOKED = 500
 NEVER = "9999-12-31"
@@ -180,7 +181,8 @@ def sign_roster(roster: Roster, administrator: Signer) -> bytes:
     """Sign a roster; returns the bytes of the roster file (JSON, keys in base64).
 
     Raises:
-        RosterRefused: names or keys repeat, a key is a revoked member's, or the roster does not name who signs.
+        RosterRefused: too many members, names or keys repeat, a key is a revoked member's, or the roster does not name
+            who signs.
     """
     _check_distinct(roster)
     _check_named(roster, administrator.public)
@@ -210,7 +212,7 @@ def read_roster(
         today: the day (YYYY-MM-DD, UTC) on which it is to be begun with; None for a look back.
 
     Raises:
-        RosterRefused: malformed, of another administrator, too old, expired, or with repeated names or keys.
+        RosterRefused: malformed, of another administrator, too old, expired, too large, or with repeated names or keys.
         BadSignature: the signature does not verify.
     """
     signed = parse_roster(data)
@@ -244,6 +246,8 @@ def _check_named(roster: Roster, administrator: bytes) -> None:
 
 
 def _check_distinct(roster: Roster) -> None:
+    if len(roster.members) > MAX_SIGNED_MEMBERS:
+        raise RosterRefused(f"a roster of {len(roster.members)} members", f"{MAX_SIGNED_MEMBERS} or fewer")
     columns: dict[str, list[str] | list[bytes]] = {
         "name": [member.name for member in roster.members],
         "identity key": [member.identity_key for member in roster.members],

@@ -53,6 +53,15 @@ def number(value: int) -> bytes:
     return struct.pack(">I", value)
 
 
+def numbers(*members: int) -> bytes:
+    """Members' numbers: one byte each where all are below 256, else four each, big-endian.
+
+    No two sets that ascend have the same bytes: a set in wide form begins with two zero bytes, one in narrow form never
+    does; a single number or a pair is told by its length.
+    """
+    return bytes(members) if max(members, default=0) < 256 else struct.pack(f">{len(members)}I", *members)
+
+
 def expand(secret: bytes, info: bytes) -> bytes:
     """HKDF-Expand to 32 bytes from a secret that is uniform already."""
     return HKDFExpand(algorithm=SHA256(), length=KEY_BYTES, info=info).derive(secret)

@@ -22,6 +22,7 @@ from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.errors import LocalProtocolError, ShareRefused
 from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.messages import Advertisement, Seal
+from codream_protocols.neighbours import Ring
 from codream_protocols.secret import Secret
 from codream_protocols.spans import part_of_sum
 
@@ -84,11 +85,16 @@ class LockstepKeys:
         self._encapsulated: dict[int, Secret] = {}
         self._roots: dict[int, Secret] = {}
         self._root_step = 0
+        self._ring: Ring | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of member {self._member}, hidden>"
 
     # -- set-up ---------------------------------------------
+
+    def stand_on(self, ring: Ring) -> None:
+        """Take this graph for the epoch's, before anything is sealed."""
+        self._ring = ring
 
     def advertise(self, signer: Signing) -> Advertisement:
         """This member's signed public keys."""
@@ -141,11 +147,13 @@ class LockstepKeys:
     ) -> list[bytes]:
         """Open what the others sealed; returns all members' values, in their order. Changes nothing if it raises.
 
+        On a ring, `members` are this one and its partners.
+
         Raises:
             SealDoesNotOpen: or a value that is not what its member committed to.
         """
         assert self._kem is not None  # noqa: S101 - opened once
-        plan, values, rests, roots = self._plan.digest, [], {}, {}
+        plan, values, rests, roots = self._plan.digest, list[bytes](), {}, {}
         for other in members:
             if other == self._member:
                 values.append(self._value.reveal())
@@ -228,15 +236,15 @@ class LockstepKeys:
         self._roots = {other: Secret(root) for other, root in opened.roots.items()}
 
     def _additional(self, sender: int, receiver: int) -> bytes:
-        return keyschedule.labelled("sealed", self._plan.digest, bytes([sender, receiver]))
+        return keyschedule.labelled("sealed", self._plan.digest, keyschedule.numbers(sender, receiver))
 
 
 def seal_statement(transcript: bytes, sender: int, receiver: int, kem: bytes, ciphertext: bytes) -> tuple[bytes, ...]:
     """What the signature of a seal covers, under the label "seal"."""
-    return (transcript, bytes([sender, receiver]), kem, ciphertext)
+    return (transcript, keyschedule.numbers(sender, receiver), kem, ciphertext)
 
 
-def plain_seal_bytes(plan: Plan) -> int:
-    """Bytes of the ciphertext of every seal of an epoch."""
-    rows = 0 if plan.aggregation.mode == "lockstep" else 2 * plan.steps
+def plain_seal_bytes(plan: Plan, *, shares: bool = True) -> int:
+    """Bytes of the ciphertext of a seal of an epoch; on a ring, who is no neighbour is sealed no shares."""
+    rows = 2 * plan.steps if shares and plan.aggregation.mode == "resilient" else 0
     return KEY_BYTES + rows * KEY_BYTES + 16

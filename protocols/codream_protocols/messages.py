@@ -18,7 +18,7 @@ from codream_protocols.charter import MAX_STEPS, EpochNumber, MemberNumber, Memb
 from codream_protocols.errors import MalformedMessage
 from codream_protocols.hybrid import KEM_CIPHERTEXT_BYTES, KEM_KEY_BYTES
 from codream_protocols.identity import MAX_MEMBERS, Key, Name, Signature
-from codream_protocols.keyschedule import KEY_BYTES, digest
+from codream_protocols.keyschedule import KEY_BYTES, digest, numbers
 from codream_protocols.tag import TAG_BYTES
 
 SHARED_ROW_BYTES = 2 * KEY_BYTES  # of one step: a share of the self-mask seed and one of the mask key
@@ -194,7 +194,7 @@ class Advertisement(_Part, frozen=True, dict=True, tag="advertisement"):
         """What the signature covers."""
         return (
             self.plan,
-            bytes([self.member]),
+            numbers(self.member),
             self.share_key,
             self.kem_key,
             self.commitment,
@@ -248,6 +248,23 @@ class SealDelivery(_Part, frozen=True, tag="seal-delivery"):
 
     plan: Key
     items: Annotated[tuple[Seal, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+class OpenedStarts(_Part, frozen=True, tag="opened-starts"):
+    """Client to server, of more than 200 members: the start shares that it knows, 32 bytes each.
+
+    Its own and those of its partners, ascending. So each member's share is out if but one who knows it says so.
+    """
+
+    plan: Key
+    shares: Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=MAX_MEMBERS * KEY_BYTES)]
+
+
+class Starts(_Part, frozen=True, tag="starts"):
+    """Server to clients, of more than 200 members: all members' start shares, ascending."""
+
+    plan: Key
+    shares: StartShares
 
 
 class Complaint(_Part, frozen=True, tag="complaint"):
@@ -308,7 +325,9 @@ class SurvivorSignatures(_Part, frozen=True, tag="survivor-signatures"):
 
 
 class UnmaskShares(_Part, frozen=True, tag="unmask"):
-    """Client to server: for each member of the epoch, ascending, one share of 32 bytes.
+    """Client to server: for each member of whom it has shares, ascending, one of 32 bytes.
+
+    On a complete graph these are all members, itself among them; else its neighbours.
 
     Of the self-mask seed for a survivor, of the mask key for one that dropped; never both.
     """
@@ -390,6 +409,7 @@ ToClient = (
     | Invitation
     | Advertisements
     | SealDelivery
+    | Starts
     | Survivors
     | SurvivorSignatures
     | Published
@@ -406,6 +426,7 @@ ToServer = (
     | Refusal
     | Advertisement
     | Seals
+    | OpenedStarts
     | Complaint
     | MaskedInput
     | SurvivorSignature
@@ -420,7 +441,7 @@ ToServer = (
 
 def survivor_statement(chain: bytes, step: int, members: tuple[int, ...]) -> tuple[bytes, ...]:
     """What a survivor signature covers, under the label "survivors"; the chain covers plan, keys and history."""
-    return (chain, step.to_bytes(4, "big"), bytes(members))
+    return (chain, step.to_bytes(4, "big"), numbers(*members))
 
 
 def encode_message(message: ToClient | ToServer | EpochRecord) -> bytes:

@@ -85,10 +85,10 @@ class ResilientKeys(LockstepKeys):
         self._held_from = max(self._held_from, step)
 
     def answer(self, step: int, survivors: tuple[int, ...]) -> bytes:
-        """One share of each member, ascending: of the self mask for survivors, of the mask key for the others."""
+        """One share of each member held, ascending: of the self mask for survivors, of the mask key for the others."""
         chosen = set(survivors)
         return b"".join(
-            self._held[member].row(step if member in chosen else self._plan.steps + step) for member in self._members
+            held.row(step if member in chosen else self._plan.steps + step) for member, held in self._held.items()
         )
 
     def erase(self) -> None:
@@ -111,25 +111,34 @@ class ResilientKeys(LockstepKeys):
         for step, keys in self._walk():
             rows[step] = np.frombuffer(keys.self_mask.reveal(), dtype=np.uint8)
             rows[plan.steps + step] = np.frombuffer(keys.mask_private.reveal(), dtype=np.uint8)
-        split = shamir.split(rows, plan.threshold, [member + 1 for member in receivers], self._random)
+        if self._ring is None:
+            points = {member: member + 1 for member in receivers}
+        else:
+            points = {holder: self._ring.point(self._member, holder) for holder in self._ring.of(self._member)}
+        split = shamir.split(rows, plan.threshold, list(points.values()), self._random)
         rows[:] = 0
-        self._own_shares = SecretArray(split[self._member + 1])
+        if self._ring is None:  # on a ring its neighbours alone have shares
+            self._own_shares = SecretArray(split[points[self._member]])
         others = [member for member in receivers if member != self._member]  # its own would lie about, and open itself
-        plaintexts = {member: self._value.reveal() + split[member + 1].tobytes() for member in others}
+        value = self._value.reveal()
+        plaintexts = {
+            member: value + (split[points[member]].tobytes() if member in points else b"") for member in others
+        }
         for share in split.values():
             share[:] = 0
         return plaintexts
 
     def _keep(self, opened: Opened) -> None:
         size = 2 * self._plan.steps * KEY_BYTES
+        near = opened.members if self._ring is None else self._ring.of(self._member)
         held = {}
         for other, rest in opened.rests.items():
-            if len(rest) != size:
+            if len(rest) != (size if other in near else 0):
                 raise SealDoesNotOpen(other)
             held[other] = SecretArray(np.frombuffer(rest, dtype=np.uint8).reshape(-1, KEY_BYTES))
-        assert self._own_shares is not None  # noqa: S101 - made when sealing
-        held[self._member] = self._own_shares
-        self._held, self._members = held, opened.members
+        if self._own_shares is not None:
+            held[self._member] = self._own_shares
+        self._held, self._members = {member: held[member] for member in near}, near
         self._advertised, self._transcript = dict(opened.advertised), opened.transcript
 
     def _ratchet(self) -> None:

@@ -63,6 +63,12 @@ class Delivered(_Entry, frozen=True, tag="delivered"):
     seals: Annotated[tuple[SealedBy, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
 
 
+class Started(_Entry, frozen=True, tag="started"):
+    """Of more than 200 members: all their start shares, which they are told."""
+
+    start: StartShares
+
+
 class Closed(_Entry, frozen=True, tag="closed"):
     """Resilient: whose vectors are in a step's sum, which is still masked.
 
@@ -98,7 +104,7 @@ class Summed(_Entry, frozen=True, tag="summed"):
     start: StartShares
 
 
-Entry = Opened | Shown | Delivered | Closed | Agreed | Summed
+Entry = Opened | Shown | Delivered | Started | Closed | Agreed | Summed
 
 _DECODER: msgspec.msgpack.Decoder[Entry] = msgspec.msgpack.Decoder(Entry)
 

@@ -6,6 +6,7 @@ returns effects. Vectors are added as they arrive: one running sum for each bloc
 
     IDLE --open_epoch--> ADVERTISING -> SEALING -> COLLECTING -> (next step: COLLECTING ...) -> VOTING -> IDLE
     resilient:  COLLECTING -> (AGREEING, if one dropped) -> UNMASKING -> COLLECTING ...
+    on a ring:  SEALING -> OPENING -> COLLECTING -> AGREEING, whoever dropped
     from every phase up to UNMASKING back to IDLE, without a result, when the epoch is given up
 
 It runs the same course as the clients and so knows each chain; a member whose vector names another is told apart. An
@@ -59,12 +60,14 @@ from codream_protocols.messages import (
     Hello,
     Invitation,
     MaskedInput,
+    OpenedStarts,
     Published,
     Refusal,
     Seal,
     SealDelivery,
     Seals,
     SignedBy,
+    Starts,
     Survivors,
     SurvivorSignature,
     SurvivorSignatures,
@@ -76,11 +79,12 @@ from codream_protocols.messages import (
     largest_message,
     survivor_statement,
 )
+from codream_protocols.neighbours import Ring
 from codream_protocols.packing import Packed, PackedSum, pack, unpack
 from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, valid_votes
-from codream_protocols.running import Agreed, Closed, Delivered, Entry, Opened, SealedBy, Shown, Summed
+from codream_protocols.running import Agreed, Closed, Delivered, Entry, Opened, SealedBy, Shown, Started, Summed
 from codream_protocols.tag import tag_bytes, tag_number
-from codream_protocols.unmasking import rebuild, unmask
+from codream_protocols.unmasking import rebuild, rebuild_on, unmask
 
 MOST_EPOCHS_AWAY = 64  # of a member that leaves set-ups: none the first time, then ever more
 MOST_JUMPED_EPOCHS = 1024  # at once; more than attempts, and far less than what clients take
@@ -92,6 +96,7 @@ class Phase(Enum):
     IDLE = "idle"
     ADVERTISING = "advertising"
     SEALING = "sealing"
+    OPENING = "opening"
     COLLECTING = "collecting"
     AGREEING = "agreeing"
     UNMASKING = "unmasking"
@@ -264,6 +269,9 @@ class _Epoch:
     advertised: dict[int, Advertisement] = field(default_factory=dict)
     shown: tuple[Advertisement, ...] = ()
     transcript: bytes = b""
+    ring: Ring | None = None
+    starts: dict[int, bytes] = field(default_factory=dict)  # on a ring: start shares, as their knowers open them
+    heard: set[int] = field(default_factory=set)  # who has opened those that it knows
     sealed: dict[int, dict[int, Seal]] = field(default_factory=dict)
     members: tuple[int, ...] = ()
     gone: set[int] = field(default_factory=set)  # those that have lost their keys, or cannot take part
@@ -273,6 +281,16 @@ class _Epoch:
     step: _Step | None = None
     votes: dict[int, SignedBy] = field(default_factory=dict)
     dissent: set[int] = field(default_factory=set)  # those that have voted for another end of it
+
+    def partners(self, member: int) -> tuple[int, ...]:
+        """Who seals for a member that is shown, and for whom it seals, ascending."""
+        if self.ring is not None:
+            return self.ring.partners(member)
+        return tuple(item.member for item in self.shown if item.member != member)
+
+    def held(self, member: int) -> int:
+        """Of how many members a member holds shares."""
+        return len(self.members) if self.ring is None else len(self.ring.of(member))
 
 
 class ServerProtocol(HoldsHistory):
@@ -444,6 +462,8 @@ class ServerProtocol(HoldsHistory):
             expected = set(epoch.plan.cohort) - set(epoch.advertised)
         elif self.phase is Phase.SEALING:
             expected = {item.member for item in epoch.shown} - set(epoch.sealed)
+        elif self.phase is Phase.OPENING:
+            expected = set(epoch.members) - epoch.heard
         elif self.phase is Phase.VOTING:
             expected = set(epoch.members) - set(epoch.votes)
         elif epoch.step is not None:
@@ -571,17 +591,32 @@ class ServerProtocol(HoldsHistory):
             return []  # the same again, or too late
         if self.phase is not Phase.SEALING:
             raise UnexpectedMessage("late seals", f"none while {self.phase.value}")
-        receivers = [item.member for item in message.items]
-        expected = [item.member for item in epoch.shown if item.member != member]
-        if len(expected) == len(epoch.shown) or receivers != expected:
-            raise ShareRefused(f"seals for members {receivers}", f"one for each of {expected}")
-        size = plain_seal_bytes(epoch.plan)
+        receivers = tuple(item.member for item in message.items)
+        expected = epoch.partners(member) if any(item.member == member for item in epoch.shown) else ()
+        if not expected or receivers != expected:
+            raise ShareRefused(f"seals for members {list(receivers)}", f"one for each of {list(expected)}")
+        near = set(expected if epoch.ring is None else epoch.ring.of(member))
         for item in message.items:
+            size = plain_seal_bytes(epoch.plan, shares=item.member in near)
             if len(item.ciphertext) != size:
                 raise ShareRefused(f"a seal of {len(item.ciphertext)} bytes", f"{size} bytes")
             statement = seal_statement(epoch.transcript, member, item.member, item.kem, item.ciphertext)
             verify(self._roster.members[member].identity_key, item.signature, "seal", *statement)
         epoch.sealed[member] = {item.member: item for item in message.items}
+        return self._advance()
+
+    def _on_opened_starts(self, member: int, message: OpenedStarts, frames: tuple[bytes, ...]) -> list[Effect]:
+        epoch = self._current(message.plan)
+        if self.phase in (Phase.ADVERTISING, Phase.SEALING) or epoch.ring is None or member not in epoch.members:
+            raise UnexpectedMessage(f"start shares of member {member}", "those of members that were sent seals")
+        if self.phase is not Phase.OPENING or member in epoch.heard:
+            return []
+        known = sorted((member, *epoch.ring.partners(member)))
+        items = {item.member: item for item in epoch.shown}
+        check_start_shares(epoch.plan, [items[one] for one in known], message.shares)
+        cut = range(0, len(message.shares), KEY_BYTES)
+        epoch.starts |= zip(known, (message.shares[at : at + KEY_BYTES] for at in cut), strict=True)
+        epoch.heard.add(member)
         return self._advance()
 
     def _on_complaint(self, member: int, message: Complaint, frames: tuple[bytes, ...]) -> list[Effect]:
@@ -669,8 +704,8 @@ class ServerProtocol(HoldsHistory):
         epoch, step = self._in_step(member, message.plan, message.step)
         if self.phase is not Phase.UNMASKING:
             raise UnexpectedMessage(f"unmasking shares of member {member}", "shares, when asked for")
-        if len(message.shares) != KEY_BYTES * len(epoch.members):
-            raise ShareRefused(f"{len(message.shares)} bytes of shares", f"{KEY_BYTES * len(epoch.members)}")
+        if len(message.shares) != KEY_BYTES * epoch.held(member):
+            raise ShareRefused(f"{len(message.shares)} bytes of shares", f"{KEY_BYTES * epoch.held(member)}")
         if member in step.answers:
             return self._advance()  # perhaps the sum was rebuilt, and the disk did not take it
         step.answers[member] = message.shares
@@ -702,11 +737,13 @@ class ServerProtocol(HoldsHistory):
         if epoch is None:
             return []
         step, plan = epoch.step, epoch.plan
-        if self.phase is Phase.AGREEING and step is not None and len(step.signatures) >= plan.threshold:
+        if self.phase is Phase.AGREEING and step is not None and len(step.signatures) >= plan.least_signers:
             self._journal.running(Agreed(step.number, self._signatures(step).items))
             self.phase = Phase.UNMASKING
             return self._tell(self._signatures(step))
-        if self.phase is Phase.UNMASKING and step is not None and len(step.answers) >= plan.threshold:
+        if self.phase is Phase.OPENING and len(epoch.starts) == len(epoch.members):
+            return self._tell_starts(epoch)
+        if self.phase is Phase.UNMASKING and step is not None and self._enough_answers(epoch, step):
             effects = self._open_sum(epoch, step)
             if effects or self._epoch is None:
                 return effects
@@ -735,7 +772,7 @@ class ServerProtocol(HoldsHistory):
 
     def _whole(self, epoch: _Epoch, members: set[int]) -> tuple[int, ...]:
         chosen = self._summable(members - epoch.gone)
-        return chosen if len(chosen) >= epoch.plan.threshold else ()
+        return chosen if len(chosen) >= epoch.plan.least_members else ()
 
     def _show_advertisements(self, epoch: _Epoch) -> list[Effect]:
         chosen = self._whole(epoch, set(epoch.advertised))
@@ -751,6 +788,7 @@ class ServerProtocol(HoldsHistory):
     def _seal(self, epoch: _Epoch, shown: tuple[Advertisement, ...]) -> None:
         epoch.shown = shown
         epoch.transcript = links.transcript(epoch.plan.digest, [item.digest for item in shown])
+        epoch.ring = epoch.plan.ring(epoch.transcript, tuple(item.member for item in shown))
         self.phase = Phase.SEALING
 
     def _close_set_up(self, epoch: _Epoch) -> list[Effect]:
@@ -764,16 +802,28 @@ class ServerProtocol(HoldsHistory):
             return self._give_up(f"not all members sealed{self._without(epoch, missing)}")
         seals = [SealedBy(member, tuple(epoch.sealed[member].values())) for member in chosen]
         self._journal.running(Delivered(tuple(seals)))
-        epoch.members = chosen
-        epoch.step, self.phase = _Step(0), Phase.COLLECTING
+        self._deliver(epoch, chosen)
         deliveries = [SendTo(member, self._delivery(epoch, member)) for member in chosen]
-        return [*deliveries, StepBegan(0, epoch.plan.spec(0).task)]
+        return [*deliveries, *([] if epoch.ring else [StepBegan(0, epoch.plan.spec(0).task)])]
+
+    def _deliver(self, epoch: _Epoch, members: tuple[int, ...]) -> None:
+        epoch.members, epoch.step = members, _Step(0)
+        self.phase = Phase.COLLECTING if epoch.ring is None else Phase.OPENING
+
+    def _tell_starts(self, epoch: _Epoch) -> list[Effect]:
+        start = b"".join(epoch.starts[member] for member in epoch.members)
+        self._journal.running(Started(start))
+        self._start(epoch, start)
+        return [*self._tell(Starts(epoch.plan.digest, start)), StepBegan(0, epoch.plan.spec(0).task)]
+
+    def _start(self, epoch: _Epoch, start: bytes) -> None:
+        epoch.public = self.history.begin(epoch.plan, epoch.shown, start)
+        self.phase = Phase.COLLECTING
 
     def _delivery(self, epoch: _Epoch, member: int) -> SealDelivery:
         items = [
             Seal(sender, seal.kem, seal.ciphertext, seal.signature)
-            for sender in epoch.members
-            if sender != member
+            for sender in epoch.partners(member)
             for seal in [epoch.sealed[sender][member]]
         ]
         return SealDelivery(epoch.plan.digest, tuple(items))
@@ -796,19 +846,32 @@ class ServerProtocol(HoldsHistory):
         frame = pack(total, epoch.plan.modulus_bits)
         self._journal.running(Closed(step.number, survivors, tag_bytes(tag), frame, _start_of(epoch, step)))
         step.survivors, step.total, step.tag, step.totals = survivors, total, tag, {}
-        self.phase = Phase.UNMASKING if survivors == epoch.members else Phase.AGREEING
+        self._after_close(epoch, survivors)
         return self._tell(Survivors(epoch.plan.digest, step.number, survivors))
 
     def _summed(self, inputs: set[int]) -> tuple[int, ...]:
-        chosen = self.charter.whole_blocks(inputs)
+        chosen, ring = self.charter.whole_blocks(inputs), self._epoch.ring if self._epoch else None
+        while ring is not None and (few := ring.lacking(chosen, chosen)):
+            chosen = self.charter.whole_blocks(set(chosen) - set(few))
         return chosen if len(chosen) >= self.charter.aggregation.least_survivors else ()
+
+    def _after_close(self, epoch: _Epoch, survivors: tuple[int, ...]) -> None:
+        agreed = survivors == epoch.members and epoch.ring is None
+        self.phase = Phase.UNMASKING if agreed else Phase.AGREEING
+
+    def _enough_answers(self, epoch: _Epoch, step: _Step) -> bool:
+        """On a ring each secret has other holders: all that are there are waited for."""
+        return len(step.answers) >= epoch.plan.threshold and (epoch.ring is None or not self.waiting_for())
 
     def _open_sum(self, epoch: _Epoch, step: _Step) -> list[Effect]:
         assert step.total is not None and epoch.public is not None  # noqa: S101 - closed before
         if step.opened:  # the disk did not take it
             return self._publish(epoch, step, step.survivors)
         advertised = {item.member: item for item in epoch.shown}
-        rebuilt = rebuild(epoch.plan, advertised, epoch.members, step.survivors, step.number, step.answers)
+        if epoch.ring is None:
+            rebuilt = rebuild(epoch.plan, advertised, epoch.members, step.survivors, step.number, step.answers)
+        else:
+            rebuilt = rebuild_on(epoch.ring, epoch.plan, advertised, step.survivors, step.number, step.answers)
         if rebuilt is None:
             if self.waiting_for():
                 return []
@@ -823,6 +886,7 @@ class ServerProtocol(HoldsHistory):
             rebuilt,
             step.total,
             step.tag,
+            ring=epoch.ring,
         )
         step.total, step.tag, step.opened = _reduced(epoch.plan, step.total), tag % (1 << 128), True
         return self._publish(epoch, step, step.survivors)
@@ -888,15 +952,19 @@ class ServerProtocol(HoldsHistory):
         elif isinstance(entry, Delivered) and phase is Phase.SEALING:
             members = tuple(item.member for item in epoch.shown)
             sealed = {one.member: {seal.member: seal for seal in one.items} for one in entry.seals}
-            if tuple(sealed) != members or any({one, *sealed[one]} != set(members) for one in members):
+            if tuple(sealed) != members or any(set(sealed[one]) != set(epoch.partners(one)) for one in members):
                 raise ShareRefused("seals of others than the epoch's members", "those that were delivered")
-            epoch.sealed, epoch.members, epoch.step, self.phase = sealed, members, _Step(0), Phase.COLLECTING
+            epoch.sealed = sealed
+            self._deliver(epoch, members)
+        elif isinstance(entry, Started) and phase is Phase.OPENING:
+            check_start_shares(plan, epoch.shown, entry.start)
+            self._start(epoch, entry.start)
         elif isinstance(entry, Closed) and phase is Phase.COLLECTING and epoch.step is not None:
             self._begun(epoch, entry).check_members(entry.members)
             step = epoch.step
             step.inputs, step.survivors, step.tag = set(entry.members), entry.members, tag_number(entry.tag)
             step.total = unpack(entry.frame, plan.spec(step.number).words, plan.modulus_bits)
-            self.phase = Phase.UNMASKING if step.survivors == epoch.members else Phase.AGREEING
+            self._after_close(epoch, step.survivors)
         elif isinstance(entry, Agreed) and phase is Phase.AGREEING and epoch.step is not None:
             self._agreed(epoch, epoch.step, entry)
         elif isinstance(entry, Summed) and epoch.step is not None:
@@ -913,7 +981,7 @@ class ServerProtocol(HoldsHistory):
         for item in entry.items:
             verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *statement)
             step.signatures[item.member] = item.signature
-        if entry.step != step.number or len(step.signatures) < epoch.plan.threshold:
+        if entry.step != step.number or len(step.signatures) < epoch.plan.least_signers:
             raise WrongContext(f"{len(step.signatures)} signatures of step {entry.step} written down", "enough")
         self.phase = Phase.UNMASKING
 
@@ -1066,7 +1134,9 @@ class ServerProtocol(HoldsHistory):
             return []
         if plan == epoch.plan.digest and member in epoch.members:  # not one that advertised, and was left out
             # Perhaps it has not even the seals; a server that was started again has them no more.
-            seals = [] if sums or not epoch.sealed else [SendTo(member, self._delivery(epoch, member))]
+            seals: list[Effect] = [] if sums or not epoch.sealed else [SendTo(member, self._delivery(epoch, member))]
+            if seals and epoch.ring is not None:
+                seals.append(SendTo(member, Starts(plan, epoch.public.start)))
             return [*seals, *self._missing_sums(member, sums)]
         epoch.gone.add(member)  # it has no keys: it has forgotten what it checked, or voted, and gives that back
         shown = self._show_record(epoch) if epoch.votes else []
@@ -1086,11 +1156,14 @@ class ServerProtocol(HoldsHistory):
             return [SendTo(member, Advertisements(epoch.plan.digest, epoch.shown))] if shown else []
         if member not in epoch.members or epoch.step is None:
             return []
-        effects: list[Effect] = [SendTo(member, self._delivery(epoch, member)), *self._missing_sums(member, sums)]
+        effects: list[Effect] = [SendTo(member, self._delivery(epoch, member))]
+        if epoch.ring is not None and epoch.public is not None:
+            effects.append(SendTo(member, Starts(epoch.plan.digest, epoch.public.start)))
+        effects += self._missing_sums(member, sums)
         if self.phase in (Phase.AGREEING, Phase.UNMASKING):
             step = epoch.step
             effects.append(SendTo(member, Survivors(epoch.plan.digest, step.number, step.survivors)))
-            if self.phase is Phase.UNMASKING and step.survivors != epoch.members:
+            if self.phase is Phase.UNMASKING and step.signatures:
                 effects.append(SendTo(member, self._signatures(step)))
         return effects
 
@@ -1177,6 +1250,7 @@ _HANDLERS: dict[type, _Handler] = {
     Hello: lambda server, member, message, frames: server.hello(member, message),
     Advertisement: _S._on_advertisement,
     Seals: _S._on_seals,
+    OpenedStarts: _S._on_opened_starts,
     Complaint: _S._on_complaint,
     MaskedInput: _S._on_masked_input,
     SurvivorSignature: _S._on_signature,

@@ -19,6 +19,7 @@ from codream_protocols.course import Array
 from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.masks import add_masks
 from codream_protocols.messages import Advertisement
+from codream_protocols.neighbours import Ring
 from codream_protocols.spans import part_of_sum
 
 MAX_CHOICES = 1024
@@ -52,10 +53,7 @@ def rebuild(
     chosen_survivors = set(survivors)
 
     def fits(member: int, secret: bytes) -> bool:
-        if member in chosen_survivors:
-            commitment = keyschedule.self_mask_commitment(secret, plan.digest, step)
-            return commitment == advertised[member].self_commitment(step)
-        return keyschedule.public_key(secret) == advertised[member].mask_key(step)
+        return _fits(plan, advertised[member], secret, step, survived=member in chosen_survivors)
 
     def as_advertised(rebuilt: shamir.Bytes) -> dict[int, bytes] | None:
         found = dict(zip(members, (row.tobytes() for row in rebuilt), strict=True))
@@ -79,6 +77,64 @@ def rebuild(
     return None
 
 
+def rebuild_on(
+    ring: Ring,
+    plan: Plan,
+    advertised: Mapping[int, Advertisement],
+    survivors: tuple[int, ...],
+    step: int,
+    answers: Mapping[int, bytes],
+) -> dict[int, bytes] | None:
+    """The same on a ring, of whoever is a survivor or has a neighbour that is: of nobody else a mask is in the sum.
+
+    Args:
+        ring: who is whose neighbour.
+        plan: the epoch's plan.
+        advertised: the advertisements, by member.
+        survivors: whose inputs are in the sum.
+        step: the step.
+        answers: member -> its `UnmaskShares.shares`, of 32 bytes for each of its neighbours.
+
+    Returns:
+        None if the answers do not give what was advertised.
+    """
+    chosen, held = set(survivors), dict[int, dict[int, bytes]]()
+    for holder, answer in answers.items():
+        for place, member in enumerate(ring.of(holder)):
+            share = answer[place * KEY_BYTES : (place + 1) * KEY_BYTES]
+            held.setdefault(member, {})[ring.point(member, holder)] = share
+    found = {}
+    for member in ring.members:
+        if member not in chosen and chosen.isdisjoint(ring.of(member)):
+            continue
+        secret = _rebuilt(plan, advertised[member], held.get(member, {}), step, survived=member in chosen)
+        if secret is None:
+            return None
+        found[member] = secret
+    return found
+
+
+def _rebuilt(plan: Plan, item: Advertisement, held: Mapping[int, bytes], step: int, *, survived: bool) -> bytes | None:
+    """One member's secret from its neighbours' shares: of the first ones, or else with the wrong ones left out."""
+    if len(held) < plan.threshold:
+        return None
+    points = sorted(held)
+    shares = {point: np.frombuffer(held[point], dtype=np.uint8) for point in points}
+    first = shamir.combine({point: shares[point] for point in points[: plan.threshold]}).tobytes()
+    if _fits(plan, item, first, step, survived=survived):
+        return first
+    decoded = shamir.decode(shares, plan.threshold, secrets.token_bytes)
+    if decoded is None or not _fits(plan, item, decoded[0].tobytes(), step, survived=survived):
+        return None
+    return decoded[0].tobytes()
+
+
+def _fits(plan: Plan, item: Advertisement, secret: bytes, step: int, *, survived: bool) -> bool:
+    if survived:
+        return keyschedule.self_mask_commitment(secret, plan.digest, step) == item.self_commitment(step)
+    return keyschedule.public_key(secret) == item.mask_key(step)
+
+
 @part_of_sum("unmasking")
 def unmask(
     plan: Plan,
@@ -90,6 +146,7 @@ def unmask(
     rebuilt: Mapping[int, bytes],
     total: Array,
     tag: int,
+    ring: Ring | None = None,
 ) -> int:
     """Take all masks out of the sum of masked vectors, in place, and out of the sum of masked tags, which is returned.
 
@@ -103,6 +160,7 @@ def unmask(
         rebuilt: of each member, what `rebuild` gave.
         total: the sum of the survivors' masked vectors, modulo the width of its words.
         tag: the sum of their masked tags.
+        ring: who is whose neighbour; everybody everybody's if None.
     """
     chosen, keys = set(survivors), list[tuple[bytes, bool]]()
     for member, secret in rebuilt.items():
@@ -110,7 +168,7 @@ def unmask(
             keys.append((keyschedule.self_mask_key(secret, plan.digest, step, chain), True))
             continue
         private = keyschedule.prepared(secret)
-        for survivor in survivors:
+        for survivor in survivors if ring is None else chosen.intersection(ring.of(member)):
             key = keyschedule.pairwise_mask_key(
                 private,
                 advertised[survivor].mask_key(step),

@@ -330,7 +330,7 @@ class Federation:
             return False
         self.emit(self.server.open_epoch(chosen))
         self.drain(lost)
-        while self.server.phase in (Phase.ADVERTISING, Phase.SEALING):
+        while self.server.phase in (Phase.ADVERTISING, Phase.SEALING, Phase.OPENING):
             self.emit(self.server.expire())
             self.drain(lost)
         return self.server.phase is Phase.COLLECTING

@@ -33,6 +33,7 @@ from secure_codream.threats.promises import BY_KEY
 
 FAMILIES: Mapping[str, str] = {
     "dropouts": "Server lies about dropouts",
+    "rings": "Server and neighbourhoods",
     "enrolment": "Server in the set-up",
     "charters": "Charters, offers and cohorts",
     "broadcasts": "Server in the broadcast",

@@ -19,6 +19,7 @@ from secure_codream.threats.suite import Entry, prove
 
 IN_MEMORY = (
     "dropouts",
+    "rings",
     "enrolment",
     "charters",
     "broadcasts",

@@ -159,6 +159,20 @@ def test_a_revoked_name_is_told_so() -> None:
         roster.number_of("left")
 
 
+def test_a_roster_of_more_than_200_members_is_not_signed_and_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would stand on a ring, which is for simulations so far."""
+    many = tuple(Member(f"m{one}", one.to_bytes(32, "big"), (one + 1000).to_bytes(32, "big")) for one in range(201))
+    assert sign_roster(msgspec.structs.replace(ROSTER, members=many[:200]), ADMINISTRATOR)
+    roster = msgspec.structs.replace(ROSTER, members=many)
+    with pytest.raises(RosterRefused, match="201 members"):
+        sign_roster(roster, ADMINISTRATOR)
+    with monkeypatch.context() as careless:
+        careless.setattr("codream_protocols.identity._check_distinct", lambda roster: None)
+        data = sign_roster(roster, ADMINISTRATOR)
+    with pytest.raises(RosterRefused, match="201 members"):
+        read_roster(data, ADMINISTRATOR.public)
+
+
 REPEATED = ["name", "identity_key", "transport_key", "server transport key"]
 
 

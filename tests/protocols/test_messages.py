@@ -32,6 +32,7 @@ from codream_protocols.messages import (
     Hello,
     Invitation,
     MaskedInput,
+    OpenedStarts,
     Parcel,
     Piece,
     Published,
@@ -40,6 +41,7 @@ from codream_protocols.messages import (
     SealDelivery,
     Seals,
     SignedBy,
+    Starts,
     StepRecord,
     Survivors,
     SurvivorSignature,
@@ -60,7 +62,7 @@ MAYBE_KEY = st.just(b"") | KEY
 SIGNATURE = st.binary(min_size=64, max_size=64)
 TAG = st.binary(min_size=16, max_size=16)
 KEYS = st.binary(min_size=32, max_size=128)
-MEMBER = st.integers(0, 199)
+MEMBER = st.integers(0, MAX_MEMBERS - 1)
 STEP = st.integers(0, 4095)
 NAME = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40) | st.just("…" * 512) | st.just("𝛴" * 512)
@@ -105,6 +107,7 @@ TO_CLIENT = {
     Invitation: st.builds(Invitation, OFFER),
     Advertisements: st.builds(Advertisements, KEY, tuples(ADVERTISEMENT)),
     SealDelivery: st.builds(SealDelivery, KEY, tuples(SEAL)),
+    Starts: st.builds(Starts, KEY, KEYS),
     Survivors: st.builds(Survivors, KEY, STEP, tuples(MEMBER, 1)),
     SurvivorSignatures: st.builds(SurvivorSignatures, KEY, STEP, tuples(VOTE)),
     Published: st.builds(Published, KEY, STEP, tuples(MEMBER, 1), TAG),
@@ -119,6 +122,7 @@ TO_SERVER = {
     Refusal: TO_CLIENT[Refusal],
     Advertisement: ADVERTISEMENT,
     Seals: st.builds(Seals, KEY, tuples(SEAL)),
+    OpenedStarts: st.builds(OpenedStarts, KEY, KEYS),
     Complaint: st.builds(Complaint, KEY, MEMBER),
     MaskedInput: st.builds(MaskedInput, KEY, STEP, KEY, TAG, st.just(b"") | KEYS),
     SurvivorSignature: st.builds(SurvivorSignature, KEY, STEP, SIGNATURE),
@@ -208,8 +212,8 @@ def test_mutated_messages_raise_only_malformed_message(direction: str, data: st.
         Survivors(bytes(32), 4096, (1,)),
         Survivors(bytes(32), -1, (1,)),
         Survivors(bytes(32), 0, ()),
-        Survivors(bytes(32), 0, (200,)),
-        Survivors(bytes(32), 0, (*tuple(range(200)), 0)),
+        Survivors(bytes(32), 0, (MAX_MEMBERS,)),
+        Survivors(bytes(32), 0, (*tuple(range(MAX_MEMBERS)), 0)),
         Published(bytes(32), 0, (1,), bytes(15)),
         Published(bytes(32), 0, (), bytes(16)),
         Invitation(Offer(0, (), bytes(32))),
@@ -218,9 +222,9 @@ def test_mutated_messages_raise_only_malformed_message(direction: str, data: st.
         Invitation(Offer(0, (0,), bytes(31))),
         SealDelivery(bytes(32), (Seal(0, bytes(1088), bytes(47), bytes(64)),)),
         SealDelivery(bytes(32), (Seal(0, bytes(1087), bytes(48), bytes(64)),)),
-        SealDelivery(bytes(32), (Seal(200, bytes(1088), bytes(48), bytes(64)),)),
+        SealDelivery(bytes(32), (Seal(MAX_MEMBERS, bytes(1088), bytes(48), bytes(64)),)),
         SurvivorSignatures(bytes(32), 0, (SignedBy(0, bytes(63)),)),
-        Certificate(bytes(32), (SignedBy(0, bytes(64)),) * 201),
+        Certificate(bytes(32), (SignedBy(0, bytes(64)),) * (MAX_MEMBERS + 1)),
         EpochRecord(Offer(0, (0,), bytes(32)), (), bytes(32), (StepRecord((0,), bytes(16)),), ()),
         EpochRecord(Offer(0, (0,), bytes(32)), (), bytes(32), (), ()),
         Farewell("a" * 513, True),
@@ -232,7 +236,7 @@ def test_mutated_messages_raise_only_malformed_message(direction: str, data: st.
         Welcome(PROTOCOL, 1e-9, bytes(32)),
         Welcome(PROTOCOL, float("nan"), bytes(32)),
     ],
-    ids=repr,
+    ids=lambda message: type(message).__name__,
 )
 def test_fields_out_of_range_are_refused(message: messages.ToClient) -> None:
     with pytest.raises(MalformedMessage):

@@ -28,7 +28,7 @@ from secure_codream.simulation.virtual.processes import LocalEngine
 from secure_codream.simulation.virtual.remembered import Remembered, VirtualClient
 from secure_codream.simulation.virtual.run import Outcome, Run
 from secure_codream.simulation.virtual.scene import BLOCK, Scene
-from secure_codream.simulation.virtual.view import SimulationView
+from secure_codream.simulation.virtual.view import SimulationView, degree_line
 
 
 class Inline:
@@ -109,6 +109,22 @@ def test_the_sums_are_of_the_inputs_of_who_was_not_silent(drop: float, monkeypat
         assert not of.silent(step.step) & set(step.survivors)
         expected = sum(of.inputs(member, step.step)[BLOCK].astype(np.float64) for member in step.survivors)
         np.testing.assert_allclose(step.sums[BLOCK], expected, atol=9 * 2.0**-14)
+
+
+def test_on_a_ring_it_is_said_how_many_neighbours_each_has() -> None:
+    of = Scene(members=201, dimension=1, steps=1, aggregation=Aggregation(mode="resilient", losses="allow"))
+    degree = of.plan().degree
+    assert degree is not None and scene().plan().degree is None
+    said = degree_line(of, degree)
+    assert f"each of 201 members has {degree.neighbours} neighbours, of whom {degree.threshold} open" in said
+    assert "1 colluders" in said and "2^-40" in said and "2^128" in said
+
+
+@pytest.mark.exhaustive
+def test_members_with_numbers_of_four_bytes_sum_on_a_ring_as_deployed() -> None:
+    of = Scene(members=260, dimension=10, steps=1, aggregation=Aggregation(mode="resilient", losses="allow"), drop=0.03)
+    outcome, _ = run(of, workers=1)
+    assert outcome.steps[0].survivors == 260 - len(of.silent(0)) < 260
 
 
 def test_a_lost_worker_is_a_dropout_of_its_clients_and_lockstep_has_none() -> None:
@@ -216,5 +232,5 @@ def test_the_command_prints_one_object_and_refuses_silences_in_lockstep() -> Non
     assert told["engine"] == "local" and len(told["outcome"]["steps"]) == 1 and told["outcome"]["lost"] == 0
     refused = runner.invoke(app, [*flags, "--mode", "lockstep", "--drop", "0.1"])
     assert refused.exit_code == 2 and "resilient" in refused.output
-    with pytest.raises(LocalProtocolError, match="201 members"):
-        scene(201).check()
+    with pytest.raises(LocalProtocolError, match="801 members"):
+        scene(801).plan()

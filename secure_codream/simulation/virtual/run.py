@@ -174,8 +174,11 @@ class Run:
     @property
     def _work(self) -> int:
         """Letters that all members answer in an epoch in which nobody drops."""
-        resilient = self._scene.aggregation.mode == "resilient"
-        return self._scene.members * (6 + self._scene.steps * (2 if resilient else 1))
+        plan, steps = self._server.plan, self._scene.steps
+        if plan is None or plan.degree is None:
+            resilient = self._scene.aggregation.mode == "resilient"
+            return self._scene.members * (6 + steps * (2 if resilient else 1))
+        return self._scene.members * (7 + steps * 3)
 
     def _act(self, act: Callable[[], Iterable[Effect]]) -> None:
         """Let the server do something, and send what it has to say."""

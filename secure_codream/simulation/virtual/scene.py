@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from codream_protocols.charter import Aggregation, Charter, even_blocks, first_plan
+from codream_protocols.charter import Aggregation, Charter, Plan, even_blocks, first_plan
 from codream_protocols.errors import LocalProtocolError
 from codream_protocols.identity import MAX_MEMBERS, Member, Roster, ServerEntry, Signer
 from codream_protocols.seeded import SeededBytes
@@ -41,8 +41,8 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
     drop: float = 0.0
     seed: int = 0
 
-    def check(self) -> None:
-        """Refuse what could never run, before workers are started.
+    def plan(self) -> Plan:
+        """The plan of its epoch; what could never run is refused before workers are started.
 
         Raises:
             UnsafePlan: a promise of the protocol would fail.
@@ -50,7 +50,7 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.members > MAX_MEMBERS:
             raise LocalProtocolError(f"{self.members} members", f"{MAX_MEMBERS} or fewer")
-        first_plan(self.charter(self.roster()), self.course())
+        return first_plan(self.charter(self.roster()), self.course())
 
     def course(self) -> LaboratoryCourse:
         """What they do: a few numbers that each sum moves, so that whoever is told another one is found out."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from codream_protocols.neighbours import SECURITY_BITS, TRIES_BITS, Degree
 from secure_codream.simulation.virtual.run import Outcome
 from secure_codream.simulation.virtual.scene import Scene
 
@@ -76,6 +77,15 @@ def outcome_tables(scene: Scene, outcome: Outcome) -> list[Table]:
     for name, value in rows.items():
         costs.add_row(name, value)
     return [steps, costs]
+
+
+def degree_line(scene: Scene, degree: Degree) -> str:
+    """On a ring: how many neighbours, and why so many."""
+    return (
+        f"each of {scene.members:,} members has {degree.neighbours} neighbours, of whom {degree.threshold} open a "
+        f"secret: with {scene.aggregation.colluders:,} colluders, and a tenth silent at random, secrecy and life fail "
+        f"with 2^-{SECURITY_BITS}, after 2^{TRIES_BITS} tries of the ring"
+    )
 
 
 def spared_line(outcome: Outcome) -> str:

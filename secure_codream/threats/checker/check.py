@@ -19,7 +19,7 @@ from rich.table import Table
 
 from codream_protocols.charter import Policy
 from codream_protocols.client import ClientProtocol
-from secure_codream.threats.checker import enumerator, histories
+from secure_codream.threats.checker import enumerator, histories, rings
 from secure_codream.threats.checker.blocks import Federation, successions
 from secure_codream.threats.checker.enumerator import Set
 from secure_codream.threats.checker.histories import Histories, Tried
@@ -438,6 +438,8 @@ GAMES: tuple[Game, ...] = (
         _asked(Policy(most_rho=0.11, most_wrong_sums=_MANY_WRONG), noised=True),
     ),
     Game(("_rule_policy",), "plans beyond the policy", histories.refused_by_policy),
+    Game(("_rule_neighbours_survive",), "every set of survivors on a ring of eight", rings.named_survivors),
+    Game(("_rule_committed_start",), "a start share changed on a ring", rings.changed_starts),
 )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import date
 from enum import Enum
 from functools import cache
@@ -33,13 +34,16 @@ from codream_protocols.ring import modulus_bits_for
 from codream_protocols.server import Phase, ServerProtocol
 from codream_protocols.specs import DIGIT_BITS
 from secure_codream.simulation.packets import Packet
+from secure_codream.simulation.rings import small_rings
 from secure_codream.simulation.wire import Federation
 
 if TYPE_CHECKING:
     from secure_codream.threats.checker.check import Findings
 
 Mode = Literal["lockstep", "resilient"]
+Graph = Literal["lockstep", "resilient", "ring"]
 MODES: tuple[Mode, ...] = ("lockstep", "resilient")
+GRAPHS: tuple[Graph, ...] = (*MODES, "ring")
 Table = dict[tuple[str, str], set[str]]  # (state, event) -> the states that it leads to
 Machine = TypeVar("Machine", ClientProtocol, ServerProtocol)
 
@@ -198,7 +202,8 @@ def limit_table() -> str:
     """The constants that bound what is accepted."""
     limits = (
         ("bytes of a message without its frames", messages.MAX_MESSAGE_BYTES),
-        ("members of a roster", identity.MAX_MEMBERS),
+        ("members of a roster that is signed", identity.MAX_SIGNED_MEMBERS),
+        ("members in a simulation", identity.MAX_MEMBERS),
         ("of these in lockstep", charter.MAX_LOCKSTEP),
         ("bytes of a roster file", identity.MAX_ROSTER_BYTES),
         ("steps of an epoch", charter.MAX_STEPS),
@@ -374,12 +379,18 @@ def merged(tables: Iterable[Table]) -> Table:
     return whole
 
 
-def laboratory(mode: Mode, *, lost: bool, steps: int = 2) -> Federation:
+def small(graph: Graph) -> Federation:
+    """A federation of as few members as its graph shows itself with."""
+    mode: Mode = "lockstep" if graph == "lockstep" else "resilient"
+    return Federation(4 if graph == "resilient" else 3, mode=mode, steps=2, losses="allow")
+
+
+def laboratory(graph: Graph, *, lost: bool) -> Federation:
     """A whole epoch of a small federation; with `lost`, the last member's vector of the first step never arrives.
 
-    Two runs of one mode have the same keys and the same plan, so that a machine of one takes the messages of the other.
+    Two runs of one graph have the same keys and the same plan, so a machine of one takes the messages of the other.
     """
-    federation = Federation(3 if mode == "lockstep" else 4, mode=mode, steps=steps, losses="allow")
+    federation = small(graph)
     federation.set_up()
     federation.step({(len(federation.clients) - 1, messages.MaskedInput)} if lost else ())
     while federation.server.step is not None:
@@ -390,12 +401,18 @@ def laboratory(mode: Mode, *, lost: bool, steps: int = 2) -> Federation:
 
 @cache
 def client_states() -> Table:
-    """The client's state table, of both modes together."""
-    return merged(map(_client_states, MODES))
+    """The client's state table, of both modes together, the resilient one on a ring, too."""
+    return merged(_explored(_client_states))
 
 
-def _client_states(mode: Mode) -> Table:
-    runs = [laboratory(mode, lost=lost) for lost in ((False, True) if mode == "resilient" else (False,))]
+def _explored(states: Callable[[Graph], Table]) -> Iterator[Table]:
+    for graph in GRAPHS:
+        with small_rings(2, 1) if graph == "ring" else nullcontext():
+            yield states(graph)
+
+
+def _client_states(graph: Graph) -> Table:
+    runs = [laboratory(graph, lost=lost) for lost in ((False, True) if graph == "resilient" else (False,))]
     told: dict[Packet, None] = {}
     for federation in runs:
         (certified,) = federation.certified
@@ -435,21 +452,21 @@ def _client_states(mode: Mode) -> Table:
             client._vote and client._vote[0].chain,
         )
 
-    start = Federation(len(federation.clients), mode=mode, steps=2, losses="allow").clients[0]
+    start = small(graph).clients[0]
     return reachable(start, moves, lambda client: client.state, mark)
 
 
 @cache
 def server_states() -> Table:
-    """The server's state table, of both modes together."""
-    return merged(map(_server_states, MODES))
+    """The server's state table, of both modes together, the resilient one on a ring, too."""
+    return merged(_explored(_server_states))
 
 
-def _server_states(mode: Mode) -> Table:
-    federation = laboratory(mode, lost=False)
+def _server_states(graph: Graph) -> Table:
+    federation = laboratory(graph, lost=False)
     sent = dict.fromkeys(item for item in federation.sent if item.to_server)
-    if mode == "resilient":
-        other = laboratory(mode, lost=True)
+    if graph == "resilient":
+        other = laboratory(graph, lost=True)
         sent.update(dict.fromkeys(item for item in other.sent if item.to_server and item.kind is not messages.Seals))
     last, plan, (certified,) = len(federation.clients) - 1, federation.plan.digest, federation.certified
     record, frames = certified.kept
@@ -459,7 +476,7 @@ def _server_states(mode: Mode) -> Table:
         for item in sent
     ]
     giver = record.votes[-1].member
-    hello = Federation(last + 1, mode=mode, steps=2, losses="allow").clients[0].hello()
+    hello = small(graph).clients[0].hello()
     moves += [
         ("Hello", lambda server: server.hello(last, hello)),
         ("Hello", lambda server: server.hello(last, msgspec.structs.replace(hello, plan=plan))),
@@ -482,6 +499,7 @@ def _server_states(mode: Mode) -> Table:
             len(server._candidates),
             last in server.absent,
             epoch and (len(epoch.advertised), len(epoch.sealed), len(epoch.votes), len(epoch.gone), last in epoch.gone),
+            epoch and (len(epoch.heard), len(epoch.starts)),
             epoch and epoch.public and epoch.public.chain,
             step and (len(step.inputs), last in step.inputs, step.survivors, len(step.signatures), len(step.answers)),
         )
