@@ -167,6 +167,9 @@ def audit(
     ] = None,
     canaries: Annotated[int | None, typer.Option(min=20, help="Records included by coins; an even number.")] = None,
     runs: Annotated[int | None, typer.Option(min=20, help="Of one step, in each of two worlds; even.")] = None,
+    course: Annotated[
+        str | None, typer.Option(help="codream, or dp-sgd: the opened sums of DP-SGD through the ring.")
+    ] = None,
     data: Data = None,
     root: Root = None,
     model: Annotated[str | None, typer.Option(help="Every client's, with group norm, such as mlp_gn.")] = None,
@@ -205,6 +208,7 @@ def audit(
         "noise_multiplier": noise_multiplier,
         "canaries": canaries,
         "runs": runs,
+        "course": course,
         "model": model,
         "seed": seed,
         "without_noise": without_noise or None,
@@ -217,6 +221,7 @@ def audit(
             )
         stated = read_statement(statement)
         wanted["epsilon"], wanted["delta"] = claim_of(statement, stated)
+        wanted["course"] = "dp-sgd" if stated.record is not None and stated.record.by_colluders else "codream"
     source = {"source": data, "root": None if root is None else str(root)}
     screen = console(stderr=json, highlight=None)
     settings = read_audit(config, {"audit": given(wanted), "data": given(source)})

@@ -979,6 +979,15 @@ MUTANTS = (
         finding="D9",
     ),
     text(
+        "shares are sized for those who add them",
+        P + "record_noise.py",
+        "variance = math.ceil(multiplier**2 * rounded_square(radius, length) / honest)",
+        "variance = math.ceil(multiplier**2 * rounded_square(radius, length) / (2 * honest))",
+        "tests/secure_codream/test_audit.py",
+        "-k",
+        "missing_share",
+    ),
+    text(
         "a Gaussian mechanism is held against Gaussians",
         U + "audit/bounds.py",
         "    return gaussian_epsilon(float(norm.ppf(right).sum()), delta)",

@@ -13,8 +13,10 @@ import numpy as np
 from codream_clients.learning.participant import LearningSettings
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of, solve_noise_multiplier
 from codream_clients.privacy.plan import PrivacyPlan, PrivacySettings, plan_privacy
+from codream_protocols.charter import Aggregation
 from secure_codream.audit.attacked_federation import Scene, attack_federation, under_plan
 from secure_codream.audit.canaries import make_canaries
+from secure_codream.audit.ring import audit_ring, ring_course
 from secure_codream.audit.scores import Coins, Scores, best_guesses, most_that_can_be_shown, separation
 from secure_codream.audit.settings import AuditConfig, AuditTable
 from secure_codream.audit.two_worlds import audit_two_worlds, one_step
@@ -38,6 +40,34 @@ def run_audit(config: AuditConfig) -> AuditResult:
         ModelRefused: a model that cannot be trained privately.
     """
     started, audit = time.perf_counter(), config.audit
+    rows, noise_multiplier = _of_ring(audit) if audit.course == "dp-sgd" else _of_training(config)
+    return AuditResult(
+        confidence=audit.confidence,
+        delta=audit.delta,
+        noise_multiplier=noise_multiplier,
+        without_noise=audit.without_noise,
+        rows=rows,
+        seconds=time.perf_counter() - started,
+        settings=config.model_dump(mode="json"),
+    )
+
+
+def _of_ring(audit: AuditTable) -> tuple[list[AuditRow], float]:
+    course = ring_course(audit.epsilon, audit.delta, audit.steps)
+    honest = audit.clients - Aggregation().colluders
+    row = audit_ring(
+        course,
+        members=audit.clients,
+        runs=audit.runs,
+        confidence=audit.confidence,
+        seed=audit.seed,
+        silent=honest if audit.without_noise else 0,
+    )
+    return [row], course.noise_multiplier
+
+
+def _of_training(config: AuditConfig) -> tuple[list[AuditRow], float]:
+    audit = config.audit
     data = DataTable(
         source=config.data.source,
         root=config.data.root,
@@ -74,15 +104,7 @@ def run_audit(config: AuditConfig) -> AuditResult:
             confidence=each,
         )
     )
-    return AuditResult(
-        confidence=audit.confidence,
-        delta=audit.delta,
-        noise_multiplier=plan.noise_multiplier,
-        without_noise=audit.without_noise,
-        rows=rows,
-        seconds=time.perf_counter() - started,
-        settings=config.model_dump(mode="json"),
-    )
+    return rows, plan.noise_multiplier
 
 
 def keep_audit(runs: Path, result: AuditResult) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import doc
 from pydantic import Field, model_validator
@@ -26,6 +26,13 @@ class SourceTable(Table):
 class AuditTable(Table):
     """`[audit]`: the claim, the training under audit, and how hard it is tried."""
 
+    course: Annotated[
+        Literal["codream", "dp-sgd"],
+        doc(
+            "what is under audit: private training in a federation that dreams, or DP-SGD through the ring's sums; "
+            "of the latter `runs`, `clients` and `steps` are taken, and no other key between here and `confidence`"
+        ),
+    ] = "codream"
     model: Annotated[str, doc("every client's, without batch norm")] = "mlp_gn"
     epsilon: Annotated[float, Field(gt=0, le=1000), doc("the claim, for the audited client's whole run")] = 2.0
     delta: Annotated[float, Field(gt=0, lt=1), doc("the claim's")] = 1e-5
@@ -44,7 +51,7 @@ class AuditTable(Table):
     ] = 800
     clients: Annotated[int, Field(ge=3, le=50), doc("of the federation, the audited one among them")] = 3
     rounds: Annotated[int, Field(ge=1, le=100), doc("of the federation")] = 1
-    steps: Annotated[int, Field(ge=1, le=100), doc("secure steps of dream updates a round")] = 4
+    steps: Annotated[int, Field(ge=1, le=100), doc("secure steps of dream updates a round, or of the ring")] = 4
     batch: Annotated[int, Field(ge=2, le=10_000), doc("images of a batch of dreams")] = 128
     epochs: Annotated[int, Field(ge=1, le=10_000), doc("of private training, in the warm-up")] = 40
     batch_size: Annotated[int, Field(ge=1, le=100_000), doc("records expected in a step of private training")] = 64
@@ -59,6 +66,8 @@ class AuditTable(Table):
     def _one_claim(self) -> AuditTable:
         if self.noise_multiplier is not None and "epsilon" in self.model_fields_set:
             raise ValueError("epsilon and noise_multiplier; one of them is allowed, the other follows")
+        if self.noise_multiplier is not None and self.course == "dp-sgd":
+            raise ValueError("noise_multiplier with course 'dp-sgd'; epsilon is allowed, from which its noise follows")
         return self
 
 

@@ -83,11 +83,19 @@ def audit_two_worlds(train: Train, *, runs: int, claimed: float, delta: float, c
 
     without = np.array([score(blank, run) for run in range(runs)])
     inside = np.array([score(both, runs + run) for run in range(runs)])
+    return two_worlds("one step's weights", inside, without, claimed=claimed, delta=delta, confidence=confidence)
+
+
+def two_worlds(
+    adversary: str, inside: Floats, without: Floats, *, claimed: float, delta: float, confidence: float
+) -> AuditRow:
+    """What an adversary's scores, (runs,) in each world, say of a claim of a Gaussian mechanism."""
+    runs = len(inside)
     hits, alarms = _told_apart(inside, without, confidence)
     bound = gaussian_bound(int(hits.sum()), len(hits), int(alarms.sum()), len(alarms), delta, confidence)
     found = separation(np.concatenate([without, inside]), np.arange(2 * runs) >= runs)
     return AuditRow(
-        adversary="one step's weights",
+        adversary=adversary,
         method="two worlds",
         auc=found.auc,
         advantage=found.advantage,

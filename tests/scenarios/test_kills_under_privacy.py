@@ -152,7 +152,9 @@ class ForkedNight(Night):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(("kills", "rounds"), [(2, 2), pytest.param(50, 8, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    ("kills", "rounds"), [(2, 2), pytest.param(50, 8, marks=[pytest.mark.exhaustive, pytest.mark.timeout(3600)])]
+)
 def test_a_ring_whose_parties_are_killed_at_random_instants(tmp_path: Path, kills: int, rounds: int) -> None:
     """Whoever it is: all rounds are made; a step costs each client once, and only where it had begun."""
     night = ForkedNight(

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from codream_clients.privacy.accounting import solve_noise_multiplier
 from codream_clients.privacy.ledger import Budget
 from secure_codream import cli
+from secure_codream.audit.ring import audit_ring, ring_course
 from secure_codream.audit.run import run_audit
 from secure_codream.audit.settings import read_audit
 from secure_codream.audit.two_worlds import audit_two_worlds, one_step, power
@@ -95,6 +96,32 @@ def test_noise_of_half_the_size_is_caught_at_the_epsilons_that_people_use(
 @pytest.mark.parametrize(("claimed", "runs", "least", "most"), [(2, 800, 0.9, 1), (8, 400, 0.9, 1), (2, 100, 0, 0.3)])
 def test_power_is_that_of_audits_that_were_drawn(claimed: float, runs: int, least: float, most: float) -> None:
     assert least <= power(runs=runs, claimed=claimed, delta=1e-5, confidence=1 - 0.05 / 4, tries=60) <= most
+
+
+@pytest.mark.parametrize(("silent", "refuted"), [(0, False), (1, True)], ids=["honest", "one share is missing"])
+def test_one_missing_share_of_noise_is_found_in_the_rings_sums(silent: int, refuted: bool) -> None:
+    """Several steps of the course, less what a colluding member sent: the others' two shares, or one of them."""
+    row = audit_ring(ring_course(16.0, 1e-5, steps=2), members=3, runs=400, confidence=0.95, seed=0, silent=silent)
+    assert row.refuted is refuted and row.epsilon_claimed == 16.0 and row.adversary == "the ring's sums"
+
+
+def test_the_rings_audit_by_the_command_finds_noise_that_is_left_out(tmp_path: Path) -> None:
+    command = [
+        "audit",
+        "--course",
+        "dp-sgd",
+        "--epsilon",
+        "8",
+        "--runs",
+        "30",
+        "--out",
+        str(tmp_path),
+        "--without-noise",
+    ]
+    caught = CliRunner().invoke(cli.app, command)
+    assert caught.exit_code == 1 and "the ring's sums" in caught.output
+    with pytest.raises(ConfigError, match="noise_multiplier with course 'dp-sgd'"):
+        read_audit(None, {"audit": {"course": "dp-sgd", "noise_multiplier": 1.0}})
 
 
 def test_the_command_says_what_does_not_hold_and_exits_with_1(tmp_path: Path) -> None:
