@@ -7,7 +7,7 @@ out until it is started again, so that others' attempts are not used up on it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 
 from codream_protocols.errors import AggregationFailed, AttemptsUsed, CohortRefused, WrongSum
 from codream_protocols.messages import Refusal
@@ -29,6 +29,7 @@ class Invitations:
         self._asked: set[int] = set()  # of these, who has not answered yet
         self._refusing: dict[int, tuple[str, int]] = {}  # code and number of invitations refused in a row
         self._refused_for = ""
+        self.passed_over: set[int] = set()  # who did not answer in an epoch that is not certified
 
     def sent(self, cohort: tuple[int, ...]) -> None:
         """To a new epoch."""
@@ -46,6 +47,7 @@ class Invitations:
     def all_begin_anew(self) -> None:
         """An epoch is certified: what was refused may have rested on the history before."""
         self._refusing.clear()
+        self.passed_over.clear()
 
     def refused(self, member: int, message: Refusal) -> int:
         """Count a refusal; returns how many invitations in a row it makes, 0 if it is of something else."""
@@ -68,10 +70,10 @@ class Invitations:
         held = self.held
         return {member: self._refusing[member][0] for member in members if member in held}
 
-    def cohort(self, protocol: ServerProtocol, passed_over: Set[int]) -> tuple[int, ...]:
+    def cohort(self, protocol: ServerProtocol) -> tuple[int, ...]:
         """Whom to invite next: without those that are held and, if it goes without them, that were passed over."""
         cohort, held, charter = protocol.cohort(), self.held, protocol.charter
-        for away in (held | passed_over, held):
+        for away in (held | self.passed_over, held):
             if not away & set(cohort):
                 return cohort
             chosen = charter.whole_blocks(set(cohort) - away)

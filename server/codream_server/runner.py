@@ -131,25 +131,22 @@ class ServerRunner:
         piece_bytes: int = PIECE_BYTES,
         clock: Clock = time.monotonic,
     ) -> None:
-        size = len(roster.members)
-        self.protocol = protocol
-        self.traffic = Traffic()
+        self.protocol, self.traffic = protocol, Traffic()
         self._events = Events(emit)
         self._keys = RosterKeys(roster, self._events)
         self.story = Story(protocol, roster, self.traffic, self._events, clock)
         self.exhibition = Exhibition(protocol, exhibit)
         self._roster, self._secret, self._endpoint, self._timing = roster, transport_secret, endpoint, timing
         self._certified, self._missed = certified, missed
-        self._bounds, self._rates = Bounds(protocol, piece_bytes), [Rates(timing.beat, clock) for _ in range(size)]
+        self._bounds, self._rates = Bounds(protocol, piece_bytes), [Rates(timing.beat, clock) for _ in roster.members]
         self._tick = min(0.2, timing.beat / 2)
         self._patient = PatientClock(2 * self._tick, clock)
         self._peers: dict[int, Peer] = {}
         self._outbox = Outbox(self._peers, self.traffic, protocol.charter.quorum, self._patient, piece_bytes)
         self._arrivals = Arrivals(self._bounds, self._peers, lambda: FileSpool(spool), piece_bytes)
         self._unwritten = Unwritten(self._patient, self._events)
-        self._opened = False
         self._open_at, self._pause, self._settled = 0.0, FIRST_PAUSE, 0.0
-        self._invitations = Invitations()
+        self._opened, self._invitations = False, Invitations()
         self._plans: deque[bytes] = deque(maxlen=64)  # of the newest epochs
         self._waits, self._counted = Waits(timing.lost_after), Traffic()
         self._stands, self._showing = stands, Growing(SHOWN_EVERY, SHOWN_EVERY)
@@ -157,7 +154,6 @@ class ServerRunner:
         self._waiting_since = self._answered_at = self._greeted = 0.0
         self._awaited: set[int] = set()
         self._expected = set(protocol.plan.cohort) if protocol.plan else set()  # of an epoch that is gone on with
-        self._passed_over: set[int] = set()  # who did not answer in an epoch that is not certified
         self._failure: AggregationFailed | None = None
 
     # -- the loop ---------------------------------------------
@@ -347,7 +343,7 @@ class ServerRunner:
             self.story.joined(member)
         if earlier is None or earlier.route != route:
             self._invitations.begin_anew(member)
-            self._passed_over.discard(member)
+            self._invitations.passed_over.discard(member)
         self._settle()
         self._perform(effects)
 
@@ -511,7 +507,7 @@ class ServerRunner:
         if len(awaited) > self.protocol.charter.aggregation.colluders or now - self._waiting_since <= patience:
             return
         for member in sorted(awaited & set(self.protocol.waiting_for())):
-            self._passed_over.add(member)
+            self._invitations.passed_over.add(member)
             self._lose(member, self._peers[member], "it is there and does not answer")
 
     def _is_present(self, member: int) -> bool:
@@ -550,7 +546,7 @@ class ServerRunner:
         protocol, now = self.protocol, self._patient.now
         if protocol.phase is not Phase.IDLE or protocol.done or now < self._open_at:
             return
-        cohort = self._invitations.cohort(protocol, self._passed_over)
+        cohort = self._invitations.cohort(protocol)
         patience = self._timing.for_all(under_way=protocol.under_way)
         if cohort == protocol.charter.everybody or (cohort and (self._opened or now > patience)):
             self._opened = True
@@ -558,15 +554,8 @@ class ServerRunner:
             self._invitations.sent(cohort)
             self._perform(protocol.open_epoch(cohort))
         elif not self._opened and not protocol.under_way and self._timing.join is not None and now > self._timing.join:
-            raise AggregationFailed(
-                self.story.too_few(
-                    {one for one in protocol.charter.everybody if self._is_present(one)},
-                    self._invitations.held,
-                    self._timing.join,
-                ),
-                "enough for an epoch",
-                "start the missing clients, or allow more time with join in [timing]",
-            )
+            there = {one for one in protocol.charter.everybody if self._is_present(one)}
+            raise self.story.too_few(there, self._invitations.held, self._timing.join)
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         """Carry effects out."""
@@ -593,7 +582,6 @@ class ServerRunner:
 
     def _epoch_certified(self, done: EpochCertified) -> None:
         self._invitations.all_begin_anew()
-        self._passed_over.clear()
         self._pause = FIRST_PAUSE
         self.story.epoch_certified(done)
         self._hand_on(done.number, done.publication)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from codream_protocols.errors import RemoteProtocolError
+from codream_protocols.errors import AggregationFailed, RemoteProtocolError
 from codream_protocols.identity import Roster
 from codream_protocols.messages import Refusal, ToServer
 from codream_protocols.server import (
@@ -220,7 +220,7 @@ class Story:
             seconds=round(seconds, 1),
         )
 
-    def too_few(self, there: set[int], held: set[int], seconds: float) -> str:
+    def too_few(self, there: set[int], held: set[int], seconds: float) -> AggregationFailed:
         """Why there is no first epoch: who is not there, stands at another head, or refuses."""
         everybody = set(self._protocol.charter.everybody)
         elsewhere = there.intersection(self._protocol.behind())
@@ -230,7 +230,11 @@ class Story:
             "refusing": (there & held) - elsewhere,
         }
         said = [f"{cause}: {_few(self._names(sorted(members)))}" for cause, members in causes.items() if members]
-        return "; ".join([f"{len(there)} of {len(everybody)} clients after {seconds:.3g} s", *said])
+        return AggregationFailed(
+            "; ".join([f"{len(there)} of {len(everybody)} clients after {seconds:.3g} s", *said]),
+            "enough for an epoch",
+            "start the missing clients, or allow more time with join in [timing]",
+        )
 
     def waiting_for_late(self, seconds: float) -> None:
         """After the end: who lacks its last certificates."""
