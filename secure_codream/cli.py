@@ -506,7 +506,7 @@ app.command(epilog="Example: secure-codream simulate --members 200 --drop 0.01 -
 app.command(epilog="Example: secure-codream check --members 3-4")(check)
 app.command(epilog="Example: secure-codream threats --quick --config federation/clients/alice/config.toml")(threats)
 app.command(epilog="Example: secure-codream audit --epsilon 2 --canaries 400 --seed 1")(audit)
-app.command(epilog="Example: secure-codream bench --n 20 --m 16,21 --against flower")(bench)
+app.command(epilog="Example: secure-codream bench --members 20 --bits 16,21 --against flower")(bench)
 app.command(epilog="Example: secure-codream report runs/20261123-120000-demo")(report)
 
 

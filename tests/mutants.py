@@ -597,7 +597,7 @@ MUTANTS = (
     text(
         "a record is canonical",
         P + "record_file.py",
-        "    if again != data:",
+        "    if again != message:",
         "    if False:",
         "tests/clients/test_journal.py",
         "-k",
@@ -917,7 +917,7 @@ MUTANTS = (
     text(
         "what is counted is claimed",
         U + "configuration/assembly.py",
-        "return train if judge is None or not counted else pool([train, judge.data])",
+        "return pool([train, judge.data]) if judge is not None and plan.judgements else train",
         "return train",
         "tests/secure_codream/test_private_federation.py",
         "-k",
@@ -1014,7 +1014,7 @@ MUTANTS = (
     ),
     text(
         "whatever a learner raises is a failure",
-        C + "runner.py",
+        C + "raised.py",
         "    except BaseException as error:\n        return Raised(error)",
         "    except Exception as error:\n        return Raised(error)",
         "tests/clients/test_failures.py",

@@ -10,6 +10,7 @@ import pytest
 
 from codream_clients.awaited import LAPSES_AFTER, Other, ServersWord
 from codream_protocols.errors import CohortRefused, MalformedMessage
+from codream_protocols.identity import MAX_MEMBERS
 from codream_protocols.messages import Awaited, Refusal, Waiting, decode_to_client
 from secure_codream.simulation.snapshots import snapshot
 from tests.clients.network import Federation, Log, over_network
@@ -87,7 +88,14 @@ def test_strangers_and_members_out_of_order_are_refused_and_change_nothing(numbe
 
 @pytest.mark.parametrize(
     "item",
-    [[0, False, float("nan")], [0, False, 1 << 31], [0, False, -2], [0, "no", 1], [200, True, 1], ["b", True, 1]],
+    [
+        [0, False, float("nan")],
+        [0, False, 1 << 31],
+        [0, False, -2],
+        [0, "no", 1],
+        [MAX_MEMBERS, True, 1],
+        ["b", True, 1],
+    ],
 )
 def test_nothing_but_numbers_in_their_ranges_is_decoded(item: list[Any]) -> None:
     assert decode_to_client(msgspec.msgpack.encode(["waiting", [[0, False, 7]], False])) == Waiting(
@@ -96,7 +104,7 @@ def test_nothing_but_numbers_in_their_ranges_is_decoded(item: list[Any]) -> None
     with pytest.raises(MalformedMessage):
         decode_to_client(msgspec.msgpack.encode(["waiting", [item], False]))
     with pytest.raises(MalformedMessage):
-        decode_to_client(msgspec.msgpack.encode(["waiting", [[0, True, 1]] * 201, False]))
+        decode_to_client(msgspec.msgpack.encode(["waiting", [[0, True, 1]] * (MAX_MEMBERS + 1), False]))
 
 
 def test_it_is_for_the_screen_and_changes_nothing_else() -> None:

@@ -301,8 +301,8 @@ FALL = {
         ),
         (
             {"event": "judge", "images": 30, "held_back": False, "sees_all": True},
-            "30 images are too few to hold some back: those that are trained on judge each round, and they can tell of "
-            "a collapse alone",
+            "30 images are too few to hold some back: those that are trained on judge each round, and they show a "
+            "collapse, nothing finer",
         ),
         (
             {"event": "judge", "images": 0, "held_back": False, "sees_all": False},

@@ -189,7 +189,8 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("compare-*.toml")), ids=lambda path: path.stem)
-def test_examples_are_valid(path: Path) -> None:
+def test_examples_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)  # where `own_parts` is
     content = tomllib.loads(path.read_text())
     config = CompareConfig.model_validate(content)
     digits = {"compare": {"device": "cpu", **SMALL}, "data": {"source": "digits"}}

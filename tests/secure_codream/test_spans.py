@@ -94,7 +94,20 @@ def test_a_bench_says_the_shares_of_runs_and_refuses_a_run_without_spans(tmp_pat
     for folder in (tmp_path / "run" / "server", tmp_path / "run" / "clients" / "alice"):
         folder.mkdir(parents=True)
         write_spans(folder, party(0, "tags"))
-    small = ["bench", "--n", "3", "--d", "5", "--m", "16", "--steps", "1", "--no-plot", "--modes", "lockstep"]
+    small = [
+        "bench",
+        "--members",
+        "3",
+        "--dimension",
+        "5",
+        "--bits",
+        "16",
+        "--steps",
+        "1",
+        "--no-plot",
+        "--modes",
+        "lockstep",
+    ]
     words = [*small, "--out", str(tmp_path / "out"), "--run", str(tmp_path / "run")]
     done = CliRunner().invoke(cli.app, [*words, "--write-document", str(tmp_path / "page.md")])
     assert done.exit_code == 0, done.output

@@ -361,7 +361,7 @@ def _refusals_end_it() -> AbstractContextManager[Any]:
     def refuse(self: ServerRunner, member: int, route: bytes, error: Exception) -> None:
         raise error
 
-    return patch.object(ServerRunner, "_refuse", refuse)
+    return patch.object(ServerRunner, "_answer", refuse)
 
 
 def _any_beat() -> AbstractContextManager[Any]:

@@ -332,10 +332,18 @@ def _dropped_masks_left_in() -> AbstractContextManager[Any]:
     unmask = unmasking.unmask
 
     def survivors_alone(
-        plan: Any, advertised: Any, transcript: Any, survivors: Any, step: Any, chain: Any, rebuilt: Any, *sums: Any
+        plan: Any,
+        advertised: Any,
+        transcript: Any,
+        survivors: Any,
+        step: Any,
+        chain: Any,
+        rebuilt: Any,
+        *sums: Any,
+        **more: Any,
     ) -> int:
         chosen = {member: secret for member, secret in rebuilt.items() if member in survivors}
-        return unmask(plan, advertised, transcript, survivors, step, chain, chosen, *sums)
+        return unmask(plan, advertised, transcript, survivors, step, chain, chosen, *sums, **more)
 
     return patch.object(server_module, "unmask", survivors_alone)
 
