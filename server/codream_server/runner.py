@@ -324,6 +324,7 @@ class ServerRunner:
             return
         if whole is not None:
             self.traffic.carried(*whole)
+            self._rates[member].came_whole(whole[1])
             self._dispatch(member, *whole)
 
     def _on_hello(self, member: int, route: bytes, message: Hello) -> None:
@@ -520,9 +521,8 @@ class ServerRunner:
         return tuple(sorted(away | self._invitations.held.union(self.protocol.behind()))) or tuple(everybody)
 
     def _absent_too_long(self, lost: Iterable[int]) -> bool:
-        now = self._patient.now
         heard = (self._peers[member].heard if member in self._peers else 0.0 for member in lost)
-        return any(now - at > self._timing.step for at in heard)
+        return any(self._patient.now - at > self._timing.step for at in heard)
 
     def _expire(self) -> None:
         """Give up what waits for the lost. The live ones, though waited for as well, are there and are told."""
