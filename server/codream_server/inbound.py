@@ -207,10 +207,15 @@ class Rates:
         self.kinds[Hello].give_back()
         self.asks.give_back()
 
-    def came_whole(self, frames: tuple[bytes, ...]) -> None:
-        """A parcel of which all pieces came does not count: a member sends as many as there are steps."""
-        if frames:
+    def counts_as(self, message: MaskedInput | EpochRecord, frames: tuple[bytes, ...]) -> type[ToServer] | None:
+        """As which kind what came in a parcel counts; it has no frames if they were not asked for.
+
+        A vector whose pieces came does not count, nor its parcel: a member sends as many as there are steps. A record
+        is replayed, so it has the same rate as one that came at once.
+        """
+        if frames and isinstance(message, MaskedInput):
             self.kinds[Parcel].give_back()
+        return EpochRecord if frames and isinstance(message, EpochRecord) else None
 
     def caught_up(self, message: Hello, effects: Iterable[Effect]) -> None:
         """A Hello upon which the member is sent the next epoch that it lacks does not count, once for each epoch."""

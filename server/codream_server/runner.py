@@ -322,9 +322,8 @@ class ServerRunner:
             self._unwritten.failed("spool", error)
             self._ask_hello(member)  # upon which it tells of it again
             return
-        if whole is not None:
+        if whole is not None and not self._is_over_limit(member, self._rates[member].counts_as(*whole)):
             self.traffic.carried(*whole)
-            self._rates[member].came_whole(whole[1])
             self._dispatch(member, *whole)
 
     def _on_hello(self, member: int, route: bytes, message: Hello) -> None:

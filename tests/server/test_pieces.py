@@ -14,12 +14,12 @@ from codream_clients.freight import Freight
 from codream_protocols.client import Send
 from codream_protocols.durable import FileSpool
 from codream_protocols.errors import VectorRefused
-from codream_protocols.messages import Ask, MaskedInput, Parcel, Piece, Published, encode_message
+from codream_protocols.messages import Ask, EpochRecord, MaskedInput, Parcel, Piece, Published, encode_message
 from codream_protocols.parcels import WINDOW, Incoming, Outgoing, parcel_name
 from codream_protocols.server import Phase
 from codream_server.arrivals import Arrivals
 from codream_server.exhibition import Exhibition
-from codream_server.inbound import Bounds
+from codream_server.inbound import Bounds, Rates
 from codream_server.patience import RateLimit
 from codream_server.peers import Peer
 from codream_server.turns import GRACE, LONGEST, MOST_TURNS, Turns
@@ -197,6 +197,12 @@ def test_who_is_waited_for_is_found_once_however_many_vectors_arrive(tmp_path: P
     assert {member for member, _ in arrivals.asks(0.0)} == set(members[:MOST_TURNS]) and len(asked) == 1
     protocol.phase = Phase.UNMASKING
     assert [ask.piece for _, ask in arrivals.asks(0.0)] == [3] * len(members)  # none is needed any more
+
+
+def test_record_that_comes_in_pieces_is_replayed_no_more_often_than_one_that_comes_at_once() -> None:
+    rates, record = Rates(1.0, lambda: 0.0), EpochRecord(cast(Any, None), (), b"", (), ())
+    assert [rates.over_limit(rates.counts_as(record, (b"sum",))) for _ in range(11)] == [0] * 10 + [1]
+    assert rates.counts_as(record, ()) is None  # its frames were not asked for: it costs nothing
 
 
 def test_vector_that_is_not_asked_for_is_not_exhibited() -> None:
