@@ -110,8 +110,6 @@ class Arrivals:
         for key in [key for key, wanted in wants.items() if not wanted]:
             self._forget(key)
         found, self._over = self._over, []
-        if not self._arriving:
-            return found
         held = self._turns.holders([key for key in self._arriving if self._can_be_told(key[0])], now)
         for key, one in self._arriving.items():
             if key not in held or self._turns.is_still(key, now):

@@ -197,6 +197,7 @@ def test_who_is_waited_for_is_found_once_however_many_vectors_arrive(tmp_path: P
     assert {member for member, _ in arrivals.asks(0.0)} == set(members[:MOST_TURNS]) and len(asked) == 1
     protocol.phase = Phase.UNMASKING
     assert [ask.piece for _, ask in arrivals.asks(0.0)] == [3] * len(members)  # none is needed any more
+    assert arrivals._turns._line == []  # the next step's turns begin anew
 
 
 def test_record_that_comes_in_pieces_is_replayed_no_more_often_than_one_that_comes_at_once() -> None:
