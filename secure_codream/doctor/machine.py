@@ -20,7 +20,7 @@ from secure_codream.reports.words import format_bytes
 CLOCK, DISK, DESCRIPTORS = "clock", "disk", "descriptors"
 PLAUSIBLE_FROM = 1_735_689_600  # 2025-01-01: no roster of this program is older
 AHEAD_SECONDS = 300  # by which files may be younger than now: clocks of file servers
-OWN_DESCRIPTORS, DESCRIPTORS_EACH = 128, 2  # of files, threads and ZeroMQ; of a member's connection
+OWN_DESCRIPTORS, DESCRIPTORS_EACH = 128, 3  # of files, threads and ZeroMQ; of a member's connection and its vector
 BYTES_OF_RECORD, SLACK_BYTES = 8192, 64 << 20  # signatures and keys of a member and epoch; logs
 
 

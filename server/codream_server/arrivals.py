@@ -62,7 +62,7 @@ class Arrivals:
             return self._take(member, message, frames[0], now)
         told = self._bounds.told_of(frames[0], message.sizes)
         key = member, type(told)
-        if not self._bounds.wants(member, told):
+        if not self._bounds.wants(member, told, self._bounds.awaited()):
             name = parcel_name(frames[0], message.sizes)
             self._over.append((member, Ask(name, pieces_of(message.sizes, self._piece_bytes))))
             return told, ()
@@ -105,11 +105,11 @@ class Arrivals:
 
     def asks(self, now: float) -> list[tuple[int, Ask]]:
         """What to ask of whom now, and what more; `now` is the time on the patient clock."""
-        for key in [key for key, one in self._arriving.items() if not self._bounds.wants(key[0], one.message)]:
+        awaited = self._bounds.awaited() if self._arriving else frozenset[int]()
+        wants = {key: self._bounds.wants(key[0], one.message, awaited) for key, one in self._arriving.items()}
+        for key in [key for key, wanted in wants.items() if not wanted]:
             self._forget(key)
         found, self._over = self._over, []
-        if not self._arriving:
-            return found
         held = self._turns.holders([key for key in self._arriving if self._can_be_told(key[0])], now)
         for key, one in self._arriving.items():
             if key not in held or self._turns.is_still(key, now):

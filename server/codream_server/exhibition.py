@@ -49,9 +49,9 @@ class Exhibition:
         self.masked = None
 
     def saw(self, member: int, message: MaskedInput, frames: tuple[bytes, ...]) -> None:
-        """A masked input was taken."""
+        """A masked input was taken; nothing is seen of one whose frame was of no use, and not asked for."""
         plan = self._protocol.plan
-        if self._at is None or plan is None or message.plan != plan.digest or self.exhibit is not None:
+        if not frames or self._at is None or plan is None or message.plan != plan.digest or self.exhibit is not None:
             return
         if (plan.offer.epoch, message.step) == self._at and (self.masked is None or member < self.masked[0]):
             self.masked = member, frames[0]

@@ -9,7 +9,7 @@ come in any phase.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Protocol
 
 import zmq
@@ -115,14 +115,25 @@ class Bounds:
             raise VectorRefused(f"a parcel of {type(message).__name__}", "of a vector, or of a record")
         return message
 
-    def wants(self, member: int, message: MaskedInput | EpochRecord) -> bool:
-        """Whether the frames of a message are of use; without them it may be handed on all the same."""
+    def awaited(self) -> frozenset[int]:
+        """Whose vectors of the running step are waited for."""
+        protocol = self._protocol
+        return frozenset(protocol.waiting_for() if protocol.phase is Phase.COLLECTING else ())
+
+    def wants(self, member: int, message: MaskedInput | EpochRecord, awaited: Set[int]) -> bool:
+        """Whether the frames of a message are of use; without them it may be handed on all the same.
+
+        Args:
+            member: who tells of it.
+            message: what it tells of.
+            awaited: what `awaited` gives, asked once for all that arrive.
+        """
         protocol = self._protocol
         if isinstance(message, EpochRecord):
             return message.offer.head == protocol.head
         if protocol.plan is None or (message.plan, message.step) != (protocol.plan.digest, protocol.step):
             return False
-        return protocol.phase is Phase.COLLECTING and member in protocol.waiting_for()
+        return member in awaited
 
     def check_frames(self, message: ToServer, frames: Sequence[Sized]) -> None:
         """Refuse frames of another number or size than the plan says.
@@ -195,6 +206,16 @@ class Rates:
         self.kinds[EpochRecord].give_back()
         self.kinds[Hello].give_back()
         self.asks.give_back()
+
+    def counts_as(self, message: MaskedInput | EpochRecord, frames: tuple[bytes, ...]) -> type[ToServer] | None:
+        """As which kind what came in a parcel counts; it has no frames if they were not asked for.
+
+        A vector whose pieces came does not count, nor its parcel: a member sends as many as there are steps. A record
+        is replayed, so it has the same rate as one that came at once.
+        """
+        if frames and isinstance(message, MaskedInput):
+            self.kinds[Parcel].give_back()
+        return EpochRecord if frames and isinstance(message, EpochRecord) else None
 
     def caught_up(self, message: Hello, effects: Iterable[Effect]) -> None:
         """A Hello upon which the member is sent the next epoch that it lacks does not count, once for each epoch."""

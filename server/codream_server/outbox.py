@@ -93,7 +93,7 @@ class Outbox:
             if peer.queue:
                 await self._to(peer, self._first(socket, peer))
         asking = [member for member, peer in self._peers.items() if peer.parcel]
-        for member in self._turns.holders(asking, self._patient.now) if asking else ():
+        for member in self._turns.holders(asking, self._patient.now):
             if self._peers[member].asked:
                 await self._to(self._peers[member], self._pieces(socket, member))
 

@@ -15,6 +15,7 @@ from codream_protocols.messages import Advertisement, Ask, Beat, Hello, MaskedIn
 from codream_protocols.parcels import WINDOW, Outgoing
 
 MOST_QUEUED_BYTES = 256 << 20
+LITTLE = 16  # of which part of that is not worth counting beside a message that is larger
 FIRST_RESEND, LAST_RESEND = 3.0, 60.0  # seconds before a sum that does not seem to have arrived is sent again
 _SETUP = (Hello, Advertisement, Seals)
 
@@ -92,7 +93,9 @@ class Peer:
         return first if isinstance(first, Outgoing) else None
 
     def put(self, item: list[bytes] | Outgoing, *, shared: bool) -> bool:
-        """Queue a message; False if too much waits. One alone is never too much, or it could not be told at all.
+        """Queue a message; False if too much waits. Behind little one is never too much, else it could never be told.
+
+        A record of large sums, that a member has yet to vote for, stands behind its Welcome.
 
         Args:
             item: route, message and frames, or the parcel that it goes in.
@@ -102,9 +105,9 @@ class Peer:
             cost = 0 if shared else item.size
         else:
             cost = sum(map(len, item[:2] if shared else item))
-        self._queued += cost
+        before, self._queued = self._queued, self._queued + cost
         self.queue.append((cost, item))
-        return self._queued <= MOST_QUEUED_BYTES or len(self.queue) == 1
+        return self._queued <= MOST_QUEUED_BYTES or before <= MOST_QUEUED_BYTES // LITTLE
 
     def asks(self, ask: Ask) -> None:
         """It asks for a piece of the first parcel, or for no more of it; what it asks of another one is late."""

@@ -322,7 +322,7 @@ class ServerRunner:
             self._unwritten.failed("spool", error)
             self._ask_hello(member)  # upon which it tells of it again
             return
-        if whole is not None:
+        if whole is not None and not self._is_over_limit(member, self._rates[member].counts_as(*whole)):
             self.traffic.carried(*whole)
             self._dispatch(member, *whole)
 
@@ -520,9 +520,8 @@ class ServerRunner:
         return tuple(sorted(away | self._invitations.held.union(self.protocol.behind()))) or tuple(everybody)
 
     def _absent_too_long(self, lost: Iterable[int]) -> bool:
-        now = self._patient.now
         heard = (self._peers[member].heard if member in self._peers else 0.0 for member in lost)
-        return any(now - at > self._timing.step for at in heard)
+        return any(self._patient.now - at > self._timing.step for at in heard)
 
     def _expire(self) -> None:
         """Give up what waits for the lost. The live ones, though waited for as well, are there and are told."""

@@ -3,7 +3,8 @@
 Each member has a few pieces under way at most (`parcels.WINDOW`), so turns are the credit that all of them share. A
 turn lasts until all pieces are there. While others wait it ends early for whoever is slow, and that one stands behind
 them all: so many drip-feeders as may collude cost the others a few seconds each, and not the step. What a slow member
-has sent by then is kept.
+has sent by then is kept. Whatever it does in its turn, be it a record's thousands of pieces, ever new parcels or the
+same piece again and again: where others wait, the turn is over after `LONGEST`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Generic, TypeVar
 MOST_TURNS = 4
 GRACE = 5.0  # seconds in which a turn need not have moved
 PIECE_SECONDS = 1.0  # that each piece may take on average while others wait, after that
+LONGEST = 30.0  # seconds of a turn while others wait
 
 Who = TypeVar("Who", bound=Hashable)
 
@@ -28,12 +30,14 @@ class Turns(Generic[Who]):
     def __init__(self, most: int = MOST_TURNS) -> None:
         self._most = most
         self._line: list[Who] = []  # those in front have a turn
-        self._ends: dict[Who, float] = {}  # of each turn, when it is too slow
+        self._began: dict[Who, float] = {}  # of each turn
+        self._ends: dict[Who, float] = {}  # of each turn, when it is too slow, or long enough
         self._moved: dict[Who, float] = {}
 
     def holders(self, wanting: Collection[Who], now: float) -> list[Who]:
         """Who has a turn now, of those that want one; whoever wants none any more gives it back."""
-        self._line = [who for who in self._line if who in wanting]
+        wanted = set(wanting)
+        self._line = [who for who in self._line if who in wanted]
         known = set(self._line)
         self._line += [who for who in wanting if who not in known]
         waiting = len(self._line) - self._most
@@ -41,8 +45,9 @@ class Turns(Generic[Who]):
         for who in slow[: max(0, waiting)]:
             self._line.remove(who)
             self._line.append(who)
-            del self._ends[who]
+            del self._began[who], self._ends[who]
         held = self._line[: self._most]
+        self._began = {who: self._began.get(who, now) for who in held}
         self._ends = {who: self._ends.get(who, now + GRACE) for who in held}
         self._moved = {who: self._moved.get(who, now) for who in held}
         return held
@@ -50,7 +55,7 @@ class Turns(Generic[Who]):
     def moved(self, who: Who, now: float) -> None:
         """A piece of a holder is there, or is on its way to it."""
         if who in self._ends:
-            self._ends[who] += PIECE_SECONDS
+            self._ends[who] = min(self._ends[who] + PIECE_SECONDS, self._began[who] + LONGEST)
             self._moved[who] = now
 
     def is_still(self, who: Who, now: float) -> bool:

@@ -29,6 +29,7 @@ from codream_protocols.messages import (
     encode_message,
     largest_message,
 )
+from codream_protocols.parcels import Outgoing
 from codream_protocols.server import SendTo, ServerProtocol
 from codream_server import inbound, peers
 from codream_server.inbound import Bounds
@@ -379,6 +380,15 @@ def test_what_is_larger_than_the_bound_is_told_all_the_same(monkeypatch: pytest.
     server._peers[2] = peers.Peer(b"route", 0.0)
     server._perform(SendTo(2, Published(bytes(32), step, (0, 1, 2), bytes(16)), (frame,)) for step in range(9))
     assert not server._outbox.overflowed and len(server._peers[2].queue) == 9
+
+
+def test_record_behind_a_welcome_is_not_too_much_however_large_its_sums_are() -> None:
+    """A member that was to vote by it was lost, said Hello, was welcomed, and lost again, for ever."""
+    peer = peers.Peer(b"route", 0.0)
+    assert peer.put([b"route", bytes(200)], shared=False)
+    record = Outgoing(b"record", (bytes(8),) * 2)
+    record.size = 2 * peers.MOST_QUEUED_BYTES
+    assert peer.put(record, shared=False) and not peer.put([b"route", b"another"], shared=False)
 
 
 def test_sums_of_candidates_count_as_waiting_and_certified_ones_do_not() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -13,9 +14,15 @@ from codream_clients.freight import Freight
 from codream_protocols.client import Send
 from codream_protocols.durable import FileSpool
 from codream_protocols.errors import VectorRefused
-from codream_protocols.messages import Ask, MaskedInput, Parcel, Piece, Published, encode_message
+from codream_protocols.messages import Ask, EpochRecord, MaskedInput, Parcel, Piece, Published, encode_message
 from codream_protocols.parcels import WINDOW, Incoming, Outgoing, parcel_name
-from codream_server.turns import GRACE, MOST_TURNS, Turns
+from codream_protocols.server import Phase
+from codream_server.arrivals import Arrivals
+from codream_server.exhibition import Exhibition
+from codream_server.inbound import Bounds, Rates
+from codream_server.patience import RateLimit
+from codream_server.peers import Peer
+from codream_server.turns import GRACE, LONGEST, MOST_TURNS, Turns
 from secure_codream.simulation.sockets import Network
 
 PIECE = 4096
@@ -60,6 +67,23 @@ def test_vectors_go_in_pieces_and_sums_are_the_same(mode: Any, piece: int, monke
     over_network(net, piece_bytes=piece)
     assert net.wrong_sums() == [] and len(net.published) == 1 and not net.refusals()
     assert len(taken) == 2 * 2 * 4 * 3  # both ways, two steps, four members, three pieces
+
+
+def test_parcels_that_come_whole_are_as_many_as_there_are_steps() -> None:
+    """Fast steps would be over the rate of what is announced, and each wait until its member is asked again."""
+    net = Network(3, length=LENGTH, steps=4)
+
+    async def scenario() -> None:
+        server = net.make_server(piece_bytes=PIECE)
+        for rates in server._rates:
+            rates.kinds[Parcel] = RateLimit(2, 0.0)
+        async with net.serving(server) as serving:
+            tasks = net.start_all(piece_bytes=PIECE)
+            await serving
+            await asyncio.gather(*tasks)
+
+    net.run(scenario, seconds=20)
+    assert net.wrong_sums() == [] and len(net.published) == 1 and not net.of("rate_limited")
 
 
 def test_what_fits_into_a_piece_goes_as_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +164,54 @@ def test_many_that_drip_do_not_keep_the_others_out() -> None:
                 served.add(who)
                 wanting.discard(who)
     assert now <= (60 / MOST_TURNS + 2) * (GRACE + 1)
+
+
+def test_nobody_holds_its_turn_for_long_while_others_wait_whatever_it_sends() -> None:
+    """A member may ask for the same piece ten times a second, or announce ever new parcels and send their first one."""
+    turns, wanting, held = Turns[int](), list(range(MOST_TURNS + 1)), list[int]()
+    for second in range(int(LONGEST) + 2):
+        held = turns.holders(wanting, float(second))
+        for who in held * 10:
+            turns.moved(who, float(second))
+    assert MOST_TURNS in held
+
+
+def test_who_is_waited_for_is_found_once_however_many_vectors_arrive(tmp_path: Path) -> None:
+    """It is looked at with each message, a colluder's too: the members squared would be the work of each."""
+    asked, members = list[int](), range(5)
+
+    def waiting_for() -> tuple[int, ...]:
+        asked.append(1)
+        return tuple(members)
+
+    charter = SimpleNamespace(aggregation=SimpleNamespace(mode="resilient"))
+    running: dict[str, Any] = {"plan": SimpleNamespace(digest=bytes(32)), "step": 0, "phase": Phase.COLLECTING}
+    protocol = SimpleNamespace(charter=charter, waiting_for=waiting_for, **running)
+    bounds = Bounds(cast(Any, protocol))
+    told = MaskedInput(bytes(32), 0, bytes(32), bytes(16), b"")
+    bounds.told_of = lambda data, sizes: told  # type: ignore[method-assign]
+    arrivals = Arrivals(bounds, {one: Peer(b"", 0.0) for one in members}, lambda: FileSpool(tmp_path), PIECE)
+    for one in members:
+        assert arrivals.receive(one, Parcel((9000,)), (b"message",), 0.0) is None
+    asked.clear()
+    assert {member for member, _ in arrivals.asks(0.0)} == set(members[:MOST_TURNS]) and len(asked) == 1
+    protocol.phase = Phase.UNMASKING
+    assert [ask.piece for _, ask in arrivals.asks(0.0)] == [3] * len(members)  # none is needed any more
+    assert arrivals._turns._line == []  # the next step's turns begin anew
+
+
+def test_record_that_comes_in_pieces_is_replayed_no_more_often_than_one_that_comes_at_once() -> None:
+    rates, record = Rates(1.0, lambda: 0.0), EpochRecord(cast(Any, None), (), b"", (), ())
+    assert [rates.over_limit(rates.counts_as(record, (b"sum",))) for _ in range(11)] == [0] * 10 + [1]
+    assert rates.counts_as(record, ()) is None  # its frames were not asked for: it costs nothing
+
+
+def test_vector_that_is_not_asked_for_is_not_exhibited() -> None:
+    """Its message is handed on without a frame: one of a member that is gone from the step, or comes too late."""
+    plan = SimpleNamespace(digest=bytes(32), offer=SimpleNamespace(epoch=1))
+    exhibition = Exhibition(cast(Any, SimpleNamespace(plan=plan)), (1, 0))
+    exhibition.saw(0, MaskedInput(bytes(32), 0, bytes(32), bytes(16), b""), ())
+    assert exhibition.masked is None
 
 
 # -- on the wire ---------------------------------------------
