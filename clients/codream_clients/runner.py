@@ -72,6 +72,7 @@ from codream_protocols.messages import (
     decode_to_client,
     encode_message,
     largest_message,
+    largest_steps,
 )
 from codream_protocols.parcels import PIECE_BYTES, ROOM
 
@@ -151,6 +152,7 @@ class ClientRunner:
         self._most_frames = most_steps
         resilient = protocol.charter.aggregation.mode == "resilient"
         self._most_bytes = largest_message(len(roster.members), most_steps, resilient=resilient)
+        self._most_steps_bytes = largest_steps(len(roster.members), most_steps)
         self._line = Connection(
             address or roster.server.address,
             secret=transport_secret,
@@ -328,12 +330,15 @@ class ClientRunner:
 
     # -- messages ---------------------------------------------
 
+    def _parse(self, data: bytes) -> ToClient:
+        return decode_to_client(data, self._most_bytes, self._most_steps_bytes)
+
     async def _take(self, parts: list[bytes]) -> None:
         name, plan = "a message", b""
         try:
             if len(parts) > 1 + self._most_frames:
                 raise MalformedMessage(f"a message of {len(parts)} parts or more", f"1 to {1 + self._most_frames}")
-            message: ToClient = await self._ask(lambda: decode_to_client(parts[0], self._most_bytes))
+            message: ToClient = await self._ask(lambda: self._parse(parts[0]))
             name, plan = type(message).__name__, plan_of(message)
             frames = tuple(parts[1:])
             if isinstance(message, Ask | Parcel | Piece):
@@ -366,7 +371,7 @@ class ClientRunner:
             if isinstance(message, Piece):
                 asks, whole = self._freight.take(message, frames)
             else:
-                told = await self._ask(lambda: decode_to_client(frames[0], self._most_bytes))
+                told = await self._ask(lambda: self._parse(frames[0]))
                 wanted = await self._ask(lambda: is_wanted(self._protocol, told, message.sizes))
                 asks = self._freight.told_of(told, frames[0], message.sizes, wanted=bool(wanted))
                 whole = (told, ()) if wanted is False else None

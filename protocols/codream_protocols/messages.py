@@ -1,7 +1,8 @@
 """The messages, typed and bounded, and their bytes.
 
 One MessagePack array a message: its tag, then its fields in order. Decoding goes straight into frozen types, without a
-tree of objects between, and a message larger than its phase allows is refused before it is parsed. Vectors never enter
+tree of objects between, and a message larger than its phase allows is refused before it is parsed, as is a record with
+more members in its steps than the federation has. Vectors never enter
 MessagePack: they travel in frames of their own behind the message and are checked by the state machines. Numbers of
 members refer to the roster. `plan` is always the digest of the epoch's plan.
 """
@@ -453,22 +454,35 @@ _TO_CLIENT: msgspec.msgpack.Decoder[ToClient] = msgspec.msgpack.Decoder(ToClient
 _TO_SERVER: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
 
 
-def decode_to_client(data: bytes, most_bytes: int = MAX_MESSAGE_BYTES) -> ToClient:
+_FIELDS: msgspec.msgpack.Decoder[tuple[msgspec.Raw, ...]] = msgspec.msgpack.Decoder(
+    Annotated[tuple[msgspec.Raw, ...], Meta(min_length=1, max_length=16)]
+)
+_STEPS_FIELD = 1 + EpochRecord.__struct_fields__.index("steps")  # behind the tag
+_RECORD = str(EpochRecord.__struct_config__.tag).encode()
+_LONGEST_BEGINNING = 5 + 5 + len(_RECORD)  # of a record: the longest forms of an array's length and a string's, its tag
+
+
+def decode_to_client(
+    data: bytes, most_bytes: int = MAX_MESSAGE_BYTES, most_steps_bytes: int = MAX_MESSAGE_BYTES
+) -> ToClient:
     """Parse a server's message.
 
     Args:
         data: the bytes.
         most_bytes: what the present phase allows; see `largest_message`.
+        most_steps_bytes: of the steps in a record; see `largest_steps`.
 
     Raises:
         MalformedMessage: too large, no MessagePack, an unknown tag, a field of the wrong type or range.
     """
-    return _decode(_TO_CLIENT, data, most_bytes)  # type: ignore[no-any-return]
+    return _decode(_TO_CLIENT, data, most_bytes, most_steps_bytes)  # type: ignore[no-any-return]
 
 
-def decode_to_server(data: bytes, most_bytes: int = MAX_MESSAGE_BYTES) -> ToServer:
+def decode_to_server(
+    data: bytes, most_bytes: int = MAX_MESSAGE_BYTES, most_steps_bytes: int = MAX_MESSAGE_BYTES
+) -> ToServer:
     """Parse a client's message; raises as `decode_to_client` does."""
-    return _decode(_TO_SERVER, data, most_bytes)  # type: ignore[no-any-return]
+    return _decode(_TO_SERVER, data, most_bytes, most_steps_bytes)  # type: ignore[no-any-return]
 
 
 def largest_message(members: int, steps: int, *, resilient: bool) -> int:
@@ -476,14 +490,25 @@ def largest_message(members: int, steps: int, *, resilient: bool) -> int:
     rows = steps if resilient else 0
     seal = KEM_CIPHERTEXT_BYTES + KEY_BYTES + rows * SHARED_ROW_BYTES + 160
     advertisement = KEM_KEY_BYTES + 4 * KEY_BYTES + rows * 2 * KEY_BYTES + 256
-    record = members * (advertisement + 80 + KEY_BYTES) + steps * (members * 2 + 64)
+    record = members * (advertisement + 80 + KEY_BYTES) + largest_steps(members, steps)
     return min(MAX_MESSAGE_BYTES, max(SMALL_MESSAGE_BYTES, members * max(seal, advertisement) + 1024, record + 1024))
 
 
-def _decode(decoder: Any, data: bytes, most_bytes: int) -> Any:
+def largest_steps(members: int, steps: int) -> int:
+    """Bytes of the steps in the largest honest record of an epoch.
+
+    They are bounded by themselves: a byte of a member's number becomes up to 13 in memory, and a whole record may be as
+    large as everybody's keys are.
+    """
+    return steps * (members * (2 if members <= 256 else 3) + 64)
+
+
+def _decode(decoder: Any, data: bytes, most_bytes: int, most_steps_bytes: int) -> Any:
     if len(data) > most_bytes:
         raise MalformedMessage(f"a message of {len(data)} bytes", f"at most {most_bytes}")
     try:
+        if _RECORD in data[:_LONGEST_BEGINNING]:
+            _check_steps(_FIELDS.decode(data), most_steps_bytes)
         return decoder.decode(data)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         # The library's text names types and limits, never values of keys or vectors.
@@ -491,3 +516,11 @@ def _decode(decoder: Any, data: bytes, most_bytes: int) -> Any:
         raise MalformedMessage(
             f"a message that does not fit its schema ({reason})", "a message of this protocol"
         ) from None
+
+
+def _check_steps(fields: tuple[msgspec.Raw, ...], most_bytes: int) -> None:
+    """Of a record, before an object is made of any of its fields."""
+    if len(fields) <= _STEPS_FIELD or msgspec.msgpack.decode(fields[0], type=str).encode() != _RECORD:
+        return
+    if (found := memoryview(fields[_STEPS_FIELD]).nbytes) > most_bytes:
+        raise MalformedMessage(f"a record whose steps have {found} bytes", f"at most {most_bytes}")

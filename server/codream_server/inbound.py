@@ -27,6 +27,7 @@ from codream_protocols.messages import (
     ToServer,
     decode_to_server,
     largest_message,
+    largest_steps,
 )
 from codream_protocols.packing import packed_size
 from codream_protocols.parcels import PIECE_BYTES, ROOM
@@ -93,12 +94,12 @@ class Bounds:
 
     def parse(self, data: bytes) -> ToServer:
         """Decode a message within the present phase's bound; raises `MalformedMessage`."""
-        most = self._protocol.largest_message
+        members, most = self._protocol.charter.members, self._protocol.largest_message
+        course, certified = self._protocol.course, self._protocol.certified
+        steps = len(course.schedule(min(certified, max(0, course.epochs - 1))))
         if data[1 : 1 + len(_RECORD)] == _RECORD:
-            course, certified = self._protocol.course, self._protocol.certified
-            steps = len(course.schedule(min(certified, max(0, course.epochs - 1))))
-            most = largest_message(self._protocol.charter.members, steps, resilient=self._resilient)
-        message = decode_to_server(data, most)
+            most = largest_message(members, steps, resilient=self._resilient)
+        message = decode_to_server(data, most, largest_steps(members, steps))
         if type(message) in _RATED.values() and rated_kind(data) is None:
             raise MalformedMessage(f"{type(message).__name__} with a longer beginning than it needs", "the shortest")
         return message

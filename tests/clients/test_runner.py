@@ -595,3 +595,15 @@ def test_of_many_that_ask_for_it_one_hello_is_the_answer() -> None:
         return 0
 
     scripted(script)
+
+
+def test_a_record_with_more_members_in_its_steps_than_the_federation_has_is_refused_unread() -> None:
+    async def script(whole: Federation, running: Any) -> Any:
+        await hello(whole)
+        fields = [[], [], b"", [[[199] * 200, bytes(16)]] * 10, []]
+        await whole._sockets[0].send_multipart([whole._routes[0], msgspec.msgpack.encode(["epoch-record", *fields])])
+        return await refusals_of(whole, 1)
+
+    refusals, log = scripted(script, most_steps=4)
+    assert refusals == [Refusal("malformed", "a message", ALLOWED["malformed"])]
+    assert "a record whose steps have" in log.of("refused")[0]["found"]

@@ -54,6 +54,7 @@ from codream_protocols.messages import (
     decode_to_server,
     encode_message,
     largest_message,
+    largest_steps,
 )
 from secure_codream.simulation.wire import Federation
 
@@ -275,6 +276,29 @@ def test_a_large_message_is_refused_before_it_is_parsed(monkeypatch: pytest.Monk
     monkeypatch.setattr(messages, "_TO_SERVER", SimpleNamespace(decode=parse))
     with pytest.raises(MalformedMessage):
         decode_to_server(bytes(1001), 1000)
+
+
+@pytest.mark.parametrize("beginning", [b"", b"\xdc\x00\x06\xd9\x0c", b"\xdd\x00\x00\x00\x06\xdb\x00\x00\x00\x0c"])
+def test_a_record_with_more_members_in_its_steps_than_there_are_is_refused_before_it_is_parsed(
+    beginning: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However its beginning is written."""
+    advertisement = Advertisement(
+        bytes(32), 0, bytes(32), bytes(KEM_KEY_BYTES), bytes(32), bytes(32), b"", b"", bytes(64)
+    )
+
+    def record(*members: int) -> bytes:
+        steps = (StepRecord(members, bytes(16)),) * 2
+        data = encode_message(EpochRecord(Offer(0, (0,), bytes(32)), (advertisement,), b"", steps, ()))
+        return beginning + data[2:] if beginning else data
+
+    most = largest_steps(200, 2)
+    assert decode_to_server(record(*range(200)), 1 << 16, most)
+    long = record(*range(200), *range(200))
+    assert decode_to_server(long, 1 << 16)
+    monkeypatch.setattr(messages, "_TO_SERVER", SimpleNamespace(decode=None))
+    with pytest.raises(MalformedMessage, match="a record whose steps have"):
+        decode_to_server(long, 1 << 16, most)
 
 
 @pytest.mark.parametrize("mode", ["lockstep", "resilient"])

@@ -457,9 +457,17 @@ def test_documents_results_are_of_a_whole_run_in_which_every_promise_held() -> N
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]
     entries = all_attacks()
     assert [row[0] for row in cells] == [entry.attack.name for entry in entries]
+    assert made.split(": ")[1] == f"{len(entries)} attacks"
     for row, entry in zip(cells, entries, strict=True):
         limit = any(BY_KEY[key].is_limit for key in entry.attack.promises)
         assert row[1] == ("not promised" if limit else "defended") and row[4] and row[5]
+
+
+def test_the_readme_says_how_many_attacks_there_are() -> None:
+    entries, page = all_attacks(), DOCUMENT.parents[1].joinpath("README.md").read_text("utf-8")
+    quick = f"{len(chosen(entries, quick=True))} of the {len(entries)} attacks"
+    assert re.findall(r"secure-codream threats --quick +# (.*?),", page) == [quick]
+    assert f"lists all {len(entries)} attacks" in page
 
 
 def test_tables_are_written_from_findings(tmp_path: Path) -> None:

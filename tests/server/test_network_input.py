@@ -151,6 +151,14 @@ def test_record_with_other_frames_than_its_plan_has_is_refused_before_it_is_repl
     assert len(data) <= largest_message(3, 2, resilient=aggregation is not None)
 
 
+def test_a_record_with_more_members_in_its_steps_than_the_federation_has_is_refused_unread() -> None:
+    federation = Federation(3)
+    bounds = Bounds(ServerProtocol(federation.charter, federation.roster, federation.course))
+    fields = [[], [], b"", [[[199] * 200, bytes(16)]] * 10, []]
+    with pytest.raises(MalformedMessage, match="a record whose steps have"):
+        bounds.parse(msgspec.msgpack.encode(["epoch-record", *fields]))
+
+
 def test_message_of_very_many_parts_is_refused_and_not_kept() -> None:
     federation, parts = Federation(3, course=ToyCourse(1, 2)), 100_000
 

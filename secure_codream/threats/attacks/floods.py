@@ -368,11 +368,11 @@ def _any_beat() -> AbstractContextManager[Any]:
     """A Welcome is believed without the bounds of its fields."""
     decode = decode_to_client
 
-    def lenient(data: bytes, most_bytes: int) -> Any:
+    def lenient(data: bytes, *most_bytes: int) -> Any:
         if data[1:9] == b"\xa7welcome":
             _, version, beat, head = msgpack.unpackb(data)
             return Welcome(version, beat, head)
-        return decode(data, most_bytes)
+        return decode(data, *most_bytes)
 
     return patch.object(client_runner, "decode_to_client", lenient)
 

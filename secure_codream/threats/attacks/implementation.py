@@ -42,6 +42,7 @@ from codream_protocols.messages import (
     decode_to_client,
     decode_to_server,
     encode_message,
+    largest_steps,
 )
 from codream_protocols.packing import unpack
 from codream_protocols.resilient import ResilientKeys
@@ -431,31 +432,40 @@ class ExpensiveMessages(Attack):
     goal = "Cost a party more than a twentieth of a second, or twice a message's size of memory, before it refuses it."
     paper = "Crosby and Wallach, USENIX Security 2003 (algorithmic complexity)"
     promises = ("P8",)
-    defences = ("schema", "phase-limit")
+    defences = ("schema", "phase-limit", "steps-limit")
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """Small ones, within the largest limit there is; and a record of far more steps than the course has.
 
         Any message may cost an eighth of a megabyte. Times are of the processor: other programs run beside this one.
         """
-        limit = laboratory.federation().server.largest_message
+        server = laboratory.federation().server
+        limit, steps_limit = (
+            server.largest_message,
+            largest_steps(server.charter.members, len(server.course.schedule(0))),
+        )
         entries = {
             f"{how}, to the {side}": (data, MAX_MESSAGE_BYTES, decode, "schema")
             for how, data in expensive_messages(SENT_BYTES).items()
             for side, decode in (("server", decode_to_server), ("client", decode_to_client))
         }
-        record = _long_record(laboratory)
+        record, full = _records(laboratory, limit)
         for side, decode in (("server", decode_to_server), ("client", decode_to_client)):
             entries[f"a record of {MAX_STEPS} steps, to the {side}"] = (record, limit, decode, "phase-limit")
+            entries[f"steps in a record instead of keys, to the {side}"] = (full, limit, decode, "steps-limit")
 
-        def attempt(data: bytes, most: int, decode: Callable[[bytes, int], Any], standing: Defences) -> bool:
+        def attempt(
+            data: bytes, most: int, decode: Callable[[bytes, int, int], Any], defence: str, standing: Defences
+        ) -> bool:
             with alone(standing, {"schema": _tree_first}):
                 allowed = most if standing.stands("phase-limit") else MAX_MESSAGE_BYTES
-                seconds, memory = cost(lambda: decode(data, allowed))
+                bounded = defence == "steps-limit" and standing.stands(defence)  # it would stop the long record, too
+                steps = steps_limit if bounded else MAX_MESSAGE_BYTES
+                seconds, memory = cost(lambda: decode(data, allowed, steps))
             return seconds > MOST_SECONDS or memory > max(LEAST_BYTES, MOST_TIMES * len(data))
 
         tries = {
-            how: Try(partial(attempt, data, most, decode), (defence,))
+            how: Try(partial(attempt, data, most, decode, defence), (defence,))
             for how, (data, most, decode, defence) in entries.items()
         }
         return counted(tries, what="messages that cost too much", defences=defences)
@@ -465,24 +475,31 @@ def _tree_first() -> AbstractContextManager[Any]:
     """Messages are parsed into whatever they hold, and looked at only then."""
     typed = messages._decode
 
-    def decode(decoder: Any, data: bytes, most_bytes: int) -> Any:
+    def decode(decoder: Any, data: bytes, *most_bytes: int) -> Any:
         tree = None
         with suppress(ValueError, RecursionError):
             tree = msgpack.unpackb(data, strict_map_key=False)
-        found = typed(decoder, data, most_bytes)
+        found = typed(decoder, data, *most_bytes)
         del tree
         return found
 
     return patch.object(messages, "_decode", decode)
 
 
-def _long_record(laboratory: Laboratory) -> bytes:
-    """A record that fits its schema, but for its last byte, with as many steps and members as there can be."""
+def _records(laboratory: Laboratory, size: int) -> tuple[bytes, bytes]:
+    """Two records that fit their schema, but for their last byte: the steps are what is large of them.
+
+    One has as many steps and members as there can be; the other the size given, and numbers that are dear in memory.
+    """
     federation = laboratory.federation()
     federation.epoch()
     record, _ = federation.certified[0].kept
-    steps = (StepRecord(tuple(range(MAX_MEMBERS)), bytes(16)),) * MAX_STEPS
-    return encode_message(msgspec.structs.replace(record, steps=steps)) + b"\x00"
+    endless = (StepRecord(tuple(range(MAX_MEMBERS)), bytes(16)),) * MAX_STEPS
+    full = msgspec.structs.replace(record, advertisements=record.advertisements[:1], votes=())
+    room, dear = size - len(encode_message(full)), StepRecord((MAX_MEMBERS - 1,) * 500, bytes(16))
+    steps = (dear,) * (room // len(msgspec.msgpack.encode(dear)))
+    long, large = (msgspec.structs.replace(full, steps=its) for its in (endless, steps))
+    return encode_message(long)[:-1] + b"\xc0", encode_message(large)[:-1] + b"\xc0"  # nothing for votes, which is last
 
 
 SWITCHES = {
@@ -490,6 +507,7 @@ SWITCHES = {
     "before-the-step": Switch("The control's adversary comes after the step."),
     "schema": Switch("Messages are decoded straight into typed fields with ranges, without a tree of objects first."),
     "phase-limit": Switch("A message larger than its phase allows is refused before it is parsed."),
+    "steps-limit": Switch("A record with more members in its steps than fit is refused before they are parsed."),
 }
 
 ATTACKS: tuple[Attack, ...] = (
