@@ -362,8 +362,8 @@ def test_resilient_begins_with_those_there_when_the_rest_do_not_join() -> None:
     federation = Federation(6, course=ToyCourse(1, 1), aggregation=RESILIENT, timing=timing)
 
     async def scenario() -> None:
+        begun = time.monotonic()  # no later than the server's clock
         async with federation.serving() as server:
-            begun = time.monotonic()
             for member in range(4):
                 federation.start(member)
             await federation.until_event("epoch_started")
