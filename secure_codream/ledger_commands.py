@@ -5,6 +5,7 @@ A ledger is named by its file, or by the folder of a client whose `client.toml` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,6 +141,7 @@ def statement(
         fail(str(error), 1)
     said = found.statement
     later = _since(where, said.record)
+    unsaid = [] if later is None else _unsaid(where, said.uncharged)
     if json:
         say_json(
             {
@@ -151,6 +153,7 @@ def statement(
                 "administrator": found.administrator,
                 "compared": found.compared,
                 "entries_since": later,
+                "uncharged_since": unsaid,
                 "headline": said.headline,
             }
         )
@@ -166,6 +169,8 @@ def statement(
         say(screen, "The audit in it was added afterwards, and is not signed.", style="yellow")
     if later:
         say(screen, f"The ledger has more by now: {later:,} entries since.", style="yellow")
+    for one in unsaid:
+        say(screen, f"Since then without a bound, and charged nothing: {one}", style="yellow")
 
 
 def _since(where: Path, record: RecordLevel | None) -> int | None:
@@ -180,6 +185,11 @@ def _since(where: Path, record: RecordLevel | None) -> int | None:
     if (stated := next(known, None)) is None:
         fail(f"{where}: found a ledger that is not the statement's, or an older copy of it; put its newest one back", 1)
     return found.entries - stated.entries
+
+
+def _unsaid(where: Path, said: Sequence[str]) -> list[str]:
+    """Who has trained on the same images and charged nothing, and does not stand in the statement: no entry tells."""
+    return [one for one in _uncharged([_looked(where, None), *dict(_parts(where)).values()]) if one not in said]
 
 
 @ledger.command(epilog="Example: secure-codream ledger reissue sites/alice --epsilon 8 --delta 1e-6")

@@ -168,6 +168,15 @@ MUTANTS = (
     ),
     rule("_check_norms", "tests/secure_codream/test_votes.py -k bound_that_is_missing", file=P + "courses/codream.py"),
     text(
+        "a record that a front fails at takes no other with it",
+        C + "models/fronts.py",
+        "        if len(images) == 1:\n",
+        "        if True:\n            raise\n        if len(images) == 1:\n",
+        "tests/clients/test_record_sums.py",
+        "-k",
+        "front_fails",
+    ),
+    text(
         "a fixed front stays in eval mode",
         C + "models/fronts.py",
         "        super().train(mode)\n        self.front.eval()",
@@ -809,6 +818,15 @@ MUTANTS = (
         "tests/secure_codream/test_signed_statement.py",
         "-k",
         "own_key",
+    ),
+    text(
+        "a course of one's own charges no noised sums, whatever [client_privacy] says",
+        U + "configuration/limits.py",
+        'federation.federation.course == "codream"',
+        'federation.federation.course != "sums"',
+        "tests/secure_codream/test_sums_in_a_records_ledger.py",
+        "-k",
+        "ones_own",
     ),
     text(
         "images with a ledger are not trained on without a charge",

@@ -154,7 +154,7 @@ class BudgetTable(Table):
     """`[budget]`: the most that all training may cost a client's records, whatever federations plan.
 
     Relative paths start at the folder of `client.toml`. With it, the client takes part in federations with `[privacy]`,
-    `[dp_sgd]` or `[client_privacy]` alone.
+    `[dp_sgd]` or, of the course `codream`, `[client_privacy]` alone.
     """
 
     epsilon: Annotated[float, Field(gt=0, le=1e6), doc("what all training together may cost a record, at `delta`")]

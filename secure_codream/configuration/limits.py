@@ -126,7 +126,7 @@ def look_uncharged(
         return Uncharged(f"{text}; [policy] permits it", tuple(one.ledger for one in known))
     charged = (
         "name that ledger under [budget], which noised sums then charge"
-        if federation.client_privacy is not None
+        if _noises_all(federation)
         else "a federation with [privacy] or [dp_sgd], or images without a ledger, are allowed"
     )
     raise HasLedger(
@@ -191,8 +191,12 @@ def anchor_path(client: ClientConfig) -> Path | None:
 
 def charges_sums(client: ClientConfig, federation: FederationConfig) -> bool:
     """Whether noised sums are charged to a client's records: they have a budget, and nothing else of it is spent."""
-    noised = federation.client_privacy is not None and federation.federation.course != "sums"
-    return noised and client.budget is not None and not federation.record_private
+    return client.budget is not None and _noises_all(federation) and not federation.record_private
+
+
+def _noises_all(federation: FederationConfig) -> bool:
+    """Whether `[client_privacy]` noises all that is sent of images; a course of one's own goes by it as it likes."""
+    return federation.client_privacy is not None and federation.federation.course == "codream"
 
 
 def check_budget(client: ClientConfig, federation: FederationConfig) -> None:
@@ -216,7 +220,7 @@ def check_budget(client: ClientConfig, federation: FederationConfig) -> None:
         raise ConfigError("[budget] with course 'sums', which spends none; [client_privacy] is what bounds it")
     raise ConfigError(
         "[budget]: this client trains privately or not at all; the federation has no [privacy], [dp_sgd], nor "
-        "[client_privacy]"
+        "[client_privacy] with course 'codream'"
     )
 
 

@@ -463,8 +463,9 @@ class _Ledgers:
     def of_sums(self, images: LabelledImages) -> Callable[[float], object] | None:
         """Where a noised sum is charged to the records that have a budget; all that are planned are reserved."""
         agreed = self._agreed
-        if not charges_sums(agreed.client, agreed.federation) or not isinstance(agreed.course, CoDream):
+        if not charges_sums(agreed.client, agreed.federation):
             return None
+        assert isinstance(agreed.course, CoDream)  # noqa: S101 - `charges_sums` says so
         plan = SumsPlan(agreed.course, agreed.charter.least_honest, agreed.charter.earlier)
         ledger = self._opened_for(plan, images)
         return lambda rho: ledger.reserve(plan.charge_of(rho))

@@ -106,11 +106,36 @@ def test_features_computed_once_train_as_features_computed_each_step(
         return torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
     once = trained()
-    assert asked == [fronts.PASS] * 3  # 40 images, and 8 blank ones
+    assert asked == [fronts.PASS] * 4  # blank ones, 40 images, and 8 more blank ones
     asked.clear()
     monkeypatch.setattr(fronts, "MOST_FEATURES", 0)
     assert torch.allclose(trained(), once, atol=1e-5)
     assert len(asked) == 7  # one pass said how large they are
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_training_bears_a_record_that_the_front_fails_at(mode: GradSampleMode) -> None:
+    """An error would tell that it is there: it counts as zero, as one does whose gradient is not finite."""
+
+    class Fails(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if (images > 90).any():
+                raise ValueError("such a pixel")
+            return images
+
+    def trained(pixel: float) -> torch.Tensor:
+        data = images_of((1, 8, 8))
+        data.images[-1, 0, 0, 0] = pixel
+        torch.manual_seed(0)
+        model = FixedFront(Fails(), nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
+        settings = PrivacySettings(epsilon=8.0, batch_size=40, mode=mode)
+        plan = plan_privacy(settings, records=len(data), rounds=0)
+        stream = Stream(bytes(KEY_BYTES))
+        training.private_sgd(model, data, plan=plan, steps=2, class_counts=None, stream=stream, device=CPU)
+        return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+    assert torch.equal(trained(99.0), trained(np.nan))
+    assert not torch.equal(trained(99.0), trained(0.0))
 
 
 def test_images_that_vary_have_no_features_once_and_for_all() -> None:

@@ -109,7 +109,7 @@ def test_features_are_computed_once_and_change_no_sum(nearest: None, monkeypatch
     source = sums(model, data, rate=0.5)
     features = len(asked)
     found = [source.draw(noise) for _ in range(2)]
-    assert features == len(asked) == 3 and all(step.any() for step in found)
+    assert features == len(asked) == 4 and all(step.any() for step in found)
     with torch.no_grad():
         next(model.head.parameters()).mul_(4.0)  # what is trained is read at each call
     assert not np.array_equal(sums(model, data, rate=0.5).draw(noise), found[0])
@@ -134,6 +134,25 @@ def test_a_record_that_a_front_fails_at_takes_no_other_with_it(nearest: None) ->
     for pixel in (99.0, np.nan):
         data.images[-1, 0, 0, 0] = pixel
         assert np.array_equal(sums(model, data).draw(noise), without)
+
+
+def test_a_record_that_a_front_fails_at_leaves_others_features_as_they_are() -> None:
+    """Where it alone had all go through the front at each step, in other numbers, it would change others' last bits."""
+    passes = list[int]()
+
+    class Fails(nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            passes.append(len(batch))
+            if (batch > 90).any():
+                raise ValueError("such a pixel")
+            return batch * 2
+
+    model, data = FixedFront(Fails(), network()), images(40)
+    data.images[20, 0, 0, 0] = 99.0
+    source = sums(model, data)
+    features = len(passes)
+    source.draw(noise_for(model))
+    assert len(passes) == features > 4 and {*passes} == {fronts.PASS}
 
 
 def test_samples_are_poisson_and_never_the_same_again() -> None:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from codream_clients.privacy.index import users_index
 from codream_clients.privacy.ledger import Ledger, Spender
 from codream_protocols.identity import Roster, Signer, sign_roster
 from codream_protocols.membership import fingerprint
@@ -132,6 +133,15 @@ def test_an_audit_that_is_added_leaves_the_signature_and_is_said_to_be_unsigned(
     stated = read_statement(site)
     write_statement(site, msgspec.structs.replace(stated, audit=audit(0.5)))
     assert "is not signed" in run(site).output and encoded(read_statement(site)) != encoded(stated)
+
+
+def test_what_was_trained_since_without_a_charge_is_said(site: Path) -> None:
+    """It is no entry of the ledger, and makes void what the statement says all the same."""
+    assert "charged nothing" not in run(site).output  # control
+    stated = read_statement(site).record
+    assert stated is not None
+    users_index().note_uncharged(stated.members[0].ledger, "hearts", "alice")
+    assert "charged nothing: alice in hearts" in " ".join(run(site).output.split())
 
 
 def test_a_statement_is_held_to_the_ledger_beside_it(site: Path) -> None:

@@ -132,6 +132,14 @@ def test_records_count_on_others_noise_where_the_client_says_so_alone() -> None:
         check_budget(client(), federation().model_copy(update={"client_privacy": None}))
 
 
+def test_a_course_of_ones_own_noises_what_it_likes_so_a_client_with_a_budget_stays_away() -> None:
+    course = federation().federation.model_copy(update={"course": "mine:course"})
+    own = federation().model_copy(update={"federation": course})
+    with pytest.raises(ConfigError, match=r"nor \[client_privacy\] with course 'codream'"):
+        check_budget(client(), own)
+    assert not charges_sums(client(), own)
+
+
 def test_what_follows_from_a_private_training_is_not_charged_twice() -> None:
     both = federation().model_copy(update={"privacy": {"epsilon": 1.0}})
     assert charges_sums(client(), federation()) and not charges_sums(client(), both)

@@ -10,7 +10,7 @@ from torch import nn
 
 from codream_clients.models.layers import Sides
 from codream_clients.models.names import Norm
-from codream_clients.models.passes import in_passes
+from codream_clients.models.passes import filled
 from codream_clients.models.scattering import COEFFICIENTS, STRIDE, Scattering
 
 MOST_FEATURES = 1 << 29
@@ -50,7 +50,8 @@ def without_front(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, to
     """What is trained, and what it is trained on: the head and each image's features, or model and images as they are.
 
     They stay as they are where there is no fixed front, where features are more than is kept, and where the front fails
-    at an image: then the whole model fails at it, and whoever trains must bear that.
+    at blank images. Which of both it is follows from no image: one at which the front fails has features that are not
+    numbers, as its gradient then is none, and takes no other with it.
 
     Args:
         model: whichever.
@@ -58,15 +59,25 @@ def without_front(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, to
     """
     if not isinstance(model, FixedFront) or not len(images):
         return model, images
-    parts = in_passes(images, PASS)
+    with torch.no_grad():
+        try:
+            blank = model.front(filled(images[:0], PASS))
+        except Exception:  # whatever a front of one's own raises
+            return model, images
+        if len(images) * blank[0].numel() > MOST_FEATURES:
+            return model, images
+        return model.head, torch.cat([_features(model.front, part, blank) for part in torch.split(images, PASS)])
+
+
+def _features(front: nn.Module, images: torch.Tensor, blank: torch.Tensor) -> torch.Tensor:
+    """Of up to `PASS` images, in passes of as many; `blank` has the form of a pass's."""
     try:
-        with torch.no_grad():
-            first = model.front(next(parts))
-            if len(images) * first[0].numel() > MOST_FEATURES:
-                return model, images
-            return model.head, torch.cat([first, *map(model.front, parts)])[: len(images)]
-    except Exception:  # whatever a front of one's own raises
-        return model, images
+        features: torch.Tensor = front(filled(images, PASS))[: len(images)]
+    except Exception:  # as above
+        if len(images) == 1:
+            return torch.full_like(blank[:1], torch.nan)
+        return torch.cat([_features(front, half, blank) for half in torch.tensor_split(images, 2)])
+    return features
 
 
 def scattering_linear(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:
