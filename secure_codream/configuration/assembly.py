@@ -26,7 +26,7 @@ from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
 from secure_codream.configuration.images import load_data as load_data
 from secure_codream.configuration.images import require_names
-from secure_codream.configuration.limits import check_budget
+from secure_codream.configuration.limits import charges_sums, check_budget
 from secure_codream.configuration.reading import ConfigError
 
 
@@ -164,7 +164,7 @@ def load_client_data(
             "[data]: standardise 'train' in a federation with [privacy]; 'public' is allowed, or mean and std in "
             "[task], since statistics of the images without noise would go into everything that is learnt"
         )
-    private = federation.record_private
+    private = federation.record_private or charges_sums(client, federation)
     if private:
         _refuse_a_random_part(client.data)
     train, test = data or load_data(client.data, federation.task, private=private)
@@ -190,8 +190,8 @@ def _refuse_a_random_part(table: DataTable) -> None:
             found = f"per_client {table.per_client}"
     if found is not None:
         raise ConfigError(
-            f"[data]: {found}, in a federation with [privacy]; a folder or file of the images that take part is "
-            "needed, since with one more or less, others would be taken, and the budget is for one record"
+            f"[data]: {found}, in a federation that charges a budget of records; a folder or file of the images that take "
+            "part is needed, since with one more or less, others would be taken, and the budget is for one record"
         )
 
 

@@ -19,6 +19,7 @@ from codream_protocols.courses.codream import CoDream
 from codream_protocols.zcdp import epsilon_of as concentrated
 from codream_protocols.zcdp import rho_of
 from secure_codream import Client
+from secure_codream.configuration.assembly import load_client_data
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig
@@ -138,6 +139,16 @@ def test_a_course_of_ones_own_noises_what_it_likes_so_a_client_with_a_budget_sta
     with pytest.raises(ConfigError, match=r"nor \[client_privacy\] with course 'codream'"):
         check_budget(client(), own)
     assert not charges_sums(client(), own)
+
+
+@pytest.mark.parametrize("drawn", [{"train_limit": 20}, {"clients": 2, "part": 0}, {"per_client": 20}])
+def test_no_draw_among_the_records_says_who_is_charged(drawn: dict[str, Any], tmp_path: Path) -> None:
+    """One image more would move others into what two clients send, of which four times one's cost says nothing."""
+    path = tmp_path / "scans.npz"
+    np.savez(path, train_images=np.zeros((40, 8, 8), np.uint8), train_labels=np.arange(40) % 10)
+    own = client(data={"source": str(path), **drawn})
+    with pytest.raises(ConfigError, match="charges a budget of records; a folder or file"):
+        load_client_data(own, federation())
 
 
 def test_what_follows_from_a_private_training_is_not_charged_twice() -> None:
