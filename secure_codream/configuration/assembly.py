@@ -190,8 +190,8 @@ def _refuse_a_random_part(table: DataTable) -> None:
             found = f"per_client {table.per_client}"
     if found is not None:
         raise ConfigError(
-            f"[data]: {found}, in a federation that charges a budget of records; a folder or file of the images that take "
-            "part is needed, since with one more or less, others would be taken, and the budget is for one record"
+            f"[data]: {found}, in a federation that charges a budget of records; a folder or file of the images that "
+            "take part is needed, since with one more or less, others would be taken, and the budget is for one record"
         )
 
 
