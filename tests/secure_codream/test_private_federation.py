@@ -242,7 +242,9 @@ def test_scale_measured_on_the_records_is_refused(digits: Any) -> None:
 
 def test_random_part_of_the_records_is_refused(digits: Any) -> None:
     own, shards = {"source": "digits", "train_limit": 40}, digits[0]
-    with pytest.raises(ConfigError, match=r"train_limit 40, in a federation with \[privacy\]; a folder or file"):
+    with pytest.raises(
+        ConfigError, match=r"train_limit 40, in a federation that charges a budget of records; a folder"
+    ):
         make_participant(client(data=own), federation(), data=(shards[0], None))
     make_participant(client(data=own), federation(privacy=None), data=(shards[0], None))  # control: not private
 
@@ -254,7 +256,7 @@ def test_who_is_trained_on_is_never_drawn_from_private_records(tmp_path: Path, t
     np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
     own = client(data={"source": str(tmp_path / "a.npz"), **table})
     with pytest.raises(
-        ConfigError, match=r"in a federation with \[privacy\]; a folder or file of the images that take"
+        ConfigError, match=r"in a federation that charges a budget of records; a folder or file of the images that take"
     ):
         load_client_data(own, federation())
     load_client_data(own, federation(privacy=None))
