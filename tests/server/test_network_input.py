@@ -237,8 +237,8 @@ def test_what_is_over_its_rate_on_a_members_own_line_is_dropped_before_it_is_rea
     federation, read, sent_out = Federation(3, course=ToyCourse(1, 2), timing=HOURS), list[str](), list[int]()
     flush = Outbox.flush
 
-    def decoding(data: bytes, most: int) -> Any:
-        message = decode_to_server(data, most)
+    def decoding(data: bytes, *bounds: Any) -> Any:
+        message = decode_to_server(data, *bounds)
         read.append(type(message).__name__)
         return message
 
