@@ -45,7 +45,7 @@ def show(where: Where, anchor: Anchor = None, json: Json = False) -> None:
     if parts:
         most = max(one.spent for one in (found, *dict(parts).values()))
         say(screen, f"an image is in one part, and has cost epsilon {most:.4g} at most")
-    for said in _uncharged([found, *dict(parts).values()]):
+    for said in content["uncharged"]:
         say(screen, f"without a bound, and charged nothing: {said}", style="yellow")
     table = Table("federation", "member", "what", "noise", "rate", "steps", "begun (UTC)", "released")
     for row in content["charges"]:

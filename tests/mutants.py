@@ -77,8 +77,8 @@ MUTANTS = (
     text(
         "a judge's passes have as many images",
         C + "privacy/judge.py",
-        "filled(images, TOGETHER).numpy()",
-        "images.numpy()",
+        "filled(images[part], TOGETHER).numpy()",
+        "images[part].numpy()",
         "tests/clients/test_noised_judge.py",
         "-k",
         "changes_no_pass",
@@ -169,9 +169,9 @@ MUTANTS = (
     rule("_check_norms", "tests/secure_codream/test_votes.py -k bound_that_is_missing", file=P + "courses/codream.py"),
     text(
         "a record that a front fails at takes no other with it",
-        C + "models/fronts.py",
-        "        if len(images) == 1:\n",
-        "        if True:\n            raise\n        if len(images) == 1:\n",
+        C + "models/passes.py",
+        "        if part.stop - part.start == 1:\n",
+        "        if True:\n            raise\n        if part.stop - part.start == 1:\n",
         "tests/clients/test_record_sums.py",
         "-k",
         "front_fails",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from codream_clients.models.fronts import MOST_FEATURES, PASS, FixedFront
-from codream_clients.models.passes import filled
+from codream_clients.models.passes import in_passes
 
 _KNOWN: dict[tuple[str, bytes], torch.Tensor] = {}
 """Name of a model, digest of an image -> its features."""
@@ -37,12 +37,9 @@ class _KnownFeatures(nn.Module):
         new = [place for place, key in enumerate(keys) if key not in _KNOWN]
         if not new:
             return torch.stack([_KNOWN[key] for key in keys])
-        found: dict[tuple[str, bytes], torch.Tensor] = {}
-        for start in range(0, len(new), PASS):
-            places = new[start : start + PASS]
-            with torch.no_grad():  # no last bit hangs on what other cells have asked for
-                features = self._front(filled(images[places], PASS))
-            found.update((keys[place], one.clone()) for place, one in zip(places, features, strict=False))
+        with torch.no_grad():  # no last bit hangs on what other cells have asked for
+            features = torch.cat([self._front(part) for part in in_passes(images[new], PASS)])
+        found = {keys[place]: one.clone() for place, one in zip(new, features, strict=False)}
         given = torch.stack([found[key] if key in found else _KNOWN[key] for key in keys])
         if (len(_KNOWN) + len(found)) * given[0].numel() <= MOST_FEATURES:
             _KNOWN.update(found)

@@ -10,7 +10,7 @@ from torch import nn
 
 from codream_clients.models.layers import Sides
 from codream_clients.models.names import Norm
-from codream_clients.models.passes import filled
+from codream_clients.models.passes import filled, in_parts
 from codream_clients.models.scattering import COEFFICIENTS, STRIDE, Scattering
 
 MOST_FEATURES = 1 << 29
@@ -66,18 +66,14 @@ def without_front(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, to
             return model, images
         if len(images) * blank[0].numel() > MOST_FEATURES:
             return model, images
-        return model.head, torch.cat([_features(model.front, part, blank) for part in torch.split(images, PASS)])
 
+        def features(part: slice) -> torch.Tensor:
+            found: torch.Tensor = model.front(filled(images[part], PASS))
+            return found[: part.stop - part.start]
 
-def _features(front: nn.Module, images: torch.Tensor, blank: torch.Tensor) -> torch.Tensor:
-    """Of up to `PASS` images, in passes of as many; `blank` has the form of a pass's."""
-    try:
-        features: torch.Tensor = front(filled(images, PASS))[: len(images)]
-    except Exception:  # as above
-        if len(images) == 1:
-            return torch.full_like(blank[:1], torch.nan)
-        return torch.cat([_features(front, half, blank) for half in torch.tensor_split(images, 2)])
-    return features
+        none = torch.full_like(blank[:1], torch.nan)
+        found = [none if one is None else one for _, one in in_parts(features, len(images), PASS)]
+        return model.head, torch.cat(found)
 
 
 def scattering_linear(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:

@@ -4,9 +4,12 @@ A library adds up in another order where a batch has another size. So one image 
 a model says of others; and at weights that somebody chose for it, last bits decide.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 
 def filled(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -17,3 +20,27 @@ def filled(images: torch.Tensor, size: int) -> torch.Tensor:
 def in_passes(images: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
     """All of (N, ...), in order, each pass filled."""
     return (filled(part, size) for part in torch.split(images, size) if len(part))
+
+
+def in_parts(work: Callable[[slice], Result], count: int, size: int) -> Iterator[tuple[slice, Result | None]]:
+    """What `work` gives for parts of `count` images, in order; none has more than `size`.
+
+    Where it fails, each half is asked for, and of one image that it fails at comes None: such a one takes no other with
+    it.
+    """
+    for start in range(0, count, size):
+        yield from _by_halves(work, slice(start, min(start + size, count)))
+
+
+def _by_halves(work: Callable[[slice], Result], part: slice) -> Iterator[tuple[slice, Result | None]]:
+    try:
+        found = work(part)
+    except Exception:  # whatever a model of one's own raises
+        if part.stop - part.start == 1:
+            yield part, None
+            return
+        middle = (part.start + part.stop + 1) // 2
+        yield from _by_halves(work, slice(part.start, middle))
+        yield from _by_halves(work, slice(middle, part.stop))
+    else:
+        yield part, found

@@ -17,12 +17,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from codream_clients.learning.judge import Judge, Score, Verdict
 from codream_clients.learning.training import predict_logits
-from codream_clients.models.passes import filled
+from codream_clients.models.passes import filled, in_parts
 from codream_clients.privacy.histogram import noised
 from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.plan import PrivacyPlan
@@ -75,19 +74,14 @@ class NoisedJudge(Judge):
         return float(self._releases.once(self._plan.judgement(round), release)["count"][0])
 
     def _correct(self, model: nn.Module) -> int:
+        """How many are right; one that the model fails at is not."""
         images, labels = torch.from_numpy(self.data.images), self.data.labels
-        starts = range(0, len(images), TOGETHER)
-        return sum(self._right(model, images[at : at + TOGETHER], labels[at : at + TOGETHER]) for at in starts)
 
-    def _right(self, model: nn.Module, images: torch.Tensor, labels: NDArray[np.int64]) -> int:
-        """How many of up to `TOGETHER` are right; one that the model fails at is not, and takes no other with it."""
-        try:
-            said = predict_logits(model, filled(images, TOGETHER).numpy(), self._device, TOGETHER)
-        except Exception:  # whatever a model of one's own raises
-            middle = len(images) // 2
-            halves = ((images[part], labels[part]) for part in (slice(middle), slice(middle, None)))
-            return sum(self._right(model, *half) for half in halves) if middle else 0
-        return int((said[: len(images)].argmax(axis=1) == labels).sum())
+        def right(part: slice) -> int:
+            said = predict_logits(model, filled(images[part], TOGETHER).numpy(), self._device, TOGETHER)
+            return int((said[: part.stop - part.start].argmax(axis=1) == labels[part]).sum())
+
+        return sum(found or 0 for _, found in in_parts(right, len(images), TOGETHER))
 
     def _score_of(self, count: float) -> Score:
         return Score(min(max(int(np.rint(count)), 0), self.images), self.images, None)
