@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from codream_clients.privacy import ledger as ledger_module
-from codream_clients.privacy import ledger_entries
+from codream_clients.privacy import ledger_entries, turns
 from codream_clients.privacy.accounting import AccountingError, SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import (
     Budget,
@@ -276,7 +276,7 @@ def test_one_spender_is_one_process(path: Path, other: bool) -> None:
 
 def test_who_holds_the_ledger_too_long_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the operating system, which frees the lock when a process dies, however it dies."""
-    monkeypatch.setattr(ledger_module, "PATIENCE", 0.0)
+    monkeypatch.setattr(turns, "PATIENCE", 0.0)
     with opened(path) as ledger:
         held = os.open(path, os.O_RDWR)
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -285,6 +285,18 @@ def test_who_holds_the_ledger_too_long_is_named(path: Path, monkeypatch: pytest.
         os.close(held)
         ledger.reserve(ROUND)  # control
         assert ledger.charges == (ROUND,)
+
+
+@pytest.mark.parametrize("after", [-1.0, 60.0], ids=["long", "control: soon"])
+def test_a_long_wait_for_another_process_is_said_once(
+    path: Path, after: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that shares a busy machine may hold a ledger for long."""
+    monkeypatch.setattr(turns, "SAID_AFTER", after)
+    turn = iter([False, False, False, True])
+    with structlog.testing.capture_logs() as logs:
+        turns.wait_for_turn(lambda: next(turn), path)
+    assert [log["event"] for log in logs] == ["privacy-ledger-waits-for-another-process"] * (after < 0)
 
 
 def test_control_without_reading_what_others_wrote_two_overspend(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

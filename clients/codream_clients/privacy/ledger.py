@@ -28,7 +28,6 @@ accidents, not against the owner.
 import hashlib
 import os
 import secrets
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,11 +63,10 @@ from codream_clients.privacy.ledger_entries import LedgerMismatch as LedgerMisma
 from codream_clients.privacy.ledger_entries import LedgerRolledBack as LedgerRolledBack
 from codream_clients.privacy.ledger_entries import Seen as Seen
 from codream_clients.privacy.ledger_entries import Spender as Spender
+from codream_clients.privacy.turns import wait_for_turn
 from codream_protocols.durable import chained, sync_folder, try_lock, unlock, write_all, write_whole
 
 MAX_LEDGER_BYTES = 64 << 20
-PATIENCE = 10.0
-"""Seconds that a process waits for another's entry to be written."""
 _START = hashlib.sha256(b"secure-codream privacy ledger, version 2").hexdigest()
 
 
@@ -352,7 +350,7 @@ class Ledger:
     def _turn(self) -> Iterator[None]:
         """This process's turn: nobody else writes, and all that others have written is known."""
         self._check_usable()
-        self._lock()
+        wait_for_turn(lambda: try_lock(self._file), self._path)
         try:
             torn = self._take_new()
             if torn:
@@ -379,13 +377,6 @@ class Ledger:
                 f"{self._path}: {self._by.member!r} spends for {self._by.federation!r} in another process; one at a "
                 "time may"
             )
-
-    def _lock(self) -> None:
-        until = time.monotonic() + PATIENCE
-        while not try_lock(self._file):
-            if time.monotonic() > until:
-                raise LedgerBusy(f"{self._path}: another process has held it for {PATIENCE:g} s; end that one")
-            time.sleep(0.005)
 
     def _unlock(self) -> None:
         if self._file >= 0:
