@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.privacy.accounting import epsilon_of
@@ -84,9 +85,9 @@ def open_ledger(
     try:
         if took_part:
             _require_what_the_journal_knows(path, ledger, federation.federation.name, client.name)
-        if not ledger.own.begun:
+        if not ledger.own.begun and federation.predecessor is None:
             check_planned(plan, budget)
-        ledger.plan(plan.charges)
+        ledger.plan(plan.charges, **continued(plan, federation))
         if index is not None:
             index.claim(ledger.name, stored_digests(images))
     except SpentElsewhere:
@@ -173,9 +174,32 @@ def _require_what_the_journal_knows(path: Path, ledger: Ledger, federation: str,
         )
 
 
+class Continued(TypedDict):
+    """How a plan is reserved, as `Ledger.plan` takes it."""
+
+    spare: int
+    succeeds: bool
+
+
+def continued(plan: Planned, federation: FederationConfig) -> Continued:
+    """A charter that follows another reserves in its place, and as many of its spare rounds as still fit.
+
+    All of a first charter's must fit. Of one that follows, failed rounds and the noise of another roster may have taken
+    what its spare ones would need, and without those it can end all the same.
+    """
+    follows = federation.predecessor is not None
+    return {"spare": plan.spare if follows else 0, "succeeds": follows}
+
+
 def spender(client: ClientConfig, federation: FederationConfig, images: LabelledImages) -> Spender:
-    """As whom the client charges its training on these images: other settings or images are another run."""
+    """As whom the client charges its training on these images: other settings or images are another run.
+
+    Where each step or sum is a charge, and nothing that was released is kept, so is a charter that follows another:
+    what was begun under the one before is no part of what is planned now.
+    """
     run = f"{federation.recipe.hex()}|{client.model}|{client.seed}|{digest_of(images)}"
+    if federation.predecessor is not None and federation.privacy is None:
+        run += f"|{federation.predecessor.charter}"
     return Spender(federation.federation.name, client.name, hashlib.sha256(run.encode()).hexdigest())
 
 

@@ -15,7 +15,7 @@ from codream_clients.data.understanding import Understanding, lines
 from codream_clients.failures import Failures
 from codream_clients.journal import FileJournal, JournalError
 from codream_clients.learning.training import convergence_warnings_to
-from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, of_rho
+from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, epsilon_of, of_rho
 from codream_clients.privacy.index import known_index, users_index
 from codream_clients.privacy.ledger import Ledger
 from codream_clients.privacy.plan import Planned, PrivacyPlan
@@ -26,8 +26,6 @@ from codream_clients.runner import ClientRunner
 from codream_protocols.charter import Charter, first_plan
 from codream_protocols.client import Begun, ClientProtocol, Memory
 from codream_protocols.course import Course
-from codream_protocols.courses.codream import CoDream
-from codream_protocols.courses.dp_sgd import DPSGD
 from codream_protocols.courses.sums import Sums
 from codream_protocols.identity import Roster
 from codream_protocols.record import Kept, certified_epochs
@@ -457,7 +455,9 @@ class _Ledgers:
         )
         self.own = self._opened.enter_context(ledger)
         if ledger.own.open:
-            self._log.info("reserved", charges=len(ledger.own.open), epsilon=round(ledger.spent, 4))
+            begun = epsilon_of(ledger.earlier, ledger.budget.delta, ledger.budget.accountant)
+            told = {"charges": len(ledger.own.open), "epsilon": round(ledger.spent, 4), "earlier": round(begun, 4)}
+            self._log.info("reserved", **told)
         return ledger
 
     def of_sums(self, images: LabelledImages) -> Callable[[float], object] | None:
@@ -465,8 +465,7 @@ class _Ledgers:
         agreed = self._agreed
         if not charges_sums(agreed.client, agreed.federation):
             return None
-        assert isinstance(agreed.course, CoDream)  # noqa: S101 - `charges_sums` says so
-        plan = SumsPlan(agreed.course, agreed.charter.least_honest, agreed.charter.earlier)
+        plan = SumsPlan.of(agreed.course, agreed.charter)
         ledger = self._opened_for(plan, images)
         return lambda rho: ledger.reserve(plan.charge_of(rho))
 
@@ -490,9 +489,7 @@ class _Ledgers:
 
     def ring(self, images: LabelledImages) -> Callable[[SampledGaussian], object]:
         """Where steps of DP-SGD through the ring are charged; all that are planned are reserved."""
-        agreed = self._agreed
-        assert isinstance(agreed.course, DPSGD)  # noqa: S101 - asked for with it alone
-        return self._opened_for(RingPlan(agreed.course, agreed.charter.least_honest), images).reserve
+        return self._opened_for(RingPlan.of(self._agreed.course, self._agreed.charter), images).reserve
 
     def end(self) -> None:
         """Give back what was reserved and never begun: the federation is over."""

@@ -275,7 +275,7 @@ def ring_level(
     """Clients' ledgers, (name, budget, mechanisms) each, in a federation of DP-SGD through the ring."""
     from codream_clients.privacy.ring_plan import RingPlan
 
-    plan = RingPlan(course, charter.least_honest)
+    plan = RingPlan.of(course, charter)
     smallest = plan.honest + charter.aggregation.colluders
     return RecordLevel(
         members=[member_spending(*member) for member in members],
@@ -295,7 +295,7 @@ def sums_level(
     """Clients' ledgers, (name, budget, mechanisms) each, where noised sums of their vectors are charged to records."""
     from codream_clients.privacy.sums_plan import SumsPlan
 
-    plan = SumsPlan(course, charter.least_honest, charter.earlier)
+    plan = SumsPlan.of(course, charter)
     smallest = plan.honest + charter.aggregation.colluders
     return RecordLevel(
         members=[member_spending(*member) for member in members],
