@@ -109,31 +109,54 @@ class Uncharged:
 
 
 def look_uncharged(
-    client: ClientConfig, federation: FederationConfig, images: LabelledImages, index: Index | None
-) -> Uncharged | None:
-    """Which ledgers `images` have, in a federation that charges nothing to them; None where they have none.
+    client: ClientConfig,
+    federation: FederationConfig,
+    train: LabelledImages,
+    test: LabelledImages | None,
+    index: Index | None,
+) -> list[Uncharged]:
+    """Which ledgers images have that a federation trains on, or hears the accuracy on, and charges nothing for.
 
     Raises:
-        HasLedger: they have, and `[policy]` does not permit it.
+        HasLedger: some have one, and `[policy]` does not permit it.
     """
+    federated, found = federation.federation.name, list[Uncharged]()
+    if not federation.record_private and not charges_sums(client, federation):
+        charged = (
+            "name that ledger under [budget], which noised sums then charge"
+            if _noises_all(federation)
+            else "a federation with [privacy] or [dp_sgd], or images without a ledger, are allowed"
+        )
+        does = f"the federation {federated!r} charges nothing to it, and nothing bounds what it is told of them"
+        found += _with_ledgers(client, train, "images", index, does, charged)
+    if test is not None and tells_accuracy(client, federation):
+        does = f"the federation {federated!r} is told how many of them are right, and nothing bounds what that tells"
+        found += _with_ledgers(
+            client, test, "test images", index, does, "tell_accuracy = false, or others, are allowed"
+        )
+    return found
+
+
+def _with_ledgers(
+    client: ClientConfig, images: LabelledImages, kind: str, index: Index | None, does: str, instead: str
+) -> list[Uncharged]:
     known = index.ledgers_of(stored_digests(images)) if index is not None else []
     if not known:
-        return None
-    text = (
-        f"{known[0].images:,} of {len(images):,} images have spent in the ledger {known[0].path}; the federation "
-        f"{federation.federation.name!r} charges nothing to it, and nothing bounds what it is told of them"
-    )
+        return []
+    text = f"{known[0].images:,} of {len(images):,} {kind} have spent in the ledger {known[0].path}; {does}"
     if client.policy.uncharged:
-        return Uncharged(f"{text}; [policy] permits it", tuple(one.ledger for one in known))
-    charged = (
-        "name that ledger under [budget], which noised sums then charge"
-        if _noises_all(federation)
-        else "a federation with [privacy] or [dp_sgd], or images without a ledger, are allowed"
-    )
+        return [Uncharged(f"{text}; [policy] permits it", tuple(one.ledger for one in known))]
     raise HasLedger(
-        f"{text}; {charged}; or permit it with uncharged = true under [policy] of client.toml: that ledger's "
+        f"{text}; {instead}; or permit it with uncharged = true under [policy] of client.toml: that ledger's "
         "statements say so from then on"
     )
+
+
+def tells_accuracy(client: ClientConfig, federation: FederationConfig) -> bool:
+    """Whether a sum is told how many of the client's test images are right; no epsilon covers it."""
+    if federation.client_privacy is not None or federation.dp_sgd is not None:
+        return False
+    return not federation.record_private if client.tell_accuracy is None else client.tell_accuracy
 
 
 def earlier_parts(client: ClientConfig) -> dict[Path, Ledger]:

@@ -44,6 +44,7 @@ from secure_codream.configuration.limits import (
     open_client_ledger,
     open_ledger,
     spender,
+    tells_accuracy,
 )
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.configuration.weights import first_weights
@@ -280,7 +281,6 @@ def run_client(
         for line in [] if understood is None else lines(understood):
             log.info("data", text=line)
         private = federation.record_private
-        tells_accuracy = not private if client.tell_accuracy is None else client.tell_accuracy
         outputs = Outputs(
             folder,
             figures,
@@ -291,7 +291,7 @@ def run_client(
         opened.callback(outputs.close)  # before the journal is let go of
         images = None if isinstance(agreed.course, Sums) else load_client_data(client, federation, data)
         charge_sums = None if images is None else ledgers.of_sums(images[0])
-        if images is not None and (text := ledgers.look_uncharged(images[0])) is not None:
+        for text in [] if images is None else ledgers.look_uncharged(*images):
             log.warning("exposure", text=text)
         tell_round = on_round_of(on_round)
 
@@ -310,7 +310,7 @@ def run_client(
             releases=ledgers.releases,
             ring=ledgers.ring,
             goes_on=outputs.exists,
-            tells_accuracy=tells_accuracy,
+            tells_accuracy=tells_accuracy(client, federation),
             on_metrics=kept,
             tell=lambda text: log.warning("answer", found=text),
         )
@@ -382,7 +382,7 @@ def run_client(
                 charter,
                 agreed.course,
                 protocol.spent_rho,
-                metrics_reported=tells_accuracy and federation.client_privacy is None and federation.dp_sgd is None,
+                metrics_reported=tells_accuracy(client, federation),
                 dealt_out=data is None and client.data.dealt,
                 weights=weights,
                 parts=parts,
@@ -469,16 +469,15 @@ class _Ledgers:
         ledger = self._opened_for(plan, images)
         return lambda rho: ledger.reserve(plan.charge_of(rho))
 
-    def look_uncharged(self, images: LabelledImages) -> str | None:
+    def look_uncharged(self, train: LabelledImages, test: LabelledImages | None) -> list[str]:
         """What to say, and to remember, of images that have a ledger, where nothing is charged; raises `HasLedger`."""
         client, federation = self._agreed.client, self._agreed.federation
-        index = None if self._public or federation.record_private or self.own is not None else known_index()
-        found = look_uncharged(client, federation, images, index)
-        if found is None or index is None:
-            return None
-        for ledger in found.ledgers:
+        index = None if self._public else known_index()
+        found = look_uncharged(client, federation, train, test, index)
+        for ledger in {ledger for one in found for ledger in one.ledgers}:
+            assert index is not None  # noqa: S101 - it has found them
             index.note_uncharged(ledger, federation.federation.name, client.name)
-        return found.text
+        return [one.text for one in found]
 
     def uncharged(self, parts: Iterable[Ledger]) -> list[str]:
         """Who has trained on the same images, those of earlier parts too, and charged nothing; in words."""
