@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,26 @@ def test_what_never_began_is_given_back_and_what_began_is_not(path: Path) -> Non
         assert ledger.charges == (HISTOGRAM,)
         ledger.reserve(ROUND)  # what it trains all the same is charged
         assert [*ledger.charges] == [HISTOGRAM, ROUND]
+
+
+def test_who_succeeds_takes_the_place_of_what_was_reserved_before_unless_that_goes_on(path: Path) -> None:
+    """Of the same member in the same federation alone; what was begun stays, and what does not fit changes nothing."""
+    with opened(path, run="first") as first, opened(path, federation="another", run="first") as other:
+        first.plan([HISTOGRAM, ROUND, ROUND])
+        first.reserve(HISTOGRAM)
+        other.plan([ROUND])
+        with opened(path, run="second") as second:
+            second.plan([ROUND], succeeds=True)
+            assert Counter(second.charges) == {HISTOGRAM: 1, ROUND: 4}, "the first is open in a process"
+            first.close()
+            before = path.read_bytes()
+            with pytest.raises(BudgetExceeded):
+                second.plan([ROUND] * 30, succeeds=True)
+            assert path.read_bytes() == before
+            second.plan([ROUND] * 30, spare=29, succeeds=True)
+            assert second.spent <= BUDGET.epsilon and second.earlier == (HISTOGRAM,)
+            assert epsilon_of([*second.charges, ROUND], 1e-5, "rdp") > BUDGET.epsilon, "as many as fit"
+            assert [len(account.open) for account in second.accounts.values()] == [0, 1, len(second.own.open)]
 
 
 def test_a_release_is_written_down_once(path: Path) -> None:
