@@ -133,7 +133,7 @@ def test_doctor_goes_the_same_way_and_names_it() -> None:
 
 @pytest.mark.parametrize("who", ["another key", "another program"])
 def test_a_stranger_at_the_servers_address_is_named_at_once_and_once(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finding B14: until its patience was over a client said nothing, and then asked whether the server was running."""
+    """Until its patience was over a client said nothing, and then asked whether the server was running."""
     monkeypatch.setattr(module, "ASK_SECONDS", 0.5)
     log = Log()
 
