@@ -66,6 +66,15 @@ def text(name: str, file: str, old: str, new: str, *tests: str, finding: str = "
 
 MUTANTS = (
     text(
+        "what a line brought does not outlive it",
+        C + "connection.py",
+        "zmq.IMMEDIATE, 1",
+        "zmq.IMMEDIATE, 0",
+        "tests/clients/test_connection.py",
+        "-k",
+        "stood_still",
+    ),
+    text(
         "every pass has as many images",
         C + "models/passes.py",
         "size - len(images)",
