@@ -21,13 +21,14 @@ from codream_protocols.charter import Plan
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.errors import LocalProtocolError, WrongSum
 from codream_protocols.keyschedule import KEY_BYTES
-from codream_protocols.masks import stream_words, word_type
+from codream_protocols.masks import stream_pieces, stream_words, word_type
 from codream_protocols.record_noise import RecordNoise
 from codream_protocols.rotation import step_signs
 from codream_protocols.spans import part_of_sum
 from codream_protocols.specs import DIGIT_BITS, Block
 
 Array = np.ndarray[Any, Any]
+_SUITE = "aes-256-ctr"
 
 
 class StreamRounding:
@@ -38,14 +39,12 @@ class StreamRounding:
 
     def random(self, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """`size` numbers in [0, 1), float64, of 32 bits each."""
-        return self._words(size, "<u4") * np.float64(2.0**-32)
+        words = stream_words(size, "<u4", self._random_bytes(KEY_BYTES), suite=_SUITE)
+        return words * np.float64(2.0**-32)
 
-    def dither(self, size: int) -> Array:
-        """`size` numbers of 16 bits, uint16."""
-        return self._words(size, "<u2")
-
-    def _words(self, size: int, dtype: str) -> Array:
-        return stream_words(size, dtype, self._random_bytes(KEY_BYTES), suite="aes-256-ctr")
+    def dither(self) -> ring.Dither:
+        """The pieces of a stream of 16-bit numbers."""
+        return stream_pieces("<u2", self._random_bytes(KEY_BYTES), suite=_SUITE)
 
 
 @part_of_sum("encoding")
@@ -100,7 +99,7 @@ def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_byt
             replaced += _count_digits(block, flat, part)
         else:
             bits = plan.aggregation.value_bits
-            replaced += ring.encode(flat, block.clip, part, value_bits=bits, dither=rounding.dither)
+            replaced += ring.encode(flat, block.clip, part, value_bits=bits, dither=rounding.dither())
         start += block.words
     return words, replaced
 

@@ -49,6 +49,7 @@ from secure_codream.configuration.limits import (
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.configuration.weights import first_weights
 from secure_codream.deployment.blocks_answered import BlocksAnswered
+from secure_codream.deployment.cores import shared_by
 from secure_codream.deployment.description import Description, describe
 from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import all_noised, exposures
@@ -213,7 +214,8 @@ def run_client(
         exhibit: (epoch, step) of which the plain encoded vector is written to `exhibit.npz` IN THIS FOLDER; for
             demonstrations on one machine, where the report shows it beside what the server saw.
         spans: whether `spans.json` is written, where the time went; for all machines of this process.
-        threads: threads for torch; None leaves torch's own choice.
+        threads: threads for torch, and for all machines of this process, which share long vectors among them; None
+            leaves torch's own choice, and takes one for each core.
         model: replaces the configured model.
         data: replaces the configured data: (train, test or None).
         understood: how `data` was understood; that of the configured data is found here.
@@ -253,6 +255,7 @@ def run_client(
     )
     with ExitStack() as opened:
         spent = opened.enter_context(watched(folder, spans))
+        opened.enter_context(shared_by(threads))
         earlier = charter.earlier
         journal = opened.enter_context(
             FileJournal.open(folder / "journal", charter=charter.digest, member=client.name, first=earlier)
