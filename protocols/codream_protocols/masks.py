@@ -97,6 +97,19 @@ def stream_words(count: int, dtype: str, key: bytes, *, suite: str) -> np.ndarra
     return np.frombuffer(buffer, dtype=words, count=count)
 
 
+def stream_pieces(dtype: str, key: bytes, *, suite: str) -> Callable[[int, int], np.ndarray[Any, Any]]:
+    """Gives, for a piece's number and a count, so many words from the beginning of that piece of a key's stream."""
+    words, stream = np.dtype(dtype), _stream(key, suite)
+
+    def piece_words(piece: int, count: int) -> np.ndarray[Any, Any]:
+        size = count * words.itemsize
+        buffer = memoryview(bytearray(size + _ROOM))
+        stream(piece, _ZEROS[:size], buffer)
+        return np.frombuffer(buffer, dtype=words, count=count)
+
+    return piece_words
+
+
 def _stream(key: bytes, suite: str) -> Stream:
     if suite not in SUITES:
         raise LocalProtocolError(f"mask suite {suite!r}", " or ".join(SUITES))

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Words = np.ndarray[Any, Any]
-Dither = Callable[[int], Words]
-"""N -> N uniform numbers of 16 bits, uint16; they need not be secret."""
+Dither = Callable[[int, int], Words]
+"""A piece's number, N -> N uniform numbers of 16 bits, uint16; they need not be secret."""
 
 _PIECE = 1 << 16  # values whose steps stay in the processor's cache
 _DITHER_BITS = 16
@@ -33,6 +33,28 @@ def modulus_bits_for(value_bits: int, clients: int) -> int:
     return value_bits + (clients - 1).bit_length()
 
 
+class Steps(NamedTuple):
+    """How values become words: scaled in a type of floats by a factor, bounded, rounded; `middle` is added.
+
+    Of 2^fine such parts of a step a word is made.
+    """
+
+    real: type[np.float32] | type[np.float64]
+    factor: Any
+    bound: Any
+    middle: int
+    fine: int
+
+    @classmethod
+    def of(cls, dtype: np.dtype[Any], clip: float, value_bits: int) -> Steps:
+        """For values of a dtype; see `encode`."""
+        fine = min(_DITHER_BITS, _SIGNED_BITS - value_bits)
+        middle = ((1 << value_bits) - 1) << fine - 1
+        single = dtype == np.float32 and value_bits <= _SINGLE_BITS and clip <= _SINGLE_CLIP
+        real = np.float32 if single else np.float64
+        return cls(real, real(middle / clip), real(middle), middle, fine)
+
+
 def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bits: int, dither: Dither) -> int:
     """Clip and round to ring elements.
 
@@ -41,16 +63,12 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bit
         clip: positive bound.
         words: shape (N,), of any unsigned type of 16 bits or more that holds 2^v - 1: filled with numbers below 2^v.
         value_bits: v, bits of one value (1 to 24).
-        dither: for the stochastic rounding, asked for a piece at a time.
+        dither: for the stochastic rounding, asked once for each piece of 2^16 values.
 
     Returns:
         How many values were not finite.
     """
-    fine = min(_DITHER_BITS, _SIGNED_BITS - value_bits)
-    middle = ((1 << value_bits) - 1) << fine - 1
-    single = values.dtype == np.float32 and value_bits <= _SINGLE_BITS and clip <= _SINGLE_CLIP
-    real = np.float32 if single else np.float64
-    factor, bound = real(middle / clip), real(middle)
+    real, factor, bound, middle, fine = Steps.of(values.dtype, clip, value_bits)
     size, replaced = min(_PIECE, len(values)), 0
     all_scaled, all_steps = np.empty(size, dtype=real), np.empty(size, dtype=np.int32)
     for start in range(0, len(values), _PIECE):
@@ -65,7 +83,7 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bit
         np.clip(scaled, -bound, bound, out=scaled)
         np.rint(scaled, out=scaled)
         np.copyto(steps, scaled, casting="unsafe")
-        steps += dither(len(steps)) >> _DITHER_BITS - fine
+        steps += dither(start // _PIECE, len(steps)) >> _DITHER_BITS - fine
         steps += middle
         steps >>= fine
         words[start : start + _PIECE] = steps
