@@ -108,8 +108,3 @@ def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int, ou
         part -= survivors * clip
         values[start : start + _PIECE] = part
     return values
-
-
-def clipped_fraction(values: np.ndarray[Any, Any], clip: float) -> float:
-    """Which part of the values, of any shape, lies outside [-clip, clip]: 0 to 1."""
-    return float(np.mean(np.abs(values) > clip)) if values.size else 0.0

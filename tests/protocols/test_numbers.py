@@ -166,11 +166,6 @@ def test_values_that_are_not_finite_over_their_clip_count_nothing_and_are_told(b
     assert replaced == 1 and words[0] == words[1] == 127
 
 
-def test_clipped_fraction() -> None:
-    assert ring.clipped_fraction(np.array([0.5, 1.0, -1.5, 2.0]), 1.0) == 0.5
-    assert ring.clipped_fraction(np.array([]), 1.0) == 0.0
-
-
 # -- vectors ---------------------------------------------
 
 BLOCKS = VectorSpec("update", (Block("dream", 4, 2.0), Block("images", 2, 70_000, "count"), Block("weight", 1, 1.0)))
