@@ -22,7 +22,7 @@ def masks_on(device: str, suite: str, log: Any, *, exhibited: bool) -> tuple[Dev
     if chosen.type != "cuda" or exhibited:
         return None, fetched
     reason = why_not(chosen, suite)
-    log.info("masks", text=reason or f"updates are masked on {chosen}")
+    log.info("masks", text=reason or f"CoDream's updates are masked on {chosen}, once it has proven that it can")
     if reason is not None:
         return None, fetched
-    return DeviceMasks(chosen, lambda text: log.warning("masks", found=text)), OnDevice
+    return DeviceMasks(chosen, lambda text: log.warning("masks", text=text)), OnDevice

@@ -6,9 +6,13 @@ A call of a kernel takes 0.15 s a stream there, so vectors have few streams, and
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +21,15 @@ import torch
 
 pytest.importorskip("triton")
 
+from codream_clients.dream_learner import DreamLearner
+from codream_clients.learning.participant import DreamShare
 from codream_clients.masking import kernels
 from codream_clients.masking.device import DeviceMasks, OnDevice, why_not
 from codream_clients.masking.vector import Vector
 from codream_protocols.accelerator import Masked
 from codream_protocols.charter import Plan
 from codream_protocols.client import ClientProtocol, State
+from codream_protocols.course import Task
 from codream_protocols.encoding import decode
 from codream_protocols.errors import LocalProtocolError
 from codream_protocols.messages import MaskedInput
@@ -177,3 +184,27 @@ def test_numbers_on_a_device_are_an_array_for_who_asks() -> None:
     numbers = OnDevice(torch.tensor([[1.5, 2.5]], device=DEVICE))
     assert np.asarray(numbers).tolist() == [[1.5, 2.5]] and numbers.dtype == np.float32
     assert np.asarray(numbers, dtype=np.float64).dtype == np.float64
+
+
+@pytest.mark.exhaustive
+def test_what_is_compiled_for_a_gpu_makes_streams_without_touching_memory() -> None:
+    """As docs/decisions/0017-masks-on-a-gpu.md says; the compiler needs no card, and seconds."""
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(root / "benchmarks" / "gpu_masks.py"), "--instructions", "90"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("inner loop: 99 instructions, 0 of them touch memory"), said
+
+
+def test_an_update_is_handed_over_where_it_lies() -> None:
+    moved = torch.tensor([0.5, -2.0], device=DEVICE)
+    fake: Any = SimpleNamespace(classes=2, dream_update=lambda given, extra, first: DreamShare(moved, 0.5))
+    task, spec = (
+        Task("update", {"dreams": np.zeros((2, 1), np.float32)}),
+        VectorSpec("update", (Block("dreams", 2, 1.0),)),
+    )
+    there = DreamLearner(fake, weight=0.5, hand_over=OnDevice).compute(task, spec)
+    here = DreamLearner(fake, weight=0.5).compute(task, spec)
+    assert isinstance(there["dreams"], OnDevice) and there["dreams"].tensor.device.type == DEVICE.type
+    assert isinstance(here["dreams"], np.ndarray) and here["dreams"].tolist() == [0.25, -0.5]
+    assert np.asarray(there["dreams"]).tolist() == here["dreams"].tolist() and here["clipped"].tolist() == [0.25]
