@@ -29,6 +29,7 @@ OFFERS = "tests/protocols/test_offers.py"
 KEPT_SECRETS = "tests/protocols/test_kept_secrets.py"
 GATE, PRIVATE_GATE = "tests/clients/test_model_gate.py", "tests/clients/test_private_model_gate.py"
 RECORD_NOISE, RECORD_SUMS = "tests/protocols/test_record_noise.py", "tests/clients/test_record_sums.py"
+DEVICE_MASKS = "tests/clients/test_device_masks.py"
 SECONDS = 300
 
 
@@ -109,6 +110,70 @@ MUTANTS = (
         "tests/secure_codream/test_private_federation.py",
         "-k",
         "no_coin_say",
+    ),
+    # masks on a GPU
+    text(
+        "a device masks only what it has proven",
+        C + "masking/device.py",
+        "        if not all(self.is_proven(bits, value_bits, kind) for kind in kinds):\n            return None\n",
+        "",
+        DEVICE_MASKS,
+        "-k",
+        "is_not_trusted",
+    ),
+    text(
+        "a device's vector is compared with the processor's",
+        C + "masking/device.py",
+        "return found == Masked(packing.pack(expected, bits), product, replaced)",
+        "return found is not None",
+        DEVICE_MASKS,
+        "-k",
+        "is_not_trusted",
+    ),
+    text(
+        "keys and products are erased from a device",
+        C + "masking/vector.py",
+        "                secret.zero_()\n",
+        "                pass\n",
+        DEVICE_MASKS,
+        "-k",
+        "sums_with_those",
+    ),
+    text(
+        "a device masks the charter's suite alone",
+        C + "masking/device.py",
+        "plan.aggregation.suite != SUITE or ",
+        "",
+        DEVICE_MASKS,
+        "-k",
+        "is_not_for_a_device",
+    ),
+    text(
+        "a device leaves noised vectors to the processor",
+        C + "masking/device.py",
+        "spec.noise is not None or ",
+        "",
+        DEVICE_MASKS,
+        "-k",
+        "is_not_for_a_device",
+    ),
+    text(
+        "a device's streams go on with another nonce",
+        C + "masking/kernels.py",
+        "piece, counter = block // PIECE_BLOCKS, block % PIECE_BLOCKS",
+        "piece, counter = block * 0, block % PIECE_BLOCKS",
+        DEVICE_MASKS,
+        "-k",
+        "bit_for_bit",
+    ),
+    text(
+        "numbers are looked at before keys are taken",
+        C + "masking/device.py",
+        "        if not all(_fits(block, values[block.name]) for block in spec.blocks):\n            return None\n",
+        "",
+        DEVICE_MASKS,
+        "-k",
+        "before_any_key",
     ),
     # vectors in pieces
     text(
@@ -555,8 +620,8 @@ MUTANTS = (
     text(
         "rounding from the operating system",
         P + "encoding.py",
-        'stream_pieces("<u2", self._random_bytes(KEY_BYTES), ',
-        'stream_pieces("<u2", bytes(KEY_BYTES), ',
+        "return self._random_bytes(KEY_BYTES)",
+        "return bytes(KEY_BYTES)",
         "tests/protocols/test_encoding.py",
         "-k",
         "rounding",

@@ -30,6 +30,7 @@ from typing import Any, Protocol, TypeVar
 
 from codream_protocols import chain as links
 from codream_protocols import hybrid, keyschedule
+from codream_protocols.accelerator import Accelerator, Masked
 from codream_protocols.advertisements import (
     check_advertisement,
     check_distinct_keys,
@@ -316,6 +317,7 @@ class ClientProtocol(HoldsHistory):
         memory: what earlier processes wrote down; what it holds is checked again.
         journal: where this one writes.
         random_bytes: a cryptographic generator, n -> n bytes; the operating system's unless a simulation seeds it.
+        accelerator: masks vectors where their numbers lie, if they are for it; nobody unless given.
 
     Raises:
         LocalProtocolError: the signer is not the roster's member, or the roster not the charter's.
@@ -334,6 +336,7 @@ class ClientProtocol(HoldsHistory):
         memory: Memory | None = None,
         journal: Journal | None = None,
         random_bytes: RandomBytes = secrets.token_bytes,
+        accelerator: Accelerator | None = None,
     ) -> None:
         if not 0 <= member < len(roster.members) or roster.members[member].identity_key != signer.public:
             raise LocalProtocolError(f"an identity key that is not member {member}'s", "the key of the roster's entry")
@@ -344,7 +347,7 @@ class ClientProtocol(HoldsHistory):
         self.charter, self.steps_begun, self.spent_rho = charter, memory.steps, memory.rho
         self._wrong_sums, self._begun = list(memory.wrong_sums), memory.begun
         self._roster, self._course, self._member, self._signer, self._policy = roster, course, member, signer, policy
-        self._journal, self._random = journal or InMemory(), random_bytes
+        self._journal, self._random, self._accelerator = journal or InMemory(), random_bytes, accelerator
         self._next_epoch, self._attempts = memory.next_epoch, memory.attempts
         self._epoch: _Epoch | None = None
         self._vote: tuple[Trajectory, dict[int, SignedBy]] | None = None  # with all votes that are known, the own too
@@ -428,25 +431,36 @@ class ClientProtocol(HoldsHistory):
             return []
         if self.state is not State.COMPUTING:
             raise LocalProtocolError(f"a second vector for step {step}", "one vector a step")
-        vector, replaced = self._encode(epoch.plan, step, values)
         current, chain = epoch.step, epoch.public.chain
-        tag = current.tag_key.tag(self._member, integers(epoch.plan, step, vector))
-        bits, keys = epoch.plan.modulus_bits, epoch.keys.stream_keys(step, chain)
-        add_masks(
-            vector, keys, suite=epoch.plan.aggregation.suite
-        )  # in place: from here on only the masked one is left
-        tag += hybrid.tag_masks(keys)
-        vector &= vector.dtype.type((1 << bits) - 1)
+        masked, keys = self._mask(epoch, current, chain, values)
+        tag = masked.product + current.tag_key.pad(self._member) + hybrid.tag_masks(keys)
         start = epoch.public.start if step == 0 and epoch.ring is None else b""
         message = MaskedInput(epoch.plan.digest, step, chain, tag_bytes(tag % (1 << 128)), start)
-        current.masked = Send(message, (pack(vector, bits),))
+        current.masked = Send(message, (masked.frame,))
         self.state = State.MASKED
         notices: list[Effect] = []
         if values is None:
             notices = [Notice(f"step {step}: the computation failed; zeros were sent in its place")]
-        elif replaced:
-            notices = [Notice(f"step {step}: {replaced} numbers were not finite and were sent as zeros")]
+        elif masked.replaced:
+            notices = [Notice(f"step {step}: {masked.replaced} numbers were not finite and were sent as zeros")]
         return [*notices, current.masked]
+
+    def _mask(
+        self, epoch: _Epoch, current: _Step, chain: bytes, values: Mapping[str, Array] | None
+    ) -> tuple[Masked, list[tuple[bytes, bool]]]:
+        """A step's masked vector and its keys, which are taken only when nothing can be wrong with the numbers."""
+        plan, step = epoch.plan, current.number
+        if values is not None and self._accelerator is not None:
+            ready = self._accelerator.ready(plan, step, values, self._random)
+            if ready is not None:
+                keys = epoch.keys.stream_keys(step, chain)
+                return ready.masked(keys, current.tag_key), keys
+        vector, replaced = self._encode(plan, step, values)
+        product = current.tag_key.of(integers(plan, step, vector))
+        keys = epoch.keys.stream_keys(step, chain)
+        add_masks(vector, keys, suite=plan.aggregation.suite)  # in place: from here on only the masked one is left
+        vector &= vector.dtype.type((1 << plan.modulus_bits) - 1)
+        return Masked(pack(vector, plan.modulus_bits), product, replaced), keys
 
     def _encode(self, plan: Plan, step: int, values: Mapping[str, Array] | None) -> tuple[Array, int]:
         try:

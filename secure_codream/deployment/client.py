@@ -54,6 +54,7 @@ from secure_codream.deployment.description import Description, describe
 from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import all_noised, exposures
 from secure_codream.deployment.files import FAILURES, LOG_BYTES, Appended, EventLog, never_fails
+from secure_codream.deployment.masks import masks_on
 from secure_codream.deployment.outputs import Counted, Outputs, OutputsUnwritten
 from secure_codream.deployment.rounds import on_round_of
 from secure_codream.deployment.signals import Stop, run_until_stopped, stopped_by_sigterm
@@ -304,6 +305,7 @@ def run_client(
             if metrics.worse:
                 log.warning("worse", **_fall(metrics, outputs.learnt))
 
+        accelerator, hand_over = masks_on(client.device, charter.aggregation.suite, log, exhibited=exhibit is not None)
         learning = make_learner(
             client,
             federation,
@@ -316,6 +318,7 @@ def run_client(
             tells_accuracy=tells_accuracy(client, federation),
             on_metrics=kept,
             tell=lambda text: log.warning("answer", found=text),
+            hand_over=hand_over,
         )
         description = None if images is None else _description(agreed, images[0], model, resized=data is None)
         certified = earlier + len(journal.memory.certified)
@@ -331,6 +334,7 @@ def run_client(
             policy=client_policy(client, federation, agreed.course),
             memory=_with_spent(journal.memory, ledgers.spent_rho),
             journal=ChargedJournal(journal, ledgers.sums, lambda: answered.add(roster, charter), member, charge_sums),
+            accelerator=accelerator,
         )
 
         learner, failures = spent.learner(Counted(learning.learner, outputs)), _failures(folder, charter, outputs)

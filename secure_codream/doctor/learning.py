@@ -11,6 +11,7 @@ from pathlib import Path
 
 from codream_clients.data.understanding import lines
 from codream_clients.devices import pick_device
+from codream_clients.masking.device import why_not
 from codream_clients.models.gate import trial_images
 from codream_clients.models.refusals import ModelRefused
 from codream_clients.own_parts import load_own_part
@@ -40,7 +41,7 @@ from secure_codream.deployment.budget import dry_run
 from secure_codream.doctor.findings import Finding, ok, warning
 from secure_codream.reports.words import counted
 
-DATA, MODEL, BUDGET = "data", "model", "budget"
+DATA, MODEL, MASKS, BUDGET = "data", "model", "masks", "budget"
 
 
 def of_data(client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
@@ -94,6 +95,14 @@ class Weighed:
         yield ok(MODEL, found + private)
         for one in said:
             yield warning(MODEL, str(one.message), "a model all of which is trained")
+
+
+def of_masks(client: ClientConfig, charter: Charter) -> Iterator[Finding]:
+    """Where a client that has a GPU masks its vectors; of others there is nothing to say."""
+    device = pick_device(client.device)
+    if device.type == "cuda":
+        reason = why_not(device, charter.aggregation.suite)
+        yield ok(MASKS, reason or f"CoDream's updates are masked on {device}, once it has proven that it can")
 
 
 def of_budget(

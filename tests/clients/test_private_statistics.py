@@ -100,8 +100,8 @@ def test_dreams_follow_supplied_statistics_and_wrong_ones_are_refused():
     model = build("cnn2_gn", channels=1, size=8, classes=10, seed=0)
     supplied, noise = measure(model, images()), 3 * images(16, seed=9).images
     loss = DreamLoss(alpha_bn=10.0)
-    alone, _ = dream_update(model, noise, loss, 5, 0.1)
-    guided, _ = dream_update(model, noise, loss, 5, 0.1, supplied=supplied)
+    alone = dream_update(model, noise, loss, 5, 0.1)[0].numpy()
+    guided = dream_update(model, noise, loss, 5, 0.1, supplied=supplied)[0].numpy()
     assert not np.allclose(alone, guided)
 
     def distance(x):
