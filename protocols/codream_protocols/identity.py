@@ -21,7 +21,7 @@ from codream_protocols.errors import BadSignature, Revoked, RosterRefused, Unkno
 from codream_protocols.keyschedule import digest, labelled
 from codream_protocols.neighbours import MAX_COMPLETE
 
-MAX_MEMBERS = 800  # of what is simulated
+MAX_MEMBERS = 100_000  # of what is simulated
 MAX_SIGNED_MEMBERS = MAX_COMPLETE  # of a roster that is signed: more stand on a ring, so far in simulations alone
 MAX_ROSTER_BYTES = 1 << 18
 MAX_REVOKED = 500

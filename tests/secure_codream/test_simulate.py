@@ -232,5 +232,5 @@ def test_the_command_prints_one_object_and_refuses_silences_in_lockstep() -> Non
     assert told["engine"] == "local" and len(told["outcome"]["steps"]) == 1 and told["outcome"]["lost"] == 0
     refused = runner.invoke(app, [*flags, "--mode", "lockstep", "--drop", "0.1"])
     assert refused.exit_code == 2 and "resilient" in refused.output
-    with pytest.raises(LocalProtocolError, match="801 members"):
-        scene(801).plan()
+    with pytest.raises(LocalProtocolError, match="100001 members"):
+        scene(100_001).plan()
