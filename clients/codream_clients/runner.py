@@ -72,7 +72,6 @@ from codream_protocols.messages import (
     decode_to_client,
     encode_message,
     largest_message,
-    largest_steps,
 )
 from codream_protocols.parcels import PIECE_BYTES, ROOM
 
@@ -152,7 +151,6 @@ class ClientRunner:
         self._most_frames = most_steps
         resilient = protocol.charter.aggregation.mode == "resilient"
         self._most_bytes = largest_message(len(roster.members), most_steps, resilient=resilient)
-        self._most_steps_bytes = largest_steps(len(roster.members), most_steps)
         self._line = Connection(
             address or roster.server.address,
             secret=transport_secret,
@@ -332,7 +330,7 @@ class ClientRunner:
     # -- messages ---------------------------------------------
 
     def _parse(self, data: bytes) -> ToClient:
-        return decode_to_client(data, self._most_bytes, self._most_steps_bytes)
+        return decode_to_client(data, self._most_bytes, len(self._roster.members), self._most_frames)
 
     async def _take(self, parts: list[bytes]) -> None:
         name, plan = "a message", b""

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from codream_protocols.cores import PIECE, each_slice
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Words = np.ndarray[Any, Any]
-Dither = Callable[[int], Words]
-"""N -> N uniform numbers of 16 bits, uint16; they need not be secret."""
+Dither = Callable[[int, int], Words]
+"""A piece's number, N -> N uniform numbers of 16 bits, uint16, which may be overwritten; they need not be secret."""
 
-_PIECE = 1 << 16  # values whose steps stay in the processor's cache
+_PIECE = PIECE
 _DITHER_BITS = 16
 _SIGNED_BITS = 31
 _SINGLE_BITS = 16  # v up to which, and
@@ -33,6 +35,28 @@ def modulus_bits_for(value_bits: int, clients: int) -> int:
     return value_bits + (clients - 1).bit_length()
 
 
+class Steps(NamedTuple):
+    """How values become words: scaled in a type of floats by a factor, bounded, rounded; `middle` is added.
+
+    Of 2^fine such parts of a step a word is made.
+    """
+
+    real: type[np.float32] | type[np.float64]
+    factor: Any
+    bound: Any
+    middle: int
+    fine: int
+
+    @classmethod
+    def of(cls, dtype: np.dtype[Any], clip: float, value_bits: int) -> Steps:
+        """For values of a dtype; see `encode`."""
+        fine = min(_DITHER_BITS, _SIGNED_BITS - value_bits)
+        middle = ((1 << value_bits) - 1) << fine - 1
+        single = dtype == np.float32 and value_bits <= _SINGLE_BITS and clip <= _SINGLE_CLIP
+        real = np.float32 if single else np.float64
+        return cls(real, real(middle / clip), real(middle), middle, fine)
+
+
 def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bits: int, dither: Dither) -> int:
     """Clip and round to ring elements.
 
@@ -41,35 +65,34 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bit
         clip: positive bound.
         words: shape (N,), of any unsigned type of 16 bits or more that holds 2^v - 1: filled with numbers below 2^v.
         value_bits: v, bits of one value (1 to 24).
-        dither: for the stochastic rounding, asked for a piece at a time.
+        dither: for the stochastic rounding, asked once for each piece of 2^16 values.
 
     Returns:
         How many values were not finite.
     """
-    fine = min(_DITHER_BITS, _SIGNED_BITS - value_bits)
-    middle = ((1 << value_bits) - 1) << fine - 1
-    single = values.dtype == np.float32 and value_bits <= _SINGLE_BITS and clip <= _SINGLE_CLIP
-    real = np.float32 if single else np.float64
-    factor, bound = real(middle / clip), real(middle)
-    size, replaced = min(_PIECE, len(values)), 0
-    all_scaled, all_steps = np.empty(size, dtype=real), np.empty(size, dtype=np.int32)
-    for start in range(0, len(values), _PIECE):
-        part = values[start : start + _PIECE]
-        scaled, steps = all_scaled[: len(part)], all_steps[: len(part)]
+    real, factor, bound, middle, fine = Steps.of(values.dtype, clip, value_bits)
+    replaced = list[int]()
+
+    def encode_piece(piece: slice) -> None:
+        part = values[piece]
         with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(part, factor, out=scaled, dtype=real)
+            scaled = np.multiply(part, factor, dtype=real)
             if not math.isfinite(np.dot(scaled, scaled)):  # one pass over all; some of it may be large only
                 finite = np.isfinite(np.divide(part, clip, dtype=np.float64))
-                replaced += len(part) - int(np.count_nonzero(finite))
+                replaced.append(len(part) - int(np.count_nonzero(finite)))
                 scaled[~finite] = 0.0
         np.clip(scaled, -bound, bound, out=scaled)
         np.rint(scaled, out=scaled)
-        np.copyto(steps, scaled, casting="unsafe")
-        steps += dither(len(steps)) >> _DITHER_BITS - fine
+        steps, parts = scaled.astype(np.int32), dither(piece.start // _PIECE, len(part))
+        if fine < _DITHER_BITS:
+            parts >>= _DITHER_BITS - fine
+        steps += parts.astype(np.int32)  # faster than adding words of two widths
         steps += middle
         steps >>= fine
-        words[start : start + _PIECE] = steps
-    return replaced
+        words[piece] = steps
+
+    each_slice(len(values), encode_piece, _PIECE)
+    return sum(replaced)
 
 
 def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int, out: Floats | None = None) -> Floats:
@@ -82,16 +105,11 @@ def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int, ou
         value_bits: v.
         out: shape (N,), filled from the beginning, where the ring elements may lie in its end; made unless given.
     """
-    top = (1 << value_bits) - 1
+    factor, offset = 2 * clip / ((1 << value_bits) - 1), survivors * clip
     values = np.empty(len(total), dtype=np.float64) if out is None else out
-    for start in range(0, len(total), _PIECE):
-        part = total[start : start + _PIECE].astype(np.float64)
-        part *= 2 * clip / top
-        part -= survivors * clip
-        values[start : start + _PIECE] = part
+    for start in range(0, len(total), _PIECE):  # in order: where they share memory, one piece takes another's place
+        part = values[start : start + _PIECE]
+        part[:] = total[start : start + _PIECE]
+        part *= factor
+        part -= offset
     return values
-
-
-def clipped_fraction(values: np.ndarray[Any, Any], clip: float) -> float:
-    """Which part of the values, of any shape, lies outside [-clip, clip]: 0 to 1."""
-    return float(np.mean(np.abs(values) > clip)) if values.size else 0.0

@@ -45,6 +45,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
+from codream_protocols.cores import each_slice
 from codream_protocols.errors import LocalProtocolError, VectorRefused
 from codream_protocols.keyschedule import KEY_BYTES, expand, labelled
 from codream_protocols.secret import Secret
@@ -59,8 +60,7 @@ _MODULUS = 1 << 8 * TAG_BYTES
 _WIDE_LIMB_BITS = 16
 _NARROW_LIMB_BITS = 8
 _WIDE_LIMBS_HOLD = 1 << 26  # 26 + 16 + 11 = 53
-_HALF_BITS = 32
-_PIECE_ROWS = 32
+HALF_BITS = 32
 _TYPES = tuple(np.dtype(name) for name in ("<i8", "<i4", "<u4", "<u2"))
 
 
@@ -134,22 +134,33 @@ class TagKey:
             )
         # Each row's number X b is the sum of its 8 entries here, the l-th times 2^16l; they are below 2^61.
         products = np.empty((len(self._rows), 8), dtype=np.int64)
-        piece = np.empty((_PIECE_ROWS, COLUMNS))
-        for row in range(0, len(products), _PIECE_ROWS):
-            part = values[row * COLUMNS : (row + _PIECE_ROWS) * COLUMNS]
-            flat = piece.reshape(-1)
+
+        def multiply(piece: slice) -> None:
+            part, first = values[piece], piece.start // COLUMNS
+            rows = np.empty((-(-len(part) // COLUMNS), COLUMNS))
+            flat = rows.reshape(-1)
             flat[: len(part)] = part
             flat[len(part) :] = 0
-            target = products[row : row + _PIECE_ROWS]
-            target[:] = self._times_columns(piece[: len(target)], _magnitude(part))
-        low, high = products & ((1 << _HALF_BITS) - 1), products >> _HALF_BITS
+            products[first : first + len(rows)] = self._times_columns(rows, _magnitude(part))
+
+        each_slice(len(values), multiply)  # of 32 rows
+        low, high = products & ((1 << HALF_BITS) - 1), products >> HALF_BITS
         # 16 + 32 bits and 2^15 rows: below 2^63.
-        sums = (self._rows.T @ low, self._rows.T @ high)
-        return (_weigh(sums[0]) + (_weigh(sums[1]) << _HALF_BITS)) % _MODULUS
+        return joined(self._rows.T @ low, self._rows.T @ high)
+
+    @property
+    def limbs(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """For who multiplies elsewhere: a and b in limbs of 16 bits, the lowest first, (rows, 8) and (2048, 8), int64.
+
+        Raises:
+            LocalProtocolError: the key was erased.
+        """
+        self._usable()
+        return self._rows.copy(), self._columns_wide.astype(np.int64)
 
     def _times_columns(self, piece: np.ndarray[Any, Any], magnitude: int) -> np.ndarray[Any, Any]:
         if magnitude <= _WIDE_LIMBS_HOLD:
-            return (piece @ self._columns_wide).astype(np.int64)
+            return piece @ self._columns_wide
         if magnitude >> MAGNITUDE_BITS:
             raise LocalProtocolError("a value too large for a tag", f"magnitudes below 2^{MAGNITUDE_BITS}")
         narrow = (piece @ self._columns_narrow).astype(np.int64)
@@ -231,6 +242,16 @@ def _magnitude(values: np.ndarray[Any, Any]) -> int:
         return (1 << 16) - 1
     least = 0 if values.dtype.kind == "u" else int(values.min())
     return max(-least, int(values.max()))
+
+
+def joined(low: np.ndarray[Any, Any], high: np.ndarray[Any, Any]) -> int:
+    """A' X b modulo 2^128 of a in limbs, transposed, times the lower 32 bits of X b in limbs, and times the upper ones.
+
+    Args:
+        low: int64, (8, 8).
+        high: the same.
+    """
+    return (_weigh(low) + (_weigh(high) << HALF_BITS)) % _MODULUS
 
 
 def _weigh(sums: np.ndarray[Any, Any]) -> int:

@@ -42,7 +42,7 @@ def encoded(values: Any, clip: float, value_bits: int, rng: np.random.Generator)
     """Words of a vector."""
     words = np.empty(len(values), dtype="<u4")
     replaced = ring.encode(
-        values, clip, words, value_bits=value_bits, dither=lambda size: rng.integers(0, 1 << 16, size, dtype="<u2")
+        values, clip, words, value_bits=value_bits, dither=lambda _, size: rng.integers(0, 1 << 16, size, dtype="<u2")
     )
     assert replaced == 0
     return words
@@ -74,7 +74,7 @@ def test_rounding_is_unbiased(value: float, value_bits: int) -> None:
     words = np.empty(1 << 16, dtype="<u4")
     all_dithers = iter(range(1 << 16))
 
-    def dither(size: int) -> np.ndarray:
+    def dither(_: int, size: int) -> np.ndarray:
         return np.fromiter(islice(all_dithers, size), "<u2", size)
 
     ring.encode(np.full(1 << 16, value), 1.0, words, value_bits=value_bits, dither=dither)
@@ -120,7 +120,7 @@ def test_encoding_is_bit_by_bit_what_a_plain_one_says(
             clip,
             words,
             value_bits=value_bits,
-            dither=lambda size: np.fromiter(islice(given_out, size), "<u2", size),
+            dither=lambda _, size: np.fromiter(islice(given_out, size), "<u2", size),
         )
         exact = single and value_bits <= 16 and clip <= 2.0**60
         assert words.tolist() == plainly_encoded(plain, clip, value_bits, dithers, exact)
@@ -128,7 +128,7 @@ def test_encoding_is_bit_by_bit_what_a_plain_one_says(
 
 
 def test_a_vector_of_many_pieces_is_encoded_like_its_parts() -> None:
-    values, halves = np.linspace(-1.2, 1.2, (1 << 17) + 3), lambda size: np.full(size, 1 << 15, dtype="<u2")
+    values, halves = np.linspace(-1.2, 1.2, (1 << 17) + 3), lambda _, size: np.full(size, 1 << 15, dtype="<u2")
     whole, alone = np.empty(len(values), dtype="<u4"), np.empty(5, dtype="<u4")
     ring.encode(values, 1.0, whole, value_bits=16, dither=halves)
     ring.encode(values[-5:], 1.0, alone, value_bits=16, dither=halves)
@@ -161,14 +161,9 @@ def test_values_that_are_not_finite_over_their_clip_count_nothing_and_are_told(b
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         replaced = ring.encode(
-            np.array([0.0, bad]), 1e-6, words, value_bits=8, dither=lambda size: np.zeros(size, dtype="<u2")
+            np.array([0.0, bad]), 1e-6, words, value_bits=8, dither=lambda _, size: np.zeros(size, dtype="<u2")
         )
     assert replaced == 1 and words[0] == words[1] == 127
-
-
-def test_clipped_fraction() -> None:
-    assert ring.clipped_fraction(np.array([0.5, 1.0, -1.5, 2.0]), 1.0) == 0.5
-    assert ring.clipped_fraction(np.array([]), 1.0) == 0.0
 
 
 # -- vectors ---------------------------------------------
