@@ -13,8 +13,8 @@ client is asked for it to when it is asked for the next.
 - `flood`: six clients in lockstep, of which one is a process of its own that floods the server: with 2,000 silent
   connections, with oversized and slow frames of strangers, with oversized frames of a member's key, with strangers'
   handshakes, and with a member's Hello, beside its own line and on it. Steps without a flood and under it alternate;
-  the ratio of their medians is printed for each kind. Server and honest clients share one core and the flood has another,
-  so that it takes from them what the server spends on it, and not the core itself.
+  the ratio of their medians is printed for each kind. Server and honest clients share one core and the flood has
+  another, so that it takes from them what the server spends on it, and not the core itself.
 """
 
 from __future__ import annotations
