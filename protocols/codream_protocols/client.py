@@ -431,7 +431,7 @@ class ClientProtocol(HoldsHistory):
         vector, replaced = self._encode(epoch.plan, step, values)
         current, chain = epoch.step, epoch.public.chain
         tag = current.tag_key.tag(self._member, integers(epoch.plan, step, vector))
-        bits, keys = epoch.plan.modulus_bits, epoch.keys.stream_keys(step, chain)
+        bits, keys = epoch.plan.modulus_bits(step), epoch.keys.stream_keys(step, chain)
         add_masks(
             vector, keys, suite=epoch.plan.aggregation.suite
         )  # in place: from here on only the masked one is left

@@ -1,11 +1,12 @@
 """Fixed-point numbers in the ring of integers modulo 2^m.
 
-A value is clipped to [-clip, clip], mapped to 0 .. 2^v - 1 and rounded stochastically (up with the probability of
-the remainder), so that the rounding is unbiased: to the nearest of 2^k parts of a step first, k = min(16, 31 - v), then
-up or down by k random bits, which are integers already. Single precision is scaled in single precision where v is 16 or
-less: a factor alone, so that a value is off by 2^-23 of itself, as its own last bit is; an offset is added to integers
-only. With m >= v + ceil(log2 n) the sum of n encodings cannot wrap: the decoded sum is exactly the sum of what was
-encoded. Adding survivors' encodings adds n' offsets of -clip, which decoding removes.
+A value is clipped to [-clip, clip], mapped to 0 .. `top` and rounded stochastically (up with the probability of the
+remainder), so that the rounding is unbiased: to the nearest of 2^k parts of a step first, k = min(16, 31 - v) where v
+are the bits of `top`, then up or down by k random bits, which are integers already. Single precision is scaled in
+single precision where v is 16 or less: a factor alone, so that a value is off by 2^-23 of itself, as its own last bit
+is; an offset is added to integers only. Where n times `top` is below 2^m, the sum of n encodings cannot wrap: the
+decoded sum is exactly the sum of what was encoded. Adding survivors' encodings adds n' offsets of -clip, which decoding
+removes.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ def modulus_bits_for(value_bits: int, clients: int) -> int:
     return value_bits + (clients - 1).bit_length()
 
 
-def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bits: int, dither: Dither) -> int:
+def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, top: int, dither: Dither) -> int:
     """Clip and round to ring elements.
 
     Args:
         values: shape (N,), real; what is not finite, or would not be over `clip`, counts 0.
         clip: positive bound.
-        words: shape (N,), of any unsigned type of 16 bits or more that holds 2^v - 1: filled with numbers below 2^v.
-        value_bits: v, bits of one value (1 to 24).
+        words: shape (N,), of any unsigned type of 16 bits or more that holds `top`: filled with numbers up to it.
+        top: what `clip` becomes, 1 to 2^24 - 1.
         dither: for the stochastic rounding, asked once for each piece of 2^16 values.
 
     Returns:
         How many values were not finite.
     """
-    fine = min(_DITHER_BITS, _SIGNED_BITS - value_bits)
-    middle = ((1 << value_bits) - 1) << fine - 1
-    single = values.dtype == np.float32 and value_bits <= _SINGLE_BITS and clip <= _SINGLE_CLIP
+    fine = min(_DITHER_BITS, _SIGNED_BITS - top.bit_length())
+    middle = top << fine - 1
+    single = values.dtype == np.float32 and top.bit_length() <= _SINGLE_BITS and clip <= _SINGLE_CLIP
     real = np.float32 if single else np.float64
     factor, bound = real(middle / clip), real(middle)
     replaced = list[int]()
@@ -77,17 +78,17 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bit
     return sum(replaced)
 
 
-def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int, out: Floats | None = None) -> Floats:
+def decode_sum(total: Words, survivors: int, clip: float, *, top: int, out: Floats | None = None) -> Floats:
     """Turn the sum of `survivors` encodings back into the sum of their values.
 
     Args:
         total: shape (N,), ring elements (already reduced modulo 2^m).
         survivors: how many clients' encodings it holds.
         clip: the bound they were encoded with.
-        value_bits: v.
+        top: what they were encoded up to.
         out: shape (N,), filled from the beginning, where the ring elements may lie in its end; made unless given.
     """
-    factor, offset = 2 * clip / ((1 << value_bits) - 1), survivors * clip
+    factor, offset = 2 * clip / top, survivors * clip
     values = np.empty(len(total), dtype=np.float64) if out is None else out
     for start in range(0, len(total), _PIECE):  # in order: where they share memory, one piece takes another's place
         part = values[start : start + _PIECE]
