@@ -352,9 +352,7 @@ def client(
 def _client_line(event: dict[str, Any]) -> str | None:
     """What a client's screen says of a line of its log; its own text, or what the log has made printable."""
     match event["event"]:
-        case "exposure" | "expiry":
-            return str(event["text"])
-        case "data":
+        case "exposure" | "expiry" | "data" | "masks":
             return str(event["text"])
         case "warm-up":
             return f"training alone: {event['model']}" if event["model"] else None

@@ -14,6 +14,10 @@ import pytest
 for size in ("COLUMNS", "LINES"):
     os.environ.pop(size, None)
 
+# Without a GPU its kernels are interpreted; triton asks as it is imported, which other libraries do.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A shell that starts a run in the background has it ignore interruptions: then no test of them could end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

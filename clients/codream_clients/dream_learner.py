@@ -10,8 +10,10 @@ The other courses' learners: `parameter_tasks` (FedAvg, FedProx, MOON, SCAFFOLD)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+import torch
 
 from codream_clients.learning.distillation import distil
 from codream_clients.learning.dreaming import first_target
@@ -25,16 +27,22 @@ from codream_protocols.courses.contrast import CONTRAST
 from codream_protocols.courses.labels import LOGITS, VOTES, LabelBy
 from codream_protocols.courses.metrics import COUNTS, HELD, METRICS
 from codream_protocols.errors import VectorRefused
-from codream_protocols.ring import clipped_fraction
 from codream_protocols.specs import VectorSpec
 
 Values = dict[str, Array]
 OnMetrics = Callable[[Metrics], object]
+HandOver = Callable[[torch.Tensor], Any]
+"""What a machine is given for numbers on a device: an array, or what it has masked there."""
 
 
 def metrics_values(counts: tuple[int, int, int, int], *, tells: bool) -> Values:
     """The blocks of a step of metrics: `participant.Participant.counts`, or zeros from who does not tell."""
     return {name: np.array([count if tells else 0]) for name, count in zip(COUNTS, counts, strict=True)}
+
+
+def fetched(tensor: torch.Tensor) -> Any:
+    """As an array, from whatever device."""
+    return tensor.cpu().numpy()
 
 
 def distillation_of(label_by: LabelBy) -> Distillation:
@@ -53,6 +61,7 @@ class DreamLearner:
         adaptive: the adaptive term, trained here and added to this client's own dream loss; None leaves it out.
         certified: epochs that were certified before the first one learnt here, those of a predecessor.
         distillation: what labels are learnt by; `distillation_of` the course's settings.
+        hand_over: makes of an update on the device what the machine is given.
     """
 
     def __init__(
@@ -65,8 +74,9 @@ class DreamLearner:
         adaptive: AdaptiveTerm | None = None,
         certified: int = 0,
         distillation: Distillation = distil,
+        hand_over: HandOver = fetched,
     ) -> None:
-        self._distillation = distillation
+        self._distillation, self._hand_over = distillation, hand_over
         self._participant, self._weight, self._on_metrics = participant, weight, on_metrics
         self._tells_accuracy, self._adaptive, self._rounds = tells_accuracy, adaptive, certified
 
@@ -134,12 +144,13 @@ class DreamLearner:
         first = first_target(self._rounds, len(dreams), self._participant.classes)
         share = self._participant.dream_update(dreams, extra=extra, first=first)
         clip = spec.blocks[0].clip
-        clipped = np.clip(share.delta, -clip, clip)
+        clipped = share.moved.clamp(-clip, clip)
         if spec.noise is not None:  # weights are 1 for everybody, and no figures are told
-            return {"dreams": clipped}
+            return {"dreams": fetched(clipped)}
+        weighted, beyond = clipped * self._weight, share.moved.abs() > clip
         return {
-            "dreams": clipped * self._weight,
+            "dreams": self._hand_over(weighted),
             "weight": np.array([self._weight]),
             "entropy": np.array([share.entropy * self._weight]),
-            "clipped": np.array([clipped_fraction(share.delta, clip) * self._weight]),
+            "clipped": np.array([float(beyond.double().mean()) * self._weight]),
         }

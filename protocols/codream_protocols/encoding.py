@@ -21,7 +21,7 @@ from codream_protocols.charter import Plan
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.errors import LocalProtocolError, WrongSum
 from codream_protocols.keyschedule import KEY_BYTES
-from codream_protocols.masks import stream_pieces, stream_words, word_type
+from codream_protocols.masks import Suite, stream_pieces, stream_words, word_type
 from codream_protocols.record_noise import RecordNoise
 from codream_protocols.rotation import step_signs
 from codream_protocols.spans import part_of_sum
@@ -32,19 +32,22 @@ _SUITE = "aes-256-ctr"
 
 
 class StreamRounding:
-    """Uniform numbers for stochastic rounding, each call's from a fresh key of the given generator."""
+    """Uniform numbers for stochastic rounding, each call's the stream of a fresh key of the given generator."""
 
-    def __init__(self, random_bytes: RandomBytes) -> None:
-        self._random_bytes = random_bytes
+    def __init__(self, random_bytes: RandomBytes, suite: Suite = "aes-256-ctr") -> None:
+        self._random_bytes, self._suite = random_bytes, suite
+
+    def key(self) -> bytes:
+        """A fresh key."""
+        return self._random_bytes(KEY_BYTES)
 
     def random(self, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """`size` numbers in [0, 1), float64, of 32 bits each."""
-        words = stream_words(size, "<u4", self._random_bytes(KEY_BYTES), suite=_SUITE)
-        return words * np.float64(2.0**-32)
+        return stream_words(size, "<u4", self.key(), suite=self._suite) * np.float64(2.0**-32)
 
     def dither(self) -> ring.Dither:
-        """The pieces of a stream of 16-bit numbers."""
-        return stream_pieces("<u2", self._random_bytes(KEY_BYTES), suite=_SUITE)
+        """Numbers of 16 bits: of each piece those that its piece of the stream begins with."""
+        return stream_pieces("<u2", self.key(), suite=self._suite)
 
 
 @part_of_sum("encoding")
@@ -63,19 +66,13 @@ def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_byt
     Raises:
         LocalProtocolError: a block is missing, unknown or of another size.
     """
-    spec, rounding = plan.spec(step), StreamRounding(random_bytes)
+    spec, rounding = plan.spec(step), StreamRounding(random_bytes, plan.aggregation.suite)
     if values is None:
         values = {block.name: np.zeros(block.length) for block in spec.blocks}
     names = {block.name for block in spec.blocks}
     if set(values) != names:
         raise LocalProtocolError(f"blocks {sorted(values)}", f"exactly {sorted(names)}")
-    parts = []
-    for block in spec.blocks:
-        single = getattr(values[block.name], "dtype", None) == np.float32
-        flat = np.asarray(values[block.name], dtype=np.float32 if single else np.float64).reshape(-1)
-        if len(flat) != block.length:
-            raise LocalProtocolError(f"{len(flat)} values for {spec.task}.{block.name}", f"{block.length}")
-        parts.append(flat)
+    parts = [flat_block(block, values[block.name], spec.task) for block in spec.blocks]
     if isinstance(spec.noise, RecordNoise):
         total, replaced = _whole(parts)
         return record_noise.encode(
@@ -95,12 +92,29 @@ def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_byt
     words, start, replaced = np.empty(spec.words, dtype=word_type(plan.modulus_bits(step))), 0, 0
     for block, flat in zip(spec.blocks, parts, strict=True):
         part = words[start : start + block.words]
-        if block.kind == "count":
-            replaced += _count_digits(block, flat, part)
-        else:
-            replaced += ring.encode(flat, block.clip, part, top=plan.top(step), dither=rounding.dither())
+        replaced += encode_block(block, flat, part, plan.top(step), rounding)
         start += block.words
     return words, replaced
+
+
+def flat_block(block: Block, values: Array, task: str) -> Array:
+    """A block's numbers, float32 or float64, shape (length,).
+
+    Raises:
+        LocalProtocolError: another number of them.
+    """
+    single = getattr(values, "dtype", None) == np.float32
+    flat = np.asarray(values, dtype=np.float32 if single else np.float64).reshape(-1)
+    if len(flat) != block.length:
+        raise LocalProtocolError(f"{len(flat)} values for {task}.{block.name}", f"{block.length}")
+    return flat
+
+
+def encode_block(block: Block, flat: Array, words: Array, top: int, rounding: StreamRounding) -> int:
+    """Write a block without noise to its words, shape (block.words,); how many numbers were not finite."""
+    if block.kind == "count":
+        return _count_digits(block, flat, words)
+    return ring.encode(flat, block.clip, words, top=top, dither=rounding.dither())
 
 
 def _scaled(blocks: Sequence[Block], parts: Sequence[Array]) -> tuple[Array, int]:

@@ -50,6 +50,11 @@ def packed_size(count: int, bits: int) -> int:
     return _WORD.itemsize * sum(plane.words for plane in _planes(count, bits))
 
 
+def plane_words(count: int, bits: int) -> list[tuple[int, int]]:
+    """Of each plane its width and how many 16-bit words it has."""
+    return [(plane.width, plane.words) for plane in _planes(count, bits)]
+
+
 @part_of_sum("packing")
 def pack(vector: np.ndarray[Any, Any], bits: int) -> bytes:
     """Pack a vector of words of `word_type(bits)`, each below 2^bits.

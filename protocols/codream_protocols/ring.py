@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,29 @@ def modulus_bits_for(value_bits: int, clients: int) -> int:
     return value_bits + (clients - 1).bit_length()
 
 
+class Steps(NamedTuple):
+    """How values become words: scaled in a type of floats by a factor, bounded, rounded; `middle` is added.
+
+    Of 2^fine such parts of a step a word is made.
+    """
+
+    real: type[np.float32] | type[np.float64]
+    factor: Any
+    bound: Any
+    middle: int
+    fine: int
+
+    @classmethod
+    def of(cls, dtype: np.dtype[Any], clip: float, top: int) -> Steps:
+        """For values of a dtype; see `encode`."""
+        bits = top.bit_length()
+        fine = min(_DITHER_BITS, _SIGNED_BITS - bits)
+        middle = top << fine - 1
+        single = dtype == np.float32 and bits <= _SINGLE_BITS and clip <= _SINGLE_CLIP
+        real = np.float32 if single else np.float64
+        return cls(real, real(middle / clip), real(middle), middle, fine)
+
+
 def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, top: int, dither: Dither) -> int:
     """Clip and round to ring elements.
 
@@ -49,11 +72,7 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, top: int,
     Returns:
         How many values were not finite.
     """
-    fine = min(_DITHER_BITS, _SIGNED_BITS - top.bit_length())
-    middle = top << fine - 1
-    single = values.dtype == np.float32 and top.bit_length() <= _SINGLE_BITS and clip <= _SINGLE_CLIP
-    real = np.float32 if single else np.float64
-    factor, bound = real(middle / clip), real(middle)
+    real, factor, bound, middle, fine = Steps.of(values.dtype, clip, top)
     replaced = list[int]()
 
     def encode_piece(piece: slice) -> None:
@@ -96,8 +115,3 @@ def decode_sum(total: Words, survivors: int, clip: float, *, top: int, out: Floa
         part *= factor
         part -= offset
     return values
-
-
-def clipped_fraction(values: np.ndarray[Any, Any], clip: float) -> float:
-    """Which part of the values, of any shape, lies outside [-clip, clip]: 0 to 1."""
-    return float(np.mean(np.abs(values) > clip)) if values.size else 0.0

@@ -60,7 +60,7 @@ _MODULUS = 1 << 8 * TAG_BYTES
 _WIDE_LIMB_BITS = 16
 _NARROW_LIMB_BITS = 8
 _WIDE_LIMBS_HOLD = 1 << 26  # 26 + 16 + 11 = 53
-_HALF_BITS = 32
+HALF_BITS = 32
 _TYPES = tuple(np.dtype(name) for name in ("<i8", "<i4", "<u4", "<u2"))
 
 
@@ -144,10 +144,19 @@ class TagKey:
             products[first : first + len(rows)] = self._times_columns(rows, _magnitude(part))
 
         each_slice(len(values), multiply)  # of 32 rows
-        low, high = products & ((1 << _HALF_BITS) - 1), products >> _HALF_BITS
+        low, high = products & ((1 << HALF_BITS) - 1), products >> HALF_BITS
         # 16 + 32 bits and 2^15 rows: below 2^63.
-        sums = (self._rows.T @ low, self._rows.T @ high)
-        return (_weigh(sums[0]) + (_weigh(sums[1]) << _HALF_BITS)) % _MODULUS
+        return joined(self._rows.T @ low, self._rows.T @ high)
+
+    @property
+    def limbs(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """For who multiplies elsewhere: a and b in limbs of 16 bits, the lowest first, (rows, 8) and (2048, 8), int64.
+
+        Raises:
+            LocalProtocolError: the key was erased.
+        """
+        self._usable()
+        return self._rows.copy(), self._columns_wide.astype(np.int64)
 
     def _times_columns(self, piece: np.ndarray[Any, Any], magnitude: int) -> np.ndarray[Any, Any]:
         if magnitude <= _WIDE_LIMBS_HOLD:
@@ -233,6 +242,16 @@ def _magnitude(values: np.ndarray[Any, Any]) -> int:
         return (1 << 16) - 1
     least = 0 if values.dtype.kind == "u" else int(values.min())
     return max(-least, int(values.max()))
+
+
+def joined(low: np.ndarray[Any, Any], high: np.ndarray[Any, Any]) -> int:
+    """A' X b modulo 2^128 of a in limbs, transposed, times the lower 32 bits of X b in limbs, and times the upper ones.
+
+    Args:
+        low: int64, (8, 8).
+        high: the same.
+    """
+    return (_weigh(low) + (_weigh(high) << HALF_BITS)) % _MODULUS
 
 
 def _weigh(sums: np.ndarray[Any, Any]) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.devices import pick_device
 from codream_clients.dp_sgd_learner import DPSGDLearner
-from codream_clients.dream_learner import DreamLearner, distillation_of
+from codream_clients.dream_learner import DreamLearner, HandOver, distillation_of, fetched
 from codream_clients.function_learner import FunctionLearner
 from codream_clients.generator_learner import GeneratorLearner
 from codream_clients.learning.handed_down import HandedDown
@@ -84,6 +84,7 @@ def make_learner(
     tells_accuracy: bool = True,
     on_metrics: Callable[[Metrics], object] = lambda metrics: None,
     tell: Callable[[str], object] = lambda text: None,
+    hand_over: HandOver = fetched,
 ) -> Learning:
     """The learner of a client.
 
@@ -99,6 +100,7 @@ def make_learner(
         tells_accuracy: whether its counts are in the sum of metrics.
         on_metrics: called with the figures after each training.
         tell: called with what is wrong with an answer that is sent all the same.
+        hand_over: see `DreamLearner`.
 
     Raises:
         ConfigError: settings, a model or data that do not fit the course, or a budget where none is spent.
@@ -121,6 +123,7 @@ def make_learner(
             adaptive=_adaptive(federation, course, participant),
             certified=certified,
             distillation=distillation_of(course.settings.label_by),
+            hand_over=hand_over,
         )
     elif isinstance(course, CoDreamFast):
         learner = GeneratorLearner(

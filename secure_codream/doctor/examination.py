@@ -210,12 +210,13 @@ class _Examination:
         course: Course,
     ) -> int:
         """A client's data, model and budget; returns the bytes of its model."""
-        from secure_codream.doctor.learning import BUDGET, DATA, MODEL, Weighed, of_budget, of_data
+        from secure_codream.doctor.learning import BUDGET, DATA, MASKS, MODEL, Weighed, of_budget, of_data, of_masks
 
         weighed = Weighed()
         data = looked(DATA, lambda: of_data(client, federation))
         found += data
         found += looked(MODEL, lambda: weighed.of_model(client, federation))
+        found += looked(MASKS, lambda: of_masks(client, charter))
         if well(data):
             found += looked(BUDGET, lambda: of_budget(self._folder, client, federation, charter, course))
         return weighed.bytes

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from codream_clients.data.understanding import lines
 from codream_clients.devices import pick_device
+from codream_clients.masking.device import why_not
 from codream_clients.models.gate import trial_images
 from codream_clients.models.refusals import ModelRefused
 from codream_clients.own_parts import load_own_part
@@ -40,7 +41,7 @@ from secure_codream.deployment.budget import dry_run
 from secure_codream.doctor.findings import Finding, ok, warning
 from secure_codream.reports.words import counted
 
-DATA, MODEL, BUDGET = "data", "model", "budget"
+DATA, MODEL, MASKS, BUDGET = "data", "model", "masks", "budget"
 
 
 def of_data(client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
@@ -96,6 +97,14 @@ class Weighed:
             yield warning(MODEL, str(one.message), "a model all of which is trained")
 
 
+def of_masks(client: ClientConfig, charter: Charter) -> Iterator[Finding]:
+    """Where a client that has a GPU masks its vectors; of others there is nothing to say."""
+    device = pick_device(client.device)
+    if device.type == "cuda":
+        reason = why_not(device, charter.aggregation.suite)
+        yield ok(MASKS, reason or f"CoDream's updates are masked on {device}, once it has proven that it can")
+
+
 def of_budget(
     folder: Path, client: ClientConfig, federation: FederationConfig, charter: Charter, course: Course
 ) -> Iterator[Finding]:
@@ -105,18 +114,18 @@ def of_budget(
         yield from _of_records(folder, client, federation)
     if federation.client_privacy is not None:
         yield from _of_sums(folder, client, federation, charter, course)
-    if not federation.record_private:
-        yield from _of_others(client, federation)
+    yield from _of_others(client, federation)
     if not federation.record_private and federation.client_privacy is None:
         yield ok(BUDGET, "none is spent: no differential privacy in this federation")
 
 
 def _of_others(client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
-    """Whether the images have a ledger that this federation charges nothing to."""
-    if client.budget is not None or client.data.public or federation.federation.course == "sums":
+    """Whether images have a ledger, and are used without a charge."""
+    index = known_index()
+    if client.data.public or federation.federation.course == "sums" or index is None:
         return
-    images, _ = load_client_data(_without_download(client), federation)
-    if (found := look_uncharged(client, federation, images, known_index())) is not None:
+    images = load_client_data(_without_download(client), federation)
+    for found in look_uncharged(client, federation, *images, index):
         yield warning(BUDGET, found.text, "a federation that charges it", "leave uncharged out of [policy]")
 
 

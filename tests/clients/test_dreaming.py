@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from codream_clients.learning import dreaming
 from codream_clients.learning.dreaming import (
     DreamError,
     DreamLoss,
     FeatureStatistics,
-    dream_gradient,
-    dream_update,
     entropy,
     first_target,
     frozen,
@@ -25,6 +24,18 @@ from codream_protocols.settings import SettingsError
 ALL_TERMS = DreamLoss(alpha_preds=1.0, alpha_bn=0.7, alpha_tv=0.01, alpha_l2=0.02, alpha_target=0.5)
 ONLY = {"alpha_preds": 0.0, "alpha_bn": 0.0, "alpha_tv": 0.0, "alpha_l2": 0.0, "alpha_target": 0.0}
 SEEN = np.array([True, False, True, True])
+
+
+def dream_gradient(*arguments, **options):
+    """As an array, with the entropy."""
+    gradient, uncertainty = dreaming.dream_gradient(*arguments, **options)
+    return gradient.numpy(), uncertainty
+
+
+def dream_update(*arguments, **options):
+    """The same."""
+    moved, uncertainty = dreaming.dream_update(*arguments, **options)
+    return moved.numpy(), uncertainty
 
 
 def noise(count=6, seed=0):

@@ -90,7 +90,9 @@ def test_blocks_are_those_of_the_spec_and_within_their_clips(
 def test_everything_of_an_update_carries_the_secret_weight(dreams: np.ndarray) -> None:
     delta = np.full((BATCH, *SHAPE), 0.5, np.float32)
     delta[0] = -0.9
-    fake: Any = SimpleNamespace(classes=CLASSES, dream_update=lambda given, extra, first: DreamShare(delta, 1.2))
+    fake: Any = SimpleNamespace(
+        classes=CLASSES, dream_update=lambda given, extra, first: DreamShare(torch.from_numpy(delta), 1.2)
+    )
     values = DreamLearner(fake, weight=0.25).compute(asked("update", dreams), specs(update_clip=0.6)["update"])
     assert values["weight"].tolist() == [0.25]
     np.testing.assert_allclose(values["dreams"], np.clip(delta, -0.6, 0.6) * 0.25)
@@ -109,7 +111,7 @@ def counts(able: DreamLearner) -> dict[str, int]:
 
 
 def test_metrics_are_counts_of_images(images: LabelledImages, dreams: np.ndarray) -> None:
-    """Finding F9: fractions of test sets of different sizes can be told apart in one sum."""
+    """Fractions of test sets of different sizes can be told apart in one sum."""
     heard: list[Metrics] = []
     able = learner(images, test=images, on_metrics=heard.append)
     assert set(counts(able).values()) == {0}  # before anything is known
@@ -156,7 +158,7 @@ def test_targets_go_on_with_each_epoch_alike_for_all(dreams: np.ndarray, certifi
 
     def noted(given: np.ndarray, extra: object, first: int) -> DreamShare:
         firsts.append(first)
-        return DreamShare(np.zeros_like(given), 0.0)
+        return DreamShare(torch.zeros(given.shape), 0.0)
 
     fake: Any = SimpleNamespace(classes=CLASSES, dream_update=noted, recall=lambda *given: None)
     able = DreamLearner(fake, certified=certified)

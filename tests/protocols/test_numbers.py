@@ -78,7 +78,7 @@ def test_rounding_is_unbiased(value: float, value_bits: int) -> None:
     words = np.empty(1 << 16, dtype="<u4")
     all_dithers = iter(range(1 << 16))
 
-    def dither(piece: int, size: int) -> np.ndarray:
+    def dither(_: int, size: int) -> np.ndarray:
         return np.fromiter(islice(all_dithers, size), "<u2", size)
 
     ring.encode(np.full(1 << 16, value), 1.0, words, top=(1 << value_bits) - 1, dither=dither)
@@ -168,11 +168,6 @@ def test_values_that_are_not_finite_over_their_clip_count_nothing_and_are_told(b
             np.array([0.0, bad]), 1e-6, words, top=255, dither=lambda _, size: np.zeros(size, dtype="<u2")
         )
     assert replaced == 1 and words[0] == words[1] == 127
-
-
-def test_clipped_fraction() -> None:
-    assert ring.clipped_fraction(np.array([0.5, 1.0, -1.5, 2.0]), 1.0) == 0.5
-    assert ring.clipped_fraction(np.array([]), 1.0) == 0.0
 
 
 # -- vectors ---------------------------------------------

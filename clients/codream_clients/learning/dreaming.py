@@ -212,8 +212,8 @@ def dream_gradient(
     first: int = 0,
     extra: ExtraTerm | None = None,
     supplied: ChannelStatistics | None = None,
-) -> tuple[Dreams, float]:
-    """The gradient dL/dx (B, C, H, W) of one teacher's loss at `dreams`, and its mean entropy there in nats.
+) -> tuple[torch.Tensor, float]:
+    """The gradient dL/dx (B, C, H, W) of one teacher's loss at `dreams`, on its device; its mean entropy there in nats.
 
     `seen` (K,) and `first`: see `target_loss`; `supplied`: see `FeatureStatistics`.
     Raises `DreamError` unless dreams are finite float32 of four axes.
@@ -222,7 +222,7 @@ def dream_gradient(
     with frozen(model), FeatureStatistics(model, supplied=supplied) as statistics:
         value, uncertainty = _dream_loss(model, state, loss, statistics, seen, first, extra)
         (gradient,) = torch.autograd.grad(value, state)
-    return _to_numpy(gradient), uncertainty
+    return gradient, uncertainty
 
 
 def dream_update(
@@ -236,8 +236,8 @@ def dream_update(
     first: int = 0,
     extra: ExtraTerm | None = None,
     supplied: ChannelStatistics | None = None,
-) -> tuple[Dreams, float]:
-    """How far `local_steps` steps of a fresh Adam (rate `lr`) move a copy of `dreams`: (B, C, H, W).
+) -> tuple[torch.Tensor, float]:
+    """How far `local_steps` steps of a fresh Adam (rate `lr`) move a copy of `dreams`: (B, C, H, W), on its device.
 
     The second value is the teacher's mean entropy in nats at `dreams` as they came. `seen` (K,): see
     `target_loss`; `supplied`: see `FeatureStatistics`.
@@ -256,7 +256,7 @@ def dream_update(
             (state.grad,) = torch.autograd.grad(value, state)
             optimiser.step()
     assert first_uncertainty is not None  # noqa: S101 (local_steps >= 1)
-    return _to_numpy(state.detach() - start), first_uncertainty
+    return state.detach() - start, first_uncertainty
 
 
 def _dream_loss(
@@ -293,7 +293,3 @@ def _on_device(model: nn.Module, dreams: Dreams) -> torch.Tensor:
         raise DreamError(f"dreams are {dreams.dtype} of shape {dreams.shape}; finite float32 (B, C, H, W) are needed")
     device = next(model.parameters()).device
     return torch.tensor(dreams, device=device)
-
-
-def _to_numpy(values: torch.Tensor) -> Dreams:
-    return np.asarray(values.detach().cpu().numpy(), dtype=np.float32)

@@ -44,14 +44,19 @@ LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
 class DreamShare:
     """What a client contributes to one global step.
 
-    `delta` (B, C, H, W) float32, not yet clipped: in the update way, how far the client moved the dreams
-    (add the mean to the state); in the gradient way, B * dL/dx (descend along the mean with Adam, which is
+    `moved` (B, C, H, W) float32, on the teacher's device, not yet clipped: in the update way, how far the client moved
+    the dreams (add the mean to the state); in the gradient way, B * dL/dx (descend along the mean with Adam, which is
     blind to the factor B; it brings the coordinates into the fixed-point range).
     `entropy`: mean entropy of the teacher at the dreams received, in nats, in [0, log K].
     """
 
-    delta: FloatArray
+    moved: torch.Tensor
     entropy: float
+
+    @property
+    def delta(self) -> FloatArray:
+        """`moved`, fetched."""
+        return np.asarray(self.moved.cpu().numpy(), dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +256,7 @@ class Participant:
         """
         settings = self.settings
         if settings.way == "update":
-            delta, entropy = dream_update(
+            moved, entropy = dream_update(
                 self._teacher,
                 dreams,
                 settings.loss,
@@ -266,8 +271,8 @@ class Participant:
             gradient, entropy = dream_gradient(
                 self._teacher, dreams, settings.loss, seen=self._seen, first=first, extra=extra, supplied=self._supplied
             )
-            delta = gradient * np.float32(len(dreams))
-        return DreamShare(delta, entropy)
+            moved = gradient * len(dreams)
+        return DreamShare(moved, entropy)
 
     def contrast(self) -> NDArray[np.float64] | None:
         """Means over its images of an image's (mean, deviation), and of their squares (2, 2); None if none may be told.

@@ -1,0 +1,1 @@
+"""Masking a vector on the GPU that its numbers lie on."""

@@ -1,0 +1,154 @@
+"""One vector on a device: its parts are given, in order; then it is masked, once, and what leaves is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+
+from codream_clients.masking import kernels
+from codream_protocols import packing, ring, tag
+from codream_protocols.accelerator import Masked
+from codream_protocols.course import Array
+from codream_protocols.errors import LocalProtocolError
+from codream_protocols.tag import TagKey
+
+_LIMBS = 8
+_A_BLOCK = 32  # numbers of 16 bits
+_DITHER_LANES = 128
+_MOST_PLANES = 3
+_MOST_WARPS = 16
+
+
+class Vector:
+    """See the module; `Ready` of `codream_protocols.accelerator`.
+
+    Args:
+        device: where.
+        count: elements.
+        bits: m.
+        rows: rows of the tag's matrix that a program takes.
+    """
+
+    def __init__(self, device: torch.device, count: int, bits: int, rows: int) -> None:
+        self._device, self._count, self._bits, self._rows = device, count, bits, rows
+        self._planes = packing.plane_words(count, bits)
+        self._begins = [0]  # of each plane, and their end, in int32
+        for _, words in self._planes:
+            self._begins.append(self._begins[-1] - (-words // 2))
+        self._packed = torch.zeros(self._begins[-1], dtype=torch.int32, device=device)
+        self._products = torch.zeros(-(-count // tag.COLUMNS), _LIMBS, dtype=torch.int64, device=device)
+        self._replaced = torch.zeros(1, dtype=torch.int32, device=device)
+        self._nothing = torch.zeros(1, dtype=torch.int16, device=device)
+        self._end, self._replaced_before, self._parts = 0, 0, list[dict[str, Any]]()
+        self._secrets = [self._products]  # what tells of the vector, or of its masks
+
+    def give_words(self, words: Array, replaced: int = 0) -> None:
+        """Ring elements, of which `replaced` stand for numbers that were not finite."""
+        values = torch.from_numpy(words.astype(np.int32)).to(self._device)
+        self._replaced_before += replaced
+        self._give(values, self._nothing, self._nothing, ring.Steps(np.float32, 0, 0, 0, 0), None)
+
+    def give_numbers(self, tensor: torch.Tensor, clip: float, top: int, key: bytes) -> None:
+        """Numbers, and the key of their dither, as in `ring.encode`."""
+        values = tensor.detach().reshape(-1)
+        steps = ring.Steps.of(np.dtype("<f4" if values.dtype == torch.float32 else "<f8"), clip, top)
+        scales = torch.tensor([steps.factor, steps.bound, clip], dtype=torch.float64, device=self._device)
+        blocks = -(-len(values) // _A_BLOCK)
+        odds = torch.empty(16 * blocks, dtype=torch.int32, device=self._device)
+        self._secrets.append(odds)
+        lanes = self._rows * _DITHER_LANES
+        with _on(self._device):
+            kernels.dither[(-(-blocks // lanes),)](odds, self._words_of([key]), blocks, LANES=lanes)
+        self._give(
+            values, scales, odds.view(torch.int16), steps, tl.float32 if steps.real is np.float32 else tl.float64
+        )
+
+    def _give(
+        self, values: torch.Tensor, scales: torch.Tensor, odds: torch.Tensor, steps: ring.Steps, real: Any
+    ) -> None:
+        self._parts.append(
+            {
+                "values": values.to(self._device),
+                "scales": scales,
+                "odds": odds,
+                "start": self._end,
+                "stop": self._end + len(values),
+                "middle": steps.middle,
+                "fine": steps.fine,
+                "REAL": real,
+            }
+        )
+        self._end += len(values)
+
+    def masked(self, keys: Sequence[tuple[bytes, bool]], tag_key: TagKey) -> Masked:
+        """See `Ready`."""
+        if self._end != self._count or self._packed.any():
+            raise LocalProtocolError(f"{self._end} elements to mask", f"{self._count}, and once")
+        rows, columns = tag_key.limbs
+        weights = self._secret(rows)
+        given: dict[str, Any] = {
+            "keys": self._words_of([key for key, _ in keys]),
+            "signs": torch.tensor([-1 if negative else 1 for _, negative in keys], dtype=torch.int32).to(self._device),
+            "columns": self._secret(np.ascontiguousarray(columns.T, dtype=np.int32)),
+            "pairs": len(keys),
+        }
+        try:
+            with _on(self._device):
+                for part in self._parts:
+                    self._launch({**part, **given})
+            sums = self._sums(weights)
+            return Masked(self._frame(), tag.joined(*sums), self._replaced_before + int(self._replaced))
+        finally:
+            for secret in self._secrets:
+                secret.zero_()
+
+    def _launch(self, part: dict[str, Any]) -> None:
+        first, last = part["start"] // tag.COLUMNS, -(-part["stop"] // tag.COLUMNS)
+        lanes = self._rows * tag.COLUMNS // (32 if self._bits <= 16 else 16)
+        second, third = [*self._begins[1:-1], 0, 0][: _MOST_PLANES - 1]
+        kernels.mask[(-(-(last - first) // self._rows),)](
+            planes=self._packed,
+            halves=self._packed.view(torch.int16),
+            products=self._products,
+            replaced=self._replaced,
+            count=self._count,
+            second=second,
+            third=third,
+            BITS=self._bits,
+            WIDTHS=tuple(width for width, _ in self._planes),
+            ROWS=self._rows,
+            num_warps=min(lanes // 32, _MOST_WARPS),
+            **part,
+        )
+
+    def _sums(self, weights: torch.Tensor) -> tuple[Array, Array]:
+        """As `TagKey.of` ends: a in limbs times X b in limbs, the lower 32 bits of these and the upper ones."""
+        halves = self._products & ((1 << tag.HALF_BITS) - 1), self._products >> tag.HALF_BITS
+        low, high = ((weights[:, :, None] * half[:, None, :]).sum(dim=0).cpu().numpy() for half in halves)
+        return low, high
+
+    def _frame(self) -> bytes:
+        packed = self._packed.cpu().numpy().view("<u2")
+        return b"".join(
+            packed[2 * begin : 2 * begin + words].data
+            for begin, (_, words) in zip(self._begins, self._planes, strict=False)
+        )
+
+    def _words_of(self, keys: Sequence[bytes]) -> torch.Tensor:
+        """Keys as words, int32, (keys, 8)."""
+        return self._secret(np.frombuffer(b"".join(keys), dtype="<i4").reshape(-1, 8).copy())
+
+    def _secret(self, numbers: Array) -> torch.Tensor:
+        """On the device until the vector is masked."""
+        self._secrets.append(torch.from_numpy(numbers).to(self._device))
+        return self._secrets[-1]
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,43 @@
+"""Where a vector may be masked instead: on the device that its numbers lie on. The machine decides when, and sees how.
+
+Nothing of what is promised rests on an accelerator being another one: it gives the very bytes that `encoding`, `masks`
+and `packing` give from the same keys and random bytes, and its part of the tag. It is this client's own code, as the
+machine is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from codream_protocols.charter import Plan
+from codream_protocols.discrete_gaussian import RandomBytes
+from codream_protocols.tag import TagKey
+
+
+class Masked(NamedTuple):
+    """A masked vector.
+
+    Attributes:
+        frame: as `packing.pack` gives it.
+        product: what `TagKey.of` gives of the vector before it was masked.
+        replaced: how many of its numbers were not finite.
+    """
+
+    frame: bytes
+    product: int
+    replaced: int
+
+
+class Ready(Protocol):
+    """A vector that an accelerator has checked, and found memory for; its keys are not taken yet."""
+
+    def masked(self, keys: Sequence[tuple[bytes, bool]], tag_key: TagKey) -> Masked:
+        """Mask it, once. What this raises ends the client: its masks are gone, and nothing has left."""
+
+
+class Accelerator(Protocol):
+    """Masks vectors where their numbers lie."""
+
+    def ready(self, plan: Plan, step: int, values: Mapping[str, Any], random_bytes: RandomBytes) -> Ready | None:
+        """Get a step's vector ready, `values` as `ClientProtocol.provide` has them; None if it is not for this one."""
