@@ -368,7 +368,7 @@ def _gather_exhibit(run: RunFolder) -> None:
             recovered_sum=seen["recovered_sum"].astype(np.uint32),
             plain_sum=np.asarray(total).astype(np.uint32),
             modulus_bits=bits,
-            value_bits=plain[client]["value_bits"],
+            top=plain[client]["top"],
         )
 
 

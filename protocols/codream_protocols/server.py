@@ -674,7 +674,7 @@ class ServerProtocol(HoldsHistory):
         if len(frames) != 1:
             raise VectorRefused(f"{len(frames)} frames behind a masked input", "one")
         plan = epoch.plan
-        form = plan.spec(step.number).words, plan.modulus_bits
+        form = plan.spec(step.number).words, plan.modulus_bits(step.number)
         vector = Packed(frames[0], *form)
         if epoch.public is None:
             check_start_shares(plan, epoch.shown, message.start)
@@ -855,7 +855,7 @@ class ServerProtocol(HoldsHistory):
             step.total, step.tag, step.totals = _added(epoch.plan, step, chosen), tag, {}  # everybody's: none can come
             return self._publish(epoch, step, survivors)
         total = _added(epoch.plan, step, chosen)
-        frame = pack(total, epoch.plan.modulus_bits)
+        frame = pack(total, epoch.plan.modulus_bits(step.number))
         self._journal.running(Closed(step.number, survivors, tag_bytes(tag), frame, _start_of(epoch, step)))
         step.survivors, step.total, step.tag, step.totals = survivors, total, tag, {}
         self._after_close(epoch, survivors)
@@ -900,7 +900,7 @@ class ServerProtocol(HoldsHistory):
             step.tag,
             ring=epoch.ring,
         )
-        step.total, step.tag, step.opened = _reduced(epoch.plan, step.total), tag % (1 << 128), True
+        step.total, step.tag, step.opened = _reduced(epoch.plan, step), tag % (1 << 128), True
         return self._publish(epoch, step, step.survivors)
 
     def _publish(self, epoch: _Epoch, step: _Step, survivors: tuple[int, ...]) -> list[Effect]:
@@ -915,7 +915,7 @@ class ServerProtocol(HoldsHistory):
             public.check_sum(survivors, step.total)
         except WrongSum:
             return self._give_up(f"a member sent numbers out of range in step {step.number}", wrong_sum=True)
-        frame, tag = self._journal.held(pack(step.total, plan.modulus_bits)), tag_bytes(step.tag)
+        frame, tag = self._journal.held(pack(step.total, plan.modulus_bits(step.number))), tag_bytes(step.tag)
         entry = Summed(step.number, survivors, tag, frame, _start_of(epoch, step))
         self._journal.running(entry, must=step.number + 1 == plan.steps)
         step.total = None
@@ -923,7 +923,7 @@ class ServerProtocol(HoldsHistory):
         message = Published(plan.digest, step.number, survivors, tag)
         effects: list[Effect] = [SendTo(member, message, (frame,)) for member in epoch.members]
         spec, agreed = plan.spec(step.number), survivors != epoch.members
-        form = frame, spec.words, plan.modulus_bits
+        form = frame, spec.words, plan.modulus_bits(step.number)
         effects.append(StepFinished(step.number, spec.task, sums, survivors, epoch.members, agreed, *form))
         self._after_sum(epoch, public)
         if public.over:
@@ -975,7 +975,7 @@ class ServerProtocol(HoldsHistory):
             self._begun(epoch, entry).check_members(entry.members)
             step = epoch.step
             step.inputs, step.survivors, step.tag = set(entry.members), entry.members, tag_number(entry.tag)
-            step.total = unpack(entry.frame, plan.spec(step.number).words, plan.modulus_bits)
+            step.total = unpack(entry.frame, plan.spec(step.number).words, plan.modulus_bits(step.number))
             self._after_close(epoch, step.survivors)
         elif isinstance(entry, Agreed) and phase is Phase.AGREEING and epoch.step is not None:
             self._agreed(epoch, epoch.step, entry)
@@ -1237,16 +1237,17 @@ def _added(plan: Plan, step: _Step, blocks: Set[int]) -> Array:
     first, *others = [step.totals[block] for block in sorted(blocks)]
     if not others:
         return first.total()
-    packed = PackedSum(plan.spec(step.number).words, plan.modulus_bits)
+    packed = PackedSum(plan.spec(step.number).words, plan.modulus_bits(step.number))
     for part in (first, *others):
         packed.merge(part)
     return packed.total()
 
 
-def _reduced(plan: Plan, total: Array) -> Array:
-    """A sum modulo 2^m, in place."""
-    total &= total.dtype.type((1 << plan.modulus_bits) - 1)
-    return total
+def _reduced(plan: Plan, step: _Step) -> Array:
+    """A step's sum modulo 2^m, in place."""
+    assert step.total is not None  # noqa: S101 - closed before
+    step.total &= step.total.dtype.type((1 << plan.modulus_bits(step.number)) - 1)
+    return step.total
 
 
 def _start_of(epoch: _Epoch, step: _Step) -> bytes:

@@ -67,7 +67,7 @@ def test_the_stream_is_chacha20(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("bits", "value_bits", "dtype"), [(13, 10, "<f4"), (21, 16, "<f4"), (25, 20, "<f8")])
 def test_a_vector_comes_out_bit_for_bit_as_on_the_processor(bits: int, value_bits: int, dtype: str) -> None:
     said: list[str] = []
-    assert masks(said).is_proven(bits, value_bits, np.dtype(dtype)), said
+    assert masks(said).is_proven(bits, (1 << value_bits) - 1, np.dtype(dtype)), said
 
 
 def federation(accelerator: DeviceMasks, **options: Any) -> Federation:
@@ -88,7 +88,7 @@ def federation(accelerator: DeviceMasks, **options: Any) -> Federation:
 
 def trusted(accelerator: DeviceMasks, plan: Plan) -> None:
     """As if a vector of this kind had been proven: the test above does so."""
-    accelerator._proven[plan.modulus_bits, plan.aggregation.value_bits, np.dtype("<f4")] = True
+    accelerator._proven[plan.modulus_bits(0), plan.top(0), np.dtype("<f4")] = True
 
 
 def test_a_client_that_masks_on_a_device_sums_with_those_that_do_not(monkeypatch: pytest.MonkeyPatch) -> None:

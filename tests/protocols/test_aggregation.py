@@ -51,7 +51,7 @@ def check(federation: Federation, reveal: StepFinished) -> None:
     """The plain sum of its survivors, in whole blocks, decoded to the sum of their values within the rounding."""
     plan = federation.plan
     plain = federation.plain_sum(reveal.step, reveal.survivors)
-    assert reveal.total.dtype == word_type(plan.modulus_bits)
+    assert reveal.total.dtype == word_type(plan.modulus_bits(reveal.step))
     assert (reveal.total.astype(np.int64) == plain).all()
     assert len(reveal.survivors) >= plan.aggregation.least_survivors
     assert set(reveal.survivors) <= set(reveal.members)
@@ -64,7 +64,7 @@ def check(federation: Federation, reveal: StepFinished) -> None:
             expected = sum(digit << 8 * place for place, digit in enumerate(digits))
             assert (found == expected).all()
         else:
-            grid = 2 * block.clip / (2**plan.aggregation.value_bits - 1)
+            grid = 2 * block.clip / plan.top(reveal.step)
             np.testing.assert_allclose(found, part * grid - len(reveal.survivors) * block.clip, atol=1e-9)
         start += block.words
 
@@ -211,7 +211,7 @@ def test_bytes_sent_over_bytes_of_data_stay_close_to_one() -> None:
     for _ in range(20):
         federation.step()
     sent = sum(len(item.data) + sum(map(len, item.frames)) for item in federation.sent if item.to_server)
-    assert sent / (20 * 5 * packed_size(length, federation.plan.modulus_bits)) < 1.2
+    assert sent / (20 * 5 * packed_size(length, federation.plan.modulus_bits(0))) < 1.2
 
 
 def test_a_refusing_member_is_not_waited_for() -> None:

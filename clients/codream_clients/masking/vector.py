@@ -53,10 +53,10 @@ class Vector:
         self._replaced_before += replaced
         self._give(values, self._nothing, self._nothing, ring.Steps(np.float32, 0, 0, 0, 0), None)
 
-    def give_numbers(self, tensor: torch.Tensor, clip: float, value_bits: int, key: bytes) -> None:
+    def give_numbers(self, tensor: torch.Tensor, clip: float, top: int, key: bytes) -> None:
         """Numbers, and the key of their dither, as in `ring.encode`."""
         values = tensor.detach().reshape(-1)
-        steps = ring.Steps.of(np.dtype("<f4" if values.dtype == torch.float32 else "<f8"), clip, value_bits)
+        steps = ring.Steps.of(np.dtype("<f4" if values.dtype == torch.float32 else "<f8"), clip, top)
         scales = torch.tensor([steps.factor, steps.bound, clip], dtype=torch.float64, device=self._device)
         blocks = -(-len(values) // _A_BLOCK)
         odds = torch.empty(16 * blocks, dtype=torch.int32, device=self._device)

@@ -118,7 +118,7 @@ def up_to(federation: Federation, task: str) -> int:
 def forged(federation: Federation, step: int, block: str, value: int) -> tuple[Published, bytes]:
     """A step's true sum with every element of a block at this value, and the tag that a colluder makes fit."""
     item, plan = federation.published(step), federation.plan
-    words = unpack(item.frames[0], plan.spec(step).words, plan.modulus_bits).astype(np.int64)
+    words = unpack(item.frames[0], plan.spec(step).words, plan.modulus_bits(step)).astype(np.int64)
     start = 0
     for one in plan.spec(step).blocks:
         if one.name == block:
@@ -144,7 +144,7 @@ class OthersElsewhere(Attack):
         federation.compute()
         federation.drain(lost={(member, Published) for member in federation.everybody})
         item = federation.published(step)
-        top = CLIENTS * ((1 << federation.plan.aggregation.value_bits) - 1)
+        top = CLIENTS * federation.plan.top(step)
         message, frame = forged(federation, step, "dreams", top)
         federation.deliver(packet(VICTIM, item.message, item.frames, to_server=False))
         for member in all_but(federation, VICTIM):
@@ -232,7 +232,7 @@ class SteeredState(Attack):
         before = _dreams(federation)
 
         def lie(plan: Plan, number: int, vector: Vector) -> Vector:
-            top = (1 << plan.aggregation.value_bits) - 1
+            top = plan.top(number)
             share = wish.reshape(-1) * 0.5 + 0.5
             if others is None:
                 own = np.rint(share * top).astype(np.int64)

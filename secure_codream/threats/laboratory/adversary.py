@@ -67,7 +67,7 @@ def vector_sent(federation: Federation, step: int, member: int) -> Packet:
 def masked_input(federation: Federation, step: int, member: int) -> Words:
     """A member's masked vector, off the wire."""
     item = vector_sent(federation, step, member)
-    return unpack(item.frames[0], federation.plan.spec(step).words, federation.plan.modulus_bits)
+    return unpack(item.frames[0], federation.plan.spec(step).words, federation.plan.modulus_bits(step))
 
 
 def chain_of(federation: Federation, step: int, member: int | None = None) -> bytes:
@@ -243,11 +243,11 @@ def altered(
     message, plan = item.message, federation.plan
     if not isinstance(message, Published):
         raise Stuck("no published sum")
-    words = unpack(item.frames[0], plan.spec(message.step).words, plan.modulus_bits)
+    words = unpack(item.frames[0], plan.spec(message.step).words, plan.modulus_bits(message.step))
     forged = words.astype(np.int64)
     for place, amount in change.items():
         forged[place] += amount
-    forged %= 1 << plan.modulus_bits
+    forged %= 1 << plan.modulus_bits(message.step)
     new = forged.astype(words.dtype)
     tag = message.tag
     if group_key is not None:
@@ -255,7 +255,7 @@ def altered(
         key = TagKey(secret, plan.spec(message.step).words)
         before, after = (key.of(integers(plan, message.step, part)) for part in (words, new))
         tag = tag_bytes((tag_number(tag) + after - before) % (1 << 128))
-    return msgspec.structs.replace(message, tag=tag), pack(new, plan.modulus_bits)
+    return msgspec.structs.replace(message, tag=tag), pack(new, plan.modulus_bits(message.step))
 
 
 # -- what it computes ---------------------------------------------
@@ -295,7 +295,7 @@ def ring_sum(federation: Federation, vectors: Iterable[Words]) -> Words:
 
 def reduce(federation: Federation, total: Words) -> Words:
     """Modulo 2^m."""
-    reduced: Words = total & total.dtype.type((1 << federation.plan.modulus_bits) - 1)
+    reduced: Words = total & total.dtype.type((1 << federation.plan.modulus_bits(0)) - 1)
     return reduced
 
 
