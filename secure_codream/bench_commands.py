@@ -52,7 +52,7 @@ def bench(
     """Measure what the sum costs on this machine, beside the machine's limit: client, server, set-up and bytes."""
     from rich.progress import Progress
 
-    from secure_codream.bench.results import page, table
+    from secure_codream.bench.results import WORDS, page, table
     from secure_codream.bench.run import cases_of, run_bench
     from secure_codream.reports.files import write_whole
     from secure_codream.reports.run_folder import RunFolder
@@ -96,6 +96,9 @@ def bench(
         say_json(found)
         return
     screen.print(table(found.rows))
+    for wall in found.walls:
+        times = f"{wall.one:.3g} ms on one thread and {wall.two:.3g} on two"
+        say(screen, f"By the clock on the wall, {WORDS[wall.what]}, {wall.mode}, m = {wall.m}: {times}")
     for one in shares:
         say(screen, f"{one.name}: the sum took {one.share:.4f} of {one.processor:.1f} s of processor time")
     say(screen, f"The folder: {folder}")

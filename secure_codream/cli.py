@@ -282,6 +282,7 @@ def provision(
 def server(
     folder: Folder,
     listen: Annotated[str | None, typer.Option(help="Endpoint to bind; the roster's address otherwise.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads for sums; one for each core otherwise.")] = None,
     exhibit: At = None,
     spans: SpansKept = False,
 ) -> None:
@@ -302,7 +303,7 @@ def server(
             else:
                 panel.feed(event)
 
-        run_server(folder, listen=listen, exhibit=_at(exhibit), spans=spans, watch=show)
+        run_server(folder, listen=listen, exhibit=_at(exhibit), spans=spans, threads=threads, watch=show)
     for line in server_ending(folder):
         say(screen, line)
 
@@ -313,7 +314,7 @@ def client(
     address: Annotated[
         str | None, typer.Option(help="Where the server listens; the roster's address otherwise.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch and for sums.")] = None,
     exhibit: At = None,
     spans: SpansKept = False,
 ) -> None:

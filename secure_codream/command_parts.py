@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from codream_clients.words import visible
+from secure_codream.deployment.cores import usable_cores
 
 WIDTH_OF_FILES = 200  # columns
 
@@ -138,7 +139,7 @@ def usual_jobs(device: str = "cpu") -> int:
     """
     if device != "cpu":
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def listed(text: str) -> list[str]:

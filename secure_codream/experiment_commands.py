@@ -66,6 +66,9 @@ def compare(
     clients: Annotated[int | None, typer.Option(min=2, help="Clients.")] = None,
     per_client: Annotated[int | None, typer.Option(min=2, help="Images of each client.")] = None,
     test_limit: Annotated[int | None, typer.Option(min=1, help="At most so many test images.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Say by how many points each algorithm stands above this one.")
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="End a cell after so many rounds without a rise in accuracy.")
     ] = None,
@@ -103,6 +106,7 @@ def compare(
                 "clients": clients,
                 "per_client": per_client,
                 "test_limit": test_limit,
+                "against": against,
                 "patience": patience,
             }
         ),

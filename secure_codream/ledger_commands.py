@@ -94,6 +94,12 @@ def plan(
         f"epsilon {run.planned:.4g} by itself; {run.spent:.4g} of {run.epsilon:g} at delta {run.delta:g} is spent or "
         f"reserved; {run.together:.4g} together, which leaves {run.left:.4g}",
     )
+    if run.earlier:
+        say(
+            screen,
+            f"epsilon {run.earlier:.4g} of that {run.member} has begun in {run.federation} before, with other settings "
+            "or images, or under an earlier charter; this run is paid for beside it",
+        )
     for remark in run.remarks:
         say(screen, "warning: " + "; ".join(filter(None, remark)), style="yellow")
 

@@ -72,7 +72,6 @@ from codream_protocols.messages import (
     decode_to_client,
     encode_message,
     largest_message,
-    largest_steps,
 )
 from codream_protocols.parcels import PIECE_BYTES, ROOM
 
@@ -152,7 +151,6 @@ class ClientRunner:
         self._most_frames = most_steps
         resilient = protocol.charter.aggregation.mode == "resilient"
         self._most_bytes = largest_message(len(roster.members), most_steps, resilient=resilient)
-        self._most_steps_bytes = largest_steps(len(roster.members), most_steps)
         self._line = Connection(
             address or roster.server.address,
             secret=transport_secret,
@@ -170,7 +168,7 @@ class ClientRunner:
         self._hellos, self._refusals, self._welcomes_due = Allowance(*HELLOS), Allowance(*REFUSALS), 0
         self._heard = self._asked = self._greeted = 0.0
         self._admitted = self._shaken = self._told_stranger = False
-        self._silence = 0
+        self._silence = 0.0
         self._silence_said = 0.0  # of the present silence, after how many seconds
         self.word = ServersWord(roster)
         self._seen: Counter[str] = Counter()
@@ -194,7 +192,6 @@ class ClientRunner:
         parts: list[asyncio.Task[None]] = []
         try:
             self._line.open(context)
-            await self._hello()
             parts = [asyncio.ensure_future(part) for part in (self._listen(context), self._keep_beating())]
             work = asyncio.ensure_future(self._work())
             parts.append(work)
@@ -227,25 +224,28 @@ class ClientRunner:
     async def _listen(self, context: zmq.asyncio.Context) -> None:
         """Take what comes, one message after the other, until a farewell."""
         while self._farewell is None:
-            if await self._line.socket.poll(1000):
+            since = time.monotonic()
+            has_come, events = await self._line.news(1000)
+            await self._see_who_answers(events)
+            if has_come:
                 await self._take(await self._next_message())
                 self._heard = self._asked = time.monotonic()
-                self._admitted, self._silence, self._silence_said = True, 0, 0.0
-            else:
-                self._silence += 1  # in seconds that it listened, and not those in which its machine stood still
-                await self._see_who_answers()
+                self._admitted, self._silence, self._silence_said = True, 0.0, 0.0
+            else:  # in seconds that it listened, and not those in which its machine stood still
+                self._silence += min(1.0, time.monotonic() - since)
                 await self._after_silence(context)
         await self._learnt_all()
 
-    async def _see_who_answers(self) -> None:
-        """Say who answers, where it is not the server; end where that refuses this client's key from the beginning.
+    async def _see_who_answers(self, events: list[int]) -> None:
+        """Greet the server on each new line; say who answers where it is another; end where this key was never let in.
 
         Nothing proves that it was the server: whoever sits on the line can say so, and could be silent as well. So it
         stops nobody who was once let in.
         """
-        for event in await self._line.events():
+        for event in events:
             if event == SHAKEN:
                 self._shaken = True
+                await self._hello()
             elif event == REFUSED_KEY:
                 self._key_refused()
             elif not (self._shaken or self._admitted or self._told_stranger):
@@ -292,7 +292,6 @@ class ClientRunner:
         # Whatever answered at the address first may have ended ZeroMQ's own attempts for good.
         self._line.close(linger=0)
         self._line.open(context)
-        await self._hello()
 
     def _say_silence(self, seconds: float) -> None:
         """At growing intervals, in each silence from the beginning: whoever looks after hours must see it."""
@@ -331,7 +330,7 @@ class ClientRunner:
     # -- messages ---------------------------------------------
 
     def _parse(self, data: bytes) -> ToClient:
-        return decode_to_client(data, self._most_bytes, self._most_steps_bytes)
+        return decode_to_client(data, self._most_bytes, len(self._roster.members), self._most_frames)
 
     async def _take(self, parts: list[bytes]) -> None:
         name, plan = "a message", b""

@@ -48,17 +48,28 @@ def check_distinct_keys(items: Iterable[Advertisement]) -> None:
     Raises:
         CohortRefused: a repeated key or commitment.
     """
-    points: list[int] = []
-    others: list[bytes] = []
+    keys = DistinctKeys()
     for item in items:
-        others += [item.kem_key, item.commitment, item.start_commitment]
-        points.append(keyschedule.coordinate(item.share_key))
-        points += [
-            keyschedule.coordinate(item.mask_keys[start : start + KEY_BYTES])
-            for start in range(0, len(item.mask_keys), KEY_BYTES)
-        ]
-    if len(set(points)) != len(points) or len(set(others)) != len(others):
-        raise CohortRefused("a public key or commitment that occurs twice", "fresh ones of each member")
+        keys.add(item)
+
+
+class DistinctKeys:
+    """The public keys and commitments of advertisements that were taken, one after the other; none occurs twice."""
+
+    def __init__(self) -> None:
+        self._points = set[int]()
+        self._others = set[bytes]()
+
+    def add(self, item: Advertisement) -> None:
+        """Take one more advertisement's; raises `CohortRefused`, and takes none, if one occurs already."""
+        mask_keys = (item.mask_keys[start : start + KEY_BYTES] for start in range(0, len(item.mask_keys), KEY_BYTES))
+        keys = [keyschedule.coordinate(key) for key in (item.share_key, *mask_keys)]
+        points, others = {*keys}, {item.kem_key, item.commitment, item.start_commitment}
+        twice = len(points) < len(keys) or len(others) < 3
+        if twice or not points.isdisjoint(self._points) or not others.isdisjoint(self._others):
+            raise CohortRefused("a public key or commitment that occurs twice", "fresh ones of each member")
+        self._points |= points
+        self._others |= others
 
 
 def check_shown(plan: Plan, items: Sequence[Advertisement]) -> tuple[int, ...]:

@@ -91,7 +91,7 @@ class Predecessor(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     colluders: Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)] = 0
 
 
-class Charter(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+class Charter(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, dict=True):
     """What all parties agreed on.
 
     Attributes:
@@ -110,7 +110,7 @@ class Charter(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, 
     blocks: Annotated[tuple[Members, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
     predecessor: Predecessor | None = None
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """What every plan, head and vote of the charter names, 32 bytes."""
         return digest("charter", msgspec.msgpack.encode(self))
@@ -126,7 +126,7 @@ class Charter(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, 
         """How many epochs the predecessors had certified."""
         return 0 if self.predecessor is None else self.predecessor.certified
 
-    @property
+    @cached_property
     def everybody(self) -> tuple[int, ...]:
         """All members of the roster."""
         return tuple(range(self.members))

@@ -88,6 +88,7 @@ from codream_protocols.messages import (
     UnmaskShares,
     Vote,
     Welcome,
+    encode_message,
     survivor_statement,
 )
 from codream_protocols.neighbours import Ring
@@ -280,11 +281,11 @@ class _Epoch:
     plan: Plan
     keys: LockstepKeys
     advertisement: Advertisement
-    advertised: dict[int, Advertisement] = field(default_factory=dict)
+    advertised: Mapping[int, Advertisement] = field(default_factory=dict)
     transcript: bytes = b""
     seals: Send | None = None
     ring: Ring | None = None
-    delivered: SealDelivery | None = None
+    delivered: bytes = b""  # the digest of what was
     opened: Send | None = None
     group_key: Secret | None = None
     public: Trajectory | None = None
@@ -340,7 +341,7 @@ class ClientProtocol(HoldsHistory):
     ) -> None:
         if not 0 <= member < len(roster.members) or roster.members[member].identity_key != signer.public:
             raise LocalProtocolError(f"an identity key that is not member {member}'s", "the key of the roster's entry")
-        check_charter(charter)
+        self._alike("charter", (charter,), lambda: check_charter(charter))
         self.history = History(charter, roster, course)
         memory = memory or Memory()
         self.state = State.IDLE
@@ -482,11 +483,18 @@ class ClientProtocol(HoldsHistory):
     def _make_keys(self, plan: Plan) -> LockstepKeys:
         return make_keys(plan, self._member, self._random)
 
-    def _verify(self, public: bytes, signature: bytes, label: str, *parts: bytes) -> None:
-        verify(public, signature, label, *parts)
+    def _make_tag_key(self, secret: bytes, length: int) -> TagKey:
+        return TagKey(secret, length)
 
-    def _check_public_keys(self, plan: Plan, item: Advertisement) -> None:
-        check_public_keys(plan, item)
+    def _alike(self, what: str, on: tuple[object, ...], compute: Callable[[], _T]) -> _T:
+        """What every member of an epoch computes alike from what all are shown; a simulation may remember it.
+
+        Args:
+            what: names it.
+            on: all that it hangs on but charter, roster and course: digests, and what was received.
+            compute: computes it.
+        """
+        return compute()
 
     # -- set-up ---------------------------------------------
 
@@ -501,7 +509,7 @@ class ClientProtocol(HoldsHistory):
         self._rule_whole_blocks(offer.cohort)
         if self._member not in offer.cohort:
             raise CohortRefused("a cohort without this client", "one that includes it")
-        plan = self.history.plan(offer)
+        plan = self._alike("plan", (self.head, offer), lambda: self.history.plan(offer))
         self._rule_policy(plan)
         self._rule_budget(plan.steps)
         self._rule_privacy_budget(plan.total_rho)
@@ -518,7 +526,7 @@ class ClientProtocol(HoldsHistory):
 
     def _on_advertisements(self, message: Advertisements, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch = self._current(message.plan)
-        advertised = {item.member: item for item in message.items}
+        advertised = self._alike("advertised", (message,), lambda: {item.member: item for item in message.items})
         if self.state is not State.ADVERTISED:
             if advertised == epoch.advertised and epoch.seals is not None:
                 return [epoch.seals]
@@ -528,15 +536,10 @@ class ClientProtocol(HoldsHistory):
             raise CohortRefused(
                 "advertisements without this client's own, or with another in its name", "its own, unchanged"
             )
-        for item in message.items:
-            check_advertisement(epoch.plan, item)
-            self._rule_signed_advertisement(item)
-        self._rule_distinct_keys(message.items)
-        for item in message.items:
-            self._check_public_keys(epoch.plan, item)
-        transcript = links.transcript(epoch.plan.digest, [item.digest for item in message.items])
-        ring = epoch.plan.ring(transcript, tuple(advertised))
-        near = advertised
+        transcript, ring = self._alike(
+            "shown", (epoch.plan.digest, message), lambda: self._check_shown(epoch.plan, message.items)
+        )
+        near: Mapping[int, Advertisement] = advertised
         if ring is not None:
             epoch.keys.stand_on(ring)
             near = {member: advertised[member] for member in sorted((self._member, *ring.partners(self._member)))}
@@ -546,10 +549,21 @@ class ClientProtocol(HoldsHistory):
         self.state = State.SEALED
         return [epoch.seals]
 
+    def _check_shown(self, plan: Plan, items: tuple[Advertisement, ...]) -> tuple[bytes, Ring | None]:
+        """Of everybody's advertisements: the transcript, and the graph that it gives."""
+        for item in items:
+            check_advertisement(plan, item)
+            self._rule_signed_advertisement(item)
+        self._rule_distinct_keys(items)
+        for item in items:
+            check_public_keys(plan, item)
+        transcript = links.transcript(plan.digest, [item.digest for item in items])
+        return transcript, plan.ring(transcript, tuple(item.member for item in items))
+
     def _on_seal_delivery(self, message: SealDelivery, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch = self._current(message.plan)
         if self.state is not State.SEALED:
-            if message == epoch.delivered:
+            if _digest_of(message) == epoch.delivered:
                 masked = epoch.step.masked if epoch.step and self.state is State.MASKED else None
                 opened = epoch.opened if epoch.public is None else None
                 return [one for one in (opened, masked) if one is not None]
@@ -575,7 +589,7 @@ class ClientProtocol(HoldsHistory):
             epoch.opened = Send(OpenedStarts(message.plan, shares))
             self.state = State.OPENED
             effects = [epoch.opened]
-        epoch.delivered, epoch.seals = message, None
+        epoch.delivered, epoch.seals = _digest_of(message), None
         return effects
 
     def _on_starts(self, message: Starts, frames: tuple[bytes, ...]) -> list[Effect]:
@@ -584,14 +598,16 @@ class ClientProtocol(HoldsHistory):
             if epoch.public is not None and message.shares == epoch.public.start:
                 return []
             raise CohortRefused("a second, different start", "one an epoch")
-        self._rule_committed_start(epoch, message.shares)
+        self._alike("start", (epoch.transcript, message), lambda: self._rule_committed_start(epoch, message.shares))
         return self._begin(epoch, message.shares)
 
     def _begin(self, epoch: _Epoch, shares: bytes) -> list[Effect]:
-        advertised = tuple(epoch.advertised.values())
-
         def begin() -> list[Effect]:
-            epoch.public = self.history.begin(epoch.plan, advertised, shares)
+            epoch.public = self._alike(
+                "begun",
+                (epoch.transcript, shares),
+                lambda: self.history.begin(epoch.plan, tuple(epoch.advertised.values()), shares),
+            )
             return self._begin_step(epoch)
 
         return self._or_abandon(begin)
@@ -615,7 +631,7 @@ class ClientProtocol(HoldsHistory):
         secret = hybrid.tag_secret(epoch.group_key.reveal(), step, epoch.public.chain)
         if epoch.step is not None:
             epoch.step.tag_key.erase()
-        epoch.step = _Step(step, TagKey(secret, spec.words))
+        epoch.step = _Step(step, self._make_tag_key(secret, spec.words))
         self.state = State.COMPUTING
         return [Compute(epoch.plan.digest, step, spec, task)]
 
@@ -635,20 +651,27 @@ class ClientProtocol(HoldsHistory):
             repeated = self._rule_one_survivor_set(current, message.members)
             if repeated is not None:
                 return [repeated]
-        self._rule_whole_blocks(message.members)
-        if not set(message.members) <= set(public.members):
-            raise CohortRefused("survivors who are no members of the epoch", "the epoch's members")
+        self._alike("survivors", (public.chain, message), lambda: self._check_survivors(epoch, public, message.members))
         self._rule_enough_survivors(epoch.plan, message.members)
-        self._rule_neighbours_survive(epoch, message.members)
         current.survivors, current.signature, current.answer = message.members, None, None
         if message.members == public.members and epoch.ring is None:
             return self._answer(epoch, epoch.keys, current)
-        statement = survivor_statement(public.chain, current.number, message.members)
+        statement = self._alike(
+            "statement",
+            (public.chain, message),
+            lambda: survivor_statement(public.chain, current.number, message.members),
+        )
         current.signature = Send(
             SurvivorSignature(epoch.plan.digest, current.number, self._signer.sign("survivors", *statement))
         )
         self.state = State.SIGNED
         return [current.signature]
+
+    def _check_survivors(self, epoch: _Epoch, public: Trajectory, members: tuple[int, ...]) -> None:
+        self._rule_whole_blocks(members)
+        if not set(members) <= set(public.members):
+            raise CohortRefused("survivors who are no members of the epoch", "the epoch's members")
+        self._rule_neighbours_survive(epoch, members)
 
     def _on_signatures(self, message: SurvivorSignatures, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch, current, public = self._current_step(message.plan, message.step)
@@ -678,22 +701,33 @@ class ClientProtocol(HoldsHistory):
             raise VectorRefused(f"{len(frames)} frames behind a sum", "one")
         if epoch.plan.aggregation.mode == "lockstep" and self.state is State.COMPUTING:
             raise UnexpectedMessage("a sum of everybody without this client's vector", "one with it")
-        self._rule_whole_blocks(message.members)
-        public.check_members(message.members)
+        self._alike("summed", (public.chain, message), lambda: self._check_summed(public, message.members))
         if current.survivors is not None and message.members != current.survivors:
             raise SecondSurvivorSet(f"a sum over others than signed in step {message.step}", "the set signed")
         try:
-            checked = self._rule_true_sum(epoch.plan, current.tag_key, message, frames[0])
+            checked = self._alike(
+                "sum",
+                (public.chain, message, frames[0]),
+                lambda: self._rule_true_sum(epoch.plan, current.tag_key, message, frames[0]),
+            )
         except WrongSum as error:
             return self._wrong_sum(epoch.plan, message.step, error)
 
         current.masked = None  # its step is over, and nobody asks for it any more
 
         def go_on() -> list[Effect]:
-            public.absorb(message.members, frames[0], message.tag, checked)
-            return self._cast_vote(public) if public.over else self._begin_step(epoch)
+            epoch.public = following = self._alike(
+                "after",
+                (public.chain, message, frames[0]),
+                lambda: public.after(message.members, frames[0], message.tag, checked),
+            )
+            return self._cast_vote(following) if following.over else self._begin_step(epoch)
 
         return self._or_abandon(go_on)
+
+    def _check_summed(self, public: Trajectory, members: tuple[int, ...]) -> None:
+        self._rule_whole_blocks(members)
+        public.check_members(members)
 
     def _wrong_sum(self, plan: Plan, step: int, error: WrongSum) -> list[Effect]:
         """A sum that fails its check ends the epoch for good."""
@@ -744,9 +778,8 @@ class ClientProtocol(HoldsHistory):
         return [Send(self.hello())] if lost else []
 
     def _certify(self, public: Trajectory, votes: Sequence[SignedBy]) -> list[Effect]:
-        valid = valid_votes(self._roster, public, votes, self._verify)
+        valid, kept = self._alike("votes", (public.chain, votes), lambda: self._check_votes(public, votes))
         self._rule_certificate(valid)
-        kept = public.record([valid[number] for number in sorted(valid)])
         self._journal.certified(kept)
         self._vote = None
         self.abandon()
@@ -754,6 +787,10 @@ class ClientProtocol(HoldsHistory):
         self._attempts, self._next_epoch = 0, max(self._next_epoch, public.plan.offer.epoch + 1)
         counted = public.counted(self._member)
         return [Certified(self.certified, self.head, public.publication(), public.plan.digest, counted)]
+
+    def _check_votes(self, public: Trajectory, votes: Sequence[SignedBy]) -> tuple[dict[int, SignedBy], Kept]:
+        valid = valid_votes(self._roster, public, votes)
+        return valid, public.record([valid[number] for number in sorted(valid)])
 
     def _on_record(self, message: EpochRecord, frames: tuple[bytes, ...]) -> list[Effect]:
         """What this client missed: certified if enough have voted, else voted for on more votes than colluders have."""
@@ -764,7 +801,7 @@ class ClientProtocol(HoldsHistory):
         if self._vote is None and len(voters) < self.charter.quorum:
             self._rule_others_vote(counted)  # before the work of a replay
         public = self.history.replay((message, frames))
-        valid = valid_votes(self._roster, public, message.votes, self._verify)
+        valid = valid_votes(self._roster, public, message.votes)
         if len(valid) >= self.charter.quorum:
             # Whoever has missed this may have missed more: say where it stands now.
             return [*self._certify(public, message.votes), Send(self.hello())]
@@ -857,11 +894,11 @@ class ClientProtocol(HoldsHistory):
 
     def _rule_whole_blocks(self, members: tuple[int, ...]) -> None:
         """Cohorts and sums are unions of the charter's blocks, and large enough."""
-        self.charter.check_summed(members)
+        self._alike("whole blocks", (members,), lambda: self.charter.check_summed(members))
 
     def _rule_members(self, plan: Plan, items: Sequence[Advertisement]) -> None:
         """Everybody who is shown takes part, in whole blocks, enough of them, and this client is one."""
-        members = check_shown(plan, items)
+        members = self._alike("members", (plan.digest, items), lambda: check_shown(plan, items))
         if self._member not in members:
             raise CohortRefused("members without this client", "a set that includes it")
         if len(members) < self._policy.least_cohort:
@@ -870,7 +907,7 @@ class ClientProtocol(HoldsHistory):
     def _rule_signed_advertisement(self, item: Advertisement) -> None:
         """Keys count only with the signature of the roster's member: a server can neither swap nor invent members."""
         identity = self._roster.members[item.member].identity_key
-        self._verify(identity, item.signature, "advertisement", *item.signed_parts())
+        verify(identity, item.signature, "advertisement", *item.signed_parts())
 
     def _rule_distinct_keys(self, items: tuple[Advertisement, ...]) -> None:
         """No key occurs twice: whoever repeats another's key would cancel, or share, that one's masks."""
@@ -924,19 +961,26 @@ class ClientProtocol(HoldsHistory):
         On a ring, whoever dropped, and after more than half of all members and colluders have: of two sets that are
         both answered for, each member's neighbours could be told another one than all others.
         """
-        assert current.survivors is not None  # noqa: S101 - SIGNED
-        statement = survivor_statement(public.chain, current.number, current.survivors)
-        valid, members = {self._member}, set(public.members)
+        survivors = current.survivors
+        assert survivors is not None  # noqa: S101 - SIGNED
+        signers = self._alike(
+            "signers", (public.chain, survivors, message), lambda: self._signers(public, survivors, message)
+        )
+        count = len(signers) + (self._member not in signers)
+        if count < plan.least_signers:
+            raise InconsistentSurvivors(
+                f"{count} signatures over the survivor set",
+                f"{plan.least_signers} or more, this client's included",
+            )
+
+    def _signers(self, public: Trajectory, survivors: tuple[int, ...], message: SurvivorSignatures) -> Set[int]:
+        """Whose valid signatures over just these survivors a message holds."""
+        statement, members = survivor_statement(public.chain, message.step, survivors), set(public.members)
         for item in message.items:
             if item.member not in members:
                 raise InconsistentSurvivors(f"a signature of member {item.member}", "the epoch's members' signatures")
-            self._verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *statement)
-            valid.add(item.member)
-        if len(valid) < plan.least_signers:
-            raise InconsistentSurvivors(
-                f"{len(valid)} signatures over the survivor set",
-                f"{plan.least_signers} or more, this client's included",
-            )
+            verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *statement)
+        return {item.member for item in message.items}
 
     def _rule_true_sum(self, plan: Plan, tag_key: TagKey, message: Published, frame: bytes) -> Unpacked | None:
         """A sum counts only with the tag that the survivors' own tags add up to, and within what they can add up to."""
@@ -1003,6 +1047,10 @@ class ClientProtocol(HoldsHistory):
         if epoch.step is None or epoch.public is None or epoch.step.number != step:
             raise WrongContext(f"a message of step {step}", f"step {epoch.step.number if epoch.step else 'none'}")
         return epoch, epoch.step, epoch.public
+
+
+def _digest_of(message: SealDelivery) -> bytes:
+    return keyschedule.digest("seal delivery", encode_message(message))
 
 
 def _on_refusal(self: ClientProtocol, message: Refusal, frames: tuple[bytes, ...]) -> list[Effect]:

@@ -113,7 +113,7 @@ class HelloNeeded(RemoteProtocolError):
 
 
 class WrongContext(RemoteProtocolError):
-    """A message of another session, epoch, step or broadcast."""
+    """A message of another plan, epoch or step."""
 
     code = "wrong-context"
 

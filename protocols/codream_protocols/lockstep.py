@@ -181,7 +181,7 @@ class LockstepKeys:
         self._keep(Opened(members, advertised, transcript, rests, roots))
         for secret in (self._share_private, self._value, *self._agreed.values(), *self._encapsulated.values()):
             secret.erase()
-        self._kem = None
+        self._agreed, self._encapsulated, self._kem = {}, {}, None
         return values
 
     # -- a step ---------------------------------------------

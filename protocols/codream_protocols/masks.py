@@ -18,15 +18,15 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
+from codream_protocols.cores import PIECE_BYTES, each
 from codream_protocols.errors import LocalProtocolError
 from codream_protocols.spans import part_of_sum
 
 Stream = Callable[[int, memoryview, memoryview], object]
 """Writes a piece, by its number, as the encryption of the zeros given; room for 16 bytes more stands behind it."""
 
-_PIECE_BYTES = 1 << 18
 _ROOM = 16  # GCM's tag
-_ZEROS = memoryview(bytes(_PIECE_BYTES))
+_ZEROS = memoryview(bytes(PIECE_BYTES))
 
 
 def _aes_256_ctr(key: bytes) -> Stream:
@@ -70,15 +70,17 @@ def add_masks(vector: np.ndarray[Any, Any], keys: Iterable[tuple[bytes, bool]], 
         suite: one of `SUITES`.
     """
     streams = [(_stream(key, suite), np.subtract if negative else np.add) for key, negative in keys]
-    size = min(_PIECE_BYTES, vector.nbytes)
-    buffer = memoryview(bytearray(size + _ROOM))
-    masks, count = np.frombuffer(buffer[:size], dtype=vector.dtype), _PIECE_BYTES // vector.itemsize
-    for piece, start in enumerate(range(0, len(vector), count)):
-        part = vector[start : start + count]
-        zeros, room, mask = _ZEROS[: part.nbytes], buffer[: part.nbytes + _ROOM], masks[: len(part)]
+    count = PIECE_BYTES // vector.itemsize
+
+    def add(piece: int) -> None:
+        part = vector[piece * count : (piece + 1) * count]
+        room = np.empty(part.nbytes + _ROOM, dtype=np.uint8)
+        zeros, mask = _ZEROS[: part.nbytes], room[: part.nbytes].view(vector.dtype)
         for stream, change in streams:
-            stream(piece, zeros, room)
+            stream(piece, zeros, room.data)
             change(part, mask, out=part)
+
+    each(-(-len(vector) // count), add)
 
 
 def add_mask(vector: np.ndarray[Any, Any], key: bytes, *, suite: str, negative: bool = False) -> None:
@@ -90,11 +92,11 @@ def stream_words(count: int, dtype: str, key: bytes, *, suite: str) -> np.ndarra
     """The first `count` words of the stream of a key of 32 bytes, of a little-endian unsigned `dtype`."""
     words, stream = np.dtype(dtype), _stream(key, suite)
     size = count * words.itemsize
-    buffer = memoryview(bytearray(size + _ROOM))
-    for piece, start in enumerate(range(0, size, _PIECE_BYTES)):
-        zeros = _ZEROS[: min(_PIECE_BYTES, size - start)]
-        stream(piece, zeros, buffer[start : start + len(zeros) + _ROOM])  # the next piece takes the room
-    return np.frombuffer(buffer, dtype=words, count=count)
+    room = np.empty(size + _ROOM, dtype=np.uint8)
+    for piece, start in enumerate(range(0, size, PIECE_BYTES)):
+        zeros = _ZEROS[: min(PIECE_BYTES, size - start)]
+        stream(piece, zeros, room[start : start + len(zeros) + _ROOM].data)  # the next piece takes the room
+    return room[:size].view(words)
 
 
 def stream_pieces(dtype: str, key: bytes, *, suite: str) -> Callable[[int, int], np.ndarray[Any, Any]]:
@@ -103,9 +105,9 @@ def stream_pieces(dtype: str, key: bytes, *, suite: str) -> Callable[[int, int],
 
     def piece_words(piece: int, count: int) -> np.ndarray[Any, Any]:
         size = count * words.itemsize
-        buffer = memoryview(bytearray(size + _ROOM))
-        stream(piece, _ZEROS[:size], buffer)
-        return np.frombuffer(buffer, dtype=words, count=count)
+        room = np.empty(size + _ROOM, dtype=np.uint8)
+        stream(piece, _ZEROS[:size], room.data)
+        return room[:size].view(words)
 
     return piece_words
 

@@ -1,16 +1,16 @@
 """The messages, typed and bounded, and their bytes.
 
 One MessagePack array a message: its tag, then its fields in order. Decoding goes straight into frozen types, without a
-tree of objects between, and a message larger than its phase allows is refused before it is parsed, as is a record with
-more members in its steps than the federation has. Vectors never enter
-MessagePack: they travel in frames of their own behind the message and are checked by the state machines. Numbers of
-members refer to the roster. `plan` is always the digest of the epoch's plan.
+tree of objects between. A message larger than its phase allows is refused before it is parsed, and so is one with more
+entries in a list than the federation has members: what a list costs its reader hangs on this federation, not on the
+largest there is. Vectors never enter MessagePack: they travel in frames of their own behind the message and are checked
+by the state machines. Numbers of members refer to the roster. `plan` is always the digest of the epoch's plan.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -455,34 +455,54 @@ _TO_SERVER: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer
 
 
 _FIELDS: msgspec.msgpack.Decoder[tuple[msgspec.Raw, ...]] = msgspec.msgpack.Decoder(
-    Annotated[tuple[msgspec.Raw, ...], Meta(min_length=1, max_length=16)]
+    Annotated[tuple[msgspec.Raw, ...], Meta(max_length=16)]
 )
-_STEPS_FIELD = 1 + EpochRecord.__struct_fields__.index("steps")  # behind the tag
+
+
+def _lists_of(kind: type | msgspec.inspect.Type) -> tuple[tuple[int, ...], ...]:
+    """Where the lists stand that may have an entry for each member: their places in a message, or in a part of it."""
+    found = msgspec.inspect.type_info(kind) if isinstance(kind, type) else kind
+    if isinstance(found, msgspec.inspect.VarTupleType) and found.max_length == MAX_MEMBERS:
+        return ((),)
+    if not isinstance(found, msgspec.inspect.StructType):
+        return ()
+    first = 0 if found.tag is None else 1  # behind the tag
+    places = enumerate((field.type for field in found.fields), first)
+    return tuple((place, *rest) for place, part in places for rest in _lists_of(part))
+
+
+_LISTS = {
+    str(kind.__struct_config__.tag).encode(): places
+    for kind in (*get_args(ToClient), *get_args(ToServer))
+    if (places := _lists_of(kind))
+}
+_STEPS = (1 + EpochRecord.__struct_fields__.index("steps"),)
 _RECORD = str(EpochRecord.__struct_config__.tag).encode()
-_LONGEST_BEGINNING = 5 + 5 + len(_RECORD)  # of a record: the longest forms of an array's length and a string's, its tag
+_LONGEST_BEGINNING = 5 + 5 + max(map(len, _LISTS))  # the longest forms of an array's length and a string's, a tag
 
 
 def decode_to_client(
-    data: bytes, most_bytes: int = MAX_MESSAGE_BYTES, most_steps_bytes: int = MAX_MESSAGE_BYTES
+    data: bytes, most_bytes: int = MAX_MESSAGE_BYTES, members: int = MAX_MEMBERS, steps: int = MAX_STEPS
 ) -> ToClient:
     """Parse a server's message.
 
     Args:
         data: the bytes.
         most_bytes: what the present phase allows; see `largest_message`.
-        most_steps_bytes: of the steps in a record; see `largest_steps`.
+        members: of the charter: no list has more entries.
+        steps: the most of an epoch: a record has no more members in its steps than `largest_steps` says.
 
     Raises:
         MalformedMessage: too large, no MessagePack, an unknown tag, a field of the wrong type or range.
     """
-    return _decode(_TO_CLIENT, data, most_bytes, most_steps_bytes)  # type: ignore[no-any-return]
+    return _decode(_TO_CLIENT, data, most_bytes, members, steps)  # type: ignore[no-any-return]
 
 
 def decode_to_server(
-    data: bytes, most_bytes: int = MAX_MESSAGE_BYTES, most_steps_bytes: int = MAX_MESSAGE_BYTES
+    data: bytes, most_bytes: int = MAX_MESSAGE_BYTES, members: int = MAX_MEMBERS, steps: int = MAX_STEPS
 ) -> ToServer:
-    """Parse a client's message; raises as `decode_to_client` does."""
-    return _decode(_TO_SERVER, data, most_bytes, most_steps_bytes)  # type: ignore[no-any-return]
+    """Parse a client's message; arguments and errors as for `decode_to_client`."""
+    return _decode(_TO_SERVER, data, most_bytes, members, steps)  # type: ignore[no-any-return]
 
 
 def largest_message(members: int, steps: int, *, resilient: bool) -> int:
@@ -500,15 +520,16 @@ def largest_steps(members: int, steps: int) -> int:
     They are bounded by themselves: a byte of a member's number becomes up to 13 in memory, and a whole record may be as
     large as everybody's keys are.
     """
-    return steps * (members * (2 if members <= 256 else 3) + 64)
+    number = 2 if members <= 256 else 3 if members <= 1 << 16 else 5
+    return steps * (members * number + 64)
 
 
-def _decode(decoder: Any, data: bytes, most_bytes: int, most_steps_bytes: int) -> Any:
+def _decode(decoder: Any, data: bytes, most_bytes: int, members: int, steps: int) -> Any:
     if len(data) > most_bytes:
         raise MalformedMessage(f"a message of {len(data)} bytes", f"at most {most_bytes}")
     try:
-        if _RECORD in data[:_LONGEST_BEGINNING]:
-            _check_steps(_FIELDS.decode(data), most_steps_bytes)
+        if any(tag in data[:_LONGEST_BEGINNING] for tag in _LISTS):
+            check_lists(data, members, steps)
         return decoder.decode(data)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         # The library's text names types and limits, never values of keys or vectors.
@@ -518,9 +539,40 @@ def _decode(decoder: Any, data: bytes, most_bytes: int, most_steps_bytes: int) -
         ) from None
 
 
-def _check_steps(fields: tuple[msgspec.Raw, ...], most_bytes: int) -> None:
-    """Of a record, before an object is made of any of its fields."""
-    if len(fields) <= _STEPS_FIELD or msgspec.msgpack.decode(fields[0], type=str).encode() != _RECORD:
-        return
-    if (found := memoryview(fields[_STEPS_FIELD]).nbytes) > most_bytes:
-        raise MalformedMessage(f"a record whose steps have {found} bytes", f"at most {most_bytes}")
+def check_lists(data: bytes | memoryview, members: int, steps: int) -> None:
+    """Refuse a message with longer lists than a federation's, before an object is made of any of its fields.
+
+    Args:
+        data: the bytes; what is no list where one should stand, its type refuses later.
+        members: of the charter.
+        steps: the most of an epoch.
+
+    Raises:
+        MalformedMessage: a list of more entries than there are members, or steps of a record with more in all.
+        msgspec.DecodeError: no MessagePack array.
+    """
+    tag = msgspec.msgpack.decode(_part(data, (0,)), type=str).encode()
+    for places in _LISTS.get(tag, ()):
+        if (found := _entries(_part(data, places))) > members:
+            raise MalformedMessage(f"a list of {found} entries", f"at most {members}, one for each member")
+    if tag == _RECORD:
+        most = largest_steps(members, steps)
+        if (size := memoryview(_part(data, _STEPS)).nbytes) > most:
+            raise MalformedMessage(f"a record whose steps have {size} bytes", f"at most {most}")
+
+
+def _part(data: bytes | memoryview, places: tuple[int, ...]) -> msgspec.Raw:
+    """The bytes of a part of a message; none where it has no such part."""
+    found = msgspec.Raw(data)
+    for place in places:
+        fields = _FIELDS.decode(found)
+        found = fields[place] if place < len(fields) else msgspec.Raw()
+    return found
+
+
+def _entries(part: msgspec.Raw) -> int:
+    """How many entries a list says that it has; 0 of what is none."""
+    data = bytes(memoryview(part)[:5])
+    if data[:1] in (b"\xdc", b"\xdd"):
+        return int.from_bytes(data[1:3] if data[0] == 0xDC else data[1:5], "big")
+    return data[0] & 0x0F if data and data[0] >> 4 == 0x9 else 0

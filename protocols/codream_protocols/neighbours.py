@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import comb
 from typing import Any, NamedTuple
 
@@ -102,13 +102,27 @@ class Ring:
     degree: Degree
     rows: Places
 
+    @cached_property
+    def numbers(self) -> Places:
+        """The members as an array."""
+        return np.array(self.members)
+
+    @cached_property
+    def points(self) -> Places:
+        """Shape (n, k): at which point a member holds its share of the secrets of each neighbour: 1 to k."""
+        count, degree = self.rows.shape
+        order = np.lexsort((np.repeat(np.arange(count), degree), self.rows.reshape(-1)))
+        points = np.empty(count * degree, dtype=np.int64)
+        points[order] = 1 + np.arange(count * degree) % degree  # each stands k times among others' neighbours
+        return points.reshape(count, degree)
+
     def place(self, member: int) -> int:
         """A member's place among the members."""
-        return int(np.searchsorted(self.members, member))
+        return int(np.searchsorted(self.numbers, member))
 
     def of(self, member: int) -> tuple[int, ...]:
         """A member's neighbours, ascending; it has shares of their secrets, and they of its."""
-        return tuple(self.members[place] for place in self.rows[self.place(member)])
+        return tuple(self.numbers[self.rows[self.place(member)]].tolist())
 
     def partners(self, member: int) -> tuple[int, ...]:
         """Who seals for a member, and for whom it seals: its neighbours, and the first member.
@@ -126,8 +140,8 @@ class Ring:
     def lacking(self, of: Iterable[int], among: Iterable[int]) -> list[int]:
         """Which of these members have fewer than t neighbours among those."""
         there = np.zeros(len(self.members), dtype=np.int64)
-        there[np.searchsorted(self.members, list(among))] = 1
-        places = np.searchsorted(self.members, list(of))
+        there[np.searchsorted(self.numbers, list(among))] = 1
+        places = np.searchsorted(self.numbers, list(of))
         few = there[self.rows[places]].sum(axis=1) < self.degree.threshold
         return [self.members[place] for place in places[few]]
 

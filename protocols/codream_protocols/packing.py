@@ -8,11 +8,13 @@ bits are zero. So m = 16 takes 2 bytes an element, m = 21 takes 2.67, m = 24 tak
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from codream_protocols.cores import PIECE, each_slice
 from codream_protocols.errors import LocalProtocolError, VectorRefused
 from codream_protocols.masks import word_type
 from codream_protocols.spans import part_of_sum
@@ -20,7 +22,7 @@ from codream_protocols.spans import part_of_sum
 _WORD = np.dtype("<u2")
 _WORD_BITS = 16
 _HALF_BITS = 8
-_PIECE = 1 << 16  # elements or words
+_PIECE = PIECE  # elements or words
 
 
 class _Plane(NamedTuple):
@@ -60,39 +62,41 @@ def pack(vector: np.ndarray[Any, Any], bits: int) -> bytes:
     Raises:
         LocalProtocolError: an element does not fit.
     """
-    if len(vector) and int(vector.max()) >> bits:
+    if bits < 8 * vector.itemsize and len(vector) and int(vector.max()) >> bits:
         raise LocalProtocolError("an element outside the ring", f"elements below 2^{bits}")
-    return b"".join(words.data for plane in _planes(len(vector), bits) for words in _packed(vector, plane))
+    if bits == _WORD_BITS and vector.dtype == _WORD:
+        return vector.tobytes()
+    return b"".join(_packed(vector, plane).data for plane in _planes(len(vector), bits))
 
 
-def _packed(vector: np.ndarray[Any, Any], plane: _Plane) -> Iterator[np.ndarray[Any, Any]]:
-    """The words of a plane, a piece at a time."""
-    if plane.width == _WORD_BITS and not plane.shift:
-        for piece in _pieces(plane.words):
-            yield np.ascontiguousarray(vector[piece]).astype(_WORD, copy=False)
-        return
-    mask, moved = (1 << plane.width) - 1, np.empty(min(_PIECE, plane.words), dtype=vector.dtype)
-    for piece in _pieces(plane.words):
-        words = np.zeros(piece.stop - piece.start, dtype=_WORD)
+def _packed(vector: np.ndarray[Any, Any], plane: _Plane) -> np.ndarray[Any, Any]:
+    """The words of a plane."""
+    words, mask = np.empty(plane.words, dtype=_WORD), (1 << plane.width) - 1
+
+    def pack_piece(piece: slice) -> None:
+        column = words[piece]
+        if plane.width == _WORD_BITS and not plane.shift:
+            np.copyto(column, vector[piece], casting="unsafe")  # the low bits
+            return
+        column[:] = 0
         for part in range(plane.parts):
             elements = vector[part * plane.words :][: plane.words][piece]
-            column = words[: len(elements)]
-            one = _shifted(elements, part * plane.width - plane.shift, moved[: len(elements)])
+            one = _shifted(elements, part * plane.width - plane.shift)
             one &= one.dtype.type(mask << part * plane.width)
-            column |= one if one.dtype == _WORD else one.astype(_WORD)
-        yield words
+            column[: len(one)] |= one.astype(_WORD, copy=False)
+
+    _each_piece(plane.words, pack_piece)
+    return words
 
 
-def _shifted(words: np.ndarray[Any, Any], left: int, out: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Words moved so many bits up, or down if it is negative; gives `out`."""
-    shift, by = (np.left_shift, left) if left >= 0 else (np.right_shift, -left)
-    shift(words, by, out=out)
-    return out
+def _shifted(words: np.ndarray[Any, Any], left: int) -> np.ndarray[Any, Any]:
+    """Words moved so many bits up, or down if it is negative."""
+    return words << left if left >= 0 else words >> -left
 
 
-def _pieces(length: int) -> Iterator[slice]:
-    """Pieces that stay in the processor's cache, so that nothing of the vector's size is made on the way."""
-    return (slice(start, min(start + _PIECE, length)) for start in range(0, length, _PIECE))
+def _each_piece(length: int, work: Callable[[slice], object]) -> None:
+    """Work on pieces that stay in a core's cache, so that nothing of the vector's size is made on the way."""
+    each_slice(length, work, _PIECE)
 
 
 class Packed:
@@ -180,22 +184,22 @@ class _HighestSum:
         self._plane, self.words = plane, np.zeros(plane.words, dtype=_WORD)
         self._high = sum(1 << (part + 1) * plane.width - 1 for part in range(plane.parts))
         self._low = ~self._high & (1 << _WORD_BITS) - 1
-        size = min(_PIECE, plane.words)
-        self._high_bits, self._low_bits = np.empty(size, dtype=_WORD), np.empty(size, dtype=_WORD)
 
     def add(self, column: np.ndarray[Any, Any]) -> None:
-        for piece in _pieces(len(column)):
+        high_bits, low_bits = _WORD.type(self._high), _WORD.type(self._low)
+
+        def add_piece(piece: slice) -> None:
             total, added = self.words[piece], column[piece]
             if self._plane.parts == 1 and self._plane.width == _WORD_BITS:
                 total += added
-                continue
-            high, low = self._high_bits[: len(added)], self._low_bits[: len(added)]
-            np.bitwise_xor(total, added, out=high)
-            high &= _WORD.type(self._high)
-            np.bitwise_and(added, _WORD.type(self._low), out=low)
-            total &= _WORD.type(self._low)
-            total += low
+                return
+            high = total ^ added
+            high &= high_bits
+            total &= low_bits
+            total += added & low_bits
             total ^= high
+
+        _each_piece(len(column), add_piece)
 
     def add_to(self, result: np.ndarray[Any, Any]) -> None:
         _unpack_plane(self.words, self._plane, result)
@@ -213,45 +217,55 @@ class _ExactSum:
         self.carries: np.ndarray[Any, Any] | None = None
         if plane.width == _WORD_BITS:  # they wrap where they are beyond 2^bits
             self.carries = np.zeros(plane.words, dtype=np.uint8 if bits - _WORD_BITS <= _HALF_BITS else _WORD)
-        size = min(_PIECE, plane.words)
-        self._part, self._carried = np.empty(size, dtype=_WORD), np.empty(size, dtype=bool)
 
     def add(self, column: np.ndarray[Any, Any]) -> None:
         mask = _WORD.type((1 << self._plane.width) - 1)
-        for piece in _pieces(len(column)):
+
+        def add_piece(piece: slice) -> None:
             words = column[piece]
             if self.carries is not None:
                 self._add_with_carry(piece, words)
-                continue
+                return
             for part, sums in enumerate(self.sums):
-                one = np.right_shift(words, part * self._plane.width, out=self._part[: len(words)])
+                one = words >> part * self._plane.width
                 one &= mask
                 sums[piece] += one
 
+        _each_piece(len(column), add_piece)
+
     def _add_with_carry(self, piece: slice, words: np.ndarray[Any, Any]) -> None:
         assert self.carries is not None  # noqa: S101 - by its caller
-        total, carried = self.sums[0][piece], self._carried[: len(words)]
+        total = self.sums[0][piece]
         total += words
-        np.less(total, words, out=carried)
-        self.carries[piece] += carried.view(np.uint8)
+        self.carries[piece] += (total < words).view(np.uint8)
 
     def merge(self, other: _ExactSum) -> None:
         for own, theirs in zip(self.sums, other.sums, strict=True):
-            for piece in _pieces(len(own)):
-                if self.carries is None or other.carries is None:
-                    own[piece] += theirs[piece]
-                else:
-                    self._add_with_carry(piece, theirs[piece])
-                    self.carries[piece] += other.carries[piece]
+            _each_piece(len(own), partial(self._merge_piece, own, theirs, other.carries))
+
+    def _merge_piece(
+        self,
+        own: np.ndarray[Any, Any],
+        theirs: np.ndarray[Any, Any],
+        carries: np.ndarray[Any, Any] | None,
+        piece: slice,
+    ) -> None:
+        if self.carries is None or carries is None:
+            own[piece] += theirs[piece]
+        else:
+            self._add_with_carry(piece, theirs[piece])
+            self.carries[piece] += carries[piece]
 
     def add_to(self, result: np.ndarray[Any, Any]) -> None:
         for part, sums in enumerate(self.sums):
             elements = result[part * self._plane.words :][: self._plane.words]
-            for piece in _pieces(len(elements)):
-                total = sums[piece].astype(result.dtype)
-                if self.carries is not None:
-                    total |= self.carries[piece].astype(result.dtype) << _WORD_BITS
-                elements[piece] += total << self._plane.shift if self._plane.shift else total
+            _each_piece(len(elements), partial(self._add_piece_to, elements, sums))
+
+    def _add_piece_to(self, elements: np.ndarray[Any, Any], sums: np.ndarray[Any, Any], piece: slice) -> None:
+        total = sums[piece].astype(elements.dtype)
+        if self.carries is not None:
+            total |= self.carries[piece].astype(elements.dtype) << _WORD_BITS
+        elements[piece] += total << self._plane.shift if self._plane.shift else total
 
 
 @part_of_sum("packing")
@@ -268,14 +282,17 @@ def unpack(
 
 def _unpack_plane(column: np.ndarray[Any, Any], plane: _Plane, result: np.ndarray[Any, Any]) -> None:
     """Add a plane's words to the elements of `result`; the lowest plane, which is first, may overwrite it."""
-    if plane.width == _WORD_BITS and not plane.shift:
-        result[:] = column
-        return
-    mask, moved = (1 << plane.width) - 1, np.empty(min(_PIECE, plane.words), dtype=result.dtype)
-    for piece in _pieces(plane.words):
+    mask = (1 << plane.width) - 1
+
+    def unpack_piece(piece: slice) -> None:
+        if plane.width == _WORD_BITS and not plane.shift:
+            result[piece] = column[piece]
+            return
         words = column[piece].astype(result.dtype, copy=False)
         for part in range(plane.parts):
             elements = result[part * plane.words :][: plane.words][piece]
-            one = _shifted(words[: len(elements)], plane.shift - part * plane.width, moved[: len(elements)])
+            one = _shifted(words[: len(elements)], plane.shift - part * plane.width)
             one &= one.dtype.type(mask << plane.shift)
             elements += one
+
+    _each_piece(plane.words, unpack_piece)

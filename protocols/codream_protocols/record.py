@@ -9,6 +9,7 @@ record: plan from the offer, transcript from the advertisements, states from the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +28,7 @@ from codream_protocols.errors import (
     WrongContext,
 )
 from codream_protocols.hybrid import start_seed
-from codream_protocols.identity import Roster, Verify, verify
+from codream_protocols.identity import Roster, verify
 from codream_protocols.masks import word_type
 from codream_protocols.messages import Advertisement, EpochRecord, SignedBy, StepRecord
 from codream_protocols.packing import unpack
@@ -133,6 +134,13 @@ class Trajectory:
         self.frames.append(frame)
         return sums
 
+    def after(self, members: tuple[int, ...], frame: bytes, tag: bytes, unpacked: Unpacked | None = None) -> Trajectory:
+        """The epoch with the next sum in it; this one stays as it is. Arguments and errors as for `absorb`."""
+        following = copy(self)
+        following.links, following.steps, following.frames = [*self.links], [*self.steps], [*self.frames]
+        following.absorb(members, frame, tag, unpacked)
+        return following
+
     def check_sum(self, members: tuple[int, ...], words: Array) -> None:
         """Refuse a sum of the present step, as ring elements, that no inputs have; raises `WrongSum`."""
         check_range(self.plan, self.step, words, len(members))
@@ -157,16 +165,13 @@ class Trajectory:
         return record, tuple(self.frames)
 
 
-def valid_votes(
-    roster: Roster, trajectory: Trajectory, votes: Iterable[SignedBy], verify: Verify = verify
-) -> dict[int, SignedBy]:
+def valid_votes(roster: Roster, trajectory: Trajectory, votes: Iterable[SignedBy]) -> dict[int, SignedBy]:
     """The votes for an epoch's end, by member.
 
     Args:
         roster: the roster.
         trajectory: the epoch, with all its sums.
         votes: what is said to be votes for it.
-        verify: checks a signature, if not `identity.verify`.
 
     Raises:
         CertificateRefused: a vote that does not verify, a stranger's, or two of one member.

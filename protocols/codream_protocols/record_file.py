@@ -17,7 +17,8 @@ import msgspec
 
 from codream_protocols.charter import MAX_STEPS
 from codream_protocols.errors import MalformedMessage
-from codream_protocols.messages import EpochRecord, encode_message
+from codream_protocols.identity import MAX_MEMBERS
+from codream_protocols.messages import EpochRecord, check_lists, encode_message
 from codream_protocols.record import Kept
 
 VERSION = 2
@@ -72,12 +73,13 @@ def check_version(beginning: bytes, kind: str = "record", version: int = VERSION
         )
 
 
-def parse_record(data: bytes | memoryview, most_bytes: int = MAX_RECORD_BYTES) -> Kept:
+def parse_record(data: bytes | memoryview, most_bytes: int = MAX_RECORD_BYTES, *, members: int = MAX_MEMBERS) -> Kept:
     """A record and its packed sums; whether they are an epoch of some charter, `record.replay` says.
 
     Args:
         data: a file's bytes; of a view, the sums are views.
         most_bytes: how many there may be.
+        members: of the charter, where the file is not one's own: no list in it has more entries.
 
     Raises:
         MalformedMessage: the place in the file where it is no record, and why.
@@ -92,6 +94,7 @@ def parse_record(data: bytes | memoryview, most_bytes: int = MAX_RECORD_BYTES) -
     message, at = _take(view, at, "the message")
     start = at - len(message)
     try:
+        check_lists(message, members, MAX_STEPS)
         record = _DECODER.decode(message)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__

@@ -13,6 +13,7 @@ small: recorded traffic of this mode opens to who breaks X25519 later, that of l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import count
 
 import numpy as np
 
@@ -114,7 +115,7 @@ class ResilientKeys(LockstepKeys):
         if self._ring is None:
             points = {member: member + 1 for member in receivers}
         else:
-            points = {holder: self._ring.point(self._member, holder) for holder in self._ring.of(self._member)}
+            points = dict(zip(self._ring.of(self._member), count(1), strict=False))
         split = shamir.split(rows, plan.threshold, list(points.values()), self._random)
         rows[:] = 0
         if self._ring is None:  # on a ring its neighbours alone have shares
@@ -139,7 +140,7 @@ class ResilientKeys(LockstepKeys):
         if self._own_shares is not None:
             held[self._member] = self._own_shares
         self._held, self._members = {member: held[member] for member in near}, near
-        self._advertised, self._transcript = dict(opened.advertised), opened.transcript
+        self._advertised, self._transcript = {member: opened.advertised[member] for member in near}, opened.transcript
 
     def _ratchet(self) -> None:
         self._seed = keyschedule.ratchet(self._seed, self._plan.digest, self._seed_step)

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from codream_protocols.cores import PIECE, each_slice
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Words = np.ndarray[Any, Any]
 Dither = Callable[[int, int], Words]
-"""A piece's number, N -> N uniform numbers of 16 bits, uint16; they need not be secret."""
+"""A piece's number, N -> N uniform numbers of 16 bits, uint16, which may be overwritten; they need not be secret."""
 
-_PIECE = 1 << 16  # values whose steps stay in the processor's cache
+_PIECE = PIECE
 _DITHER_BITS = 16
 _SIGNED_BITS = 31
 _SINGLE_BITS = 16  # v up to which, and
@@ -69,25 +71,28 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bit
         How many values were not finite.
     """
     real, factor, bound, middle, fine = Steps.of(values.dtype, clip, value_bits)
-    size, replaced = min(_PIECE, len(values)), 0
-    all_scaled, all_steps = np.empty(size, dtype=real), np.empty(size, dtype=np.int32)
-    for start in range(0, len(values), _PIECE):
-        part = values[start : start + _PIECE]
-        scaled, steps = all_scaled[: len(part)], all_steps[: len(part)]
+    replaced = list[int]()
+
+    def encode_piece(piece: slice) -> None:
+        part = values[piece]
         with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(part, factor, out=scaled, dtype=real)
+            scaled = np.multiply(part, factor, dtype=real)
             if not math.isfinite(np.dot(scaled, scaled)):  # one pass over all; some of it may be large only
                 finite = np.isfinite(np.divide(part, clip, dtype=np.float64))
-                replaced += len(part) - int(np.count_nonzero(finite))
+                replaced.append(len(part) - int(np.count_nonzero(finite)))
                 scaled[~finite] = 0.0
         np.clip(scaled, -bound, bound, out=scaled)
         np.rint(scaled, out=scaled)
-        np.copyto(steps, scaled, casting="unsafe")
-        steps += dither(start // _PIECE, len(steps)) >> _DITHER_BITS - fine
+        steps, parts = scaled.astype(np.int32), dither(piece.start // _PIECE, len(part))
+        if fine < _DITHER_BITS:
+            parts >>= _DITHER_BITS - fine
+        steps += parts.astype(np.int32)  # faster than adding words of two widths
         steps += middle
         steps >>= fine
-        words[start : start + _PIECE] = steps
-    return replaced
+        words[piece] = steps
+
+    each_slice(len(values), encode_piece, _PIECE)
+    return sum(replaced)
 
 
 def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int, out: Floats | None = None) -> Floats:
@@ -100,11 +105,11 @@ def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int, ou
         value_bits: v.
         out: shape (N,), filled from the beginning, where the ring elements may lie in its end; made unless given.
     """
-    top = (1 << value_bits) - 1
+    factor, offset = 2 * clip / ((1 << value_bits) - 1), survivors * clip
     values = np.empty(len(total), dtype=np.float64) if out is None else out
-    for start in range(0, len(total), _PIECE):
-        part = total[start : start + _PIECE].astype(np.float64)
-        part *= 2 * clip / top
-        part -= survivors * clip
-        values[start : start + _PIECE] = part
+    for start in range(0, len(total), _PIECE):  # in order: where they share memory, one piece takes another's place
+        part = values[start : start + _PIECE]
+        part[:] = total[start : start + _PIECE]
+        part *= factor
+        part -= offset
     return values

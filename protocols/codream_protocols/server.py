@@ -17,7 +17,7 @@ have voted for it. A failed step is never run again: the next epoch starts anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from codream_protocols import chain as links
 from codream_protocols.advertisements import (
+    DistinctKeys,
     check_advertisement,
     check_distinct_keys,
     check_public_keys,
@@ -267,7 +268,9 @@ class _Epoch:
 
     plan: Plan
     advertised: dict[int, Advertisement] = field(default_factory=dict)
+    keys: DistinctKeys = field(default_factory=DistinctKeys)  # of those
     shown: tuple[Advertisement, ...] = ()
+    taking_part: frozenset[int] = frozenset()  # those that are shown
     transcript: bytes = b""
     ring: Ring | None = None
     starts: dict[int, bytes] = field(default_factory=dict)  # on a ring: start shares, as their knowers open them
@@ -327,6 +330,7 @@ class ServerProtocol(HoldsHistory):
         self.charter, self.course, self.phase = charter, course, Phase.IDLE
         self.absent: set[int] = set(charter.everybody)
         self.conflicts: set[tuple[int, int]] = set()  # pairs of which one could not open what the other sealed
+        self._blocks = {member: place for place, block in enumerate(charter.blocks) for member in block}
         self._left: dict[int, tuple[int, int]] = {}  # who left set-ups: how often, and until which epoch it stays away
         self._roster, self._beat_seconds, self._journal = roster, beat_seconds, journal or InMemory()
         self._at: dict[int, bytes] = {}  # each member's head, as it said or was told
@@ -457,23 +461,31 @@ class ServerProtocol(HoldsHistory):
         if epoch is None:
             return ()
         away = set() if self.charter.aggregation.mode == "lockstep" else self.absent | epoch.gone
-        expected: set[int] = set()
+        everybody, done = self._progress(epoch)
+        return tuple(sorted(set(everybody) - set(done) - away))
+
+    def _progress(self, epoch: _Epoch) -> tuple[Collection[int], Collection[int]]:
+        """Whose message the present phase asks for, and who has sent it."""
         if self.phase is Phase.ADVERTISING:
-            expected = set(epoch.plan.cohort) - set(epoch.advertised)
-        elif self.phase is Phase.SEALING:
-            expected = {item.member for item in epoch.shown} - set(epoch.sealed)
-        elif self.phase is Phase.OPENING:
-            expected = set(epoch.members) - epoch.heard
-        elif self.phase is Phase.VOTING:
-            expected = set(epoch.members) - set(epoch.votes)
-        elif epoch.step is not None:
-            done: set[int] = epoch.step.inputs
-            if self.phase is Phase.AGREEING:
-                done = set(epoch.step.signatures)
-            elif self.phase is Phase.UNMASKING:
-                done = set(epoch.step.answers)
-            expected = set(epoch.members) - done
-        return tuple(sorted(expected - away))
+            return epoch.plan.cohort, epoch.advertised
+        if self.phase is Phase.SEALING:
+            return epoch.taking_part, epoch.sealed
+        if self.phase is Phase.OPENING:
+            return epoch.members, epoch.heard
+        if self.phase is Phase.VOTING:
+            return epoch.members, epoch.votes
+        if epoch.step is None:
+            return (), ()
+        done = {Phase.AGREEING: epoch.step.signatures, Phase.UNMASKING: epoch.step.answers}
+        return epoch.members, done.get(self.phase, epoch.step.inputs)
+
+    def _awaits_somebody(self) -> bool:
+        """Whether `waiting_for` names anybody; seen by the numbers alone while many are missing."""
+        if self._epoch is None:
+            return False
+        everybody, done = self._progress(self._epoch)
+        surely = len(everybody) > len(done) + len(self.absent) + len(self._epoch.gone)
+        return surely or bool(self.waiting_for())
 
     def behind(self) -> tuple[int, ...]:
         """Who has been heard of, and does not have the newest certificate."""
@@ -535,7 +547,8 @@ class ServerProtocol(HoldsHistory):
         self._journal.running(Opened(offer))
         self._next_epoch, self._opened = offer.epoch + 1, self._opened + 1
         self._epoch, self.phase = _Epoch(plan), Phase.ADVERTISING
-        return [EpochBegan(plan), *(SendTo(member, Invitation(offer)) for member in offer.cohort)]
+        invitation = Invitation(offer)
+        return [EpochBegan(plan), *(SendTo(member, invitation) for member in offer.cohort)]
 
     def _number(self) -> int:
         """The next epoch's number: one that every honest member takes, whatever colluders say they have joined."""
@@ -581,7 +594,7 @@ class ServerProtocol(HoldsHistory):
         identity = self._roster.members[member].identity_key
         verify(identity, message.signature, "advertisement", *message.signed_parts())
         check_public_keys(epoch.plan, message)
-        check_distinct_keys((*epoch.advertised.values(), message))
+        epoch.keys.add(message)
         epoch.advertised[member] = message
         return self._advance()
 
@@ -592,7 +605,7 @@ class ServerProtocol(HoldsHistory):
         if self.phase is not Phase.SEALING:
             raise UnexpectedMessage("late seals", f"none while {self.phase.value}")
         receivers = tuple(item.member for item in message.items)
-        expected = epoch.partners(member) if any(item.member == member for item in epoch.shown) else ()
+        expected = epoch.partners(member) if member in epoch.taking_part else ()
         if not expected or receivers != expected:
             raise ShareRefused(f"seals for members {list(receivers)}", f"one for each of {list(expected)}")
         near = set(expected if epoch.ring is None else epoch.ring.of(member))
@@ -612,8 +625,7 @@ class ServerProtocol(HoldsHistory):
         if self.phase is not Phase.OPENING or member in epoch.heard:
             return []
         known = sorted((member, *epoch.ring.partners(member)))
-        items = {item.member: item for item in epoch.shown}
-        check_start_shares(epoch.plan, [items[one] for one in known], message.shares)
+        check_start_shares(epoch.plan, [epoch.advertised[one] for one in known], message.shares)
         cut = range(0, len(message.shares), KEY_BYTES)
         epoch.starts |= zip(known, (message.shares[at : at + KEY_BYTES] for at in cut), strict=True)
         epoch.heard.add(member)
@@ -685,7 +697,7 @@ class ServerProtocol(HoldsHistory):
         aggregation = self.charter.aggregation
         if aggregation.mode == "lockstep" or aggregation.losses == "allow":
             return 0
-        return next(place for place, block in enumerate(self.charter.blocks) if member in block)
+        return self._blocks[member]
 
     def _on_signature(self, member: int, message: SurvivorSignature, frames: tuple[bytes, ...]) -> list[Effect]:
         if self._is_late(message.plan, message.step):
@@ -749,7 +761,7 @@ class ServerProtocol(HoldsHistory):
                 return effects
         if self.phase is Phase.VOTING:
             return self._count_votes(epoch) or self._abandoned_vote(epoch)
-        if self.waiting_for():
+        if self._awaits_somebody():
             return []
         if self.phase is Phase.ADVERTISING:
             return self._show_advertisements(epoch)
@@ -786,7 +798,7 @@ class ServerProtocol(HoldsHistory):
         return [SendTo(member, message) for member in chosen]
 
     def _seal(self, epoch: _Epoch, shown: tuple[Advertisement, ...]) -> None:
-        epoch.shown = shown
+        epoch.shown, epoch.taking_part = shown, frozenset(item.member for item in shown)
         epoch.transcript = links.transcript(epoch.plan.digest, [item.digest for item in shown])
         epoch.ring = epoch.plan.ring(epoch.transcript, tuple(item.member for item in shown))
         self.phase = Phase.SEALING
@@ -861,7 +873,7 @@ class ServerProtocol(HoldsHistory):
 
     def _enough_answers(self, epoch: _Epoch, step: _Step) -> bool:
         """On a ring each secret has other holders: all that are there are waited for."""
-        return len(step.answers) >= epoch.plan.threshold and (epoch.ring is None or not self.waiting_for())
+        return len(step.answers) >= epoch.plan.threshold and (epoch.ring is None or not self._awaits_somebody())
 
     def _open_sum(self, epoch: _Epoch, step: _Step) -> list[Effect]:
         assert step.total is not None and epoch.public is not None  # noqa: S101 - closed before
@@ -873,7 +885,7 @@ class ServerProtocol(HoldsHistory):
         else:
             rebuilt = rebuild_on(epoch.ring, epoch.plan, advertised, step.survivors, step.number, step.answers)
         if rebuilt is None:
-            if self.waiting_for():
+            if self._awaits_somebody():
                 return []
             return self._give_up(f"wrong shares in step {step.number}: its sum cannot be rebuilt")
         tag = unmask(
@@ -1016,7 +1028,9 @@ class ServerProtocol(HoldsHistory):
         assert epoch.public is not None  # noqa: S101 - VOTING
         if len(epoch.votes) >= self.charter.quorum:
             return self._certify(epoch.public, epoch.votes)
-        present = set(epoch.members) - self.absent - epoch.gone - set(epoch.votes)
+        # Who is left of the epoch and could vote by its own checks.
+        surely = len(epoch.members) > len(epoch.votes) + len(self.absent) + len(epoch.gone)
+        present = surely or set(epoch.members) - self.absent - epoch.gone - set(epoch.votes)
         return [] if present else self._show_record(epoch)
 
     def _certify(self, public: Trajectory, votes: Mapping[int, SignedBy]) -> list[Effect]:
@@ -1033,11 +1047,13 @@ class ServerProtocol(HoldsHistory):
             self._left.pop(member, None)
         self._epoch, self.phase, self._candidates = None, Phase.IDLE, {}
         effects: list[Effect] = []
+        certificate = Certificate(public.plan.digest, signed)
+        was_in = set(public.members) - running.gone if running is not None and running.public is public else set[int]()
         for member in self.charter.everybody:
-            if running is not None and running.public is public and member in set(public.members) - running.gone:
+            if member in was_in:
                 if member not in self.absent and not self.done:
                     self._at[member] = self.head  # of the last one, it will say so itself
-                effects.append(SendTo(member, Certificate(public.plan.digest, signed)))
+                effects.append(SendTo(member, certificate))
             elif member not in self.absent:
                 try:
                     effects += self._catch_up(member)
@@ -1152,8 +1168,8 @@ class ServerProtocol(HoldsHistory):
             asked = set(epoch.plan.cohort) - epoch.gone
             return [SendTo(member, Invitation(epoch.plan.offer))] if member in asked else []
         if self.phase is Phase.SEALING:
-            shown = any(item.member == member for item in epoch.shown)
-            return [SendTo(member, Advertisements(epoch.plan.digest, epoch.shown))] if shown else []
+            shown = [SendTo(member, Advertisements(epoch.plan.digest, epoch.shown))]
+            return [*shown] if member in epoch.taking_part else []
         if member not in epoch.members or epoch.step is None:
             return []
         effects: list[Effect] = [SendTo(member, self._delivery(epoch, member))]

@@ -45,6 +45,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
+from codream_protocols.cores import each_slice
 from codream_protocols.errors import LocalProtocolError, VectorRefused
 from codream_protocols.keyschedule import KEY_BYTES, expand, labelled
 from codream_protocols.secret import Secret
@@ -60,7 +61,6 @@ _WIDE_LIMB_BITS = 16
 _NARROW_LIMB_BITS = 8
 _WIDE_LIMBS_HOLD = 1 << 26  # 26 + 16 + 11 = 53
 HALF_BITS = 32
-_PIECE_ROWS = 32
 _TYPES = tuple(np.dtype(name) for name in ("<i8", "<i4", "<u4", "<u2"))
 
 
@@ -134,14 +134,16 @@ class TagKey:
             )
         # Each row's number X b is the sum of its 8 entries here, the l-th times 2^16l; they are below 2^61.
         products = np.empty((len(self._rows), 8), dtype=np.int64)
-        piece = np.empty((_PIECE_ROWS, COLUMNS))
-        for row in range(0, len(products), _PIECE_ROWS):
-            part = values[row * COLUMNS : (row + _PIECE_ROWS) * COLUMNS]
-            flat = piece.reshape(-1)
+
+        def multiply(piece: slice) -> None:
+            part, first = values[piece], piece.start // COLUMNS
+            rows = np.empty((-(-len(part) // COLUMNS), COLUMNS))
+            flat = rows.reshape(-1)
             flat[: len(part)] = part
             flat[len(part) :] = 0
-            target = products[row : row + _PIECE_ROWS]
-            target[:] = self._times_columns(piece[: len(target)], _magnitude(part))
+            products[first : first + len(rows)] = self._times_columns(rows, _magnitude(part))
+
+        each_slice(len(values), multiply)  # of 32 rows
         low, high = products & ((1 << HALF_BITS) - 1), products >> HALF_BITS
         # 16 + 32 bits and 2^15 rows: below 2^63.
         return joined(self._rows.T @ low, self._rows.T @ high)
@@ -158,7 +160,7 @@ class TagKey:
 
     def _times_columns(self, piece: np.ndarray[Any, Any], magnitude: int) -> np.ndarray[Any, Any]:
         if magnitude <= _WIDE_LIMBS_HOLD:
-            return (piece @ self._columns_wide).astype(np.int64)
+            return piece @ self._columns_wide
         if magnitude >> MAGNITUDE_BITS:
             raise LocalProtocolError("a value too large for a tag", f"magnitudes below 2^{MAGNITUDE_BITS}")
         narrow = (piece @ self._columns_narrow).astype(np.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, islice
 from math import comb
 
 import numpy as np
@@ -98,32 +98,34 @@ def rebuild_on(
     Returns:
         None if the answers do not give what was advertised.
     """
-    chosen, held = set(survivors), dict[int, dict[int, bytes]]()
+    shares = np.zeros((*ring.rows.shape, KEY_BYTES), dtype=np.uint8)  # of each member, at each point
+    given = np.zeros(ring.rows.shape, dtype=np.bool_)
     for holder, answer in answers.items():
-        for place, member in enumerate(ring.of(holder)):
-            share = answer[place * KEY_BYTES : (place + 1) * KEY_BYTES]
-            held.setdefault(member, {})[ring.point(member, holder)] = share
-    found = {}
-    for member in ring.members:
+        place = ring.place(holder)
+        at = ring.rows[place], ring.points[place] - 1
+        shares[at], given[at] = np.frombuffer(answer, dtype=np.uint8).reshape(-1, KEY_BYTES), True
+    chosen, found = set(survivors), {}
+    for place, member in enumerate(ring.members):
         if member not in chosen and chosen.isdisjoint(ring.of(member)):
             continue
-        secret = _rebuilt(plan, advertised[member], held.get(member, {}), step, survived=member in chosen)
+        held = {point + 1: shares[place, point] for point in np.flatnonzero(given[place]).tolist()}
+        secret = _rebuilt(plan, advertised[member], held, step, survived=member in chosen)
         if secret is None:
             return None
         found[member] = secret
     return found
 
 
-def _rebuilt(plan: Plan, item: Advertisement, held: Mapping[int, bytes], step: int, *, survived: bool) -> bytes | None:
+def _rebuilt(
+    plan: Plan, item: Advertisement, held: Mapping[int, shamir.Bytes], step: int, *, survived: bool
+) -> bytes | None:
     """One member's secret from its neighbours' shares: of the first ones, or else with the wrong ones left out."""
     if len(held) < plan.threshold:
         return None
-    points = sorted(held)
-    shares = {point: np.frombuffer(held[point], dtype=np.uint8) for point in points}
-    first = shamir.combine({point: shares[point] for point in points[: plan.threshold]}).tobytes()
+    first = shamir.combine(dict(islice(held.items(), plan.threshold))).tobytes()
     if _fits(plan, item, first, step, survived=survived):
         return first
-    decoded = shamir.decode(shares, plan.threshold, secrets.token_bytes)
+    decoded = shamir.decode(held, plan.threshold, secrets.token_bytes)
     if decoded is None or not _fits(plan, item, decoded[0].tobytes(), step, survived=survived):
         return None
     return decoded[0].tobytes()

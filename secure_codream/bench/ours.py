@@ -29,6 +29,7 @@ from codream_protocols.messages import (
 from codream_protocols.server import Effect, EpochCertified, EpochGivenUp, Phase, SendTo
 from codream_protocols.specs import Block, VectorSpec
 from codream_server.peers import Traffic
+from secure_codream.deployment.cores import shared_by
 from secure_codream.simulation.in_process import Simulation
 from secure_codream.simulation.toy_course import LaboratoryCourse
 
@@ -93,11 +94,19 @@ class _Numbers:
         """Nothing is learnt."""
 
 
+@dataclass(frozen=True)
+class Walls:
+    """The least milliseconds by the clock on the wall: of a client that sends, and of the server that adds."""
+
+    sending: float
+    adding: float
+
+
 class _Run:
     """Carries messages, and times who takes them."""
 
-    def __init__(self, case: Case) -> None:
-        self._case = case
+    def __init__(self, case: Case, clock: Callable[[], float] = time.process_time) -> None:
+        self._case, self._clock = case, clock
         spec = VectorSpec("update", (Block("dream", case.d, CLIP),))
         aggregation = Aggregation(mode=case.mode, value_bits=case.value_bits, losses=case.losses)
         numbers = _Numbers(case.d)
@@ -133,7 +142,7 @@ class _Run:
         data, member = encode_message(effect.message), effect.member
         self.traffic.down += len(data) + sum(map(len, effect.frames))
         message, client = decode_to_client(data), self._simulation.clients[member]
-        answers, took = _timed(lambda: client.receive(message, effect.frames))
+        answers, took = _timed(lambda: client.receive(message, effect.frames), self._clock)
         if isinstance(message, _SETUP):
             self.setup[member] += took
         elif isinstance(message, Published):
@@ -143,7 +152,7 @@ class _Run:
             if isinstance(answer, Send):
                 self._to_server(member, answer)
             elif isinstance(answer, Compute) and member < self._case.n - self._case.dropped:
-                sent, took = _timed(partial(client.provide, answer.plan, answer.step, self._values))
+                sent, took = _timed(partial(client.provide, answer.plan, answer.step, self._values), self._clock)
                 self.sending.append(took)
                 for each in sent:
                     if isinstance(each, Send):
@@ -153,7 +162,7 @@ class _Run:
         data = encode_message(send.message)
         message = decode_to_server(data)
         self.traffic.came(message, len(data), send.frames)
-        effects, took = _timed(lambda: self._simulation.server.receive(member, message, send.frames))
+        effects, took = _timed(lambda: self._simulation.server.receive(member, message, send.frames), self._clock)
         self._queue.extend(effects)
         if isinstance(message, MaskedInput):
             self.adding.append(took)
@@ -178,8 +187,16 @@ def run_case(case: Case) -> Costs:
     )
 
 
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What it returns, and its processor time in milliseconds."""
-    began = time.process_time()
+def run_walls(case: Case, threads: int) -> Walls:
+    """The same by the clock on the wall, with so many threads."""
+    run = _Run(case, time.perf_counter)
+    with shared_by(threads):
+        run.epoch()
+    return Walls(min(run.sending), min(run.adding))
+
+
+def _timed(work: Callable[[], T], clock: Callable[[], float]) -> tuple[T, float]:
+    """What it returns, and how many milliseconds went by."""
+    began = clock()
     found = work()
-    return found, 1e3 * (time.process_time() - began)
+    return found, 1e3 * (clock() - began)

@@ -53,6 +53,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Wall:
+    """One figure by the clock on the wall, in milliseconds: the least of an epoch, on one thread and on two."""
+
+    what: Literal["sending", "server_add"]
+    mode: Literal["lockstep", "resilient"]
+    n: int
+    d: int
+    m: int
+    one: float
+    two: float
+
+
+@dataclass(frozen=True)
 class Bench:
     """All figures of one run.
 
@@ -64,6 +77,7 @@ class Bench:
         steps: of the epochs that were run.
         made: the day, YYYY-MM-DD.
         shares: of runs that were asked for, what the sum took of all processor time.
+        walls: of cases in which nobody drops; empty where this process may use one core only.
     """
 
     rows: tuple[Row, ...]
@@ -73,6 +87,7 @@ class Bench:
     steps: int
     made: str
     shares: tuple[Shares, ...] = ()
+    walls: tuple[Wall, ...] = ()
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -122,7 +137,16 @@ set-up, we {steps}, so its bytes hold a whole set-up. Of what it repeats for eac
 and counted as many times. It checks no sum.
 
 {table}
-{shares}"""
+{walls}{shares}"""
+
+WALLS = """
+## On two cores
+
+Milliseconds by the clock on the wall, the least of an epoch each: pieces of a vector are shared by the threads of its
+party (`--threads`), with the same bits. What else runs on the machine makes two threads look slower.
+
+{table}
+"""
 
 SHARES = """
 ## Beside the learning
@@ -154,12 +178,31 @@ def page(bench: Bench, flags: str) -> str:
         generator_speed=machine["generator_speed"],
         memory_speed=machine["memory_speed"],
         table=_lines(rows),
+        walls=WALLS.format(table=_lines(_of_walls(bench.walls))) if bench.walls else "",
         shares=SHARES.format(table=_lines(_of_shares(bench.shares))) if bench.shares else "",
     )
 
 
 def _lines(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _of_walls(walls: Sequence[Wall]) -> list[tuple[str, ...]]:
+    columns = ("what", "mode", "n", "d", "m", "one thread", "two threads", "times less")
+    rows = [
+        (
+            WORDS[one.what],
+            one.mode,
+            f"{one.n:,}",
+            f"{one.d:,}",
+            str(one.m),
+            _amount(one.one, "ms"),
+            _amount(one.two, "ms"),
+            f"{one.one / one.two:.2f}",
+        )
+        for one in walls
+    ]
+    return [columns, tuple("---" for _ in columns), *rows]
 
 
 def _of_shares(shares: Sequence[Shares]) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""All cases of a bench, in a process of its own with one thread, so that processor time is the whole cost."""
+"""All cases of a bench, in a process of its own whose libraries have one thread: processor time is the whole cost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Literal
 
 from codream_protocols.specs import MAX_COORDINATES
 from secure_codream.bench.limits import Limits, measure_limits, processor_name
-from secure_codream.bench.ours import Case, Costs, run_case
-from secure_codream.bench.results import Bench, Row, What
+from secure_codream.bench.ours import Case, Costs, run_case, run_walls
+from secure_codream.bench.results import Bench, Row, Wall, What
+from secure_codream.deployment.cores import usable_cores
 from secure_codream.reports.versions import versions_of
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -65,13 +66,15 @@ def run_bench(cases: Sequence[Case], rival: Rival | None, finished: Callable[[Ca
     """
     for name in _THREADS:  # read by the process below, as it loads numpy
         os.environ[name] = "1"
-    rows, sending = list[Row](), list[Row]()
+    rows, sending, walls = list[Row](), list[Row](), list[Wall]()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         limits = pool.submit(measure_limits).result()
         for case in cases:
             found, part = pool.submit(_rows, case, rival, limits).result()
             rows += found
             sending.append(part)
+            if not case.dropped and usable_cores() > 1:
+                walls += pool.submit(_walls, case).result()
             finished(case)
     packages = ("numpy", "cryptography", *(("flwr",) if rival else ()))
     return Bench(
@@ -81,6 +84,7 @@ def run_bench(cases: Sequence[Case], rival: Rival | None, finished: Callable[[Ca
         versions=versions_of(*packages),
         steps=cases[0].steps,
         made=date.today().isoformat(),
+        walls=tuple(walls),
     )
 
 
@@ -93,6 +97,12 @@ def _gigabytes(limits: Limits) -> dict[str, float | str]:
 def _rows(case: Case, rival: Rival | None, limits: Limits) -> tuple[list[Row], Row]:
     """The case's rows, and its part of sending."""
     return rows_of(case, run_case(case), _flower(case) if rival else {}, limits)
+
+
+def _walls(case: Case) -> list[Wall]:
+    one, two = run_walls(case, 1), run_walls(case, 2)
+    shape = case.mode, case.n, case.d, case.m
+    return [Wall("sending", *shape, one.sending, two.sending), Wall("server_add", *shape, one.adding, two.adding)]
 
 
 def _flower(case: Case) -> dict[str, float]:

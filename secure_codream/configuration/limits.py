@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.privacy.accounting import epsilon_of
@@ -84,9 +85,9 @@ def open_ledger(
     try:
         if took_part:
             _require_what_the_journal_knows(path, ledger, federation.federation.name, client.name)
-        if not ledger.own.begun:
+        if not ledger.own.begun and federation.predecessor is None:
             check_planned(plan, budget)
-        ledger.plan(plan.charges)
+        ledger.plan(plan.charges, **continued(plan, federation))
         if index is not None:
             index.claim(ledger.name, stored_digests(images))
     except SpentElsewhere:
@@ -108,31 +109,54 @@ class Uncharged:
 
 
 def look_uncharged(
-    client: ClientConfig, federation: FederationConfig, images: LabelledImages, index: Index | None
-) -> Uncharged | None:
-    """Which ledgers `images` have, in a federation that charges nothing to them; None where they have none.
+    client: ClientConfig,
+    federation: FederationConfig,
+    train: LabelledImages,
+    test: LabelledImages | None,
+    index: Index | None,
+) -> list[Uncharged]:
+    """Which ledgers images have that a federation trains on, or hears the accuracy on, and charges nothing for.
 
     Raises:
-        HasLedger: they have, and `[policy]` does not permit it.
+        HasLedger: some have one, and `[policy]` does not permit it.
     """
+    federated, found = federation.federation.name, list[Uncharged]()
+    if not federation.record_private and not charges_sums(client, federation):
+        charged = (
+            "name that ledger under [budget], which noised sums then charge"
+            if _noises_all(federation)
+            else "a federation with [privacy] or [dp_sgd], or images without a ledger, are allowed"
+        )
+        does = f"the federation {federated!r} charges nothing to it, and nothing bounds what it is told of them"
+        found += _with_ledgers(client, train, "images", index, does, charged)
+    if test is not None and tells_accuracy(client, federation):
+        does = f"the federation {federated!r} is told how many of them are right, and nothing bounds what that tells"
+        found += _with_ledgers(
+            client, test, "test images", index, does, "tell_accuracy = false, or others, are allowed"
+        )
+    return found
+
+
+def _with_ledgers(
+    client: ClientConfig, images: LabelledImages, kind: str, index: Index | None, does: str, instead: str
+) -> list[Uncharged]:
     known = index.ledgers_of(stored_digests(images)) if index is not None else []
     if not known:
-        return None
-    text = (
-        f"{known[0].images:,} of {len(images):,} images have spent in the ledger {known[0].path}; the federation "
-        f"{federation.federation.name!r} charges nothing to it, and nothing bounds what it is told of them"
-    )
+        return []
+    text = f"{known[0].images:,} of {len(images):,} {kind} have spent in the ledger {known[0].path}; {does}"
     if client.policy.uncharged:
-        return Uncharged(f"{text}; [policy] permits it", tuple(one.ledger for one in known))
-    charged = (
-        "name that ledger under [budget], which noised sums then charge"
-        if _noises_all(federation)
-        else "a federation with [privacy] or [dp_sgd], or images without a ledger, are allowed"
-    )
+        return [Uncharged(f"{text}; [policy] permits it", tuple(one.ledger for one in known))]
     raise HasLedger(
-        f"{text}; {charged}; or permit it with uncharged = true under [policy] of client.toml: that ledger's "
+        f"{text}; {instead}; or permit it with uncharged = true under [policy] of client.toml: that ledger's "
         "statements say so from then on"
     )
+
+
+def tells_accuracy(client: ClientConfig, federation: FederationConfig) -> bool:
+    """Whether a sum is told how many of the client's test images are right; no epsilon covers it."""
+    if federation.client_privacy is not None or federation.dp_sgd is not None:
+        return False
+    return not federation.record_private if client.tell_accuracy is None else client.tell_accuracy
 
 
 def earlier_parts(client: ClientConfig) -> dict[Path, Ledger]:
@@ -173,9 +197,32 @@ def _require_what_the_journal_knows(path: Path, ledger: Ledger, federation: str,
         )
 
 
+class Continued(TypedDict):
+    """How a plan is reserved, as `Ledger.plan` takes it."""
+
+    spare: int
+    succeeds: bool
+
+
+def continued(plan: Planned, federation: FederationConfig) -> Continued:
+    """A charter that follows another reserves in its place, and as many of its spare rounds as still fit.
+
+    All of a first charter's must fit. Of one that follows, failed rounds and the noise of another roster may have taken
+    what its spare ones would need, and without those it can end all the same.
+    """
+    follows = federation.predecessor is not None
+    return {"spare": plan.spare if follows else 0, "succeeds": follows}
+
+
 def spender(client: ClientConfig, federation: FederationConfig, images: LabelledImages) -> Spender:
-    """As whom the client charges its training on these images: other settings or images are another run."""
+    """As whom the client charges its training on these images: other settings or images are another run.
+
+    Where each step or sum is a charge, and nothing that was released is kept, so is a charter that follows another:
+    what was begun under the one before is no part of what is planned now.
+    """
     run = f"{federation.recipe.hex()}|{client.model}|{client.seed}|{digest_of(images)}"
+    if federation.predecessor is not None and federation.privacy is None:
+        run += f"|{federation.predecessor.charter}"
     return Spender(federation.federation.name, client.name, hashlib.sha256(run.encode()).hexdigest())
 
 

@@ -14,8 +14,6 @@ from codream_clients.privacy.ledger import BudgetExceeded, Ledger
 from codream_clients.privacy.plan import Planned, PrivacyPlan, plan_privacy
 from codream_clients.privacy.ring_plan import RingPlan
 from codream_clients.privacy.sums_plan import SumsPlan
-from codream_protocols.courses.codream import CoDream
-from codream_protocols.courses.dp_sgd import DPSGD
 from secure_codream.configuration.assembly import charged_images, held_back, load_client_data
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
@@ -24,6 +22,7 @@ from secure_codream.configuration.limits import (
     anchor_path,
     charges_sums,
     check_planned,
+    continued,
     ledger_path,
     own_budget,
     spender,
@@ -58,6 +57,8 @@ class DryRun:
         spent: epsilon of what the ledger has, reserved or begun.
         together: epsilon of both, what this run has begun or reserved counted once.
         begun: whether this run has begun to spend.
+        earlier: epsilon of what this member has begun in other runs of this federation, of other settings or images, or
+            under the charter before: this run is paid for beside it.
         remarks: what is wise to change, each (found, allowed, what to do).
     """
 
@@ -76,6 +77,7 @@ class DryRun:
     spent: float
     together: float
     begun: bool
+    earlier: float
     remarks: tuple[tuple[str, str, str], ...]
 
     @property
@@ -109,9 +111,10 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
     budget, path = own_budget(client, plan), ledger_path(folder / "privacy.jsonl", client)
     ledger = Ledger.look(path, by=spender(client, federation, charged_on), budget=budget, anchor=anchor_path(client))
     charged = () if ledger is None else ledger.charges
-    together = plan.charges if ledger is None else ledger.with_plan(plan.charges)
+    together = plan.charges if ledger is None else ledger.with_plan(plan.charges, **continued(plan, federation))
     begun = ledger is not None and bool(ledger.own.begun)
-    planned = epsilon_of(plan.charges, budget.delta, budget.accountant) if begun else check_planned(plan, budget)
+    goes_on = begun or federation.predecessor is not None
+    planned = epsilon_of(plan.charges, budget.delta, budget.accountant) if goes_on else check_planned(plan, budget)
     found = DryRun(
         ledger=str(path),
         federation=federation.federation.name,
@@ -128,6 +131,7 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
         spent=epsilon_of(charged, budget.delta, budget.accountant),
         together=epsilon_of(together, budget.delta, budget.accountant),
         begun=begun,
+        earlier=epsilon_of(() if ledger is None else ledger.earlier, budget.delta, budget.accountant),
         remarks=(
             *(() if sums else _remarks(training, 0 if judge is None else judge.images)),
             *((str(one.message), "a delta well below 1/n", "") for one in said),
@@ -157,20 +161,17 @@ class _Training:
 def _planned(folder: Path, federation: FederationConfig, own: int | None, records: int) -> tuple[Planned, _Training]:
     """All that the run will charge; `own` is the client's public number of its records, which has precedence."""
     if not federation.record_private:
-        course, charter = make_course(federation), federation.charter(load_roster(folder))
-        assert isinstance(course, CoDream)  # noqa: S101 - `charges_sums` says so
-        noised = SumsPlan(course, charter.least_honest, charter.earlier)
+        noised = SumsPlan.of(make_course(federation), federation.charter(load_roster(folder)))
         least = min(charge.noise_multiplier for charge in noised.charges)
         return noised, _Training(own or records, own or records, 1.0, len(noised.charges), least, "")
     if federation.dp_sgd is not None:
-        course = make_course(federation)
-        assert isinstance(course, DPSGD)  # noqa: S101 - by that table
-        ring = RingPlan(course, federation.charter(load_roster(folder)).least_honest)
+        ring = RingPlan.of(make_course(federation), federation.charter(load_roster(folder)))
+        course = ring.course
         if own is not None:
             records = own
         rate, noise = course.settings.sample_rate, ring.step.noise_multiplier
         smaller = "a smaller sample_rate and batch_size under [dp_sgd], which all parties agree on"
-        return ring, _Training(records, round(rate * records), rate, course.planned_steps, noise, smaller)
+        return ring, _Training(records, round(rate * records), rate, len(ring.charges), noise, smaller)
     settings = privacy_settings(federation.privacy or {})
     count = own or settings.records or records
     judged = learning_settings(federation).held_back > 0

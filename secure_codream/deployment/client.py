@@ -15,7 +15,7 @@ from codream_clients.data.understanding import Understanding, lines
 from codream_clients.failures import Failures
 from codream_clients.journal import FileJournal, JournalError
 from codream_clients.learning.training import convergence_warnings_to
-from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, of_rho
+from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, epsilon_of, of_rho
 from codream_clients.privacy.index import known_index, users_index
 from codream_clients.privacy.ledger import Ledger
 from codream_clients.privacy.plan import Planned, PrivacyPlan
@@ -26,8 +26,6 @@ from codream_clients.runner import ClientRunner
 from codream_protocols.charter import Charter, first_plan
 from codream_protocols.client import Begun, ClientProtocol, Memory
 from codream_protocols.course import Course
-from codream_protocols.courses.codream import CoDream
-from codream_protocols.courses.dp_sgd import DPSGD
 from codream_protocols.courses.sums import Sums
 from codream_protocols.identity import Roster
 from codream_protocols.record import Kept, certified_epochs
@@ -46,10 +44,12 @@ from secure_codream.configuration.limits import (
     open_client_ledger,
     open_ledger,
     spender,
+    tells_accuracy,
 )
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.configuration.weights import first_weights
 from secure_codream.deployment.blocks_answered import BlocksAnswered
+from secure_codream.deployment.cores import shared_by
 from secure_codream.deployment.description import Description, describe
 from secure_codream.deployment.exhibit import ExhibitingClient
 from secure_codream.deployment.exposure import all_noised, exposures
@@ -215,7 +215,8 @@ def run_client(
         exhibit: (epoch, step) of which the plain encoded vector is written to `exhibit.npz` IN THIS FOLDER; for
             demonstrations on one machine, where the report shows it beside what the server saw.
         spans: whether `spans.json` is written, where the time went; for all machines of this process.
-        threads: threads for torch; None leaves torch's own choice.
+        threads: threads for torch, and for all machines of this process, which share long vectors among them; None
+            leaves torch's own choice, and takes one for each core.
         model: replaces the configured model.
         data: replaces the configured data: (train, test or None).
         understood: how `data` was understood; that of the configured data is found here.
@@ -255,6 +256,7 @@ def run_client(
     )
     with ExitStack() as opened:
         spent = opened.enter_context(watched(folder, spans))
+        opened.enter_context(shared_by(threads))
         earlier = charter.earlier
         journal = opened.enter_context(
             FileJournal.open(folder / "journal", charter=charter.digest, member=client.name, first=earlier)
@@ -283,7 +285,6 @@ def run_client(
         for line in [] if understood is None else lines(understood):
             log.info("data", text=line)
         private = federation.record_private
-        tells_accuracy = not private if client.tell_accuracy is None else client.tell_accuracy
         outputs = Outputs(
             folder,
             figures,
@@ -294,7 +295,7 @@ def run_client(
         opened.callback(outputs.close)  # before the journal is let go of
         images = None if isinstance(agreed.course, Sums) else load_client_data(client, federation, data)
         charge_sums = None if images is None else ledgers.of_sums(images[0])
-        if images is not None and (text := ledgers.look_uncharged(images[0])) is not None:
+        for text in [] if images is None else ledgers.look_uncharged(*images):
             log.warning("exposure", text=text)
         tell_round = on_round_of(on_round)
 
@@ -314,7 +315,7 @@ def run_client(
             releases=ledgers.releases,
             ring=ledgers.ring,
             goes_on=outputs.exists,
-            tells_accuracy=tells_accuracy,
+            tells_accuracy=tells_accuracy(client, federation),
             on_metrics=kept,
             tell=lambda text: log.warning("answer", found=text),
             hand_over=hand_over,
@@ -388,7 +389,7 @@ def run_client(
                 charter,
                 agreed.course,
                 protocol.spent_rho,
-                metrics_reported=tells_accuracy and federation.client_privacy is None and federation.dp_sgd is None,
+                metrics_reported=tells_accuracy(client, federation),
                 dealt_out=data is None and client.data.dealt,
                 weights=weights,
                 parts=parts,
@@ -461,7 +462,9 @@ class _Ledgers:
         )
         self.own = self._opened.enter_context(ledger)
         if ledger.own.open:
-            self._log.info("reserved", charges=len(ledger.own.open), epsilon=round(ledger.spent, 4))
+            begun = epsilon_of(ledger.earlier, ledger.budget.delta, ledger.budget.accountant)
+            told = {"charges": len(ledger.own.open), "epsilon": round(ledger.spent, 4), "earlier": round(begun, 4)}
+            self._log.info("reserved", **told)
         return ledger
 
     def of_sums(self, images: LabelledImages) -> Callable[[float], object] | None:
@@ -469,21 +472,19 @@ class _Ledgers:
         agreed = self._agreed
         if not charges_sums(agreed.client, agreed.federation):
             return None
-        assert isinstance(agreed.course, CoDream)  # noqa: S101 - `charges_sums` says so
-        plan = SumsPlan(agreed.course, agreed.charter.least_honest, agreed.charter.earlier)
+        plan = SumsPlan.of(agreed.course, agreed.charter)
         ledger = self._opened_for(plan, images)
         return lambda rho: ledger.reserve(plan.charge_of(rho))
 
-    def look_uncharged(self, images: LabelledImages) -> str | None:
+    def look_uncharged(self, train: LabelledImages, test: LabelledImages | None) -> list[str]:
         """What to say, and to remember, of images that have a ledger, where nothing is charged; raises `HasLedger`."""
         client, federation = self._agreed.client, self._agreed.federation
-        index = None if self._public or federation.record_private or self.own is not None else known_index()
-        found = look_uncharged(client, federation, images, index)
-        if found is None or index is None:
-            return None
-        for ledger in found.ledgers:
+        index = None if self._public else known_index()
+        found = look_uncharged(client, federation, train, test, index)
+        for ledger in {ledger for one in found for ledger in one.ledgers}:
+            assert index is not None  # noqa: S101 - it has found them
             index.note_uncharged(ledger, federation.federation.name, client.name)
-        return found.text
+        return [one.text for one in found]
 
     def uncharged(self, parts: Iterable[Ledger]) -> list[str]:
         """Who has trained on the same images, those of earlier parts too, and charged nothing; in words."""
@@ -494,9 +495,7 @@ class _Ledgers:
 
     def ring(self, images: LabelledImages) -> Callable[[SampledGaussian], object]:
         """Where steps of DP-SGD through the ring are charged; all that are planned are reserved."""
-        agreed = self._agreed
-        assert isinstance(agreed.course, DPSGD)  # noqa: S101 - asked for with it alone
-        return self._opened_for(RingPlan(agreed.course, agreed.charter.least_honest), images).reserve
+        return self._opened_for(RingPlan.of(self._agreed.course, self._agreed.charter), images).reserve
 
     def end(self) -> None:
         """Give back what was reserved and never begun: the federation is over."""

@@ -25,6 +25,7 @@ from codream_server.runner import ServerRunner
 from secure_codream.configuration.charter_file import charter_bytes
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import read_federation
+from secure_codream.deployment.cores import shared_by
 from secure_codream.deployment.exposure import exposures
 from secure_codream.deployment.files import Appended, EventLog, never_fails, sums_bytes
 from secure_codream.deployment.rounds import on_round_of
@@ -52,6 +53,7 @@ def run_server(
     listen: str | None = None,
     exhibit: tuple[int, int] | None = None,
     spans: bool = False,
+    threads: int | None = None,
     watch: Callable[[dict[str, Any]], object] | None = None,
     on_round: Callable[[dict[str, Any]], object] | None = None,
     stop: Stop | None = None,
@@ -69,6 +71,7 @@ def run_server(
         listen: endpoint; None takes the roster's address.
         exhibit: (epoch, step) of which one masked vector is kept as `exhibit.npz`, for a report.
         spans: whether `spans.json` is written, where the time went; for all machines of this process.
+        threads: of all machines of this process, which share long vectors among them; None takes one for each core.
         watch: called with each event; with what was found in a refused message too, which is not written.
         on_round: called with each `round_finished` event (docs/events.md), in the thread that serves, so briefly; what
             it raises is logged by `secure_codream`'s logger, and ends nothing.
@@ -102,6 +105,7 @@ def run_server(
 
     with ExitStack() as opened:
         opened.enter_context(watched(folder, spans))
+        opened.enter_context(shared_by(threads))
         record = RecordFolder(
             folder / "record",
             roster=(folder / "roster.json").read_bytes(),

@@ -119,7 +119,7 @@ def verify_record(
             begun.append(file)
             if file.name != record_name(number):
                 raise RecordRefused(f"{file}: found this file where {record_name(number)} is needed")
-            kept = parse_record(file.read_bytes())
+            kept = parse_record(file.read_bytes(), members=charter.members)
             votes.append(len(kept[0].votes))
             yield kept
 

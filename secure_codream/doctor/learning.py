@@ -114,18 +114,18 @@ def of_budget(
         yield from _of_records(folder, client, federation)
     if federation.client_privacy is not None:
         yield from _of_sums(folder, client, federation, charter, course)
-    if not federation.record_private:
-        yield from _of_others(client, federation)
+    yield from _of_others(client, federation)
     if not federation.record_private and federation.client_privacy is None:
         yield ok(BUDGET, "none is spent: no differential privacy in this federation")
 
 
 def _of_others(client: ClientConfig, federation: FederationConfig) -> Iterator[Finding]:
-    """Whether the images have a ledger that this federation charges nothing to."""
-    if client.budget is not None or client.data.public or federation.federation.course == "sums":
+    """Whether images have a ledger, and are used without a charge."""
+    index = known_index()
+    if client.data.public or federation.federation.course == "sums" or index is None:
         return
-    images, _ = load_client_data(_without_download(client), federation)
-    if (found := look_uncharged(client, federation, images, known_index())) is not None:
+    images = load_client_data(_without_download(client), federation)
+    for found in look_uncharged(client, federation, *images, index):
         yield warning(BUDGET, found.text, "a federation that charges it", "leave uncharged out of [policy]")
 
 

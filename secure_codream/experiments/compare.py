@@ -186,7 +186,7 @@ def results_of(grid: Grid, records: Sequence[CellRecord], failures: Sequence[Fai
     """The results that these records give."""
     table, order = grid.config.compare, grid.config.order
     lines = sorted(  # a failed first cell must not change the order
-        lines_of(records),
+        lines_of(records, table.against),
         key=lambda line: (table.partitions.index(line.partition), order.index(line.algorithm)),
     )
     return Results(
@@ -201,6 +201,7 @@ def results_of(grid: Grid, records: Sequence[CellRecord], failures: Sequence[Fai
         warnings=warnings_of([record for record in records if record.measure == "learning"]),
         not_applicable=dict(grid.not_applicable),
         cells=len(grid.cells),
+        against=table.against,
     )
 
 

@@ -5,7 +5,7 @@ its digest stands for all that. Where two configurations agree on a digest, they
 may be taken over; where anything differs (a learning rate, a version), the digest does. Where the data lie is no part
 of it.
 
-A variant is an algorithm under another name with other options or other `[learning]` and `[dreams]` values:
+A variant is an algorithm under another name with other options, other `[learning]` and `[dreams]` values or models:
 
     [variants.codream-plain]
     algorithm = "codream"
@@ -31,7 +31,7 @@ import numpy as np
 import tomli_w
 from annotated_types import doc
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from codream_clients.data.sources import kind_of
 from codream_clients.data.understanding import Understanding
@@ -53,6 +53,7 @@ from secure_codream.configuration.federation import (
 )
 from secure_codream.configuration.images import load_data, what_was_understood, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
+from secure_codream.experiments.notation import PARTITIONS, parse_seeds, partition_fields
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
 from secure_codream.experiments.registry import ALGORITHMS, USUAL_PRIVACY, Entry, find
 from secure_codream.experiments.sweep import SweepTable
@@ -60,42 +61,6 @@ from secure_codream.reports.versions import versions_of
 
 SCHEMA = 2
 MOST_CELLS = 100_000
-PARTITIONS = "iid, dirichlet:ALPHA, dirichlet-by-label:ALPHA, shards:NUMBER"
-
-
-def partition_fields(text: str) -> dict[str, Any]:
-    """`dirichlet:0.5` as fields of a `DataTable`.
-
-    Raises:
-        ValueError: no partition; the text lists those allowed.
-    """
-    scheme, colon, number = text.partition(":")
-    key = {"dirichlet": "alpha", "dirichlet-by-label": "alpha", "shards": "shards"}.get(scheme)
-    fields: dict[str, Any] = {"partition": scheme}
-    try:
-        if key is not None and colon:
-            fields[key] = float(number) if key == "alpha" else int(number)
-            DataTable(**fields)
-        elif text != "iid":
-            raise ValueError
-    except (ValueError, ValidationError):
-        raise ValueError(f"{text!r} is no partition; allowed are {PARTITIONS}") from None
-    return fields
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`0-4` or `0,2,5-7` as numbers.
-
-    Raises:
-        ValueError: anything else.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        if not found or int(found[2] or found[1]) - int(found[1]) not in range(MOST_CELLS):
-            raise ValueError(f"{part.strip()!r} is no seed; allowed are numbers and ranges, such as 0,2 or 0-4")
-        seeds.extend(range(int(found[1]), int(found[2] or found[1]) + 1))
-    return seeds
 
 
 def _known_partition(text: str) -> str:
@@ -151,6 +116,9 @@ class CompareTable(Table):
     ] = None
     models: Annotated[Names, doc("one for all clients, or several, taken in turn")] = ("cnn2",)
     test_limit: Annotated[Annotated[int, Field(ge=1)] | None, doc("images of the test; all unless given")] = None
+    against: Annotated[
+        str | None, doc("one of the algorithms: tables say by how many points each stands above it, seed by seed")
+    ] = None
     patience: Annotated[
         Annotated[int, Field(ge=1)] | None,
         doc(
@@ -178,6 +146,10 @@ class VariantTable(Table):
     options: Annotated[dict[str, Any], doc("keyword arguments of the algorithm's class, over its own")] = {}
     learning: Annotated[dict[str, Any], doc("keys of `[learning]`, over the comparison's")] = {}
     dreams: Annotated[dict[str, Any], doc("keys of `[dreams]`, over the comparison's")] = {}
+    models: Annotated[
+        Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] | None,
+        doc("as under `[compare]`, in place of the comparison's"),
+    ] = None
 
 
 class CommunicationTable(Table):
@@ -377,42 +349,36 @@ def _grid(config: CompareConfig) -> Grid:
     count = len(table.algorithms) * len(table.partitions) * len(table.seeds)
     if count > MOST_CELLS:
         raise ConfigError(f"compare: found {count} cells; at most {MOST_CELLS} are allowed")
+    if table.against is not None and table.against not in config.order:
+        raise ConfigError(f"compare.against: found {table.against!r}; allowed are {', '.join(config.order)}")
     try:
         pick_device(table.device)
-        models = model_mix(table.models, table.clients)
-    except (DeviceError, UnknownModelError) as error:
-        key = "device" if isinstance(error, DeviceError) else "models"
-        raise ConfigError(f"compare.{key}: {error}") from error
+    except DeviceError as error:
+        raise ConfigError(f"compare.device: {error}") from error
     data = {(partition, seed): _data(config, partition, seed) for partition in table.partitions for seed in table.seeds}
     understood = _try_data([data[partition, table.seeds[0]] for partition in table.partitions])
     shape, classes = understood.shape, understood.classes
-    _try_models(
-        [("compare.models", models), ("communication.models", config.communication.models)],
-        shape,
-        classes,
-        table.device,
-    )
+    named = {"compare": table.models, "communication": config.communication.models}
+    named |= {f"variants.{name}": variant.models for name, variant in config.variants.items() if variant.models}
+    _try_models(named, shape, classes, table.device)
     learning = _whole_learning(config.learning, config.dreams, shape, classes)
     config = config.model_copy(update={"learning": learning, "data": _absolute(config.data)})
     recipes = {name: _Recipe.of(config, name, shape, classes) for name in table.algorithms}
-    private = [
-        recipe.entry.options.get("privacy", USUAL_PRIVACY) for recipe in recipes.values() if recipe.entry.record_private
-    ]
+    private = [recipe for recipe in recipes.values() if recipe.entry.record_private]
     if private:
-        _try_private_models(models, shape, classes, table.device, private)
-    not_applicable: dict[str, str] = {}
-    if len(set(models)) > 1:
-        mix = ", ".join(dict.fromkeys(models))
-        not_applicable = {
-            name: f"it averages parameters, which needs one architecture; found {mix}"
-            for name, recipe in recipes.items()
-            if recipe.entry.one_architecture
-        }
+        models = [model for recipe in private for model in recipe.models]
+        tables = [recipe.entry.options.get("privacy", USUAL_PRIVACY) for recipe in private]
+        _try_private_models(models, shape, classes, table.device, tables)
+    not_applicable = {
+        name: f"it averages parameters, which needs one architecture; found {', '.join(dict.fromkeys(recipe.models))}"
+        for name, recipe in recipes.items()
+        if recipe.entry.one_architecture and len(set(recipe.models)) > 1
+    }
     if len(not_applicable) == len(recipes):
         name, reason = next(iter(not_applicable.items()))
         raise ConfigError(f"compare.algorithms: no algorithm is left to run: {name}: {reason}")
     cells = [
-        recipes[name].cell(config, name, partition, seed, models, data[partition, seed])
+        recipes[name].cell(config, name, partition, seed, data[partition, seed])
         for seed, partition, name in product(table.seeds, table.partitions, table.algorithms)
         if name not in not_applicable
     ]
@@ -421,11 +387,12 @@ def _grid(config: CompareConfig) -> Grid:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """An algorithm's entry and settings."""
+    """An algorithm's entry, settings, and each client's model."""
 
     entry: Entry
     learning: Mapping[str, Any]
     dreams: Dreams
+    models: tuple[str, ...]
 
     @classmethod
     def of(cls, config: CompareConfig, name: str, shape: tuple[int, int, int], classes: int) -> _Recipe:
@@ -437,31 +404,28 @@ class _Recipe:
         except ConfigError as error:
             more = f" (and of [variants]: {', '.join(config.variants)})" if config.variants and not variant else ""
             raise ConfigError(f"{key}: {error}{more}") from error
+        named = variant.models if variant else None
+        try:
+            models = model_mix(named or config.compare.models, config.compare.clients)
+        except UnknownModelError as error:
+            raise ConfigError(f"{key if named else 'compare'}.models: {error}") from error
         if variant is None:
-            return cls(entry, config.learning, config.dreams)
+            return cls(entry, config.learning, config.dreams, models)
         dreams: Dreams = check(f"variants.{name}.dreams", Dreams, {**vars(config.dreams), **variant.dreams})
         try:
             learning = _whole_learning(_over(config.learning, variant.learning), dreams, shape, classes)
         except ConfigError as error:
             raise ConfigError(f"variants.{name}: {error}") from error
-        return cls(entry, learning, dreams)
+        return cls(entry, learning, dreams, models)
 
-    def cell(
-        self,
-        config: CompareConfig,
-        name: str,
-        partition: str,
-        seed: int,
-        models: tuple[str, ...],
-        data: DataTable,
-    ) -> Cell:
+    def cell(self, config: CompareConfig, name: str, partition: str, seed: int, data: DataTable) -> Cell:
         return Cell(
             algorithm=name,
             entry=self.entry,
             partition=partition,
             seed=seed,
             rounds=config.compare.rounds,
-            models=models,
+            models=self.models,
             data=data,
             learning=self.learning,
             dreams=self.dreams,
@@ -536,15 +500,13 @@ def _try_data(tables: Sequence[DataTable]) -> Understanding:
     return understood
 
 
-def _try_models(
-    named: Sequence[tuple[str, Sequence[str]]], shape: tuple[int, int, int], classes: int, device: str
-) -> None:
-    for key, names in named:
+def _try_models(named: Mapping[str, Sequence[str]], shape: tuple[int, int, int], classes: int, device: str) -> None:
+    for key, names in named.items():
         for name in dict.fromkeys(names):
             try:
                 build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0, device=pick_device(device))
             except (UnknownModelError, ModelShapeError, OwnPartError) as error:
-                raise ConfigError(f"{key}: {error}") from error
+                raise ConfigError(f"{key}.models: {error}") from error
 
 
 def _try_private_models(

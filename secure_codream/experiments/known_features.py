@@ -11,9 +11,11 @@ import hashlib
 import torch
 from torch import nn
 
-from codream_clients.models.fronts import MOST_FEATURES, PASS, FixedFront
+from codream_clients.models.fronts import PASS, FixedFront
 from codream_clients.models.passes import in_passes
 
+MOST_KNOWN = 1 << 29
+"""Numbers of all features together that are kept, 2 GiB."""
 _KNOWN: dict[tuple[str, bytes], torch.Tensor] = {}
 """Name of a model, digest of an image -> its features."""
 
@@ -41,7 +43,7 @@ class _KnownFeatures(nn.Module):
             features = torch.cat([self._front(part) for part in in_passes(images[new], PASS)])
         found = {keys[place]: one.clone() for place, one in zip(new, features, strict=False)}
         given = torch.stack([found[key] if key in found else _KNOWN[key] for key in keys])
-        if (len(_KNOWN) + len(found)) * given[0].numel() <= MOST_FEATURES:
+        if (len(_KNOWN) + len(found)) * given[0].numel() <= MOST_KNOWN:
             _KNOWN.update(found)
         return given
 

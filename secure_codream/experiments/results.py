@@ -39,7 +39,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         accuracy: mean over the clients.
         worst_client: the lowest accuracy of a client.
         server: accuracy of what the server holds: a global model, or a student of dreams alone; None without one.
-        gap_closure: None without both references, or without a gap.
+        gap_closure: None without both references of the same models, or without a gap.
+        ahead: accuracy minus that of `[compare] against`, seed by seed; None without one, and of that one.
         bytes_up: application bytes that a client sent in all.
         bytes_down: the same, received.
         secure_steps: secure sums in all, metrics among them; see `Row`.
@@ -53,6 +54,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     worst_client: Estimate
     server: Estimate | None
     gap_closure: Estimate | None
+    ahead: Estimate | None = None
     bytes_up: Estimate
     bytes_down: Estimate
     secure_steps: Estimate
@@ -115,6 +117,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         failures: cells without a result.
         warnings: of trainings that came to nothing.
         not_applicable: algorithm -> why it has no cells.
+        against: what lines are `ahead` of.
         cells: how many there are; with the failures and no others missing, the comparison is complete.
     """
 
@@ -129,6 +132,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[Warned]
     not_applicable: dict[str, str]
     cells: int
+    against: str | None = None
     kind: str = "comparison"
     schema: int = 1
 
@@ -143,17 +147,23 @@ class CurvePoint:
     secure_steps: float
 
 
-def lines_of(records: Sequence[CellRecord]) -> list[Line]:
+def lines_of(records: Sequence[CellRecord], against: str | None = None) -> list[Line]:
     """One line for each partition and algorithm that has records, in the order of the records."""
     learning = [record for record in records if record.measure == "learning"]
-    reached = {(record.partition, record.seed, record.algorithm): record.accuracy for record in learning}
+    found = {(record.partition, record.seed, record.algorithm): record for record in learning}
+
+    def beside(record: CellRecord, algorithm: str) -> CellRecord | None:
+        return found.get((record.partition, record.seed, algorithm))
 
     def closure(record: CellRecord) -> float | None:
-        alone = reached.get((record.partition, record.seed, reference_of(record.algorithm, ALONE)))
-        central = reached.get((record.partition, record.seed, reference_of(record.algorithm, CENTRAL)))
-        if alone is None or central is None or is_reference(record.algorithm):
+        alone, central = (beside(record, reference_of(record.algorithm, name)) for name in (ALONE, CENTRAL))
+        if alone is None or central is None or is_reference(record.algorithm) or alone.models != record.models:
             return None
-        return gap_closure(record.accuracy, alone, central)
+        return gap_closure(record.accuracy, alone.accuracy, central.accuracy)
+
+    def ahead(record: CellRecord) -> float | None:
+        other = None if against in (None, record.algorithm) else beside(record, str(against))
+        return None if other is None else record.accuracy - other.accuracy
 
     lines = []
     for (partition, algorithm), group in grouped(learning).items():
@@ -165,6 +175,7 @@ def lines_of(records: Sequence[CellRecord]) -> list[Line]:
                 worst_client=_sure(min(record.last.accuracies) for record in group),
                 server=estimate(record.last.server for record in group),
                 gap_closure=estimate(closure(record) for record in group),
+                ahead=estimate(ahead(record) for record in group),
                 bytes_up=_sure(record.last.bytes_up for record in group),
                 bytes_down=_sure(record.last.bytes_down for record in group),
                 secure_steps=_sure(float(record.last.secure_steps) for record in group),
@@ -264,10 +275,11 @@ def rows_csv(records: Sequence[CellRecord]) -> str:
 def result_tables(results: Results) -> list[Table]:
     """A table for each partition, for a terminal."""
     tables = []
+    ahead = f"; points ahead of {results.against}" if results.against else ""
     for partition in dict.fromkeys(line.partition for line in results.lines):
         lines = [line for line in results.lines if line.partition == partition]
         table = Table(
-            title=f"{results.data}, {partition}: {_over(len(results.seeds))}",
+            title=f"{results.data}, {partition}: {_over(len(results.seeds))}{ahead}",
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,
@@ -275,8 +287,9 @@ def result_tables(results: Results) -> list[Table]:
             pad_edge=False,
         )
         table.add_column("algorithm", no_wrap=True)
-        for heading in ("clients, %", "server, %", "gap closure", "sent", "steps", "s"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in ("clients, %", "server, %", "gap closure", "ahead", "sent", "steps", "s"):
+            if heading != "ahead" or ahead:
+                table.add_column(heading, justify="right", no_wrap=True)
         best = clearly_best(lines)
         for line in lines:
             short = line.accuracy.n < len(results.seeds)
@@ -285,6 +298,7 @@ def result_tables(results: Results) -> list[Table]:
                 Text(share_in_words(line.accuracy), "bold" if line is best else ""),
                 share_in_words(line.server),
                 in_words(line.gap_closure, 2),
+                *((in_words(line.ahead, 1, 100),) if ahead else ()),
                 format_bytes(line.bytes_up.mean) if line.bytes_up.mean else "-",
                 f"{line.secure_steps.mean:,.0f}" if line.secure_steps.mean else "-",
                 f"{line.seconds.mean:.1f}",

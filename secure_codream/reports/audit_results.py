@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from rich.table import Table
@@ -50,7 +50,7 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
 class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
     """An audit: `confidence` is that of all rows' bounds together; `settings` are what it ran with."""
 
-    schema: int = 1
+    schema: Literal[1] = 1
     confidence: Share
     delta: Share
     noise_multiplier: Amount

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from codream_protocols.courses.dp_sgd import DPSGD
     from codream_server.privacy_statement import ClientPrivacyStatement
 
-SCHEMA = 2
+SCHEMA: Final = 2
 STATEMENT = "privacy.json"
 MAX_STATEMENT_BYTES = 16 << 20
 PACKAGES = ("secure-codream", "opacus", "torch", "numpy")
@@ -201,7 +201,7 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
         audit: the empirical lower bounds, or None without an audit.
     """
 
-    schema: int = SCHEMA
+    schema: Literal[2] = SCHEMA
     run: str
     party: str = ""
     identity: str = ""
@@ -264,7 +264,7 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
                 + (f" and {self.colluders} colluding with it" if self.colluders else "")
             )
         if self.uncharged:
-            parts.append(f"WITHOUT A BOUND, some of the same images were trained on by {'; '.join(self.uncharged)}")
+            parts.append(f"WITHOUT A BOUND, some of the same images were used by {'; '.join(self.uncharged)}")
         refuted = self.audit is not None and bool(self.audit.refuted)
         return ". ".join(parts) + (". THE AUDIT REFUTES THE CLAIM." if refuted else ".")
 
@@ -275,7 +275,7 @@ def ring_level(
     """Clients' ledgers, (name, budget, mechanisms) each, in a federation of DP-SGD through the ring."""
     from codream_clients.privacy.ring_plan import RingPlan
 
-    plan = RingPlan(course, charter.least_honest)
+    plan = RingPlan.of(course, charter)
     smallest = plan.honest + charter.aggregation.colluders
     return RecordLevel(
         members=[member_spending(*member) for member in members],
@@ -295,7 +295,7 @@ def sums_level(
     """Clients' ledgers, (name, budget, mechanisms) each, where noised sums of their vectors are charged to records."""
     from codream_clients.privacy.sums_plan import SumsPlan
 
-    plan = SumsPlan(course, charter.least_honest, charter.earlier)
+    plan = SumsPlan.of(course, charter)
     smallest = plan.honest + charter.aggregation.colluders
     return RecordLevel(
         members=[member_spending(*member) for member in members],

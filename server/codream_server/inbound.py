@@ -27,7 +27,6 @@ from codream_protocols.messages import (
     ToServer,
     decode_to_server,
     largest_message,
-    largest_steps,
 )
 from codream_protocols.packing import packed_size
 from codream_protocols.parcels import PIECE_BYTES, ROOM
@@ -99,7 +98,7 @@ class Bounds:
         steps = len(course.schedule(min(certified, max(0, course.epochs - 1))))
         if data[1 : 1 + len(_RECORD)] == _RECORD:
             most = largest_message(members, steps, resilient=self._resilient)
-        message = decode_to_server(data, most, largest_steps(members, steps))
+        message = decode_to_server(data, most, members, steps)
         if type(message) in _RATED.values() and rated_kind(data) is None:
             raise MalformedMessage(f"{type(message).__name__} with a longer beginning than it needs", "the shortest")
         return message

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -131,7 +133,7 @@ def test_doctor_goes_the_same_way_and_names_it() -> None:
 
 @pytest.mark.parametrize("who", ["another key", "another program"])
 def test_a_stranger_at_the_servers_address_is_named_at_once_and_once(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finding B14: until its patience was over a client said nothing, and then asked whether the server was running."""
+    """Until its patience was over a client said nothing, and then asked whether the server was running."""
     monkeypatch.setattr(module, "ASK_SECONDS", 0.5)
     log = Log()
 
@@ -153,6 +155,52 @@ def test_a_stranger_at_the_servers_address_is_named_at_once_and_once(who: str, m
         over_network(Federation(), scenario)
     (line,) = log.of("stranger")
     assert line["address"].startswith("tcp://127.0.0.1:")
+
+
+STALLED = """
+import asyncio
+import zmq, zmq.asyncio
+from zmq.utils import z85
+from codream_clients import connection
+from codream_clients.connection import SHAKEN, Connection
+
+connection.HEARTBEAT_MILLISECONDS, connection.HEARTBEAT_TIMEOUT = 20, 60
+
+async def main():
+    near, far = zmq.asyncio.Context(), zmq.asyncio.Context()
+    public, secret = zmq.curve_keypair()
+    own = [z85.decode(key) for key in zmq.curve_keypair()]
+    server = far.socket(zmq.ROUTER)
+    server.curve_server, server.curve_secretkey = True, secret
+    port = server.bind_to_random_port("tcp://127.0.0.1")
+    line = Connection(f"tcp://127.0.0.1:{port}", public=own[0], secret=own[1], server_key=z85.decode(public),
+                      most_bytes=1000, proxy=None)
+    line.open(near)
+    await line.news(60_000)
+    await line.socket.send(b"")
+    route, _ = await server.recv_multipart()
+    for _ in range(200):  # more than a line holds unread
+        await server.send_multipart([route, b"of the first line"])
+    stalled = True
+    while stalled:  # nothing is read
+        stalled = SHAKEN not in (await line.news(10))[1]
+        await asyncio.sleep(0.01)
+    reading = zmq.Socket.shadow(line.socket.underlying)
+    while reading.poll(100):
+        reading.recv()
+    await line.socket.send(b"again")
+    print((await server.recv_multipart())[1].decode(), flush=True)
+    near.destroy(linger=0)
+    far.destroy(linger=0)
+
+asyncio.run(main())
+"""
+
+
+def test_a_line_that_stood_still_and_came_back_ends_no_process() -> None:
+    """With what the first line had brought still unread libzmq aborted, and a notebook's kernel with it: issue 3937."""
+    done = subprocess.run([sys.executable, "-c", STALLED], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "again\n", done.stderr
 
 
 def test_a_server_that_is_not_there_yet_is_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:

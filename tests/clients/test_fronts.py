@@ -113,6 +113,19 @@ def test_features_computed_once_train_as_features_computed_each_step(
     assert len(asked) == 7  # one pass said how large they are
 
 
+def test_whether_features_are_kept_hangs_on_one_records_and_not_on_how_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else with one record more, all others would go through the front in other numbers."""
+    model = scattering()
+    of_one = model.front(torch.zeros(1, 1, 8, 8)).numel()
+    for most, kept in ((of_one, True), (of_one - 1, False)):
+        monkeypatch.setattr(fronts, "MOST_FEATURES", most)
+        for count in (0, 1, 40):
+            network, given = fronts.without_front(model, torch.zeros(count, 1, 8, 8))
+            assert (network is model.head, len(given)) == (kept, count)
+
+
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 def test_training_bears_a_record_that_the_front_fails_at(mode: GradSampleMode) -> None:
     """An error would tell that it is there: it counts as zero, as one does whose gradient is not finite."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import stat
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,19 @@ import pytest
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.pixels import Scale
-from codream_clients.privacy import volumes
+from codream_clients.privacy import turns, volumes
 from codream_clients.privacy.accounting import SampledGaussian
 from codream_clients.privacy.index import Index, SpentElsewhere, users_index
-from codream_clients.privacy.ledger import Budget, Ledger, LedgerDamaged, LedgerError, LedgerRolledBack, Seen, Spender
+from codream_clients.privacy.ledger import (
+    Budget,
+    Ledger,
+    LedgerBusy,
+    LedgerDamaged,
+    LedgerError,
+    LedgerRolledBack,
+    Seen,
+    Spender,
+)
 from codream_clients.privacy.records import digest_of, stored_digests
 from codream_clients.privacy.volumes import vanishing
 
@@ -118,6 +129,19 @@ def test_an_index_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "index").write_bytes(b"no database" * 1000)
     with pytest.raises(LedgerDamaged, match="index: file is not a database"):
         Index(tmp_path / "index")
+
+
+def test_an_index_that_another_process_holds_is_not_called_damaged(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever believed that would move it away, and what it remembers with it."""
+    monkeypatch.setattr(turns, "PATIENCE", 0.0)
+    with closing(sqlite3.connect(index.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerBusy, match="another process has held it for 0 s; end that one"):
+            index.saw("a" * 64, tmp_path / "ledger", Seen(1, "1" * 64))
+        other.execute("ROLLBACK")
+    index.saw("a" * 64, tmp_path / "ledger", Seen(1, "1" * 64))
 
 
 def images(scale: Scale | None, seed: int = 0) -> LabelledImages:

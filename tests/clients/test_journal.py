@@ -117,7 +117,7 @@ def test_only_its_owner_may_read_it(tmp_path: Path, epochs: tuple[Simulation, li
 
 
 def test_a_client_started_twice_is_refused(tmp_path: Path) -> None:
-    """Finding B11: one folder started twice ended two federations of nine."""
+    """One folder started twice ended two federations of nine."""
     with opened(tmp_path), pytest.raises(JournalBusy, match="in use by another process"):
         opened(tmp_path)
     opened(tmp_path).close()  # control: once it is closed, it can be opened
@@ -187,7 +187,7 @@ def machine(simulation: Simulation, memory: Memory, journal: FileJournal) -> Cli
 def test_a_restarted_client_joins_no_epoch_twice_and_stays_bound_by_its_vote(
     tmp_path: Path, epochs: tuple[Simulation, list[Kept]]
 ) -> None:
-    """Finding F7: a client that forgot the plan it had joined gave two sums of one step. Control: without memory."""
+    """A client that forgot the plan it had joined gave two sums of one step. Control: without memory."""
     simulation, kept = epochs
     charter = simulation.charter.digest
     offer = kept[0][0].offer

@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from codream_clients.privacy import ledger as ledger_module
-from codream_clients.privacy import ledger_entries
+from codream_clients.privacy import ledger_entries, turns
 from codream_clients.privacy.accounting import AccountingError, SampledGaussian, epsilon_of
 from codream_clients.privacy.ledger import (
     Budget,
@@ -201,6 +202,26 @@ def test_what_never_began_is_given_back_and_what_began_is_not(path: Path) -> Non
         assert [*ledger.charges] == [HISTOGRAM, ROUND]
 
 
+def test_who_succeeds_takes_the_place_of_what_was_reserved_before_unless_that_goes_on(path: Path) -> None:
+    """Of the same member in the same federation alone; what was begun stays, and what does not fit changes nothing."""
+    with opened(path, run="first") as first, opened(path, federation="another", run="first") as other:
+        first.plan([HISTOGRAM, ROUND, ROUND])
+        first.reserve(HISTOGRAM)
+        other.plan([ROUND])
+        with opened(path, run="second") as second:
+            second.plan([ROUND], succeeds=True)
+            assert Counter(second.charges) == {HISTOGRAM: 1, ROUND: 4}, "the first is open in a process"
+            first.close()
+            before = path.read_bytes()
+            with pytest.raises(BudgetExceeded):
+                second.plan([ROUND] * 30, succeeds=True)
+            assert path.read_bytes() == before
+            second.plan([ROUND] * 30, spare=29, succeeds=True)
+            assert second.spent <= BUDGET.epsilon and second.earlier == (HISTOGRAM,)
+            assert epsilon_of([*second.charges, ROUND], 1e-5, "rdp") > BUDGET.epsilon, "as many as fit"
+            assert [len(account.open) for account in second.accounts.values()] == [0, 1, len(second.own.open)]
+
+
 def test_a_release_is_written_down_once(path: Path) -> None:
     with opened(path) as ledger:
         ledger.released(ROUND)  # of a charge that is none
@@ -276,7 +297,7 @@ def test_one_spender_is_one_process(path: Path, other: bool) -> None:
 
 def test_who_holds_the_ledger_too_long_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the operating system, which frees the lock when a process dies, however it dies."""
-    monkeypatch.setattr(ledger_module, "PATIENCE", 0.0)
+    monkeypatch.setattr(turns, "PATIENCE", 0.0)
     with opened(path) as ledger:
         held = os.open(path, os.O_RDWR)
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -285,6 +306,18 @@ def test_who_holds_the_ledger_too_long_is_named(path: Path, monkeypatch: pytest.
         os.close(held)
         ledger.reserve(ROUND)  # control
         assert ledger.charges == (ROUND,)
+
+
+@pytest.mark.parametrize("after", [-1.0, 60.0], ids=["long", "control: soon"])
+def test_a_long_wait_for_another_process_is_said_once(
+    path: Path, after: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that shares a busy machine may hold a ledger for long."""
+    monkeypatch.setattr(turns, "SAID_AFTER", after)
+    turn = iter([False, False, False, True])
+    with structlog.testing.capture_logs() as logs:
+        turns.wait_for_turn(lambda: next(turn), path)
+    assert [log["event"] for log in logs] == ["privacy-ledger-waits-for-another-process"] * (after < 0)
 
 
 def test_control_without_reading_what_others_wrote_two_overspend(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,19 @@ def test_a_record_whose_features_are_not_finite_does_not_give_itself_away(monkey
     assert not defended or float(moved.abs().max()) < 1e-6
 
 
+def test_a_record_that_a_model_fails_at_counts_as_zero():
+    model, data = build("cnn2_gn", channels=1, size=8, classes=10, seed=0), images(100)
+    alone = flat(measure(model, data))
+
+    def fails(layer, given):
+        if (given[0] > 90).any():
+            raise ValueError("such a pixel")
+
+    model.register_forward_pre_hook(fails)
+    found = flat(measure(model, pool([data, images(1, scale=1000.0, seed=6)]), count=100))
+    assert torch.allclose(found, alone, atol=1e-6)
+
+
 def test_one_record_more_changes_no_pass_of_the_others():
     model, seen = build("mlp_gn", channels=1, size=8, classes=10, seed=0), []
     model.register_forward_pre_hook(lambda layer, given: seen.append(len(given[0])))

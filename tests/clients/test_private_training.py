@@ -29,7 +29,7 @@ from codream_clients.privacy.noise import NoiseSource, Stream
 from codream_clients.privacy.participant import require_private_model
 from codream_clients.privacy.plan import WARM_UP, PlannedCharges, PrivacySettings, WeakDelta, plan_privacy
 from codream_clients.privacy.releases import ReleaseError, Releases
-from codream_clients.privacy.training import PrivateTraining, private_sgd
+from codream_clients.privacy.training import PrivateTraining, RecordsFailed, private_sgd
 from codream_protocols import durable
 from codream_protocols.settings import SettingsError
 
@@ -60,10 +60,10 @@ def plan_for(noise=0.0, rate=1.0, **changes):
     return replace(plan, noise_multiplier=noise, sample_rate=rate, settings=replace(QUICK, **changes))
 
 
-def train(network, data, plan, steps=1, counts=None, seed=7):
+def train(network, data, plan, steps=1, counts=None, seed=7, failed=None):
     before = weights(network)
     stream = NoiseSource(seed).stream(0)
-    private_sgd(network, data, plan=plan, steps=steps, class_counts=counts, stream=stream, device=CPU)
+    private_sgd(network, data, plan=plan, steps=steps, class_counts=counts, stream=stream, device=CPU, failed=failed)
     return weights(network) - before
 
 
@@ -165,6 +165,51 @@ def test_a_record_whose_gradient_is_not_finite_is_not_given_away_by_a_failure(mo
     moved = train(OfUnitLength(), pool([kept, empty]), plan)
     expected = train(OfUnitLength(), kept, plan) if others else torch.zeros(650)
     assert torch.allclose(moved, expected, atol=1e-7)
+
+
+class FailsAtBright(nn.Module):
+    """In its second layer, so that a pass ends half-way; or, `backward`, in the gradient of its first."""
+
+    def __init__(self, *, backward=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.backward = nn.Linear(64, 16), nn.Linear(16, 10), backward
+
+    def forward(self, given):
+        hidden = self.first(given.flatten(1)).tanh()
+        if (given > 90).any():
+            if not self.backward:
+                raise ValueError("such a pixel")
+            hidden.register_hook(self.fail)
+        return self.second(hidden)
+
+    def fail(self, gradient):
+        raise ValueError("such a pixel")
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("others", [23, 0], ids=["among others", "alone"])
+def test_a_record_that_a_model_fails_at_counts_as_zero_and_takes_no_other_with_it(mode, backward, others):
+    """An error would tell that it is there. Control: where a model is tried, the error is what is to be told."""
+    data = images(24)
+    bright = LabelledImages(np.full_like(data.images[:1], 99.0), data.labels[:1], 10)
+    kept = LabelledImages(data.images[:others], data.labels[:others], 10)
+    plan, found = plan_for(mode=mode, physical_batch=5, lr=1.0), list[Exception]()
+    moved = train(FailsAtBright(backward=backward), pool([bright, kept]), plan, steps=2, failed=found.append)
+    expected = train(FailsAtBright(), kept, plan, steps=2) if others else torch.zeros(len(moved))
+    assert torch.allclose(moved, expected, atol=1e-7) and (not others or float(moved.norm()) > 0.1)
+    assert [str(error) for error in found] == ["such a pixel"] * 2
+    with pytest.raises(ValueError, match="such a pixel"):
+        train(FailsAtBright(backward=backward), pool([bright, kept]), plan)
+
+
+def test_a_training_in_which_records_fail_ends_as_ever_and_tells_its_own_site(tmp_path):
+    data = images(24)
+    data.images[3] = 99.0
+    shelf = Releases(lambda charge: None, tmp_path)
+    with pytest.warns(RecordsFailed, match=r"ValueError: such a pixel\), 2 times in 2 steps.*nobody else is told"):
+        PrivateTraining(plan_for(noise=1.0), None, shelf, NoiseSource(), CPU)(FailsAtBright(), data, 2, 0)
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])

@@ -63,7 +63,7 @@ def test_sums_of_plain_functions_over_the_network() -> None:
 
 
 def test_hello_comes_before_any_training_and_a_computation_waits_for_it() -> None:
-    """Finding U3: a client that trained first was given up on before it had said a word."""
+    """A client that trained first was given up on before it had said a word."""
     whole, training, order = Federation(), threading.Event(), []
 
     class Slow(FakeLearner):
@@ -224,8 +224,6 @@ def test_an_answer_of_another_version_ends_the_client() -> None:
 
 
 def test_a_federation_given_up_is_said_without_the_escapes_of_its_reason() -> None:
-    """Finding F13."""
-
     async def script(whole: Federation, running: Any) -> None:
         await hello(whole)
         await whole.send(0, Farewell("no \x1b]0;clients\x07\u202e", False))
@@ -256,7 +254,7 @@ def test_silence_ends_the_client_after_its_patience(monkeypatch: pytest.MonkeyPa
 
 
 def test_after_silence_it_asks_and_then_connects_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finding B12: another program that answered first ended ZeroMQ's attempts for good."""
+    """Another program that answered first ended ZeroMQ's attempts for good."""
     monkeypatch.setattr(module, "ASK_SECONDS", 1.2)
     ports: list[bytes] = []
 
@@ -277,22 +275,19 @@ class ScriptedLine:
     address = "tcp://127.0.0.1:9"
 
     def __init__(self, words: list[float]) -> None:
-        self.now, self.socket, self._words = 0.0, self, words
+        self.now, self._words = 0.0, words
 
     def monotonic(self) -> float:
         return self.now
 
-    async def poll(self, wait: int) -> bool:
+    async def news(self, wait: int) -> tuple[bool, list[int]]:
         if not self._words:
             raise EOFError
         self.now += wait / 1000
         if self.now < self._words[0]:
-            return False
+            return False, []
         self._words.pop(0)
-        return True
-
-    async def events(self) -> list[int]:
-        return []
+        return True, []
 
     def close(self, linger: int) -> None:
         pass
@@ -356,7 +351,7 @@ def test_an_address_that_is_none_is_refused() -> None:
 
 
 def test_refusals_tell_the_server_a_code_and_public_facts_and_the_log_all() -> None:
-    """Finding F4: what a client finds is its own; the log is the control."""
+    """What a client finds is its own; the log is the control."""
 
     async def script(whole: Federation, running: Any) -> Any:
         await hello(whole)
@@ -383,7 +378,7 @@ def test_what_is_sent_of_a_refusal_is_the_same_for_every_finding() -> None:
 
 
 def test_floods_are_cut_short_in_the_log_and_in_what_is_sent() -> None:
-    """Finding F12: 5,000 refusals gave 5,000 lines; 11,231 beats came in 5 s."""
+    """5,000 refusals gave 5,000 lines; 11,231 beats came in 5 s."""
 
     async def script(whole: Federation, running: Any) -> Any:
         await hello(whole)

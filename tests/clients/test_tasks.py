@@ -111,7 +111,7 @@ def counts(able: DreamLearner) -> dict[str, int]:
 
 
 def test_metrics_are_counts_of_images(images: LabelledImages, dreams: np.ndarray) -> None:
-    """Finding F9: fractions of test sets of different sizes can be told apart in one sum."""
+    """Fractions of test sets of different sizes can be told apart in one sum."""
     heard: list[Metrics] = []
     able = learner(images, test=images, on_metrics=heard.append)
     assert set(counts(able).values()) == {0}  # before anything is known

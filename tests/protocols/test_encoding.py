@@ -148,6 +148,9 @@ def test_rounding_is_without_bias_and_from_the_given_source() -> None:
     first, again, other = (encode(plan, 0, values, SeededBytes(seed, "round"))[0] for seed in (1, 1, 2))
     assert (first == again).all() and not (first == other).all()
     assert abs(decode(plan, 0, first, 1)["dream"].mean() - 0.123) < 0.02
+    twice = VectorSpec("update", (Block("dream", 1 << 17, 1.0),))
+    words = encode(plan_of(twice, value_bits=2), 0, {"dream": np.full(1 << 17, 0.123)}, SeededBytes(1, "round"))[0]
+    assert not (words[: 1 << 16] == words[1 << 16 :]).all()
     rounding = StreamRounding(SeededBytes(0, "stream"))
     drawn = np.concatenate([rounding.random(1000), rounding.random(1000)])
     assert drawn.min() >= 0 and drawn.max() < 1 and len(set(drawn.tolist())) > 1990

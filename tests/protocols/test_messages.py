@@ -11,9 +11,10 @@ import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import inspect
 
 from codream_protocols import messages
-from codream_protocols.charter import Offer
+from codream_protocols.charter import MAX_STEPS, Offer
 from codream_protocols.errors import MalformedMessage
 from codream_protocols.hybrid import KEM_CIPHERTEXT_BYTES, KEM_KEY_BYTES
 from codream_protocols.identity import MAX_MEMBERS
@@ -54,7 +55,6 @@ from codream_protocols.messages import (
     decode_to_server,
     encode_message,
     largest_message,
-    largest_steps,
 )
 from secure_codream.simulation.wire import Federation
 
@@ -292,13 +292,55 @@ def test_a_record_with_more_members_in_its_steps_than_there_are_is_refused_befor
         data = encode_message(EpochRecord(Offer(0, (0,), bytes(32)), (advertisement,), b"", steps, ()))
         return beginning + data[2:] if beginning else data
 
-    most = largest_steps(200, 2)
-    assert decode_to_server(record(*range(200)), 1 << 16, most)
+    assert decode_to_server(record(*range(200)), 1 << 16, 200, 2)
     long = record(*range(200), *range(200))
     assert decode_to_server(long, 1 << 16)
     monkeypatch.setattr(messages, "_TO_SERVER", SimpleNamespace(decode=None))
     with pytest.raises(MalformedMessage, match="a record whose steps have"):
-        decode_to_server(long, 1 << 16, most)
+        decode_to_server(long, 1 << 16, 200, 2)
+
+
+LISTS = {
+    "invitation": Invitation(Offer(0, (0, 1, 2), bytes(32))),
+    "waiting": Waiting((Awaited(0, False, 0),) * 3, unnamed=False),
+    "survivors": Survivors(bytes(32), 0, (0, 1, 2)),
+    "published": Published(bytes(32), 0, (0, 1, 2), bytes(16)),
+    "signatures": SurvivorSignatures(bytes(32), 0, (SignedBy(0, bytes(64)),) * 3),
+    "certificate": Certificate(bytes(32), (SignedBy(0, bytes(64)),) * 3),
+    "delivery": SealDelivery(bytes(32), (Seal(0, bytes(1088), bytes(48), bytes(64)),) * 3),
+    "record": EpochRecord(
+        Offer(0, (0, 1, 2), bytes(32)),
+        (Advertisement(bytes(32), 0, bytes(32), bytes(KEM_KEY_BYTES), bytes(32), bytes(32), b"", b"", bytes(64)),),
+        b"",
+        (StepRecord((0,), bytes(16)),),
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", [None, b"\xdc\x00\x03", b"\xdd\x00\x00\x00\x03"], ids=["short", "16", "32"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_of_more_entries_than_there_are_members_is_refused_before_it_is_parsed(
+    kind: str, form: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However its length is written."""
+    data = encode_message(LISTS[kind])
+    if form is not None:
+        place = data.rindex(b"\x93") if kind != "record" else data.index(b"\x93\x00\x01")
+        data = data[:place] + form + data[place + 1 :]
+    assert decode_to_client(data, 1 << 16, 3) == LISTS[kind]
+    monkeypatch.setattr(messages, "_TO_CLIENT", SimpleNamespace(decode=None))
+    with pytest.raises(MalformedMessage, match="a list of 3 entries"):
+        decode_to_client(data, 1 << 16, 2)
+
+
+def test_every_list_of_a_message_has_the_members_bound_or_one_of_its_own() -> None:
+    own = {Hello: 8, Parcel: MAX_STEPS, EpochRecord: MAX_STEPS}
+    for kind in {*typing.get_args(messages.ToClient), *typing.get_args(messages.ToServer)}:
+        found = inspect.type_info(kind)
+        assert isinstance(found, inspect.StructType)
+        lists = {field.type.max_length for field in found.fields if isinstance(field.type, inspect.VarTupleType)}
+        assert lists <= {MAX_MEMBERS, own.get(kind)}, kind
 
 
 @pytest.mark.parametrize("mode", ["lockstep", "resilient"])

@@ -16,8 +16,9 @@ from secure_codream import cli
 from secure_codream.bench import ours
 from secure_codream.bench.limits import Limits
 from secure_codream.bench.ours import Case, Costs, run_case
-from secure_codream.bench.results import PAGE, Bench, Row, page
+from secure_codream.bench.results import PAGE, Bench, Row, Wall, page
 from secure_codream.bench.run import cases_of, rows_of
+from secure_codream.deployment.cores import usable_cores
 from tests.pages import ROOT
 
 LIMITS = Limits("AES-256-CTR", generator_speed=1e9, memory_speed=1e10)
@@ -46,6 +47,11 @@ def test_json_is_one_object_with_the_fields_of_every_row(tmp_path: Path) -> None
     assert all(set(row) == names for row in [*found["rows"], *found["sending"]])
     shapes = {(row["mode"], row["dropped"]) for row in found["rows"]}
     assert shapes == {("lockstep", 0), ("resilient", 0), ("resilient", 1)}
+    if usable_cores() > 1:
+        assert {(wall["what"], wall["mode"]) for wall in found["walls"]} == {
+            (what, mode) for what in ("sending", "server_add") for mode in ("lockstep", "resilient")
+        }
+        assert all(wall["one"] > 0 < wall["two"] for wall in found["walls"])
     kinds = {row["what"] for row in found["rows"]}
     assert kinds == {"client_step", "server_add", "unmask", "setup", "bytes_up", "bytes_down"}
     assert all(row["flower"] is None and row["ours"] > 0 for row in found["rows"])
@@ -64,10 +70,10 @@ def test_no_side_of_a_step_holds_more_than_four_vectors(monkeypatch: pytest.Monk
     """In vectors of 4 bytes a coordinate, above what it held before; in rings of both word sizes."""
     length, peaks, timed = 300_000, list[float](), ours._timed
 
-    def watched(work: Callable[[], Any]) -> Any:
+    def watched(work: Callable[[], Any], clock: Callable[[], float]) -> Any:
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
-        found = timed(work)
+        found = timed(work, clock)
         peaks.append((tracemalloc.get_traced_memory()[1] - held) / (4 * length))
         return found
 
@@ -96,7 +102,9 @@ def test_a_page_says_how_often_less_and_how_near_the_limit() -> None:
     row = Row("client_step", "lockstep", 20, 10**6, 16, 0, 10.0, 75.0, 2.5, "ms")
     part = Row("sending", "lockstep", 20, 10**6, 16, 0, 5.0, None, 2.5, "ms")
     machine = {"processor": "P", "generator": "G", "generator_speed": 1.0, "memory_speed": 2.0}
-    text = page(Bench((row,), (part,), machine, {"numpy": "2"}, 10, "2026-01-02"), "--members 20")
+    wall = Wall("sending", "lockstep", 20, 10**6, 16, 5.0, 2.5)
+    text = page(Bench((row,), (part,), machine, {"numpy": "2"}, 10, "2026-01-02", walls=(wall,)), "--members 20")
+    assert "| lockstep | 20 | 1,000,000 | 16 | 5 ms | 2.5 ms | 2.00 |" in text
     assert "| 10 ms | 75 ms | 7.5 | 2.5 ms | 0.25 |" in text and "| 5 ms |  |  | 2.5 ms | 0.50 |" in text
     assert "bench --members 20 --write-document docs/performance.md` on 2026-01-02" in text
 

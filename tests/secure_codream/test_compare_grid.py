@@ -11,7 +11,8 @@ import pytest
 import tomli_w
 
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.experiments.grid import CompareConfig, Grid, parse_seeds, partition_fields, read_grid
+from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
+from secure_codream.experiments.notation import parse_seeds, partition_fields
 from secure_codream.experiments.registry import ALGORITHMS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -85,6 +86,15 @@ def test_seeds_and_partitions_in_words() -> None:
             {"compare": {"algorithms": ["fedavg"], "models": ["cnn2", "mlp"]}},
             r"no algorithm is left to run: fedavg: it averages parameters, .*found cnn2, mlp",
         ),
+        ({"compare": {"against": "fedavg"}}, r"compare.against: found 'fedavg'; allowed are isolated, codream"),
+        (
+            {"compare": {"algorithms": ["m"]}, "variants": {"m": {"algorithm": "codream", "models": "cnn9"}}},
+            r"variants.m.models: unknown model 'cnn9'",
+        ),
+        (
+            {"compare": {"algorithms": ["m"]}, "variants": {"m": {"algorithm": "codream", "models": ["mlp"] * 5}}},
+            r"variants.m.models: 5 models for 4 clients",
+        ),
     ],
 )
 def test_refusals_name_the_key_what_was_found_and_what_is_allowed(tables: dict[str, Any], message: str) -> None:
@@ -117,6 +127,20 @@ def test_variants_are_put_over_the_shared_settings() -> None:
     assert variant.learning["loss"]["alpha_bn"] == 2.0 and variant.learning["loss"]["alpha_target"] == 0.0
     assert variant.dreams.steps == 3 and shared.dreams.steps == 10
     assert variant.entry.options["kind"] == "noise"
+
+
+def test_a_variant_has_models_of_its_own() -> None:
+    mixed = {"models": ["cnn2", "mlp"]}
+    made = grid(
+        compare={"algorithms": ["codream", "mixed", "fedavg", "apart"], "seeds": [0], "models": "mlp"},
+        variants={"mixed": {"algorithm": "codream", **mixed}, "apart": {"algorithm": "fedavg", **mixed}},
+    )
+    models = {cell.algorithm: cell.models for cell in made.cells}
+    assert models == {"codream": ("mlp",) * 4, "mixed": ("cnn2", "mlp") * 2, "fedavg": ("mlp",) * 4}
+    assert "found cnn2, mlp" in made.not_applicable["apart"]
+    codream, mixed_cell, _ = made.cells
+    assert codream.digest != mixed_cell.digest
+    assert codream.digest == grid(compare={"algorithms": ["codream"], "models": "mlp"}).cells[0].digest
 
 
 def test_communication_is_measured_by_model_without_training() -> None:
@@ -196,3 +220,13 @@ def test_examples_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     digits = {"compare": {"device": "cpu", **SMALL}, "data": {"source": "digits"}}
     made = read_grid(path, digits)
     assert {cell.algorithm for cell in made.cells} | set(made.not_applicable) >= set(config.compare.algorithms)
+
+
+def test_the_ablations_take_apart_what_the_table_of_starts_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    digits = {"compare": {"seeds": [0], "per_client": 10}, "data": {"source": "digits"}}
+    starts, parts = (read_grid(EXAMPLES / f"compare-mnist-{name}.toml", digits) for name in ("starts", "ablations"))
+    whole = {cell.digest for cell in starts.cells if cell.algorithm == "codream-strokes"}
+    assert whole == {cell.digest for cell in parts.cells if cell.algorithm == "codream"} and len(whole) == 3
+    secure = {cell.algorithm: cell.dreams.steps + cell.dreams.matched for cell in parts.cells}
+    assert secure["codream-labels"] == 0, "the labels are the one step, beside the metrics"

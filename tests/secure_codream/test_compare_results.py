@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from secure_codream.experiments.cell import CellRecord, read_record, until_patie
 from secure_codream.experiments.compare import Outputs, results_of
 from secure_codream.experiments.comparison_report import draw, headline, write_comparison_report
 from secure_codream.experiments.estimates import Estimate
-from secure_codream.experiments.grid import Cell, Grid, read_grid
+from secure_codream.experiments.grid import Cell, CompareTable, Grid, read_grid
 from secure_codream.experiments.problem import Row
 from secure_codream.experiments.progress import ComparisonView, clock_face
 from secure_codream.experiments.results import (
@@ -108,6 +109,37 @@ def test_gap_closure_needs_both_references_of_the_same_seed(records: list[CellRe
     line = next(line for line in lines_of(without) if line.algorithm == "codream")
     assert line.accuracy.n == 2 and line.gap_closure is not None
     assert line.gap_closure.n == 1 and line.gap_closure.mean == pytest.approx(0.5)
+
+
+def test_gap_closure_needs_references_of_the_same_models(records: list[CellRecord]) -> None:
+    mixed = [
+        structs.replace(record, models=("cnn2", "mlp")) if record.algorithm == "codream" else record
+        for record in records
+    ]
+    line = next(line for line in lines_of(mixed) if line.algorithm == "codream")
+    assert line.gap_closure is None and line.accuracy.n == 2
+
+
+def test_who_is_ahead_of_whom_is_told_seed_by_seed(grid: Grid, records: list[CellRecord], tmp_path: Path) -> None:
+    against = replace(grid, config=grid.config.model_copy(update={"compare": ahead_of(grid, "codream")}))
+    results = results_of(against, records, [])
+    lines = {line.algorithm: line for line in results.lines if line.partition == "iid"}
+    assert lines["codream"].ahead is None
+    found = lines["isolated"].ahead  # 0.5 and 0.6 beside 0.7 and 0.9
+    assert found is not None and found.mean == pytest.approx(-0.25)
+    assert found.half == pytest.approx(12.7062 * 0.05, rel=1e-4), "of the differences, not of the means"
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(result_tables(results)[0])
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "points ahead of codream" in text and re.search(r"isolated .* -25\.0 ± 63\.5", text)
+    page = write_comparison_report(tmp_path / "report.html", against, results, None).read_text()
+    assert "-25.0 ± 63.5" in page and "stands above that of codream" in page
+    lone = lines_of([record for record in records if record.seed or record.algorithm != "codream"], "codream")
+    assert lone[0].ahead is not None and lone[0].ahead.n == 1, "a seed that one of them lacks is left out"
+
+
+def ahead_of(grid: Grid, name: str) -> CompareTable:
+    return grid.config.compare.model_copy(update={"against": name})
 
 
 def test_curves_go_on_at_the_last_row_of_a_cell_that_stopped(records: list[CellRecord]) -> None:

@@ -91,7 +91,7 @@ def test_what_the_protocols_structures_say_is_taken_from_them() -> None:
         for name in shared:
             assert f"        {name}: {keys[name].text[:30]}" in str(structure.__doc__)
     policy = {key.name: key for key in keys_of(next(table for table in STRUCTURES if STRUCTURES[table] is Policy))}
-    assert (policy["least_cohort"].range, policy["least_cohort"].default) == ("3 to 800", "`3`")
+    assert (policy["least_cohort"].range, policy["least_cohort"].default) == ("3 to 100,000", "`3`")
 
 
 class Inner(Settings):

@@ -27,7 +27,7 @@ from codream_protocols.settings import SettingsError
 from secure_codream.api.local import run_local
 from secure_codream.configuration.client import ClientConfig, read_client
 from secure_codream.configuration.courses import make_course, with_layout
-from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.federation import FederationConfig, PredecessorTable
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import check_budget, check_planned, open_ledger, own_budget
 from secure_codream.configuration.reading import ConfigError, check
@@ -136,6 +136,23 @@ def test_the_whole_plan_is_reserved_and_is_what_was_asked_for() -> None:
     assert epsilon_of(mixed, 1e-4) == epsilon_of(list(reversed(mixed)), 1e-4) > 8.0
     continuous = [SampledGaussian(plan.step.noise_multiplier, 0.2, 15, "as if continuous")]
     assert epsilon_of(continuous, 1e-4) < epsilon_of(plan.charges, 1e-4)  # no bound for what is discrete
+
+
+@pytest.mark.parametrize("members", [4, 5])
+def test_a_charter_that_follows_plans_the_rounds_that_are_left(members: int, digits: Any, tmp_path: Path) -> None:
+    """Also with the shares of another roster, whose steps cost another number; of spare ones as many as fit."""
+    config, data = federation(), digits[0][0]
+    first = RingPlan.of(course_of(config), config.charter(roster_of(4)[1]))
+    own = client(budget={"epsilon": 8.0, "delta": 1e-4})
+    with open_ledger(tmp_path / "privacy.jsonl", own, config, first, data) as ledger:
+        for _ in range(7):  # a round of five is certified, and one has failed after two steps
+            ledger.reserve(first.step)
+    table = PredecessorTable.model_validate({"charter": "0" * 64, "head": "1" * 64, "certified": 1})
+    after = config.model_copy(update={"predecessor": table})
+    plan = RingPlan.of(course_of(config), after.charter(roster_of(members)[1]))
+    assert (plan.step == first.step) is (members == 4) and len(plan.charges) == 10
+    with open_ledger(tmp_path / "privacy.jsonl", own, after, plan, data) as ledger:
+        assert len(ledger.own.open) == 8 and 7.5 < ledger.spent <= 8.0
 
 
 def test_a_step_is_spent_before_it_is_handed_over_and_never_refunded(digits: Any, tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from codream_clients.data.datasets import LabelledImages
+from codream_clients.privacy.accounting import epsilon_of
 from codream_clients.privacy.index import SpentElsewhere, users_index
 from codream_clients.privacy.ledger import Budget, BudgetExceeded, Ledger, LedgerMismatch, Spender
 from codream_clients.privacy.plan import PrivacyPlan, PrivacySettings, plan_privacy
 from secure_codream import cli
 from secure_codream.configuration import limits
+from secure_codream.configuration.assembly import load_client_data
 from secure_codream.configuration.client import ClientConfig, read_client
-from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.federation import FederationConfig, read_federation
 from secure_codream.configuration.limits import LedgerVanishes, open_ledger
 from secure_codream.configuration.reading import check
 from secure_codream.deployment.budget import dry_run
@@ -223,9 +225,6 @@ def test_plan_counts_what_others_have_reserved(tmp_path: Path) -> None:
 
 def test_a_dry_run_of_a_run_that_has_begun_counts_it_once(tmp_path: Path) -> None:
     folder = site(tmp_path / "alice")
-    from secure_codream.configuration.assembly import load_client_data
-    from secure_codream.configuration.federation import read_federation
-
     own, whole = read_client(folder / "client.toml"), read_federation(folder / "config.toml")
     images, _ = load_client_data(own, whole)
     before = dry_run(folder, own, whole)
@@ -233,8 +232,29 @@ def test_a_dry_run_of_a_run_that_has_begun_counts_it_once(tmp_path: Path) -> Non
     with open_ledger(folder / "privacy.jsonl", own, whole, asked, images) as ledger:
         ledger.reserve(asked.histogram)
     after = dry_run(folder, own, whole)
-    assert (before.begun, after.begun, before.spent) == (False, True, 0.0)
+    assert (before.begun, after.begun, before.spent, after.earlier) == (False, True, 0.0, 0.0)
     assert before.together == after.together == after.spent == pytest.approx(before.planned)
+
+
+def test_a_charter_that_trains_anew_is_reserved_in_the_place_of_the_rest_and_shown(tmp_path: Path) -> None:
+    """Other settings are another training: the first one's histogram stays spent, what it had not begun is free."""
+    folder = site(tmp_path / "alice", lr=1.0)
+    own, whole = read_client(folder / "client.toml"), read_federation(folder / "config.toml")
+    images, _ = load_client_data(own, whole)
+    once = plan()
+    with open_ledger(folder / "privacy.jsonl", own, federation(), once, images) as ledger:
+        ledger.reserve(once.histogram)
+    with pytest.raises(BudgetExceeded, match="is spent or reserved"):  # a first charter does not follow it
+        dry_run(folder, own, whole)
+    table = f'\n[predecessor]\ncharter = "{"0" * 64}"\nhead = "{"1" * 64}"\ncertified = 0\n'
+    (folder / "config.toml").write_text((folder / "config.toml").read_text() + table)
+    whole = read_federation(folder / "config.toml")
+    found = dry_run(folder, own, whole)
+    assert found.spent < found.together < 2.1 and found.earlier == epsilon_of([once.histogram], 1e-3, "rdp")
+    assert f"epsilon {found.earlier:.4g} of that alice has begun in lungs before" in run("plan", folder).output
+    again = plan(lr=1.0)
+    with open_ledger(folder / "privacy.jsonl", own, whole, again, images) as ledger:
+        assert ledger.own.open == list(again.charges) and ledger.spent == found.together
 
 
 # -- what is charged to no ledger -----------------------------------------------------------------------------------

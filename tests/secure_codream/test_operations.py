@@ -5,6 +5,7 @@ No container engine runs where this is developed: the image's install commands r
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -86,30 +87,65 @@ def test_image_and_compose_file_start_commands_that_are_there() -> None:
     assert services["hub"]["ports"] == ["7447:7447"] and "ports" not in services["site"]
 
 
+def copy_context(target: Path) -> None:
+    """What an image is built from: the checkout without what .dockerignore names."""
+    patterns = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        inside = Path(folder).relative_to(ROOT)
+        return {name for name in names if (inside / name).as_posix() in patterns or f"**/{name}" in patterns}
+
+    shutil.copytree(ROOT, target, ignore=left_out, symlinks=True)
+
+
 @pytest.mark.exhaustive
 def test_the_images_install_commands_install_the_program(tmp_path: Path) -> None:
-    """The aggregator's for real; the client's, which brings torch, as far as pip finds all that it would install."""
-    source, environment = tmp_path / "src", tmp_path / "opt"
-    left_out = shutil.ignore_patterns(".git", ".venv", "__pycache__", "runs", "site", "dist")
-    shutil.copytree(ROOT, source, ignore=left_out)
-    commands = [
-        run.replace("/opt/secure-codream", str(environment)).replace("/src", str(source))
-        for run in instructions("RUN")
-        if "/opt/secure-codream" in run
-    ]
-    make, install = commands
-    subprocess.run(make.replace("python ", f"{sys.executable} ", 1), shell=True, check=True, timeout=300)
-    for extra, command in (("", install), ("[client]", install.replace(" install ", " install --dry-run --quiet ", 1))):
+    """The Dockerfile, line by line, with folders of this machine; one that this does not know fails.
+
+    The aggregator's is installed; of the client's, which brings torch, pip finds all that it would install.
+    """
+    source, environment = tmp_path / "src", tmp_path / "opt" / "secure-codream"
+    said: list[str] = []
+
+    def here(words: str) -> str:
+        return words.replace("/opt/secure-codream", str(environment)).replace("/src", str(source))
+
+    def run(command: str, **variables: str) -> None:
         done = subprocess.run(
             command,
             shell=True,
+            cwd=tmp_path,
             capture_output=True,
             text=True,
-            env={"EXTRA": extra, "PATH": "/usr/bin:/bin"},
-            timeout=900,
+            env={"PATH": "/usr/bin:/bin", **variables},
         )
         assert done.returncode == 0, done.stderr
-    said = subprocess.run([environment / "bin" / "secure-codream", "--version"], capture_output=True, text=True)
-    assert said.stdout.startswith("secure-codream ")
-    pip = [environment / "bin" / "python", "-m", "pip", "list", "--format", "freeze"]
-    assert "torch==" not in subprocess.run(pip, capture_output=True, text=True, check=True).stdout
+        said.append(done.stdout)
+
+    variables: dict[str, str] = {}
+    for word, rest in re.findall(r"^([A-Z]+) (.*)$", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE):
+        match word, rest.split():
+            case "FROM", [image, *_]:
+                assert image == f"python:{'.'.join(map(str, sys.version_info[:2]))}-slim"  # what the constraints are of
+            case "ARG", [default]:
+                assert default == 'EXTRA=""'
+            case "COPY", [".", "/src"]:
+                copy_context(source)
+            case "COPY", ["--from=build", made, place]:
+                assert made == place and Path(here(made)).is_dir()  # scripts of an environment name its place
+            case "RUN", ["python", *_]:
+                run(here(rest).replace("python", sys.executable, 1))
+            case "RUN", [program, "install", *_] if program == "/opt/secure-codream/bin/pip":
+                run(here(rest), EXTRA="")
+                run(here(rest).replace(" install ", " install --dry-run --quiet ", 1), EXTRA="[client]")
+            case "RUN", ["useradd", *_]:
+                pass  # this machine's users are left alone
+            case "ENV", pairs:
+                variables = dict(pair.partition("=")[::2] for pair in pairs)
+            case "ENTRYPOINT", [program]:
+                run(f"{here(json.loads(program)[0])} --version", **variables)
+            case _:
+                assert (word, rest) in (("USER", "codream"), ("WORKDIR", "/party"), ("STOPSIGNAL", "SIGTERM"))
+    assert said[-1].startswith("secure-codream ")
+    run(f"{environment}/bin/python -m pip list --format freeze")
+    assert "torch==" not in said[-1]

@@ -212,3 +212,14 @@ def test_files_that_are_no_statement_are_refused(tmp_path: Path) -> None:
         (tmp_path / "privacy.json").write_bytes(content)
         with pytest.raises(MalformedRecord):
             read_statement(tmp_path)
+
+
+def test_a_statement_of_another_schema_is_refused(tmp_path: Path) -> None:
+    """Its fields may mean something else."""
+    write_statement(tmp_path, privacy_statement("a-run", record=record()))
+    said = read_statement(tmp_path)  # control
+    for schema in (1, 3):
+        content = msgspec.json.encode({**msgspec.to_builtins(said), "schema": schema})
+        (tmp_path / "privacy.json").write_bytes(content)
+        with pytest.raises(MalformedRecord, match=r"schema"):
+            read_statement(tmp_path)

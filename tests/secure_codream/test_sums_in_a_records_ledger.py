@@ -15,14 +15,13 @@ from codream_clients.privacy.groups import group_epsilon
 from codream_clients.privacy.ledger import BudgetExceeded, Ledger
 from codream_clients.privacy.sums_plan import SUM, SumsPlan
 from codream_protocols.client import Memory
-from codream_protocols.courses.codream import CoDream
 from codream_protocols.zcdp import epsilon_of as concentrated
 from codream_protocols.zcdp import rho_of
 from secure_codream import Client
 from secure_codream.configuration.assembly import load_client_data
 from secure_codream.configuration.client import ClientConfig
 from secure_codream.configuration.courses import make_course
-from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.federation import FederationConfig, PredecessorTable
 from secure_codream.configuration.limits import charges_sums, check_budget, open_ledger
 from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.deployment.client import ChargedJournal, has_charged
@@ -37,11 +36,11 @@ DATA = LabelledImages(np.random.default_rng(0).normal(size=(40, 1, 8, 8)).astype
 DELTA = 1e-6
 
 
-def federation(epsilon: float = 2.0, **dreams: Any) -> FederationConfig:
+def federation(epsilon: float = 2.0, *, rounds: int = 2, **dreams: Any) -> FederationConfig:
     votes = dreams.get("label_by") == "votes"
     norms = {} if votes else {"update_norm": 20.0, "logit_norm": 1.0}
     tables = {
-        "federation": {"name": "noised", "rounds": 2},
+        "federation": {"name": "noised", "rounds": rounds},
         "task": {"shape": (1, 8, 8), "classes": 10},
         "dreams": {"batch": 4, "steps": 0 if votes else 2, **dreams},
         "client_privacy": {"epsilon": epsilon, "delta": DELTA, "spare_rounds": 1, **norms},
@@ -63,9 +62,7 @@ def client(epsilon: float = 8.0, **more: Any) -> ClientConfig:
 
 
 def plan_of(config: FederationConfig) -> SumsPlan:
-    course = make_course(config)
-    assert isinstance(course, CoDream)
-    return SumsPlan(course, config.charter(roster_of(4)[1]).least_honest)
+    return SumsPlan.of(make_course(config), config.charter(roster_of(4)[1]))
 
 
 def test_a_record_pays_four_times_what_its_client_does() -> None:
@@ -115,6 +112,51 @@ def test_every_noised_sum_is_charged_within_what_was_reserved_and_anew_after_a_r
         assert len(again.own.begun) == 3 and again.spent == before
         again.end()
         assert again.spent < before
+
+
+def following(config: FederationConfig, certified: int) -> FederationConfig:
+    """A charter of the same settings that follows one with so many rounds certified."""
+    table = {"charter": "0" * 64, "head": "1" * 64, "certified": certified}
+    return config.model_copy(update={"predecessor": PredecessorTable.model_validate(table)})
+
+
+@pytest.mark.parametrize("members", [4, 5])
+def test_a_charter_that_follows_reserves_all_that_it_has_before_it(members: int, tmp_path: Path) -> None:
+    """What was begun before it is no part of that, with the same noise or another; what was not, is given back."""
+    config, own = federation(rounds=5), client(epsilon=8.0)
+    first = plan_of(config)
+    with charged(tmp_path, config, own) as ledger:
+        for charge in first.charges[:6]:
+            ledger.reserve(charge)
+        assert len(ledger.own.open) == 12  # of five rounds and the spare one
+    after = following(config, 2)
+    plan = SumsPlan.of(make_course(after), after.charter(roster_of(members)[1]))
+    assert len(plan.charges) == 12 and plan.spare == 3
+    with open_ledger(tmp_path / "privacy.jsonl", own, after, plan, DATA) as ledger:
+        assert len(ledger.own.open) == 12 and len(ledger.charges) == 18 and list(ledger.earlier) == first.charges[:6]
+        ledger.reserve(plan.charges[0])
+    with open_ledger(tmp_path / "privacy.jsonl", own, after, plan, DATA) as again:
+        assert len(again.own.open) == 11 and len(again.charges) == 18
+
+
+def test_a_charter_that_follows_goes_on_without_the_spare_rounds_that_no_longer_fit(tmp_path: Path) -> None:
+    """One failed before it, in a budget of the whole plan and no more: all that are left are reserved all the same."""
+    config = federation(rounds=5)
+    plan = plan_of(config)
+    own = client(epsilon=plan.budget.epsilon * 1.001)
+    with charged(tmp_path, config, own) as ledger:
+        for charge in plan.charges[:7]:  # two rounds certified, and a third of one that failed
+            ledger.reserve(charge)
+    after = following(config, 2)
+    rest = SumsPlan.of(make_course(after), after.charter(roster_of(4)[1]))
+    for _ in range(2):
+        with open_ledger(tmp_path / "privacy.jsonl", own, after, rest, DATA) as ledger:
+            assert len(ledger.own.open) == 9 + 2 and ledger.spent <= ledger.budget.epsilon
+            entries = ledger.entries
+    assert entries == 11, "written once"
+    with open_ledger(tmp_path / "privacy.jsonl", own, after, rest, DATA) as ledger:
+        for charge in rest.charges[:9]:
+            ledger.reserve(charge)
 
 
 def test_what_does_not_fit_beside_the_rest_is_not_begun(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 
+from codream_clients.data.datasets import LabelledImages
 from codream_clients.models.zoo import build
 from codream_clients.privacy.index import known_index, users_index
 from codream_clients.privacy.ledger import Ledger
+from codream_protocols.courses.codream import ClientPrivacy
 from secure_codream import Client, cli, run_local
 from secure_codream.api.local import NotCovered
 from secure_codream.configuration.client import ClientConfig
@@ -60,7 +62,7 @@ def site(folder: Path, *, permitted: bool = False) -> Path:
 def test_nothing_is_said_where_no_image_has_a_ledger(tmp_path: Path) -> None:
     own = client().model_copy(update={"budget": None})
     assert known_index() is None, "to look makes none"
-    assert look_uncharged(own, OPEN, DATA, users_index()) is None
+    assert look_uncharged(own, OPEN, DATA, DATA, users_index()) == []
 
 
 def test_images_with_a_ledger_are_not_trained_on_without_a_charge(spent: Ledger, tmp_path: Path) -> None:
@@ -79,6 +81,26 @@ def test_images_with_a_ledger_are_not_trained_on_without_a_charge(spent: Ledger,
     assert verify_statement(permitted).statement.uncharged == []  # of a run that has no ledger
 
 
+def test_test_images_with_a_ledger_are_not_told_of_without_a_charge(spent: Ledger, tmp_path: Path) -> None:
+    """How many of them are right follows from images that others have an epsilon for. Control: nothing is told."""
+    others = DATA.subset(np.arange(20)).images + 1.0
+    own, known = client().model_copy(update={"budget": None}), users_index()
+    apart = LabelledImages(others, DATA.labels[:20], 10)
+    with pytest.raises(HasLedger, match=r"40 of 40 test images have spent .*is told how many.*tell_accuracy = false"):
+        look_uncharged(own, OPEN, apart, DATA, known)
+    for silent in (federation(), OPEN.model_copy(update={"client_privacy": ClientPrivacy(epsilon=1.0, delta=1e-6)})):
+        assert look_uncharged(own, silent, apart, DATA, known) == []
+    telling = own.model_copy(update={"tell_accuracy": True})
+    with pytest.raises(HasLedger, match="test images"):
+        look_uncharged(telling, federation(), DATA, DATA, known)  # trained on for a charge, and told of without one
+    given = {"train": (apart.images, apart.labels), "test": (DATA.images, DATA.labels)}
+    with pytest.raises(HasLedger, match="test images"):
+        Client(site(tmp_path / "refused"), **given).run(address="there")
+    with pytest.raises(Exception, match="allowed: tcp://HOST:PORT"):
+        Client(site(tmp_path / "permitted", permitted=True), **given).run(address="there")
+    assert [said[:15] for said in known.uncharged(spent.name)] == ["alice in hearts"]
+
+
 def test_a_ledgers_statement_says_who_charged_nothing(spent: Ledger, tmp_path: Path) -> None:
     whole, index = Federation(3), users_index()
     index.note_uncharged(spent.name, "hearts", "alice")
@@ -86,7 +108,7 @@ def test_a_ledgers_statement_says_who_charged_nothing(spent: Ledger, tmp_path: P
     said = own_statement(
         federation(), "alice", spent, whole.charter, whole.course, 0.0, uncharged=index.uncharged(spent.name)
     )
-    assert "WITHOUT A BOUND, some of the same images were trained on by alice in hearts, since 20" in said.headline
+    assert "WITHOUT A BOUND, some of the same images were used by alice in hearts, since 20" in said.headline
     shown: Any = CliRunner().invoke(cli.app, ["ledger", "show", str(tmp_path / "privacy.jsonl"), "--json"])
     assert len(json.loads(shown.output)["uncharged"]) == 1
     shown = CliRunner().invoke(cli.app, ["ledger", "show", str(tmp_path / "privacy.jsonl")], env={"COLUMNS": "200"})

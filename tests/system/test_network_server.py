@@ -264,7 +264,7 @@ def test_nothing_secret_is_in_logs_and_refusals(malicious: Any, mode: str) -> No
 
 
 def test_floods_of_the_server_are_cut_short(malicious: Any) -> None:
-    """Finding F12: a beat every nanosecond, and 5,000 refusals with a line each. The control: the suite's attack."""
+    """A beat every nanosecond, and 5,000 refusals with a line each. The control: the suite's attack."""
 
     async def scenario(net: Any, server: Any) -> None:
         client = net.start(0)

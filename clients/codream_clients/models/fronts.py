@@ -13,8 +13,12 @@ from codream_clients.models.names import Norm
 from codream_clients.models.passes import filled, in_parts
 from codream_clients.models.scattering import COEFFICIENTS, STRIDE, Scattering
 
-MOST_FEATURES = 1 << 29
-"""Numbers of all records' features together that are kept, 2 GiB; beyond, a step computes those of its own records."""
+MOST_FEATURES = 1 << 14
+"""Numbers of a record's features that are kept, 64 KiB; of more, a step computes those of its own records.
+
+Of one record, whatever their number: where the bound was of all together, one record more could have all others go
+through the front in other numbers.
+"""
 PASS = 16
 """Images that go through a front at a time: maps of so few stay in a processor's cache, which halves the time."""
 GROUPS = 27
@@ -50,21 +54,21 @@ def without_front(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, to
     """What is trained, and what it is trained on: the head and each image's features, or model and images as they are.
 
     They stay as they are where there is no fixed front, where features are more than is kept, and where the front fails
-    at blank images. Which of both it is follows from no image: one at which the front fails has features that are not
-    numbers, as its gradient then is none, and takes no other with it.
+    at blank images. Which of both it is follows from no image, nor from their number: one at which the front fails has
+    features that are not numbers, as its gradient then is none, and takes no other with it.
 
     Args:
         model: whichever.
         images: (N, C, H, W), the same in every step.
     """
-    if not isinstance(model, FixedFront) or not len(images):
+    if not isinstance(model, FixedFront):
         return model, images
     with torch.no_grad():
         try:
             blank = model.front(filled(images[:0], PASS))
         except Exception:  # whatever a front of one's own raises
             return model, images
-        if len(images) * blank[0].numel() > MOST_FEATURES:
+        if blank[0].numel() > MOST_FEATURES:
             return model, images
 
         def features(part: slice) -> torch.Tensor:
@@ -73,7 +77,7 @@ def without_front(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, to
 
         none = torch.full_like(blank[:1], torch.nan)
         found = [none if one is None else one for _, one in in_parts(features, len(images), PASS)]
-        return model.head, torch.cat(found)
+        return model.head, torch.cat([none[:0], *found])
 
 
 def scattering_linear(channels: int, sides: Sides, classes: int, norm: Norm) -> nn.Module:

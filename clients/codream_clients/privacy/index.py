@@ -19,9 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from codream_clients.privacy.ledger import LedgerDamaged, LedgerError, Seen
+from codream_clients.privacy.turns import wait_for_turn
 
-PATIENCE = 10.0
-"""Seconds that one process waits for another."""
 DIGEST_BYTES = 16
 _TABLES = """
     CREATE TABLE IF NOT EXISTS key (key BLOB NOT NULL);
@@ -133,16 +132,27 @@ class Index:
     @contextmanager
     def _turn(self) -> Iterator[sqlite3.Connection]:
         """All of what is done, or nothing, while no other process does anything."""
-        connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+        connection = sqlite3.connect(self.path, timeout=0.0, isolation_level=None)
         try:
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
+            wait_for_turn(lambda: _begun(connection), self.path)
             with connection:
                 yield connection
         except sqlite3.Error as error:
             raise LedgerDamaged(f"{self.path}: {error}; put it back from a copy, or move it away") from error
         finally:
             connection.close()
+
+
+def _begun(connection: sqlite3.Connection) -> bool:
+    """Begin, unless another process has."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            return False
+        raise
+    return True
 
 
 def _ask(rows: sqlite3.Connection, images: Iterable[bytes]) -> int:

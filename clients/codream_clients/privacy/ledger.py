@@ -28,9 +28,9 @@ accidents, not against the owner.
 import hashlib
 import os
 import secrets
-import time
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,11 +64,10 @@ from codream_clients.privacy.ledger_entries import LedgerMismatch as LedgerMisma
 from codream_clients.privacy.ledger_entries import LedgerRolledBack as LedgerRolledBack
 from codream_clients.privacy.ledger_entries import Seen as Seen
 from codream_clients.privacy.ledger_entries import Spender as Spender
+from codream_clients.privacy.turns import wait_for_turn
 from codream_protocols.durable import chained, sync_folder, try_lock, unlock, write_all, write_whole
 
 MAX_LEDGER_BYTES = 64 << 20
-PATIENCE = 10.0
-"""Seconds that a process waits for another's entry to be written."""
 _START = hashlib.sha256(b"secure-codream privacy ledger, version 2").hexdigest()
 
 
@@ -163,31 +162,42 @@ class Ledger:
         finally:
             ledger.close()
 
-    def plan(self, charges: Sequence[SampledGaussian]) -> None:
+    def plan(self, charges: Sequence[SampledGaussian], *, spare: int = 0, succeeds: bool = False) -> None:
         """Reserve all that a run will charge and has not begun, in the place of what it had reserved; all or nothing.
 
         What was begun before is part of it. A run that was ended reserves nothing any more.
+
+        Args:
+            charges: in order.
+            spare: of how many of the last ones as many are reserved as fit, and none is missed.
+            succeeds: whether it follows other runs of the same member in the same federation: then it takes the place
+                of what they had reserved, too, unless another process goes on with them.
 
         Raises:
             BudgetExceeded: with it the ledger would pass the budget; nothing has changed.
             AccountingError, LedgerDamaged, LedgerBusy, OSError: as `reserve` does.
         """
         with self._turn():
-            own = self._own
-            needed = Counter(charges) - Counter(own.begun)
-            if own.ended or needed == Counter(own.open):
+            if self._own.ended:
                 return
-            self._check_fits(self._others, [*needed.elements()], f"all that {self._by.federation!r} plans")
-            remaining = [charge for charge in dict.fromkeys(charges) for _ in range(needed[charge])]
-            if len(remaining) > MAX_CHARGES:
+            if len(charges) > MAX_CHARGES:
                 raise BudgetExceeded(
-                    f"{self._path}: found {len(remaining):,} charges planned; {MAX_CHARGES:,} or fewer are allowed"
+                    f"{self._path}: found {len(charges):,} charges planned; {MAX_CHARGES:,} or fewer are allowed"
                 )
-            self._append(Planned(self._by, tuple(remaining), _now()))
+            before = self._succeeded() if succeeds else []
+            beside, planned, surely = self._settled(charges, spare, before)
+            if Counter(planned) != Counter(self._own.open):
+                self._check_fits(beside, planned[:surely], f"all that {self._by.federation!r} plans")
+                self._append(Planned(self._by, tuple(planned), _now()))
+            for by in before:  # after the own: a crash between them leaves too much reserved, and never too little
+                self._append(Ended(by, _now()))
 
-    def with_plan(self, charges: Sequence[SampledGaussian]) -> tuple[SampledGaussian, ...]:
-        """All that would count were these planned, as far as was read; nothing is reserved."""
-        return (*self._others, *(Counter(charges) - Counter(self._own.begun)).elements())
+    def with_plan(
+        self, charges: Sequence[SampledGaussian], *, spare: int = 0, succeeds: bool = False
+    ) -> tuple[SampledGaussian, ...]:
+        """All that would count were these planned, as far as was read; nothing is reserved. See `plan`."""
+        beside, planned, _ = self._settled(charges, spare, self._succeeded() if succeeds else [])
+        return (*beside, *planned)
 
     def reserve(self, charge: SampledGaussian) -> None:
         """Charge for a mechanism that is about to run; returns once that is durable, and only then may it run.
@@ -259,6 +269,11 @@ class Ledger:
         return self._own
 
     @property
+    def earlier(self) -> tuple[SampledGaussian, ...]:
+        """What the same member has begun in other runs of the same federation."""
+        return tuple(charge for by in self._other_runs() for charge in self._accounts[by].begun)
+
+    @property
     def entries(self) -> int:
         """How many there are."""
         return len(self._digests) - 1
@@ -275,7 +290,7 @@ class Ledger:
     @property
     def spent(self) -> float:
         """Epsilon of all that counts together, at the budget's delta."""
-        return epsilon_of(self.charges, self.budget.delta, self.budget.accountant)
+        return self._epsilon(self.charges)
 
     @property
     def left(self) -> float:
@@ -304,10 +319,38 @@ class Ledger:
     def _own(self) -> Account:
         return self._accounts.get(self._by) or Account()
 
-    @property
-    def _others(self) -> list[SampledGaussian]:
-        """All that counts, but for what this spender has reserved and not begun."""
-        return list((Counter(self.charges) - Counter(self._own.open)).elements())
+    def _other_runs(self) -> list[Spender]:
+        own = self._by
+        return [by for by in self._accounts if (by.federation, by.member) == (own.federation, own.member) and by != own]
+
+    def _succeeded(self) -> list[Spender]:
+        """The same member's other runs in the same federation that reserve something, and that no process has open."""
+        return [by for by in self._other_runs() if self._accounts[by].open and not self._goes_on(by)]
+
+    def _settled(
+        self, charges: Sequence[SampledGaussian], spare: int, before: Iterable[Spender]
+    ) -> tuple[list[SampledGaussian], list[SampledGaussian], int]:
+        """All that counts beside a plan, what it reserves, and how many of those must fit; see `plan`."""
+        instead = Counter(self._own.open)
+        for by in before:
+            instead += Counter(self._accounts[by].open)
+        beside = list((Counter(self.charges) - instead).elements())
+        begun, planned = Counter(self._own.begun), list[SampledGaussian]()
+        for charge in charges:
+            if begun[charge]:
+                begun[charge] -= 1
+            else:
+                planned.append(charge)
+        surely = max(len(planned) - spare, 0)
+        more = bisect_left(
+            range(surely + 1, len(planned) + 1),
+            True,
+            key=lambda many: self._epsilon([*beside, *planned[:many]]) > self.budget.epsilon,
+        )
+        return beside, planned[: surely + more], surely
+
+    def _epsilon(self, charges: Sequence[SampledGaussian]) -> float:
+        return epsilon_of(charges, self.budget.delta, self.budget.accountant)
 
     def _check_usable(self) -> None:
         if not self._usable:
@@ -317,10 +360,9 @@ class Ledger:
             raise LedgerRolledBack(f"{self._path}: the file was replaced while it was open; open the ledger again")
 
     def _check_fits(self, already: Sequence[SampledGaussian], more: Sequence[SampledGaussian], what: str) -> None:
-        budget = self.budget
-        after = epsilon_of([*already, *more], budget.delta, budget.accountant)
+        budget, after = self.budget, self._epsilon([*already, *more])
         if not after <= budget.epsilon:
-            spent = epsilon_of(already, budget.delta, budget.accountant)
+            spent = self._epsilon(already)
             raise BudgetExceeded(
                 f"{what}: epsilon would be {after:.4g} at delta {budget.delta:g} ({spent:.4g} spent or reserved), "
                 f"{budget.epsilon:g} is allowed; so this client learns nothing more from its data"
@@ -352,7 +394,7 @@ class Ledger:
     def _turn(self) -> Iterator[None]:
         """This process's turn: nobody else writes, and all that others have written is known."""
         self._check_usable()
-        self._lock()
+        wait_for_turn(lambda: try_lock(self._file), self._path)
         try:
             torn = self._take_new()
             if torn:
@@ -371,21 +413,27 @@ class Ledger:
 
     def _be_alone(self) -> None:
         """No other process is this spender, until this one closes the ledger or ends."""
-        who = hashlib.sha256(msgspec.json.encode(self._by)).hexdigest()[:16]
-        path = self._path.with_name(f"{self._path.name}.{who}.lock")
-        self._lease = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._lease = os.open(self._lock_of(self._by), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         if not try_lock(self._lease):
             raise LedgerBusy(
                 f"{self._path}: {self._by.member!r} spends for {self._by.federation!r} in another process; one at a "
                 "time may"
             )
 
-    def _lock(self) -> None:
-        until = time.monotonic() + PATIENCE
-        while not try_lock(self._file):
-            if time.monotonic() > until:
-                raise LedgerBusy(f"{self._path}: another process has held it for {PATIENCE:g} s; end that one")
-            time.sleep(0.005)
+    def _goes_on(self, by: Spender) -> bool:
+        """Whether some process is that spender."""
+        try:
+            lease = os.open(self._lock_of(by), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return not try_lock(lease)
+        finally:
+            os.close(lease)
+
+    def _lock_of(self, by: Spender) -> Path:
+        who = hashlib.sha256(msgspec.json.encode(by)).hexdigest()[:16]
+        return self._path.with_name(f"{self._path.name}.{who}.lock")
 
     def _unlock(self) -> None:
         if self._file >= 0:

@@ -80,6 +80,11 @@ class PrivacyPlan:
         planned = (self.histogram, warm_up, self.statistics, *rounds, *judged)
         return tuple(charge for charge in planned if charge is not None)
 
+    @property
+    def spare(self) -> int:
+        """See `Planned`: a training that fails is none of those that others wait for."""
+        return 0
+
 
 class Planned(Protocol):
     """All that a run will charge, and the budget that it was solved for."""
@@ -91,6 +96,10 @@ class Planned(Protocol):
     @property
     def budget(self) -> Budget:
         """Of the federation."""
+
+    @property
+    def spare(self) -> int:
+        """How many of the last ones are for rounds that fail and are made again."""
 
     @property
     def judgements(self) -> int:

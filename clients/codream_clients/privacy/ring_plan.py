@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from codream_clients.privacy.accounting import SampledGaussian, of_records
 from codream_clients.privacy.ledger import Budget
+from codream_protocols.charter import Charter
+from codream_protocols.course import Course
 from codream_protocols.courses.dp_sgd import DPSGD
 from codream_protocols.errors import VectorRefused
 from codream_protocols.record_noise import RecordNoise, record_rho
@@ -33,10 +35,18 @@ class RingPlan:
     Attributes:
         course: the federation's.
         honest: how many shares of noise count: of the smallest set that may be summed, less the colluders.
+        earlier: how many rounds the charters before this one had certified.
     """
 
     course: DPSGD
     honest: int
+    earlier: int = 0
+
+    @classmethod
+    def of(cls, course: Course, charter: Charter) -> "RingPlan":
+        """The plan of a federation of this course under this charter."""
+        assert isinstance(course, DPSGD)  # noqa: S101 - asked for with it alone
+        return cls(course, charter.least_honest, charter.earlier)
 
     @property
     def step(self) -> SampledGaussian:
@@ -47,10 +57,15 @@ class RingPlan:
     @property
     def charges(self) -> Sequence[SampledGaussian]:
         """See `Planned`."""
-        return (self.step,) * self.course.planned_steps
+        return (self.step,) * (self.course.planned_steps - self.earlier * self.course.settings.steps)
+
+    @property
+    def spare(self) -> int:
+        """See `Planned`."""
+        return self.course.settings.spare_rounds * self.course.settings.steps
 
     def epsilon_with(self, shares: int) -> float:
-        """Of the whole plan, where so many shares of noise are there and unknown; 1 or more."""
+        """Of all rounds, also of earlier charters, where so many shares of noise are there and unknown; 1 or more."""
         (spec,) = self.course.specs(self.honest)
         assert isinstance(spec.noise, RecordNoise)  # noqa: S101 - of this course
         step = divergences(record_rho(spec.noise, spec.length, shares), self.course.settings.sample_rate)

@@ -17,7 +17,7 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.dreaming import ChannelStatistics, frozen
-from codream_clients.models.passes import in_passes
+from codream_clients.models.passes import filled, in_parts
 from codream_clients.privacy.noise import Stream
 
 CLIP_TIMES_MEDIAN = 2.0
@@ -53,7 +53,7 @@ def private_statistics(
     norms = np.linalg.norm(_vectors(model, layers, public, device), axis=1)
     bound = float(CLIP_TIMES_MEDIAN * np.median(norms))
     vectors = _vectors(model, layers, data.images, device)
-    vectors[~np.isfinite(vectors).all(axis=1)] = 0.0  # no clipping bounds such a record
+    vectors[~np.isfinite(vectors).all(axis=1)] = 0.0  # no clipping bounds it, or the model fails at it
     clipped = vectors * np.minimum(1.0, bound / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
     total = clipped.sum(axis=0) + noise_multiplier * bound * stream.normal(vectors.shape[1])
     edges = np.cumsum([0, *(2 * layer.num_channels for layer in layers)])
@@ -73,21 +73,24 @@ def group_norms(model: nn.Module) -> list[nn.GroupNorm]:
 def _vectors(
     model: nn.Module, layers: Sequence[nn.GroupNorm], images: NDArray[np.float32], device: torch.device
 ) -> NDArray[np.float64]:
-    """Each record's channel means and mean squares, layer by layer: (N, 2 * all channels)."""
+    """Each record's channel means and mean squares, layer by layer: (N, 2 * all channels); NaN if the model fails."""
     inputs: dict[nn.Module, torch.Tensor] = {}
 
     def keep(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         places = given[0].flatten(start_dim=2) if given[0].ndim > 2 else given[0].unsqueeze(2)
         inputs[layer] = torch.cat([places.mean(dim=2), places.square().mean(dim=2)], dim=1)
 
+    def measured(part: slice) -> NDArray[np.float32]:
+        model(filled(torch.from_numpy(images[part]), BATCH).to(device))
+        found: NDArray[np.float32] = torch.cat([inputs[layer] for layer in layers], dim=1).cpu().numpy()
+        return found[: part.stop - part.start]
+
+    none = np.full((1, sum(2 * layer.num_channels for layer in layers)), np.nan, dtype=np.float32)
     handles = [layer.register_forward_pre_hook(keep) for layer in layers]
-    parts = []
     try:
         with frozen(model), torch.inference_mode():
-            for batch in in_passes(torch.from_numpy(images), BATCH):
-                model(batch.to(device))
-                parts.append(torch.cat([inputs[layer] for layer in layers], dim=1).cpu().numpy())
+            parts = [none if one is None else one for _, one in in_parts(measured, len(images), BATCH)]
     finally:
         for handle in handles:
             handle.remove()
-    return np.concatenate(parts)[: len(images)].astype(np.float64)
+    return np.concatenate([none[:0], *parts]).astype(np.float64)

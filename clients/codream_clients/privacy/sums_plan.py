@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from codream_clients.privacy.accounting import SampledGaussian, epsilon_of, of_sum
 from codream_clients.privacy.ledger import Budget
+from codream_protocols.charter import Charter
+from codream_protocols.course import Course
 from codream_protocols.courses.codream import CoDream
 from codream_protocols.courses.labels import VOTES, VOTES_APART
 from codream_protocols.distributed_noise import Noise, noise_rho, replaced_rho
@@ -34,10 +36,21 @@ class SumsPlan:
     honest: int
     earlier: int = 0
 
+    @classmethod
+    def of(cls, course: Course, charter: Charter) -> "SumsPlan":
+        """The plan of a federation of this course under this charter."""
+        assert isinstance(course, CoDream)  # noqa: S101 - asked for with it alone
+        return cls(course, charter.least_honest, charter.earlier)
+
     @property
     def charges(self) -> Sequence[SampledGaussian]:
-        """See `Planned`; spare rounds among them."""
-        return self._charges(self.honest)
+        """See `Planned`."""
+        return [*self._of(self._rounds[self.earlier :], self.honest), *self._of(self._spare_rounds, self.honest)]
+
+    @property
+    def spare(self) -> int:
+        """See `Planned`."""
+        return len(self._of(self._spare_rounds, self.honest))
 
     def charge_of(self, rho: float) -> SampledGaussian:
         """Of a sum that costs its client `rho`, as the plan has it: the dearest of those that do."""
@@ -45,8 +58,8 @@ class SumsPlan:
         return of_sum(max(rhos, default=4 * rho), SUM)
 
     def epsilon_with(self, shares: int) -> float:
-        """Of the whole plan, where so many shares of noise are there and unknown; 1 or more."""
-        return epsilon_of(self._charges(shares), self.budget.delta, "rdp")
+        """Of all rounds, also of earlier charters, where so many shares of noise are there and unknown; 1 or more."""
+        return epsilon_of(self._of([*self._rounds, *self._spare_rounds], shares), self.budget.delta, "rdp")
 
     @property
     def budget(self) -> Budget:
@@ -64,12 +77,18 @@ class SumsPlan:
     def _noised(self) -> list[VectorSpec]:
         return [spec for spec in self.course.specs(self.honest) if isinstance(spec.noise, Noise)]
 
-    def _charges(self, shares: int) -> list[SampledGaussian]:
+    @property
+    def _rounds(self) -> list[tuple[int, ...]]:
+        return [self.course.schedule(number) for number in range(self.course.epochs)]
+
+    @property
+    def _spare_rounds(self) -> list[tuple[int, ...]]:
         assert self.course.privacy is not None  # noqa: S101 - of such a federation
-        rounds = [self.course.schedule(number) for number in range(self.earlier, self.course.epochs)]
-        rounds += rounds[-1:] * self.course.privacy.spare_rounds
-        counts = Counter(kind for kinds in rounds for kind in kinds)
-        specs = self.course.specs(self.honest)
+        return self._rounds[-1:] * self.course.privacy.spare_rounds
+
+    def _of(self, rounds: Sequence[tuple[int, ...]], shares: int) -> list[SampledGaussian]:
+        """What the noised sums of these rounds charge."""
+        counts, specs = Counter(kind for kinds in rounds for kind in kinds), self.course.specs(self.honest)
         return [
             of_sum(self._rho(specs[kind], shares), SUM)
             for kind in sorted(counts)

@@ -11,10 +11,11 @@ it may be the mean of the iterates (`averaged`), which are all accounted for as 
 
 The loss is the balanced softmax of `training`, with the noisy histogram: of the records it sees each one's own image
 and label alone, so a record's gradient depends on no other record. A gradient that is not finite counts as zero: no
-clipping bounds it, and the failure that it causes would tell that its record is there. How images vary, and what
-layers draw, comes from the source of the noise too: who knew those draws, which go to records by their place in a
-batch, would see one record more or less shift those of all behind it. Classes that the histogram calls unseen count as
-one image, since a record may be of one.
+clipping bounds it, and the failure that it causes would tell that its record is there. So does that of a record which
+the model fails at, and no other with it: a part of a batch that fails is divided until the record stands alone. How
+images vary, and what layers draw, comes from the source of the noise too: who knew those draws, which go to records by
+their place in a batch, would see one record more or less shift those of all behind it. Classes that the histogram calls
+unseen count as one image, since a record may be of one.
 """
 
 import copy
@@ -35,7 +36,8 @@ from torch.nn import functional
 
 from codream_clients.data.augmentation import augment_batch
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learning.training import TrainingError, sgd
+from codream_clients.learning.training import ConvergenceWarning, TrainingError, sgd
+from codream_clients.models import refusals
 from codream_clients.models.fronts import without_front
 from codream_clients.privacy.averaged import Averaged
 from codream_clients.privacy.noise import KEY_BYTES, NoiseSource, Stream
@@ -45,6 +47,10 @@ from codream_clients.privacy.releases import Iterates, Release, Releases
 LEAST_COUNT = 1.0
 LAYOUT = torch.contiguous_format
 """Opacus cuts images into patches as if channels lay apart: otherwise it clips by the norms of other gradients."""
+
+
+class RecordsFailed(ConvergenceWarning):
+    """The model raises an error at some records, which were left out; said to their own site alone."""
 
 
 class PrivateTraining:
@@ -99,6 +105,8 @@ class PrivateTraining:
             if reached is not None:
                 averaged.go_on(dict(reached))
 
+            failed: list[Exception] = []
+
             def after(steps: int) -> None:
                 averaged.take(done + steps)
                 iterates.reached(done + steps, averaged.reached)
@@ -112,7 +120,15 @@ class PrivateTraining:
                 stream=self._noise.stream(number),
                 device=self._device,
                 after=after,
+                failed=failed.append,
             )
+            if failed:
+                warnings.warn(
+                    f"the model fails at records ({refusals.failed(failed[0])}), {len(failed)} times in "
+                    f"{charge.steps - done} steps; each of them counted as zero, and nobody else is told",
+                    RecordsFailed,
+                    stacklevel=2,
+                )
             return averaged.model()
 
         model.load_state_dict(self._releases.run(charge, train) if number else self._releases.once(charge, train))
@@ -152,11 +168,13 @@ def private_sgd(
     stream: Stream,
     device: torch.device,
     after: Callable[[int], object] = lambda steps: None,
+    failed: Callable[[Exception], object] | None = None,
 ) -> None:
     """`steps` steps of DP-SGD in place; reserves nothing. Raises `TrainingError` for weights that are not finite.
 
     The plan's mode is "hooks" or "ghost". From `stream` come the choice of records, the noise, how images vary, and
-    what layers draw. `after` is called with the number of steps that are done.
+    what layers draw. `after` is called with the number of steps that are done; `failed` with what the model raises at a
+    record, which then counts as zero: without it, as where a model is tried, that is raised.
     """
     settings = plan.settings
     images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
@@ -166,11 +184,13 @@ def private_sgd(
     if data.augment == "none":
         network, images = without_front(model, images)
     ghost = settings.mode == "ghost"
-    hooks = (
-        GradSampleHooksFastGradientClipping(network, max_grad_norm=settings.max_grad_norm)
-        if ghost
-        else GradSampleHooks(network)
-    )
+
+    def attached() -> GradSampleHooks:
+        if ghost:
+            return GradSampleHooksFastGradientClipping(network, max_grad_norm=settings.max_grad_norm)
+        return GradSampleHooks(network)
+
+    hooks = attached()
     optimiser = (_GhostSteps if ghost else _Steps)(
         sgd(network, lr=settings.lr, momentum=settings.momentum, weight_decay=0.0),
         noise_multiplier=plan.noise_multiplier,
@@ -203,6 +223,30 @@ def private_sgd(
             inputs, targets = inputs[finite], targets[finite]
         _no_gradients(optimiser, ghost=ghost)
 
+    def add_up(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Clip each record's gradient, and add it to the step's sum."""
+        nonlocal hooks
+        try:
+            gradients(inputs, targets)
+        except Exception as error:  # whatever a model of one's own raises
+            if failed is None:
+                raise
+            hooks.cleanup()  # what a pass that failed half-way left there would be the next one's
+            for layer in network.modules():
+                for left in ("activations", "max_batch_len"):
+                    vars(layer).pop(left, None)
+            hooks = attached()
+            optimiser.original_optimizer.zero_grad(set_to_none=True)
+            if len(inputs) > 1:
+                for half in zip(inputs.tensor_split(2), targets.tensor_split(2), strict=True):
+                    add_up(*half)
+            else:
+                failed(error)
+            return
+        optimiser.signal_skip_step(True)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # images need no gradient
@@ -211,14 +255,15 @@ def private_sgd(
                 # none is not to be seen.
                 chosen = torch.from_numpy(np.flatnonzero(stream.uniform(len(data)) < plan.sample_rate)).to(device)
                 parts = torch.split(chosen, max(1, settings.physical_batch // settings.views))
-                for left, part in zip(reversed(range(len(parts))), parts, strict=True):
-                    optimiser.signal_skip_step(left > 0)
+                for part in parts:
                     with stream.hidden_draws(device):
                         several = images[part].repeat_interleave(settings.views, dim=0)
                         views = augment_batch(several, data.augment, stream.generator())
-                        gradients(views.view(len(part), settings.views, *images.shape[1:]), labels[part])
-                    optimiser.step()
-                    optimiser.zero_grad(set_to_none=True)
+                        add_up(views.view(len(part), settings.views, *images.shape[1:]), labels[part])
+                _no_gradients(optimiser, ghost=ghost)
+                optimiser.signal_skip_step(False)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
                 after(step + 1)
     finally:
         hooks.cleanup()

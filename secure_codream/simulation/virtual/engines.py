@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
-from secure_codream.simulation.virtual.host import Answer, Letter
+from codream_protocols.messages import encode_message
+from secure_codream.simulation.virtual.host import Answer, Errand, Letter
+from secure_codream.simulation.virtual.remembered import Remembered
 from secure_codream.simulation.virtual.scene import Scene
 
 CHUNK = 32
@@ -29,11 +31,17 @@ class Lost(NamedTuple):
 class Spared:
     """What workers computed once for several virtual clients; see `Remembered`."""
 
-    checks: int = 0
+    alike: int = 0
     agreements: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def by(cls, remembered: Remembered) -> Spared:
+        """What one worker has."""
+        return cls(remembered.alike, remembered.agreements, remembered.seconds)
 
     def __add__(self, other: Spared) -> Spared:
-        return Spared(self.checks + other.checks, self.agreements + other.agreements)
+        return Spared(self.alike + other.alike, self.agreements + other.agreements, self.seconds + other.seconds)
 
 
 class Engine(AbstractContextManager["Engine"], Protocol):
@@ -62,11 +70,16 @@ def shares(members: int, workers: int) -> list[tuple[int, int]]:
     return list(pairwise([members * number // count for number in range(count + 1)]))
 
 
-def chunks(letters: Sequence[Letter], first: int, last: int) -> list[Letter]:
-    """The letters of the members `first` to `last - 1`, each to at most `CHUNK` of them."""
-    cut = []
+def errands(letters: Sequence[Letter], first: int, last: int) -> Iterator[Errand]:
+    """What the worker of the members `first` to `last - 1` does of letters, each for at most `CHUNK` of them.
+
+    A letter is encoded when its turn comes, and handed over once.
+    """
     for letter in letters:
-        mine = [member for member in letter.members if first <= member < last]
+        mine = tuple(member for member in letter.members if first <= member < last)
         for start in range(0, len(mine), CHUNK):
-            cut.append(Letter(tuple(mine[start : start + CHUNK]), letter.data, letter.frames))
-    return cut
+            if start:
+                yield Errand(mine[start : start + CHUNK], None)
+            else:
+                data = b"" if letter.message is None else encode_message(letter.message)
+                yield Errand(mine[:CHUNK], data, letter.frames)

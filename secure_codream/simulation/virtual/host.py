@@ -1,7 +1,8 @@
 """One process's virtual clients: they take the server's letters, and what each answers is timed.
 
 A letter is one message for many members, encoded as on the wire and decoded once a process. Seconds are of this
-thread's processor, so that they say what a client's own machine would take, whatever else runs on this one.
+thread's processor, with what was remembered in place of being computed, so that they say what a client's own machine
+would take, whatever else runs on this one.
 """
 
 from __future__ import annotations
@@ -22,10 +23,21 @@ PERMISSIVE = Policy(losses=True, cuts=True)
 
 
 class Letter(NamedTuple):
-    """One message of the server for these members, ascending; no data: greet the server."""
+    """One message of the server for these members, ascending; None: greet the server."""
+
+    members: list[int]
+    message: ToClient | None
+    frames: tuple[bytes, ...] = ()
+
+
+class Errand(NamedTuple):
+    """A part of a letter, for a worker: to these members the message of these bytes, or, None, that of the one before.
+
+    No bytes at all: greet the server.
+    """
 
     members: tuple[int, ...]
-    data: bytes
+    data: bytes | None
     frames: tuple[bytes, ...] = ()
 
 
@@ -57,6 +69,8 @@ class VirtualHost:
         roster = scene.roster()
         charter = scene.charter(roster)
         self._scene, self.remembered = scene, Remembered()
+        self._message: ToClient | None = None
+        self._frames: tuple[bytes, ...] = ()
         self._silent = [scene.silent(step) for step in range(scene.steps)]
         self._clients: dict[int, ClientProtocol] = {
             member: VirtualClient(
@@ -72,17 +86,19 @@ class VirtualHost:
             for member in range(first, last)
         }
 
-    def answer(self, letter: Letter) -> Iterator[Answer]:
-        """Hand a letter to its members, one after the other.
+    def answer(self, errand: Errand) -> Iterator[Answer]:
+        """Hand a message to members, one after the other.
 
         Raises:
             RuntimeError: a virtual client refused what the simulated server sent; that is a fault of this package.
         """
-        message = decode_to_client(letter.data) if letter.data else None
-        for member in letter.members:
-            started = time.thread_time()
-            sent = self._of(member, message, letter.frames)
-            yield Answer(member, time.thread_time() - started, sent)
+        if errand.data is not None:
+            self._message = decode_to_client(errand.data) if errand.data else None
+            self._frames = errand.frames
+        for member in errand.members:
+            started, spared = time.thread_time(), self.remembered.seconds
+            sent = self._of(member, self._message, self._frames)
+            yield Answer(member, time.thread_time() - started + self.remembered.seconds - spared, sent)
 
     def _of(self, member: int, message: ToClient | None, frames: tuple[bytes, ...]) -> tuple[Sent, ...]:
         client = self._clients[member]

@@ -1,20 +1,20 @@
 """The engine `ray`: actors of a Ray cluster, spread over its machines, one processor each.
 
-Published sums are put into Ray's object store once for all workers.
+A message is handed to each of them once, and then to its members, some at a time.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
 from secure_codream.cluster import Cluster
-from secure_codream.simulation.virtual.engines import AHEAD, Lost, Spared, chunks, shares
-from secure_codream.simulation.virtual.host import Answer, Letter, VirtualHost
+from secure_codream.simulation.virtual.engines import AHEAD, Lost, Spared, errands, shares
+from secure_codream.simulation.virtual.host import Answer, Errand, Letter, VirtualHost
 from secure_codream.simulation.virtual.scene import Scene
 
 
@@ -24,21 +24,20 @@ class Played:
     def __init__(self, scene: Scene, first: int, last: int) -> None:
         self._host = VirtualHost(scene, first, last)
 
-    def answers(self, members: tuple[int, ...], data: bytes, frames: tuple[bytes, ...]) -> list[Answer]:
-        """Hand on a letter; its frames stand in the object store."""
-        return list(self._host.answer(Letter(members, data, frames)))
+    def answers(self, errand: Errand) -> list[Answer]:
+        """Run an errand; they come in the order in which they were given."""
+        return list(self._host.answer(errand))
 
     def spared(self) -> Spared:
         """What was computed once for several."""
-        remembered = self._host.remembered
-        return Spared(remembered.checks, remembered.agreements)
+        return Spared.by(self._host.remembered)
 
 
 @dataclass
 class _Worker:
     actor: Any
     members: tuple[int, int]
-    waiting: deque[tuple[Letter, Any]] = field(default_factory=deque)
+    waiting: Iterator[Errand] = field(default_factory=lambda: iter(()))
     given: int = 0
 
 
@@ -73,13 +72,9 @@ class RayEngine:
 
     def exchange(self, letters: Sequence[Letter]) -> Iterator[Answer | Lost]:
         """See `Engine`."""
-        stored = {id(letter.frames): self._ray.put(letter.frames) for letter in letters if letter.frames}
         given: dict[Any, _Worker] = {}
         for worker in self._workers:
-            worker.waiting = deque(
-                (chunk, stored.get(id(chunk.frames), ())) for chunk in chunks(letters, *worker.members)
-            )
-            worker.given = 0
+            worker.waiting, worker.given = errands(letters, *worker.members), 0
             self._give(worker, given)
         while given:
             (ready, *_), _ = self._ray.wait(list(given))
@@ -90,7 +85,7 @@ class RayEngine:
             except self._ray.exceptions.RayActorError as error:
                 if worker in self._workers:
                     self._workers.remove(worker)
-                    worker.waiting.clear()
+                    worker.waiting = iter(())
                     yield Lost(tuple(range(*worker.members)), f"a worker was lost: {type(error).__name__}")
                 continue
             self._give(worker, given)
@@ -105,7 +100,6 @@ class RayEngine:
         return total
 
     def _give(self, worker: _Worker, given: dict[Any, _Worker]) -> None:
-        while worker.waiting and worker.given < AHEAD:
-            letter, frames = worker.waiting.popleft()
-            given[worker.actor.answers.remote(letter.members, letter.data, frames)] = worker
+        for errand in islice(worker.waiting, AHEAD - worker.given):
+            given[worker.actor.answers.remote(errand)] = worker
             worker.given += 1

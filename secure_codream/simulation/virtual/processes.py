@@ -11,17 +11,17 @@ import queue
 import signal
 import threading
 import traceback
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
 
 from secure_codream.simulation.child_processes import STOP_SECONDS, end_all
-from secure_codream.simulation.virtual.engines import AHEAD, Lost, Spared, chunks, shares
-from secure_codream.simulation.virtual.host import Answer, Letter, VirtualHost
+from secure_codream.simulation.virtual.engines import AHEAD, Lost, Spared, errands, shares
+from secure_codream.simulation.virtual.host import Answer, Errand, Letter, VirtualHost
 from secure_codream.simulation.virtual.scene import Scene
 
 
@@ -54,7 +54,7 @@ class LocalEngine:
 
     def exchange(self, letters: Sequence[Letter]) -> Iterator[Answer | Lost]:
         """See `Engine`."""
-        waiting = {pipe: deque(chunks(letters, *share)) for pipe, (_, share) in self._workers.items()}
+        waiting = {pipe: errands(letters, *share) for pipe, (_, share) in self._workers.items()}
         given = dict.fromkeys(waiting, 0)
         for pipe in waiting:
             self._give(pipe, waiting, given)
@@ -82,10 +82,12 @@ class LocalEngine:
                 total += pipe.recv()
         return total
 
-    def _give(self, pipe: Connection, waiting: dict[Connection, deque[Letter]], given: dict[Connection, int]) -> None:
-        while waiting[pipe] and given[pipe] < AHEAD:
+    def _give(
+        self, pipe: Connection, waiting: dict[Connection, Iterator[Errand]], given: dict[Connection, int]
+    ) -> None:
+        for errand in islice(waiting[pipe], AHEAD - given[pipe]):
             with suppress(OSError):  # a dead worker's pipe reads as closed, which is seen when it is read
-                pipe.send(waiting[pipe].popleft())
+                pipe.send(errand)
             given[pipe] += 1
 
     def _lose(self, pipe: Connection) -> Lost:
@@ -99,25 +101,24 @@ class LocalEngine:
 
 
 def _serve(pipe: Connection, scene: Scene, first: int, last: int) -> None:
-    """Answer letters until the pipe is closed."""
+    """Run errands until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    letters: queue.SimpleQueue[Letter | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(pipe, letters), daemon=True).start()
+    given: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(pipe, given), daemon=True).start()
     try:
         host = VirtualHost(scene, first, last)
         while True:
-            letter = letters.get()
-            remembered = host.remembered
-            pipe.send(Spared(remembered.checks, remembered.agreements) if letter is None else list(host.answer(letter)))
+            errand = given.get()
+            pipe.send(Spared.by(host.remembered) if errand is None else list(host.answer(errand)))
     except OSError:
         return
     except Exception:
         pipe.send(traceback.format_exc())
 
 
-def _read(pipe: Connection, letters: queue.SimpleQueue[Letter | None]) -> None:
+def _read(pipe: Connection, given: queue.SimpleQueue[Errand | None]) -> None:
     try:
         while True:
-            letters.put(pipe.recv())
+            given.put(pipe.recv())
     except (EOFError, OSError):
         os._exit(0)  # the parent is done, or dead

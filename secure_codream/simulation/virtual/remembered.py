@@ -1,83 +1,81 @@
-"""A client's machine that shares public checks, and agreements, with the other virtual clients of its process.
+"""A client's machine that shares public work, and agreements, with the other virtual clients of its process.
 
-Each client of a deployment checks every member's signature and keys itself, and both members of a pair compute what
-they agree on. Where one process plays many members, the second time is the same computation with the same outcome: it
-is made once, and counted, so that a report can say how much less was computed than so many machines would compute.
-Nothing else is left out. The deployed client never imports this.
+Each client of a deployment checks for itself what everybody is shown, and computes what follows from it: the plan, all
+advertisements, who survives and who has signed it, sums, votes. Both members of a pair compute what they agree on.
+Where one process plays many members, the second time is the same computation with the same outcome: it is made once,
+and counted, and each client that was spared it is charged the seconds that it took. Nothing else is left out. The
+deployed client never imports this.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 from codream_protocols import keyschedule
 from codream_protocols.charter import Plan
 from codream_protocols.client import ClientProtocol
-from codream_protocols.identity import verify
 from codream_protocols.lockstep import LockstepKeys
-from codream_protocols.messages import Advertisement
 from codream_protocols.resilient import make_keys
+from codream_protocols.tag import TagKey
+
+_T = TypeVar("_T")
+_MOST_KEPT = 64  # outcomes; of one message all clients of a process take what it comes to, before the next one comes
+_MOST_AGREED = 1 << 20
 
 
 class Remembered:
-    """What one process has checked and agreed for its virtual clients.
+    """What one process has computed for its virtual clients.
 
     Attributes:
-        checks: signatures and advertised keys that were not checked once more.
+        alike: computations, the same for every member, that were not made once more.
         agreements: X25519 agreements that were not computed once more.
+        seconds: of this thread's processor that all of these would have taken.
     """
 
     def __init__(self) -> None:
-        self.checks = self.agreements = 0
-        self._verified: set[bytes] = set()
-        self._sound: set[bytes] = set()
-        self._distinct: bytes | None = None
-        self._agreed: dict[frozenset[bytes], bytes] = {}
+        self.alike = self.agreements = 0
+        self.seconds = 0.0
+        self._outcomes: dict[tuple[object, ...], tuple[tuple[object, ...], Any, float]] = {}
+        self._agreed: dict[frozenset[bytes], tuple[bytes, float]] = {}
 
-    def verify(self, public: bytes, signature: bytes, label: str, *parts: bytes) -> None:
-        """As `identity.verify`, once for each signature; a repeated one is counted.
+    def once(self, what: str, on: tuple[object, ...], compute: Callable[[], _T]) -> _T:
+        """What was computed before for this, or what is computed now; what raises is not remembered.
 
-        Raises:
-            BadSignature: it does not verify.
+        Args:
+            what: names it.
+            on: what it hangs on: bytes by their value, all else only if it is the very same object.
+            compute: computes it.
         """
-        checked = keyschedule.digest("simulated", public, signature, label.encode(), *parts)
-        if not self._known(self._verified, checked):
-            verify(public, signature, label, *parts)
-            self._verified.add(checked)
-
-    def sound(self, item: Advertisement) -> bool:
-        """Whether its keys were found to be of full order and of the right form; counted if so."""
-        return self._known(self._sound, item.digest)
-
-    def keep_sound(self, item: Advertisement) -> None:
-        """Its keys are sound."""
-        self._sound.add(item.digest)
-
-    def distinct(self, items: tuple[Advertisement, ...]) -> bool:
-        """Whether no key of these occurs twice was found out already; else they are remembered as found so."""
-        digest = keyschedule.digest("simulated", *(item.digest for item in items))
-        known, self._distinct = digest == self._distinct, digest
-        return known
+        key = (what, *(one if isinstance(one, bytes) else id(one) for one in on))
+        known = self._outcomes.get(key)
+        if known is not None:
+            self.alike += 1
+            self.seconds += known[2]
+            return known[1]  # type: ignore[no-any-return]
+        began, spared = time.thread_time(), self.seconds
+        found = compute()
+        if len(self._outcomes) >= _MOST_KEPT:
+            del self._outcomes[next(iter(self._outcomes))]
+        self._outcomes[key] = on, found, time.thread_time() - began + self.seconds - spared  # `on` keeps its ids taken
+        return found
 
     def agree(self, private: keyschedule.Private, peer_public: bytes) -> bytes:
         """X25519 as `keyschedule.agree`; what one member of a pair has computed, the other takes, once."""
         key = keyschedule.prepared(private) if isinstance(private, bytes) else private
         pair = frozenset((key.public_key().public_bytes_raw(), peer_public))
-        agreed = self._agreed.pop(pair, None)
-        if agreed is not None:
+        known = self._agreed.pop(pair, None)
+        if known is not None:
             self.agreements += 1
-            return agreed
+            self.seconds += known[1]
+            return known[0]
+        began = time.thread_time()
         agreed = keyschedule.agree(key, peer_public)
-        if len(self._agreed) >= _MOST_KEPT:
+        if len(self._agreed) >= _MOST_AGREED:
             self._agreed.clear()  # most of them are of pairs of which another process plays one
-        self._agreed[pair] = agreed
+        self._agreed[pair] = agreed, time.thread_time() - began
         return agreed
-
-    def _known(self, kept: set[bytes], digest: bytes) -> bool:
-        known = digest in kept
-        self.checks += known
-        return known
-
-
-_MOST_KEPT = 1 << 20
 
 
 class VirtualClient(ClientProtocol):
@@ -89,20 +87,23 @@ class VirtualClient(ClientProtocol):
     """
 
     def __init__(self, remembered: Remembered, **options: object) -> None:
-        super().__init__(**options)  # type: ignore[arg-type]
         self._remembered = remembered
+        super().__init__(**options)  # type: ignore[arg-type]
 
     def _make_keys(self, plan: Plan) -> LockstepKeys:
         return make_keys(plan, self._member, self._random, self._remembered.agree)
 
-    def _verify(self, public: bytes, signature: bytes, label: str, *parts: bytes) -> None:
-        self._remembered.verify(public, signature, label, *parts)
+    def _make_tag_key(self, secret: bytes, length: int) -> TagKey:
+        return self._remembered.once("tag key", (secret, length), lambda: _SharedTagKey(secret, length))
 
-    def _check_public_keys(self, plan: Plan, item: Advertisement) -> None:
-        if not self._remembered.sound(item):
-            super()._check_public_keys(plan, item)
-            self._remembered.keep_sound(item)
+    def _alike(self, what: str, on: tuple[object, ...], compute: Callable[[], _T]) -> _T:
+        return self._remembered.once(what, on, compute)
 
-    def _rule_distinct_keys(self, items: tuple[Advertisement, ...]) -> None:
-        if not self._remembered.distinct(items):
-            super()._rule_distinct_keys(items)
+
+class _SharedTagKey(TagKey):
+    """A step's tag key, which all members have alike."""
+
+    __slots__ = ()
+
+    def erase(self) -> None:
+        """Nothing: another client of this process may still need it."""

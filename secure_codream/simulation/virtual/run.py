@@ -10,7 +10,7 @@ import msgspec
 
 from codream_protocols.errors import AggregationFailed
 from codream_protocols.keyschedule import digest
-from codream_protocols.messages import Hello, ToClient, ToServer, decode_to_server, encode_message
+from codream_protocols.messages import Hello, ToServer, decode_to_server, encode_message
 from codream_protocols.server import (
     Effect,
     EpochCertified,
@@ -53,12 +53,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         set_up_seconds: of that, until the first step was begun.
         predicted: seconds that the epoch would take on the virtual network.
         set_up_predicted: of that, until the first step was begun.
-        client_seconds: processor seconds of all virtual clients.
+        client_seconds: processor seconds that all clients' own machines would take.
+        spared_seconds: those of them that were not spent here, since a worker remembered what it had computed.
         server_seconds: processor seconds of the server.
         bytes_up: what all clients sent.
         bytes_down: what they were sent.
         lost: how many clients were lost with their worker.
-        checks_spared: checks of signatures and keys that a worker did not make once more for another of its clients.
+        alike_spared: computations, the same for every member, that a worker did not make once more.
         agreements_spared: key agreements that it did not make once more.
     """
 
@@ -69,11 +70,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     predicted: float
     set_up_predicted: float
     client_seconds: float
+    spared_seconds: float
     server_seconds: float
     bytes_up: int
     bytes_down: int
     lost: int
-    checks_spared: int
+    alike_spared: int
     agreements_spared: int
 
 
@@ -97,7 +99,8 @@ class Run:
         self._server = ServerProtocol(scene.charter(roster), roster, scene.course())
         self._clocks = Clocks(network, scene.members)
         self._lost: set[int] = set()
-        self._letters: list[tuple[ToClient | None, Letter]] = []
+        self._letters: list[Letter] = []
+        self._size = 0  # of the last letter's message, with its frames
         self._phase, self._done, self._spent = "set-up", 0, [0.0, 0.0]
         self._bytes = [0, 0]
         self._began = self._marked = self._mark = 0.0
@@ -112,8 +115,8 @@ class Run:
             AggregationFailed: the epoch was given up.
             RuntimeError: a virtual client failed.
         """
-        everybody = tuple(range(self._scene.members))
-        for answer in self._engine.exchange([Letter(everybody, b"")]):
+        everybody = list(range(self._scene.members))
+        for answer in self._engine.exchange([Letter(everybody, None)]):
             self._take(answer)
         self._began = self._marked = time.perf_counter()  # all workers are there
         if not self._server.cohort():
@@ -124,7 +127,7 @@ class Run:
                 self._act(self._server.expire)
                 if not self._letters and self._server.phase is not Phase.IDLE:
                     raise AggregationFailed(f"nothing more while {self._server.phase.value}", "answers of the members")
-            letters, self._letters = [letter for _, letter in self._letters], []
+            letters, self._letters = self._letters, []
             for answer in self._engine.exchange(letters):
                 self._take(answer)
         assert self._head is not None  # noqa: S101 - idle again without having been given up
@@ -141,11 +144,12 @@ class Run:
             predicted=self._clocks.now,
             set_up_predicted=self._set_up[1],
             client_seconds=self._spent[0],
+            spared_seconds=spared.seconds,
             server_seconds=self._spent[1],
             bytes_up=self._bytes[0],
             bytes_down=self._bytes[1],
             lost=len(self._lost),
-            checks_spared=spared.checks,
+            alike_spared=spared.alike,
             agreements_spared=spared.agreements,
         )
 
@@ -234,12 +238,10 @@ class Run:
     def _send(self, effect: SendTo) -> None:
         if effect.member in self._lost:
             return
-        if self._letters and self._letters[-1][0] is effect.message:
-            message, letter = self._letters[-1]
-            self._letters[-1] = message, letter._replace(members=(*letter.members, effect.member))
-        else:
-            letter = Letter((effect.member,), encode_message(effect.message), effect.frames)
-            self._letters.append((effect.message, letter))
-        size = len(letter.data) + sum(map(len, letter.frames))
-        self._bytes[1] += size
-        self._clocks.told(effect.member, size)
+        if not self._letters or self._letters[-1].message is not effect.message:
+            self._letters.append(Letter([], effect.message, effect.frames))
+            # It is encoded again when its turn comes: the seals of all members at once would fill the memory.
+            self._size = len(encode_message(effect.message)) + sum(map(len, effect.frames))
+        self._letters[-1].members.append(effect.member)
+        self._bytes[1] += self._size
+        self._clocks.told(effect.member, self._size)

@@ -30,7 +30,7 @@ from codream_protocols import lockstep as lockstep_module
 from codream_protocols.charter import MAX_STEPS
 from codream_protocols.client import ClientProtocol
 from codream_protocols.errors import ProtocolError
-from codream_protocols.identity import MAX_MEMBERS
+from codream_protocols.identity import MAX_MEMBERS, MAX_SIGNED_MEMBERS
 from codream_protocols.keyschedule import StepKeys
 from codream_protocols.lockstep import LockstepKeys
 from codream_protocols.masks import add_mask, add_masks
@@ -42,7 +42,6 @@ from codream_protocols.messages import (
     decode_to_client,
     decode_to_server,
     encode_message,
-    largest_steps,
 )
 from codream_protocols.packing import unpack
 from codream_protocols.resilient import ResilientKeys
@@ -407,6 +406,20 @@ def expensive_messages(size: int) -> dict[str, bytes]:
     }
 
 
+def long_lists(size: int) -> dict[str, bytes]:
+    """Messages of about `size` bytes that the largest federation might send, dear to whoever makes objects of them."""
+    entries, key = size.to_bytes(4, "big"), b"\xc4\x20" + bytes(32)
+    cohort = b"\x93\x00\xdd" + entries + bytes(size) + key
+    return {
+        "an invitation of so many, to the client": b"\x92\xaainvitation" + cohort,
+        "a record of so many, to the server": b"\x96\xacepoch-record" + cohort + b"\xc0" * 4,
+        **{
+            f"{how} of so many, to the client": expensive_messages(size)[f"{how} without end"]
+            for how in ("survivors", "votes")
+        },
+    }
+
+
 def cost(call: Callable[[], Any]) -> tuple[float, int]:
     """What a call that is refused costs: seconds of the processor, the best of three, and the most memory at a time."""
     seconds = []
@@ -432,7 +445,7 @@ class ExpensiveMessages(Attack):
     goal = "Cost a party more than a twentieth of a second, or twice a message's size of memory, before it refuses it."
     paper = "Crosby and Wallach, USENIX Security 2003 (algorithmic complexity)"
     promises = ("P8",)
-    defences = ("schema", "phase-limit", "steps-limit")
+    defences = ("schema", "phase-limit", "steps-limit", "lists-limit")
 
     def run(self, defences: Defences, laboratory: Laboratory) -> Evidence:
         """Small ones, within the largest limit there is; and a record of far more steps than the course has.
@@ -440,28 +453,29 @@ class ExpensiveMessages(Attack):
         Any message may cost an eighth of a megabyte. Times are of the processor: other programs run beside this one.
         """
         server = laboratory.federation().server
-        limit, steps_limit = (
-            server.largest_message,
-            largest_steps(server.charter.members, len(server.course.schedule(0))),
-        )
+        limit, members = server.largest_message, server.charter.members
         entries = {
             f"{how}, to the {side}": (data, MAX_MESSAGE_BYTES, decode, "schema")
             for how, data in expensive_messages(SENT_BYTES).items()
             for side, decode in (("server", decode_to_server), ("client", decode_to_client))
         }
+        for how, data in long_lists(SENT_BYTES).items():
+            decode = decode_to_server if how.endswith("server") else decode_to_client
+            entries[how] = data, MAX_MESSAGE_BYTES, decode, "lists-limit"
         record, full = _records(laboratory, limit)
         for side, decode in (("server", decode_to_server), ("client", decode_to_client)):
             entries[f"a record of {MAX_STEPS} steps, to the {side}"] = (record, limit, decode, "phase-limit")
             entries[f"steps in a record instead of keys, to the {side}"] = (full, limit, decode, "steps-limit")
 
         def attempt(
-            data: bytes, most: int, decode: Callable[[bytes, int, int], Any], defence: str, standing: Defences
+            data: bytes, most: int, decode: Callable[[bytes, int, int, int], Any], defence: str, standing: Defences
         ) -> bool:
             with alone(standing, {"schema": _tree_first}):
                 allowed = most if standing.stands("phase-limit") else MAX_MESSAGE_BYTES
-                bounded = defence == "steps-limit" and standing.stands(defence)  # it would stop the long record, too
-                steps = steps_limit if bounded else MAX_MESSAGE_BYTES
-                seconds, memory = cost(lambda: decode(data, allowed, steps))
+                bounded = defence == "steps-limit" and standing.stands(defence)
+                steps = len(server.course.schedule(0)) if bounded else MAX_STEPS
+                listed = defence != "phase-limit" and standing.stands("lists-limit")  # it would stop the long record
+                seconds, memory = cost(lambda: decode(data, allowed, members if listed else MAX_MEMBERS, steps))
             return seconds > MOST_SECONDS or memory > max(LEAST_BYTES, MOST_TIMES * len(data))
 
         tries = {
@@ -489,14 +503,15 @@ def _tree_first() -> AbstractContextManager[Any]:
 def _records(laboratory: Laboratory, size: int) -> tuple[bytes, bytes]:
     """Two records that fit their schema, but for their last byte: the steps are what is large of them.
 
-    One has as many steps and members as there can be; the other the size given, and numbers that are dear in memory.
+    One has as many steps as there can be, of as many members as a signed roster has; the other the size given, and
+    numbers that are dear in memory.
     """
     federation = laboratory.federation()
     federation.epoch()
     record, _ = federation.certified[0].kept
-    endless = (StepRecord(tuple(range(MAX_MEMBERS)), bytes(16)),) * MAX_STEPS
+    endless = (StepRecord(tuple(range(MAX_SIGNED_MEMBERS)), bytes(16)),) * MAX_STEPS
     full = msgspec.structs.replace(record, advertisements=record.advertisements[:1], votes=())
-    room, dear = size - len(encode_message(full)), StepRecord((MAX_MEMBERS - 1,) * 500, bytes(16))
+    room, dear = size - len(encode_message(full)), StepRecord((1_000,) * 500, bytes(16))
     steps = (dear,) * (room // len(msgspec.msgpack.encode(dear)))
     long, large = (msgspec.structs.replace(full, steps=its) for its in (endless, steps))
     return encode_message(long)[:-1] + b"\xc0", encode_message(large)[:-1] + b"\xc0"  # nothing for votes, which is last
@@ -507,6 +522,9 @@ SWITCHES = {
     "before-the-step": Switch("The control's adversary comes after the step."),
     "schema": Switch("Messages are decoded straight into typed fields with ranges, without a tree of objects first."),
     "phase-limit": Switch("A message larger than its phase allows is refused before it is parsed."),
+    "lists-limit": Switch(
+        "A message with more entries in a list than there are members is refused before it is parsed."
+    ),
     "steps-limit": Switch("A record with more members in its steps than fit is refused before they are parsed."),
 }
 

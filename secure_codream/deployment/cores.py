@@ -1,0 +1,58 @@
+"""A party's threads, which share the work on its vectors; numpy and the ciphers let go of the interpreter meanwhile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+
+from codream_protocols import cores, spans
+
+_LEAST_PIECES = 2  # of a thread: to wake it up takes about as long as to add a piece
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Threads:
+    """`codream_protocols.cores.Workers`: the thread that asks and others, each taking the next piece that is left."""
+
+    def __init__(self, threads: int, pool: ThreadPoolExecutor) -> None:
+        self._threads, self._pool = threads, pool
+
+    def __call__(self, pieces: int, work: cores.Work) -> None:
+        left = iter(range(pieces))
+
+        def take() -> None:
+            for piece in left:
+                work(piece)
+
+        helper, helpers = spans.carried(take), list[Future[None]]()
+        with suppress(RuntimeError):  # the party that these are of has ended: the others of its process do without
+            for _ in range(min(self._threads, pieces // _LEAST_PIECES) - 1):
+                helpers.append(self._pool.submit(helper))
+        try:
+            take()
+        finally:
+            begun = [one for one in helpers if not one.cancel()]  # who has not begun finds nothing left
+            wait(begun)
+        for one in begun:
+            one.result()
+
+
+@contextmanager
+def shared_by(threads: int | None) -> Iterator[None]:
+    """Let so many threads share the work of this process's machines; None: one for each core that it may use."""
+    count = usable_cores() if threads is None else threads
+    if count == 1:
+        yield
+        return
+    with ThreadPoolExecutor(count - 1, "vectors") as pool:
+        cores.share_among(_Threads(count, pool))
+        try:
+            yield
+        finally:
+            cores.share_among(None)
