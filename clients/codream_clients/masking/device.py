@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from codream_clients.masking.vector import Vector
 
 SUITE = "chacha20"
+_MOST_CLIP = 2.0**60  # beyond it `ring` scales single precision in double: a kind that is not proven
 _PROVING, _PROVING_FROM = (1 << 17) + 2748, 37  # elements of the vector that proves a kind; where its numbers begin
 
 
@@ -157,5 +158,5 @@ class DeviceMasks:
 def _fits(block: Block, value: Any) -> bool:
     if not isinstance(value, OnDevice):
         return np.size(value) == block.length
-    real = block.kind == "real" and value.tensor.dtype in (torch.float32, torch.float64)
-    return real and value.tensor.numel() == block.length
+    real = block.kind == "real" and block.clip <= _MOST_CLIP
+    return real and value.tensor.dtype in (torch.float32, torch.float64) and value.tensor.numel() == block.length

@@ -22,6 +22,7 @@ _A_BLOCK = 32  # numbers of 16 bits
 _DITHER_LANES = 128
 _MOST_PLANES = 3
 _MOST_WARPS = 16
+_ALIGNED = 16  # bytes
 
 
 class Vector:
@@ -55,7 +56,9 @@ class Vector:
 
     def give_numbers(self, tensor: torch.Tensor, clip: float, value_bits: int, key: bytes) -> None:
         """Numbers, and the key of their dither, as in `ring.encode`."""
-        values = tensor.detach().reshape(-1)
+        values = tensor.detach().to(self._device).reshape(-1)
+        if values.data_ptr() % _ALIGNED:  # else another program would be compiled than the one that was proven
+            values = values.clone()
         steps = ring.Steps.of(np.dtype("<f4" if values.dtype == torch.float32 else "<f8"), clip, value_bits)
         scales = torch.tensor([steps.factor, steps.bound, clip], dtype=torch.float64, device=self._device)
         blocks = -(-len(values) // _A_BLOCK)
@@ -73,7 +76,7 @@ class Vector:
     ) -> None:
         self._parts.append(
             {
-                "values": values.to(self._device),
+                "values": values,
                 "scales": scales,
                 "odds": odds,
                 "start": self._end,
@@ -89,12 +92,14 @@ class Vector:
         """See `Ready`."""
         if self._end != self._count or self._packed.any():
             raise LocalProtocolError(f"{self._end} elements to mask", f"{self._count}, and once")
-        rows, columns = tag_key.limbs
+        rows, limbs = tag_key.limbs
+        columns = np.ascontiguousarray(limbs.T, dtype=np.int32)
+        limbs[:] = 0
         weights = self._secret(rows)
         given: dict[str, Any] = {
             "keys": self._words_of([key for key, _ in keys]),
             "signs": torch.tensor([-1 if negative else 1 for _, negative in keys], dtype=torch.int32).to(self._device),
-            "columns": self._secret(np.ascontiguousarray(columns.T, dtype=np.int32)),
+            "columns": self._secret(columns),
             "pairs": len(keys),
         }
         try:
@@ -144,9 +149,13 @@ class Vector:
         return self._secret(np.frombuffer(b"".join(keys), dtype="<i4").reshape(-1, 8).copy())
 
     def _secret(self, numbers: Array) -> torch.Tensor:
-        """On the device until the vector is masked."""
-        self._secrets.append(torch.from_numpy(numbers).to(self._device))
-        return self._secrets[-1]
+        """On the device until the vector is masked, and nowhere else."""
+        here = torch.from_numpy(numbers)
+        there = here.to(self._device)
+        if there is not here:
+            here.zero_()
+        self._secrets.append(there)
+        return there
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
