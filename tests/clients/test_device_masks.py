@@ -38,6 +38,8 @@ from codream_protocols.specs import Block, VectorSpec
 from codream_protocols.tag import TagKey
 from secure_codream.simulation.wire import Federation
 
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # numpy's; a GPU has none
+
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 ROWS = 1 if CUDA else 128
@@ -151,10 +153,14 @@ def test_what_does_not_fit_is_refused_before_any_key_is_taken() -> None:
     found = federation(accelerator, suite="chacha20")
     trusted(accelerator, found.plan)
     assert found.set_up()
-    values = {"count": np.zeros(3), "dream": OnDevice(torch.zeros(299, device=DEVICE))}
+    short, whole = (OnDevice(torch.zeros(length, device=DEVICE)) for length in (299, 300))
+    missing: dict[str, Any] = {"count": np.zeros(3), "dream": short}
+    words: dict[str, Any] = {"count": ["one", "two", "three"], "dream": whole}
     client = found.clients[0]
     with pytest.raises(LocalProtocolError, match="299 values"):
-        client.provide(found.plan.digest, 0, values)
+        client.provide(found.plan.digest, 0, missing)
+    with pytest.raises(LocalProtocolError, match="cannot be read"):
+        client.provide(found.plan.digest, 0, words)
     assert client.state is State.COMPUTING and client._epoch.keys._root_step == 0
 
 

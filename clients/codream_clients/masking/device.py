@@ -93,13 +93,14 @@ class DeviceMasks:
             return None
         if set(values) != {block.name for block in spec.blocks}:
             return None
-        if not all(_fits(block, values[block.name]) for block in spec.blocks):
-            return None
-        kinds = {value.dtype for value in here.values()}
-        if not all(self.is_proven(bits, value_bits, kind) for kind in kinds):
-            return None
         try:
+            if not all(_fits(block, values[block.name]) for block in spec.blocks):
+                return None
+            if not all(self.is_proven(bits, value_bits, kind) for kind in {value.dtype for value in here.values()}):
+                return None
             return self._given(plan, spec, values, random_bytes)
+        except (TypeError, ValueError):  # no numbers, which the machine says
+            return None
         except RuntimeError as error:  # of torch or the driver, which have no memory for it
             self._tell(f"masks on the processor, of step {step}: {self._device} failed with {error}")
             return None
