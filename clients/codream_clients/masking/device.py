@@ -26,6 +26,7 @@ from codream_protocols.course import Array
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.encoding import StreamRounding, encode_block, flat_block
 from codream_protocols.masks import add_masks, word_type
+from codream_protocols.spans import part_of_sum
 from codream_protocols.specs import Block, VectorSpec
 from codream_protocols.tag import TagKey
 
@@ -105,6 +106,7 @@ class DeviceMasks:
             self._tell(f"masks on the processor, of step {step}: {self._device} failed with {error}")
             return None
 
+    @part_of_sum("encoding")
     def _given(self, plan: Plan, spec: VectorSpec, values: Mapping[str, Any], random_bytes: RandomBytes) -> Vector:
         bits, value_bits = plan.modulus_bits, plan.aggregation.value_bits
         vector, rounding = self._vector(spec.words, bits), StreamRounding(random_bytes, SUITE)

@@ -15,6 +15,7 @@ from codream_protocols import packing, ring, tag
 from codream_protocols.accelerator import Masked
 from codream_protocols.course import Array
 from codream_protocols.errors import LocalProtocolError
+from codream_protocols.spans import part_of_sum
 from codream_protocols.tag import TagKey
 
 _LIMBS = 8
@@ -50,7 +51,7 @@ class Vector:
 
     def give_words(self, words: Array, replaced: int = 0) -> None:
         """Ring elements, of which `replaced` stand for numbers that were not finite."""
-        values = torch.from_numpy(words.astype(np.int32)).to(self._device)
+        values = self._secret(words.astype(np.int32))
         self._replaced_before += replaced
         self._give(values, self._nothing, self._nothing, ring.Steps(np.float32, 0, 0, 0, 0), None)
 
@@ -59,6 +60,7 @@ class Vector:
         values = tensor.detach().to(self._device).reshape(-1)
         if values.data_ptr() % _ALIGNED:  # else another program would be compiled than the one that was proven
             values = values.clone()
+            self._secrets.append(values)
         steps = ring.Steps.of(np.dtype("<f4" if values.dtype == torch.float32 else "<f8"), clip, value_bits)
         scales = torch.tensor([steps.factor, steps.bound, clip], dtype=torch.float64, device=self._device)
         blocks = -(-len(values) // _A_BLOCK)
@@ -88,6 +90,7 @@ class Vector:
         )
         self._end += len(values)
 
+    @part_of_sum("masking")
     def masked(self, keys: Sequence[tuple[bytes, bool]], tag_key: TagKey) -> Masked:
         """See `Ready`."""
         if self._end != self._count or self._packed.any():
@@ -133,9 +136,11 @@ class Vector:
 
     def _sums(self, weights: torch.Tensor) -> tuple[Array, Array]:
         """As `TagKey.of` ends: a in limbs times X b in limbs, the lower 32 bits of these and the upper ones."""
-        halves = self._products & ((1 << tag.HALF_BITS) - 1), self._products >> tag.HALF_BITS
-        low, high = ((weights[:, :, None] * half[:, None, :]).sum(dim=0).cpu().numpy() for half in halves)
-        return low, high
+        low, high = self._products & ((1 << tag.HALF_BITS) - 1), self._products >> tag.HALF_BITS
+        weighed = [weights[:, :, None] * half[:, None, :] for half in (low, high)]
+        self._secrets += [low, high, *weighed]
+        first, second = (one.sum(dim=0).cpu().numpy() for one in weighed)
+        return first, second
 
     def _frame(self) -> bytes:
         packed = self._packed.cpu().numpy().view("<u2")
