@@ -12,9 +12,9 @@ client is asked for it to when it is asked for the next.
   longer, in round trips of twice the delay, is how many round trips it has.
 - `flood`: six clients in lockstep, of which one is a process of its own that floods the server: with 2,000 silent
   connections, with oversized and slow frames of strangers, with oversized frames of a member's key, with strangers'
-  handshakes, and with a member's Hello. Steps without a flood and under it alternate; the ratio of their medians is
-  printed for each kind. Server and honest clients share one core and the flood has another, so that it takes from them
-  what the server spends on it, and not the core itself.
+  handshakes, and with a member's Hello, beside its own line and on it. Steps without a flood and under it alternate;
+  the ratio of their medians is printed for each kind. Server and honest clients share one core and the flood has
+  another, so that it takes from them what the server spends on it, and not the core itself.
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ def far(chosen: argparse.Namespace) -> None:
 # -- floods ---------------------------------------------
 
 SILENT = 2_000
-KINDS = ("silent", "frames", "oversized", "handshakes", "hello")
+KINDS = ("silent", "frames", "oversized", "handshakes", "hello", "own")
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(15) + bytes(32)  # ZMTP 3.1's, of a client
 ENDLESS = b"\x06" + (1 << 40).to_bytes(8, "big")  # a command of 2^40 bytes
 LONG = b"\x04\xc8\x05HELLO"  # the beginning of CURVE's first command, whose rest comes byte by byte
@@ -316,6 +316,12 @@ class Flood:
         self._runner, self._keys, self._server_key, self._address = runner, keys, server_key, address
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         self._place = host, int(port)
+
+    async def take_part(self) -> None:
+        """As the member that it is, and do beside it what standard input says."""
+        self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self.listen, daemon=True).start()
+        await self._runner.run()
 
     def listen(self) -> None:
         """Do what standard input says, a kind a line, until it ends; counts so far go to standard output.
@@ -398,6 +404,19 @@ class Flood:
                     line.send(encode_message(hello))
                     self.counts["Hello of a member"] += 1
 
+    def _own(self) -> None:
+        """On the member's own line, as many as it takes: what it answers comes behind them."""
+        hello = encode_message(self._runner._protocol.hello())
+
+        async def fill() -> None:
+            with suppress(zmq.Again):
+                while self.kind == "own":
+                    await self._runner._line.socket.send(hello, zmq.NOBLOCK)
+                    self.counts["Hello of a member, on its own line"] += 1
+
+        while self.kind == "own":
+            asyncio.run_coroutine_threadsafe(fill(), self._loop).result()
+
 
 def _is_open(one: socket.socket) -> bool:
     one.setblocking(False)
@@ -425,9 +444,7 @@ def flooding(folder: Path, address: str) -> None:
     secret, _ = own_keys(folder, roster, folder.name, Passphrase())
     keys = z85.encode(public_transport_key(secret)), z85.encode(secret)
     runner = client_of(folder, Numbers(99), address)
-    flood = Flood(runner, keys, z85.encode(roster.server.transport_key), address)
-    threading.Thread(target=flood.listen, daemon=True).start()
-    asyncio.run(runner.run())
+    asyncio.run(Flood(runner, keys, z85.encode(roster.server.transport_key), address).take_part())
 
 
 def flood(chosen: argparse.Namespace) -> None:
@@ -454,7 +471,7 @@ def flood(chosen: argparse.Namespace) -> None:
                 running = [asyncio.ensure_future(runner.run()) for runner in runners]
                 await _steps_later(learners[0], 20, running)
                 print(f"{'flood':<12}{'steps, ms: without':>20}{'under it':>10}{'ratio':>7}{'server, MB':>12}  count")
-                for kind in KINDS:
+                for kind in chosen.kinds:
                     await _phase(kind)
                 for task in running:
                     task.cancel()
@@ -474,7 +491,7 @@ def flood(chosen: argparse.Namespace) -> None:
                         found += learners[0].steps(since)
                     after = Counter(tell(""))
                     count = sum((after - before).values())
-                    if kind not in ("frames", "hello") and len(under) >= chosen.steps * chosen.turns:
+                    if kind not in ("frames", "hello", "own") and len(under) >= chosen.steps * chosen.turns:
                         break
                 assert server.poll() is None, "the server did not live"
                 quiet, loud = milliseconds(without), milliseconds(under)
@@ -513,6 +530,7 @@ def main() -> None:
     one.add_argument("--steps", type=int, default=30)
     one.set_defaults(run=far)
     one = commands.add_parser("flood")
+    one.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     one.add_argument("--steps", type=int, default=20, help="of a turn")
     one.add_argument("--turns", type=int, default=4)
     one.add_argument("--least", type=int, default=100_000, help="frames and Hellos")

@@ -55,7 +55,7 @@ class Aggregation(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
         colluders: c, how many members may collude with the server; at least 1, since members see exact sums.
         least_survivors: a sum over fewer is never opened.
         value_bits: v, bits of one real value, where its kind of vector has none of its own.
-        suite: the mask generator.
+        suite: the mask generator; a client with a CUDA device can make chacha20's there.
         losses: "blocks" (sums over whole blocks only) or "allow" (over any `least_survivors`).
         attempts: set-ups and epochs that may be given up between two certificates.
     """

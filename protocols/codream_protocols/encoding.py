@@ -28,7 +28,6 @@ from codream_protocols.spans import part_of_sum
 from codream_protocols.specs import DIGIT_BITS, Block
 
 Array = np.ndarray[Any, Any]
-_SUITE = "aes-256-ctr"
 
 
 class StreamRounding:

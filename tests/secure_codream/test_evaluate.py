@@ -16,6 +16,7 @@ from sklearn import metrics
 from typer.testing import CliRunner
 
 from codream_clients.data.datasets import DatasetError, LabelledImages, load_digits_data
+from codream_clients.data.sources import load_source
 from secure_codream import cli
 from secure_codream.deployment.description import Standardisation
 from secure_codream.deployment.files import MODEL
@@ -287,6 +288,14 @@ def test_a_small_file_in_one_piece_needs_no_split(tmp_path: Path) -> None:
     assert len(labelled_images(opened(tmp_path, DIGITS), str(tmp_path / "a.npz")).images) == 10
     with pytest.raises(DatasetError, match="too few to split off"):
         labelled_images(opened(tmp_path, DIGITS), str(tmp_path / "a.npz"), part="test")  # the control
+
+
+def test_new_images_need_no_training_part_beside_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "later.npz", test_images=PIXELS, test_labels=np.arange(20) % 10)
+    read = labelled_images(opened(tmp_path, DIGITS), str(tmp_path / "later.npz"))
+    assert read.part == "all" and len(read.images) == 20
+    with pytest.raises(DatasetError, match="lacks train_images"):  # the control: what a client learns from
+        load_source(str(tmp_path / "later.npz"))
 
 
 def test_a_person_in_both_parts_is_one(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Inline:
     """An engine within the test's process; `lose` takes a worker away before a letter of this number."""
 
     def __init__(self, scene: Scene, workers: int = 2, lose: dict[int, int] | None = None) -> None:
-        self._hosts = {share: VirtualHost(scene, *share) for share in shares(scene.members, workers)}
+        self._hosts = {share: VirtualHost(scene, range(*share)) for share in shares(scene.members, workers)}
         self._lose, self._count = lose or {}, 0
 
     def __enter__(self) -> Inline:
@@ -183,7 +183,7 @@ def test_what_is_remembered_is_only_what_was_computed_of_the_very_same() -> None
 
 def test_a_false_signature_is_refused_by_every_virtual_client_of_a_process() -> None:
     of = scene()
-    host = VirtualHost(of, 0, 3)
+    host = VirtualHost(of, range(3))
     clients = [host._clients[member] for member in range(3)]
     offer = Offer(0, clients[0].charter.everybody, clients[0].head)
     plan = clients[0].history.plan(offer)

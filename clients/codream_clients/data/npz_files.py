@@ -55,10 +55,9 @@ def load_npz(
 
     `classes`: how many there are, in case this file lacks some; None takes one more than the largest label, where every
     label below it is on some image. `class_names`: all classes in their order, for labels that are words. `told`: what
-    is known of the arrays. `test_share` of each class is split off by `seed` where the file is in one
-    piece; without `split`, all images are then both parts; `one_by_one` splits them by a coin for each, which
-    differential privacy needs. `max_bytes` bounds the arrays that are read, together,
-    unpacked.
+    is known of the arrays. `test_share` of each class is split off by `seed` where the file is in one piece; without
+    `split`, all images are then both parts, and a test part alone will do; `one_by_one` splits them by a coin for each,
+    which differential privacy needs. `max_bytes` bounds the arrays that are read, together, unpacked.
     Raises `DatasetError`, which names the file and the key, says what was found (shape, type, range) and what is
     needed, if the file is missing or no archive, a key is missing, an array is of another type or shape, could be read
     in two ways, is larger than allowed or than the file says, holds objects, or labels are out of range.
@@ -66,7 +65,7 @@ def load_npz(
     path, notes = Path(path), Notes()
     try:
         with _opened(path) as arrays:
-            held = _read_all(arrays, notes, max_bytes)
+            held = _read_all(arrays, notes, max_bytes, alone=not split)
         parts = _parts(
             held,
             classes,
@@ -202,13 +201,15 @@ def _of_part(kinds: dict[str, tuple[str, ...]], names: Sequence[str]) -> dict[st
     return keys
 
 
-def _read_all(arrays: _Arrays, notes: Notes, max_bytes: int) -> dict[str, dict[str, NDArray[Any]]]:
-    """Part -> kind -> array, of the parts that are used: train and test, or one piece."""
+def _read_all(arrays: _Arrays, notes: Notes, max_bytes: int, *, alone: bool) -> dict[str, dict[str, NDArray[Any]]]:
+    """Part -> kind -> array, of the parts that are used: train and test, or one piece; test `alone` may be one."""
     names = arrays.names()
     parts = _keys(names)
     if _WHOLE in parts and len(parts) > 1:
         raise DatasetError(f"found {', '.join(sorted(names)[:12])}; images in one piece, or in parts, are needed")
     used = [_WHOLE] if _WHOLE in parts else ["train", "test" if "test" in parts else "val"]
+    if alone and "train" not in parts and "test" in parts:
+        used = ["test"]
     missing = [
         f"{part}_{kind}" if part != _WHOLE else kind
         for part in (used if used[-1] != "val" or "val" in parts else ["train", "test"])
@@ -283,7 +284,7 @@ def _parts(
         )
     pixels, numbers = list(images.values()), list(labels.values())
     whose: list[Groups | None] = list(groups.values()) or [None, None]
-    if _WHOLE not in held:
+    if len(held) > 1:
         both = train_and_test(
             (pixels[0], numbers[0]), (pixels[1], numbers[1]), classes, class_names=names, groups=(whose[0], whose[1])
         )

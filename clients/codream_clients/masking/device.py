@@ -26,6 +26,7 @@ from codream_protocols.course import Array
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.encoding import StreamRounding, encode_block, flat_block
 from codream_protocols.masks import add_masks, word_type
+from codream_protocols.spans import part_of_sum
 from codream_protocols.specs import Block
 from codream_protocols.tag import TagKey
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from codream_clients.masking.vector import Vector
 
 SUITE = "chacha20"
+_MOST_CLIP = 2.0**60  # beyond it `ring` scales single precision in double: a kind that is not proven
 _PROVING, _PROVING_FROM = (1 << 17) + 2748, 37  # elements of the vector that proves a kind; where its numbers begin
 
 
@@ -92,17 +94,19 @@ class DeviceMasks:
             return None
         if set(values) != {block.name for block in spec.blocks}:
             return None
-        if not all(_fits(block, values[block.name]) for block in spec.blocks):
-            return None
-        kinds = {value.dtype for value in here.values()}
-        if not all(self.is_proven(bits, top, kind) for kind in kinds):
-            return None
         try:
+            if not all(_fits(block, values[block.name]) for block in spec.blocks):
+                return None
+            if not all(self.is_proven(bits, top, kind) for kind in {value.dtype for value in here.values()}):
+                return None
             return self._given(plan, step, values, random_bytes)
+        except (TypeError, ValueError):  # no numbers, which the machine says
+            return None
         except RuntimeError as error:  # of torch or the driver, which have no memory for it
             self._tell(f"masks on the processor, of step {step}: {self._device} failed with {error}")
             return None
 
+    @part_of_sum("encoding")
     def _given(self, plan: Plan, step: int, values: Mapping[str, Any], random_bytes: RandomBytes) -> Vector:
         spec, bits, top = plan.spec(step), plan.modulus_bits(step), plan.top(step)
         vector, rounding = self._vector(spec.words, bits), StreamRounding(random_bytes, SUITE)
@@ -157,5 +161,5 @@ class DeviceMasks:
 def _fits(block: Block, value: Any) -> bool:
     if not isinstance(value, OnDevice):
         return np.size(value) == block.length
-    real = block.kind == "real" and value.tensor.dtype in (torch.float32, torch.float64)
-    return real and value.tensor.numel() == block.length
+    real = block.kind == "real" and block.clip <= _MOST_CLIP
+    return real and value.tensor.dtype in (torch.float32, torch.float64) and value.tensor.numel() == block.length

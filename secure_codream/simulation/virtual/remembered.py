@@ -22,7 +22,7 @@ from codream_protocols.tag import TagKey
 
 _T = TypeVar("_T")
 _MOST_KEPT = 64  # outcomes; of one message all clients of a process take what it comes to, before the next one comes
-_MOST_AGREED = 1 << 20
+_MOST_AGREED = 1 << 19
 
 
 class Remembered:
