@@ -88,6 +88,7 @@ from codream_protocols.tag import tag_bytes, tag_number
 from codream_protocols.unmasking import rebuild, rebuild_on, unmask
 
 MOST_EPOCHS_AWAY = 64  # of a member that leaves set-ups: none the first time, then ever more
+_ALL = -1  # in the place of a block's number
 MOST_JUMPED_EPOCHS = 1024  # at once; more than attempts, and far less than what clients take
 
 
@@ -239,7 +240,10 @@ class InMemory:
 
 @dataclass
 class _Step:
-    """The running step: a running sum of vectors and of tags for each block."""
+    """The running step: running sums, of vectors and of tags, of each block that has begun to come and of whole ones.
+
+    A whole block is summed whatever comes, but on a ring, where it may lack neighbours.
+    """
 
     number: int
     totals: dict[int, PackedSum] = field(default_factory=dict)
@@ -251,6 +255,15 @@ class _Step:
     opened: bool = False  # whether `total` and `tag` have no masks any more
     signatures: dict[int, bytes] = field(default_factory=dict)
     answers: dict[int, bytes] = field(default_factory=dict)
+
+    def join(self, block: int) -> None:
+        """All vectors of a block are there: its sums go into those of all."""
+        total = self.totals.pop(block)
+        if _ALL in self.totals:
+            self.totals[_ALL].merge(total)
+        else:
+            self.totals[_ALL] = total
+        self.tags[_ALL] = self.tags.get(_ALL, 0) + self.tags.pop(block)
 
 
 @dataclass
@@ -686,17 +699,21 @@ class ServerProtocol(HoldsHistory):
             refusal = SendTo(member, Refusal(error.code, error.found, error.allowed, plan.digest))
             return [refusal, *self._advance_or_give_up(member, f"{name} stands at another state of the course")]
         block = self._block_of(member)
-        step.totals.setdefault(block, PackedSum(*form)).add(vector)
+        if block not in step.totals:
+            step.totals[block] = PackedSum(*form)
+        step.totals[block].add(vector)
         del vector, frames  # what follows takes memory of its own
         step.tags[block] = step.tags.get(block, 0) + tag_number(message.tag)
         step.inputs.add(member)
+        if epoch.ring is None and block != _ALL and step.inputs.issuperset(self.charter.blocks[block]):
+            step.join(block)
         return self._advance()
 
     def _block_of(self, member: int) -> int:
         """Which running sum a member's vector goes into: its block's, or the one of all."""
         aggregation = self.charter.aggregation
         if aggregation.mode == "lockstep" or aggregation.losses == "allow":
-            return 0
+            return _ALL
         return self._blocks[member]
 
     def _on_signature(self, member: int, message: SurvivorSignature, frames: tuple[bytes, ...]) -> list[Effect]:
@@ -847,14 +864,16 @@ class ServerProtocol(HoldsHistory):
         if not survivors or (lockstep and survivors != epoch.members):
             without = self._without(epoch, set(epoch.members) - step.inputs)
             return self._give_up(f"too few vectors for step {step.number}{without}")
-        if lockstep and step.total is not None:  # the disk did not take it
-            return self._publish(epoch, step, survivors)
-        chosen = {self._block_of(member) for member in survivors}
-        tag = sum(step.tags[block] for block in chosen) % (1 << 128)
+        if step.total is None:
+            blocks = set(map(self._block_of, survivors))
+            chosen = {block if block in step.totals else _ALL for block in blocks}
+            total, tag = _added(epoch.plan, step, chosen), sum(step.tags[block] for block in chosen) % (1 << 128)
+            if survivors == epoch.members:  # none can come: only the total is kept
+                step.total, step.tag, step.totals = total, tag, {}
+        else:  # the disk did not take it
+            total, tag = step.total, step.tag
         if lockstep:
-            step.total, step.tag, step.totals = _added(epoch.plan, step, chosen), tag, {}  # everybody's: none can come
             return self._publish(epoch, step, survivors)
-        total = _added(epoch.plan, step, chosen)
         frame = pack(total, epoch.plan.modulus_bits(step.number))
         self._journal.running(Closed(step.number, survivors, tag_bytes(tag), frame, _start_of(epoch, step)))
         step.survivors, step.total, step.tag, step.totals = survivors, total, tag, {}

@@ -135,6 +135,24 @@ def test_a_dropped_member_takes_part_again() -> None:
     assert federation.finish() is not None and not federation.refusals
 
 
+def test_whole_blocks_take_the_room_of_one_sum_and_only_the_others_have_theirs() -> None:
+    federation = Federation(12, mode="resilient", steps=1)
+    federation.set_up()
+    most = 0
+    for member in (0, 3, 6, 1, 4, 2, 5, 7, 8, 9):
+        federation.compute([member])
+        federation.drain()
+        epoch = federation.server._epoch
+        assert epoch is not None and epoch.step is not None
+        most = max(most, len(epoch.step.totals))
+    assert most == 3 and len(epoch.step.totals) == 2
+    federation.emit(federation.server.expire())
+    federation.drain()
+    (reveal,) = federation.reveals
+    assert reveal.survivors == tuple(range(9))
+    check(federation, reveal)
+
+
 def test_lockstep_waits_for_a_silent_member_and_gives_up_when_told_to() -> None:
     federation = Federation(4)
     federation.set_up()
