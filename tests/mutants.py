@@ -1063,7 +1063,7 @@ MUTANTS = (
     text(
         "a failing record ends no private training",
         C + "privacy/training.py",
-        "                failed=failed.append,\n",
+        "                failed=lambda error: failed.append(refusals.failed(error)),\n",
         "",
         "tests/clients/test_private_training.py",
         "-k",
@@ -1095,6 +1095,15 @@ MUTANTS = (
         "tests/secure_codream/test_statement.py",
         "-k",
         "schema",
+    ),
+    text(
+        "privacy has a distillation that does no harm",
+        U + "configuration/federation.py",
+        "        own |= PRIVATE_DISTILLATION\n",
+        "        pass\n",
+        "tests/secure_codream/test_blocks_answered.py",
+        "-k",
+        "do_not_forget",
     ),
     text(
         "what was begun under the charter before is no part of a plan",
