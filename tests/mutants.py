@@ -67,13 +67,22 @@ def text(name: str, file: str, old: str, new: str, *tests: str, finding: str = "
 
 MUTANTS = (
     text(
-        "what a line brought does not outlive it",
+        "what a line brought outlives it",
         C + "connection.py",
+        "zmq.RECONNECT_IVL, 100",
         "zmq.IMMEDIATE, 1",
-        "zmq.IMMEDIATE, 0",
         "tests/clients/test_connection.py",
         "-k",
-        "stood_still",
+        "ends_no_process",
+    ),
+    text(
+        "no line is given up while messages wait unread",
+        C + "connection.py",
+        "socket.setsockopt(zmq.RECONNECT_IVL, 100)",
+        "socket.setsockopt(zmq.HEARTBEAT_IVL, 20), socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 60)",
+        "tests/clients/test_connection.py",
+        "-k",
+        "ends_no_process",
     ),
     text(
         "every pass has as many images",

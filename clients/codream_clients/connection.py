@@ -1,4 +1,11 @@
-"""A client's connection: a ZeroMQ DEALER with CURVE that pins the server's key, direct or through a SOCKS5 proxy."""
+"""A client's connection: a ZeroMQ DEALER with CURVE that pins the server's key, direct or through a SOCKS5 proxy.
+
+Two options of libzmq are not set, since with them it aborts the whole process. With ZMQ_HEARTBEAT_IVL a line on which
+as many messages wait unread as it holds is given up, and a new one takes over what waits: to read that aborts (its
+issue 3937). With ZMQ_IMMEDIATE what waits goes with its line, and where that is in the middle of a message, to read on
+aborts (its issue 3485). So what a line has brought outlives it, and a line ends by TCP alone; whoever uses it has to
+notice that the server is silent.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +20,6 @@ from codream_protocols.identity import is_ipv6
 REFUSED_KEY = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 SHAKEN = zmq.EVENT_HANDSHAKE_SUCCEEDED
 BROKEN_OFF = (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_DISCONNECTED)
-HEARTBEAT_MILLISECONDS, HEARTBEAT_TIMEOUT = 5_000, 20_000
 _EVENTS = REFUSED_KEY | SHAKEN | BROKEN_OFF[0] | BROKEN_OFF[1] | BROKEN_OFF[2]
 
 
@@ -42,10 +48,7 @@ class Connection:
         self._secret, self._public, self._server_key = secret, public, server_key
 
     def open(self, context: zmq.asyncio.Context) -> None:
-        """Connect. Until the line stands, which is when something can be sent, what is sent is lost.
-
-        A line that came back with messages of the one before still unread would end this whole process: libzmq aborts
-        (its issue 3937). So none is kept past its line.
+        """Connect.
 
         Raises:
             AddressRefused: the address is none that can be connected to.
@@ -57,14 +60,8 @@ class Connection:
         socket.setsockopt(zmq.RCVHWM, 64)
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
-        socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MILLISECONDS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT)
         take_route(socket, self.address, self._proxy)
         self._monitor = socket.get_monitor_socket(_EVENTS)
-        self._poller = zmq.asyncio.Poller()
-        self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
         try:
             socket.connect(self.address)
         except zmq.ZMQError as error:
@@ -78,18 +75,12 @@ class Connection:
         self.socket.disable_monitor()
         self.socket.close(linger=linger)
 
-    async def news(self, milliseconds: int) -> tuple[bool, list[int]]:
-        """Wait for a message, or for something that happens to the line, so long at most.
-
-        Returns:
-            Whether a message is there, and what has happened: `REFUSED_KEY`, `SHAKEN` or one of `BROKEN_OFF`.
-        """
-        ready, events = dict(await self._poller.poll(milliseconds)), []
-        if self._monitor in ready:
-            while await self._monitor.poll(0):
-                events.append(int(parse_monitor_message(await self._monitor.recv_multipart())["event"]))
-            self.socket.getsockopt(zmq.EVENTS)  # now the socket, too, knows of the line that it tells of
-        return self.socket in ready, events
+    async def events(self) -> list[int]:
+        """What has happened to it since it was last asked: `REFUSED_KEY`, `SHAKEN` or one of `BROKEN_OFF`."""
+        found = []
+        while await self._monitor.poll(0):
+            found.append(int(parse_monitor_message(await self._monitor.recv_multipart())["event"]))
+        return found
 
 
 def secure(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, *, secret: bytes, public: bytes, server_key: bytes) -> None:

@@ -168,7 +168,7 @@ class ClientRunner:
         self._hellos, self._refusals, self._welcomes_due = Allowance(*HELLOS), Allowance(*REFUSALS), 0
         self._heard = self._asked = self._greeted = 0.0
         self._admitted = self._shaken = self._told_stranger = False
-        self._silence = 0.0
+        self._silence = 0
         self._silence_said = 0.0  # of the present silence, after how many seconds
         self.word = ServersWord(roster)
         self._seen: Counter[str] = Counter()
@@ -192,6 +192,7 @@ class ClientRunner:
         parts: list[asyncio.Task[None]] = []
         try:
             self._line.open(context)
+            await self._hello()
             parts = [asyncio.ensure_future(part) for part in (self._listen(context), self._keep_beating())]
             work = asyncio.ensure_future(self._work())
             parts.append(work)
@@ -224,28 +225,25 @@ class ClientRunner:
     async def _listen(self, context: zmq.asyncio.Context) -> None:
         """Take what comes, one message after the other, until a farewell."""
         while self._farewell is None:
-            since = time.monotonic()
-            has_come, events = await self._line.news(1000)
-            await self._see_who_answers(events)
-            if has_come:
+            if await self._line.socket.poll(1000):
                 await self._take(await self._next_message())
                 self._heard = self._asked = time.monotonic()
-                self._admitted, self._silence, self._silence_said = True, 0.0, 0.0
-            else:  # in seconds that it listened, and not those in which its machine stood still
-                self._silence += min(1.0, time.monotonic() - since)
+                self._admitted, self._silence, self._silence_said = True, 0, 0.0
+            else:
+                self._silence += 1  # in seconds that it listened, and not those in which its machine stood still
+                await self._see_who_answers()
                 await self._after_silence(context)
         await self._learnt_all()
 
-    async def _see_who_answers(self, events: list[int]) -> None:
-        """Greet the server on each new line; say who answers where it is another; end where this key was never let in.
+    async def _see_who_answers(self) -> None:
+        """Say who answers, where it is not the server; end where that refuses this client's key from the beginning.
 
         Nothing proves that it was the server: whoever sits on the line can say so, and could be silent as well. So it
         stops nobody who was once let in.
         """
-        for event in events:
+        for event in await self._line.events():
             if event == SHAKEN:
                 self._shaken = True
-                await self._hello()
             elif event == REFUSED_KEY:
                 self._key_refused()
             elif not (self._shaken or self._admitted or self._told_stranger):
@@ -292,6 +290,7 @@ class ClientRunner:
         # Whatever answered at the address first may have ended ZeroMQ's own attempts for good.
         self._line.close(linger=0)
         self._line.open(context)
+        await self._hello()
 
     def _say_silence(self, seconds: float) -> None:
         """At growing intervals, in each silence from the beginning: whoever looks after hours must see it."""

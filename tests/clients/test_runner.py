@@ -275,19 +275,22 @@ class ScriptedLine:
     address = "tcp://127.0.0.1:9"
 
     def __init__(self, words: list[float]) -> None:
-        self.now, self._words = 0.0, words
+        self.now, self.socket, self._words = 0.0, self, words
 
     def monotonic(self) -> float:
         return self.now
 
-    async def news(self, wait: int) -> tuple[bool, list[int]]:
+    async def poll(self, wait: int) -> bool:
         if not self._words:
             raise EOFError
         self.now += wait / 1000
         if self.now < self._words[0]:
-            return False, []
+            return False
         self._words.pop(0)
-        return True, []
+        return True
+
+    async def events(self) -> list[int]:
+        return []
 
     def close(self, linger: int) -> None:
         pass

@@ -66,18 +66,23 @@ def test_client_whose_key_is_refused_from_the_beginning_ends_and_says_why(
 
 
 def test_refused_key_stops_nobody_who_was_once_let_in(network: Any, parts: Any) -> None:
+    class Line:
+        """Whoever sits on the line says it three times."""
+
+        async def events(self) -> list[int]:
+            return 3 * [int(REFUSED_KEY)]
+
     def runner(*, admitted: bool) -> ClientRunner:
         found = ClientRunner.__new__(ClientRunner)
-        vars(found).update(_admitted=admitted)
+        vars(found).update(_line=Line(), _admitted=admitted)
         vars(found).update(_say=lambda *words, **more: said.append(words))
         return found
 
     said: list[Any] = []
-    thrice = 3 * [int(REFUSED_KEY)]  # whoever sits on the line can say so
-    asyncio.run(runner(admitted=True)._see_who_answers(thrice))
+    asyncio.run(runner(admitted=True)._see_who_answers())
     assert len(said) == 3 and said[0][1] == "not-admitted"
     with pytest.raises(UnknownIdentity):
-        asyncio.run(runner(admitted=False)._see_who_answers(thrice))
+        asyncio.run(runner(admitted=False)._see_who_answers())
 
 
 def test_revoked_clients_key_is_refused_by_its_name() -> None:

@@ -154,7 +154,9 @@ class OthersElsewhere(Attack):
         federation.compute()
         federation.wire.clear()
         words = adversary.ring_sum(
-            federation, (adversary.masked_input(federation, step + 1, member) for member in federation.everybody)
+            federation,
+            (adversary.masked_input(federation, step + 1, member) for member in federation.everybody),
+            step + 1,
         )
         own = federation.encoded[federation.plan.digest, step + 1, VICTIM]
         found, truth = (decode(federation.plan, step + 1, part, 1)["numerators"] for part in (words, own))
@@ -267,12 +269,12 @@ def _sum_of_others(federation: Federation, step: int) -> Vector:
     if epoch is None or epoch.public is None:
         raise Stuck("the colluder is in no epoch")
     total = adversary.ring_sum(
-        federation, (adversary.masked_input(federation, step, one) for one in all_but(federation, COLLUDER))
+        federation, (adversary.masked_input(federation, step, one) for one in all_but(federation, COLLUDER)), step
     )
     for other, root in epoch.keys._roots.items():
         key = hybrid.pair_mask_key(root.reveal(), step, epoch.public.chain)
         add_mask(total, key, suite=federation.plan.aggregation.suite, negative=other < COLLUDER)
-    return adversary.reduce(federation, total).astype(np.int64)
+    return adversary.reduce(federation, total, step).astype(np.int64)
 
 
 class GroupKeyFromSeals(Attack):
