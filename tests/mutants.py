@@ -409,7 +409,7 @@ MUTANTS = (
     text(
         "a simulation remembers what came of the very same alone",
         "secure_codream/simulation/virtual/remembered.py",
-        "key = (what, *(one if isinstance(one, bytes) else id(one) for one in on))",
+        "key = (what, *(one if isinstance(one, bytes | int) else id(one) for one in on))",
         "key = (what,)",
         "tests/secure_codream/test_simulate.py",
         "-k",
