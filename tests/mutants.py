@@ -122,6 +122,24 @@ MUTANTS = (
     ),
     # masks on a GPU
     text(
+        "a device that fails keeps nothing",
+        C + "masking/device.py",
+        "            vector.forget()\n",
+        "",
+        DEVICE_MASKS,
+        "-k",
+        "fails_keeps_nothing",
+    ),
+    text(
+        "numbers are masked a second time where a device fails",
+        P + "client.py",
+        "                except Exception as error:  # whatever it is: nothing else may be masked by these keys",
+        "                except KeyError as error:",
+        DEVICE_MASKS,
+        "-k",
+        "fails_keeps_nothing",
+    ),
+    text(
         "a device masks only what it has proven",
         C + "masking/device.py",
         "if not all(self.is_proven(bits, top, kind) for kind in {value.dtype for value in here.values()}):",
