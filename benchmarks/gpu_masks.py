@@ -34,7 +34,7 @@ from codream_protocols import packing, ring
 from codream_protocols.masks import add_masks, stream_pieces, word_type
 from codream_protocols.tag import TagKey
 
-SUITE, CLIP, VALUE_BITS, REPEATS = "chacha20", 1.0, 12, 20
+SUITE, CLIP, TOP, REPEATS = "chacha20", 1.0, 4095, 20
 OPERATIONS = 10 * 96 + 16  # of a block
 LANES, DOUBLE_ROUNDS = 128, 4000
 
@@ -89,7 +89,7 @@ def on_processor(values: np.ndarray, bits: int, keys: list[tuple[bytes, bool]], 
     """The same bytes."""
     vector = np.empty(len(values), dtype=word_type(bits))
     dither = stream_pieces("<u2", bytes(32), suite=SUITE)
-    ring.encode(values, CLIP, vector, value_bits=VALUE_BITS, dither=dither)
+    ring.encode(values, CLIP, vector, top=TOP, dither=dither)
     tag_key.of(vector)
     add_masks(vector, keys, suite=SUITE)
     vector &= vector.dtype.type((1 << bits) - 1)
@@ -105,7 +105,7 @@ def measure(count: int, members: int, bits: int, device: torch.device, speed: fl
     for _ in range(REPEATS + 1):
         begin = time.perf_counter()
         vector = Timed(device, count, bits, 1)
-        vector.give_numbers(there, CLIP, VALUE_BITS, bytes(32))
+        vector.give_numbers(there, CLIP, TOP, bytes(32))
         frame = vector.masked(keys, tag_key).frame
         calls.append(1e3 * (time.perf_counter() - begin))
         passes.append(vector.milliseconds)

@@ -40,6 +40,9 @@ def simulate(
     losses: Annotated[LossesName, typer.Option(help="Sums over whole blocks, or over whoever is there.")] = (
         LossesName.BLOCKS
     ),
+    bits: Annotated[
+        int, typer.Option(min=2, max=24, help="Of one value; those of the members' number come on top.")
+    ] = 16,
     colluders: Annotated[int, typer.Option(min=1, help="Members that may collude with the server.")] = 1,
     drop: Annotated[float, typer.Option(min=0, max=0.99, help="Share of clients silent in each step.")] = 0.0,
     engine: InEngine = EngineName.LOCAL,
@@ -62,7 +65,13 @@ def simulate(
             "found silences in lockstep, which waits for everybody; resilient tolerates them", param_hint="--drop"
         )
     check_cluster(engine, cluster)
-    aggregation = Aggregation(mode=mode.value, colluders=colluders, least_survivors=colluders + 2, losses=losses.value)
+    aggregation = Aggregation(
+        mode=mode.value,
+        colluders=colluders,
+        least_survivors=colluders + 2,
+        losses=losses.value,
+        value_bits=bits,
+    )
     scene = Scene(members=members, dimension=dimension, steps=steps, aggregation=aggregation, drop=drop, seed=seed)
     degree = scene.plan().degree
     count = workers or usual_jobs()

@@ -165,7 +165,7 @@ def is_wanted(protocol: ClientProtocol, message: ToClient, sizes: tuple[int, ...
         if message.offer.head != protocol.head:
             return False
         plan = protocol.history.plan(message.offer)
-        _check(sizes, tuple(packed_size(plan.spec(step).words, plan.modulus_bits) for step in range(plan.steps)))
+        _check(sizes, tuple(packed_size(plan.spec(step).words, plan.modulus_bits(step)) for step in range(plan.steps)))
         return True
     if not isinstance(message, Published):
         raise VectorRefused(f"a parcel of {type(message).__name__}", "of a sum, or of a record")
@@ -174,7 +174,7 @@ def is_wanted(protocol: ClientProtocol, message: ToClient, sizes: tuple[int, ...
         return False
     if message.step < sums:
         return None  # the same again
-    _check(sizes, (packed_size(running.spec(message.step).words, running.modulus_bits),))
+    _check(sizes, (packed_size(running.spec(message.step).words, running.modulus_bits(message.step)),))
     return True
 
 

@@ -54,8 +54,8 @@ class Aggregation(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
         mode: "lockstep" (everybody or nobody) or "resilient" (whole blocks may drop out of a step).
         colluders: c, how many members may collude with the server; at least 1, since members see exact sums.
         least_survivors: a sum over fewer is never opened.
-        value_bits: v, bits of one real value.
-        suite: the mask generator.
+        value_bits: v, bits of one real value, where its kind of vector has none of its own.
+        suite: the mask generator; a client with a CUDA device can make chacha20's there.
         losses: "blocks" (sums over whole blocks only) or "allow" (over any `least_survivors`).
         attempts: set-ups and epochs that may be given up between two certificates.
     """
@@ -278,7 +278,7 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dic
         certified: epochs that were certified before, those of predecessors counted.
         specs: the kinds of vector, each with its noise.
         schedule: for each step, the index of its kind in `specs`; its length is T.
-        modulus_bits: m, bits of a ring element.
+        moduli: for each of `specs` m, bits of a ring element.
         threshold: how many shares rebuild a secret (resilient); everybody in lockstep.
     """
 
@@ -288,7 +288,7 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dic
     certified: int
     specs: tuple[VectorSpec, ...]
     schedule: tuple[int, ...]
-    modulus_bits: int
+    moduli: tuple[int, ...]
     threshold: int
 
     @cached_property
@@ -336,6 +336,14 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dic
         """The kind of vector of a step."""
         return self.specs[self.schedule[step]]
 
+    def modulus_bits(self, step: int) -> int:
+        """M of a step's vector."""
+        return self.moduli[self.schedule[step]]
+
+    def top(self, step: int) -> int:
+        """What the bound of a real becomes in a step; without noise N times as much is below 2^m."""
+        return self.spec(step).top(self.aggregation.value_bits, self.modulus_bits(step), self.charter.members)
+
     def noise_multiplier(self, spec: VectorSpec) -> float:
         """Deviation of the noise of the fewest honest members over what one client moves; 0 where none hides it."""
         if not isinstance(spec.noise, Noise):
@@ -347,6 +355,12 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dic
         if not isinstance(spec.noise, Noise):
             return 0.0
         return noise_rho(spec.noise, spec.length, self.charter.least_honest)
+
+    @property
+    def finest_bits(self) -> int:
+        """Bits of a real in the finest vector; the charter's, at least."""
+        own = (step for step in range(self.steps) if self.spec(step).value_bits)
+        return max((self.aggregation.value_bits, *(self.top(step).bit_length() for step in own)))
 
     @property
     def total_rho(self) -> float:
@@ -404,10 +418,10 @@ def derive_plan(charter: Charter, course: PlannedCourse, offer: Offer, certified
                 f"at most {charter.least_honest}, the smallest set that may be summed less the colluders",
             )
     # Of the roster, not of the cohort: how large a ring is must not hang on who happens to be there.
-    bits = max(spec.least_modulus_bits(aggregation.value_bits, charter.members, len(schedule)) for spec in specs)
-    if bits > 32:
-        raise UnsafePlan(f"a modulus of {bits} bits", "at most 32; fewer value bits, or less noise a client")
-    sums = sum(packed_size(specs[kind].words, bits) for kind in schedule)
+    moduli = tuple(spec.least_modulus_bits(aggregation.value_bits, charter.members, len(schedule)) for spec in specs)
+    if max(moduli) > 32:
+        raise UnsafePlan(f"a modulus of {max(moduli)} bits", "at most 32; fewer value bits, or less noise a client")
+    sums = sum(packed_size(specs[kind].words, moduli[kind]) for kind in schedule)
     if sums > MAX_SUMS_BYTES:
         raise UnsafePlan(
             f"an epoch whose {len(schedule)} sums have {sums} bytes",
@@ -421,7 +435,7 @@ def derive_plan(charter: Charter, course: PlannedCourse, offer: Offer, certified
         raise UnsafePlan(
             f"threshold {threshold} for {size} members", f"more members or fewer than {aggregation.colluders} colluders"
         )
-    return Plan(PROTOCOL, charter, offer, certified, specs, schedule, bits, threshold)
+    return Plan(PROTOCOL, charter, offer, certified, specs, schedule, moduli, threshold)
 
 
 class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -480,7 +494,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         upper = [
             ("steps", plan.steps, self.most_steps),
             ("coordinates", max(spec.words for spec in plan.specs), self.most_coordinates),
-            ("bits of a value", aggregation.value_bits, self.most_value_bits),
+            ("bits of a value", plan.finest_bits, self.most_value_bits),
         ]
         for what, found, most in upper:
             if found > most:

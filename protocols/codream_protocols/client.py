@@ -460,8 +460,9 @@ class ClientProtocol(HoldsHistory):
         product = current.tag_key.of(integers(plan, step, vector))
         keys = epoch.keys.stream_keys(step, chain)
         add_masks(vector, keys, suite=plan.aggregation.suite)  # in place: from here on only the masked one is left
-        vector &= vector.dtype.type((1 << plan.modulus_bits) - 1)
-        return Masked(pack(vector, plan.modulus_bits), product, replaced), keys
+        bits = plan.modulus_bits(step)
+        vector &= vector.dtype.type((1 << bits) - 1)
+        return Masked(pack(vector, bits), product, replaced), keys
 
     def _encode(self, plan: Plan, step: int, values: Mapping[str, Array] | None) -> tuple[Array, int]:
         try:

@@ -1,6 +1,6 @@
 """A step's vector: named blocks of numbers on the client's side, one vector of ring elements on the wire.
 
-Without noise, each real is rounded to v bits at random without bias, and each count is cut into digits of a byte. With
+Without noise, each real is rounded at random without bias, and each count is cut into digits of a byte. With
 noise, the blocks, each divided by its clip, make one vector that is bounded, rotated and noised as a whole
 (`distributed_noise`); a sum over records is integers already, and is clamped and noised (`record_noise`). All
 randomness is the operating system's, or what a simulation gives in its place.
@@ -28,7 +28,6 @@ from codream_protocols.spans import part_of_sum
 from codream_protocols.specs import DIGIT_BITS, Block
 
 Array = np.ndarray[Any, Any]
-_SUITE = "aes-256-ctr"
 
 
 class StreamRounding:
@@ -76,7 +75,7 @@ def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_byt
     if isinstance(spec.noise, RecordNoise):
         total, replaced = _whole(parts)
         return record_noise.encode(
-            total, spec.noise, modulus_bits=plan.modulus_bits, random_bytes=random_bytes
+            total, spec.noise, modulus_bits=plan.modulus_bits(step), random_bytes=random_bytes
         ), replaced
     if spec.noise is not None:
         scaled, replaced = _scaled(spec.blocks, parts)
@@ -84,15 +83,15 @@ def encode(plan: Plan, step: int, values: Mapping[str, Array] | None, random_byt
             scaled,
             spec.noise,
             step_signs(plan.digest, step, spec.length),
-            modulus_bits=plan.modulus_bits,
+            modulus_bits=plan.modulus_bits(step),
             rounding=rounding,
             random_bytes=random_bytes,
         )
         return words, replaced
-    words, start, replaced = np.empty(spec.words, dtype=word_type(plan.modulus_bits)), 0, 0
+    words, start, replaced = np.empty(spec.words, dtype=word_type(plan.modulus_bits(step))), 0, 0
     for block, flat in zip(spec.blocks, parts, strict=True):
         part = words[start : start + block.words]
-        replaced += encode_block(block, flat, part, plan.aggregation.value_bits, rounding)
+        replaced += encode_block(block, flat, part, plan.top(step), rounding)
         start += block.words
     return words, replaced
 
@@ -110,11 +109,11 @@ def flat_block(block: Block, values: Array, task: str) -> Array:
     return flat
 
 
-def encode_block(block: Block, flat: Array, words: Array, value_bits: int, rounding: StreamRounding) -> int:
+def encode_block(block: Block, flat: Array, words: Array, top: int, rounding: StreamRounding) -> int:
     """Write a block without noise to its words, shape (block.words,); how many numbers were not finite."""
     if block.kind == "count":
         return _count_digits(block, flat, words)
-    return ring.encode(flat, block.clip, words, value_bits=value_bits, dither=rounding.dither())
+    return ring.encode(flat, block.clip, words, top=top, dither=rounding.dither())
 
 
 def _scaled(blocks: Sequence[Block], parts: Sequence[Array]) -> tuple[Array, int]:
@@ -150,7 +149,7 @@ def integers(plan: Plan, step: int, words: Array) -> Array:
     """The integers that ring elements stand for: themselves, or with noise the representatives nearest zero."""
     if plan.spec(step).noise is None:
         return words
-    half = np.int64(1 << (plan.modulus_bits - 1))
+    half = np.int64(1 << (plan.modulus_bits(step) - 1))
     return (words.astype(np.int64) + half) % (2 * half) - half
 
 
@@ -164,7 +163,7 @@ def check_range(plan: Plan, step: int, total: Array, survivors: int) -> None:
     if spec.noise is not None:
         return
     for block in spec.blocks:
-        top = 255 if block.kind == "count" else (1 << plan.aggregation.value_bits) - 1
+        top = 255 if block.kind == "count" else plan.top(step)
         part = total[start : start + block.words]
         if int(part.max()) > survivors * top:
             raise WrongSum(f"an element of {spec.task}.{block.name} beyond {survivors} inputs", "sums of inputs")
@@ -189,7 +188,9 @@ def decode(plan: Plan, step: int, total: Array, survivors: int, room: Array | No
         return {block.name: part for block, part in zip(spec.blocks, np.split(values, ends), strict=True)}
     if spec.noise is not None:
         signs = step_signs(plan.digest, step, spec.length)
-        total = distributed_noise.decode_sum(total, spec.noise, signs, spec.length, modulus_bits=plan.modulus_bits)
+        total = distributed_noise.decode_sum(
+            total, spec.noise, signs, spec.length, modulus_bits=plan.modulus_bits(step)
+        )
     sums: dict[str, Array] = {}
     start = 0
     for block in spec.blocks:
@@ -204,7 +205,6 @@ def decode(plan: Plan, step: int, total: Array, survivors: int, room: Array | No
             sums[block.name] = count
         else:
             out = None if room is None else room[start : start + block.words]
-            bits = plan.aggregation.value_bits
-            sums[block.name] = ring.decode_sum(part, survivors, block.clip, value_bits=bits, out=out)
+            sums[block.name] = ring.decode_sum(part, survivors, block.clip, top=plan.top(step), out=out)
         start += block.words
     return sums

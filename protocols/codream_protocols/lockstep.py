@@ -53,14 +53,14 @@ class Opened:
         advertised: their advertisements.
         transcript: of the set-up.
         rests: of each other member, what its seal held beside its value.
-        roots: of each other member, where the pair's masks begin.
+        secrets: that each other member made and encapsulated to this one.
     """
 
     members: tuple[int, ...]
     advertised: Mapping[int, Advertisement]
     transcript: bytes
     rests: Mapping[int, bytes]
-    roots: Mapping[int, bytes]
+    secrets: Mapping[int, bytes]
 
 
 class LockstepKeys:
@@ -153,15 +153,15 @@ class LockstepKeys:
             SealDoesNotOpen: or a value that is not what its member committed to.
         """
         assert self._kem is not None  # noqa: S101 - opened once
-        plan, values, rests, roots = self._plan.digest, list[bytes](), {}, {}
+        plan, values, rests, secrets = self._plan.digest, list[bytes](), {}, {}
         for other in members:
             if other == self._member:
                 values.append(self._value.reveal())
                 continue
             seal, agreed = seals[other], self._agreed[other].reveal()
-            theirs = self._kem.decapsulate(seal.kem)
+            secrets[other] = self._kem.decapsulate(seal.kem)
             key = hybrid.seal_key(
-                agreed, theirs, transcript=transcript, sender=other, receiver=self._member, ciphertext=seal.kem
+                agreed, secrets[other], transcript=transcript, sender=other, receiver=self._member, ciphertext=seal.kem
             )
             try:
                 plaintext = ChaCha20Poly1305(key).decrypt(
@@ -175,10 +175,7 @@ class LockstepKeys:
             if hybrid.commit(plan, other, value) != item.commitment or share != item.start_commitment:
                 raise SealDoesNotOpen(other)
             values.append(value)
-            own = self._encapsulated[other].reveal()
-            lower, higher = (own, theirs) if self._member < other else (theirs, own)
-            roots[other] = hybrid.pair_root(agreed, lower, higher, transcript=transcript, pair=(self._member, other))
-        self._keep(Opened(members, advertised, transcript, rests, roots))
+        self._keep(Opened(members, advertised, transcript, rests, secrets))
         for secret in (self._share_private, self._value, *self._agreed.values(), *self._encapsulated.values()):
             secret.erase()
         self._agreed, self._encapsulated, self._kem = {}, {}, None
@@ -233,7 +230,12 @@ class LockstepKeys:
         for other, rest in opened.rests.items():
             if rest:
                 raise SealDoesNotOpen(other)
-        self._roots = {other: Secret(root) for other, root in opened.roots.items()}
+        for other, theirs in opened.secrets.items():
+            agreed, own = self._agreed[other].reveal(), self._encapsulated[other].reveal()
+            lower, higher = (own, theirs) if self._member < other else (theirs, own)
+            pair = self._member, other
+            root = hybrid.pair_root(agreed, lower, higher, transcript=opened.transcript, pair=pair)
+            self._roots[other] = Secret(root)
 
     def _additional(self, sender: int, receiver: int) -> bytes:
         return keyschedule.labelled("sealed", self._plan.digest, keyschedule.numbers(sender, receiver))

@@ -25,7 +25,7 @@ from codream_protocols.tag import TAG_BYTES
 SHARED_ROW_BYTES = 2 * KEY_BYTES  # of one step: a share of the self-mask seed and one of the mask key
 MAX_SEAL_BYTES = KEY_BYTES + MAX_STEPS * SHARED_ROW_BYTES + 16
 SMALL_MESSAGE_BYTES = 16 << 10
-MAX_MESSAGE_BYTES = 64 << 20
+MAX_MESSAGE_BYTES = 1 << 28  # the advertisements of 100,000 members have more than half of it
 MOST_AGO_SECONDS = (1 << 31) - 1
 MAX_FRAME_BYTES = 1 << 28
 MAX_PIECES = (1 << 32) - 1

@@ -53,7 +53,7 @@ class Unpacked:
     @classmethod
     def of(cls, plan: Plan, step: int, frame: bytes) -> Unpacked:
         """Unpack a step's sum; raises `VectorRefused`."""
-        count, bits = plan.spec(step).words, plan.modulus_bits
+        count, bits = plan.spec(step).words, plan.modulus_bits(step)
         room = np.empty(count, dtype=np.float64)
         return cls(unpack(frame, count, bits, room.view(word_type(bits))[-count:]), room)
 

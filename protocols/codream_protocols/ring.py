@@ -1,11 +1,12 @@
 """Fixed-point numbers in the ring of integers modulo 2^m.
 
-A value is clipped to [-clip, clip], mapped to 0 .. 2^v - 1 and rounded stochastically (up with the probability of
-the remainder), so that the rounding is unbiased: to the nearest of 2^k parts of a step first, k = min(16, 31 - v), then
-up or down by k random bits, which are integers already. Single precision is scaled in single precision where v is 16 or
-less: a factor alone, so that a value is off by 2^-23 of itself, as its own last bit is; an offset is added to integers
-only. With m >= v + ceil(log2 n) the sum of n encodings cannot wrap: the decoded sum is exactly the sum of what was
-encoded. Adding survivors' encodings adds n' offsets of -clip, which decoding removes.
+A value is clipped to [-clip, clip], mapped to 0 .. `top` and rounded stochastically (up with the probability of the
+remainder), so that the rounding is unbiased: to the nearest of 2^k parts of a step first, k = min(16, 31 - v) where v
+are the bits of `top`, then up or down by k random bits, which are integers already. Single precision is scaled in
+single precision where v is 16 or less: a factor alone, so that a value is off by 2^-23 of itself, as its own last bit
+is; an offset is added to integers only. Where n times `top` is below 2^m, the sum of n encodings cannot wrap: the
+decoded sum is exactly the sum of what was encoded. Adding survivors' encodings adds n' offsets of -clip, which decoding
+removes.
 """
 
 from __future__ import annotations
@@ -48,29 +49,30 @@ class Steps(NamedTuple):
     fine: int
 
     @classmethod
-    def of(cls, dtype: np.dtype[Any], clip: float, value_bits: int) -> Steps:
+    def of(cls, dtype: np.dtype[Any], clip: float, top: int) -> Steps:
         """For values of a dtype; see `encode`."""
-        fine = min(_DITHER_BITS, _SIGNED_BITS - value_bits)
-        middle = ((1 << value_bits) - 1) << fine - 1
-        single = dtype == np.float32 and value_bits <= _SINGLE_BITS and clip <= _SINGLE_CLIP
+        bits = top.bit_length()
+        fine = min(_DITHER_BITS, _SIGNED_BITS - bits)
+        middle = top << fine - 1
+        single = dtype == np.float32 and bits <= _SINGLE_BITS and clip <= _SINGLE_CLIP
         real = np.float32 if single else np.float64
         return cls(real, real(middle / clip), real(middle), middle, fine)
 
 
-def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bits: int, dither: Dither) -> int:
+def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, top: int, dither: Dither) -> int:
     """Clip and round to ring elements.
 
     Args:
         values: shape (N,), real; what is not finite, or would not be over `clip`, counts 0.
         clip: positive bound.
-        words: shape (N,), of any unsigned type of 16 bits or more that holds 2^v - 1: filled with numbers below 2^v.
-        value_bits: v, bits of one value (1 to 24).
+        words: shape (N,), of any unsigned type of 16 bits or more that holds `top`: filled with numbers up to it.
+        top: what `clip` becomes, 1 to 2^24 - 1.
         dither: for the stochastic rounding, asked once for each piece of 2^16 values.
 
     Returns:
         How many values were not finite.
     """
-    real, factor, bound, middle, fine = Steps.of(values.dtype, clip, value_bits)
+    real, factor, bound, middle, fine = Steps.of(values.dtype, clip, top)
     replaced = list[int]()
 
     def encode_piece(piece: slice) -> None:
@@ -95,17 +97,17 @@ def encode(values: np.ndarray[Any, Any], clip: float, words: Words, *, value_bit
     return sum(replaced)
 
 
-def decode_sum(total: Words, survivors: int, clip: float, *, value_bits: int, out: Floats | None = None) -> Floats:
+def decode_sum(total: Words, survivors: int, clip: float, *, top: int, out: Floats | None = None) -> Floats:
     """Turn the sum of `survivors` encodings back into the sum of their values.
 
     Args:
         total: shape (N,), ring elements (already reduced modulo 2^m).
         survivors: how many clients' encodings it holds.
         clip: the bound they were encoded with.
-        value_bits: v.
+        top: what they were encoded up to.
         out: shape (N,), filled from the beginning, where the ring elements may lie in its end; made unless given.
     """
-    factor, offset = 2 * clip / ((1 << value_bits) - 1), survivors * clip
+    factor, offset = 2 * clip / top, survivors * clip
     values = np.empty(len(total), dtype=np.float64) if out is None else out
     for start in range(0, len(total), _PIECE):  # in order: where they share memory, one piece takes another's place
         part = values[start : start + _PIECE]

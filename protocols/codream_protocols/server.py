@@ -88,6 +88,7 @@ from codream_protocols.tag import tag_bytes, tag_number
 from codream_protocols.unmasking import rebuild, rebuild_on, unmask
 
 MOST_EPOCHS_AWAY = 64  # of a member that leaves set-ups: none the first time, then ever more
+_ALL = -1  # in the place of a block's number
 MOST_JUMPED_EPOCHS = 1024  # at once; more than attempts, and far less than what clients take
 
 
@@ -239,7 +240,10 @@ class InMemory:
 
 @dataclass
 class _Step:
-    """The running step: a running sum of vectors and of tags for each block."""
+    """The running step: running sums, of vectors and of tags, of each block that has begun to come and of whole ones.
+
+    A whole block is summed whatever comes, but on a ring, where it may lack neighbours.
+    """
 
     number: int
     totals: dict[int, PackedSum] = field(default_factory=dict)
@@ -251,6 +255,15 @@ class _Step:
     opened: bool = False  # whether `total` and `tag` have no masks any more
     signatures: dict[int, bytes] = field(default_factory=dict)
     answers: dict[int, bytes] = field(default_factory=dict)
+
+    def join(self, block: int) -> None:
+        """All vectors of a block are there: its sums go into those of all."""
+        total = self.totals.pop(block)
+        if _ALL in self.totals:
+            self.totals[_ALL].merge(total)
+        else:
+            self.totals[_ALL] = total
+        self.tags[_ALL] = self.tags.get(_ALL, 0) + self.tags.pop(block)
 
 
 @dataclass
@@ -674,7 +687,7 @@ class ServerProtocol(HoldsHistory):
         if len(frames) != 1:
             raise VectorRefused(f"{len(frames)} frames behind a masked input", "one")
         plan = epoch.plan
-        form = plan.spec(step.number).words, plan.modulus_bits
+        form = plan.spec(step.number).words, plan.modulus_bits(step.number)
         vector = Packed(frames[0], *form)
         if epoch.public is None:
             check_start_shares(plan, epoch.shown, message.start)
@@ -686,17 +699,21 @@ class ServerProtocol(HoldsHistory):
             refusal = SendTo(member, Refusal(error.code, error.found, error.allowed, plan.digest))
             return [refusal, *self._advance_or_give_up(member, f"{name} stands at another state of the course")]
         block = self._block_of(member)
-        step.totals.setdefault(block, PackedSum(*form)).add(vector)
+        if block not in step.totals:
+            step.totals[block] = PackedSum(*form)
+        step.totals[block].add(vector)
         del vector, frames  # what follows takes memory of its own
         step.tags[block] = step.tags.get(block, 0) + tag_number(message.tag)
         step.inputs.add(member)
+        if epoch.ring is None and block != _ALL and step.inputs.issuperset(self.charter.blocks[block]):
+            step.join(block)
         return self._advance()
 
     def _block_of(self, member: int) -> int:
         """Which running sum a member's vector goes into: its block's, or the one of all."""
         aggregation = self.charter.aggregation
         if aggregation.mode == "lockstep" or aggregation.losses == "allow":
-            return 0
+            return _ALL
         return self._blocks[member]
 
     def _on_signature(self, member: int, message: SurvivorSignature, frames: tuple[bytes, ...]) -> list[Effect]:
@@ -847,15 +864,17 @@ class ServerProtocol(HoldsHistory):
         if not survivors or (lockstep and survivors != epoch.members):
             without = self._without(epoch, set(epoch.members) - step.inputs)
             return self._give_up(f"too few vectors for step {step.number}{without}")
-        if lockstep and step.total is not None:  # the disk did not take it
-            return self._publish(epoch, step, survivors)
-        chosen = {self._block_of(member) for member in survivors}
-        tag = sum(step.tags[block] for block in chosen) % (1 << 128)
+        if step.total is None:
+            blocks = set(map(self._block_of, survivors))
+            chosen = {block if block in step.totals else _ALL for block in blocks}
+            total, tag = _added(epoch.plan, step, chosen), sum(step.tags[block] for block in chosen) % (1 << 128)
+            if survivors == epoch.members:  # none can come: only the total is kept
+                step.total, step.tag, step.totals = total, tag, {}
+        else:  # the disk did not take it
+            total, tag = step.total, step.tag
         if lockstep:
-            step.total, step.tag, step.totals = _added(epoch.plan, step, chosen), tag, {}  # everybody's: none can come
             return self._publish(epoch, step, survivors)
-        total = _added(epoch.plan, step, chosen)
-        frame = pack(total, epoch.plan.modulus_bits)
+        frame = pack(total, epoch.plan.modulus_bits(step.number))
         self._journal.running(Closed(step.number, survivors, tag_bytes(tag), frame, _start_of(epoch, step)))
         step.survivors, step.total, step.tag, step.totals = survivors, total, tag, {}
         self._after_close(epoch, survivors)
@@ -900,7 +919,7 @@ class ServerProtocol(HoldsHistory):
             step.tag,
             ring=epoch.ring,
         )
-        step.total, step.tag, step.opened = _reduced(epoch.plan, step.total), tag % (1 << 128), True
+        step.total, step.tag, step.opened = _reduced(epoch.plan, step), tag % (1 << 128), True
         return self._publish(epoch, step, step.survivors)
 
     def _publish(self, epoch: _Epoch, step: _Step, survivors: tuple[int, ...]) -> list[Effect]:
@@ -915,7 +934,7 @@ class ServerProtocol(HoldsHistory):
             public.check_sum(survivors, step.total)
         except WrongSum:
             return self._give_up(f"a member sent numbers out of range in step {step.number}", wrong_sum=True)
-        frame, tag = self._journal.held(pack(step.total, plan.modulus_bits)), tag_bytes(step.tag)
+        frame, tag = self._journal.held(pack(step.total, plan.modulus_bits(step.number))), tag_bytes(step.tag)
         entry = Summed(step.number, survivors, tag, frame, _start_of(epoch, step))
         self._journal.running(entry, must=step.number + 1 == plan.steps)
         step.total = None
@@ -923,7 +942,7 @@ class ServerProtocol(HoldsHistory):
         message = Published(plan.digest, step.number, survivors, tag)
         effects: list[Effect] = [SendTo(member, message, (frame,)) for member in epoch.members]
         spec, agreed = plan.spec(step.number), survivors != epoch.members
-        form = frame, spec.words, plan.modulus_bits
+        form = frame, spec.words, plan.modulus_bits(step.number)
         effects.append(StepFinished(step.number, spec.task, sums, survivors, epoch.members, agreed, *form))
         self._after_sum(epoch, public)
         if public.over:
@@ -975,7 +994,7 @@ class ServerProtocol(HoldsHistory):
             self._begun(epoch, entry).check_members(entry.members)
             step = epoch.step
             step.inputs, step.survivors, step.tag = set(entry.members), entry.members, tag_number(entry.tag)
-            step.total = unpack(entry.frame, plan.spec(step.number).words, plan.modulus_bits)
+            step.total = unpack(entry.frame, plan.spec(step.number).words, plan.modulus_bits(step.number))
             self._after_close(epoch, step.survivors)
         elif isinstance(entry, Agreed) and phase is Phase.AGREEING and epoch.step is not None:
             self._agreed(epoch, epoch.step, entry)
@@ -1237,16 +1256,17 @@ def _added(plan: Plan, step: _Step, blocks: Set[int]) -> Array:
     first, *others = [step.totals[block] for block in sorted(blocks)]
     if not others:
         return first.total()
-    packed = PackedSum(plan.spec(step.number).words, plan.modulus_bits)
+    packed = PackedSum(plan.spec(step.number).words, plan.modulus_bits(step.number))
     for part in (first, *others):
         packed.merge(part)
     return packed.total()
 
 
-def _reduced(plan: Plan, total: Array) -> Array:
-    """A sum modulo 2^m, in place."""
-    total &= total.dtype.type((1 << plan.modulus_bits) - 1)
-    return total
+def _reduced(plan: Plan, step: _Step) -> Array:
+    """A step's sum modulo 2^m, in place."""
+    assert step.total is not None  # noqa: S101 - closed before
+    step.total &= step.total.dtype.type((1 << plan.modulus_bits(step.number)) - 1)
+    return step.total
 
 
 def _start_of(epoch: _Epoch, step: _Step) -> bytes:

@@ -21,6 +21,7 @@ from codream_protocols.rotation import padded_length
 MAX_COORDINATES = 1 << 26
 MAX_COUNT = (1 << 32) - 1
 DIGIT_BITS = 8  # counts travel as digits of a byte, so that their sums are exact whatever the bits of a value
+RING_BITS = 16  # of vectors of a resolution of their own, at least: so many take no longer to mask and pack than fewer
 LEAST_CLIP = 1e-9  # far below it, fixed-point arithmetic in doubles would no longer be exact
 
 
@@ -53,12 +54,14 @@ class Block(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 class VectorSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One kind of vector that clients send: its task's name, its blocks, in order, and the noise each client adds.
 
-    `Noise` hides whether a client sent anything of its own, `RecordNoise` whether one of its records took part.
+    `Noise` hides whether a client sent anything of its own, `RecordNoise` whether one of its records took part. Without
+    noise, `value_bits` is how many bits its reals have at least; None takes the charter's v, and no more.
     """
 
     task: Name
     blocks: Annotated[tuple[Block, ...], Meta(min_length=1, max_length=64)]
     noise: Noise | RecordNoise | None = None
+    value_bits: Annotated[int, Meta(ge=2, le=24)] | None = None
 
     @property
     def hides_clients(self) -> bool:
@@ -86,11 +89,22 @@ class VectorSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     def least_modulus_bits(self, value_bits: int, clients: int, steps: int) -> int:
         """The smallest m for which sums over `clients` do not wrap; with noise, but with a negligible probability."""
         if self.noise is None:
-            widest = max(value_bits if block.kind == "real" else DIGIT_BITS for block in self.blocks)
-            return modulus_bits_for(widest, clients)
+            bits = self.value_bits or value_bits
+            widest = max(bits if block.kind == "real" else DIGIT_BITS for block in self.blocks)
+            return max(modulus_bits_for(widest, clients), RING_BITS if self.value_bits else 1)
         if isinstance(self.noise, RecordNoise):
             return summed_modulus_bits(self.noise, self.length, clients, steps)
         return noised_modulus_bits(self.noise, self.length, clients, steps)
+
+    def top(self, value_bits: int, modulus_bits: int, clients: int) -> int:
+        """What a real's bound becomes: 2^v - 1, or with a resolution of its own as much as the ring holds of all.
+
+        With noise, which fills it, the whole ring.
+        """
+        ring = (1 << modulus_bits) - 1
+        if self.noise is not None:
+            return ring
+        return ring // clients if self.value_bits else (1 << value_bits) - 1
 
 
 def check_spec(spec: VectorSpec) -> None:
@@ -106,6 +120,8 @@ def check_spec(spec: VectorSpec) -> None:
         raise UnsafePlan(f"{spec.words} coordinates in {spec.task!r}", f"at most {MAX_COORDINATES}")
     if spec.noise is not None and not (math.isfinite(spec.noise.norm) and spec.noise.norm >= LEAST_CLIP):
         raise UnsafePlan(f"norm {spec.noise.norm} of {spec.task!r}", f"a finite number, {LEAST_CLIP:g} or more")
+    if spec.noise is not None and spec.value_bits is not None:
+        raise UnsafePlan(f"bits of a value of {spec.task!r}, which has noise", "one or the other")
     for block in spec.blocks:
         whole = 1 <= block.clip <= MAX_COUNT and float(block.clip).is_integer()
         if block.kind == "count" and (spec.noise is not None or not whole):

@@ -73,7 +73,7 @@ def audit_ring(course: DPSGD, *, members: int, runs: int, confidence: float, see
         blocks=even_blocks(members, aggregation.colluders),
     )
     plan, honest = first_plan(charter, course), charter.least_honest
-    random, ring = SeededBytes(seed, "audit of the ring"), np.uint64((1 << plan.modulus_bits) - 1)
+    random, ring = SeededBytes(seed, "audit of the ring"), np.uint64((1 << plan.modulus_bits(0)) - 1)
 
     def vector(member: int, step: int, values: Array | None) -> Array:
         """What a member sends before its mask; none of those that collude is silent."""
@@ -128,4 +128,4 @@ def _without_noise(plan: Plan, step: int, values: Array | None) -> Array:
     spec = plan.spec(step)
     assert isinstance(spec.noise, RecordNoise)  # noqa: S101 - of this course
     total = np.zeros(spec.length, dtype=np.int64) if values is None else values
-    return clamped(total, spec.noise) & ((1 << plan.modulus_bits) - 1)
+    return clamped(total, spec.noise) & ((1 << plan.modulus_bits(step)) - 1)

@@ -29,7 +29,5 @@ class ExhibitingClient(ClientProtocol):
     def _encode(self, plan: Plan, step: int, values: Mapping[str, Array] | None) -> tuple[Array, int]:
         vector, replaced = super()._encode(plan, step, values)
         if (plan.offer.epoch, step) == self._at:
-            np.savez_compressed(
-                self._path, plain=vector, modulus_bits=plan.modulus_bits, value_bits=plan.aggregation.value_bits
-            )
+            np.savez_compressed(self._path, plain=vector, modulus_bits=plan.modulus_bits(step), top=plan.top(step))
         return vector, replaced

@@ -102,7 +102,7 @@ def bytes_to_write(
     there = len(record_numbers(path.name for path in record.iterdir())) if record.is_dir() else 0
     epochs = max(0, course.epochs - charter.earlier - there)
     plan = first_plan(charter, course)
-    sums = sum(plan.specs[kind].words * plan.modulus_bits // 8 + 16 for kind in plan.schedule)
+    sums = sum(plan.spec(step).words * plan.modulus_bits(step) // 8 + 16 for step in range(plan.steps))
     epoch = sums + BYTES_OF_RECORD * len(roster.members)
     if weights is not None:
         return SLACK_BYTES + epochs * epoch + 3 * weights  # each whole, and a third while one is replaced

@@ -144,7 +144,8 @@ class Exhibit:
 
     `plain` and `masked` are one client's update before and after masking; `recovered_sum` is what the
     server rebuilt, `plain_sum` what adding all clients' plain vectors gives. It exists only where all
-    clients run on one machine for demonstration: in a deployment nobody holds both sides.
+    clients run on one machine for demonstration: in a deployment nobody holds both sides. `top` is what a real's bound
+    becomes.
     """
 
     client: str
@@ -155,7 +156,7 @@ class Exhibit:
     recovered_sum: npt.NDArray[np.uint32]
     plain_sum: npt.NDArray[np.uint32]
     modulus_bits: int
-    value_bits: int
+    top: int
 
 
 def read_dreams(path: Path) -> Dreams:
@@ -175,8 +176,8 @@ def read_dreams(path: Path) -> Dreams:
 def read_exhibit(path: Path) -> Exhibit:
     """Read the exhibit of a demonstration run. Raises MissingRecord or MalformedRecord."""
     vectors = ("plain", "masked", "recovered_sum", "plain_sum")
-    numbers = ("round", "step", "modulus_bits", "value_bits")
-    expected = "four uint32 vectors of one length with client, round, step, modulus_bits and value_bits"
+    numbers = ("round", "step", "modulus_bits", "top")
+    expected = "four uint32 vectors of one length with client, round, step, modulus_bits and top"
     arrays = arrays_of(path, (*vectors, *numbers, "client"), expected)
     if len({arrays[key].shape for key in vectors}) != 1 or arrays["plain"].ndim != 1 or not len(arrays["plain"]):
         raise MalformedRecord(path, f"shapes {[arrays[key].shape for key in vectors]}", expected)
@@ -185,10 +186,9 @@ def read_exhibit(path: Path) -> Exhibit:
     if any(arrays[key].size != 1 or arrays[key].dtype.kind not in "iu" for key in numbers):
         raise MalformedRecord(path, f"something else than one whole number in one of {numbers}", expected)
     number = {key: int(arrays[key].item()) for key in numbers}
-    if not 1 <= number["value_bits"] <= number["modulus_bits"] <= 32:
-        raise MalformedRecord(
-            path, f"{number['value_bits']} of {number['modulus_bits']} bits", "1 <= value <= modulus <= 32"
-        )
+    if not (1 <= number["modulus_bits"] <= 32 and 1 <= number["top"] < 1 << number["modulus_bits"]):
+        found = f"values up to {number['top']} of {number['modulus_bits']} bits"
+        raise MalformedRecord(path, found, "1 to 32 bits, and values from 1 to below 2 ** modulus_bits")
     if any(int(arrays[key].max()) >> number["modulus_bits"] for key in vectors):
         raise MalformedRecord(path, "a coordinate beyond the modulus", f"below 2 ** {number['modulus_bits']}")
     return Exhibit(
@@ -200,5 +200,5 @@ def read_exhibit(path: Path) -> Exhibit:
         recovered_sum=arrays["recovered_sum"],
         plain_sum=arrays["plain_sum"],
         modulus_bits=number["modulus_bits"],
-        value_bits=number["value_bits"],
+        top=number["top"],
     )

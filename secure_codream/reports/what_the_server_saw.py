@@ -26,7 +26,7 @@ class ExhibitView:
     step: int
     coordinates: int
     modulus_bits: int
-    value_bits: int
+    top: int
     equal: int
     histograms: list[Histogram]
     correlation: float
@@ -56,7 +56,7 @@ def exhibit_view(exhibit: Exhibit, dreams: dict[int, Dreams]) -> ExhibitView:
         step=exhibit.step,
         coordinates=n,
         modulus_bits=exhibit.modulus_bits,
-        value_bits=exhibit.value_bits,
+        top=exhibit.top,
         equal=int(np.count_nonzero(exhibit.recovered_sum == exhibit.plain_sum)),
         histograms=[
             _close_up(plain),

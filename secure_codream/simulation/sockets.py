@@ -430,7 +430,7 @@ class _Watched(ServerProtocol):
         effects = super()._publish(epoch, *sums)
         for effect in effects:
             if isinstance(effect, StepFinished):
-                self._net.sums.append(Sum(epoch.plan.digest, epoch.plan.modulus_bits, effect))
+                self._net.sums.append(Sum(epoch.plan.digest, epoch.plan.modulus_bits(effect.step), effect))
         return effects
 
     def _held(self) -> Any:

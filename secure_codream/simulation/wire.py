@@ -416,7 +416,7 @@ class Federation:
         """The sum of what these members encoded, in 64-bit integers and reduced: what a sum must equal."""
         plan = self.plan.digest if plan is None else plan
         vectors = [self.encoded[plan, step, one].astype(np.int64) for one in survivors]
-        total: Array = np.sum(vectors, axis=0) % (1 << self.plan.modulus_bits)
+        total: Array = np.sum(vectors, axis=0) % (1 << self.plan.modulus_bits(step))
         return total
 
     def published(self, step: int) -> Packet:

@@ -91,7 +91,7 @@ def metrics_of(protocol: ServerProtocol, kept: Kept, certified: int) -> Figures:
     for step, frame in enumerate(frames):
         if plan.spec(step).task == METRICS:
             count = len(record.steps[step].members)
-            sums = decode(plan, step, unpack(frame, plan.spec(step).words, plan.modulus_bits), count)
+            sums = decode(plan, step, unpack(frame, plan.spec(step).words, plan.modulus_bits(step)), count)
             return step_figures(protocol.course, METRICS, sums, count)
     return {}
 

@@ -63,7 +63,7 @@ class Exhibition:
             return
         if (plan.offer.epoch, finished.step) == self._at and self.masked[0] in finished.survivors:
             member, frame = self.masked
-            masked = unpack(frame, plan.spec(finished.step).words, plan.modulus_bits)
+            masked = unpack(frame, plan.spec(finished.step).words, plan.modulus_bits(finished.step))
             self.exhibit = Exhibit(
                 member,
                 plan.offer.epoch,
@@ -73,5 +73,5 @@ class Exhibition:
                 masked,
                 finished.total.copy(),
                 finished.survivors,
-                plan.modulus_bits,
+                plan.modulus_bits(finished.step),
             )

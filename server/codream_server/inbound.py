@@ -170,7 +170,7 @@ class Bounds:
 
 
 def _size(plan: Plan, step: int) -> int:
-    return packed_size(plan.spec(step).words, plan.modulus_bits)
+    return packed_size(plan.spec(step).words, plan.modulus_bits(step))
 
 
 class Rates:

@@ -104,7 +104,7 @@ class Story:
             epoch=plan.offer.epoch,
             round=plan.certified,
             cohort=self._names(plan.cohort),
-            modulus_bits=plan.modulus_bits,
+            modulus_bits={spec.task: bits for spec, bits in zip(plan.specs, plan.moduli, strict=True)},
             mode=plan.aggregation.mode,
             threshold=plan.threshold,
         )

@@ -30,7 +30,7 @@ from codream_protocols.messages import Hello, MaskedInput, Seals, decode_to_clie
 from codream_protocols.record_file import record_bytes
 from codream_protocols.secret import Secret
 from codream_protocols.server import Effect, EpochCertified, Phase, SendTo, ServerProtocol, StepFinished
-from codream_protocols.specs import Block
+from codream_protocols.specs import Block, VectorSpec
 from codream_protocols.tag import TagKey, tag_bytes
 
 Cases = list[dict[str, Any]]
@@ -247,6 +247,14 @@ class Encapsulations:
         return secret, ciphertext
 
 
+class _Sums(Sums):
+    """Sums, of which the last vector has a resolution of its own."""
+
+    def specs(self, honest: int) -> tuple[VectorSpec, ...]:
+        *others, last = super().specs(honest)
+        return *others, msgspec.structs.replace(last, value_bits=10)
+
+
 class Epoch:
     """An epoch of two steps in one mode, with a course of sums: three members, or six of whom one drops out.
 
@@ -283,7 +291,7 @@ class Epoch:
         )
         self.roster_file = sign_roster(self.roster, administrator)
         self.administrator = administrator.public
-        self.course = Sums(self.vectors)
+        self.course = _Sums(self.vectors)
         self.charter = Charter(
             roster=self.roster.hash,
             members=size,

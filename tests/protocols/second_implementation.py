@@ -206,10 +206,14 @@ class Plan:
         colluders, size = federation.colluders, len(offer[1])
         assert certified == 0 and federation.may_be_summed(offer[1])
         self.steps = len(federation.vectors)
-        self.bits = 8 + (federation.charter[1] - 1).bit_length()
+        # The last kind has a resolution of its own: a ring of 16 bits, and as many values as fit.
+        members = federation.charter[1]
+        self.bits = [8 + (members - 1).bit_length()] * (self.steps - 1) + [16]
+        self.tops = [255] * (self.steps - 1) + [(2**16 - 1) // members]
         lockstep = federation.mode == "lockstep"
         self.threshold = size if lockstep else max(min(size, 2 * size // 3 + 1), (size + colluders) // 2 + 1)
-        specs = [[task, blocks, None] for task, blocks in federation.vectors]
+        own = [None] * (self.steps - 1) + [10]
+        specs = [[task, blocks, None, bits] for (task, blocks), bits in zip(federation.vectors, own, strict=True)]
         schedule = list(range(self.steps))
         plan = ["secure-codream/2", federation.charter, offer, certified, specs, schedule, self.bits, self.threshold]
         self.digest = digest("plan", msgpack.packb(plan))
@@ -232,9 +236,10 @@ def decoded(plan: Plan, step: int, total: list[int], survivors: int) -> dict[str
         count = digits(clip, kind)
         part = total[start : start + length * count]
         start += length * count
-        assert max(part) <= survivors * 255  # v = 8, and digits of a byte
+        top = plan.tops[step] if kind == "real" else 255
+        assert max(part) <= survivors * top
         if kind == "real":
-            sums[name] = ("<f8", [float(element) * ((2 * clip) / 255) - survivors * clip for element in part])
+            sums[name] = ("<f8", [float(element) * ((2 * clip) / top) - survivors * clip for element in part])
         else:
             sums[name] = ("<i8", [sum(part[k * length + i] << (8 * k) for k in range(count)) for i in range(length)])
     return sums
@@ -292,7 +297,7 @@ class Trajectory:
     def absorb(self, survivors: list[int], frame: bytes, tag: bytes) -> None:
         step = len(self.sums)
         assert self.plan.federation.may_be_summed(survivors) and set(survivors) <= set(self.members)
-        total = unpack(frame, self.plan.words(step), self.plan.bits)
+        total = unpack(frame, self.plan.words(step), self.plan.bits[step])
         sums = decoded(self.plan, step, total, len(survivors))
         task = self.plan.federation.vectors[step][0]
         self.state = {**self.state, f"{task}.members": ("<i8", [len(survivors)])}
@@ -464,7 +469,7 @@ class Member:
 
     def masked(self, step: int) -> list[tuple[bytes, list[bytes]]]:
         words = list(self.inputs(step))
-        chain, bits = self.public.chain, self.plan.bits
+        chain, bits = self.public.chain, self.plan.bits[step]
         secret = expand(self.group_key, "tag key", number(step), chain)
         tag = tag_product(secret, words) + tag_pad(secret, self.me)
         for sign, key in self.keys(step):
@@ -506,7 +511,7 @@ class Member:
         assert plan == self.plan.digest and step == len(self.public.sums)
         assert self.survivors.get(step, members) == members
         secret = expand(self.group_key, "tag key", number(step), self.public.chain)
-        total = unpack(frames[0], self.plan.words(step), self.plan.bits)
+        total = unpack(frames[0], self.plan.words(step), self.plan.bits[step])
         expected = tag_product(secret, total) + sum(tag_pad(secret, member) for member in members)
         assert (expected % (1 << 128)).to_bytes(16, "little") == tag, "a sum that is not true"
         self.public.absorb(members, frames[0], tag)

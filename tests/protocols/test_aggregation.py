@@ -51,7 +51,7 @@ def check(federation: Federation, reveal: StepFinished) -> None:
     """The plain sum of its survivors, in whole blocks, decoded to the sum of their values within the rounding."""
     plan = federation.plan
     plain = federation.plain_sum(reveal.step, reveal.survivors)
-    assert reveal.total.dtype == word_type(plan.modulus_bits)
+    assert reveal.total.dtype == word_type(plan.modulus_bits(reveal.step))
     assert (reveal.total.astype(np.int64) == plain).all()
     assert len(reveal.survivors) >= plan.aggregation.least_survivors
     assert set(reveal.survivors) <= set(reveal.members)
@@ -64,7 +64,7 @@ def check(federation: Federation, reveal: StepFinished) -> None:
             expected = sum(digit << 8 * place for place, digit in enumerate(digits))
             assert (found == expected).all()
         else:
-            grid = 2 * block.clip / (2**plan.aggregation.value_bits - 1)
+            grid = 2 * block.clip / plan.top(reveal.step)
             np.testing.assert_allclose(found, part * grid - len(reveal.survivors) * block.clip, atol=1e-9)
         start += block.words
 
@@ -133,6 +133,24 @@ def test_a_dropped_member_takes_part_again() -> None:
         assert reveal.survivors == survivors
         check(federation, reveal)
     assert federation.finish() is not None and not federation.refusals
+
+
+def test_whole_blocks_take_the_room_of_one_sum_and_only_the_others_have_theirs() -> None:
+    federation = Federation(12, mode="resilient", steps=1)
+    federation.set_up()
+    most = 0
+    for member in (0, 3, 6, 1, 4, 2, 5, 7, 8, 9):
+        federation.compute([member])
+        federation.drain()
+        epoch = federation.server._epoch
+        assert epoch is not None and epoch.step is not None
+        most = max(most, len(epoch.step.totals))
+    assert most == 3 and len(epoch.step.totals) == 2
+    federation.emit(federation.server.expire())
+    federation.drain()
+    (reveal,) = federation.reveals
+    assert reveal.survivors == tuple(range(9))
+    check(federation, reveal)
 
 
 def test_lockstep_waits_for_a_silent_member_and_gives_up_when_told_to() -> None:
@@ -211,7 +229,7 @@ def test_bytes_sent_over_bytes_of_data_stay_close_to_one() -> None:
     for _ in range(20):
         federation.step()
     sent = sum(len(item.data) + sum(map(len, item.frames)) for item in federation.sent if item.to_server)
-    assert sent / (20 * 5 * packed_size(length, federation.plan.modulus_bits)) < 1.2
+    assert sent / (20 * 5 * packed_size(length, federation.plan.modulus_bits(0))) < 1.2
 
 
 def test_a_refusing_member_is_not_waited_for() -> None:

@@ -228,7 +228,7 @@ def test_the_plans_digest_covers_every_field(field: str) -> None:
         "certified": 1,
         "specs": LaboratoryCourse(steps=3).specs(1)[:0],
         "schedule": (0,),
-        "modulus_bits": 32,
+        "moduli": (32,),
         "threshold": 9,
     }
     assert msgspec.structs.replace(plan, **{field: other[field]}).digest != plan.digest
@@ -252,7 +252,7 @@ def test_threshold_rule(size: int) -> None:
 
 def test_the_ring_does_not_hang_on_who_is_there() -> None:
     bits = {
-        derive_plan(CHARTER, COURSE, Offer(0, cohort, bytes(32)), 0).modulus_bits
+        derive_plan(CHARTER, COURSE, Offer(0, cohort, bytes(32)), 0).moduli
         for cohort in ((0, 1, 2), tuple(range(6)), tuple(range(9)))
     }
     assert len(bits) == 1

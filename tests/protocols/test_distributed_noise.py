@@ -318,7 +318,7 @@ def noised_plan(spec: VectorSpec | None = None) -> Plan:
 
 def test_the_ring_is_as_wide_as_the_noise_needs() -> None:
     plan = noised_plan()
-    assert plan.modulus_bits == noised_spec().least_modulus_bits(16, 5, 3)
+    assert plan.modulus_bits(0) == noised_spec().least_modulus_bits(16, 5, 3)
 
 
 @pytest.mark.parametrize("norm", [0.0, -1.0, math.nan, math.inf])
@@ -353,7 +353,7 @@ def test_noised_vectors_are_aggregated_as_any_other(dropped: tuple[int, ...]) ->
     reveal = federation.step(lost={(member, MaskedInput) for member in dropped})
     assert reveal is not None and reveal.survivors == ((0, 1, 2) if dropped else tuple(range(6)))
     assert len(reveal.total) == 512 == plan.specs[0].words
-    assert (reveal.total == federation.plain_sum(0, reveal.survivors) % (1 << plan.modulus_bits)).all()
+    assert (reveal.total == federation.plain_sum(0, reveal.survivors) % (1 << plan.modulus_bits(0))).all()
     decoded = decode_vector(plan, 0, reveal.total, len(reveal.survivors))["dream"]
     lengths = [min(1.0, 1 / float(np.linalg.norm(values * (member + 1)))) * (member + 1) for member in reveal.survivors]
     deviation = 0.05 * (len(reveal.survivors) / 2) ** 0.5
@@ -459,7 +459,7 @@ def audit(*, honest: int = 2, shares: int | None = None) -> float:
             words = encode_vector(plan, 0, {"dream": vector}, secrets.token_bytes)[0].astype(np.int64)
             for _ in range((honest if shares is None else shares) - 1):
                 words += encode_vector(plan, 0, {"dream": np.zeros(LENGTH)}, secrets.token_bytes)[0]
-            scores[trial] = signed(words % (1 << plan.modulus_bits), plan.modulus_bits) @ direction
+            scores[trial] = signed(words % (1 << plan.modulus_bits(0)), plan.modulus_bits(0)) @ direction
         statistics.append(scores)
     return lower_bound(*statistics)
 

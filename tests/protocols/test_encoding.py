@@ -43,8 +43,10 @@ def test_sums_decode_to_the_sums_of_the_values(members: int, bits: int, seed: in
     plan = plan_of(members=members, value_bits=bits)
     inputs = [values_of(seed + member) for member in range(members)]
     words = [encode(plan, 0, one, SeededBytes(seed, str(place)))[0] for place, one in enumerate(inputs)]
-    assert all(one.dtype == word_type(plan.modulus_bits) and int(one.max()) < 1 << plan.modulus_bits for one in words)
-    total = np.sum(words, axis=0, dtype=words[0].dtype) & words[0].dtype.type((1 << plan.modulus_bits) - 1)
+    assert all(
+        one.dtype == word_type(plan.modulus_bits(0)) and int(one.max()) < 1 << plan.modulus_bits(0) for one in words
+    )
+    total = np.sum(words, axis=0, dtype=words[0].dtype) & words[0].dtype.type((1 << plan.modulus_bits(0)) - 1)
     check_range(plan, 0, total, members)
     sums = decode(plan, 0, total, members)
     for block in MIXED.blocks:
@@ -62,6 +64,20 @@ def test_counts_are_exact_whatever_the_bits_of_a_value(count: int) -> None:
     values = {**values_of(0), "seen": np.full(3, count)}
     words, _ = encode(plan, 0, values, SeededBytes(0, "count"))
     assert (decode(plan, 0, words, 1)["seen"] == count).all()
+
+
+@pytest.mark.parametrize("members", [3, 7, 64, 100])
+def test_a_vector_of_its_own_resolution_fills_its_ring_and_never_wraps(members: int) -> None:
+    spec = VectorSpec("update", (Block("dream", 3, 2.0),), value_bits=10)
+    plan = plan_of(spec, members, mode="resilient")
+    words, _ = encode(plan, 0, {"dream": np.array([2.0, -2.0, 0.7])}, SeededBytes(0, "ring"))
+    total = words.astype(np.int64) * members
+    assert total[0] == members * plan.top(0) < 1 << plan.modulus_bits(0) and total[1] == 0
+    sums = decode(plan, 0, total.astype(words.dtype), members)["dream"]
+    np.testing.assert_allclose(sums, members * np.array([2.0, -2.0, 0.7]), atol=members * 4.0 / plan.top(0))
+    check_range(plan, 0, total, members)
+    with pytest.raises(WrongSum):
+        check_range(plan, 0, total, members - 1)
 
 
 def test_what_is_beyond_its_bound_is_clipped() -> None:
@@ -122,8 +138,8 @@ def test_arrays_of_any_shape_and_type_are_taken() -> None:
 
 def test_a_sum_that_no_inputs_have_is_refused() -> None:
     plan = plan_of()
-    words = np.zeros(MIXED.length, dtype=word_type(plan.modulus_bits))
-    top = (1 << plan.aggregation.value_bits) - 1
+    words = np.zeros(MIXED.length, dtype=word_type(plan.modulus_bits(0)))
+    top = plan.top(0)
     for place, most in ((0, 3 * top), (5, 3 * 255), (MIXED.length - 1, 3 * top)):
         words[:] = 0
         words[place] = most
@@ -136,7 +152,7 @@ def test_a_sum_that_no_inputs_have_is_refused() -> None:
 def test_integers_of_noised_sums_are_those_nearest_zero() -> None:
     spec = VectorSpec("update", (Block("dream", 8, 1.0),)).with_noise(1.0, 1.0, 4)
     plan = plan_of(spec)
-    half = 1 << (plan.modulus_bits - 1)
+    half = 1 << (plan.modulus_bits(0) - 1)
     words = np.array([0, 1, half - 1, half, 2 * half - 1], dtype=np.uint32)
     assert integers(plan, 0, words).tolist() == [0, 1, half - 1, -half, -1]
     assert integers(plan_of(), 0, words) is words

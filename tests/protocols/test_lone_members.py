@@ -51,7 +51,7 @@ def invented(federation: Federation) -> tuple[EpochRecord, tuple[bytes, ...]]:
     assert epoch is not None and epoch.public is not None
     public = copy.deepcopy(epoch.public)
     spec = public.plan.spec(public.step)
-    frame = pack(np.full(spec.words, 7, dtype=np.uint32), public.plan.modulus_bits)
+    frame = pack(np.full(spec.words, 7, dtype=np.uint32), public.plan.modulus_bits(public.step))
     public.absorb(public.members, frame, bytes(TAG_BYTES))
     assert public.over
     statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
@@ -110,7 +110,7 @@ def forged(federation: Federation, step: int) -> tuple[EpochRecord, tuple[bytes,
         words = np.full(plan.spec(public.step).words, 7, dtype=np.uint32)
         key = TagKey(tag_secret(epoch.group_key.reveal(), public.step, public.chain), len(words))
         total = key.of(integers(plan, public.step, words)) + sum(map(key.pad, public.members))
-        public.absorb(public.members, pack(words, plan.modulus_bits), tag_bytes(total % (1 << 128)))
+        public.absorb(public.members, pack(words, plan.modulus_bits(public.step)), tag_bytes(total % (1 << 128)))
     statement = links.vote_statement(plan.offer.head, plan.digest, public.chain)
     return public.record([SignedBy(LIAR, federation.signers[LIAR].sign("vote", *statement))])
 

@@ -42,7 +42,11 @@ def encoded(values: Any, clip: float, value_bits: int, rng: np.random.Generator)
     """Words of a vector."""
     words = np.empty(len(values), dtype="<u4")
     replaced = ring.encode(
-        values, clip, words, value_bits=value_bits, dither=lambda _, size: rng.integers(0, 1 << 16, size, dtype="<u2")
+        values,
+        clip,
+        words,
+        top=(1 << value_bits) - 1,
+        dither=lambda _, size: rng.integers(0, 1 << 16, size, dtype="<u2"),
     )
     assert replaced == 0
     return words
@@ -61,7 +65,7 @@ def test_ring_encoding_is_bounded_and_within_one_grid_step(
     plain = np.array(values, dtype=np.float32 if single else np.float64)
     words = encoded(plain, clip, value_bits, np.random.default_rng(seed))
     assert int(words.max()) < 1 << value_bits
-    decoded = ring.decode_sum(words, 1, clip, value_bits=value_bits)
+    decoded = ring.decode_sum(words, 1, clip, top=(1 << value_bits) - 1)
     grid = 2 * clip / (2**value_bits - 1)
     assert (np.abs(decoded - np.clip(plain.astype(np.float64), -clip, clip)) <= grid * (1 + 2**-7)).all()
 
@@ -77,7 +81,7 @@ def test_rounding_is_unbiased(value: float, value_bits: int) -> None:
     def dither(_: int, size: int) -> np.ndarray:
         return np.fromiter(islice(all_dithers, size), "<u2", size)
 
-    ring.encode(np.full(1 << 16, value), 1.0, words, value_bits=value_bits, dither=dither)
+    ring.encode(np.full(1 << 16, value), 1.0, words, top=(1 << value_bits) - 1, dither=dither)
     steps = (value + 1) / 2 * (2**value_bits - 1)
     assert abs(words.mean() - steps) <= 2.0 ** -(fine + 1) + 1e-9
     assert len(np.unique(words)) <= 2
@@ -119,7 +123,7 @@ def test_encoding_is_bit_by_bit_what_a_plain_one_says(
             plain,
             clip,
             words,
-            value_bits=value_bits,
+            top=(1 << value_bits) - 1,
             dither=lambda _, size: np.fromiter(islice(given_out, size), "<u2", size),
         )
         exact = single and value_bits <= 16 and clip <= 2.0**60
@@ -130,8 +134,8 @@ def test_encoding_is_bit_by_bit_what_a_plain_one_says(
 def test_a_vector_of_many_pieces_is_encoded_like_its_parts() -> None:
     values, halves = np.linspace(-1.2, 1.2, (1 << 17) + 3), lambda _, size: np.full(size, 1 << 15, dtype="<u2")
     whole, alone = np.empty(len(values), dtype="<u4"), np.empty(5, dtype="<u4")
-    ring.encode(values, 1.0, whole, value_bits=16, dither=halves)
-    ring.encode(values[-5:], 1.0, alone, value_bits=16, dither=halves)
+    ring.encode(values, 1.0, whole, top=(1 << 16) - 1, dither=halves)
+    ring.encode(values[-5:], 1.0, alone, top=(1 << 16) - 1, dither=halves)
     assert (whole[-5:] == alone).all() and (np.diff(whole.astype(np.int64)) >= 0).all()
 
 
@@ -145,7 +149,7 @@ def test_a_sum_of_encodings_never_wraps(seed: int, clients: int, value_bits: int
     total = np.stack(words).sum(axis=0, dtype=np.int64)
     assert int(total.max()) < 1 << modulus_bits
     assert int(total[0]) == clients * ((1 << value_bits) - 1)
-    assert ring.decode_sum(total, clients, 1.0, value_bits=value_bits)[0] == pytest.approx(clients)
+    assert ring.decode_sum(total, clients, 1.0, top=(1 << value_bits) - 1)[0] == pytest.approx(clients)
 
 
 def test_modulus_is_the_smallest_that_does_not_wrap() -> None:
@@ -161,7 +165,7 @@ def test_values_that_are_not_finite_over_their_clip_count_nothing_and_are_told(b
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         replaced = ring.encode(
-            np.array([0.0, bad]), 1e-6, words, value_bits=8, dither=lambda _, size: np.zeros(size, dtype="<u2")
+            np.array([0.0, bad]), 1e-6, words, top=255, dither=lambda _, size: np.zeros(size, dtype="<u2")
         )
     assert replaced == 1 and words[0] == words[1] == 127
 
@@ -240,7 +244,7 @@ def test_sums_of_counts_are_exact_and_those_of_reals_within_the_grid(seed: int, 
         {"dream": rng.uniform(-3, 3, 4), "images": rng.integers(0, 70_001, 2), "weight": rng.uniform(0, 1, 1)}
         for _ in range(members)
     ]
-    total = np.zeros(BLOCKS.words, dtype=word_type(plan.modulus_bits))
+    total = np.zeros(BLOCKS.words, dtype=word_type(plan.modulus_bits(0)))
     for number, own in enumerate(values):
         total += encode(plan, 0, own, randomly(seed + number))[0]
     check_range(plan, 0, total, members)
@@ -279,7 +283,7 @@ def test_nothing_to_send_is_zeros_with_the_noise_that_others_count_on() -> None:
 def test_sums_that_no_inputs_have_are_refused(place: int) -> None:
     plan = plan_of(BLOCKS)
     top = 255 if place == 4 else (1 << 16) - 1
-    total = np.zeros(BLOCKS.words, dtype=word_type(plan.modulus_bits))
+    total = np.zeros(BLOCKS.words, dtype=word_type(plan.modulus_bits(0)))
     total[place] = 2 * top
     check_range(plan, 0, total, 2)
     total[place] += 1
@@ -289,8 +293,8 @@ def test_sums_that_no_inputs_have_are_refused(place: int) -> None:
 
 def test_noised_sums_are_read_as_the_nearest_integers() -> None:
     plan = plan_of(NOISED)
-    half = 1 << (plan.modulus_bits - 1)
-    words = np.array([0, 1, half - 1, half, 2 * half - 1], dtype=word_type(plan.modulus_bits))
+    half = 1 << (plan.modulus_bits(0) - 1)
+    words = np.array([0, 1, half - 1, half, 2 * half - 1], dtype=word_type(plan.modulus_bits(0)))
     assert integers(plan, 0, words).tolist() == [0, 1, half - 1, -half, -1]
 
 

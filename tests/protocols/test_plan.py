@@ -41,6 +41,9 @@ UNSAFE: dict[str, tuple[VectorSpec, ...]] = {
     "a count of halves": (VectorSpec("update", (Block("a", 1, 2.5, "count"),)),),
     "a count up to nothing": (VectorSpec("update", (Block("a", 1, 0, "count"),)),),
     "a count too large": (VectorSpec("update", (Block("a", 1, float(MAX_COUNT + 1), "count"),)),),
+    "bits of its own with noise": (
+        msgspec.structs.replace(VectorSpec("update", (Block("a", 1, 1.0),)).with_noise(1.0, 1.0, 3), value_bits=10),
+    ),
     "a count with noise": (VectorSpec("update", (Block("a", 1, 5, "count"),)).with_noise(1.0, 1.0, 3),),
 }
 
@@ -72,7 +75,7 @@ def test_schedules_over_what_is_not_there_are_refused(schedule: tuple[int, ...])
 def test_an_epoch_whose_record_no_file_would_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Certified, it could not be read again by any party that starts anew."""
     plan = planned(_Scheduled((0, 0, 0)))
-    size = 3 * packed_size(plan.spec(0).words, plan.modulus_bits)
+    size = 3 * packed_size(plan.spec(0).words, plan.modulus_bits(0))
     monkeypatch.setattr(charter_module, "MAX_SUMS_BYTES", size)
     planned(_Scheduled((0, 0, 0)))
     with pytest.raises(UnsafePlan, match=f"at most {size}, which a record's file holds"):
@@ -83,10 +86,34 @@ def test_an_epoch_whose_record_no_file_would_hold_is_refused(monkeypatch: pytest
 def test_the_largest_ring_has_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     charter = make_charter(200, mode="resilient", colluders=1, value_bits=24)
     offer = Offer(0, charter.everybody, bytes(32))
-    assert derive_plan(charter, LaboratoryCourse(), offer, 0).modulus_bits == 32
+    assert derive_plan(charter, LaboratoryCourse(), offer, 0).moduli == (32,)
     monkeypatch.setattr(VectorSpec, "least_modulus_bits", lambda self, bits, clients, steps: 33)
     with pytest.raises(UnsafePlan):
         derive_plan(charter, LaboratoryCourse(), offer, 0)
+
+
+OWN = VectorSpec("update", (Block("dream", 20, 1.0), Block("seen", 1, 9, "count")), value_bits=10)
+
+
+@pytest.mark.parametrize(("members", "bits"), [(3, 16), (64, 16), (65, 17), (200, 18)])
+def test_each_kind_of_vector_has_a_ring_of_its_own(members: int, bits: int) -> None:
+    """Of 16 bits at least where it has a resolution of its own, and with as many values as the ring has room for."""
+    kinds = (OWN, VectorSpec("logits", (Block("a", 1, 1.0),)), VectorSpec("counts", (Block("a", 1, 9, "count"),)))
+    charter = make_charter(members, mode="resilient")
+    plan = derive_plan(charter, LaboratoryCourse(kinds, 3), Offer(0, charter.everybody, bytes(32)), 0)
+    more = (members - 1).bit_length()
+    assert plan.moduli == (bits, 16 + more, 8 + more) == tuple(map(plan.modulus_bits, range(3)))
+    assert plan.top(0) >= 1023 and members * plan.top(0) < 1 << bits <= members * (plan.top(0) + 1)
+    assert plan.top(1) == (1 << 16) - 1
+
+
+def test_a_resolution_of_its_own_counts_for_the_policy() -> None:
+    plan = planned(LaboratoryCourse((OWN,), 3), value_bits=8)
+    assert plan.top(0).bit_length() == 13 == plan.finest_bits and planned(value_bits=8).finest_bits == 8
+    policy = msgspec.structs.replace(POLICY, most_value_bits=13, most_coordinates=21)
+    policy.check(plan)
+    with pytest.raises(PolicyViolation, match="bits of a value: 13"):
+        msgspec.structs.replace(policy, most_value_bits=12).check(plan)
 
 
 EXACT: dict[str, Any] = {

@@ -283,7 +283,7 @@ class World:
         for member in self.honest:
             for plan, step, members, frame in self.taken(member):
                 expected = federation.plain_sum(step, members, plan)
-                words = unpack(frame, len(expected), federation.plan.modulus_bits).astype(np.int64)
+                words = unpack(frame, len(expected), federation.plan.modulus_bits(step)).astype(np.int64)
                 assert (words == expected).all(), f"member {member} took a sum of step {step} that is not true"
         heads = [client.history.heads for client in federation.clients]
         for member in self.honest:

@@ -114,13 +114,13 @@ def test_a_sum_is_that_of_the_clients_and_does_not_wrap() -> None:
     for sign in (1, -1):
         far = {GRADIENT: np.full(60, sign * noise.largest)}
         words = sum(encode(plan, 0, far, secrets.token_bytes)[0].astype(np.uint64) for _ in range(6))
-        total = (words & np.uint64((1 << plan.modulus_bits) - 1)).astype(np.uint32)
+        total = (words & np.uint64((1 << plan.modulus_bits(0)) - 1)).astype(np.uint32)
         (values,) = decode(plan, 0, total, 6).values()
         assert values == pytest.approx(
             sign * 6 * 4 * noise.norm, abs=8 * math.sqrt(6 * noise.variance) * noise.norm / noise.radius
         )
     reach = 6 * noise.largest + 7 * math.sqrt(6 * noise.variance)
-    assert reach < 1 << (plan.modulus_bits - 1) and WRAP_AROUND == 1 << 40
+    assert reach < 1 << (plan.modulus_bits(0) - 1) and WRAP_AROUND == 1 << 40
 
 
 def test_shares_are_sized_by_the_smallest_set_that_may_be_summed() -> None:

@@ -92,6 +92,8 @@ def test_neighbours_are_mutual_and_another_transcript_gives_another_ring() -> No
     assert all(one in found.of(other) for one in members for other in found.of(one))
     points = [found.point(3, holder) for holder in found.of(3)]
     assert points == [1, 2, 3, 4, 5, 6]
+    for place, one in enumerate(members):
+        assert found.points[place].tolist() == [found.point(other, one) for other in found.of(one)]
     assert (ring(b"\1" * 32, members, Degree(6, 4)).rows != found.rows).any()
 
 

@@ -152,7 +152,7 @@ class Schedules(RuleBasedStateMachine):
                 for number, (step, frame) in enumerate(zip(public.steps, public.frames, strict=True)):
                     item = federation.plain_sum(number, step.members, public.plan.digest)
                     expected = item.astype(federation.vectors[number, step.members[0]].dtype)
-                    assert pack(expected, public.plan.modulus_bits) == frame
+                    assert pack(expected, public.plan.modulus_bits(number)) == frame
 
     @invariant()
     def all_histories_are_one(self) -> None:

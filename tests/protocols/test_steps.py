@@ -100,7 +100,7 @@ def test_every_sum_of_masked_inputs_but_the_whole_is_noise() -> None:
     top = 6 * ((1 << 16) - 1)
     for count in range(1, 6):
         part = sum(masked_input(federation, 0, member).astype("int64") for member in range(count))
-        assert ((part % (1 << federation.plan.modulus_bits)) > top).any()
+        assert ((part % (1 << federation.plan.modulus_bits(0))) > top).any()
 
 
 def test_the_first_vector_alone_carries_the_start_shares() -> None:

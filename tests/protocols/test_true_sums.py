@@ -127,7 +127,7 @@ def test_sums_of_the_wrong_form_are_refused_and_change_nothing(frames: tuple[byt
 def test_bits_behind_the_last_element_are_refused() -> None:
     federation = Federation(4, value_bits=17).masked()
     message, (frame,) = told(federation)
-    spare = 8 * len(frame) - 20 * federation.plan.modulus_bits
+    spare = 8 * len(frame) - 20 * federation.plan.modulus_bits(0)
     assert spare
     with pytest.raises(VectorRefused):
         federation.tell(0, message, (frame[:-1] + bytes([frame[-1] | 0x80]),))
@@ -203,8 +203,8 @@ def test_a_colluder_moves_a_sum_by_no_more_than_an_input_of_its_own() -> None:
     """It knows the group key, so the tag fits: but beyond the range of inputs nothing passes."""
     federation = Federation(4).masked()
     key = told_group_key(federation, 1)
-    most = (1 << federation.plan.modulus_bits) - 1
-    words = unpack(federation.published(0).frames[0], 20, federation.plan.modulus_bits)
+    most = (1 << federation.plan.modulus_bits(0)) - 1
+    words = unpack(federation.published(0).frames[0], 20, federation.plan.modulus_bits(0))
     message, frame = altered(federation, federation.published(0), {0: most - int(words[0])}, key)
     assert not takes(federation, 2, message, frame)
     message, frame = altered(federation, federation.published(0), {0: 1}, key)
@@ -225,7 +225,7 @@ def test_a_forged_state_ends_before_anything_is_summed_at_it() -> None:
     federation.drain()
     assert len(federation.reveals) == reveals and "client-0" in federation.failures[-1]
     total = sum(masked_input(federation, 1, member).astype("int64") for member in federation.everybody)
-    assert not (total % (1 << federation.plan.modulus_bits) == federation.plain_sum(1, federation.everybody)).all()
+    assert not (total % (1 << federation.plan.modulus_bits(0)) == federation.plain_sum(1, federation.everybody)).all()
 
 
 def test_a_member_whose_machine_computes_another_state_is_named() -> None:
@@ -244,9 +244,9 @@ def test_a_garbled_vector_is_no_true_sum() -> None:
     federation.compute()
     place = next(place for place, item in enumerate(federation.wire) if item.kind is MaskedInput and item.member == 2)
     item = federation.wire[place]
-    words = unpack(item.frames[0], 20, federation.plan.modulus_bits)
+    words = unpack(item.frames[0], 20, federation.plan.modulus_bits(0))
     words[0] ^= 1
-    federation.wire[place] = packet(2, item.message, (pack(words, federation.plan.modulus_bits),), to_server=True)
+    federation.wire[place] = packet(2, item.message, (pack(words, federation.plan.modulus_bits(0)),), to_server=True)
     federation.drain()
     assert not any(diary.memory.vote for diary in federation.diaries)
     assert all(news.ended and news.ended[0].wrong_sum for news in federation.news)

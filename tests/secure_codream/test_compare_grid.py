@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +11,16 @@ from typing import Any
 
 import pytest
 import tomli_w
+from typer.main import get_command
 
+from secure_codream.cli import app
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
 from secure_codream.experiments.notation import parse_seeds, partition_fields
 from secure_codream.experiments.registry import ALGORITHMS
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 SMALL: dict[str, Any] = {"per_client": 10, "test_limit": 20, "seeds": [0, 1], "rounds": 1}
 
 
@@ -230,3 +235,29 @@ def test_the_ablations_take_apart_what_the_table_of_starts_has(monkeypatch: pyte
     assert whole == {cell.digest for cell in parts.cells if cell.algorithm == "codream"} and len(whole) == 3
     secure = {cell.algorithm: cell.dreams.steps + cell.dreams.matched for cell in parts.cells}
     assert secure["codream-labels"] == 0, "the labels are the one step, beside the metrics"
+
+
+WRITTEN = (
+    r"`secure-codream ((?:compare|sweep) examples/[^`]*)`",
+    r"(?m)^(?:#   )?secure-codream ((?:compare|sweep) examples/.*(?:(?<=\\)\n.*)*)",
+)
+"""Commands within a sentence, and those with a line of their own."""
+COMMANDS = [
+    (page.name, shlex.split(found.replace("\\\n", " "), comments=True))
+    for page in sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *EXAMPLES.glob("*.toml")])
+    for form in WRITTEN
+    for found in re.findall(form, page.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page}, {words[1]}" for page, words in COMMANDS])
+def test_commands_of_pages_and_examples_can_be_typed_and_name_algorithms_that_there_are(
+    page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    command = get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    given = command.make_context(words[0], words[1:]).params
+    table = CompareConfig.model_validate(tomllib.loads(given["config"].read_text("utf-8")))
+    asked = given["algorithms"].split(",") if given["algorithms"] else []
+    assert set(asked) <= {*ALGORITHMS, *table.variants}
+    assert given["against"] is None or given["against"] in (asked or table.compare.algorithms)

@@ -140,7 +140,7 @@ def test_half_way_is_part_of_the_recipe_and_reaches_the_server(tmp_path: Path) -
         ("aggregation", "value_bits", 32, "at least 2, at most 24"),
         ("aggregation", "suite", "xor", "'aes-256-ctr' or 'chacha20'"),
         ("aggregation", "least_survivors", 2, "3 (colluders + 2) or more"),
-        ("aggregation", "colluders", 0, "at least 1, below 100,000"),
+        ("aggregation", "colluders", 0, "at least 1, below 100000"),
         ("aggregation", "mode", "quick", "'lockstep' or 'resilient'"),
         ("aggregation", "losses", "all", "'blocks' or 'allow'"),
         ("aggregation", "attempts", 0, "at least 1, at most 1000"),

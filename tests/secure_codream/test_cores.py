@@ -30,7 +30,7 @@ def step(bits: int, suite: str) -> list[object]:
     values[LENGTH // 2] = np.nan
     words = np.empty(LENGTH, dtype=word_type(bits))
     dither = StreamRounding(SeededBytes(0, "dither")).dither()
-    replaced = ring.encode(values, 3.0, words, value_bits=bits - 5, dither=dither)
+    replaced = ring.encode(values, 3.0, words, top=(1 << bits - 5) - 1, dither=dither)
     tag = TagKey(bytes(range(32)), LENGTH).of(words)
     add_masks(words, [(bytes([number] * 32), number % 2 == 0) for number in range(5)], suite=suite)
     words &= words.dtype.type((1 << bits) - 1)
@@ -40,7 +40,13 @@ def step(bits: int, suite: str) -> list[object]:
     total.merge(other)
     back = packing.unpack(frame, LENGTH, bits)
     assert (back == words).all()
-    return [replaced, tag, frame, total.total().tobytes(), ring.decode_sum(back, 3, 3.0, value_bits=bits - 5).tobytes()]
+    return [
+        replaced,
+        tag,
+        frame,
+        total.total().tobytes(),
+        ring.decode_sum(back, 3, 3.0, top=(1 << bits - 5) - 1).tobytes(),
+    ]
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -228,7 +228,7 @@ def test_exhibit_is_of_its_epoch_and_step_alone_and_stays_in_the_clients_folder(
     federation.run(1)
     with np.load(tmp_path / "exhibit.npz") as kept:
         # Two dreams' soft labels over two classes are 4 numbers, of 0.1 each; the weights of classes come besides.
-        assert len(np.unique(kept["plain"])) <= 4 and int(kept["value_bits"]) == 16
+        assert len(np.unique(kept["plain"])) <= 4 and int(kept["top"]) == 65535
 
 
 # -- a log that does not grow for ever ---------------------------------------------

@@ -282,7 +282,7 @@ def test_event_without_kind_is_refused() -> None:
 def _exhibit(**changes: Any) -> dict[str, Any]:
     vector = np.arange(5, dtype=np.uint32)
     fields = dict.fromkeys(("plain", "masked", "recovered_sum", "plain_sum"), vector)
-    return fields | {"client": "a", "round": 0, "step": 1, "modulus_bits": 23, "value_bits": 20} | changes
+    return fields | {"client": "a", "round": 0, "step": 1, "modulus_bits": 23, "top": 2**20 - 1} | changes
 
 
 def test_exhibit_survives_the_file(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_exhibit_survives_the_file(tmp_path: Path) -> None:
         ({"masked": np.arange(4, dtype=np.uint32)}, "shapes"),
         ({"masked": np.arange(5)}, "types"),
         ({"masked": np.full(5, 2**23, np.uint32)}, "beyond the modulus"),
-        ({"modulus_bits": 19}, "20 of 19 bits"),
+        ({"modulus_bits": 19}, "1048575 of 19 bits"),
         ({"round": "first"}, "one whole number"),
         ({"client": np.array(["a", None], dtype=object)}, "pickle"),
     ],

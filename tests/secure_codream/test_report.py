@@ -240,7 +240,7 @@ def _exhibit(rng: np.random.Generator, name: str) -> dict[str, Any]:
         "plain": encoded[1],
         "masked": rng.integers(0, 2**bits, n, dtype=np.uint32),
         "modulus_bits": bits,
-        "value_bits": 20,
+        "top": 2**20 - 1,
         "recovered_sum": total,
         "plain_sum": total.copy(),
     }

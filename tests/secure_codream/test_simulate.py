@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import runpy
 import signal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +24,7 @@ from codream_protocols.messages import Advertisement, Advertisements, Invitation
 from codream_protocols.resilient import make_keys
 from codream_protocols.server import StepFinished
 from secure_codream.cli import app
+from secure_codream.simulation.rings import small_rings
 from secure_codream.simulation.virtual import host as host_module
 from secure_codream.simulation.virtual.engines import Lost, Spared, errands, shares
 from secure_codream.simulation.virtual.host import Answer, Letter, VirtualHost
@@ -31,13 +34,14 @@ from secure_codream.simulation.virtual.remembered import Remembered
 from secure_codream.simulation.virtual.run import Outcome, Run
 from secure_codream.simulation.virtual.scene import BLOCK, Scene
 from secure_codream.simulation.virtual.view import SimulationView, degree_line
+from tests.pages import ROOT
 
 
 class Inline:
     """An engine within the test's process; `lose` takes a worker away before a letter of this number."""
 
     def __init__(self, scene: Scene, workers: int = 2, lose: dict[int, int] | None = None) -> None:
-        self._hosts = {share: VirtualHost(scene, *share) for share in shares(scene.members, workers)}
+        self._hosts = {share: VirtualHost(scene, range(*share)) for share in shares(scene.members, workers)}
         self._lose, self._count = lose or {}, 0
 
     def __enter__(self) -> Inline:
@@ -74,6 +78,10 @@ def numbers(outcome: Outcome) -> tuple[Any, ...]:
     return outcome.head, [(step.digest, step.survivors) for step in outcome.steps]
 
 
+def _plain(remembered: Remembered, **options: Any) -> ClientProtocol:
+    return ClientProtocol(**options)
+
+
 @pytest.mark.parametrize("mode", ["lockstep", "resilient"])
 def test_processes_workers_and_no_memory_at_all_give_the_same_numbers(
     mode: Any, monkeypatch: pytest.MonkeyPatch
@@ -85,12 +93,20 @@ def test_processes_workers_and_no_memory_at_all_give_the_same_numbers(
     assert numbers(found) == numbers(inline)
     assert inline.agreements_spared > 0 and inline.alike_spared > 0
 
-    def plain(remembered: Remembered, **options: Any) -> ClientProtocol:
-        return ClientProtocol(**options)
-
-    monkeypatch.setattr(host_module, "VirtualClient", plain)
+    monkeypatch.setattr(host_module, "VirtualClient", _plain)
     without, _ = run(of)
     assert numbers(without) == numbers(inline) and without.alike_spared == without.agreements_spared == 0
+
+
+def test_on_a_ring_too_what_is_remembered_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = scene(14, drop=0.1, seed=3)
+    of = msgspec.structs.replace(of, aggregation=Aggregation(mode="resilient", losses="allow"))
+    with small_rings(8, 5):
+        found, _ = run(of)
+        monkeypatch.setattr(host_module, "VirtualClient", _plain)
+        without, _ = run(of)
+    assert numbers(found) == numbers(without) and found.alike_spared > without.alike_spared == 0
+    assert any(step.survivors < 14 for step in found.steps)
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.2])
@@ -126,6 +142,15 @@ def test_members_with_numbers_of_four_bytes_sum_on_a_ring_as_deployed() -> None:
     of = Scene(members=260, dimension=10, steps=1, aggregation=Aggregation(mode="resilient", losses="allow"), drop=0.03)
     outcome, _ = run(of, workers=1)
     assert outcome.steps[0].survivors == 260 - len(of.silent(0)) < 260
+
+
+@pytest.mark.exhaustive
+def test_sampled_members_of_a_large_set_up_come_to_their_first_step(tmp_path: Path) -> None:
+    set_up = runpy.run_path(str(ROOT / "benchmarks" / "large_set_up.py"))["set_up"]
+    of = Scene(members=210, dimension=1, steps=1, aggregation=Aggregation(mode="resilient", losses="allow"))
+    found = dict(set_up(of, (5, 99), tmp_path))
+    assert found["members that stand before their first step"] == 2
+    assert found["server, on disk, bytes"] > 210 * found["a member, its advertisement, bytes"]
 
 
 def test_a_lost_worker_is_a_dropout_of_its_clients_and_lockstep_has_none() -> None:
@@ -168,10 +193,13 @@ def test_what_is_remembered_is_only_what_was_computed_of_the_very_same() -> None
         made.append(on)
         return len(made)
 
-    for on in ((b"a", same), (b"a", same), (b"b", same), (b"a", other), (b"a", same)):
+    for on in ((b"a", same), (bytes(bytearray(b"a")), same), (b"b", same), (b"a", other), (b"a", same)):
         remembered.once("what", on, lambda on=on: compute(on))  # type: ignore[misc]
     remembered.once("else", (b"a", same), lambda: compute("else"))
     assert made == [(b"a", same), (b"b", same), (b"a", other), "else"] and remembered.alike == 2
+    for length in ("10000", "10000", "10001"):
+        remembered.once("length", (int(length),), lambda: compute(length))  # noqa: B023 - at once
+    assert made[4:] == ["10000", "10001"] and remembered.alike == 3
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             remembered.once("fails", (), lambda: 1 // 0)
@@ -183,7 +211,7 @@ def test_what_is_remembered_is_only_what_was_computed_of_the_very_same() -> None
 
 def test_a_false_signature_is_refused_by_every_virtual_client_of_a_process() -> None:
     of = scene()
-    host = VirtualHost(of, 0, 3)
+    host = VirtualHost(of, range(3))
     clients = [host._clients[member] for member in range(3)]
     offer = Offer(0, clients[0].charter.everybody, clients[0].head)
     plan = clients[0].history.plan(offer)

@@ -34,7 +34,7 @@ class AnySum(ClientProtocol):
 def changed(net: Any, effect: SendTo, amount: int, group_key: bytes | None = None) -> SendTo:
     """A published sum with `amount` added to its first number, and where a colluder tells the key, a tag that fits."""
     plan, message = net.server.protocol.plan, effect.message
-    words = unpack(effect.frames[0], plan.spec(message.step).words, plan.modulus_bits)
+    words = unpack(effect.frames[0], plan.spec(message.step).words, plan.modulus_bits(message.step))
     forged = words.copy()
     forged[0] = int(words[0]) + amount
     if group_key is not None:
@@ -44,15 +44,17 @@ def changed(net: Any, effect: SendTo, amount: int, group_key: bytes | None = Non
         message = msgspec.structs.replace(
             message, tag=tag_bytes((tag_number(message.tag) + after - before) % (1 << 128))
         )
-    return SendTo(effect.member, message, (pack(forged, plan.modulus_bits),))
+    return SendTo(effect.member, message, (pack(forged, plan.modulus_bits(message.step)),))
 
 
 def doubled(net: Any, effect: SendTo) -> SendTo:
     """Sum and tag, both halved where that goes: the tag is linear, the pads are not."""
     plan, message = net.server.protocol.plan, effect.message
-    words = unpack(effect.frames[0], plan.spec(message.step).words, plan.modulus_bits) // 2
+    words = unpack(effect.frames[0], plan.spec(message.step).words, plan.modulus_bits(message.step)) // 2
     tag = tag_bytes(tag_number(message.tag) // 2)
-    return SendTo(effect.member, msgspec.structs.replace(message, tag=tag), (pack(words, plan.modulus_bits),))
+    return SendTo(
+        effect.member, msgspec.structs.replace(message, tag=tag), (pack(words, plan.modulus_bits(message.step)),)
+    )
 
 
 LIES: dict[str, tuple[Any, Any]] = {

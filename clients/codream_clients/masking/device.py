@@ -26,13 +26,15 @@ from codream_protocols.course import Array
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.encoding import StreamRounding, encode_block, flat_block
 from codream_protocols.masks import add_masks, word_type
-from codream_protocols.specs import Block, VectorSpec
+from codream_protocols.spans import part_of_sum
+from codream_protocols.specs import Block
 from codream_protocols.tag import TagKey
 
 if TYPE_CHECKING:
     from codream_clients.masking.vector import Vector
 
 SUITE = "chacha20"
+_MOST_CLIP = 2.0**60  # beyond it `ring` scales single precision in double: a kind that is not proven
 _PROVING, _PROVING_FROM = (1 << 17) + 2748, 37  # elements of the vector that proves a kind; where its numbers begin
 
 
@@ -86,39 +88,41 @@ class DeviceMasks:
 
         What does not fit the step is refused by the machine, which gets None for it.
         """
-        spec, bits, value_bits = plan.spec(step), plan.modulus_bits, plan.aggregation.value_bits
+        spec, bits, top = plan.spec(step), plan.modulus_bits(step), plan.top(step)
         here = {name: value for name, value in values.items() if isinstance(value, OnDevice)}
         if plan.aggregation.suite != SUITE or spec.noise is not None or not here:
             return None
         if set(values) != {block.name for block in spec.blocks}:
             return None
-        if not all(_fits(block, values[block.name]) for block in spec.blocks):
-            return None
-        kinds = {value.dtype for value in here.values()}
-        if not all(self.is_proven(bits, value_bits, kind) for kind in kinds):
-            return None
         try:
-            return self._given(plan, spec, values, random_bytes)
+            if not all(_fits(block, values[block.name]) for block in spec.blocks):
+                return None
+            if not all(self.is_proven(bits, top, kind) for kind in {value.dtype for value in here.values()}):
+                return None
+            return self._given(plan, step, values, random_bytes)
+        except (TypeError, ValueError):  # no numbers, which the machine says
+            return None
         except RuntimeError as error:  # of torch or the driver, which have no memory for it
             self._tell(f"masks on the processor, of step {step}: {self._device} failed with {error}")
             return None
 
-    def _given(self, plan: Plan, spec: VectorSpec, values: Mapping[str, Any], random_bytes: RandomBytes) -> Vector:
-        bits, value_bits = plan.modulus_bits, plan.aggregation.value_bits
+    @part_of_sum("encoding")
+    def _given(self, plan: Plan, step: int, values: Mapping[str, Any], random_bytes: RandomBytes) -> Vector:
+        spec, bits, top = plan.spec(step), plan.modulus_bits(step), plan.top(step)
         vector, rounding = self._vector(spec.words, bits), StreamRounding(random_bytes, SUITE)
         for block in spec.blocks:
             value = values[block.name]
             if isinstance(value, OnDevice):
-                vector.give_numbers(value.tensor, block.clip, value_bits, rounding.key())
+                vector.give_numbers(value.tensor, block.clip, top, rounding.key())
             else:
                 words = np.empty(block.words, dtype=word_type(bits))
-                replaced = encode_block(block, flat_block(block, value, spec.task), words, value_bits, rounding)
+                replaced = encode_block(block, flat_block(block, value, spec.task), words, top, rounding)
                 vector.give_words(words, replaced)
         return vector
 
-    def is_proven(self, bits: int, value_bits: int, dtype: np.dtype[Any]) -> bool:
+    def is_proven(self, bits: int, top: int, dtype: np.dtype[Any]) -> bool:
         """Whether vectors of a kind come out as on the processor: one is masked both ways, the first time."""
-        kind = bits, value_bits, dtype
+        kind = bits, top, dtype
         if kind not in self._proven:
             try:
                 self._proven[kind] = self._proves(*kind)
@@ -129,20 +133,20 @@ class DeviceMasks:
                 self._tell(f"masks on the processor for {dtype.name} at {bits} bits: on {self._device}, {found}")
         return self._proven[kind]
 
-    def _proves(self, bits: int, value_bits: int, dtype: np.dtype[Any]) -> bool:
+    def _proves(self, bits: int, top: int, dtype: np.dtype[Any]) -> bool:
         """Of fixed keys, in two pieces of a stream or more and three of a dither, with values that no clip bounds."""
         clip, keys = 0.75, [(bytes(range(32)), False), (bytes(range(32, 64)), True)]
         rng = np.random.default_rng(0)
         values = rng.normal(0.0, 0.5, _PROVING - _PROVING_FROM).astype(dtype)
         values[:5] = np.nan, np.inf, -np.inf, np.finfo(dtype).max, 0.0
         expected = np.empty(_PROVING, dtype=word_type(bits))
-        expected[:_PROVING_FROM] = rng.integers(0, 1 << value_bits, _PROVING_FROM)
+        expected[:_PROVING_FROM] = rng.integers(0, top + 1, _PROVING_FROM)
         vector, tag_key = self._vector(_PROVING, bits), TagKey(bytes(32), _PROVING)
         vector.give_words(expected[:_PROVING_FROM].copy())
-        vector.give_numbers(torch.from_numpy(values).to(self._device), clip, value_bits, keys[0][0])
+        vector.give_numbers(torch.from_numpy(values).to(self._device), clip, top, keys[0][0])
         found = vector.masked(keys, tag_key)
         block, rounding = Block("numbers", len(values), clip), StreamRounding(lambda count: keys[0][0], SUITE)
-        replaced = encode_block(block, values, expected[_PROVING_FROM:], value_bits, rounding)
+        replaced = encode_block(block, values, expected[_PROVING_FROM:], top, rounding)
         product = tag_key.of(expected)
         add_masks(expected, keys, suite=SUITE)
         expected &= expected.dtype.type((1 << bits) - 1)
@@ -157,5 +161,5 @@ class DeviceMasks:
 def _fits(block: Block, value: Any) -> bool:
     if not isinstance(value, OnDevice):
         return np.size(value) == block.length
-    real = block.kind == "real" and value.tensor.dtype in (torch.float32, torch.float64)
-    return real and value.tensor.numel() == block.length
+    real = block.kind == "real" and block.clip <= _MOST_CLIP
+    return real and value.tensor.dtype in (torch.float32, torch.float64) and value.tensor.numel() == block.length

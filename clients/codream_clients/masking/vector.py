@@ -15,6 +15,7 @@ from codream_protocols import packing, ring, tag
 from codream_protocols.accelerator import Masked
 from codream_protocols.course import Array
 from codream_protocols.errors import LocalProtocolError
+from codream_protocols.spans import part_of_sum
 from codream_protocols.tag import TagKey
 
 _LIMBS = 8
@@ -22,6 +23,7 @@ _A_BLOCK = 32  # numbers of 16 bits
 _DITHER_LANES = 128
 _MOST_PLANES = 3
 _MOST_WARPS = 16
+_ALIGNED = 16  # bytes
 
 
 class Vector:
@@ -49,14 +51,17 @@ class Vector:
 
     def give_words(self, words: Array, replaced: int = 0) -> None:
         """Ring elements, of which `replaced` stand for numbers that were not finite."""
-        values = torch.from_numpy(words.astype(np.int32)).to(self._device)
+        values = self._secret(words.astype(np.int32))
         self._replaced_before += replaced
         self._give(values, self._nothing, self._nothing, ring.Steps(np.float32, 0, 0, 0, 0), None)
 
-    def give_numbers(self, tensor: torch.Tensor, clip: float, value_bits: int, key: bytes) -> None:
+    def give_numbers(self, tensor: torch.Tensor, clip: float, top: int, key: bytes) -> None:
         """Numbers, and the key of their dither, as in `ring.encode`."""
-        values = tensor.detach().reshape(-1)
-        steps = ring.Steps.of(np.dtype("<f4" if values.dtype == torch.float32 else "<f8"), clip, value_bits)
+        values = tensor.detach().to(self._device).reshape(-1)
+        if values.data_ptr() % _ALIGNED:  # else another program would be compiled than the one that was proven
+            values = values.clone()
+            self._secrets.append(values)
+        steps = ring.Steps.of(np.dtype("<f4" if values.dtype == torch.float32 else "<f8"), clip, top)
         scales = torch.tensor([steps.factor, steps.bound, clip], dtype=torch.float64, device=self._device)
         blocks = -(-len(values) // _A_BLOCK)
         odds = torch.empty(16 * blocks, dtype=torch.int32, device=self._device)
@@ -73,7 +78,7 @@ class Vector:
     ) -> None:
         self._parts.append(
             {
-                "values": values.to(self._device),
+                "values": values,
                 "scales": scales,
                 "odds": odds,
                 "start": self._end,
@@ -85,16 +90,19 @@ class Vector:
         )
         self._end += len(values)
 
+    @part_of_sum("masking")
     def masked(self, keys: Sequence[tuple[bytes, bool]], tag_key: TagKey) -> Masked:
         """See `Ready`."""
         if self._end != self._count or self._packed.any():
             raise LocalProtocolError(f"{self._end} elements to mask", f"{self._count}, and once")
-        rows, columns = tag_key.limbs
+        rows, limbs = tag_key.limbs
+        columns = np.ascontiguousarray(limbs.T, dtype=np.int32)
+        limbs[:] = 0
         weights = self._secret(rows)
         given: dict[str, Any] = {
             "keys": self._words_of([key for key, _ in keys]),
             "signs": torch.tensor([-1 if negative else 1 for _, negative in keys], dtype=torch.int32).to(self._device),
-            "columns": self._secret(np.ascontiguousarray(columns.T, dtype=np.int32)),
+            "columns": self._secret(columns),
             "pairs": len(keys),
         }
         try:
@@ -128,9 +136,11 @@ class Vector:
 
     def _sums(self, weights: torch.Tensor) -> tuple[Array, Array]:
         """As `TagKey.of` ends: a in limbs times X b in limbs, the lower 32 bits of these and the upper ones."""
-        halves = self._products & ((1 << tag.HALF_BITS) - 1), self._products >> tag.HALF_BITS
-        low, high = ((weights[:, :, None] * half[:, None, :]).sum(dim=0).cpu().numpy() for half in halves)
-        return low, high
+        low, high = self._products & ((1 << tag.HALF_BITS) - 1), self._products >> tag.HALF_BITS
+        weighed = [weights[:, :, None] * half[:, None, :] for half in (low, high)]
+        self._secrets += [low, high, *weighed]
+        first, second = (one.sum(dim=0).cpu().numpy() for one in weighed)
+        return first, second
 
     def _frame(self) -> bytes:
         packed = self._packed.cpu().numpy().view("<u2")
@@ -144,9 +154,13 @@ class Vector:
         return self._secret(np.frombuffer(b"".join(keys), dtype="<i4").reshape(-1, 8).copy())
 
     def _secret(self, numbers: Array) -> torch.Tensor:
-        """On the device until the vector is masked."""
-        self._secrets.append(torch.from_numpy(numbers).to(self._device))
-        return self._secrets[-1]
+        """On the device until the vector is masked, and nowhere else."""
+        here = torch.from_numpy(numbers)
+        there = here.to(self._device)
+        if there is not here:
+            here.zero_()
+        self._secrets.append(there)
+        return there
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:

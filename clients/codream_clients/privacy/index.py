@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from codream_clients.privacy.ledger import LedgerDamaged, LedgerError, Seen
-from codream_clients.privacy.turns import wait_for_turn
+from codream_clients.privacy import turns
+from codream_clients.privacy.ledger import LedgerBusy, LedgerDamaged, LedgerError, Seen
 
 DIGEST_BYTES = 16
 _TABLES = """
@@ -132,13 +132,14 @@ class Index:
     @contextmanager
     def _turn(self) -> Iterator[sqlite3.Connection]:
         """All of what is done, or nothing, while no other process does anything."""
-        connection = sqlite3.connect(self.path, timeout=0.0, isolation_level=None)
+        connection = sqlite3.connect(self.path, timeout=turns.SAID_AFTER, isolation_level=None)
         try:
-            connection.execute("PRAGMA synchronous = FULL")
-            wait_for_turn(lambda: _begun(connection), self.path)
+            turns.wait_for_turn(lambda: _begun(connection), self.path)
             with connection:
                 yield connection
         except sqlite3.Error as error:
+            if _is_busy(error):  # as it was to be written, by who only reads
+                raise LedgerBusy(f"{self.path}: another process holds it; end that one") from error
             raise LedgerDamaged(f"{self.path}: {error}; put it back from a copy, or move it away") from error
         finally:
             connection.close()
@@ -147,12 +148,18 @@ class Index:
 def _begun(connection: sqlite3.Connection) -> bool:
     """Begin, unless another process has."""
     try:
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+    except sqlite3.Error as error:
+        if _is_busy(error):
             return False
         raise
     return True
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    """Whether another process was in the way, and nothing is wrong with the file."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _ask(rows: sqlite3.Connection, images: Iterable[bytes]) -> int:

@@ -91,6 +91,15 @@ class Dreams(Settings):
     ] = "average"
     server_lr: Annotated[float, Gt(0), Le(100), doc("step size of the optimiser")] = 1.0
     update_clip: Annotated[Clip, doc("bound of one coordinate of an update or gradient")] = 1.0
+    update_bits: Annotated[
+        int,
+        Ge(8),
+        Le(24),
+        doc(
+            "bits of one coordinate of an update, at least; they are as many as rings of 16 bits have room for, or of "
+            "the fewest above"
+        ),
+    ] = 10
     logit_clip: Annotated[Clip, doc("bound of one logit")] = 30.0
     pixel_bound: Annotated[Clip, doc("bound of a pixel, in units of the standardised data")] = 10.0
     window: Annotated[int, Ge(1), Le(1000), doc("how many rounds' batches clients learn from")] = 10
@@ -298,7 +307,8 @@ class CoDream(Rounds):
             assert privacy.update_norm is not None  # noqa: S101 - `_check_norms`
             return VectorSpec(UPDATE, (dreams,)).with_noise(privacy.update_norm, self.noise_multiplier, honest)
         entropy = Block("entropy", 1, settings.entropy_bound)
-        return VectorSpec(UPDATE, (dreams, Block("weight", 1, 1.0), entropy, Block("clipped", 1, 1.0)))
+        blocks = (dreams, Block("weight", 1, 1.0), entropy, Block("clipped", 1, 1.0))
+        return VectorSpec(UPDATE, blocks, value_bits=settings.update_bits)
 
     def _shown(self, state: State) -> Arrays:
         return {"dreams": state["dreams"]}

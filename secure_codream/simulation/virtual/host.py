@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from codream_protocols.charter import Policy
@@ -57,15 +57,14 @@ class Answer(NamedTuple):
 
 
 class VirtualHost:
-    """The virtual clients `first` to `last - 1` of a scene.
+    """Some virtual clients of a scene.
 
     Args:
         scene: what is simulated.
-        first: the first one's number.
-        last: one more than the last one's.
+        members: their numbers.
     """
 
-    def __init__(self, scene: Scene, first: int, last: int) -> None:
+    def __init__(self, scene: Scene, members: Iterable[int]) -> None:
         roster = scene.roster()
         charter = scene.charter(roster)
         self._scene, self.remembered = scene, Remembered()
@@ -83,7 +82,7 @@ class VirtualHost:
                 policy=PERMISSIVE,
                 random_bytes=scene.random(member),
             )
-            for member in range(first, last)
+            for member in members
         }
 
     def answer(self, errand: Errand) -> Iterator[Answer]:

@@ -22,7 +22,7 @@ class Played:
     """A worker's part: what is called from afar."""
 
     def __init__(self, scene: Scene, first: int, last: int) -> None:
-        self._host = VirtualHost(scene, first, last)
+        self._host = VirtualHost(scene, range(first, last))
 
     def answers(self, errand: Errand) -> list[Answer]:
         """Run an errand; they come in the order in which they were given."""

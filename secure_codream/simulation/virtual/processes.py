@@ -106,7 +106,7 @@ def _serve(pipe: Connection, scene: Scene, first: int, last: int) -> None:
     given: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(pipe, given), daemon=True).start()
     try:
-        host = VirtualHost(scene, first, last)
+        host = VirtualHost(scene, range(first, last))
         while True:
             errand = given.get()
             pipe.send(Spared.by(host.remembered) if errand is None else list(host.answer(errand)))

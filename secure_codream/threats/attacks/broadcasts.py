@@ -96,7 +96,7 @@ class AskedTwice(Attack):
             first, truth = adversary.masked_input(federation, 0, VICTIM), federation.vectors[0, VICTIM]
             federation.input_of = lambda member, compute: {"dream": np.full(compute.spec.length, -1.0)}
             (effect,) = federation.ask(VICTIM, delivered(federation, VICTIM))
-            second = unpack(effect.frames[0], len(first), federation.plan.modulus_bits)
+            second = unpack(effect.frames[0], len(first), federation.plan.modulus_bits(0))
             return adversary.reduce(federation, first - second), truth
 
         return recovered(attempt)
@@ -106,8 +106,8 @@ class AskedTwice(Attack):
 
 
 def _scaled(federation: Federation, item: Packet) -> tuple[Published, bytes]:
-    words = unpack(item.frames[0], federation.plan.spec(0).words, federation.plan.modulus_bits)
-    return as_told(item, pack(words // 2, federation.plan.modulus_bits))
+    words = unpack(item.frames[0], federation.plan.spec(0).words, federation.plan.modulus_bits(0))
+    return as_told(item, pack(words // 2, federation.plan.modulus_bits(0)))
 
 
 def _nothing(federation: Federation, item: Packet) -> tuple[Published, bytes]:
@@ -229,9 +229,9 @@ class ImpossibleSums(Attack):
 
         def attempt() -> bool:
             federation = lockstep(laboratory, defences).masked()
-            most = (1 << federation.plan.modulus_bits) - 1
+            most = (1 << federation.plan.modulus_bits(0)) - 1
             item = federation.published(0)
-            words = unpack(item.frames[0], federation.plan.spec(0).words, federation.plan.modulus_bits)
+            words = unpack(item.frames[0], federation.plan.spec(0).words, federation.plan.modulus_bits(0))
             change = {0: most - int(words[0])}
             message, frame = altered(federation, item, change, told_group_key(federation, COLLUDER))
             return takes(federation, VICTIM, message, frame)

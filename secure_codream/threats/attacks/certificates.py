@@ -258,9 +258,9 @@ def _one_that_it_was_in(federation: Federation) -> bool:
     record, frames = _forged_record(federation, (COLLUDER,))
     # The first sum is another too, so that what the victim began of the last step was at another history.
     forged = list(frames)
-    words = unpack(forged[0], federation.plan.spec(0).words, federation.plan.modulus_bits).astype(np.int64)
+    words = unpack(forged[0], federation.plan.spec(0).words, federation.plan.modulus_bits(0)).astype(np.int64)
     words[0] += 1 if words[0] == 0 else -1
-    forged[0] = pack(words.astype(np.uint32), federation.plan.modulus_bits)
+    forged[0] = pack(words.astype(np.uint32), federation.plan.modulus_bits(0))
     public = federation.server.history.replay((record, tuple(forged)))
     statement = (federation.server.head, public.plan.digest, public.chain)
     votes = [SignedBy(one, federation.signers[one].sign("vote", *statement)) for one in _misled(federation)]

@@ -163,7 +163,7 @@ def _put_right(change: Callable[[ServerProtocol, Any, Any], tuple[Any, Any]]) ->
 
 def _first_frame(server: ServerProtocol, message: Any, frames: Any) -> tuple[Any, Any]:
     assert server.plan is not None  # noqa: S101 - asked while it collects
-    size = packed_size(server.plan.spec(message.step).words, server.plan.modulus_bits)
+    size = packed_size(server.plan.spec(message.step).words, server.plan.modulus_bits(message.step))
     return message, (*frames, bytes(size))[:1]
 
 
@@ -202,7 +202,7 @@ _BAD_VECTORS: Mapping[str, str] = {
 
 def _outside(plan: Plan) -> Vector:
     """Which bits of a first step's packed vector no element has, as ones."""
-    return ~elements_bits(plan.spec(0).words, plan.modulus_bits)
+    return ~elements_bits(plan.spec(0).words, plan.modulus_bits(0))
 
 
 class MalformedVectors(Attack):

@@ -123,7 +123,7 @@ def _of_records(net: Network) -> tuple[Sequence[tuple[Any, ...]], Callable[[], i
 
     Before a signature is looked at, all of it has to be unpacked and compared.
     """
-    charter, course = net.charter, net.course
+    charter = net.charter
     offer = Offer(0, charter.everybody, net.server.protocol.head)
     plan = plan_of(net, offer)
     key, steps = bytes(32), tuple(StepRecord(charter.everybody, bytes(16)) for _ in range(plan.steps))
@@ -133,8 +133,7 @@ def _of_records(net: Network) -> tuple[Sequence[tuple[Any, ...]], Callable[[], i
         for member in charter.everybody
     )
     record = EpochRecord(offer, shown, bytes(32 * charter.members), steps, (SignedBy(0, bytes(64)),))
-    specs = course.specs(charter.least_honest)
-    frames = [bytes(packed_size(specs[kind].words, plan.modulus_bits)) for kind in plan.schedule]
+    frames = [bytes(packed_size(plan.spec(step).words, plan.modulus_bits(step))) for step in range(plan.steps)]
     return [(record, *frames)] * FLOOD, _calls(net.server.protocol, "receive")
 
 

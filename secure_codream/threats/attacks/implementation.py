@@ -196,7 +196,7 @@ class MaskedBytes(Attack):
         length = 16_000 if laboratory.quick else 256_000
         specs = (VectorSpec("update", (Block("dream", length, 1.0),)),)
         federation = laboratory.federation(defences, specs=specs, steps=1).masked()
-        places = np.arange(federation.plan.modulus_bits, dtype=np.uint32)
+        places = np.arange(federation.plan.modulus_bits(0), dtype=np.uint32)
         masked = (
             unpack(item.frames[0], length, len(places)).astype(np.uint32)
             for item in federation.sent

@@ -64,7 +64,7 @@ def lying(client: ClientProtocol, lie: Lie, *, tagged: Lie | None = None) -> Ite
     def encode_lie(plan: Plan, step: int, values: Any) -> tuple[Vector, int]:
         vector = encode(plan, step, values)[0]
         sent[:] = [np.asarray(made(plan, step, vector), dtype=np.int64) for made in (lie, tagged or lie)]
-        return _whole(plan, sent[0]), 0
+        return _whole(plan, step, sent[0]), 0
 
     def provide_lie(plan: bytes, step: int, values: Any) -> Any:
         with patch.object(client_module, "integers", lambda *arguments: sent[1]):
@@ -77,9 +77,10 @@ def lying(client: ClientProtocol, lie: Lie, *, tagged: Lie | None = None) -> Ite
         del client._encode, client.provide
 
 
-def _whole(plan: Plan, values: Vector) -> Vector:
+def _whole(plan: Plan, step: int, values: Vector) -> Vector:
     """These integers as ring elements."""
-    return (np.asarray(values, dtype=np.int64) % (1 << plan.modulus_bits)).astype(word_type(plan.modulus_bits))
+    bits = plan.modulus_bits(step)
+    return (np.asarray(values, dtype=np.int64) % (1 << bits)).astype(word_type(bits))
 
 
 # -- one sum ---------------------------------------------
@@ -151,8 +152,8 @@ class PoisonedValues(Attack):
         """Give the client's own program three clips in every coordinate; the control encodes them without a clip."""
 
         def unclipped(plan: Plan, step: int, vector: Vector) -> Vector:
-            clip, bits = plan.spec(step).blocks[0].clip, plan.aggregation.value_bits
-            return np.round(np.full(len(vector), 4 * clip) * (((1 << bits) - 1) / (2 * clip)))
+            clip = plan.spec(step).blocks[0].clip
+            return np.round(np.full(len(vector), 4 * clip) * (plan.top(step) / (2 * clip)))
 
         lie = None if defences.stands("clip") else unclipped
         return _shift_evidence(laboratory, shifted_by(laboratory, defences, lie, fed=3.0), 0.5)
@@ -162,7 +163,7 @@ def lowest(share: float) -> Lie:
     """Aim at the sum that lies `share` of its range above the lowest, from the others' expected one."""
 
     def lie(plan: Plan, step: int, vector: Vector) -> Vector:
-        top, members = (1 << plan.aggregation.value_bits) - 1, plan.charter.members
+        top, members = plan.top(step), plan.charter.members
         aim = round(share * members * top) - round((members - 1) * top / 2)
         return np.full(len(vector), aim)
 
@@ -203,7 +204,7 @@ class PoisonedNoisedSum(Attack):
         """Send a quarter of the ring in every rotated coordinate; the control sends what an honest client would."""
 
         def lie(plan: Plan, step: int, vector: Vector) -> Vector:
-            quarter = np.full(len(vector), 1 << (plan.modulus_bits - 2))
+            quarter = np.full(len(vector), 1 << (plan.modulus_bits(step) - 2))
             return quarter if defences.stands("beyond-the-clip") else integers(plan, step, vector)
 
         clients = laboratory.cohort.clients
@@ -240,7 +241,7 @@ class OutOfRange(Attack):
         """Send half the ring in every coordinate, with the tag that fits; it counts how many clients take the sum."""
 
         def lie(plan: Plan, step: int, vector: Vector) -> Vector:
-            return np.full(len(vector), 1 << (plan.modulus_bits - 1))
+            return np.full(len(vector), 1 << (plan.modulus_bits(step) - 1))
 
         return _taken(laboratory, shifted_by(laboratory, defences, lie), "out of range")
 
@@ -349,7 +350,7 @@ def wrong_labels(*, beyond: bool) -> Lie:
     def lie(plan: Plan, step: int, vector: Vector) -> Vector:
         if plan.spec(step).task != LOGITS:
             return vector
-        top, members = (1 << plan.aggregation.value_bits) - 1, plan.charter.members
+        top, members = plan.top(step), plan.charter.members
         expected = round((members - 1) * top / 2)
         low, high = (round(end * members * top) - expected for end in (0.1, 0.9)) if beyond else (0, top)
         labels = np.full((BATCH, CLASSES), low, dtype=np.int64)
@@ -401,7 +402,7 @@ def far_dreams(plan: Plan, step: int, vector: Vector) -> Vector:
     spec: VectorSpec = plan.spec(step)
     if spec.task != UPDATE:
         return vector
-    top, members = (1 << plan.aggregation.value_bits) - 1, plan.charter.members
+    top, members = plan.top(step), plan.charter.members
     changed = np.full(len(vector), round(0.9 * members * top) - round((members - 1) * top / 2))
     changed[spec.blocks[0].length :] = vector[spec.blocks[0].length :]
     return changed

@@ -17,7 +17,7 @@ import msgspec
 import zmq
 from zmq.utils import z85
 
-from codream_clients.connection import REFUSED_KEY, Connection
+from codream_clients import connection
 from codream_clients.runner import ClientRunner
 from codream_protocols.client import Send
 from codream_protocols.errors import AggregationFailed, UnknownIdentity
@@ -444,17 +444,14 @@ def _as_claimed() -> Iterator[None]:
 def _plain() -> Iterator[None]:
     """Both sides without CURVE; a connection is whose its routing id says."""
 
-    def opened(self: Connection, context: Any) -> None:
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.ROUTING_ID, b"k" + self._public)
-        self._monitor = self.socket.get_monitor_socket(REFUSED_KEY)
-        self.socket.connect(self.address)
+    def named(socket: Any, *, public: bytes, **keys: bytes) -> None:
+        socket.setsockopt(zmq.ROUTING_ID, b"k" + public)
 
     def bare(socket: Any, endpoint: str, **options: Any) -> None:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
 
     with (
-        patch.object(Connection, "open", opened),
+        patch.object(connection, "secure", named),
         patch.object(listening, "configure", bare),
         _as_claimed(),
     ):

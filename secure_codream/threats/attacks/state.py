@@ -118,7 +118,7 @@ def up_to(federation: Federation, task: str) -> int:
 def forged(federation: Federation, step: int, block: str, value: int) -> tuple[Published, bytes]:
     """A step's true sum with every element of a block at this value, and the tag that a colluder makes fit."""
     item, plan = federation.published(step), federation.plan
-    words = unpack(item.frames[0], plan.spec(step).words, plan.modulus_bits).astype(np.int64)
+    words = unpack(item.frames[0], plan.spec(step).words, plan.modulus_bits(step)).astype(np.int64)
     start = 0
     for one in plan.spec(step).blocks:
         if one.name == block:
@@ -144,7 +144,7 @@ class OthersElsewhere(Attack):
         federation.compute()
         federation.drain(lost={(member, Published) for member in federation.everybody})
         item = federation.published(step)
-        top = CLIENTS * ((1 << federation.plan.aggregation.value_bits) - 1)
+        top = CLIENTS * federation.plan.top(step)
         message, frame = forged(federation, step, "dreams", top)
         federation.deliver(packet(VICTIM, item.message, item.frames, to_server=False))
         for member in all_but(federation, VICTIM):
@@ -154,7 +154,9 @@ class OthersElsewhere(Attack):
         federation.compute()
         federation.wire.clear()
         words = adversary.ring_sum(
-            federation, (adversary.masked_input(federation, step + 1, member) for member in federation.everybody)
+            federation,
+            (adversary.masked_input(federation, step + 1, member) for member in federation.everybody),
+            step + 1,
         )
         own = federation.encoded[federation.plan.digest, step + 1, VICTIM]
         found, truth = (decode(federation.plan, step + 1, part, 1)["numerators"] for part in (words, own))
@@ -232,7 +234,7 @@ class SteeredState(Attack):
         before = _dreams(federation)
 
         def lie(plan: Plan, number: int, vector: Vector) -> Vector:
-            top = (1 << plan.aggregation.value_bits) - 1
+            top = plan.top(number)
             share = wish.reshape(-1) * 0.5 + 0.5
             if others is None:
                 own = np.rint(share * top).astype(np.int64)
@@ -267,12 +269,12 @@ def _sum_of_others(federation: Federation, step: int) -> Vector:
     if epoch is None or epoch.public is None:
         raise Stuck("the colluder is in no epoch")
     total = adversary.ring_sum(
-        federation, (adversary.masked_input(federation, step, one) for one in all_but(federation, COLLUDER))
+        federation, (adversary.masked_input(federation, step, one) for one in all_but(federation, COLLUDER)), step
     )
     for other, root in epoch.keys._roots.items():
         key = hybrid.pair_mask_key(root.reveal(), step, epoch.public.chain)
         add_mask(total, key, suite=federation.plan.aggregation.suite, negative=other < COLLUDER)
-    return adversary.reduce(federation, total).astype(np.int64)
+    return adversary.reduce(federation, total, step).astype(np.int64)
 
 
 class GroupKeyFromSeals(Attack):

@@ -223,7 +223,7 @@ def lies(world: World, cohort: Set = ()) -> Tried:
             tags += [bytes(16), secrets.token_bytes(16)]
             for members, words, tag in product(world.sets, sums, tags):
                 message = messages.Published(plan.digest, node.public.step, members, tag)
-                after = node.tell(message, (pack(words, plan.modulus_bits),))
+                after = node.tell(message, (pack(words, plan.modulus_bits(0)),))
                 count += 1
                 if after is not None and len(after.story.took) > len(node.story.took):
                     took = after.story.took[-1]
@@ -250,7 +250,7 @@ def false_records(world: World, cohort: Set = ()) -> Tried:
                 while not public.over:
                     words = world.plain(public.plan, public.members, lie)
                     tag = world.tag(node.machine, words, public.members)
-                    public.absorb(public.members, pack(words, public.plan.modulus_bits), tag)
+                    public.absorb(public.members, pack(words, public.plan.modulus_bits(0)), tag)
                 count += 1
                 votes = _played_votes(world, public)
                 after = there.tell(*public.record(votes))
@@ -279,7 +279,7 @@ def rewritten_records(world: World) -> Tried:
             public = Trajectory(seen.plan, seen.course, seen.last, seen.advertised, seen.start)
             while not public.over:
                 words = world.plain(public.plan, public.members, 1)
-                frame = pack(words, public.plan.modulus_bits)
+                frame = pack(words, public.plan.modulus_bits(0))
                 public.absorb(public.members, frame, world.tag(node.machine, words, public.members))
             statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
             told = messages.SignedBy(other, world.signers[other].sign("vote", *statement))

@@ -196,7 +196,7 @@ class Node:
 
     def _bits(self) -> int:
         assert self.machine._epoch is not None  # noqa: S101 - in a step
-        return self.machine._epoch.plan.modulus_bits
+        return self.machine._epoch.plan.modulus_bits(0)
 
     def _keys(self) -> LockstepKeys | None:
         return self.machine._epoch.keys if self.machine._epoch else None

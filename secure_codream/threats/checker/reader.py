@@ -148,7 +148,7 @@ class Reader:
             if node.machine._epoch is not None:
                 advertised.update({item.digest: item for item in node.machine._epoch.advertised.values()})
         for row in found.rows:
-            total = np.zeros(len(vectors[0].words), dtype=word_type(plan.modulus_bits))
+            total = np.zeros(len(vectors[0].words), dtype=word_type(plan.modulus_bits(0)))
             expected = np.zeros_like(total)
             for factor, masked in zip(row, vectors, strict=True):
                 if not factor:
@@ -166,7 +166,7 @@ class Reader:
                     if key != mask.key:
                         return False
                     add_mask(total, key, suite=plan.aggregation.suite, negative=not mask.negative)
-            top = (1 << plan.modulus_bits) - 1
+            top = (1 << plan.modulus_bits(0)) - 1
             if ((total & top) != (expected & top)).any():
                 return False
         return True

@@ -216,7 +216,7 @@ class WildServer:
         words = self.world.plain(public.plan, members, lie)
         tag = self.world.tag(node.machine, self.world.plain(public.plan, others), others)
         message = Published(public.plan.digest, public.step, members, tag)
-        self._tell(node, message, (pack(words, public.plan.modulus_bits),))
+        self._tell(node, message, (pack(words, public.plan.modulus_bits(0)),))
 
     def _show(self, node: Node, public: Trajectory) -> None:
         statement = links.vote_statement(public.plan.offer.head, public.plan.digest, public.chain)
@@ -258,5 +258,5 @@ class WildServer:
         public = copy.deepcopy(node.public)
         while not public.over:
             words = self.world.plain(public.plan, public.members, 3)
-            public.absorb(public.members, pack(words, public.plan.modulus_bits), bytes(16))
+            public.absorb(public.members, pack(words, public.plan.modulus_bits(0)), bytes(16))
         self._shelf[public.chain] = public

@@ -284,7 +284,7 @@ class World:
 
     def plain(self, plan: Plan, members: Iterable[int], lie: int = 0) -> Array:
         """The sum of these members' vectors, and a lie added to it."""
-        words = np.zeros(plan.spec(0).words, dtype=word_type(plan.modulus_bits))
+        words = np.zeros(plan.spec(0).words, dtype=word_type(plan.modulus_bits(0)))
         for member in members:
             number = self.input(member)
             words[0] += number & 255
@@ -299,7 +299,7 @@ class World:
         words = self.plain(epoch.plan, members, lie)
         tag = self.tag(machine, words, members)
         message = Published(epoch.plan.digest, epoch.public.step, members, tag)
-        return message, (pack(words, epoch.plan.modulus_bits),)
+        return message, (pack(words, epoch.plan.modulus_bits(0)),)
 
     def tag(self, machine: ClientProtocol, words: Array, members: Set) -> bytes:
         """The tag of a sum over members, in a client's present step."""

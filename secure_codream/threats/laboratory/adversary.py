@@ -67,7 +67,7 @@ def vector_sent(federation: Federation, step: int, member: int) -> Packet:
 def masked_input(federation: Federation, step: int, member: int) -> Words:
     """A member's masked vector, off the wire."""
     item = vector_sent(federation, step, member)
-    return unpack(item.frames[0], federation.plan.spec(step).words, federation.plan.modulus_bits)
+    return unpack(item.frames[0], federation.plan.spec(step).words, federation.plan.modulus_bits(step))
 
 
 def chain_of(federation: Federation, step: int, member: int | None = None) -> bytes:
@@ -243,11 +243,11 @@ def altered(
     message, plan = item.message, federation.plan
     if not isinstance(message, Published):
         raise Stuck("no published sum")
-    words = unpack(item.frames[0], plan.spec(message.step).words, plan.modulus_bits)
+    words = unpack(item.frames[0], plan.spec(message.step).words, plan.modulus_bits(message.step))
     forged = words.astype(np.int64)
     for place, amount in change.items():
         forged[place] += amount
-    forged %= 1 << plan.modulus_bits
+    forged %= 1 << plan.modulus_bits(message.step)
     new = forged.astype(words.dtype)
     tag = message.tag
     if group_key is not None:
@@ -255,7 +255,7 @@ def altered(
         key = TagKey(secret, plan.spec(message.step).words)
         before, after = (key.of(integers(plan, message.step, part)) for part in (words, new))
         tag = tag_bytes((tag_number(tag) + after - before) % (1 << 128))
-    return msgspec.structs.replace(message, tag=tag), pack(new, plan.modulus_bits)
+    return msgspec.structs.replace(message, tag=tag), pack(new, plan.modulus_bits(message.step))
 
 
 # -- what it computes ---------------------------------------------
@@ -284,18 +284,18 @@ def rebuild(
     return {whose: combine({member: row[whose] for member, row in rows.items()}, threshold) for whose in members}
 
 
-def ring_sum(federation: Federation, vectors: Iterable[Words]) -> Words:
-    """The sum in the ring."""
+def ring_sum(federation: Federation, vectors: Iterable[Words], step: int = 0) -> Words:
+    """The sum in a step's ring, which is the first one's where all steps bring the same kind of vector."""
     first, *rest = vectors
     total = first.copy()
     for vector in rest:
         total += vector
-    return reduce(federation, total)
+    return reduce(federation, total, step)
 
 
-def reduce(federation: Federation, total: Words) -> Words:
-    """Modulo 2^m."""
-    reduced: Words = total & total.dtype.type((1 << federation.plan.modulus_bits) - 1)
+def reduce(federation: Federation, total: Words, step: int = 0) -> Words:
+    """Modulo a step's 2^m, see `ring_sum`."""
+    reduced: Words = total & total.dtype.type((1 << federation.plan.modulus_bits(step)) - 1)
     return reduced
 
 
@@ -335,7 +335,7 @@ def open_sum(
     plan, shown = federation.plan, shown or advertisements(federation)
     transcript = transcript_of(federation, shown)
     chain = chain_of(federation, step) if chain is None else chain
-    total = ring_sum(federation, (masked_input(federation, step, member) for member in included))
+    total = ring_sum(federation, (masked_input(federation, step, member) for member in included), step)
     for member in included:
         take_off_self_mask(federation, total, self_masks[member], step, chain)
         for other in set(shown) - set(included):
@@ -350,7 +350,7 @@ def open_sum(
                 pair=(member, other),
             )
             add_mask(total, key, suite=plan.aggregation.suite, negative=member < other)
-    return reduce(federation, total)
+    return reduce(federation, total, step)
 
 
 def without_block(federation: Federation, member: int) -> tuple[int, ...]:

@@ -140,7 +140,7 @@ def test_a_charter_derives_the_same_plan_twice_and_sums_pass_through_its_encodin
                 for block in plan.spec(step).blocks
             }
             total += encode(plan, step, values, source.bytes)[0]
-        total &= np.uint64((1 << plan.modulus_bits) - 1)
+        total &= np.uint64((1 << plan.modulus_bits(step)) - 1)
         state = course.absorb(state, step, decode(plan, step, total.astype(np.uint32), MEMBERS), MEMBERS)
         check(state)
 
