@@ -405,17 +405,16 @@ class Flood:
                     self.counts["Hello of a member"] += 1
 
     def _own(self) -> None:
-        """On the member's own line, as many as it takes: what it answers comes behind them."""
-        hello = encode_message(self._runner._protocol.hello())
+        """On the member's own line, as many as it takes, of its own charter: what it answers comes behind them."""
 
         async def fill() -> None:
-            with suppress(zmq.Again):
-                while self.kind == "own":
-                    await self._runner._line.socket.send(hello, zmq.NOBLOCK)
-                    self.counts["Hello of a member, on its own line"] += 1
+            while self.kind == "own":
+                hello = encode_message(self._runner._protocol.hello())
+                await self._runner._line.socket.send(hello)  # in turn with its answers, none of which is lost
+                self.counts["Hello of a member, on its own line"] += 1
+                await asyncio.sleep(0)
 
-        while self.kind == "own":
-            asyncio.run_coroutine_threadsafe(fill(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(fill(), self._loop).result()
 
 
 def _is_open(one: socket.socket) -> bool:
