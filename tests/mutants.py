@@ -122,6 +122,24 @@ MUTANTS = (
     ),
     # masks on a GPU
     text(
+        "a device that fails keeps nothing",
+        C + "masking/device.py",
+        "            vector.forget()\n",
+        "",
+        DEVICE_MASKS,
+        "-k",
+        "fails_keeps_nothing",
+    ),
+    text(
+        "numbers are masked a second time where a device fails",
+        P + "client.py",
+        "                except Exception as error:  # whatever it is: nothing else may be masked by these keys",
+        "                except KeyError as error:",
+        DEVICE_MASKS,
+        "-k",
+        "fails_keeps_nothing",
+    ),
+    text(
         "a device masks only what it has proven",
         C + "masking/device.py",
         "if not all(self.is_proven(bits, top, kind) for kind in {value.dtype for value in here.values()}):",
@@ -409,7 +427,7 @@ MUTANTS = (
     text(
         "a simulation remembers what came of the very same alone",
         "secure_codream/simulation/virtual/remembered.py",
-        "key = (what, *(one if isinstance(one, bytes) else id(one) for one in on))",
+        "key = (what, *(one if isinstance(one, bytes | int) else id(one) for one in on))",
         "key = (what,)",
         "tests/secure_codream/test_simulate.py",
         "-k",
@@ -1063,7 +1081,7 @@ MUTANTS = (
     text(
         "a failing record ends no private training",
         C + "privacy/training.py",
-        "                failed=failed.append,\n",
+        "                failed=lambda error: failed.append(refusals.failed(error)),\n",
         "",
         "tests/clients/test_private_training.py",
         "-k",
@@ -1095,6 +1113,15 @@ MUTANTS = (
         "tests/secure_codream/test_statement.py",
         "-k",
         "schema",
+    ),
+    text(
+        "privacy has a distillation that does no harm",
+        U + "configuration/federation.py",
+        "        own |= PRIVATE_DISTILLATION\n",
+        "        pass\n",
+        "tests/secure_codream/test_blocks_answered.py",
+        "-k",
+        "do_not_forget",
     ),
     text(
         "what was begun under the charter before is no part of a plan",

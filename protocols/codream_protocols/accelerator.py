@@ -8,14 +8,16 @@ machine is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from codream_protocols.charter import Plan
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.tag import TagKey
 
 
-class Masked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Masked:
     """A masked vector.
 
     Attributes:
@@ -25,7 +27,7 @@ class Masked(NamedTuple):
     """
 
     frame: bytes
-    product: int
+    product: int = field(repr=False)  # it tells of the vector
     replaced: int
 
 

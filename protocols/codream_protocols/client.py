@@ -43,6 +43,7 @@ from codream_protocols.course import Array, Course, Publication, Task
 from codream_protocols.discrete_gaussian import RandomBytes
 from codream_protocols.encoding import check_range, encode, integers
 from codream_protocols.errors import (
+    AggregationFailed,
     AttemptsUsed,
     BoundByVote,
     CertificateRefused,
@@ -455,7 +456,14 @@ class ClientProtocol(HoldsHistory):
             ready = self._accelerator.ready(plan, step, values, self._random)
             if ready is not None:
                 keys = epoch.keys.stream_keys(step, chain)
-                return ready.masked(keys, current.tag_key), keys
+                try:
+                    return ready.masked(keys, current.tag_key), keys
+                except Exception as error:  # whatever it is: nothing else may be masked by these keys
+                    raise AggregationFailed(
+                        f"step {step} not masked on the device ({type(error).__name__}), and its masks used up",
+                        "a device that masks what it has memory for",
+                        "start this client again, or without the device",
+                    ) from error
         vector, replaced = self._encode(plan, step, values)
         product = current.tag_key.of(integers(plan, step, vector))
         keys = epoch.keys.stream_keys(step, chain)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, doc
 from pydantic import Field, field_validator, model_validator
 
-from codream_clients.learning.settings import Learning, LearningSettings
+from codream_clients.learning.settings import PRIVATE_DISTILLATION, Learning, LearningSettings
 from codream_clients.privacy.settings import PrivacySettings
 from codream_protocols.charter import MAX_BLOCKS, MAX_EPOCHS, Aggregation, Charter, Predecessor, even_blocks
 from codream_protocols.courses.codream import ClientPrivacy, Dreams, DreamSettings
@@ -392,6 +392,8 @@ def learning_settings(federation: FederationConfig) -> LearningSettings:
     """
     # Where records are private, own images beside the dreams would be refused, and the budget is for training.
     own: dict[str, Any] = {"own_weight": 0.0, "held_back": 0.0} if federation.record_private else {}
+    if federation.privacy is not None:
+        own |= PRIVATE_DISTILLATION
     learning: Learning = check("[learning]", Learning, {**own, **federation.learning})
     return LearningSettings(**vars(learning), **{name: getattr(federation.dreams, name) for name in _FROM_DREAMS})
 

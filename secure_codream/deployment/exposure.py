@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from codream_protocols.charter import Charter, blocks_by_key, cuts
 from codream_protocols.course import Course
 from codream_protocols.identity import Roster
-from secure_codream.configuration.federation import FederationConfig, privacy_settings
+from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
 
 
 def remarks(config: FederationConfig) -> list[str]:
@@ -16,11 +16,6 @@ def remarks(config: FederationConfig) -> list[str]:
     if config.federation.course != "sums" and config.task.class_names is None:
         said.append(
             "[task] has no class_names: a client whose images name their classes will not take part without it."
-        )
-    if config.privacy is not None and "distil_lr" not in config.learning:
-        said.append(
-            "[privacy] and no distil_lr under [learning]: private clients see dreams alone in distillation, and at the "
-            "default rate forget what no dream shows; distil_lr = 0.0025 and distil_noise = 0.0 do better."
         )
     return said
 
@@ -31,7 +26,11 @@ def protection(config: FederationConfig) -> str:
     if config.privacy is not None:
         bound = privacy_settings(config.privacy)
         delta = "a tenth of one over a client's images" if bound.delta is None else f"{bound.delta:g}"
-        said.append(f"each record, epsilon {bound.epsilon:g} at delta {delta}; models need group norm, as cnn2_gn has")
+        learning = learning_settings(config)
+        said.append(
+            f"each record, epsilon {bound.epsilon:g} at delta {delta}; models need group norm, as cnn2_gn has, and "
+            f"learn from dreams with distil_lr = {learning.distil_lr:g} and distil_noise = {learning.distil_noise:g}"
+        )
     if config.dp_sgd is not None:
         said.append(
             f"each record, epsilon {config.dp_sgd.epsilon:g} at delta {config.dp_sgd.delta:g}, by noise of which each "

@@ -5,6 +5,7 @@ A call of a kernel takes 0.15 s a stream there, so vectors have few streams, and
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
@@ -31,7 +32,7 @@ from codream_protocols.charter import Plan
 from codream_protocols.client import ClientProtocol, State
 from codream_protocols.course import Task
 from codream_protocols.encoding import decode
-from codream_protocols.errors import LocalProtocolError
+from codream_protocols.errors import AggregationFailed, LocalProtocolError
 from codream_protocols.messages import MaskedInput
 from codream_protocols.packing import packed_size
 from codream_protocols.specs import Block, VectorSpec
@@ -70,10 +71,13 @@ def test_the_stream_is_chacha20(case: dict[str, Any]) -> None:
     assert found.cpu().numpy().tobytes()[64 * case["counter"] :][: len(output)] == output
 
 
-@pytest.mark.parametrize(("bits", "value_bits", "dtype"), [(13, 10, "<f4"), (21, 16, "<f4"), (25, 20, "<f8")])
-def test_a_vector_comes_out_bit_for_bit_as_on_the_processor(bits: int, value_bits: int, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("bits", "top", "dtype"),
+    [(13, 1023, "<f4"), (16, 3276, "<f4"), (21, (1 << 16) - 1, "<f4"), (25, (1 << 20) - 1, "<f8")],
+)
+def test_a_vector_comes_out_bit_for_bit_as_on_the_processor(bits: int, top: int, dtype: str) -> None:
     said: list[str] = []
-    assert masks(said).is_proven(bits, (1 << value_bits) - 1, np.dtype(dtype)), said
+    assert masks(said).is_proven(bits, top, np.dtype(dtype)), said
 
 
 def federation(accelerator: DeviceMasks, **options: Any) -> Federation:
@@ -150,6 +154,38 @@ def test_a_device_without_memory_leaves_the_vector_to_the_processor(monkeypatch:
     monkeypatch.setattr(Vector, "give_numbers", full)
     assert found.set_up() and found.step() is not None and found.finish() is not None
     assert len(said) == 1 and "no memory left" in said[0]
+
+
+@pytest.mark.parametrize(("fails", "after"), [("give_words", 0), ("_secret", 2), ("_secret", 4), ("_frame", 0)])
+def test_a_device_that_fails_keeps_nothing(fails: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the keys are taken it ends the client, too: nothing else may be masked by them, and no number was wrong."""
+    accelerator, works, begun = masks(), getattr(Vector, fails), Vector.__init__
+    kept, calls = list[torch.Tensor](), itertools.count()
+    found = federation(accelerator, suite="chacha20")
+    trusted(accelerator, found.plan)
+    assert found.set_up()
+
+    def watched(self: Vector, *arguments: Any) -> None:
+        begun(self, *arguments)
+        self._secrets = kept
+        kept.append(self._products)
+
+    def failing(*arguments: Any) -> Any:
+        done = works(*arguments)
+        if next(calls) == after:
+            raise torch.OutOfMemoryError("no memory left")
+        return done
+
+    monkeypatch.setattr(Vector, "__init__", watched)
+    monkeypatch.setattr(Vector, fails, failing)
+    client = found.clients[0]
+    values = {"count": np.ones(3), "dream": OnDevice(torch.ones(300, device=DEVICE))}
+    if fails == "give_words":
+        client.provide(found.plan.digest, 0, values)  # on the processor
+    else:
+        with pytest.raises(AggregationFailed, match="its masks used up"):
+            client.provide(found.plan.digest, 0, values)
+    assert len(kept) > 1 and not any(tensor.any() for tensor in kept)
 
 
 def test_what_does_not_fit_is_refused_before_any_key_is_taken() -> None:

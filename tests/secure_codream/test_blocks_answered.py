@@ -14,9 +14,10 @@ from codream_protocols.errors import PolicyViolation
 from codream_protocols.identity import Roster
 from codream_protocols.specs import Block
 from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import learning_settings
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.blocks_answered import BlocksAnswered
-from secure_codream.deployment.exposure import all_noised, exposures, protection, remarks
+from secure_codream.deployment.exposure import all_noised, exposures, protection
 from tests.secure_codream.small import codream, roster_of
 
 OWN = roster_of(9)[1].members[0].identity_key
@@ -238,9 +239,16 @@ def test_whoever_accepts_reads_the_bound_itself(tables: dict[str, Any], said: st
     assert protection(codream(**tables)).startswith(f"Differential privacy: {said}")
 
 
-def test_whoever_signs_privacy_is_told_of_the_rate_at_which_private_clients_forget() -> None:
-    """A first private federation, with the defaults, ended far below training alone."""
+def test_privacy_chooses_a_rate_at_which_private_clients_do_not_forget_and_says_so() -> None:
+    """A first private federation, with the usual defaults, ended far below training alone. Who names one has chosen."""
     private = {"privacy": {"epsilon": 4.0}}
-    assert any("distil_lr = 0.0025" in line for line in remarks(codream(**private)))
-    for tables in ({}, {**private, "learning": {"distil_lr": 0.02}}):  # who names a rate has chosen it
-        assert not any("distil_lr" in line for line in remarks(codream(**tables)))
+    for tables, lr, noise in (
+        ({}, 0.02, 0.3),
+        (private, 0.0025, 0.0),
+        ({**private, "learning": {"distil_lr": 0.02}}, 0.02, 0.0),
+    ):
+        config = codream(**tables)
+        settings = learning_settings(config)
+        assert (settings.distil_lr, settings.distil_noise) == (lr, noise)
+        assert config.settings["learning"]["distil_lr"] == lr, "in the charter that all accept"
+        assert (f"distil_lr = {lr:g} and distil_noise = {noise:g}" in protection(config)) is ("privacy" in tables)

@@ -193,10 +193,13 @@ def test_what_is_remembered_is_only_what_was_computed_of_the_very_same() -> None
         made.append(on)
         return len(made)
 
-    for on in ((b"a", same), (b"a", same), (b"b", same), (b"a", other), (b"a", same)):
+    for on in ((b"a", same), (bytes(bytearray(b"a")), same), (b"b", same), (b"a", other), (b"a", same)):
         remembered.once("what", on, lambda on=on: compute(on))  # type: ignore[misc]
     remembered.once("else", (b"a", same), lambda: compute("else"))
     assert made == [(b"a", same), (b"b", same), (b"a", other), "else"] and remembered.alike == 2
+    for length in ("10000", "10000", "10001"):
+        remembered.once("length", (int(length),), lambda: compute(length))  # noqa: B023 - at once
+    assert made[4:] == ["10000", "10001"] and remembered.alike == 3
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             remembered.once("fails", (), lambda: 1 // 0)

@@ -32,6 +32,15 @@ class DreamLoss(Settings):
     alpha_target: Annotated[_Weight, doc("of the target classes' cross-entropy")] = 1.0
 
 
+PRIVATE_DISTILLATION = {"distil_lr": 0.0025, "distil_noise": 0.0}
+"""Where `[privacy]` charges the records: a distillation sees dreams alone then, and at the usual rate forgets what no
+dream shows."""
+
+
+def _by_privacy(name: str) -> str:
+    return f"; {PRIVATE_DISTILLATION[name]:g} under `[privacy]` unless given, where dreams are all that is seen"
+
+
 class Learning(Settings):
     """`[learning]`: how each client dreams, trains and learns from dreams.
 
@@ -57,7 +66,7 @@ class Learning(Settings):
     batch_size: Annotated[int, Ge(2), doc("images in a step on own images")] = 32
     distil_batch_size: Annotated[int, Ge(2), doc("dreams in a step of distillation")] = 64
     lr: Annotated[_Rate, doc("rate of SGD on own images")] = 0.02
-    distil_lr: Annotated[_Rate, doc("rate of SGD on dreams")] = 0.02
+    distil_lr: Annotated[_Rate, doc("rate of SGD on dreams" + _by_privacy("distil_lr"))] = 0.02
     schedule: Annotated[Schedule, doc("the rate on own images stays, or falls to 0 as a cosine")] = "constant"
     distil_schedule: Annotated[Schedule, doc("the same of the rate on dreams")] = "constant"
     held_back: Annotated[
@@ -75,7 +84,9 @@ class Learning(Settings):
     weight_decay: Annotated[_Weight, doc("of SGD")] = 5e-4
     temperature: Annotated[_Rate, doc("of the soft labels in distillation")] = 4.0
     balanced: Annotated[bool, doc("whether own images are learnt with the balanced softmax, against label skew")] = True
-    distil_noise: Annotated[_Weight, doc("deviation of Gaussian noise on the dreams in distillation")] = 0.3
+    distil_noise: Annotated[
+        _Weight, doc("deviation of Gaussian noise on the dreams in distillation" + _by_privacy("distil_noise"))
+    ] = 0.3
     distil_shift: Annotated[_Count, doc("pixels by which each sight of a dream is moved at most in distillation")] = 0
     own_weight: Annotated[_Weight, doc("weight of the loss on own images in each step of distillation")] = 1.0
     own_statistics: Annotated[

@@ -110,14 +110,18 @@ class DeviceMasks:
     def _given(self, plan: Plan, step: int, values: Mapping[str, Any], random_bytes: RandomBytes) -> Vector:
         spec, bits, top = plan.spec(step), plan.modulus_bits(step), plan.top(step)
         vector, rounding = self._vector(spec.words, bits), StreamRounding(random_bytes, SUITE)
-        for block in spec.blocks:
-            value = values[block.name]
-            if isinstance(value, OnDevice):
-                vector.give_numbers(value.tensor, block.clip, top, rounding.key())
-            else:
-                words = np.empty(block.words, dtype=word_type(bits))
-                replaced = encode_block(block, flat_block(block, value, spec.task), words, top, rounding)
-                vector.give_words(words, replaced)
+        try:
+            for block in spec.blocks:
+                value = values[block.name]
+                if isinstance(value, OnDevice):
+                    vector.give_numbers(value.tensor, block.clip, top, rounding.key())
+                else:
+                    words = np.empty(block.words, dtype=word_type(bits))
+                    replaced = encode_block(block, flat_block(block, value, spec.task), words, top, rounding)
+                    vector.give_words(words, replaced)
+        except Exception:
+            vector.forget()
+            raise
         return vector
 
     def is_proven(self, bits: int, top: int, dtype: np.dtype[Any]) -> bool:

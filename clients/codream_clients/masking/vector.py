@@ -95,25 +95,30 @@ class Vector:
         """See `Ready`."""
         if self._end != self._count or self._packed.any():
             raise LocalProtocolError(f"{self._end} elements to mask", f"{self._count}, and once")
-        rows, limbs = tag_key.limbs
-        columns = np.ascontiguousarray(limbs.T, dtype=np.int32)
-        limbs[:] = 0
-        weights = self._secret(rows)
-        given: dict[str, Any] = {
-            "keys": self._words_of([key for key, _ in keys]),
-            "signs": torch.tensor([-1 if negative else 1 for _, negative in keys], dtype=torch.int32).to(self._device),
-            "columns": self._secret(columns),
-            "pairs": len(keys),
-        }
         try:
+            rows, limbs = tag_key.limbs
+            columns = np.ascontiguousarray(limbs.T, dtype=np.int32)
+            limbs[:] = 0
+            weights = self._secret(rows)
+            signs = [-1 if negative else 1 for _, negative in keys]
+            given: dict[str, Any] = {
+                "keys": self._words_of([key for key, _ in keys]),
+                "signs": torch.tensor(signs, dtype=torch.int32).to(self._device),
+                "columns": self._secret(columns),
+                "pairs": len(keys),
+            }
             with _on(self._device):
                 for part in self._parts:
                     self._launch({**part, **given})
             sums = self._sums(weights)
             return Masked(self._frame(), tag.joined(*sums), self._replaced_before + int(self._replaced))
         finally:
-            for secret in self._secrets:
-                secret.zero_()
+            self.forget()
+
+    def forget(self) -> None:
+        """Overwrite all that tells of the vector, or of its masks."""
+        for secret in self._secrets:
+            secret.zero_()
 
     def _launch(self, part: dict[str, Any]) -> None:
         first, last = part["start"] // tag.COLUMNS, -(-part["stop"] // tag.COLUMNS)
@@ -136,11 +141,13 @@ class Vector:
 
     def _sums(self, weights: torch.Tensor) -> tuple[Array, Array]:
         """As `TagKey.of` ends: a in limbs times X b in limbs, the lower 32 bits of these and the upper ones."""
-        low, high = self._products & ((1 << tag.HALF_BITS) - 1), self._products >> tag.HALF_BITS
-        weighed = [weights[:, :, None] * half[:, None, :] for half in (low, high)]
-        self._secrets += [low, high, *weighed]
-        first, second = (one.sum(dim=0).cpu().numpy() for one in weighed)
-        return first, second
+        sums = list[Array]()
+        for half in (self._products & ((1 << tag.HALF_BITS) - 1), self._products >> tag.HALF_BITS):
+            self._secrets.append(half)
+            weighed = weights[:, :, None] * half[:, None, :]
+            self._secrets.append(weighed)
+            sums.append(weighed.sum(dim=0).cpu().numpy())
+        return sums[0], sums[1]
 
     def _frame(self) -> bytes:
         packed = self._packed.cpu().numpy().view("<u2")

@@ -423,7 +423,7 @@ class Ledger:
     def _goes_on(self, by: Spender) -> bool:
         """Whether some process is that spender."""
         try:
-            lease = os.open(self._lock_of(by), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            lease = os.open(self._lock_of(by), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:

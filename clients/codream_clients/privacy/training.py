@@ -105,7 +105,7 @@ class PrivateTraining:
             if reached is not None:
                 averaged.go_on(dict(reached))
 
-            failed: list[Exception] = []
+            failed: list[str] = []  # words alone: an error holds on to all tensors of its pass
 
             def after(steps: int) -> None:
                 averaged.take(done + steps)
@@ -120,11 +120,11 @@ class PrivateTraining:
                 stream=self._noise.stream(number),
                 device=self._device,
                 after=after,
-                failed=failed.append,
+                failed=lambda error: failed.append(refusals.failed(error)),
             )
             if failed:
                 warnings.warn(
-                    f"the model fails at records ({refusals.failed(failed[0])}), {len(failed)} times in "
+                    f"the model fails at records ({failed[0]}), {len(failed)} times in "
                     f"{charge.steps - done} steps; each of them counted as zero, and nobody else is told",
                     RecordsFailed,
                     stacklevel=2,

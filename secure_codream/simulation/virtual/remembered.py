@@ -45,10 +45,10 @@ class Remembered:
 
         Args:
             what: names it.
-            on: what it hangs on: bytes by their value, all else only if it is the very same object.
+            on: what it hangs on: bytes and numbers by their value, all else only if it is the very same object.
             compute: computes it.
         """
-        key = (what, *(one if isinstance(one, bytes) else id(one) for one in on))
+        key = (what, *(one if isinstance(one, bytes | int) else id(one) for one in on))
         known = self._outcomes.get(key)
         if known is not None:
             self.alike += 1
