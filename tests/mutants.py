@@ -720,8 +720,8 @@ MUTANTS = (
     text(
         "each piece is worked on once",
         U + "deployment/cores.py",
-        "            for piece in left:",
-        "            for piece in range(pieces):",
+        "        left, taking = iter(range(pieces)), Lock()\n\n        def take() -> None:\n",
+        "        taking = Lock()\n\n        def take() -> None:\n            left = iter(range(pieces))\n",
         "tests/secure_codream/test_cores.py",
     ),
     text(

@@ -73,7 +73,7 @@ def audit_ring(course: DPSGD, *, members: int, runs: int, confidence: float, see
         blocks=even_blocks(members, aggregation.colluders),
     )
     plan, honest = first_plan(charter, course), charter.least_honest
-    random, ring = SeededBytes(seed, "audit of the ring"), np.uint64((1 << plan.modulus_bits(0)) - 1)
+    random = SeededBytes(seed, "audit of the ring")
 
     def vector(member: int, step: int, values: Array | None) -> Array:
         """What a member sends before its mask; none of those that collude is silent."""
@@ -84,6 +84,7 @@ def audit_ring(course: DPSGD, *, members: int, runs: int, confidence: float, see
     def score(learner: DPSGDLearner) -> float:
         state, found = course.start(bytes(32), 0, None), 0.0
         for step in range(settings.steps):
+            ring = np.uint64((1 << plan.modulus_bits(step)) - 1)
             own = learner.compute(course.task(state, step), plan.spec(step))[GRADIENT]
             sent = [vector(member, step, None if member else own).astype(np.uint64) for member in range(members)]
             opened = np.asarray(np.sum(sent, axis=0, dtype=np.uint64) & ring)

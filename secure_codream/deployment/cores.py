@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from threading import Lock
 
 from codream_protocols import cores, spans
 
@@ -24,10 +25,14 @@ class _Threads:
         self._threads, self._pool = threads, pool
 
     def __call__(self, pieces: int, work: cores.Work) -> None:
-        left = iter(range(pieces))
+        left, taking = iter(range(pieces)), Lock()
 
         def take() -> None:
-            for piece in left:
+            while True:
+                with taking:
+                    piece = next(left, None)
+                if piece is None:
+                    return
                 work(piece)
 
         helper, helpers = spans.carried(take), list[Future[None]]()
