@@ -175,12 +175,8 @@ class Histories:
             self.world.published(some.machine, some.public.members, lie)
             for lie in ((0, 1) if self.world.played else (0,))
         ]
-        shelf = list(scene.shelf)
-        for message, frames in told:
-            public = copy.copy(some.public)
-            public.links, public.steps, public.frames = [*public.links], [*public.steps], [*public.frames]
-            public.absorb(message.members, frames[0], message.tag)
-            shelf.append(public)
+        after = [some.public.after(message.members, frames[0], message.tag) for message, frames in told]
+        shelf = [*scene.shelf, *after]
         for chosen in product((None, *range(len(told))), repeat=len(masked)):
             nodes = {**scene.nodes, **joined, **sealed, **masked}
             for (member, node), number in zip(masked.items(), chosen, strict=True):
