@@ -160,8 +160,8 @@ MUTANTS = (
     text(
         "keys and products are erased from a device",
         C + "masking/vector.py",
-        "                secret.zero_()\n",
-        "                pass\n",
+        "        for secret in self._secrets:\n            secret.zero_()\n",
+        "",
         DEVICE_MASKS,
         "-k",
         "sums_with_those",
@@ -1376,7 +1376,7 @@ MUTANTS = (
     text(
         "virtual client remembers what was never checked",
         U + "simulation/virtual/remembered.py",
-        "key = (what, *(one if isinstance(one, bytes) else id(one) for one in on))",
+        "key = (what, *(one if isinstance(one, bytes | int) else id(one) for one in on))",
         "key = (what,)",
         "tests/secure_codream/test_simulate.py",
         "-k",
