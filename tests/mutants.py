@@ -1124,6 +1124,15 @@ MUTANTS = (
         "who_succeeds",
     ),
     text(
+        "whose place was taken plans anew",
+        C + "privacy/ledger.py",
+        "                self._append(Planned(by, (), _now()))",
+        "                self._append(Ended(by, _now()))",
+        "tests/clients/test_ledger.py",
+        "-k",
+        "place_was_taken",
+    ),
+    text(
         "what a process goes on with stays reserved",
         C + "privacy/ledger.py",
         "self._accounts[by].open and not self._goes_on(by)]",
