@@ -222,6 +222,26 @@ def test_who_succeeds_takes_the_place_of_what_was_reserved_before_unless_that_go
             assert [len(account.open) for account in second.accounts.values()] == [0, 1, len(second.own.open)]
 
 
+def test_whose_place_was_taken_plans_anew_when_it_comes_back_or_is_refused(path: Path) -> None:
+    """A charter may be gone back to: it had reserved nothing then, and anybody could take what the rest needs."""
+    with opened(path, run="first") as first:
+        first.plan([HISTOGRAM, ROUND, ROUND])
+        first.reserve(HISTOGRAM)
+    with opened(path, run="second") as second, structlog.testing.capture_logs() as logs:
+        second.plan([ROUND], succeeds=True)
+    assert [(log["event"], log["charges"]) for log in logs] == [("privacy-ledger-gives-back-for-successor", 2)]
+    with opened(path, run="first") as first:
+        assert not first.own.open
+        first.plan([HISTOGRAM, ROUND, ROUND], succeeds=True)
+        assert first.own.open == [ROUND, ROUND] and len(first.charges) == 3
+    with opened(path, run="second") as second:
+        second.plan([ROUND] * 20, spare=20, succeeds=True)
+        with opened(path, federation="another") as other:
+            other.plan([ROUND] * 20, spare=20)  # all that is left
+    with opened(path, run="first") as first, pytest.raises(BudgetExceeded):
+        first.plan([HISTOGRAM, ROUND, ROUND])
+
+
 def test_a_release_is_written_down_once(path: Path) -> None:
     with opened(path) as ledger:
         ledger.released(ROUND)  # of a charge that is none

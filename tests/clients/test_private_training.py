@@ -3,6 +3,7 @@
 import copy
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from torch.nn import functional
 from codream_clients.data import augmentation
 from codream_clients.data.datasets import LabelledImages, pool
 from codream_clients.learning.training import TrainingError
+from codream_clients.models.passes import in_parts
 from codream_clients.models.zoo import build
 from codream_clients.privacy import releases
 from codream_clients.privacy import training as private_training
@@ -195,13 +197,87 @@ def test_a_record_that_a_model_fails_at_counts_as_zero_and_takes_no_other_with_i
     data = images(24)
     bright = LabelledImages(np.full_like(data.images[:1], 99.0), data.labels[:1], 10)
     kept = LabelledImages(data.images[:others], data.labels[:others], 10)
-    plan, found = plan_for(mode=mode, physical_batch=5, lr=1.0), list[Exception]()
+    plan, found = plan_for(mode=mode, physical_batch=5, lr=1.0), list[str]()
     moved = train(FailsAtBright(backward=backward), pool([bright, kept]), plan, steps=2, failed=found.append)
     expected = train(FailsAtBright(), kept, plan, steps=2) if others else torch.zeros(len(moved))
     assert torch.allclose(moved, expected, atol=1e-7) and (not others or float(moved.norm()) > 0.1)
-    assert [str(error) for error in found] == ["such a pixel"] * 2
+    assert found == ["ValueError: such a pixel"] * 2
     with pytest.raises(ValueError, match="such a pixel"):
         train(FailsAtBright(backward=backward), pool([bright, kept]), plan)
+
+
+class RaisedWithPass(ValueError):
+    """Holds, as any error with its frames does, the tensors of the pass that failed."""
+
+    def __str__(self):
+        raise RuntimeError("no words either")
+
+
+def seen(raised):
+    """Such an error, which nothing here holds; not even the frame that raises it."""
+    error = RaisedWithPass()
+    raised.append(weakref.ref(error))
+    return error
+
+
+class CountsErrors(FailsAtBright):
+    """Counts, as it fails, which of its earlier errors are still there."""
+
+    def __init__(self):
+        super().__init__()
+        self.raised, self.outlived = [], 0
+
+    def forward(self, given):
+        if (given > 90).any():
+            self.outlived += sum(error() is not None for error in self.raised)
+            raise seen(self.raised)
+        return super().forward(given)
+
+
+def test_no_error_outlives_the_part_that_failed():
+    """Neither as what was found nor as the context of the next one: each holds all tensors of its pass."""
+    data, found, network = images(24), list[str](), CountsErrors()
+    data.images[3] = 99.0
+    train(network, data, plan_for(physical_batch=8), steps=3, failed=found.append)
+    assert found == ["RaisedWithPass"] * 3 and len(network.raised) == 12
+    assert network.outlived == 0 and all(error() is None for error in network.raised)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_is_wanting_is_no_records_failure(error):
+    """It ends the training: counted as records', it would leave out whoever stands in a batch by then."""
+    network, found = FailsAtBright(), list[str]()
+    network.first.register_forward_pre_hook(lambda layer, given: fails_with(error))
+    with pytest.raises(type(error)):
+        train(network, images(24), plan_for(), failed=found.append)
+    assert not found
+    with pytest.raises(type(error)):
+        list(in_parts(lambda part: fails_with(error), 3, 2))
+
+
+def fails_with(error):
+    raise error
+
+
+def test_parts_go_on_without_the_error_of_the_one_before():
+    raised, outlived = list[weakref.ref[RaisedWithPass]](), list[object]()
+
+    def work(part):
+        outlived.extend(error() for error in raised)
+        if part.start <= 3 < part.stop:
+            raise seen(raised)
+        return part.start
+
+    found = [each for _, each in in_parts(work, 8, 8)]
+    assert found.count(None) == 1 and len(raised) == 4 and not any(outlived)
 
 
 def test_a_training_in_which_records_fail_ends_as_ever_and_tells_its_own_site(tmp_path):

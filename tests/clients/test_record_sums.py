@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,6 +99,42 @@ def test_a_record_that_is_not_finite_or_that_fails_takes_no_other_with_it(neares
         data.images[-1, 0, 0, 0] = pixel
         found = sums(model, data).draw(noise)
         assert np.array_equal(found, without)
+
+
+def test_memory_that_is_wanting_ends_a_step_and_a_records_error_is_not_kept() -> None:
+    raised, outlived = list[Any](), list[object]()
+
+    class Wanting(MemoryError):
+        pass
+
+    class Odd(KeyError):
+        pass
+
+    class Fails(nn.Module):
+        error: type[Exception] = Wanting
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            if (batch > 90).any():
+                outlived.extend(error() for error in raised)
+                raise self.seen()
+            return self.inner(batch)  # type: ignore[no-any-return]
+
+        def seen(self) -> Exception:
+            error = self.error()
+            raised.append(weakref.ref(error))
+            return error
+
+    model, data = Fails(), images(9)
+    data.images[3, 0, 0, 0] = 99.0
+    with pytest.raises(MemoryError):
+        sums(model, data).draw(noise_for(model))
+    model.error = Odd
+    sums(model, data).draw(noise_for(model))
+    assert len(raised) == 5 and not any(outlived)
 
 
 def test_features_are_computed_once_and_change_no_sum(nearest: None, monkeypatch: pytest.MonkeyPatch) -> None:

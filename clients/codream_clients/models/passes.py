@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from codream_clients.models import refusals
+
 Result = TypeVar("Result")
 
 
@@ -26,7 +28,7 @@ def in_parts(work: Callable[[slice], Result], count: int, size: int) -> Iterator
     """What `work` gives for parts of `count` images, in order; none has more than `size`.
 
     Where it fails, each half is asked for, and of one image that it fails at comes None: such a one takes no other with
-    it.
+    it. Raises what is of no image (`refusals.of_an_image`).
     """
     for start in range(0, count, size):
         yield from _by_halves(work, slice(start, min(start + size, count)))
@@ -35,12 +37,16 @@ def in_parts(work: Callable[[slice], Result], count: int, size: int) -> Iterator
 def _by_halves(work: Callable[[slice], Result], part: slice) -> Iterator[tuple[slice, Result | None]]:
     try:
         found = work(part)
-    except Exception:  # whatever a model of one's own raises
-        if part.stop - part.start == 1:
-            yield part, None
-            return
-        middle = (part.start + part.stop + 1) // 2
-        yield from _by_halves(work, slice(part.start, middle))
-        yield from _by_halves(work, slice(middle, part.stop))
+    except Exception as error:  # whatever a model of one's own raises
+        if not refusals.of_an_image(error):
+            raise
     else:
         yield part, found
+        return
+    # Behind the `except`: an error holds all tensors of its pass.
+    if part.stop - part.start == 1:
+        yield part, None
+        return
+    middle = (part.start + part.stop + 1) // 2
+    yield from _by_halves(work, slice(part.start, middle))
+    yield from _by_halves(work, slice(middle, part.stop))

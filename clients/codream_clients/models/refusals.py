@@ -7,6 +7,9 @@ from codream_clients.own_parts import OwnPartError
 GIVEN = "the model given"
 MOST_WORDS = 200
 
+NO_MEMORY = r"out of memory|not enough memory|can't allocate memory|bad_alloc|ALLOC_FAILED"
+"""What torch's allocators and libraries say."""
+
 MEANINGS = (
     (r"to have \d+ channels, but got \d+", "the first layer must take the channels that the task's images have"),
     (r"mat1 and mat2 shapes", "a linear layer must fit the images: nn.AdaptiveAvgPool2d in front, or its sizes anew"),
@@ -48,8 +51,18 @@ class ModelRefused(OwnPartError):
     """A model that cannot take part; the text says what was found and what to write instead."""
 
 
+def of_an_image(error: Exception) -> bool:
+    """Whether what a model raises may be of an image that it was given; that memory is wanting is of the machine."""
+    if isinstance(error, RuntimeError):
+        return re.search(NO_MEMORY, failed(error)) is None
+    return not isinstance(error, MemoryError)
+
+
 def failed(error: BaseException) -> str:
     """An error in a line, and what to do where that is known."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # whose own text fails, too
+        text = ""
     said = f"{type(error).__name__}: {text[:MOST_WORDS]}" if text else type(error).__name__
     return next((f"{said}; {meaning}" for pattern, meaning in MEANINGS if re.search(pattern, text)), said)

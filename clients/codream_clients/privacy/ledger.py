@@ -171,7 +171,8 @@ class Ledger:
             charges: in order.
             spare: of how many of the last ones as many are reserved as fit, and none is missed.
             succeeds: whether it follows other runs of the same member in the same federation: then it takes the place
-                of what they had reserved, too, unless another process goes on with them.
+                of what they had reserved, too, unless another process goes on with them, and the log says so. Such a
+                run plans anew when it comes back.
 
         Raises:
             BudgetExceeded: with it the ledger would pass the budget; nothing has changed.
@@ -190,7 +191,14 @@ class Ledger:
                 self._check_fits(beside, planned[:surely], f"all that {self._by.federation!r} plans")
                 self._append(Planned(self._by, tuple(planned), _now()))
             for by in before:  # after the own: a crash between them leaves too much reserved, and never too little
-                self._append(Ended(by, _now()))
+                structlog.get_logger().warning(
+                    "privacy-ledger-gives-back-for-successor",
+                    path=str(self._path),
+                    run=by.run,
+                    charges=len(self._accounts[by].open),
+                )
+                # Not `Ended`, after which a run reserves nothing any more: who comes back plans anew, or is refused.
+                self._append(Planned(by, (), _now()))
 
     def with_plan(
         self, charges: Sequence[SampledGaussian], *, spare: int = 0, succeeds: bool = False

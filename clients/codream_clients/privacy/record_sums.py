@@ -6,7 +6,8 @@ noise is not added here: the protocol does, also where all this fails.
 
 One record more or less moves the sum by its own rounded vector and by nothing else. So as many images go through the
 model in every pass (`models.passes`). A record whose gradient is not finite counts as zero, as in `training`; so does
-one that the model fails at, and no other with it: a batch that fails is divided until the record stands alone. What is
+one that the model fails at, and no other with it: a batch that fails is divided until the record stands alone. That
+memory is wanting is of no record, and ends the step: the client sends noise alone, and its own log says why. What is
 fixed in front of a model (`models.fronts`) gives each record its features once. Sampling, rounding, how images vary and
 what layers draw come from a stream under a key of the operating system that is kept nowhere: after a restart all of it
 is drawn anew.
@@ -27,6 +28,7 @@ from torch.nn import functional
 
 from codream_clients.data.augmentation import augment_batch
 from codream_clients.data.datasets import LabelledImages
+from codream_clients.models import refusals
 from codream_clients.models.fronts import without_front
 from codream_clients.models.passes import filled
 from codream_clients.privacy.noise import Stream
@@ -85,6 +87,7 @@ class RecordSums:
         if not len(chosen):
             return
         images = augment_batch(self._images[torch.from_numpy(chosen)], self._augment, self._stream.generator())
+        found = None
         try:
             found = _record_gradients(
                 self._model,
@@ -92,14 +95,16 @@ class RecordSums:
                 filled(images, PHYSICAL_BATCH),
                 filled(self._labels[torch.from_numpy(chosen)], PHYSICAL_BATCH),
             )
-        except Exception:  # whatever a model of one's own raises
-            if len(chosen) > 1:
-                for half in np.array_split(chosen, 2):
-                    yield from self._gradients(weights, half)
-            return
+        except Exception as error:  # whatever a model of one's own raises
+            if not refusals.of_an_image(error):
+                raise
         finally:
             self._model.zero_grad(set_to_none=True)
-        yield found[: len(chosen)]
+        if found is not None:
+            yield found[: len(chosen)]
+        elif len(chosen) > 1:  # behind the `except`: an error holds all tensors of its pass
+            for half in np.array_split(chosen, 2):
+                yield from self._gradients(weights, half)
 
 
 @contextmanager

@@ -12,10 +12,10 @@ it may be the mean of the iterates (`averaged`), which are all accounted for as 
 The loss is the balanced softmax of `training`, with the noisy histogram: of the records it sees each one's own image
 and label alone, so a record's gradient depends on no other record. A gradient that is not finite counts as zero: no
 clipping bounds it, and the failure that it causes would tell that its record is there. So does that of a record which
-the model fails at, and no other with it: a part of a batch that fails is divided until the record stands alone. How
-images vary, and what layers draw, comes from the source of the noise too: who knew those draws, which go to records by
-their place in a batch, would see one record more or less shift those of all behind it. Classes that the histogram calls
-unseen count as one image, since a record may be of one.
+the model fails at, and no other with it: a part of a batch that fails is divided until the record stands alone. That
+memory is wanting is of no record, and ends the training. How images vary, and what layers draw, comes from the source
+of the noise too: who knew those draws, which go to records by their place in a batch, would see one record more or less
+shift those of all behind it. Classes that the histogram calls unseen count as one image, since a record may be of one.
 """
 
 import copy
@@ -105,7 +105,7 @@ class PrivateTraining:
             if reached is not None:
                 averaged.go_on(dict(reached))
 
-            failed: list[str] = []  # words alone: an error holds on to all tensors of its pass
+            failed: list[str] = []
 
             def after(steps: int) -> None:
                 averaged.take(done + steps)
@@ -120,7 +120,7 @@ class PrivateTraining:
                 stream=self._noise.stream(number),
                 device=self._device,
                 after=after,
-                failed=lambda error: failed.append(refusals.failed(error)),
+                failed=failed.append,
             )
             if failed:
                 warnings.warn(
@@ -168,13 +168,14 @@ def private_sgd(
     stream: Stream,
     device: torch.device,
     after: Callable[[int], object] = lambda steps: None,
-    failed: Callable[[Exception], object] | None = None,
+    failed: Callable[[str], object] | None = None,
 ) -> None:
     """`steps` steps of DP-SGD in place; reserves nothing. Raises `TrainingError` for weights that are not finite.
 
     The plan's mode is "hooks" or "ghost". From `stream` come the choice of records, the noise, how images vary, and
-    what layers draw. `after` is called with the number of steps that are done; `failed` with what the model raises at a
-    record, which then counts as zero: without it, as where a model is tried, that is raised.
+    what layers draw. `after` is called with the number of steps that are done; `failed` with the text of what the model
+    raises at a record, which then counts as zero: without it, as where a model is tried, that is raised. So is always
+    what is of no record, as that memory is wanting.
     """
     settings = plan.settings
     images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
@@ -229,23 +230,26 @@ def private_sgd(
         try:
             gradients(inputs, targets)
         except Exception as error:  # whatever a model of one's own raises
-            if failed is None:
+            if failed is None or not refusals.of_an_image(error):
                 raise
-            hooks.cleanup()  # what a pass that failed half-way left there would be the next one's
-            for layer in network.modules():
-                for left in ("activations", "max_batch_len"):
-                    vars(layer).pop(left, None)
-            hooks = attached()
-            optimiser.original_optimizer.zero_grad(set_to_none=True)
-            if len(inputs) > 1:
-                for half in zip(inputs.tensor_split(2), targets.tensor_split(2), strict=True):
-                    add_up(*half)
-            else:
-                failed(error)
+            said = refusals.failed(error)
+        else:
+            optimiser.signal_skip_step(True)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
             return
-        optimiser.signal_skip_step(True)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        # Behind the `except`: an error holds all tensors of its pass, and what comes after it would hold the error.
+        hooks.cleanup()  # what a pass that failed half-way left there would be the next one's
+        for layer in network.modules():
+            for left in ("activations", "max_batch_len"):
+                vars(layer).pop(left, None)
+        hooks = attached()
+        optimiser.original_optimizer.zero_grad(set_to_none=True)
+        if len(inputs) > 1:
+            for half in zip(inputs.tensor_split(2), targets.tensor_split(2), strict=True):
+                add_up(*half)
+        else:
+            failed(said)
 
     try:
         with warnings.catch_warnings():
