@@ -170,6 +170,16 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def is_locked(descriptor: int) -> bool:
+    """Whether somebody holds the file; nothing is taken but for as long as this look lasts, and reading is enough."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    unlock(descriptor)
+    return False
+
+
 def unlock(descriptor: int) -> None:
     """Let go of the file that `try_lock` holds."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -80,7 +80,11 @@ def open_ledger(
     if index is not None:
         _require_known(earlier_parts(client), index)
     ledger = Ledger.open(
-        path, by=spender(client, federation, images), budget=budget, anchor=anchor_path(client), memory=index
+        path,
+        by=spender(client, federation, images, plan.charter),
+        budget=budget,
+        anchor=anchor_path(client),
+        memory=index,
     )
     try:
         if took_part:
@@ -207,22 +211,25 @@ class Continued(TypedDict):
 def continued(plan: Planned, federation: FederationConfig) -> Continued:
     """A charter that follows another reserves in its place, and as many of its spare rounds as still fit.
 
-    All of a first charter's must fit. Of one that follows, failed rounds and the noise of another roster may have taken
+    So does, of the former, one that is begun anew without a word of another, where its charges are its own alone. All
+    of a first charter's must fit. Of one that follows, failed rounds and the noise of another roster may have taken
     what its spare ones would need, and without those it can end all the same.
     """
     follows = federation.predecessor is not None
-    return {"spare": plan.spare if follows else 0, "succeeds": follows}
+    return {"spare": plan.spare if follows else 0, "succeeds": follows or bool(plan.charter)}
 
 
-def spender(client: ClientConfig, federation: FederationConfig, images: LabelledImages) -> Spender:
+def spender(
+    client: ClientConfig, federation: FederationConfig, images: LabelledImages, charter: bytes = b""
+) -> Spender:
     """As whom the client charges its training on these images: other settings or images are another run.
 
-    Where each step or sum is a charge, and nothing that was released is kept, so is a charter that follows another:
-    what was begun under the one before is no part of what is planned now.
+    `charter` is the plan's. Where each step or sum is a charge, and nothing that was released is kept, another charter
+    is another run, too: what was begun under any other is no part of what is planned now.
     """
     run = f"{federation.recipe.hex()}|{client.model}|{client.seed}|{digest_of(images)}"
-    if federation.predecessor is not None and federation.privacy is None:
-        run += f"|{federation.predecessor.charter}"
+    if charter:
+        run += f"|{charter.hex()}"
     return Spender(federation.federation.name, client.name, hashlib.sha256(run.encode()).hexdigest())
 
 

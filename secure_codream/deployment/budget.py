@@ -109,7 +109,8 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
         plan, training = _planned(folder, federation, own, len(whole if sums else train))
     charged_on = whole if sums else charged_images(plan, train, judge)
     budget, path = own_budget(client, plan), ledger_path(folder / "privacy.jsonl", client)
-    ledger = Ledger.look(path, by=spender(client, federation, charged_on), budget=budget, anchor=anchor_path(client))
+    by = spender(client, federation, charged_on, plan.charter)
+    ledger = Ledger.look(path, by=by, budget=budget, anchor=anchor_path(client))
     charged = () if ledger is None else ledger.charges
     together = plan.charges if ledger is None else ledger.with_plan(plan.charges, **continued(plan, federation))
     begun = ledger is not None and bool(ledger.own.begun)

@@ -76,7 +76,8 @@ DEALT_OUT = (
 )
 SHARED_NOISE = (
     "clients that add no noise, or reveal theirs, beyond the stated number: nobody can see a missing share, so the "
-    "claim stands on masks and on who really adds noise"
+    "claim stands on masks and on who really adds noise; what earlier charters and other federations have charged to "
+    "the same ledger holds against as many as theirs said"
 )
 FIRST_WEIGHTS = "weights that a model came with, if they were trained on the same records: nobody can see that"
 ANOTHER_RUN = "runs on the same data that are charged to another ledger, or to none, as comparisons are"
@@ -133,7 +134,9 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
         clip: L2 bound of a record's gradient; None where no gradients are noised.
         sums: whether noised sums of clients' vectors are all that protects them; a client's own model is none of it.
         by_colluders: of noise of the ring, epsilon of the whole plan where 0, 1, 2, ... other clients reveal their
-            shares, or add none; each client knows its own, so that against clients one more is to be counted.
+            shares, or add none; each client knows its own, so that against clients one more is to be counted. As if all
+            rounds were under this charter: rosters of earlier ones are not known.
+        earlier: how many of its rounds were under earlier charters, whose charges hold against as many as those said.
         weights: where the model's first weights come from; empty where nobody was asked.
         unit, neighbours, mechanism, sampling, randomness: in words.
     """
@@ -141,6 +144,7 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
     members: list[MemberSpending]
     clip: Positive | None
     by_colluders: list[Amount] = []
+    earlier: Count = 0
     sums: bool = False
     weights: str = ""
     unit: str = "one record of a client's training data"
@@ -158,7 +162,8 @@ class ClientLevel(msgspec.Struct, frozen=True, kw_only=True):
         noise_multiplier: of the fewest honest survivors' noise together, over the sensitivity.
         steps: sums that carry the noise.
         by_colluders: epsilon of the whole plan where 0, 1, 2, ... clients reveal their shares; a member knows its own,
-            so that against members one more is to be counted.
+            so that against members one more is to be counted. As if all rounds were under this charter.
+        earlier: see `RecordLevel`.
         clips: L2 bounds, by what they bound.
         honest_shares: how many shares make up that noise.
         excess_noise: variance with the whole roster, over what the promise needs.
@@ -173,6 +178,7 @@ class ClientLevel(msgspec.Struct, frozen=True, kw_only=True):
     mechanism: str
     steps: Count | None = None
     by_colluders: list[Amount] = []
+    earlier: Count = 0
     clips: dict[str, float] = {}
     honest_shares: Count | None = None
     excess_noise: Amount | None = None
@@ -238,7 +244,7 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
         """Whom noise that clients share protects against."""
         return (
             f"the server and up to {counted(self.colluders, 'client')} colluding with it (a client that looks for "
-            "itself is one), as long as the others add their noise and keep it secret"
+            "itself is one), as long as the others add their noise and keep it secret" + _of_earlier(self.record)
         )
 
     @property
@@ -262,11 +268,19 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
                 f"Each client as a whole is protected with epsilon {self.client.spent:.3g} at delta "
                 f"{self.client.delta:.2g}, also against the server"
                 + (f" and {self.colluders} colluding with it" if self.colluders else "")
+                + _of_earlier(self.client)
             )
         if self.uncharged:
             parts.append(f"WITHOUT A BOUND, some of the same images were used by {'; '.join(self.uncharged)}")
         refuted = self.audit is not None and bool(self.audit.refuted)
         return ". ".join(parts) + (". THE AUDIT REFUTES THE CLAIM." if refuted else ".")
+
+
+def _of_earlier(level: RecordLevel | ClientLevel | None) -> str:
+    """Whom earlier charters' rounds are protected against; this one says nothing of those."""
+    if level is None or not level.earlier:
+        return ""
+    return f"; in {counted(level.earlier, 'round')} under earlier charters, against as many as those said"
 
 
 def ring_level(
@@ -281,6 +295,7 @@ def ring_level(
         members=[member_spending(*member) for member in members],
         clip=course.settings.max_grad_norm,
         by_colluders=[plan.epsilon_with(smallest - revealed) for revealed in range(smallest)],
+        earlier=plan.earlier,
         mechanism=(
             "DP-SGD through the ring: each gradient clipped, and rounded within its norm (Kairouz, Liu and Steinke, "
             f"ICML 2021), and discrete Gaussian noise of which {plan.honest} clients' shares are the whole"
@@ -301,6 +316,7 @@ def sums_level(
         members=[member_spending(*member) for member in members],
         clip=None,
         by_colluders=[plan.epsilon_with(smallest - revealed) for revealed in range(smallest)],
+        earlier=plan.earlier,
         sums=True,
         mechanism=(
             "noised sums of clients' vectors: with one record more or less a client sends another vector, which costs "
@@ -343,6 +359,7 @@ def client_level(stated: ClientPrivacyStatement) -> ClientLevel:
         honest_shares=stated.honest_shares,
         excess_noise=stated.excess_noise,
         by_colluders=list(stated.epsilon_by_colluders),
+        earlier=stated.earlier,
         unit=stated.unit,
         neighbours=stated.neighbours,
     )

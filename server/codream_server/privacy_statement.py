@@ -29,7 +29,9 @@ class ClientPrivacyStatement:
         honest_shares: how many shares make up that noise: those of the fewest honest members of any sum.
         colluders: clients that may reveal their own shares to the server.
         epsilon_by_colluders: what the whole plan costs where 0, 1, 2, ... clients, up to all but one of the smallest
-            sum, reveal their shares. A member knows its own: against members one more is to be counted.
+            sum, reveal their shares. A member knows its own: against members one more is to be counted. As if all
+            rounds were under this charter.
+        earlier: how many of its rounds were under earlier charters, whose rosters it does not know.
         excess_noise: variance in a sum over the whole roster, over the variance that the promise needs.
         update_norm, logit_norm: Euclidean bounds, in units of the clips; None where nothing of the kind is sent.
         vote_norm: that of a client's votes, which each client's have; None where there are none.
@@ -45,6 +47,7 @@ class ClientPrivacyStatement:
     honest_shares: int
     colluders: int
     epsilon_by_colluders: tuple[float, ...]
+    earlier: int
     excess_noise: float
     update_norm: float | None
     logit_norm: float | None
@@ -75,6 +78,7 @@ def client_privacy_statement(
             epsilon_of(rho * honest / (honest + charter.aggregation.colluders - revealed), privacy.delta)
             for revealed in range(honest + charter.aggregation.colluders)
         ),
+        earlier=charter.earlier,
         excess_noise=charter.members / honest,
         update_norm=privacy.update_norm,
         logit_norm=privacy.logit_norm,

@@ -315,6 +315,42 @@ def test_one_spender_is_one_process(path: Path, other: bool) -> None:
     opened(path).close()  # free again
 
 
+def test_a_lock_that_was_removed_is_made_again_or_another_has_it(path: Path) -> None:
+    """Else a successor thinks that nobody goes on, and two may be one spender."""
+    with opened(path) as first:
+        locks = list(path.parent.glob("*.lock"))
+        for lock in locks:
+            lock.unlink()
+        with structlog.testing.capture_logs() as logs:
+            first.plan([ROUND])
+            first.reserve(ROUND)
+        assert [log["event"] for log in logs] == ["privacy-ledger-lock-was-removed"]
+        with opened(path, run="second") as second:
+            assert second._goes_on(first._by)
+        with pytest.raises(LedgerBusy):
+            opened(path)
+        locks[0].unlink()
+        with opened(path):
+            for _ in range(2):
+                with pytest.raises(LedgerBusy, match="in another process"):
+                    first.reserve(ROUND)
+
+
+def test_whoever_looks_takes_no_lock_and_writes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two who look, neither is a process that goes on; and a look needs no right to write."""
+    with opened(path) as first:
+        first.plan([ROUND])
+    (lock,) = path.parent.glob("*.lock")
+    lock.chmod(0o400)
+    with lock.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        flags, opening = list[int](), os.open
+        monkeypatch.setattr(os, "open", lambda where, how, *mode: flags.append(how) or opening(where, how, *mode))
+        found = Ledger.look(path, by=Spender("example", "alice", "second"), budget=BUDGET)
+        assert found is not None and found.with_plan([ROUND], succeeds=True) == (ROUND,)
+    assert flags and not any(how & (os.O_WRONLY | os.O_RDWR) for how in flags)
+
+
 def test_who_holds_the_ledger_too_long_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the operating system, which frees the lock when a process dies, however it dies."""
     monkeypatch.setattr(turns, "PATIENCE", 0.0)

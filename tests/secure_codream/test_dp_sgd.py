@@ -37,7 +37,7 @@ from secure_codream.experiments import known_features
 from secure_codream.experiments.cell import problem_of
 from secure_codream.experiments.grid import read_grid
 from secure_codream.experiments.registry import USUAL_RING, find
-from secure_codream.reports.statement import read_statement, write_statement
+from secure_codream.reports.statement import read_statement, ring_level, write_statement
 from secure_codream.simulation.in_process import Simulation
 from tests.secure_codream.small import roster_of
 from tests.secure_codream.test_crashes_under_privacy import Fuse, Killed
@@ -294,6 +294,10 @@ def test_the_statement_has_the_ring_and_who_might_undo_it(digits: Any, tmp_path:
     assert member.spent == pytest.approx(plan.epsilon_with(3)) and member.persons[20] > member.persons[2] > 8
     table = statement.record.by_colluders
     assert len(table) == 4 and table == sorted(table) and table[1] == pytest.approx(member.spent) and table[3] > 12
+    table_of_one = {"charter": "0" * 64, "head": "1" * 64, "certified": 1}
+    after = config.model_copy(update={"predecessor": PredecessorTable.model_validate(table_of_one)})
+    level = ring_level([], course, after.charter(roster))
+    assert level.earlier == 1 and statement.record.earlier == 0 and "earlier charters" not in statement.headline
     assert any("who really adds noise" in line for line in statement.not_covered)
     assert "the server and up to 1 client colluding with it" in statement.headline
     assert "everybody" not in statement.headline and "what 1 client added" in statement.reading

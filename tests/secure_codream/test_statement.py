@@ -178,7 +178,20 @@ def test_what_colluders_make_of_it_is_a_table_on_the_page(tmp_path: Path, level:
     text = page(tmp_path, privacy_statement("a-run", record=records, client=clients, colluders=1))
     rows = re.findall(r'<tr><td>(\d[^<]*)</td><td class="n">([^<]*)</td></tr>', text)
     assert rows[-4:] == [("0", "7.2"), ("1", "8"), ("2", "31 (says nothing)"), ("3 or more", "no bound")]
-    assert "against a client count one more" in text
+    assert "against a client count one more" in text and "earlier ones" not in text
+
+
+@pytest.mark.parametrize("level", ["record", "client"])
+def test_rounds_of_earlier_charters_are_not_said_to_be_this_ones(tmp_path: Path, level: str) -> None:
+    """Seven rounds of four members, and one of twelve: two who reveal cost more than the table of twelve says."""
+    known = {"by_colluders": [7.2, 8.0], "earlier": 7}
+    records = msgspec.structs.replace(record(), **known) if level == "record" else None
+    clients = msgspec.structs.replace(CLIENT, **known) if level == "client" else None
+    statement = privacy_statement("a-run", record=records, client=clients, colluders=1)
+    assert "as if all rounds were under this charter: 7 were under earlier ones" in page(tmp_path, statement)
+    assert "in 7 rounds under earlier charters, against as many as those said" in statement.headline
+    if records is not None:
+        assert any("other federations have charged" in line for line in statement.not_covered)
 
 
 @pytest.mark.parametrize(("epsilon", "right"), [(0.5, 62.2), (1.0, 73.1), (4.0, 98.2)])

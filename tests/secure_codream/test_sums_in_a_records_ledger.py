@@ -139,6 +139,24 @@ def test_a_charter_that_follows_reserves_all_that_it_has_before_it(members: int,
         assert len(again.own.open) == 11 and len(again.charges) == 18
 
 
+def test_what_another_charter_has_begun_is_no_part_of_a_plan_whichever_it_follows(tmp_path: Path) -> None:
+    """One begun anew, with another roster, that follows none; and two that follow the same one."""
+    config, own = federation(rounds=5), client(epsilon=30.0)
+    after = following(config, 2)
+    plans = [
+        (of, SumsPlan.of(make_course(of), of.charter(roster_of(members)[1])))
+        for of, members in ((config, 4), (config, 5), (after, 4), (after, 5))
+    ]
+    for of, plan in plans:
+        with open_ledger(tmp_path / "privacy.jsonl", own, of, plan, DATA) as ledger:
+            assert Counter(ledger.own.open) == Counter(plan.charges)
+            assert sum(len(account.open) for account in ledger.accounts.values()) == len(plan.charges)
+            for charge in plan.charges[:4]:
+                ledger.reserve(charge)
+        with open_ledger(tmp_path / "privacy.jsonl", own, of, plan, DATA) as again:  # control: the same one
+            assert len(again.own.begun) == 4 and len(again.own.open) == len(plan.charges) - 4
+
+
 def test_a_charter_that_follows_goes_on_without_the_spare_rounds_that_no_longer_fit(tmp_path: Path) -> None:
     """One failed before it, in a budget of the whole plan and no more: all that are left are reserved all the same."""
     config = federation(rounds=5)

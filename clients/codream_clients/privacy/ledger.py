@@ -28,6 +28,7 @@ accidents, not against the owner.
 import hashlib
 import os
 import secrets
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -65,9 +66,10 @@ from codream_clients.privacy.ledger_entries import LedgerRolledBack as LedgerRol
 from codream_clients.privacy.ledger_entries import Seen as Seen
 from codream_clients.privacy.ledger_entries import Spender as Spender
 from codream_clients.privacy.turns import wait_for_turn
-from codream_protocols.durable import chained, sync_folder, try_lock, unlock, write_all, write_whole
+from codream_protocols.durable import chained, is_locked, sync_folder, try_lock, unlock, write_all, write_whole
 
 MAX_LEDGER_BYTES = 64 << 20
+_LOOKS, _A_LOOK = 20, 0.005
 _START = hashlib.sha256(b"secure-codream privacy ledger, version 2").hexdigest()
 
 
@@ -404,6 +406,7 @@ class Ledger:
         self._check_usable()
         wait_for_turn(lambda: try_lock(self._file), self._path)
         try:
+            self._stay_alone()
             torn = self._take_new()
             if torn:
                 structlog.get_logger().warning(
@@ -421,12 +424,28 @@ class Ledger:
 
     def _be_alone(self) -> None:
         """No other process is this spender, until this one closes the ledger or ends."""
-        self._lease = os.open(self._lock_of(self._by), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        if not try_lock(self._lease):
+        lease = os.open(self._lock_of(self._by), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        for _ in range(_LOOKS):  # who only looks whether a process goes on is gone by the next one
+            if try_lock(lease):
+                break
+            time.sleep(_A_LOOK)
+        else:
+            os.close(lease)
             raise LedgerBusy(
                 f"{self._path}: {self._by.member!r} spends for {self._by.federation!r} in another process; one at a "
                 "time may"
             )
+        if self._lease >= 0:
+            os.close(self._lease)
+        self._lease = lease
+
+    def _stay_alone(self) -> None:
+        """Make the lease's file again where somebody removed it: others would think that nobody is this spender."""
+        path = self._lock_of(self._by)
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(self._lease)):
+            return
+        self._be_alone()
+        structlog.get_logger().warning("privacy-ledger-lock-was-removed", path=str(path))
 
     def _goes_on(self, by: Spender) -> bool:
         """Whether some process is that spender."""
@@ -435,7 +454,7 @@ class Ledger:
         except FileNotFoundError:
             return False
         try:
-            return not try_lock(lease)
+            return is_locked(lease)
         finally:
             os.close(lease)
 

@@ -85,6 +85,11 @@ class PrivacyPlan:
         """See `Planned`: a training that fails is none of those that others wait for."""
         return 0
 
+    @property
+    def charter(self) -> bytes:
+        """See `Planned`."""
+        return b""
+
 
 class Planned(Protocol):
     """All that a run will charge, and the budget that it was solved for."""
@@ -104,6 +109,10 @@ class Planned(Protocol):
     @property
     def judgements(self) -> int:
         """How many counts of held-back images are charged."""
+
+    @property
+    def charter(self) -> bytes:
+        """Digest of the charter whose charges these are alone; empty where what was released is kept for all."""
 
 
 class PlannedCharges:

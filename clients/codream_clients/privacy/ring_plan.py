@@ -36,17 +36,19 @@ class RingPlan:
         course: the federation's.
         honest: how many shares of noise count: of the smallest set that may be summed, less the colluders.
         earlier: how many rounds the charters before this one had certified.
+        charter: see `Planned`.
     """
 
     course: DPSGD
     honest: int
     earlier: int = 0
+    charter: bytes = b""
 
     @classmethod
     def of(cls, course: Course, charter: Charter) -> "RingPlan":
         """The plan of a federation of this course under this charter."""
         assert isinstance(course, DPSGD)  # noqa: S101 - asked for with it alone
-        return cls(course, charter.least_honest, charter.earlier)
+        return cls(course, charter.least_honest, charter.earlier, charter.digest)
 
     @property
     def step(self) -> SampledGaussian:

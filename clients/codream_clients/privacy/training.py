@@ -96,6 +96,12 @@ class PrivateTraining:
         if charge is None:
             return
 
+        first, times = "", 0
+
+        def failed(said: str) -> None:
+            nonlocal first, times
+            first, times = first or said, times + 1
+
         def train(iterates: Iterates) -> Release:
             if self._plan.settings.mode == "auto":
                 self._plan = with_mode(self._plan, faster_mode(model, self._plan, data, self._device))
@@ -104,8 +110,6 @@ class PrivateTraining:
             done, reached = iterates.last()
             if reached is not None:
                 averaged.go_on(dict(reached))
-
-            failed: list[str] = []
 
             def after(steps: int) -> None:
                 averaged.take(done + steps)
@@ -120,19 +124,21 @@ class PrivateTraining:
                 stream=self._noise.stream(number),
                 device=self._device,
                 after=after,
-                failed=failed.append,
+                failed=failed,
             )
-            if failed:
-                warnings.warn(
-                    f"the model fails at records ({failed[0]}), {len(failed)} times in "
-                    f"{charge.steps - done} steps; each of them counted as zero, and nobody else is told",
-                    RecordsFailed,
-                    stacklevel=2,
-                )
             return averaged.model()
 
         model.load_state_dict(self._releases.run(charge, train) if number else self._releases.once(charge, train))
         model.to(self._device).eval()
+        if times:
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", RecordsFailed)  # never an error, whose end others would see
+                warnings.warn(
+                    f"the model fails at records ({first}), {times} times in this training; each counted as "
+                    "zero, and nobody else is told",
+                    RecordsFailed,
+                    stacklevel=2,
+                )
 
 
 def with_mode(plan: PrivacyPlan, mode: GradSampleMode) -> PrivacyPlan:
