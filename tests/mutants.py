@@ -1090,11 +1090,11 @@ MUTANTS = (
     text(
         "whether features are kept hangs on no number of records",
         C + "models/fronts.py",
-        "        if blank[0].numel() > MOST_FEATURES:",
-        "        if len(images) * blank[0].numel() > MOST_FEATURES:",
+        "(records or 0) * blank[0].nbytes > MOST_KEPT:",
+        "len(images) * blank[0].nbytes > MOST_KEPT:",
         "tests/clients/test_fronts.py",
         "-k",
-        "whether_features",
+        "whether_features or public_number",
     ),
     text(
         "test images with a ledger are not told of without a charge",
