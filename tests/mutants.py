@@ -244,8 +244,8 @@ MUTANTS = (
     text(
         "a record that a front fails at takes no other with it",
         C + "models/passes.py",
-        "        if part.stop - part.start == 1:\n",
-        "        if True:\n            raise\n        if part.stop - part.start == 1:\n",
+        "        if not refusals.of_an_image(error):\n",
+        "        if True:\n",
         "tests/clients/test_record_sums.py",
         "-k",
         "front_fails",
@@ -1036,8 +1036,8 @@ MUTANTS = (
     text(
         "a record that a model fails at takes no other with it",
         C + "privacy/training.py",
-        "            if len(inputs) > 1:\n                for half in",
-        "            if False:\n                for half in",
+        "        if len(inputs) > 1:\n            for half in",
+        "        if False:\n            for half in",
         "tests/clients/test_private_training.py",
         "-k",
         "model_fails_at",
@@ -1045,8 +1045,8 @@ MUTANTS = (
     text(
         "what a pass left that failed is not the next one's",
         C + "privacy/training.py",
-        "            hooks.cleanup()  # what",
-        "            pass  # what",
+        "        hooks.cleanup()  # what",
+        "        pass  # what",
         "tests/clients/test_private_training.py",
         "-k",
         "model_fails_at",
