@@ -56,6 +56,7 @@ class DPSGDLearner:
         on_metrics: called with the common model's figures after each epoch, and in the end with those of its own.
         own: the client's own architecture, and what it learns from; None keeps the common model.
         name: the model's, for errors.
+        records: the public number of the client's records; None where there is none.
 
     Raises:
         LayoutError: a model of another layout.
@@ -75,6 +76,7 @@ class DPSGDLearner:
         on_metrics: OnMetrics = lambda metrics: None,
         own: HandedDown | None = None,
         name: str = GIVEN,
+        records: int | None = None,
     ) -> None:
         self._layout = course.settings.layout
         check_same_layout(trained_layout(model), self._layout)
@@ -87,7 +89,12 @@ class DPSGDLearner:
         self._test, self._on_metrics, self._own = test, on_metrics, own
         self._trained = deepcopy(self.model)  # at states that are not certified, which nobody is to see
         self._sums = RecordSums(
-            self._trained, data, rate=course.settings.sample_rate, stream=noise.stream(0), device=device
+            self._trained,
+            data,
+            rate=course.settings.sample_rate,
+            stream=noise.stream(0),
+            device=device,
+            records=records,
         )
 
     def compute(self, task: Task, spec: VectorSpec) -> Mapping[str, Array]:

@@ -255,6 +255,7 @@ def _of_ring(
             on_metrics=on_metrics,
             own=own,
             name=name,
+            records=None if client.budget is None else client.budget.records,
         )
     except ModelRefused as error:
         raise ConfigError(f"model: {error}") from error

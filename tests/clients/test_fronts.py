@@ -126,6 +126,16 @@ def test_whether_features_are_kept_hangs_on_one_records_and_not_on_how_many_ther
             assert (network is model.head, len(given)) == (kept, count)
 
 
+def test_features_of_many_records_are_not_kept_by_their_public_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """50,000 images in colours would take 3 GB. Control: how many there are decides nothing."""
+    model = scattering()
+    monkeypatch.setattr(fronts, "MOST_KEPT", 100 * model.front(torch.zeros(1, 1, 8, 8)).nbytes)
+    for records, kept in ((100, True), (101, False), (None, True)):
+        for count in (1, 99, 102):
+            network, _ = fronts.without_front(model, torch.zeros(count, 1, 8, 8), records)
+            assert (network is model.head) == kept
+
+
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 def test_training_bears_a_record_that_the_front_fails_at(mode: GradSampleMode) -> None:
     """An error would tell that it is there: it counts as zero, as one does whose gradient is not finite."""

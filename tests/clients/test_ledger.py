@@ -346,11 +346,11 @@ def test_whoever_looks_takes_no_lock_and_writes_nothing(path: Path, monkeypatch:
         fcntl.flock(other, fcntl.LOCK_SH)
         flags, opening = list[int](), os.open
 
-        def watched(where: Path, how: int, *mode: int) -> int:
+        def noted(where: Any, how: int, *mode: int) -> int:
             flags.append(how)
             return opening(where, how, *mode)
 
-        monkeypatch.setattr(os, "open", watched)
+        monkeypatch.setattr(os, "open", noted)
         found = Ledger.look(path, by=Spender("example", "alice", "second"), budget=BUDGET)
         assert found is not None and found.with_plan([ROUND], succeeds=True) == (ROUND,)
     assert flags and not any(how & (os.O_WRONLY | os.O_RDWR) for how in flags)

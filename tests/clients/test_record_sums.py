@@ -152,8 +152,10 @@ def test_features_are_computed_once_and_change_no_sum(nearest: None, monkeypatch
     assert not np.array_equal(sums(model, data, rate=0.5).draw(noise), found[0])
     with torch.no_grad():
         next(model.head.parameters()).div_(4.0)
-    monkeypatch.setattr(fronts, "MOST_FEATURES", 0)
-    whole = sums(model, data, rate=0.5)
+    monkeypatch.setattr(fronts, "MOST_KEPT", 0)
+    asked.clear()
+    whole = RecordSums(model, data, rate=0.5, stream=NoiseSource(7).stream(0), device=CPU, records=1)
+    assert len(asked) == 1, "one pass said how large they are"
     for step in found:
         assert np.abs(whole.draw(noise) - step).max() <= 1  # of some thousand: the last bits of a front
 

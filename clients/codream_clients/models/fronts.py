@@ -19,6 +19,8 @@ MOST_FEATURES = 1 << 14
 Of one record, whatever their number: where the bound was of all together, one record more could have all others go
 through the front in other numbers.
 """
+MOST_KEPT = 2 << 30
+"""Bytes of all features that are kept, by the public number of records; where there is none, this bounds nothing."""
 PASS = 16
 """Images that go through a front at a time: maps of so few stay in a processor's cache, which halves the time."""
 GROUPS = 27
@@ -50,16 +52,17 @@ class FixedFront(nn.Module):
         return logits
 
 
-def without_front(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+def without_front(model: nn.Module, images: torch.Tensor, records: int | None = None) -> tuple[nn.Module, torch.Tensor]:
     """What is trained, and what it is trained on: the head and each image's features, or model and images as they are.
 
     They stay as they are where there is no fixed front, where features are more than is kept, and where the front fails
-    at blank images. Which of both it is follows from no image, nor from their number: one at which the front fails has
-    features that are not numbers, as its gradient then is none, and takes no other with it.
+    at blank images. Which of both it is follows from no image, nor from how many there are: one at which the front
+    fails has features that are not numbers, as its gradient then is none, and takes no other with it.
 
     Args:
         model: whichever.
         images: (N, C, H, W), the same in every step.
+        records: the public number of records, which N need not be; None where there is none.
     """
     if not isinstance(model, FixedFront):
         return model, images
@@ -68,7 +71,7 @@ def without_front(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, to
             blank = model.front(filled(images[:0], PASS))
         except Exception:  # whatever a front of one's own raises
             return model, images
-        if blank[0].numel() > MOST_FEATURES:
+        if blank[0].numel() > MOST_FEATURES or (records or 0) * blank[0].nbytes > MOST_KEPT:
             return model, images
 
         def features(part: slice) -> torch.Tensor:

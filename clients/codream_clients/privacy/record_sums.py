@@ -54,14 +54,23 @@ class RecordSums:
         rate: with which probability each takes part.
         stream: where all that is drawn comes from.
         device: where gradients are computed.
+        records: the public number of records, see `without_front`.
     """
 
     def __init__(
-        self, model: nn.Module, data: LabelledImages, *, rate: float, stream: Stream, device: torch.device
+        self,
+        model: nn.Module,
+        data: LabelledImages,
+        *,
+        rate: float,
+        stream: Stream,
+        device: torch.device,
+        records: int | None = None,
     ) -> None:
         model.to(device).to(memory_format=LAYOUT)
         images, self._labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
-        self._model, self._images = without_front(model, images) if data.augment == "none" else (model, images)
+        still = data.augment == "none"
+        self._model, self._images = without_front(model, images, records) if still else (model, images)
         self._augment, self._rate, self._stream, self._device = data.augment, rate, stream, device
         self._rounding = StreamRounding(stream.bytes)
 

@@ -189,7 +189,8 @@ def private_sgd(
     model.to(device).to(memory_format=LAYOUT).train()
     network = model
     if data.augment == "none":
-        network, images = without_front(model, images)
+        # How many records the rate was chosen for: nobody is told how many there are.
+        network, images = without_front(model, images, round(settings.batch_size / plan.sample_rate))
     ghost = settings.mode == "ghost"
 
     def attached() -> GradSampleHooks:
