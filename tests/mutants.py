@@ -178,8 +178,8 @@ MUTANTS = (
     text(
         "a device leaves noised vectors to the processor",
         C + "masking/device.py",
-        "spec.noise is not None or ",
-        "",
+        " or spec.noise is not None:",
+        ":",
         DEVICE_MASKS,
         "-k",
         "is_not_for_a_device",
@@ -702,8 +702,8 @@ MUTANTS = (
     text(
         "as many values as the ring holds of all",
         P + "specs.py",
-        "ring // clients if",
-        "ring // (clients - 1) if",
+        "min(ring // clients, ",
+        "min(ring // (clients - 1), ",
         "tests/protocols/test_encoding.py",
         "-k",
         "its_own_resolution",
@@ -720,8 +720,10 @@ MUTANTS = (
     text(
         "each piece is worked on once",
         U + "deployment/cores.py",
-        "        left, taking = iter(range(pieces)), Lock()\n\n        def take() -> None:\n",
-        "        taking = Lock()\n\n        def take() -> None:\n            left = iter(range(pieces))\n",
+        "        left, turn, at_work, raised = iter(range(pieces)), Condition(), 0, list[BaseException]()\n\n"
+        "        def take() -> None:\n",
+        "        turn, at_work, raised = Condition(), 0, list[BaseException]()\n        left = iter(range(0))\n\n"
+        "        def take() -> None:\n            left = iter(range(pieces))\n",
         "tests/secure_codream/test_cores.py",
     ),
     text(
@@ -1090,8 +1092,8 @@ MUTANTS = (
     text(
         "memory that is wanting is no record's failure",
         C + "models/refusals.py",
-        "        return re.search(NO_MEMORY, failed(error)) is None\n    return not isinstance(error, MemoryError)",
-        "        return True\n    return True",
+        "        return re.search(NO_MEMORY, _text(error), re.IGNORECASE) is None\n",
+        "        return True\n",
         "tests/clients/test_private_training.py",
         "-k",
         "wanting",
@@ -1133,6 +1135,15 @@ MUTANTS = (
         "test_images",
     ),
     text(
+        "a statement says what rests on others' noise elsewhere",
+        U + "deployment/statements.py",
+        "            elsewhere=any(map(_shared_elsewhere, (ledger, *(parts or {}).values()))),\n",
+        "",
+        "tests/secure_codream/test_accessions.py",
+        "-k",
+        "others_noise",
+    ),
+    text(
         "a statement says which rounds were under earlier charters",
         U + "reports/statement.py",
         "    if level is None or not level.earlier:\n",
@@ -1144,7 +1155,7 @@ MUTANTS = (
     text(
         "a statement is of this schema",
         U + "reports/statement.py",
-        "    schema: Literal[2] = SCHEMA\n",
+        "    schema: Literal[3] = SCHEMA\n",
         "    schema: int = SCHEMA\n",
         "tests/secure_codream/test_statement.py",
         "-k",
@@ -1194,6 +1205,15 @@ MUTANTS = (
         "tests/clients/test_ledger.py",
         "-k",
         "takes_no_lock",
+    ),
+    text(
+        "what is reserved is spent within the budget alone",
+        C + "privacy/ledger.py",
+        "            elif not self._all_fits():",
+        "            elif False:",
+        "tests/clients/test_ledger.py",
+        "-k",
+        "smaller_budget or two_runs",
     ),
     text(
         "whose place was taken plans anew",

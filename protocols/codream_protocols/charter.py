@@ -359,7 +359,7 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dic
     @property
     def finest_bits(self) -> int:
         """Bits of a real in the finest vector; the charter's, at least."""
-        own = (step for step in range(self.steps) if self.spec(step).value_bits)
+        own = (step for step in range(self.steps) if self.spec(step).value_bits and self.spec(step).has_reals)
         return max((self.aggregation.value_bits, *(self.top(step).bit_length() for step in own)))
 
     @property

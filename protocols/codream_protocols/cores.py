@@ -28,8 +28,9 @@ def share_among(workers: Workers | None) -> None:
 
 def each(pieces: int, work: Work) -> None:
     """Do the work of each piece, 0 .. `pieces` - 1; no piece's may hang on another's."""
-    if _given and pieces > 1:
-        _given[0](pieces, work)
+    workers = next(iter(_given), None) if pieces > 1 else None  # another party of this process may end meanwhile
+    if workers is not None:
+        workers(pieces, work)
         return
     for piece in range(pieces):
         work(piece)

@@ -149,7 +149,7 @@ class VectorRefused(RemoteProtocolError):
 
 
 class AggregationFailed(RemoteProtocolError):
-    """The epoch cannot go on: too few participants, or a sum that cannot be rebuilt."""
+    """The epoch cannot go on: too few participants, a sum that cannot be rebuilt, or a device that fails."""
 
     code = "aggregation-failed"
 

@@ -21,7 +21,7 @@ from codream_protocols.identity import MAX_MEMBERS
 from codream_protocols.messages import EpochRecord, check_lists, encode_message
 from codream_protocols.record import Kept
 
-VERSION = 2
+VERSION = 3
 MAGIC = b"secure-codream record, version %d\n" % VERSION
 MAX_RECORD_BYTES = 1 << 32
 _LENGTH = struct.Struct(">I")

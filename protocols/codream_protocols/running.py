@@ -27,7 +27,7 @@ from codream_protocols.errors import MalformedMessage
 from codream_protocols.identity import MAX_MEMBERS
 from codream_protocols.messages import Advertisement, Seal, SignedBy, StartShares, Step, Tag
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"secure-codream running epoch, version %d\n" % VERSION
 _LENGTH = struct.Struct(">Q")
 _HEADER_BYTES = _LENGTH.size + hashlib.sha256().digest_size

@@ -33,11 +33,12 @@ def part_of_sum(name: Part) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     def mark(work: Callable[_P, _T]) -> Callable[_P, _T]:
         @wraps(work)
         def watched(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            if not _watchers:
+            watcher = next(iter(_watchers), None)
+            if watcher is None:
                 return work(*args, **kwargs)
             before = _outermost.set(_outermost.get() or name)
             try:
-                with _watchers[0](name):
+                with watcher(name):
                     return work(*args, **kwargs)
             finally:
                 _outermost.reset(before)

@@ -22,6 +22,7 @@ MAX_COORDINATES = 1 << 26
 MAX_COUNT = (1 << 32) - 1
 DIGIT_BITS = 8  # counts travel as digits of a byte, so that their sums are exact whatever the bits of a value
 RING_BITS = 16  # of vectors of a resolution of their own, at least: so many take no longer to mask and pack than fewer
+MOST_VALUE_BITS = 24
 LEAST_CLIP = 1e-9  # far below it, fixed-point arithmetic in doubles would no longer be exact
 
 
@@ -61,12 +62,17 @@ class VectorSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     task: Name
     blocks: Annotated[tuple[Block, ...], Meta(min_length=1, max_length=64)]
     noise: Noise | RecordNoise | None = None
-    value_bits: Annotated[int, Meta(ge=2, le=24)] | None = None
+    value_bits: Annotated[int, Meta(ge=2, le=MOST_VALUE_BITS)] | None = None
 
     @property
     def hides_clients(self) -> bool:
         """Whether its noise bounds what a sum tells of a client as a whole."""
         return isinstance(self.noise, Noise)
+
+    @property
+    def has_reals(self) -> bool:
+        """Whether not all of it is counts."""
+        return any(block.kind == "real" for block in self.blocks)
 
     @property
     def length(self) -> int:
@@ -104,7 +110,7 @@ class VectorSpec(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
         ring = (1 << modulus_bits) - 1
         if self.noise is not None:
             return ring
-        return ring // clients if self.value_bits else (1 << value_bits) - 1
+        return min(ring // clients, (1 << MOST_VALUE_BITS) - 1) if self.value_bits else (1 << value_bits) - 1
 
 
 def check_spec(spec: VectorSpec) -> None:

@@ -138,7 +138,7 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
             *((str(one.message), "a delta well below 1/n", "") for one in said),
         ),
     )
-    if found.together > budget.epsilon and not begun:
+    if found.together > budget.epsilon:
         raise BudgetExceeded(
             f"{path}: epsilon {found.spent:.4g} of {budget.epsilon:g} at delta {budget.delta:g} is spent or reserved, "
             f"{found.together:.4g} with this run; a federation that plans less, or other images, are needed"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from threading import Lock
+from threading import Condition
 
 from codream_protocols import cores, spans
 
@@ -25,27 +25,42 @@ class _Threads:
         self._threads, self._pool = threads, pool
 
     def __call__(self, pieces: int, work: cores.Work) -> None:
-        left, taking = iter(range(pieces)), Lock()
+        left, turn, at_work, raised = iter(range(pieces)), Condition(), 0, list[BaseException]()
 
         def take() -> None:
             while True:
-                with taking:
+                with turn:
                     piece = next(left, None)
                 if piece is None:
                     return
                 work(piece)
 
-        helper, helpers = spans.carried(take), list[Future[None]]()
+        def help_out() -> None:
+            nonlocal at_work
+            with turn:
+                at_work += 1
+            try:
+                take()
+            except BaseException as error:
+                raised.append(error)
+            finally:
+                with turn:
+                    at_work -= 1
+                    turn.notify_all()
+
+        helper = spans.carried(help_out)
         with suppress(RuntimeError):  # the party that these are of has ended: the others of its process do without
             for _ in range(min(self._threads, pieces // _LEAST_PIECES) - 1):
-                helpers.append(self._pool.submit(helper))
+                self._pool.submit(helper)
         try:
             take()
         finally:
-            begun = [one for one in helpers if not one.cancel()]  # who has not begun finds nothing left
-            wait(begun)
-        for one in begun:
-            one.result()
+            with turn:
+                for _ in left:  # who has not begun finds nothing, also where this thread has failed
+                    pass
+                turn.wait_for(lambda: at_work == 0)  # counted here, and not by who the pool says was begun
+        if raised:
+            raise raised[0]
 
 
 @contextmanager

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from codream_clients.privacy.ledger import Ledger
 
 
+def _shared_elsewhere(ledger: Ledger) -> bool:
+    """Whether other runs have charged it with what rests on the noise of others, too."""
+    others = (account for account in ledger.accounts.values() if account is not ledger.own)
+    return any(charge.discrete for account in others for charge in account.begun)
+
+
 def own_statement(
     federation: FederationConfig,
     name: str,
@@ -61,6 +67,7 @@ def own_statement(
         record = replace(
             record,
             weights=weights,
+            elsewhere=any(map(_shared_elsewhere, (ledger, *(parts or {}).values()))),
             members=[
                 replace(member, ledger=of.name, entries=of.entries, head=of.head)
                 for member, of in zip(record.members, (ledger, *(parts or {}).values()), strict=True)

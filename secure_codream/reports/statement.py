@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from codream_protocols.courses.dp_sgd import DPSGD
     from codream_server.privacy_statement import ClientPrivacyStatement
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 STATEMENT = "privacy.json"
 MAX_STATEMENT_BYTES = 16 << 20
 PACKAGES = ("secure-codream", "opacus", "torch", "numpy")
@@ -78,6 +78,10 @@ SHARED_NOISE = (
     "clients that add no noise, or reveal theirs, beyond the stated number: nobody can see a missing share, so the "
     "claim stands on masks and on who really adds noise; what earlier charters and other federations have charged to "
     "the same ledger holds against as many as theirs said"
+)
+ELSEWHERE = (
+    "; what was charged under other charters and in other federations, in part on noise that others added there, "
+    "against as many colluding clients as those said"
 )
 FIRST_WEIGHTS = "weights that a model came with, if they were trained on the same records: nobody can see that"
 ANOTHER_RUN = "runs on the same data that are charged to another ledger, or to none, as comparisons are"
@@ -137,6 +141,8 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
             shares, or add none; each client knows its own, so that against clients one more is to be counted. As if all
             rounds were under this charter: rosters of earlier ones are not known.
         earlier: how many of its rounds were under earlier charters, whose charges hold against as many as those said.
+        elsewhere: whether some of what was spent, under other charters or in other federations, rests on noise that
+            others added there.
         weights: where the model's first weights come from; empty where nobody was asked.
         unit, neighbours, mechanism, sampling, randomness: in words.
     """
@@ -146,6 +152,7 @@ class RecordLevel(msgspec.Struct, frozen=True, kw_only=True):
     by_colluders: list[Amount] = []
     earlier: Count = 0
     sums: bool = False
+    elsewhere: bool = False
     weights: str = ""
     unit: str = "one record of a client's training data"
     neighbours: str = "one record added or removed"
@@ -207,7 +214,7 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
         audit: the empirical lower bounds, or None without an audit.
     """
 
-    schema: Literal[2] = SCHEMA
+    schema: Literal[3] = SCHEMA
     run: str
     party: str = ""
     identity: str = ""
@@ -262,6 +269,7 @@ class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
             parts.append(
                 f"Each training record is protected with epsilon {worst:.3g} at delta {delta:.2g}, or better, against "
                 + ("everybody but its own client" if not self.record.by_colluders else self._against())
+                + (ELSEWHERE if self.record.elsewhere else "")
             )
         if self.client is not None:
             parts.append(
@@ -449,7 +457,7 @@ def privacy_statement(
         if record is not None:
             not_covered += [DEALT_OUT] if dealt_out else []
             not_covered += [] if record.weights == BUILT_IN else [FIRST_WEIGHTS]
-            not_covered += [SHARED_NOISE] if record.by_colluders else []
+            not_covered += [SHARED_NOISE] if record.by_colluders or record.elsewhere else []
             not_covered.append(OWN_MODEL if record.sums else GRADIENTS if record.by_colluders else FLOATING_POINT)
     return PrivacyStatement(
         run=run,

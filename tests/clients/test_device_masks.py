@@ -126,7 +126,7 @@ def test_a_client_that_masks_on_a_device_sums_with_those_that_do_not(monkeypatch
     expected = decode(found.plan, 0, np.sum(words, axis=0, dtype=np.uint32), 3)
     assert all(np.array_equal(finished.sums[name], total) for name, total in expected.items())
     assert frames == [item.frames[0] for item in found.sent if item.member == 0 and item.kind is MaskedInput]
-    assert len(kept) == 11 and not any(tensor.any() for tensor in kept)  # keys, and what tells of the vector
+    assert len(kept) == 13 and not any(tensor.any() for tensor in kept)  # keys, and what tells of the vector
 
 
 def test_a_device_that_gives_another_vector_is_not_trusted_and_the_processor_masks(

@@ -147,6 +147,20 @@ def test_an_index_that_another_process_holds_is_not_called_damaged(
     index.saw("a" * 64, tmp_path / "ledger", Seen(1, "1" * 64))
 
 
+def test_what_fails_beside_the_index_is_not_its_damage(index: Index, tmp_path: Path) -> None:
+    """Whoever moved it away for want of room would lose what it remembers."""
+    with (
+        pytest.raises(LedgerError, match="database or disk is full; nothing has changed") as caught,
+        index._turn() as rows,
+    ):
+        rows.execute("PRAGMA max_page_count = 1")
+        rows.executemany(
+            "INSERT INTO uncharged VALUES (?, ?, ?, ?)", ((f"{n}" * 999, "a", "b", "c") for n in range(99))
+        )
+    assert not isinstance(caught.value, LedgerDamaged)
+    assert index.seen("a" * 64) is None
+
+
 def images(scale: Scale | None, seed: int = 0) -> LabelledImages:
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 1, 4, 4))
     mean, std = (0.0, 1.0) if scale is None else (scale.mean[0], scale.std[0])

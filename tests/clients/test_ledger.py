@@ -381,6 +381,40 @@ def test_a_long_wait_for_another_process_is_said_once(
     assert [log["event"] for log in logs] == ["privacy-ledger-waits-for-another-process"] * (after < 0)
 
 
+def test_a_smaller_budget_binds_what_was_reserved_before(path: Path) -> None:
+    """Whoever makes it smaller means what is still to come, in the process that runs, and after its restart."""
+    smaller = Budget(epsilon_of([ROUND] * 2, BUDGET.delta, "rdp"), BUDGET.delta, "rdp")
+    with opened(path) as ledger:
+        ledger.plan([ROUND] * 4)
+        ledger.reserve(ROUND)
+        with Ledger.open(path, by=Spender("a", "person"), budget=None) as persons:
+            persons.reissue(smaller)
+        ledger.reserve(ROUND)
+        with pytest.raises(BudgetExceeded):
+            ledger.reserve(ROUND)
+    with opened(path, budget=smaller) as again:
+        with pytest.raises(BudgetExceeded, match="all that 'example' plans"):
+            again.plan([ROUND] * 4)
+        assert again.own.begun == [ROUND] * 2
+
+
+def test_what_two_runs_have_reserved_beyond_the_budget_is_not_spent(path: Path) -> None:
+    """As a crash between a successor's plan and what it gives back leaves it."""
+    many = (
+        next(count for count in range(1, 99) if epsilon_of([ROUND] * count, BUDGET.delta, "rdp") > BUDGET.epsilon) - 1
+    )
+    with opened(path) as first, opened(path, federation="another") as second:
+        first.plan([ROUND] * many)
+        with second._turn():
+            second._append(ledger_entries.Planned(second._by, (ROUND,) * many, ledger_module._now()))
+        for ledger in (first, second):
+            for _ in range(many):
+                with suppress(BudgetExceeded):
+                    ledger.reserve(ROUND)
+        begun = [charge for account in second.accounts.values() for charge in account.begun]
+        assert len(begun) == many
+
+
 def test_control_without_reading_what_others_wrote_two_overspend(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(path) as first, opened(path, federation="another") as second:
         monkeypatch.setattr(Ledger, "_take_new", lambda self: False)

@@ -1,6 +1,7 @@
 """DP-SGD, its plan, and what keeps a charge from being paid twice; every defence with the same test without it."""
 
 import copy
+import errno
 import threading
 import time
 import warnings
@@ -250,6 +251,9 @@ def test_no_error_outlives_the_part_that_failed():
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError(f"{'of a long model, ' * 20}cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+        RuntimeError("unable to mmap 4096 bytes: Cannot allocate memory (12)"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -533,7 +533,7 @@ class Member:
 
 def verified(federation: Federation, data: bytes) -> tuple[bytes, dict[str, Array], Trajectory]:
     """The head after a record's file, and what is learnt from it."""
-    magic = b"secure-codream record, version 2\n"
+    magic = b"secure-codream record, version 3\n"
     assert data.startswith(magic)
     at, parts = len(magic), []
 

@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 pytest.importorskip("torch")
 
 from codream_clients.data.datasets import LabelledImages, pool
+from codream_clients.privacy.accounting import SampledGaussian
 from codream_clients.privacy.index import Index, SpentElsewhere, users_index
-from codream_clients.privacy.ledger import Ledger, LedgerMismatch
+from codream_clients.privacy.ledger import Ledger, LedgerMismatch, Spender
 from secure_codream import cli
 from secure_codream.configuration.limits import PartUnknown, earlier_parts, open_ledger
 from secure_codream.deployment.statements import own_statement
+from secure_codream.reports.statement import SHARED_NOISE
 from secure_codream.simulation.wire import Federation
 from tests.secure_codream.test_ledger_commands import DATA, client, federation, plan
 
@@ -44,6 +46,21 @@ def test_a_new_part_spends_its_own_and_the_statement_is_the_most_of_them(tmp_pat
     assert said.record is not None
     assert [member.name for member in said.record.members] == ["alice", "alice, part 2024.jsonl"]
     assert f"epsilon {max(member.spent for member in said.record.members):.3g}" in said.headline
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["a ring's step", "control: noise of its own"])
+def test_what_rests_on_others_noise_in_another_federation_is_in_the_first_sentence(
+    tmp_path: Path, shared: bool
+) -> None:
+    """Else all that was spent would hold against everybody but the client."""
+    path, whole = tmp_path / "privacy.jsonl", Federation(3)
+    spend(path, users_index(), epsilon=9.0)
+    with Ledger.open(path, by=Spender("ring", "alice"), budget=None) as other:
+        other.reserve(SampledGaussian(50.0, 1.0, 1, "a step", discrete=shared))
+    with open_ledger(path, client(ledger=path, epsilon=9.0), federation(), plan(), DATA, index=users_index()) as ledger:
+        said = own_statement(federation(), "alice", ledger, whole.charter, whole.course, 0.0)
+    assert ("in part on noise that others added there" in said.headline) is shared
+    assert (SHARED_NOISE in said.not_covered) is shared
 
 
 @pytest.mark.parametrize("named", [True, False])

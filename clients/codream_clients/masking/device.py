@@ -89,18 +89,18 @@ class DeviceMasks:
         What does not fit the step is refused by the machine, which gets None for it.
         """
         spec, bits, top = plan.spec(step), plan.modulus_bits(step), plan.top(step)
-        here = {name: value for name, value in values.items() if isinstance(value, OnDevice)}
-        if plan.aggregation.suite != SUITE or spec.noise is not None or not here:
-            return None
-        if set(values) != {block.name for block in spec.blocks}:
+        if plan.aggregation.suite != SUITE or spec.noise is not None:
             return None
         try:
+            here = {name: value for name, value in values.items() if isinstance(value, OnDevice)}
+            if not here or set(values) != {block.name for block in spec.blocks}:
+                return None
             if not all(_fits(block, values[block.name]) for block in spec.blocks):
                 return None
             if not all(self.is_proven(bits, top, kind) for kind in {value.dtype for value in here.values()}):
                 return None
             return self._given(plan, step, values, random_bytes)
-        except (TypeError, ValueError):  # no numbers, which the machine says
+        except (AttributeError, TypeError, ValueError):  # no numbers, which the machine says
             return None
         except RuntimeError as error:  # of torch or the driver, which have no memory for it
             self._tell(f"masks on the processor, of step {step}: {self._device} failed with {error}")

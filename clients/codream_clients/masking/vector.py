@@ -58,6 +58,8 @@ class Vector:
     def give_numbers(self, tensor: torch.Tensor, clip: float, top: int, key: bytes) -> None:
         """Numbers, and the key of their dither, as in `ring.encode`."""
         values = tensor.detach().to(self._device).reshape(-1)
+        if values.data_ptr() != tensor.data_ptr():
+            self._secrets.append(values)
         if values.data_ptr() % _ALIGNED:  # else another program would be compiled than the one that was proven
             values = values.clone()
             self._secrets.append(values)
@@ -93,9 +95,9 @@ class Vector:
     @part_of_sum("masking")
     def masked(self, keys: Sequence[tuple[bytes, bool]], tag_key: TagKey) -> Masked:
         """See `Ready`."""
-        if self._end != self._count or self._packed.any():
-            raise LocalProtocolError(f"{self._end} elements to mask", f"{self._count}, and once")
         try:
+            if self._end != self._count or self._packed.any():
+                raise LocalProtocolError(f"{self._end} elements to mask", f"{self._count}, and once")
             rows, limbs = tag_key.limbs
             columns = np.ascontiguousarray(limbs.T, dtype=np.int32)
             limbs[:] = 0
@@ -146,7 +148,8 @@ class Vector:
             self._secrets.append(half)
             weighed = weights[:, :, None] * half[:, None, :]
             self._secrets.append(weighed)
-            sums.append(weighed.sum(dim=0).cpu().numpy())
+            self._secrets.append(weighed.sum(dim=0))
+            sums.append(self._secrets[-1].cpu().numpy())
         return sums[0], sums[1]
 
     def _frame(self) -> bytes:

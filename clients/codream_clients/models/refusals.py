@@ -1,5 +1,6 @@
 """A model that is refused, and what torch's own errors mean for whoever wrote the model."""
 
+import errno
 import re
 
 from codream_clients.own_parts import OwnPartError
@@ -7,7 +8,10 @@ from codream_clients.own_parts import OwnPartError
 GIVEN = "the model given"
 MOST_WORDS = 200
 
-NO_MEMORY = r"out of memory|not enough memory|can't allocate memory|bad_alloc|ALLOC_FAILED"
+NO_MEMORY = (
+    r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|failed to allocate|bad_alloc"
+    r"|ALLOC_FAILED|NOT_INITIALIZED|INTERNAL_ERROR|unable to find (a valid|an) |could not create a primitive"
+)
 """What torch's allocators and libraries say."""
 
 MEANINGS = (
@@ -54,15 +58,19 @@ class ModelRefused(OwnPartError):
 def of_an_image(error: Exception) -> bool:
     """Whether what a model raises may be of an image that it was given; that memory is wanting is of the machine."""
     if isinstance(error, RuntimeError):
-        return re.search(NO_MEMORY, failed(error)) is None
-    return not isinstance(error, MemoryError)
+        return re.search(NO_MEMORY, _text(error), re.IGNORECASE) is None
+    return not (isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # whose own text fails, too
+        return ""
 
 
 def failed(error: BaseException) -> str:
     """An error in a line, and what to do where that is known."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # whose own text fails, too
-        text = ""
+    text = _text(error)
     said = f"{type(error).__name__}: {text[:MOST_WORDS]}" if text else type(error).__name__
     return next((f"{said}; {meaning}" for pattern, meaning in MEANINGS if re.search(pattern, text)), said)

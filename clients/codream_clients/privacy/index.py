@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from codream_clients.privacy import turns
-from codream_clients.privacy.ledger import LedgerBusy, LedgerDamaged, LedgerError, Seen
+from codream_clients.privacy.ledger import LedgerDamaged, LedgerError, Seen
 
 DIGEST_BYTES = 16
 _TABLES = """
@@ -138,8 +138,8 @@ class Index:
             with connection:
                 yield connection
         except sqlite3.Error as error:
-            if _is_busy(error):  # as it was to be written, by who only reads
-                raise LedgerBusy(f"{self.path}: another process holds it; end that one") from error
+            if _code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):  # a full disk, say
+                raise LedgerError(f"{self.path}: {error}; nothing has changed in it") from error
             raise LedgerDamaged(f"{self.path}: {error}; put it back from a copy, or move it away") from error
         finally:
             connection.close()
@@ -149,17 +149,17 @@ def _begun(connection: sqlite3.Connection) -> bool:
     """Begin, unless another process has."""
     try:
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("BEGIN EXCLUSIVE")  # so that nobody is in the way of what is written in the end
     except sqlite3.Error as error:
-        if _is_busy(error):
+        if _code(error) == sqlite3.SQLITE_BUSY:
             return False
         raise
     return True
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
-    """Whether another process was in the way, and nothing is wrong with the file."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's, without what it adds to it."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _ask(rows: sqlite3.Connection, images: Iterable[bytes]) -> int:

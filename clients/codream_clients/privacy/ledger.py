@@ -95,6 +95,7 @@ class Ledger:
         self._accounts: dict[Spender, Account] = {}
         self._digests, self._bytes = [_START], 0
         self._usable = True
+        self._asked_last: tuple[object, bool] | None = None
 
     @classmethod
     def open(
@@ -189,8 +190,9 @@ class Ledger:
                 )
             before = self._succeeded() if succeeds else []
             beside, planned, surely = self._settled(charges, spare, before)
-            if Counter(planned) != Counter(self._own.open):
+            if planned:  # also what was reserved already: a person may have made the budget smaller since
                 self._check_fits(beside, planned[:surely], f"all that {self._by.federation!r} plans")
+            if Counter(planned) != Counter(self._own.open):
                 self._append(Planned(self._by, tuple(planned), _now()))
             for by in before:  # after the own: a crash between them leaves too much reserved, and never too little
                 structlog.get_logger().warning(
@@ -212,7 +214,8 @@ class Ledger:
     def reserve(self, charge: SampledGaussian) -> None:
         """Charge for a mechanism that is about to run; returns once that is durable, and only then may it run.
 
-        What `plan` has reserved is begun; what it has not must still fit.
+        What `plan` has reserved is begun; what it has not must still fit, and so must each charge once the budget was
+        made smaller than what is reserved.
 
         Raises:
             BudgetExceeded: the charge would pass the budget; nothing has changed.
@@ -224,6 +227,9 @@ class Ledger:
         with self._turn():
             if charge not in self._own.open:
                 self._check_fits(self.charges, [charge], charge.purpose)
+            elif not self._all_fits():
+                begun = [begun for account in self._accounts.values() for begun in account.begun]
+                self._check_fits(begun, [charge], charge.purpose)
             self._append(Charged(self._by, charge, _now()))
 
     def released(self, charge: SampledGaussian) -> None:
@@ -368,6 +374,16 @@ class Ledger:
         # Who opens another file of this name has another lock: from then on this one must stand still.
         if not self._path.exists() or not os.path.samestat(self._path.stat(), os.fstat(self._file)):
             raise LedgerRolledBack(f"{self._path}: the file was replaced while it was open; open the ledger again")
+
+    def _all_fits(self) -> bool:
+        """Whether all that counts is within the budget: not so once it was made smaller, or where two runs reserved.
+
+        What is begun was reserved, so the answer is the same for all steps of a plan, and kept.
+        """
+        asked = (self.budget, frozenset(Counter(self.charges).items()))
+        if self._asked_last is None or self._asked_last[0] != asked:
+            self._asked_last = asked, self._epsilon(self.charges) <= self.budget.epsilon
+        return self._asked_last[1]
 
     def _check_fits(self, already: Sequence[SampledGaussian], more: Sequence[SampledGaussian], what: str) -> None:
         budget, after = self.budget, self._epsilon([*already, *more])

@@ -97,7 +97,7 @@ class Dreams(Settings):
         Le(24),
         doc(
             "bits of one coordinate of an update, at least; they are as many as rings of 16 bits have room for, or of "
-            "the fewest above"
+            "the fewest above: 14 of four clients, 10 of 64, which `most_value_bits` of a policy must permit"
         ),
     ] = 10
     logit_clip: Annotated[Clip, doc("bound of one logit")] = 30.0
