@@ -60,6 +60,7 @@ class Plan:
     budget: Budget = BUDGET
     spare: int = 0
     judgements: int = 0
+    charter: bytes = b""
 
 
 @cache
@@ -160,8 +161,11 @@ class Site(RuleBasedStateMachine):
                 parts=(part,) if run.names_part and part.exists() else (),
             ),
         )
-        kinds = (IN_THE_RING,) * run.charges if run.name.startswith("ring") else TRAINING[: run.charges]
-        plan = Plan((*kinds, IN_THE_RING), spare=1) if run.name == "ring, after it" else Plan(kinds)
+        ring, name = run.name.startswith("ring"), run.name.encode()
+        kinds = (IN_THE_RING,) * run.charges if ring else TRAINING[: run.charges]
+        plan = Plan(kinds, charter=name if ring else b"")
+        if run.name == "ring, after it":
+            plan = Plan((*kinds, IN_THE_RING), spare=1, charter=name)
         data = DATA.subset(np.array(run.images))
         with (
             suppress(LedgerError),
