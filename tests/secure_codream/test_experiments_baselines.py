@@ -224,9 +224,9 @@ def test_secure_fedavg_is_the_plain_average_within_rounding(bits: int) -> None:
 
 
 def test_secure_fedavg_reaches_the_plain_averages_accuracy() -> None:
-    fine, default = (list(FedAvg().run(digits(value_bits=bits)))[-1] for bits in (24, 16))
-    assert fine.server is not None and default.server is not None
-    assert abs(fine.server - default.server) < 0.035  # another ring is another charter, and so another start
+    """Another ring is another charter, and so another start: by chance that moves it by some images of a hundred."""
+    fine, default, coarse = (list(FedAvg().run(digits(value_bits=bits)))[-1].server or 0.0 for bits in (24, 16, 4))
+    assert abs(fine - default) < 0.15 and coarse < default - 0.4  # control: too coarse to learn by
 
 
 def test_weights_are_the_numbers_of_images() -> None:

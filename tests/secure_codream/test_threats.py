@@ -361,7 +361,7 @@ RESILIENT = {"mode": "resilient", "value_bits": 12, "suite": "chacha20"}
 
 @pytest.mark.parametrize("party", ["server", "clients/a"])
 def test_cohort_is_what_a_party_really_has(tmp_path: Path, party: str) -> None:
-    folder = provisioned(tmp_path / "federation", policy={"most_value_bits": 12}, aggregation=RESILIENT) / party
+    folder = provisioned(tmp_path / "federation", policy={"most_value_bits": 14}, aggregation=RESILIENT) / party
     cohort = cohort_of(folder / "config.toml")
     roster = load_roster(folder)
     assert cohort.charter == read_federation(folder / "config.toml").charter(roster)
@@ -370,7 +370,7 @@ def test_cohort_is_what_a_party_really_has(tmp_path: Path, party: str) -> None:
     if party == "server":
         assert cohort.policy is None
     else:
-        assert cohort.policy is not None and cohort.policy.most_value_bits == 12
+        assert cohort.policy is not None and cohort.policy.most_value_bits == 14
     federation = Laboratory(cohort=cohort).federation()
     charter = federation.charter
     assert (charter.settings, charter.aggregation) == (cohort.charter.settings, cohort.charter.aggregation)
