@@ -37,6 +37,8 @@ NAMES = ["alder", "birch", "cedar", "damson", "elder"]
 MODELS = ["cnn-small", "cnn-deep", "resnet", "mlp", "cnn-wide"]
 ROUNDS, STEPS, BATCH, CLASSES = 4, 12, 128, 10
 
+ROOT = Path(__file__).parents[2]
+
 
 def synthetic_run(
     path: Path,
@@ -552,3 +554,12 @@ def test_headline_names_the_closed_gap(run: RunFolder) -> None:
     words = headline(read_summary(run.summary))
     assert words.startswith("Each learning alone, the 4 clients that finished recognise 55.2\u00a0% ")
     assert words.endswith("the dreams closed 79\u00a0% of that gap.")
+
+
+@pytest.mark.parametrize(
+    "template", sorted((ROOT / "secure_codream/reports/templates").glob("*.j2")), ids=lambda path: path.name
+)
+def test_a_column_that_narrow_screens_leave_out_is_left_out_with_its_heading(template: Path) -> None:
+    """Else each figure stands below the heading of its neighbour."""
+    for table in template.read_text(encoding="utf-8").split("<table")[1:]:
+        assert ('<td class="model"' in table) == ('<th class="model"' in table), template.name
