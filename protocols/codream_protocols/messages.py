@@ -551,23 +551,22 @@ def check_lists(data: bytes | memoryview, members: int, steps: int) -> None:
         MalformedMessage: a list of more entries than there are members, or steps of a record with more in all.
         msgspec.DecodeError: no MessagePack array.
     """
-    tag = msgspec.msgpack.decode(_part(data, (0,)), type=str).encode()
+    fields = _FIELDS.decode(data)
+    tag = msgspec.msgpack.decode(_part(fields, (0,)), type=str).encode()
     for places in _LISTS.get(tag, ()):
-        if (found := _entries(_part(data, places))) > members:
+        if (found := _entries(_part(fields, places))) > members:
             raise MalformedMessage(f"a list of {found} entries", f"at most {members}, one for each member")
     if tag == _RECORD:
         most = largest_steps(members, steps)
-        if (size := memoryview(_part(data, _STEPS)).nbytes) > most:
+        if (size := memoryview(_part(fields, _STEPS)).nbytes) > most:
             raise MalformedMessage(f"a record whose steps have {size} bytes", f"at most {most}")
 
 
-def _part(data: bytes | memoryview, places: tuple[int, ...]) -> msgspec.Raw:
-    """The bytes of a part of a message; none where it has no such part."""
-    found = msgspec.Raw(data)
-    for place in places:
-        fields = _FIELDS.decode(found)
-        found = fields[place] if place < len(fields) else msgspec.Raw()
-    return found
+def _part(fields: tuple[msgspec.Raw, ...], places: tuple[int, ...]) -> msgspec.Raw:
+    """The bytes of a part of a message, whose own parts are `fields`; none where it has no such part."""
+    first, *rest = places
+    found = fields[first] if first < len(fields) else msgspec.Raw()
+    return _part(_FIELDS.decode(found), tuple(rest)) if rest else found
 
 
 def _entries(part: msgspec.Raw) -> int:

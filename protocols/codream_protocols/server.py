@@ -1187,8 +1187,9 @@ class ServerProtocol(HoldsHistory):
             asked = set(epoch.plan.cohort) - epoch.gone
             return [SendTo(member, Invitation(epoch.plan.offer))] if member in asked else []
         if self.phase is Phase.SEALING:
-            shown = [SendTo(member, Advertisements(epoch.plan.digest, epoch.shown))]
-            return [*shown] if member in epoch.taking_part else []
+            if member not in epoch.taking_part:
+                return []
+            return [SendTo(member, Advertisements(epoch.plan.digest, epoch.shown))]
         if member not in epoch.members or epoch.step is None:
             return []
         effects: list[Effect] = [SendTo(member, self._delivery(epoch, member))]
