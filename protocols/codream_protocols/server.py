@@ -17,6 +17,7 @@ have voted for it. A failed step is never run again: the next epoch starts anew.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
@@ -250,6 +251,7 @@ class _Step:
     tags: dict[int, int] = field(default_factory=dict)
     inputs: set[int] = field(default_factory=set)
     survivors: tuple[int, ...] = ()
+    statement: tuple[bytes, ...] = ()  # what survivors' signatures cover: with thousands of them, made once
     total: Array | None = None
     tag: int = 0
     opened: bool = False  # whether `total` and `tag` have no masks any more
@@ -297,6 +299,11 @@ class _Epoch:
     step: _Step | None = None
     votes: dict[int, SignedBy] = field(default_factory=dict)
     dissent: set[int] = field(default_factory=set)  # those that have voted for another end of it
+
+    def includes(self, member: int) -> bool:
+        """Whether it is one of the members, who ascend: they may be thousands, and each of their messages asks."""
+        place = bisect_left(self.members, member)
+        return self.members[place : place + 1] == (member,)
 
     def partners(self, member: int) -> tuple[int, ...]:
         """Who seals for a member that is shown, and for whom it seals, ascending."""
@@ -427,7 +434,7 @@ class ServerProtocol(HoldsHistory):
         if member in epoch.advertised and message.plan != epoch.plan.digest:
             epoch.gone.add(member)  # it was started again, and its keys of this epoch are gone
             return effects + self._advance_or_give_up(member)
-        if member in epoch.members and message.sums > (epoch.public.step if epoch.public else 0):
+        if epoch.includes(member) and message.sums > (epoch.public.step if epoch.public else 0):
             epoch.gone.add(member)  # what this server told it was not kept: nothing it says fits any more
             name = self._roster.members[member].name
             return effects + self._advance_or_give_up(member, f"{name} has sums that this server has lost")
@@ -437,7 +444,7 @@ class ServerProtocol(HoldsHistory):
         """A member is there; if it lacks a sum that is out, send it again."""
         self.absent.discard(member)
         epoch = self._epoch
-        if epoch is None or epoch.public is None or plan != epoch.plan.digest or member not in epoch.members:
+        if epoch is None or epoch.public is None or plan != epoch.plan.digest or not epoch.includes(member):
             return []
         return self._missing_sums(member, sums)
 
@@ -633,7 +640,7 @@ class ServerProtocol(HoldsHistory):
 
     def _on_opened_starts(self, member: int, message: OpenedStarts, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch = self._current(message.plan)
-        if self.phase in (Phase.ADVERTISING, Phase.SEALING) or epoch.ring is None or member not in epoch.members:
+        if self.phase in (Phase.ADVERTISING, Phase.SEALING) or epoch.ring is None or not epoch.includes(member):
             raise UnexpectedMessage(f"start shares of member {member}", "those of members that were sent seals")
         if self.phase is not Phase.OPENING or member in epoch.heard:
             return []
@@ -647,7 +654,7 @@ class ServerProtocol(HoldsHistory):
     def _on_complaint(self, member: int, message: Complaint, frames: tuple[bytes, ...]) -> list[Effect]:
         """A pair that cannot talk takes no part together in a later epoch; neither's secrets are shown for it."""
         epoch = self._current(message.plan)
-        if member not in epoch.members or message.member not in epoch.members or member == message.member:
+        if not epoch.includes(member) or not epoch.includes(message.member) or member == message.member:
             raise CohortRefused("a complaint about a stranger", "about a member of the epoch")
         if self.phase is Phase.VOTING or (epoch.step is not None and epoch.step.number > 0):
             raise UnexpectedMessage("a complaint after the first step", "one at the end of the set-up")
@@ -719,11 +726,10 @@ class ServerProtocol(HoldsHistory):
     def _on_signature(self, member: int, message: SurvivorSignature, frames: tuple[bytes, ...]) -> list[Effect]:
         if self._is_late(message.plan, message.step):
             return []  # enough others have signed
-        epoch, step = self._in_step(member, message.plan, message.step)
-        if self.phase is not Phase.AGREEING or epoch.public is None:
+        _, step = self._in_step(member, message.plan, message.step)
+        if self.phase is not Phase.AGREEING:
             return []
-        statement = survivor_statement(epoch.public.chain, step.number, step.survivors)
-        verify(self._roster.members[member].identity_key, message.signature, "survivors", *statement)
+        verify(self._roster.members[member].identity_key, message.signature, "survivors", *step.statement)
         step.signatures[member] = message.signature
         return self._advance()
 
@@ -887,6 +893,8 @@ class ServerProtocol(HoldsHistory):
         return chosen if len(chosen) >= self.charter.aggregation.least_survivors else ()
 
     def _after_close(self, epoch: _Epoch, survivors: tuple[int, ...]) -> None:
+        assert epoch.public is not None and epoch.step is not None  # noqa: S101 - its caller has closed the step
+        epoch.step.statement = survivor_statement(epoch.public.chain, epoch.step.number, survivors)
         agreed = survivors == epoch.members and epoch.ring is None
         self.phase = Phase.UNMASKING if agreed else Phase.AGREEING
 
@@ -1007,10 +1015,8 @@ class ServerProtocol(HoldsHistory):
             raise WrongContext(f"{type(entry).__name__} written down while {phase.value}", "what follows there")
 
     def _agreed(self, epoch: _Epoch, step: _Step, entry: Agreed) -> None:
-        assert epoch.public is not None  # noqa: S101 - closed before
-        statement = survivor_statement(epoch.public.chain, step.number, step.survivors)
         for item in entry.items:
-            verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *statement)
+            verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *step.statement)
             step.signatures[item.member] = item.signature
         if entry.step != step.number or len(step.signatures) < epoch.plan.least_signers:
             raise WrongContext(f"{len(step.signatures)} signatures of step {entry.step} written down", "enough")
@@ -1167,7 +1173,7 @@ class ServerProtocol(HoldsHistory):
     def _remind_voter(self, epoch: _Epoch, member: int, plan: bytes, sums: int) -> list[Effect]:
         if member in epoch.votes or epoch.public is None:
             return []
-        if plan == epoch.plan.digest and member in epoch.members:  # not one that advertised, and was left out
+        if plan == epoch.plan.digest and epoch.includes(member):  # not one that advertised, and was left out
             # Perhaps it has not even the seals; a server that was started again has them no more.
             seals: list[Effect] = [] if sums or not epoch.sealed else [SendTo(member, self._delivery(epoch, member))]
             if seals and epoch.ring is not None:
@@ -1190,7 +1196,7 @@ class ServerProtocol(HoldsHistory):
             if member not in epoch.taking_part:
                 return []
             return [SendTo(member, Advertisements(epoch.plan.digest, epoch.shown))]
-        if member not in epoch.members or epoch.step is None:
+        if not epoch.includes(member) or epoch.step is None:
             return []
         effects: list[Effect] = [SendTo(member, self._delivery(epoch, member))]
         if epoch.ring is not None and epoch.public is not None:
@@ -1246,7 +1252,7 @@ class ServerProtocol(HoldsHistory):
 
     def _in_step(self, member: int, plan: bytes, number: int) -> tuple[_Epoch, _Step]:
         epoch = self._current(plan)
-        if epoch.step is None or number != epoch.step.number or member not in epoch.members:
+        if epoch.step is None or number != epoch.step.number or not epoch.includes(member):
             at = epoch.step.number if epoch.step else "none"
             raise WrongContext(f"a message of member {member} for step {number}", f"members, for step {at}")
         return epoch, epoch.step

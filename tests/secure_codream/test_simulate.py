@@ -204,9 +204,14 @@ def test_what_is_remembered_is_only_what_was_computed_of_the_very_same() -> None
         with pytest.raises(ZeroDivisionError):
             remembered.once("fails", (), lambda: 1 // 0)
     mine, theirs = bytes(range(32)), bytes(range(1, 33))
+    for _ in range(2):  # their owners are played elsewhere, as far as is known: nothing is kept for them
+        assert remembered.agree(mine, public_key(theirs)) == agree(mine, public_key(theirs))
+    assert remembered.agreements < 1 and not remembered._agreed
+    mask_keys = bytes(32) + public_key(theirs)
+    remembered.played(Advertisement(b"", 0, public_key(mine), b"", b"", b"", mask_keys, b"", bytes(64)))
     agreed = remembered.agree(mine, public_key(theirs))
     assert agreed == remembered.agree(theirs, public_key(mine)) == agree(mine, public_key(theirs))
-    assert remembered.agreements == 1 and remembered.seconds > 0
+    assert remembered.agreements == 1 and remembered.seconds > 0 and not remembered._agreed
 
 
 def test_a_false_signature_is_refused_by_every_virtual_client_of_a_process() -> None:

@@ -15,7 +15,14 @@ from typing import NamedTuple
 from codream_protocols.charter import Policy
 from codream_protocols.client import ClientProtocol, Compute, Send
 from codream_protocols.errors import RemoteProtocolError
-from codream_protocols.messages import Survivors, SurvivorSignatures, ToClient, decode_to_client, encode_message
+from codream_protocols.messages import (
+    Advertisement,
+    Survivors,
+    SurvivorSignatures,
+    ToClient,
+    decode_to_client,
+    encode_message,
+)
 from secure_codream.simulation.virtual.remembered import Remembered, VirtualClient
 from secure_codream.simulation.virtual.scene import Scene
 
@@ -115,6 +122,8 @@ class VirtualHost:
                         values = self._scene.inputs(member, effect.step)
                         pending.extend(client.provide(effect.plan, effect.step, values))
                 elif isinstance(effect, Send):
+                    if isinstance(effect.message, Advertisement):
+                        self.remembered.played(effect.message)
                     sent.append(Sent(encode_message(effect.message), effect.frames))
         except RemoteProtocolError as error:
             raise RuntimeError(f"virtual client {member} refused {type(message).__name__}: {error}") from error

@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 from codream_protocols import keyschedule
 from codream_protocols.charter import Plan
 from codream_protocols.client import ClientProtocol
+from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.lockstep import LockstepKeys
+from codream_protocols.messages import Advertisement
 from codream_protocols.resilient import make_keys
 from codream_protocols.tag import TagKey
 
 _T = TypeVar("_T")
 _MOST_KEPT = 64  # outcomes; of one message all clients of a process take what it comes to, before the next one comes
-_MOST_AGREED = 1 << 19
 
 
 class Remembered:
@@ -39,6 +40,7 @@ class Remembered:
         self.seconds = 0.0
         self._outcomes: dict[tuple[object, ...], tuple[tuple[object, ...], Any, float]] = {}
         self._agreed: dict[frozenset[bytes], tuple[bytes, float]] = {}
+        self._here: set[bytes] = set()
 
     def once(self, what: str, on: tuple[object, ...], compute: Callable[[], _T]) -> _T:
         """What was computed before for this, or what is computed now; what raises is not remembered.
@@ -61,8 +63,16 @@ class Remembered:
         self._outcomes[key] = on, found, time.thread_time() - began + self.seconds - spared  # `on` keeps its ids taken
         return found
 
+    def played(self, advertisement: Advertisement) -> None:
+        """A client of this process has these keys: the other members' agreements with them may be asked for again."""
+        keys = advertisement.mask_keys
+        self._here.add(advertisement.share_key)
+        self._here.update(keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES))
+
     def agree(self, private: keyschedule.Private, peer_public: bytes) -> bytes:
         """X25519 as `keyschedule.agree`; what one member of a pair has computed, the other takes, once."""
+        if peer_public not in self._here:  # another process plays it, and computes the same
+            return keyschedule.agree(private, peer_public)
         key = keyschedule.prepared(private) if isinstance(private, bytes) else private
         pair = frozenset((key.public_key().public_bytes_raw(), peer_public))
         known = self._agreed.pop(pair, None)
@@ -72,8 +82,6 @@ class Remembered:
             return known[0]
         began = time.thread_time()
         agreed = keyschedule.agree(key, peer_public)
-        if len(self._agreed) >= _MOST_AGREED:
-            self._agreed.clear()  # most of them are of pairs of which another process plays one
         self._agreed[pair] = agreed, time.thread_time() - began
         return agreed
 
