@@ -25,6 +25,7 @@ P, C, S, U = "protocols/codream_protocols/", "clients/codream_clients/", "server
 ATTACKS = "tests/protocols/test_attacks.py"
 STEPS = "tests/protocols/test_steps.py"
 RINGS = "tests/protocols/test_rings.py"
+SECOND_RING = "tests/protocols/test_second_on_a_ring.py"
 OFFERS = "tests/protocols/test_offers.py"
 KEPT_SECRETS = "tests/protocols/test_kept_secrets.py"
 GATE, PRIVATE_GATE = "tests/clients/test_model_gate.py", "tests/clients/test_private_model_gate.py"
@@ -395,6 +396,42 @@ MUTANTS = (
         RINGS,
         "-k",
         "everybody_too",
+    ),
+    text(
+        "nobody is taken out of a running sum of all",
+        P + "server.py",
+        '            if self.charter.aggregation.losses == "allow":\n                return ()\n',
+        "",
+        RINGS,
+        "-k",
+        "who_lacks_neighbours",
+    ),
+    text(
+        "on a ring a whole block may be left out",
+        P + "server.py",
+        "if epoch.ring is None and block != _ALL",
+        "if block != _ALL",
+        RINGS,
+        "-k",
+        "block_that_lacks_neighbours",
+    ),
+    text(
+        "secrecy on a ring is counted among who must be shown",
+        P + "neighbours.py",
+        "shown, bits = members - silent(members)",
+        "shown, bits = members",
+        SECOND_RING,
+        "-k",
+        "as_many_neighbours",
+    ),
+    text(
+        "the tag's key on a ring is of the first member's value",
+        P + "client.py",
+        "epoch.ring.members, values[:1]",
+        "epoch.ring.members, values[-1:]",
+        SECOND_RING,
+        "-k",
+        "real_machines",
     ),
     text(
         "another transcript, another ring",

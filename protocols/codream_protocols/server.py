@@ -887,8 +887,15 @@ class ServerProtocol(HoldsHistory):
         return self._tell(Survivors(epoch.plan.digest, step.number, survivors))
 
     def _summed(self, inputs: set[int]) -> tuple[int, ...]:
+        """Whose vectors the sum can hold, empty if too few: on a ring each has enough neighbours among them.
+
+        A block that lacks some is left out, and again until none does. With `losses = "allow"` all vectors are in one
+        running sum, of which nobody's can be taken away.
+        """
         chosen, ring = self.charter.whole_blocks(inputs), self._epoch.ring if self._epoch else None
         while ring is not None and (few := ring.lacking(chosen, chosen)):
+            if self.charter.aggregation.losses == "allow":
+                return ()
             chosen = self.charter.whole_blocks(set(chosen) - set(few))
         return chosen if len(chosen) >= self.charter.aggregation.least_survivors else ()
 

@@ -1,15 +1,13 @@
 """A client and a verifier written anew from docs/protocol.md alone, without this project's modules, in plain integers.
 
-`Member` is one client in either mode: plan, advertisement, seals, transcript, group key, start, masks, tag, survivors'
-signature, what is revealed, the check of a sum, chain, vote. `verified` recomputes a record. Section numbers are the
-document's.
+`Member` is one client in either mode, on a complete graph or on a ring: plan, advertisement, seals, transcript, group
+key, start, masks, tag, survivors' signature, what is revealed, the check of a sum, chain, vote. `verified` recomputes a
+record. Section numbers are the document's. The server of a resilient epoch is in `second_server.py`.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import json
 import secrets
 import struct
@@ -18,114 +16,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CTR
+
+from tests.protocols.second_graph import Graph, degree
+from tests.protocols.second_primitives import (
+    advertisements_in,
+    agree,
+    cut,
+    digest,
+    expand,
+    extract,
+    labelled,
+    masked,
+    number,
+    numbers,
+    pack,
+    product,
+    public,
+    signed,
+    stream,
+    tag_mask,
+    unpack,
+)
 
 Array = tuple[str, list[float]]  # type and numbers of one axis
 
-# -- section 2 ---------------------------------------------
-
-
-def labelled(label: str, *parts: bytes) -> bytes:
-    joined = (f"secure-codream/2 {label}".encode(), *parts)
-    return b"".join(struct.pack(">I", len(part)) + part for part in joined)
-
-
-def digest(label: str, *parts: bytes) -> bytes:
-    return hashlib.sha256(labelled(label, *parts)).digest()
-
-
-def number(value: int) -> bytes:
-    return struct.pack(">I", value)
-
-
-def expand(secret: bytes, label: str, *parts: bytes) -> bytes:
-    return hmac.digest(secret, labelled(label, *parts) + b"\1", "sha256")  # RFC 5869: the first block is all of it
-
-
-def extract(secret: bytes, salt: bytes, label: str, *parts: bytes) -> bytes:
-    return expand(hmac.digest(salt, secret, "sha256"), label, *parts)
-
-
-def agree(private: bytes, public: bytes) -> bytes:
-    return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
-
-
-def public(private: bytes) -> bytes:
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
-
-
-def stream(key: bytes, count: int, counter: int = 0) -> bytes:
-    return Cipher(AES(key), CTR(counter.to_bytes(16, "big"))).encryptor().update(bytes(count))
-
-
-def product(left: int, right: int) -> int:
-    """In GF(2^8) modulo x^8 + x^4 + x^3 + x + 1, bit by bit."""
-    result = 0
-    while right:
-        result ^= left if right & 1 else 0
-        left = left << 1 ^ (0x11B if left & 0x80 else 0)
-        right >>= 1
-    return result
-
-
-def signed(key: bytes, signature: bytes, label: str, *parts: bytes) -> bool:
-    try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, labelled(label, *parts))
-    except InvalidSignature:
-        return False
-    return True
-
-
-def advertisements_in(items: list[list[Any]]) -> list[list[Any]]:
-    """An advertisement keeps its tag within another message."""
-    assert all(item[0] == "advertisement" for item in items)
-    return [item[1:] for item in items]
-
-
-def cut(data: bytes) -> list[bytes]:
-    return [data[start : start + 32] for start in range(0, len(data), 32)]
-
-
 # -- sections 3 to 6 ---------------------------------------------
-
-
-def planes(count: int, bits: int) -> Iterator[tuple[int, int, int, int]]:
-    """First bit, width, elements a word and words of each plane."""
-    shift = 0
-    while left := bits - shift:
-        width = 16 if left >= 16 else 8 if left > 8 else left
-        yield shift, width, 16 // width, -(-count // (16 // width))
-        shift += width
-
-
-def pack(elements: Sequence[int], bits: int) -> bytes:
-    words = []
-    for shift, width, parts, length in planes(len(elements), bits):
-        column = [0] * length
-        for place, element in enumerate(elements):
-            part, word = divmod(place, length)
-            assert part < parts
-            column[word] |= (element >> shift & (1 << width) - 1) << part * width
-        words += column
-    return struct.pack(f"<{len(words)}H", *words)
-
-
-def unpack(frame: bytes, count: int, bits: int) -> list[int]:
-    words, elements = list(struct.unpack(f"<{len(frame) // 2}H", frame)), [0] * count
-    for shift, width, _, length in planes(count, bits):
-        column, words = words[:length], words[length:]
-        for place in range(count):
-            part, word = divmod(place, length)
-            elements[place] |= (column[word] >> part * width & (1 << width) - 1) << shift
-    assert not words and pack(elements, bits) == frame
-    return elements
 
 
 @dataclass
@@ -133,7 +51,7 @@ class Federation:
     """What all know offline: roster, charter, and the course of sums (section 7)."""
 
     roster_hash: bytes
-    identities: list[bytes]
+    identities: dict[int, bytes]
     charter: list[Any]
     vectors: list[tuple[str, list[list[Any]]]]  # task and blocks [name, length, clip, kind]
 
@@ -182,15 +100,20 @@ def make_federation(roster_file: str, administrator: bytes, settings: bytes, mod
     found = digest("roster", msgpack.packb(roster))
     assert base64.b64decode(file["administrator"]) == administrator
     assert signed(administrator, base64.b64decode(file["signature"]), "roster signature", found)
-    members = len(roster["members"])
+    identities = dict(enumerate(member["identity_key"] for member in roster["members"]))
+    return chartered(found, len(identities), identities, settings, mode)
+
+
+def chartered(roster: bytes, members: int, identities: dict[int, bytes], settings: bytes, mode: str) -> Federation:
+    """With a roster's digest, and the identity keys of those that matter."""
     count = max(1, members // 3)
     bounds = [members * block // count for block in range(count + 1)]
     blocks = [list(range(bounds[block], bounds[block + 1])) for block in range(count)]
     aggregation = [mode, 1, 3, 8, "aes-256-ctr", "blocks", 20]
     return Federation(
-        found,
-        [member["identity_key"] for member in roster["members"]],
-        [found, members, settings, aggregation, blocks, None],
+        roster,
+        identities,
+        [roster, members, settings, aggregation, blocks, None],
         [
             ("visits", [["hours", 5, 1.0, "real"], ["patients", 2, 300, "count"]]),
             ("scores", [["score", 3, 0.5, "real"]]),
@@ -206,12 +129,19 @@ class Plan:
         colluders, size = federation.colluders, len(offer[1])
         assert certified == 0 and federation.may_be_summed(offer[1])
         self.steps = len(federation.vectors)
-        # The last kind has a resolution of its own: a ring of 16 bits, and as many values as fit.
+        # The last kind has a resolution of its own: a ring of 16 bits or more, and as many values as fit.
         members = federation.charter[1]
-        self.bits = [8 + (members - 1).bit_length()] * (self.steps - 1) + [16]
-        self.tops = [255] * (self.steps - 1) + [(2**16 - 1) // members]
-        lockstep = federation.mode == "lockstep"
-        self.threshold = size if lockstep else max(min(size, 2 * size // 3 + 1), (size + colluders) // 2 + 1)
+        room = (members - 1).bit_length()
+        self.bits = [8 + room] * (self.steps - 1) + [max(16, 10 + room)]
+        self.tops = [255] * (self.steps - 1) + [(2 ** self.bits[-1] - 1) // members]
+        self.k: int | None = None
+        if federation.mode == "resilient" and members > 200:
+            self.k, self.threshold = degree(size, colluders)
+            self.least_shown, self.signers = size - size // 10, (size + colluders) // 2 + 1
+        else:
+            lockstep = federation.mode == "lockstep"
+            self.threshold = size if lockstep else max(min(size, 2 * size // 3 + 1), (size + colluders) // 2 + 1)
+            self.least_shown = self.signers = self.threshold
         own = [None] * (self.steps - 1) + [10]
         specs = [[task, blocks, None, bits] for (task, blocks), bits in zip(federation.vectors, own, strict=True)]
         schedule = list(range(self.steps))
@@ -276,19 +206,34 @@ def tag_pad(secret: bytes, member: int) -> int:
     return int.from_bytes(stream(expand(secret, "tag pads"), 16, member), "little")
 
 
+def transcript_of(plan: Plan, advertisements: list[list[Any]]) -> bytes:
+    parts = [digest("advertisement", item[0], numbers(item[1]), *item[2:]) for item in advertisements]
+    return digest("transcript", plan.digest, *parts)
+
+
+def check_advertisements(plan: Plan, items: list[list[Any]]) -> None:
+    """Who is shown, each for this plan, of the right size, and signed by the roster's member."""
+    federation, members = plan.federation, [item[1] for item in items]
+    assert federation.may_be_summed(members) and set(members) <= set(plan.offer[1]) and len(members) >= plan.least_shown
+    size = 32 * plan.steps * (federation.mode == "resilient")
+    for item in items:
+        assert item[0] == plan.digest and len(item[6]) == len(item[7]) == size
+        key = federation.identities[item[1]]
+        assert signed(key, item[8], "advertisement", item[0], numbers(item[1]), *item[2:8])
+
+
 class Trajectory:
     """State and chain of an epoch (sections 8, 12), with the course of sums."""
 
     def __init__(self, plan: Plan, advertisements: list[list[Any]], shares: list[bytes]) -> None:
-        self.plan, self.members = plan, [item[1] for item in advertisements]
-        parts = [digest("advertisement", item[0], bytes([item[1]]), *item[2:]) for item in advertisements]
-        self.transcript = digest("transcript", plan.digest, *parts)
+        self.plan, self.members, self.shares = plan, [item[1] for item in advertisements], shares
+        self.transcript = transcript_of(plan, advertisements)
         for item, share in zip(advertisements, shares, strict=True):
             assert digest("start share", plan.digest, number(item[1]), share) == item[5]
-        seed = digest("start seed", self.transcript, bytes(self.members), b"".join(shares))
+        seed = digest("start seed", self.transcript, numbers(*self.members), b"".join(shares))
         self.state: dict[str, Array] = {}
-        first = digest("chain start", self.transcript, seed, bytes(self.members), state_digest(self.state))
-        self.links, self.sums = [first], list[dict[str, Array]]()
+        first = digest("chain start", self.transcript, seed, numbers(*self.members), state_digest(self.state))
+        self.links, self.sums, self.steps = [first], list[dict[str, Array]](), list[tuple[list[int], bytes, bytes]]()
 
     @property
     def chain(self) -> bytes:
@@ -303,7 +248,18 @@ class Trajectory:
         self.state = {**self.state, f"{task}.members": ("<i8", [len(survivors)])}
         self.state |= {f"{task}.{name}": array for name, array in sums.items()}
         self.sums.append(sums)
-        self.links.append(digest("chain step", self.chain, bytes(survivors), frame, tag, state_digest(self.state)))
+        self.steps.append((survivors, tag, frame))
+        self.links.append(digest("chain step", self.chain, numbers(*survivors), frame, tag, state_digest(self.state)))
+
+
+def pairwise_key(public: Trajectory, private: bytes, theirs: bytes, pair: tuple[int, int]) -> bytes:
+    """Section 10: of the running step's mask keys."""
+    context = (public.plan.digest, number(len(public.sums)), public.chain, *map(number, sorted(pair)))
+    return extract(agree(private, theirs), public.transcript, "pairwise mask", *context)
+
+
+def self_mask_key(public: Trajectory, self_mask: bytes) -> bytes:
+    return expand(self_mask, "self mask stream", public.plan.digest, number(len(public.sums)), public.chain)
 
 
 # -- sections 8 to 13: a client ---------------------------------------------
@@ -366,34 +322,28 @@ class Member:
             b"".join(map(public, self.mask_keys)),
             b"".join(commitments),
         ]
-        signature = self.identity.sign(labelled("advertisement", plan.digest, bytes([self.me]), *parts))
+        signature = self.identity.sign(labelled("advertisement", plan.digest, numbers(self.me), *parts))
         self.advertisement = [plan.digest, self.me, *parts, signature]
         return [(msgpack.packb(["advertisement", *self.advertisement]), [])]
 
     def on_advertisements(self, plan: bytes, items: list[list[Any]]) -> list[tuple[bytes, list[bytes]]]:
         items = advertisements_in(items)
         assert plan == self.plan.digest and self.advertisement in items
+        check_advertisements(self.plan, items)
         self.items = {item[1]: item for item in items}
         self.members = [item[1] for item in items]
-        assert self.federation.may_be_summed(self.members) and len(items) >= self.plan.threshold
-        for item in items:
-            key, size = self.federation.identities[item[1]], 32 * self.plan.steps * self.resilient
-            assert item[0] == plan and len(item[6]) == len(item[7]) == size
-            assert signed(key, item[8], "advertisement", item[0], bytes([item[1]]), *item[2:8])
         keys = [item[2] for item in items] + [key for item in items for key in cut(item[6])]
         points = {(int.from_bytes(key, "little") & ((1 << 255) - 1)) % ((1 << 255) - 19) for key in keys}
         assert len(points) == len(keys) and len({value for item in items for value in item[3:6]}) == 3 * len(items)
-        parts = [digest("advertisement", item[0], bytes([item[1]]), *item[2:]) for item in items]
-        self.transcript = digest("transcript", plan, *parts)
+        self.transcript = transcript_of(self.plan, items)
+        self.graph = Graph(self.transcript, self.members, self.plan.k)
         self.dealt = self.deal() if self.resilient else {}
         self.agreed, self.own_secrets, seals = dict[int, bytes](), dict[int, bytes](), []
-        for other in self.members:
-            if other == self.me:
-                continue
+        for other in self.graph.partners(self.me):
             self.agreed[other] = agree(self.share_private, self.items[other][2])
             self.own_secrets[other], ciphertext = self.encapsulate(self.items[other][3])
             key = self.seal_key(self.me, other, self.own_secrets[other], ciphertext)
-            pair = bytes([self.me, other])
+            pair = numbers(self.me, other)
             plaintext = self.value + self.dealt.get(other, b"")
             sealed = ChaCha20Poly1305(key).encrypt(bytes(12), plaintext, labelled("sealed", plan, pair))
             signature = self.identity.sign(labelled("seal", self.transcript, pair, ciphertext, sealed))
@@ -410,40 +360,47 @@ class Member:
         drawn = self.draw((self.plan.threshold - 1) * len(joined))
         coefficients = [drawn[start : start + len(joined)] for start in range(0, len(drawn), len(joined))]
         shares = {}
-        for member in self.members:
+        for member, x in self.graph.holders(self.me).items():
             values = bytes(len(joined))
             for row in [*coefficients, joined]:
-                values = bytes(product(value, member + 1) ^ more for value, more in zip(values, row, strict=True))
+                values = bytes(product(value, x) ^ more for value, more in zip(values, row, strict=True))
             shares[member] = values
         return shares
 
     def on_seal_delivery(self, plan: bytes, items: list[list[Any]]) -> list[tuple[bytes, list[bytes]]]:
-        assert plan == self.plan.digest and [item[0] for item in items] == [
-            one for one in self.members if one != self.me
-        ]
-        values, self.roots, self.held = (
-            {self.me: self.value},
-            dict[int, bytes](),
-            {self.me: self.dealt.get(self.me, b"")},
-        )
+        assert plan == self.plan.digest and [item[0] for item in items] == self.graph.partners(self.me)
+        values, self.roots = {self.me: self.value}, dict[int, bytes]()
+        self.held = {self.me: self.dealt[self.me]} if self.me in self.dealt else {}
         for sender, ciphertext, sealed, signature in items:
-            pair, identity = bytes([sender, self.me]), self.federation.identities[sender]
+            pair, identity = numbers(sender, self.me), self.federation.identities[sender]
             assert signed(identity, signature, "seal", self.transcript, pair, ciphertext, sealed)
             theirs = self.kem.decapsulate(ciphertext)
             key = self.seal_key(sender, self.me, theirs, ciphertext)
             plaintext = ChaCha20Poly1305(key).decrypt(bytes(12), sealed, labelled("sealed", plan, pair))
-            values[sender], self.held[sender] = plaintext[:32], plaintext[32:]
+            values[sender], shares = plaintext[:32], plaintext[32:]
+            if self.resilient and self.me in self.graph.holders(sender):
+                self.held[sender] = shares
+            assert len(shares) == 64 * self.plan.steps * (sender in self.held)
             assert digest("value", plan, number(sender), values[sender]) == self.items[sender][4]
+            share = digest("start share", plan, number(sender), expand(values[sender], "start share"))
+            assert share == self.items[sender][5]
             low, high = sorted((self.me, sender))
             both = (self.own_secrets[sender], theirs) if self.me == low else (theirs, self.own_secrets[sender])
             secret = self.agreed[sender] + b"".join(both)
             self.roots[sender] = extract(secret, self.transcript, "pair root", number(low), number(high))
-        joined = b"".join(values[member] for member in self.members)
-        self.group_key = extract(joined, self.transcript, "group key", bytes(self.members))
-        self.shares = [expand(values[member], "start share") for member in self.members]
-        advertisements = [self.items[member] for member in self.members]
-        self.public = Trajectory(self.plan, advertisements, self.shares)
-        assert self.public.transcript == self.transcript
+        known = sorted(values)
+        grouped = known if self.plan.k is None else self.members[:1]
+        joined = b"".join(values[member] for member in grouped)
+        self.group_key = extract(joined, self.transcript, "group key", numbers(*self.members))
+        shares = b"".join(expand(values[member], "start share") for member in known)
+        if self.plan.k is not None:
+            return [(msgpack.packb(["opened-starts", plan, shares]), [])]
+        return self.on_starts(plan, shares)
+
+    def on_starts(self, plan: bytes, shares: bytes) -> list[tuple[bytes, list[bytes]]]:
+        assert plan == self.plan.digest
+        self.start = shares
+        self.public = Trajectory(self.plan, list(self.items.values()), cut(shares))
         return self.masked(0)
 
     # Sections 9 and 10.
@@ -451,16 +408,12 @@ class Member:
     def keys(self, step: int) -> Iterator[tuple[int, bytes]]:
         chain = self.public.chain
         if self.resilient:
-            yield 1, expand(self.self_masks[step], "self mask stream", self.plan.digest, number(step), chain)
-        for other in self.members:
-            if other == self.me:
-                continue
+            yield 1, self_mask_key(self.public, self.self_masks[step])
+        for other in self.graph.near[self.me]:
             sign = 1 if self.me < other else -1
             if self.resilient:
-                low, high = sorted((self.me, other))
-                secret = agree(self.mask_keys[step], cut(self.items[other][6])[step])
-                context = (self.plan.digest, number(step), chain, number(low), number(high))
-                yield sign, extract(secret, self.transcript, "pairwise mask", *context)
+                private, theirs = self.mask_keys[step], cut(self.items[other][6])[step]
+                yield sign, pairwise_key(self.public, private, theirs, (self.me, other))
             else:
                 root = self.roots[other]
                 for _ in range(step):
@@ -473,33 +426,35 @@ class Member:
         secret = expand(self.group_key, "tag key", number(step), chain)
         tag = tag_product(secret, words) + tag_pad(secret, self.me)
         for sign, key in self.keys(step):
-            tag += sign * int.from_bytes(expand(key, "tag mask")[:16], "little")
-            masks = struct.unpack(
-                f"<{len(words)}H", stream(key, 2 * len(words), 2)
-            )  # m is at most 16 here, and one piece
-            words = [(word + sign * mask) % (1 << bits) for word, mask in zip(words, masks, strict=True)]
-        start = b"".join(self.shares) if step == 0 else b""
+            tag += sign * tag_mask(key)
+            words = masked(words, key, sign, bits)
+        start = self.start if step == 0 and self.plan.k is None else b""
         message = ["masked-input", self.plan.digest, step, chain, (tag % (1 << 128)).to_bytes(16, "little"), start]
         return [(msgpack.packb(message), [pack(words, bits)])]
 
     def on_survivors(self, plan: bytes, step: int, members: list[int]) -> list[tuple[bytes, list[bytes]]]:
         assert plan == self.plan.digest and self.federation.may_be_summed(members) and step not in self.survivors
+        assert set(members) <= set(self.members)
+        if self.plan.k is not None:
+            near = self.graph.near
+            assert all(len({*near[one]} & {*members}) >= self.plan.threshold for one in members), "too few neighbours"
         self.survivors[step] = members
-        if members == self.members:
+        if members == self.members and self.plan.k is None:
             return self.unmask(step)
-        statement = labelled("survivors", self.public.chain, number(step), bytes(members))
+        statement = labelled("survivors", self.public.chain, number(step), numbers(*members))
         return [(msgpack.packb(["survivor-signature", plan, step, self.identity.sign(statement)]), [])]
 
     def on_survivor_signatures(self, plan: bytes, step: int, items: list[list[Any]]) -> list[tuple[bytes, list[bytes]]]:
-        parts = (self.public.chain, number(step), bytes(self.survivors[step]))
+        parts = (self.public.chain, number(step), numbers(*self.survivors[step]))
         assert all(signed(self.federation.identities[one], signature, "survivors", *parts) for one, signature in items)
-        assert len({self.me, *(one for one, _ in items)}) >= self.plan.threshold
+        signers = {self.me, *(one for one, _ in items)}
+        assert signers <= set(self.members) and len(signers) >= self.plan.signers, "too few signatures"
         return self.unmask(step)
 
     def unmask(self, step: int) -> list[tuple[bytes, list[bytes]]]:
         rows = [
             cut(self.held[owner])[step if owner in self.survivors[step] else self.plan.steps + step]
-            for owner in self.members
+            for owner in self.graph.owners(self.me)
         ]
         return [(msgpack.packb(["unmask", self.plan.digest, step, b"".join(rows)]), [])]
 
@@ -517,8 +472,28 @@ class Member:
         self.public.absorb(members, frames[0], tag)
         if step + 1 < self.plan.steps:
             return self.masked(step + 1)
-        parts = (self.head, plan, self.public.chain)
+        return self.vote()
+
+    def vote(self) -> list[tuple[bytes, list[bytes]]]:
+        parts = (self.head, self.plan.digest, self.public.chain)
         return [(msgpack.packb(["vote", *parts[1:], self.identity.sign(labelled("vote", *parts))]), [])]
+
+    def on_epoch_record(
+        self,
+        offer: list[Any],
+        items: list[list[Any]],
+        start: bytes,
+        steps: list[list[Any]],
+        votes: list[list[Any]],
+        frames: Sequence[bytes],
+    ) -> list[tuple[bytes, list[bytes]]]:
+        """Of an epoch that it was not in: it votes after more than c of the epoch's members."""
+        self.plan, self.public, voters = replayed(
+            self.federation, self.head, [offer, items, start, steps, votes], frames
+        )
+        assert self.me not in self.public.members
+        assert len(voters & set(self.public.members)) > self.federation.colluders
+        return self.vote()
 
     def on_certificate(self, plan: bytes, votes: list[list[Any]]) -> list[tuple[bytes, list[bytes]]]:
         parts = (self.head, plan, self.public.chain)
@@ -549,22 +524,28 @@ def verified(federation: Federation, data: bytes) -> tuple[bytes, dict[str, Arra
     at += 4
     parts = [take() for _ in range(count)]
     assert at == len(data)
-    tag, offer, items, start, steps, votes = msgpack.unpackb(message)
-    assert tag == "epoch-record" and msgpack.packb([tag, offer, items, start, steps, votes]) == message
+    tag, *fields = msgpack.unpackb(message)
+    assert tag == "epoch-record" and msgpack.packb([tag, *fields]) == message
+    plan, public, voters = replayed(federation, federation.first_head, fields, parts)
+    assert len(voters) >= federation.quorum
+    return digest("head", plan.offer[2], plan.digest, public.chain), public.state, public
+
+
+def replayed(
+    federation: Federation, head: bytes, fields: list[Any], frames: Sequence[bytes]
+) -> tuple[Plan, Trajectory, set[int]]:
+    """An epoch from its record, and whose valid votes are in it."""
+    offer, items, start, steps, votes = fields
     advertisements = advertisements_in(items)
-    assert offer[2] == federation.first_head
+    assert offer[2] == head
     plan = Plan(federation, offer, 0)
-    members = [item[1] for item in advertisements]
-    assert federation.may_be_summed(members) and set(members) <= set(offer[1]) and len(members) >= plan.threshold
-    for item in advertisements:
-        identity = federation.identities[item[1]]
-        assert item[0] == plan.digest
-        assert signed(identity, item[8], "advertisement", item[0], bytes([item[1]]), *item[2:8])
+    check_advertisements(plan, advertisements)
     public = Trajectory(plan, advertisements, cut(start))
-    assert len(steps) == len(parts) == plan.steps
-    for (survivors, sum_tag), frame in zip(steps, parts, strict=True):
+    assert len(steps) == len(frames) == plan.steps
+    for (survivors, sum_tag), frame in zip(steps, frames, strict=True):
         public.absorb(survivors, frame, sum_tag)
     statement = (offer[2], plan.digest, public.chain)
     assert all(signed(federation.identities[one], vote, "vote", *statement) for one, vote in votes)
-    assert len({one for one, _ in votes}) == len(votes) >= federation.quorum
-    return digest("head", *statement), public.state, public
+    voters = {one for one, _ in votes}
+    assert len(voters) == len(votes)
+    return plan, public, voters

@@ -30,7 +30,7 @@ from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.shamir import Bytes
 from codream_protocols.specs import Block, VectorSpec, check_spec
 from secure_codream.simulation.wire import Federation
-from tests.protocols import second_implementation as second
+from tests.protocols import second_primitives as second
 
 KEYS = st.binary(min_size=32, max_size=32)
 SEEDS = st.integers(0, 2**32 - 1)

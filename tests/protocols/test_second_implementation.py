@@ -1,31 +1,32 @@
 """The second implementation against the recorded epochs, byte for byte, and among real clients and a real server.
 
-The real machines are all that is imported of this project, so that `second_implementation` owes it nothing.
+On complete graphs; on rings: `test_second_on_a_ring`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 import struct
-from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from codream_protocols.record_file import record_bytes
+from tests.protocols.recorded_epochs import DIRECTORY, Epoch, Mode, fixed
 from tests.protocols.second_implementation import Federation, Member, make_federation, verified
+from tests.protocols.second_server import Server
+from tests.protocols.second_together import Together
 
-VECTORS = Path(__file__).parent / "vectors"
-MODES = ("lockstep", "resilient")
+MODES: tuple[Mode, ...] = ("lockstep", "resilient")
 
 # -- against the recorded epochs ---------------------------------------------
 
 
 def content(mode: str) -> dict[str, Any]:
-    return {case["name"]: case for case in json.loads((VECTORS / f"epoch_{mode}.json").read_text())["cases"]}
+    return {case["name"]: case for case in json.loads((DIRECTORY / f"epoch_{mode}.json").read_text())["cases"]}
 
 
 def federation_of(cases: dict[str, Any]) -> Federation:
@@ -88,6 +89,27 @@ def test_a_recorded_epoch_byte_for_byte(mode: str, me: int) -> None:
     assert member.head.hex() == cases["digests"]["head"] and member.certified == member.public.state
 
 
+def test_a_recorded_epoch_served_byte_for_byte() -> None:
+    """Told what the record says that members said, its server says what the record says that the server said."""
+    cases = content("resilient")
+    record = cases["messages"]["record"]
+    (offer,) = (msgpack.unpackb(bytes.fromhex(entry["data"]))[1] for entry in record if entry["kind"] == "Invitation")
+    server = Server(federation_of(cases), offer)
+    told = server.open()
+    for entry in record:
+        if "to" in entry:
+            said = [entry["data"], entry.get("frames", [])]
+            found = [told.pop(0) for _ in entry["to"]]
+            assert [member for member, *_ in found] == entry["to"]
+            assert all([data.hex(), [frame.hex() for frame in frames]] == said for _, data, frames in found)
+        elif not entry.get("lost"):
+            frames = [bytes.fromhex(frame) for frame in entry.get("frames", [])]
+            told += server.receive(entry["from"], bytes.fromhex(entry["data"]), frames)
+        else:
+            told += server.expire()
+    assert server.totals == [cases[f"sum of step {step}"]["total"] for step in range(2)]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_recorded_epochs_sums(mode: str) -> None:
     """What was published is the sum of the survivors' integers, and decodes to what the record says."""
@@ -116,90 +138,48 @@ def test_a_record_is_verified_and_a_changed_one_is_not(mode: str) -> None:
 # -- with real clients and a real server ---------------------------------------------
 
 
-class Together:
-    """A real server, real clients, and in their midst a `Member`; the last one's vector of step 1 may be lost."""
+INPUTS = [[200, 7, 1, 255, 90, 17, 44, 1, 0], [3, 254, 128]]
 
-    def __init__(self, mode: str, me: int) -> None:
-        from tests.protocols.pin_vectors import Epoch, fixed
 
-        self.run = Epoch(mode)  # roster, charter, course, and real machines
-        self.run.clients = [self.run.client(number, secrets.token_bytes) for number in self.run.members]
-        administrator, file = self.run.administrator, self.run.roster_file.decode()
-        federation = make_federation(file, administrator, fixed("settings")(32), mode)
-        identity = Ed25519PrivateKey.from_private_bytes(self.run.identities[me])
-        self.me, self.inputs = me, [[200, 7, 1, 255, 90, 17, 44, 1, 0], [3, 254, 128]]
-        self.member = Member(federation, me, identity, lambda step: self.inputs[step])
-        self.changed = lambda kind, data, frames: (data, frames)
-
-    def epoch(self) -> None:
-        from codream_protocols.messages import decode_to_client, decode_to_server, encode_message
-        from codream_protocols.server import EpochCertified, Phase, SendTo, StepFinished
-
-        server, run = self.run.server, self.run
-        for number, client in enumerate(run.clients):
-            server.hello(number, client.hello())
-        waiting = list(server.open_epoch(run.charter.everybody))
-        while server.phase is not Phase.IDLE or waiting:
-            waiting = waiting or server.expire()
-            effect = waiting.pop(0)
-            if isinstance(effect, StepFinished):
-                run.sums.append(effect)
-            elif isinstance(effect, EpochCertified):
-                run.certified.append(effect)
-            elif isinstance(effect, SendTo) and effect.member == self.me:
-                data, frames = self.changed(
-                    type(effect.message).__name__, encode_message(effect.message), effect.frames
-                )
-                for answer, more in self.member.receive(data, frames):
-                    waiting += server.receive(self.me, decode_to_server(answer), tuple(more))
-            elif isinstance(effect, SendTo):
-                effects = run.clients[effect.member].receive(
-                    decode_to_client(encode_message(effect.message)), effect.frames
-                )
-                while effects:
-                    done = effects.pop(0)
-                    if hasattr(done, "task"):
-                        effects += run.provide(effect.member, done)
-                    elif hasattr(done, "frames"):
-                        lost = (effect.member, getattr(done.message, "step", None)) == run.lost and done.frames
-                        waiting += [] if lost else server.receive(effect.member, done.message, done.frames)
+def together(mode: Mode, me: int) -> Together:
+    """A real server, real clients, and in their midst a `Member`."""
+    run = Epoch(mode)
+    federation = make_federation(run.roster_file.decode(), run.administrator, fixed("settings")(32), mode)
+    identity = Ed25519PrivateKey.from_private_bytes(run.identities[me])
+    return Together(run, {me: Member(federation, me, identity, lambda step: INPUTS[step])})
 
 
 @pytest.mark.parametrize(
     ("mode", "me"), [*(("lockstep", me) for me in range(3)), *(("resilient", me) for me in (0, 1, 3))]
 )
-def test_it_takes_part_with_real_machines(mode: str, me: int) -> None:
+def test_it_takes_part_with_real_machines(mode: Mode, me: int) -> None:
     """All sums are those of what went in; all stand at one head; the record verifies on either side."""
-    from codream_protocols.record_file import record_bytes
-
-    together = Together(mode, me)
-    together.epoch()
-    run, (certified,) = together.run, together.run.certified
+    both = together(mode, me)
+    both.epoch()
+    run, member, (certified,) = both.run, both.members[me], both.run.certified
     survivors = [finished.survivors for finished in run.sums]
     assert survivors == ([(0, 1, 2)] * 2 if mode == "lockstep" else [tuple(range(6)), (0, 1, 2)])
     for finished in run.sums:
         inputs = {**{number: run.inputs.get((number, finished.step)) for number in run.members}}
-        inputs[me] = together.inputs[finished.step]
+        inputs[me] = INPUTS[finished.step]
         vectors = [inputs[number] for number in finished.survivors]
         assert finished.total.tolist() == [sum(column) for column in zip(*vectors, strict=True)]
-    assert {together.member.head, *(client.head for number, client in enumerate(run.clients) if number != me)} == {
-        run.server.head
-    }
-    head, state, _ = verified(together.member.federation, record_bytes(certified.kept))
-    assert head == run.server.head and state == together.member.certified
+    assert {member.head, *(client.head for number, client in run.clients.items() if number != me)} == {run.server.head}
+    head, state, _ = verified(member.federation, record_bytes(certified.kept))
+    assert head == run.server.head and state == member.certified
     assert {name: array.tolist() for name, array in certified.publication.items()} == {
         name: numbers for name, (_, numbers) in state.items()
     }
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_it_refuses_a_sum_that_a_server_changed(mode: str) -> None:
+def test_it_refuses_a_sum_that_a_server_changed(mode: Mode) -> None:
     """The control of the check above: one element more, and the tag no longer fits."""
-    together = Together(mode, 0)
+    both = together(mode, 0)
 
     def changed(kind: str, data: bytes, frames: tuple[bytes, ...]) -> tuple[bytes, tuple[bytes, ...]]:
         return (data, (bytes([frames[0][0] ^ 1]) + frames[0][1:],)) if kind == "Published" else (data, frames)
 
-    together.changed = changed
+    both.changed = changed
     with pytest.raises(AssertionError, match="a sum that is not true"):
-        together.epoch()
+        both.epoch()

@@ -30,10 +30,11 @@ from codream_protocols.record import certified_epochs
 from codream_protocols.record_file import parse_record, record_bytes
 from codream_protocols.tag import TagKey, tag_bytes
 from tests.protocols import pin_vectors
+from tests.protocols.recorded_epochs import DIRECTORY, Epoch, Mode
 
 
 def cases(name: str) -> list[dict[str, Any]]:
-    content = json.loads((pin_vectors.DIRECTORY / f"{name}.json").read_text())
+    content = json.loads((DIRECTORY / f"{name}.json").read_text())
     assert content["origin"]
     found: list[dict[str, Any]] = content["cases"]
     return found
@@ -152,7 +153,7 @@ def test_pinned_vectors_are_unchanged(name: str) -> None:
     assert cases(name) == json.loads(json.dumps(pin_vectors.PINNED[name]()))
 
 
-def recorded(mode: pin_vectors.Mode) -> dict[str, dict[str, Any]]:
+def recorded(mode: Mode) -> dict[str, dict[str, Any]]:
     return {case["name"]: case for case in cases(f"epoch_{mode}")}
 
 
@@ -160,9 +161,9 @@ def recorded(mode: pin_vectors.Mode) -> dict[str, dict[str, Any]]:
     ("mode", "member"),
     [*(("lockstep", member) for member in range(3)), *(("resilient", member) for member in range(6))],
 )
-def test_pinned_epoch_replays(mode: pin_vectors.Mode, member: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pinned_epoch_replays(mode: Mode, member: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the file alone: what it says that the server sent, to a real client with the randomness that it names."""
-    content, run = recorded(mode), pin_vectors.Epoch(mode)
+    content, run = recorded(mode), Epoch(mode)
     roster_file = content["roster"]["file"].encode()
     assert read_roster(roster_file, bytes.fromhex(content["roster"]["administrator"]), least_serial=7) == run.roster
     own = content[f"member {member}"]
@@ -196,8 +197,8 @@ def test_pinned_epoch_replays(mode: pin_vectors.Mode, member: int, monkeypatch: 
 
 
 @pytest.mark.parametrize("mode", ["lockstep", "resilient"])
-def test_pinned_record_verifies_and_no_byte_of_it_may_change(mode: pin_vectors.Mode) -> None:
-    content, run = recorded(mode), pin_vectors.Epoch(mode)
+def test_pinned_record_verifies_and_no_byte_of_it_may_change(mode: Mode) -> None:
+    content, run = recorded(mode), Epoch(mode)
     kept = parse_record(bytes.fromhex(content["record"]["file"]))
     assert record_bytes(kept).hex() == content["record"]["file"]
     ((certified, head, trajectory),) = certified_epochs(run.charter, run.roster, run.course, [kept])
