@@ -658,6 +658,8 @@ class ServerProtocol(HoldsHistory):
             raise CohortRefused("a complaint about a stranger", "about a member of the epoch")
         if self.phase is Phase.VOTING or (epoch.step is not None and epoch.step.number > 0):
             raise UnexpectedMessage("a complaint after the first step", "one at the end of the set-up")
+        if message.member not in epoch.partners(member):
+            raise CohortRefused("a complaint about a member that sealed nothing for this one", "about one that did")
         self.conflicts.add((min(member, message.member), max(member, message.member)))
         names = (self._roster.members[member].name, self._roster.members[message.member].name)
         return self._give_up(f"{names[0]} could not open what {names[1]} sealed for it")

@@ -13,6 +13,7 @@ from codream_protocols.charter import Offer, derive_plan
 from codream_protocols.errors import CohortRefused, InconsistentSurvivors, ShareRefused, UnsafePlan, VectorRefused
 from codream_protocols.messages import (
     Advertisement,
+    Complaint,
     MaskedInput,
     OpenedStarts,
     Published,
@@ -247,6 +248,17 @@ def test_seals_for_others_than_partners_are_refused() -> None:
     assert isinstance(item.message, Seals)
     with pytest.raises(ShareRefused):
         fed.hear(4, Seals(item.message.plan, item.message.items[:-1]))
+
+
+def test_a_complaint_about_others_than_partners_is_refused() -> None:
+    fed = federation().masked()
+    partners = ring_of(fed).partners(4)
+    stranger = next(one for one in fed.everybody if one not in (4, *partners))
+    with pytest.raises(CohortRefused, match="sealed nothing"):
+        fed.hear(4, Complaint(fed.plan.digest, stranger))
+    assert not fed.server.conflicts and fed.server.plan is not None
+    fed.emit(fed.hear(4, Complaint(fed.plan.digest, partners[-1])))
+    assert len(fed.given_up) == 1
 
 
 # -- wrong shares, and a server that is started again ---------------------------------------------
