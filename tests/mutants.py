@@ -30,6 +30,7 @@ KEPT_SECRETS = "tests/protocols/test_kept_secrets.py"
 GATE, PRIVATE_GATE = "tests/clients/test_model_gate.py", "tests/clients/test_private_model_gate.py"
 RECORD_NOISE, RECORD_SUMS = "tests/protocols/test_record_noise.py", "tests/clients/test_record_sums.py"
 DEVICE_MASKS = "tests/clients/test_device_masks.py"
+FAILING_DEVICES = "tests/protocols/test_failing_devices.py"
 SECONDS = 300
 
 
@@ -133,11 +134,48 @@ MUTANTS = (
     text(
         "numbers are masked a second time where a device fails",
         P + "client.py",
-        "                except Exception as error:  # whatever it is: nothing else may be masked by these keys",
-        "                except KeyError as error:",
+        "        except Exception as error:  # whatever it is\n",
+        "        except KeyError as error:\n",
         DEVICE_MASKS,
         "-k",
         "fails_keeps_nothing",
+    ),
+    text(
+        "an epoch whose masks a device has used up is left",
+        P + "client.py",
+        "            self.abandon()\n            self._accelerator = None",
+        "            self._accelerator = None",
+        FAILING_DEVICES,
+    ),
+    text(
+        "a device that failed is not asked again",
+        P + "client.py",
+        "            self._accelerator = None  #",
+        "            #",
+        FAILING_DEVICES,
+    ),
+    text(
+        "who leaves an epoch says so",
+        P + "client.py",
+        'return [Send(Refusal(error.code, "a vector", error.allowed, plan)), Ended',
+        "return [Ended",
+        FAILING_DEVICES,
+    ),
+    text(
+        "a device that may keep keys ends its client",
+        P + "client.py",
+        "            if isinstance(error, NotErased):\n",
+        "            if False:\n",
+        FAILING_DEVICES,
+    ),
+    text(
+        "a device that cannot erase says so",
+        C + "masking/vector.py",
+        "            raise NotErased(f",
+        "            raise RuntimeError(f",
+        DEVICE_MASKS,
+        "-k",
+        "cannot_erase",
     ),
     text(
         "a device masks only what it has proven",
