@@ -198,8 +198,8 @@ MUTANTS = (
     text(
         "keys and products are erased from a device",
         C + "masking/vector.py",
-        "        for secret in self._secrets:\n            secret.zero_()\n",
-        "",
+        "                secret.zero_()\n",
+        "                pass\n",
         DEVICE_MASKS,
         "-k",
         "sums_with_those",
@@ -1317,6 +1317,15 @@ MUTANTS = (
         "-k",
         "restored_whole",
         finding="D7",
+    ),
+    text(
+        "the index remembers how far an earlier part's ledger had got",
+        U + "configuration/limits.py",
+        "budget=None, memory=index)",
+        "budget=None)",
+        "tests/secure_codream/test_accessions.py",
+        "-k",
+        "older_copy_of_a_part",
     ),
     text(
         "views are clipped as one record",

@@ -141,7 +141,9 @@ class Index:
                     yield connection
         except sqlite3.Error as error:
             if _code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):  # a full disk, say
-                raise LedgerError(f"{self.path}: {error}; nothing has changed in it") from error
+                raise LedgerError(
+                    f"{self.path}: {error}; nothing has changed in it; it must be there, and its disk take more"
+                ) from error
             raise LedgerDamaged(f"{self.path}: {error}; put it back from a copy, or move it away") from error
 
 
