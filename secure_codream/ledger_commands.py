@@ -108,13 +108,17 @@ def plan(
 def verify(where: Where, anchor: Anchor = None, json: Json = False) -> None:
     """Check that the ledger is whole: every entry, its anchor, and what this user's index has seen of it.
 
+    So it does with those of earlier parts that client.toml names.
+
     Exit code 1 says what is wrong.
     """
     from codream_clients.privacy.index import users_index
     from codream_clients.privacy.ledger import LedgerError
 
     try:
-        found = _looked(where, anchor, memory=users_index())
+        index = users_index()
+        found = _looked(where, anchor, memory=index)
+        _parts(where, index)
     except LedgerError as error:
         fail(str(error), 1)
     if json:
@@ -242,14 +246,14 @@ def _places(where: Path, anchor: Path | None) -> tuple[Path, Path | None]:
     return ledger_path(where / "privacy.jsonl", client), anchor or anchor_path(client)
 
 
-def _parts(where: Path) -> list[tuple[Path, Ledger]]:
+def _parts(where: Path, memory: Any = None) -> list[tuple[Path, Ledger]]:
     """The ledgers of earlier parts of a client's data; a ledger's file names none."""
     if not where.is_dir():
         return []
     from secure_codream.configuration.client import read_client
     from secure_codream.configuration.limits import earlier_parts
 
-    return list(earlier_parts(read_client(where / "client.toml")).items())
+    return list(earlier_parts(read_client(where / "client.toml"), memory).items())
 
 
 def _uncharged(found: list[Ledger]) -> list[str]:

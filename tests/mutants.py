@@ -31,6 +31,7 @@ KEPT_SECRETS = "tests/protocols/test_kept_secrets.py"
 GATE, PRIVATE_GATE = "tests/clients/test_model_gate.py", "tests/clients/test_private_model_gate.py"
 RECORD_NOISE, RECORD_SUMS = "tests/protocols/test_record_noise.py", "tests/clients/test_record_sums.py"
 DEVICE_MASKS = "tests/clients/test_device_masks.py"
+FAILING_DEVICES = "tests/protocols/test_failing_devices.py"
 SECONDS = 300
 
 
@@ -134,11 +135,48 @@ MUTANTS = (
     text(
         "numbers are masked a second time where a device fails",
         P + "client.py",
-        "                except Exception as error:  # whatever it is: nothing else may be masked by these keys",
-        "                except KeyError as error:",
+        "        except Exception as error:  # whatever it is\n",
+        "        except KeyError as error:\n",
         DEVICE_MASKS,
         "-k",
         "fails_keeps_nothing",
+    ),
+    text(
+        "an epoch whose masks a device has used up is left",
+        P + "client.py",
+        "            self.abandon()\n            self._accelerator = None",
+        "            self._accelerator = None",
+        FAILING_DEVICES,
+    ),
+    text(
+        "a device that failed is not asked again",
+        P + "client.py",
+        "            self._accelerator = None  #",
+        "            #",
+        FAILING_DEVICES,
+    ),
+    text(
+        "who leaves an epoch says so",
+        P + "client.py",
+        'return [Send(Refusal(error.code, "a vector", error.allowed, plan)), Ended',
+        "return [Ended",
+        FAILING_DEVICES,
+    ),
+    text(
+        "a device that may keep keys ends its client",
+        P + "client.py",
+        "            if isinstance(error, NotErased):\n",
+        "            if False:\n",
+        FAILING_DEVICES,
+    ),
+    text(
+        "a device that cannot erase says so",
+        C + "masking/vector.py",
+        "            raise NotErased(f",
+        "            raise RuntimeError(f",
+        DEVICE_MASKS,
+        "-k",
+        "cannot_erase",
     ),
     text(
         "a device masks only what it has proven",
@@ -161,8 +199,8 @@ MUTANTS = (
     text(
         "keys and products are erased from a device",
         C + "masking/vector.py",
-        "        for secret in self._secrets:\n            secret.zero_()\n",
-        "",
+        "                secret.zero_()\n",
+        "                pass\n",
         DEVICE_MASKS,
         "-k",
         "sums_with_those",
@@ -1290,14 +1328,41 @@ MUTANTS = (
         finding="D6",
     ),
     text(
+        "an index that is held is not put elsewhere",
+        C + "privacy/index.py",
+        "    except LedgerError:  #",
+        "    except LedgerDamaged:  #",
+        "tests/clients/test_index.py",
+        "-k",
+        "put_elsewhere",
+    ),
+    text(
+        "an index that is gone is not made anew",
+        C + "privacy/index.py",
+        "?mode=rw",
+        "?mode=rwc",
+        "tests/clients/test_index.py",
+        "-k",
+        "cannot_be_opened",
+    ),
+    text(
         "the index remembers how far a ledger had got",
         C + "privacy/ledger.py",
-        "            if remembered is not None:",
-        "            if False:",
+        "        if remembered is not None:",
+        "        if False:",
         "tests/clients/test_index.py",
         "-k",
         "restored_whole",
         finding="D7",
+    ),
+    text(
+        "the index remembers how far an earlier part's ledger had got",
+        U + "configuration/limits.py",
+        "budget=None, memory=index)",
+        "budget=None)",
+        "tests/secure_codream/test_accessions.py",
+        "-k",
+        "older_copy_of_a_part",
     ),
     text(
         "views are clipped as one record",

@@ -31,11 +31,21 @@ class Masked:
     replaced: int
 
 
+class NotErased(RuntimeError):
+    """A device does nothing any more, so that what it was given of a vector, or of its masks, may still lie there."""
+
+
 class Ready(Protocol):
     """A vector that an accelerator has checked, and found memory for; its keys are not taken yet."""
 
     def masked(self, keys: Sequence[tuple[bytes, bool]], tag_key: TagKey) -> Masked:
-        """Mask it, once. What this raises ends the client: its masks are gone, and nothing has left."""
+        """Mask it, once.
+
+        Whatever this raises costs the client its epoch, since its masks are gone; nothing has left.
+
+        Raises:
+            NotErased: it ends the client, and what lies on the device goes with its process.
+        """
 
 
 class Accelerator(Protocol):

@@ -10,6 +10,7 @@ which the client checks; it never says what to compute. A refused message change
     resilient:  MASKED --survivors--> SIGNED --signatures--> ANSWERED --published--> ...   (all there: straight to
                 ANSWERED); who is not in a sum follows all the same: COMPUTING --survivors--> ..., --published--> ...
     on a ring:  SEALED --seals--> OPENED --starts--> COMPUTING, and every set of survivors is signed
+    COMPUTING --provide, whose device fails with the masks taken--> IDLE: they are used up, so the epoch is left
     from every state but VOTED an invitation to a LATER epoch is taken: everything kept is erased first
     from every state the record of an epoch after this client's head is taken: with enough votes it is certified; with
     more than all colluders' it is voted for, as far as it does not contradict what this client has seen of that epoch
@@ -30,7 +31,7 @@ from typing import Any, Protocol, TypeVar
 
 from codream_protocols import chain as links
 from codream_protocols import hybrid, keyschedule
-from codream_protocols.accelerator import Accelerator, Masked
+from codream_protocols.accelerator import Accelerator, Masked, NotErased, Ready
 from codream_protocols.advertisements import (
     check_advertisement,
     check_distinct_keys,
@@ -48,6 +49,7 @@ from codream_protocols.errors import (
     BoundByVote,
     CertificateRefused,
     CohortRefused,
+    DeviceFailed,
     InconsistentSurvivors,
     LocalProtocolError,
     PolicyViolation,
@@ -419,10 +421,12 @@ class ClientProtocol(HoldsHistory):
                 with the noise that others count on.
 
         Returns:
-            The message to send; nothing when the epoch has gone on meanwhile.
+            The message to send; nothing when the epoch has gone on meanwhile. Where an accelerator fails with its masks
+            taken, the epoch is left.
 
         Raises:
             LocalProtocolError: not asked for, or blocks that do not fit.
+            AggregationFailed: the accelerator failed, and cannot erase what it was given; the epoch is left.
         """
         epoch = self._epoch
         if epoch is None or epoch.plan.digest != plan:
@@ -434,7 +438,11 @@ class ClientProtocol(HoldsHistory):
         if self.state is not State.COMPUTING:
             raise LocalProtocolError(f"a second vector for step {step}", "one vector a step")
         current, chain = epoch.step, epoch.public.chain
-        masked, keys = self._mask(epoch, current, chain, values)
+        try:
+            masked, keys = self._mask(epoch, current, chain, values)
+        except DeviceFailed as error:  # for all others it is as if this client had been started again
+            going_on = "nothing of it has left; from the next epoch on this client masks on the processor"
+            return [Send(Refusal(error.code, "a vector", error.allowed, plan)), Ended(f"{error.found}; {going_on}")]
         tag = masked.product + current.tag_key.pad(self._member) + hybrid.tag_masks(keys)
         start = epoch.public.start if step == 0 and epoch.ring is None else b""
         message = MaskedInput(epoch.plan.digest, step, chain, tag_bytes(tag % (1 << 128)), start)
@@ -456,14 +464,7 @@ class ClientProtocol(HoldsHistory):
             ready = self._accelerator.ready(plan, step, values, self._random)
             if ready is not None:
                 keys = epoch.keys.stream_keys(step, chain)
-                try:
-                    return ready.masked(keys, current.tag_key), keys
-                except Exception as error:  # whatever it is: nothing else may be masked by these keys
-                    raise AggregationFailed(
-                        f"step {step} not masked on the device ({type(error).__name__}), and its masks used up",
-                        "a device that masks what it has memory for",
-                        "start this client again, or without the device",
-                    ) from error
+                return self._on_device(ready, current, keys), keys
         vector, replaced = self._encode(plan, step, values)
         product = current.tag_key.of(integers(plan, step, vector))
         keys = epoch.keys.stream_keys(step, chain)
@@ -471,6 +472,18 @@ class ClientProtocol(HoldsHistory):
         bits = plan.modulus_bits(step)
         vector &= vector.dtype.type((1 << bits) - 1)
         return Masked(pack(vector, bits), product, replaced), keys
+
+    def _on_device(self, ready: Ready, current: _Step, keys: list[tuple[bytes, bool]]) -> Masked:
+        """Where it fails, this client leaves the epoch: nothing else may be masked by these keys."""
+        try:
+            return ready.masked(keys, current.tag_key)
+        except Exception as error:  # whatever it is
+            self.abandon()
+            self._accelerator = None  # the next epoch must not be lost to the same device
+            found = f"step {current.number} not masked on the device ({type(error).__name__}), and its masks used up"
+            if isinstance(error, NotErased):
+                raise AggregationFailed(found, "a device that erases them", "start this client again") from error
+            raise DeviceFailed(found, "a device that masks what it has memory for") from error
 
     def _encode(self, plan: Plan, step: int, values: Mapping[str, Array] | None) -> tuple[Array, int]:
         try:

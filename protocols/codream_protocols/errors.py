@@ -149,9 +149,15 @@ class VectorRefused(RemoteProtocolError):
 
 
 class AggregationFailed(RemoteProtocolError):
-    """The epoch cannot go on: too few participants, a sum that cannot be rebuilt, or a device that fails."""
+    """The epoch cannot go on: too few participants, a sum that cannot be rebuilt, or a device that does nothing."""
 
     code = "aggregation-failed"
+
+
+class DeviceFailed(AggregationFailed):
+    """A device failed when a vector's masks were taken, so they are used up: it costs its client the epoch."""
+
+    code = "device-failed"
 
 
 class CharterRefused(RemoteProtocolError):

@@ -78,7 +78,7 @@ def open_ledger(
             "name its place as ledger under [budget] of client.toml"
         )
     if index is not None:
-        _require_known(earlier_parts(client), index)
+        _require_known(earlier_parts(client, index), index)
     ledger = Ledger.open(
         path,
         by=spender(client, federation, images, plan.charter),
@@ -163,8 +163,8 @@ def tells_accuracy(client: ClientConfig, federation: FederationConfig) -> bool:
     return not federation.record_private if client.tell_accuracy is None else client.tell_accuracy
 
 
-def earlier_parts(client: ClientConfig) -> dict[Path, Ledger]:
-    """The ledgers of the data's earlier parts, as they are.
+def earlier_parts(client: ClientConfig, index: Index | None = None) -> dict[Path, Ledger]:
+    """The ledgers of the data's earlier parts, as they are; an index notices older copies of them.
 
     Raises:
         LedgerMismatch: one is not there.
@@ -172,7 +172,7 @@ def earlier_parts(client: ClientConfig) -> dict[Path, Ledger]:
     """
     found = {}
     for path in () if client.budget is None else client.budget.parts:
-        part = Ledger.look(path, by=Spender("nobody", "nobody"), budget=None)
+        part = Ledger.look(path, by=Spender("nobody", "nobody"), budget=None, memory=index)
         if part is None:
             raise LedgerMismatch(
                 f"{path}: found no ledger of an earlier part; parts under [budget] names those there are"

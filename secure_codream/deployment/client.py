@@ -381,7 +381,7 @@ def run_client(
                 run_until_stopped(shown(runner.run(), show), stop)
             ledgers.end()
         finally:  # whatever has been spent is stated, also of a run that was cut short
-            parts = earlier_parts(client)
+            parts = ledgers.parts()
             stated = own_statement(
                 federation,
                 client.name,
@@ -485,6 +485,10 @@ class _Ledgers:
             assert index is not None  # noqa: S101 - it has found them
             index.note_uncharged(ledger, federation.federation.name, client.name)
         return [one.text for one in found]
+
+    def parts(self) -> dict[Path, Ledger]:
+        """The ledgers of earlier parts of the data."""
+        return earlier_parts(self._agreed.client, None if self._public else known_index())
 
     def uncharged(self, parts: Iterable[Ledger]) -> list[str]:
         """Who has trained on the same images, those of earlier parts too, and charged nothing; in words."""

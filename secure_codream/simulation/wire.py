@@ -27,6 +27,7 @@ from codream_protocols.identity import Member, Roster, ServerEntry, Signer
 from codream_protocols.messages import (
     Beat,
     Hello,
+    MaskedInput,
     Published,
     Refusal,
     Survivors,
@@ -450,7 +451,7 @@ class Federation:
         tape.record()
         effects = self.clients[member].provide(effect.plan, effect.step, values)
         drawn = iter(tape.stop())
-        if any(isinstance(item, Send) for item in effects):
+        if any(isinstance(item, Send) and isinstance(item.message, MaskedInput) for item in effects):
             plan = self.clients[member].plan
             if plan is None:
                 raise LocalProtocolError("numbers provided outside an epoch", "within one")

@@ -22,6 +22,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime.errors import OutOfResources
+
 from codream_clients.dream_learner import DreamLearner
 from codream_clients.learning.participant import DreamShare
 from codream_clients.masking import kernels
@@ -33,7 +35,7 @@ from codream_protocols.client import ClientProtocol, State
 from codream_protocols.course import Task
 from codream_protocols.encoding import decode
 from codream_protocols.errors import AggregationFailed, LocalProtocolError
-from codream_protocols.messages import MaskedInput
+from codream_protocols.messages import MaskedInput, Refusal
 from codream_protocols.packing import packed_size
 from codream_protocols.specs import Block, VectorSpec
 from codream_protocols.tag import TagKey
@@ -143,9 +145,18 @@ def test_a_device_that_gives_another_vector_is_not_trusted_and_the_processor_mas
     assert len(said) == 1 and "another vector came out than on the processor" in said[0]
 
 
-def test_a_device_without_memory_leaves_the_vector_to_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("no memory left"), OSError("no space left"), OutOfResources(2, 1, "shared memory left")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_device_that_fails_before_keys_are_taken_leaves_the_vector_to_the_processor(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the compiler of its programs does, or finds no room on the disk."""
+
     def full(*arguments: Any) -> None:
-        raise torch.OutOfMemoryError("no memory left")
+        raise error
 
     said: list[str] = []
     accelerator = masks(said)
@@ -153,12 +164,12 @@ def test_a_device_without_memory_leaves_the_vector_to_the_processor(monkeypatch:
     trusted(accelerator, found.plan)
     monkeypatch.setattr(Vector, "give_numbers", full)
     assert found.set_up() and found.step() is not None and found.finish() is not None
-    assert len(said) == 1 and "no memory left" in said[0]
+    assert len(said) == 1 and " left" in said[0]
 
 
 @pytest.mark.parametrize(("fails", "after"), [("give_words", 0), ("_secret", 2), ("_secret", 4), ("_frame", 0)])
 def test_a_device_that_fails_keeps_nothing(fails: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once the keys are taken it ends the client, too: nothing else may be masked by them, and no number was wrong."""
+    """Once the keys are taken it costs the client its epoch, too: nothing else may be masked by them."""
     accelerator, works, begun = masks(), getattr(Vector, fails), Vector.__init__
     kept, calls = list[torch.Tensor](), itertools.count()
     found = federation(accelerator, suite="chacha20")
@@ -180,12 +191,28 @@ def test_a_device_that_fails_keeps_nothing(fails: str, after: int, monkeypatch: 
     monkeypatch.setattr(Vector, fails, failing)
     client = found.clients[0]
     values = {"count": np.ones(3), "dream": OnDevice(torch.ones(300, device=DEVICE))}
-    if fails == "give_words":
-        client.provide(found.plan.digest, 0, values)  # on the processor
-    else:
-        with pytest.raises(AggregationFailed, match="its masks used up"):
-            client.provide(found.plan.digest, 0, values)
+    sent, *rest = client.provide(found.plan.digest, 0, values)
+    on_the_processor = fails == "give_words"
+    assert isinstance(sent.message, MaskedInput if on_the_processor else Refusal)
+    assert not rest if on_the_processor else "its masks used up" in rest[0].reason
     assert len(kept) > 1 and not any(tensor.any() for tensor in kept)
+
+
+def test_a_device_that_cannot_erase_what_it_was_given_ends_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = masks()
+    found = federation(accelerator, suite="chacha20")
+    trusted(accelerator, found.plan)
+    assert found.set_up()
+
+    def dead(*arguments: Any) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(Vector, "_launch", dead)
+    monkeypatch.setattr(torch.Tensor, "zero_", dead)
+    values = {"count": np.ones(3), "dream": OnDevice(torch.ones(300, device=DEVICE))}
+    with pytest.raises(AggregationFailed, match=r"NotErased.*its masks used up.*start this client again") as caught:
+        found.clients[0].provide(found.plan.digest, 0, values)
+    assert "illegal memory access" in str(caught.value.__cause__) and found.clients[0].plan is None
 
 
 def test_what_does_not_fit_is_refused_before_any_key_is_taken() -> None:

@@ -17,7 +17,7 @@ from codream_clients.data.datasets import LabelledImages
 from codream_clients.data.pixels import Scale
 from codream_clients.privacy import turns, volumes
 from codream_clients.privacy.accounting import SampledGaussian
-from codream_clients.privacy.index import Index, SpentElsewhere, users_index
+from codream_clients.privacy.index import Index, SpentElsewhere, known_index, users_index
 from codream_clients.privacy.ledger import (
     Budget,
     Ledger,
@@ -145,6 +145,42 @@ def test_an_index_that_another_process_holds_is_not_called_damaged(
             index.saw("a" * 64, tmp_path / "ledger", Seen(1, "1" * 64))
         other.execute("ROLLBACK")
     index.saw("a" * 64, tmp_path / "ledger", Seen(1, "1" * 64))
+
+
+def test_an_index_that_is_held_is_not_put_elsewhere(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another place nothing would be known of what was spent."""
+    monkeypatch.setattr(turns, "PATIENCE", 0.0)
+    monkeypatch.setattr(turns, "SAID_AFTER", 0.01)
+    with closing(sqlite3.connect(index.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for of_the_user in (users_index, known_index):
+            with pytest.raises(LedgerBusy, match=r"held it for 0 s; end that one\Z"):
+                of_the_user()
+
+
+def test_an_index_that_cannot_be_opened_is_named(index: Index, tmp_path: Path) -> None:
+    index.path.rename(tmp_path / "moved")
+    with pytest.raises(LedgerError, match="unable to open database file"):
+        index.seen("a" * 64)
+    assert not index.path.exists()  # one made anew would know of nothing, and be anybody's to read
+    index.path.symlink_to(tmp_path / "moved")
+    for of_the_user in (users_index, known_index):
+        with pytest.raises(LedgerError, match="no place"):
+            of_the_user()
+
+
+def test_who_looks_while_another_process_spends_sees_no_older_copy(index: Index, tmp_path: Path) -> None:
+    with opened(tmp_path / "ledger", index) as spending:
+
+        class Meanwhile(Index):
+            def seen(self, ledger: str) -> Seen | None:
+                spending.reserve(CHARGE)
+                return super().seen(ledger)
+
+        found = Ledger.look(
+            tmp_path / "ledger", by=Spender("nobody", "nobody"), budget=BUDGET, memory=Meanwhile(index.path)
+        )
+        assert found is not None and CHARGE in found.charges
 
 
 def test_what_fails_beside_the_index_is_not_its_damage(index: Index, tmp_path: Path) -> None:

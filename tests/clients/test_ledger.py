@@ -356,6 +356,23 @@ def test_whoever_looks_takes_no_lock_and_writes_nothing(path: Path, monkeypatch:
     assert flags and not any(how & (os.O_WRONLY | os.O_RDWR) for how in flags)
 
 
+def test_a_ledger_that_is_begun_while_somebody_looks_was_not_removed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = os.open
+
+    def begun_meanwhile(where: Any, how: int, *mode: int) -> int:
+        monkeypatch.setattr(os, "open", opening)
+        filled(path)
+        raise FileNotFoundError(where)
+
+    monkeypatch.setattr(os, "open", begun_meanwhile)
+    assert Ledger.look(path, by=Spender("nobody", "nobody"), budget=BUDGET) is None
+    path.rename(path.with_name("removed"))
+    with pytest.raises(LedgerRolledBack, match="found no ledger"):
+        Ledger.look(path, by=Spender("nobody", "nobody"), budget=BUDGET)
+
+
 def test_who_holds_the_ledger_too_long_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the operating system, which frees the lock when a process dies, however it dies."""
     monkeypatch.setattr(turns, "PATIENCE", 0.0)

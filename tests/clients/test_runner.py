@@ -20,6 +20,7 @@ from codream_clients.function_learner import FunctionLearner
 from codream_clients.journal import FileJournal, JournalError
 from codream_clients.refusals import ALLOWED, refusal
 from codream_protocols import errors
+from codream_protocols.accelerator import Masked
 from codream_protocols.charter import Offer, Policy
 from codream_protocols.client import Ended
 from codream_protocols.course import Array, Publication, Task
@@ -138,6 +139,28 @@ def test_what_a_learner_raises_is_for_its_own_screen_and_zeros_are_sent() -> Non
     assert all(level == "error" for level, event, _ in log.lines if event.endswith("-failed"))
     said = [message for _, message in whole.heard if not isinstance(message, Hello | Beat)]
     assert not any("4711" in repr(message) or "spent" in repr(message) for message in said)
+
+
+def test_a_device_that_fails_with_its_masks_taken_costs_an_epoch_and_its_client_stays() -> None:
+    class Device:
+        def ready(self, *arguments: Any) -> Device:
+            return self
+
+        def masked(self, *arguments: Any) -> Masked:
+            raise MemoryError
+
+    async def scenario(whole: Federation) -> list[module.ClientRunner]:
+        protocols = [whole.protocol(0, accelerator=Device()), whole.protocol(1), whole.protocol(2)]
+        runners = [whole.runner(member, protocol=one, log=Log()) for member, one in enumerate(protocols)]
+        await take_part(whole, runners)
+        return runners
+
+    first, second, _ = over_network(whole := Federation(), scenario)
+    (ended,), (of_others,) = (runner._log.of("epoch-given-up") for runner in (first, second))
+    assert "its masks used up" in ended["found"] and "masks on the processor" in ended["found"]
+    assert of_others["found"] == "client-1 refused (device-failed)"
+    assert whole.server.certified == first._protocol.certified == whole.course.epochs
+    assert not first.failures
 
 
 def test_failures_that_cannot_be_kept_end_the_client() -> None:

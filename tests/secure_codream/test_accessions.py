@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ pytest.importorskip("torch")
 from codream_clients.data.datasets import LabelledImages, pool
 from codream_clients.privacy.accounting import SampledGaussian
 from codream_clients.privacy.index import Index, SpentElsewhere, users_index
-from codream_clients.privacy.ledger import Ledger, LedgerMismatch, Spender
+from codream_clients.privacy.ledger import Ledger, LedgerMismatch, LedgerRolledBack, Spender
 from secure_codream import cli
 from secure_codream.configuration.limits import PartUnknown, earlier_parts, open_ledger
 from secure_codream.deployment.statements import own_statement
@@ -81,6 +82,22 @@ def test_a_part_of_which_nobody_knows_the_images_is_refused(tmp_path: Path) -> N
     spend(old, index)
     with pytest.raises(PartUnknown, match="found no images of this part"):
         spend(new, Index(tmp_path / "other" / "ledgers.sqlite"), NEW, parts=(old,))
+
+
+def test_an_older_copy_of_a_part_is_noticed_though_its_anchor_fits(tmp_path: Path) -> None:
+    """Else the statement would say that its images have cost less than they have."""
+    index, old, new = users_index(), tmp_path / "2024.jsonl", tmp_path / "2025.jsonl"
+    spend(old, index)
+    shutil.copytree(tmp_path, tmp_path / "backup")
+    with Ledger.open(old, by=Spender("another", "alice"), budget=None, memory=index) as later:
+        later.reserve(SampledGaussian(50.0, 1.0, 1, "a step"))
+    for path in (tmp_path / "backup").iterdir():
+        path.replace(tmp_path / path.name)
+    with pytest.raises(LedgerRolledBack, match=r"2024\.jsonl"):
+        spend(new, index, NEW, parts=(old,))
+    with pytest.raises(LedgerRolledBack, match=r"2024\.jsonl"):
+        earlier_parts(client(ledger=new, parts=(old,)), index)
+    assert earlier_parts(client(ledger=new, parts=(old,)))  # control: its two files alone fit each other
 
 
 def test_ledger_show_lists_the_parts(tmp_path: Path) -> None:

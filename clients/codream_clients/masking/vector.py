@@ -12,7 +12,7 @@ import triton.language as tl
 
 from codream_clients.masking import kernels
 from codream_protocols import packing, ring, tag
-from codream_protocols.accelerator import Masked
+from codream_protocols.accelerator import Masked, NotErased
 from codream_protocols.course import Array
 from codream_protocols.errors import LocalProtocolError
 from codream_protocols.spans import part_of_sum
@@ -118,9 +118,18 @@ class Vector:
             self.forget()
 
     def forget(self) -> None:
-        """Overwrite all that tells of the vector, or of its masks."""
-        for secret in self._secrets:
-            secret.zero_()
+        """Overwrite all that tells of the vector, or of its masks.
+
+        Raises:
+            NotErased: the device does nothing any more.
+        """
+        try:
+            for secret in self._secrets:
+                secret.zero_()
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        except RuntimeError as error:
+            raise NotErased(f"{self._device} failed, and cannot erase what it was given ({error})") from error
 
     def _launch(self, part: dict[str, Any]) -> None:
         first, last = part["start"] // tag.COLUMNS, -(-part["stop"] // tag.COLUMNS)
@@ -166,10 +175,11 @@ class Vector:
     def _secret(self, numbers: Array) -> torch.Tensor:
         """On the device until the vector is masked, and nowhere else."""
         here = torch.from_numpy(numbers)
+        self._secrets.append(here)  # it stays where the device has no room
         there = here.to(self._device)
         if there is not here:
             here.zero_()
-        self._secrets.append(there)
+            self._secrets[-1] = there
         return there
 
 

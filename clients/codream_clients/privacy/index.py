@@ -13,7 +13,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,17 +132,19 @@ class Index:
     @contextmanager
     def _turn(self) -> Iterator[sqlite3.Connection]:
         """All of what is done, or nothing, while no other process does anything."""
-        connection = sqlite3.connect(self.path, timeout=turns.SAID_AFTER, isolation_level=None)
         try:
-            turns.wait_for_turn(lambda: _begun(connection), self.path)
-            with connection:
-                yield connection
+            # Not made anew where it is gone: it would be empty, and anybody's to read.
+            there = f"{self.path.absolute().as_uri()}?mode=rw"
+            with closing(sqlite3.connect(there, turns.SAID_AFTER, isolation_level=None, uri=True)) as connection:
+                turns.wait_for_turn(lambda: _begun(connection), self.path)
+                with connection:
+                    yield connection
         except sqlite3.Error as error:
             if _code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):  # a full disk, say
-                raise LedgerError(f"{self.path}: {error}; nothing has changed in it") from error
+                raise LedgerError(
+                    f"{self.path}: {error}; nothing has changed in it; it must be there, and its disk take more"
+                ) from error
             raise LedgerDamaged(f"{self.path}: {error}; put it back from a copy, or move it away") from error
-        finally:
-            connection.close()
 
 
 def _begun(connection: sqlite3.Connection) -> bool:
@@ -177,19 +179,19 @@ def known_index() -> Index | None:
         path = _users_path()
     except RuntimeError:  # nobody's home
         return None
-    return Index(path) if path.exists() else None
+    return users_index() if path.exists() else None
 
 
 def users_index() -> Index:
     """This user's.
 
     Raises:
-        LedgerError: this user has no place for it, as one without a home.
+        LedgerError: this user has no place for it, as one without a home; another process holds it; or its disk fails.
         LedgerDamaged: it cannot be read.
     """
     try:
         return Index(_users_path())
-    except LedgerDamaged:
+    except LedgerError:  # which another place would not help: there nothing is known of what was spent
         raise
     except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home
         raise LedgerError(

@@ -146,16 +146,16 @@ class Ledger:
         Raises:
             LedgerRolledBack, LedgerDamaged, LedgerMismatch, OSError: as `open` does.
         """
+        ledger = cls(path, anchor, -1, by, memory)
+        seen = ledger._read_anchor()  # before the ledger, which another process may begin meanwhile
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            ledger._file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            ledger = cls(path, anchor, -1, by, memory)
-            if (seen := ledger._read_anchor()) is not None and seen.entries:
+            if seen is not None and seen.entries:
                 raise LedgerRolledBack(
                     f"{path}: found no ledger, but {ledger._anchor} has seen one; put it back"
                 ) from None
             return None
-        ledger = cls(path, anchor, descriptor, by, memory)
         try:
             ledger._take_new()
             if ledger._first is None:
@@ -483,7 +483,12 @@ class Ledger:
             unlock(self._file)
 
     def _take_new(self) -> bool:
-        """Take what was added since the last time; whether a torn entry follows."""
+        """Take what was added since the last time; whether a torn entry follows.
+
+        What remembers the ledger is asked before the ledger is read, since who only looks does so while others write.
+        """
+        known = self._first
+        remembered = None if self._memory is None or known is None else self._memory.seen(known.ledger)
         seen, content, torn = self._read_anchor(), self._content(), False
         digests, entries, whole = list(self._digests), [], self._bytes
         for line in content.splitlines(keepends=True):
@@ -498,13 +503,13 @@ class Ledger:
             digests.append(digest)
             whole += len(line)
         self._check_anchored(seen, digests, self._anchor)
+        if remembered is not None:
+            self._check_anchored(remembered, digests, self._memory)
         for entry in entries:
             self._count(entry)
         self._digests, self._bytes = digests, whole
-        if self._memory is not None and self._first is not None:
-            remembered = self._memory.seen(self._first.ledger)
-            if remembered is not None:
-                self._check_anchored(remembered, digests, self._memory)
+        if self._memory is not None and known is None and self._first is not None:
+            return self._take_new()  # now that its name is known
         return torn
 
     def _count(self, entry: Entry) -> None:
