@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from codream_protocols import chain as links
@@ -83,7 +83,7 @@ from codream_protocols.messages import (
 from codream_protocols.neighbours import Ring
 from codream_protocols.packing import Packed, PackedSum, pack, unpack
 from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, valid_votes
-from codream_protocols.running import Agreed, Closed, Delivered, Entry, Opened, SealedBy, Shown, Started, Summed
+from codream_protocols.running import Agreed, Closed, Delivered, Entry, Opened, Shown, Started, Summed
 from codream_protocols.tag import tag_bytes, tag_number
 from codream_protocols.unmasking import rebuild, rebuild_on, unmask
 
@@ -112,6 +112,26 @@ class SendTo:
     member: int
     message: ToClient
     frames: tuple[bytes, ...] = ()
+
+
+class SendSeals(SendTo):
+    """Send one member what others sealed for it: read each time it is asked for, since all of it may fill the memory.
+
+    Args:
+        member: who.
+        read: gives the message; it may raise `OSError`.
+    """
+
+    def __init__(self, member: int, read: Callable[[], SealDelivery]) -> None:
+        object.__setattr__(self, "member", member)
+        object.__setattr__(self, "frames", ())
+        object.__setattr__(self, "_read", read)
+
+    @property
+    def message(self) -> SealDelivery:
+        """What was sealed for the member."""
+        read: Callable[[], SealDelivery] = self.__dict__["_read"]
+        return read()
 
 
 @dataclass(frozen=True)
@@ -197,6 +217,19 @@ class ServerJournal(Protocol):
                 costs the epoch.
         """
 
+    def sealed(self, member: int, items: tuple[Seal, ...]) -> None:
+        """Hold what a member has sealed until its epoch is over; of all members it may be too much for memory.
+
+        It must not raise.
+        """
+
+    def seals_for(self, member: int) -> tuple[Seal, ...]:
+        """What was sealed for a member in the running epoch, by sender.
+
+        Raises:
+            OSError: it cannot be read now.
+        """
+
     def given_up(self) -> None:
         """The running epoch is given up. It must not raise."""
 
@@ -215,15 +248,28 @@ class InMemory:
 
     def __init__(self) -> None:
         self._certified: list[Kept] = []
+        self._seals: dict[int, dict[int, Seal]] = {}  # by whom they are for, and who has sealed them
         self.entries: list[Entry] = []
 
     def running(self, entry: Entry, *, must: bool = False) -> None:
         """See `ServerJournal`."""
-        self.entries = [entry] if isinstance(entry, Opened) else [*self.entries, entry]
+        if isinstance(entry, Opened):
+            self.given_up()
+        self.entries = [*self.entries, entry]
+
+    def sealed(self, member: int, items: tuple[Seal, ...]) -> None:
+        """See `ServerJournal`."""
+        for item in items:
+            seal = Seal(member, item.kem, item.ciphertext, item.signature)
+            self._seals.setdefault(item.member, {})[member] = seal
+
+    def seals_for(self, member: int) -> tuple[Seal, ...]:
+        """See `ServerJournal`."""
+        return tuple(seal for _, seal in sorted(self._seals.get(member, {}).items()))
 
     def given_up(self) -> None:
         """See `ServerJournal`."""
-        self.entries = []
+        self.entries, self._seals = [], {}
 
     def held(self, frame: bytes) -> bytes:
         """See `ServerJournal`."""
@@ -253,6 +299,7 @@ class _Step:
     total: Array | None = None
     tag: int = 0
     opened: bool = False  # whether `total` and `tag` have no masks any more
+    statement: tuple[bytes, ...] = ()  # what is signed of the survivors
     signatures: dict[int, bytes] = field(default_factory=dict)
     answers: dict[int, bytes] = field(default_factory=dict)
 
@@ -288,7 +335,7 @@ class _Epoch:
     ring: Ring | None = None
     starts: dict[int, bytes] = field(default_factory=dict)  # on a ring: start shares, as their knowers open them
     heard: set[int] = field(default_factory=set)  # who has opened those that it knows
-    sealed: dict[int, dict[int, Seal]] = field(default_factory=dict)
+    sealed: set[int] = field(default_factory=set)  # who has; the journal holds what
     members: tuple[int, ...] = ()
     gone: set[int] = field(default_factory=set)  # those that have lost their keys, or cannot take part
     unnamed: set[int] = field(default_factory=set)  # those that are there, and are not waited for any longer
@@ -303,6 +350,15 @@ class _Epoch:
         if self.ring is not None:
             return self.ring.partners(member)
         return tuple(item.member for item in self.shown if item.member != member)
+
+    @property
+    def seals(self) -> int:
+        """How many seals all members that are shown make for their partners."""
+        count = len(self.shown)
+        if self.ring is None:
+            return count * (count - 1)
+        neighbours = self.ring.degree.neighbours  # the first member has all others for partners, and they it
+        return count * neighbours + 2 * (count - 1 - neighbours)
 
     def held(self, member: int) -> int:
         """Of how many members a member holds shares."""
@@ -437,7 +493,7 @@ class ServerProtocol(HoldsHistory):
         """A member is there; if it lacks a sum that is out, send it again."""
         self.absent.discard(member)
         epoch = self._epoch
-        if epoch is None or epoch.public is None or plan != epoch.plan.digest or member not in epoch.members:
+        if epoch is None or epoch.public is None or plan != epoch.plan.digest or member not in epoch.taking_part:
             return []
         return self._missing_sums(member, sums)
 
@@ -628,12 +684,13 @@ class ServerProtocol(HoldsHistory):
                 raise ShareRefused(f"a seal of {len(item.ciphertext)} bytes", f"{size} bytes")
             statement = seal_statement(epoch.transcript, member, item.member, item.kem, item.ciphertext)
             verify(self._roster.members[member].identity_key, item.signature, "seal", *statement)
-        epoch.sealed[member] = {item.member: item for item in message.items}
+        self._journal.sealed(member, message.items)
+        epoch.sealed.add(member)
         return self._advance()
 
     def _on_opened_starts(self, member: int, message: OpenedStarts, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch = self._current(message.plan)
-        if self.phase in (Phase.ADVERTISING, Phase.SEALING) or epoch.ring is None or member not in epoch.members:
+        if self.phase in (Phase.ADVERTISING, Phase.SEALING) or epoch.ring is None or member not in epoch.taking_part:
             raise UnexpectedMessage(f"start shares of member {member}", "those of members that were sent seals")
         if self.phase is not Phase.OPENING or member in epoch.heard:
             return []
@@ -722,8 +779,8 @@ class ServerProtocol(HoldsHistory):
         epoch, step = self._in_step(member, message.plan, message.step)
         if self.phase is not Phase.AGREEING or epoch.public is None:
             return []
-        statement = survivor_statement(epoch.public.chain, step.number, step.survivors)
-        verify(self._roster.members[member].identity_key, message.signature, "survivors", *statement)
+        step.statement = step.statement or survivor_statement(epoch.public.chain, step.number, step.survivors)
+        verify(self._roster.members[member].identity_key, message.signature, "survivors", *step.statement)
         step.signatures[member] = message.signature
         return self._advance()
 
@@ -743,7 +800,7 @@ class ServerProtocol(HoldsHistory):
     def _on_refusal(self, member: int, message: Refusal, frames: tuple[bytes, ...]) -> list[Effect]:
         """What a member refused it will not answer; a sum that failed at more than all colluders ends the epoch."""
         epoch = self._epoch
-        if epoch is None or member not in epoch.plan.cohort or message.plan not in (b"", epoch.plan.digest):
+        if epoch is None or member not in epoch.plan.invited or message.plan not in (b"", epoch.plan.digest):
             return []
         if not message.plan and self.phase is not Phase.ADVERTISING:
             return []  # about no plan: of this epoch's, only the invitation can be meant
@@ -829,10 +886,9 @@ class ServerProtocol(HoldsHistory):
                 count = self._left.get(member, (0, 0))[0] + 1
                 self._left[member] = count, self._opened + min(1 << (count - 1), MOST_EPOCHS_AWAY) - 1
             return self._give_up(f"not all members sealed{self._without(epoch, missing)}")
-        seals = [SealedBy(member, tuple(epoch.sealed[member].values())) for member in chosen]
-        self._journal.running(Delivered(tuple(seals)))
+        self._journal.running(Delivered(epoch.seals))
         self._deliver(epoch, chosen)
-        deliveries = [SendTo(member, self._delivery(epoch, member)) for member in chosen]
+        deliveries = [SendSeals(member, partial(self._delivery, epoch, member)) for member in chosen]
         return [*deliveries, *([] if epoch.ring else [StepBegan(0, epoch.plan.spec(0).task)])]
 
     def _deliver(self, epoch: _Epoch, members: tuple[int, ...]) -> None:
@@ -850,12 +906,7 @@ class ServerProtocol(HoldsHistory):
         self.phase = Phase.COLLECTING
 
     def _delivery(self, epoch: _Epoch, member: int) -> SealDelivery:
-        items = [
-            Seal(sender, seal.kem, seal.ciphertext, seal.signature)
-            for sender in epoch.partners(member)
-            for seal in [epoch.sealed[sender][member]]
-        ]
-        return SealDelivery(epoch.plan.digest, tuple(items))
+        return SealDelivery(epoch.plan.digest, self._journal.seals_for(member))
 
     def _close_step(self, epoch: _Epoch, step: _Step) -> list[Effect]:
         """All vectors are there, or will not come: the sum is over whole blocks."""
@@ -982,10 +1033,9 @@ class ServerProtocol(HoldsHistory):
             self._seal(epoch, entry.items)
         elif isinstance(entry, Delivered) and phase is Phase.SEALING:
             members = tuple(item.member for item in epoch.shown)
-            sealed = {one.member: {seal.member: seal for seal in one.items} for one in entry.seals}
-            if tuple(sealed) != members or any(set(sealed[one]) != set(epoch.partners(one)) for one in members):
-                raise ShareRefused("seals of others than the epoch's members", "those that were delivered")
-            epoch.sealed = sealed
+            if entry.seals != epoch.seals:
+                raise ShareRefused(f"{entry.seals} seals written down", f"{epoch.seals} of the epoch's members")
+            epoch.sealed = set(members)
             self._deliver(epoch, members)
         elif isinstance(entry, Started) and phase is Phase.OPENING:
             check_start_shares(plan, epoch.shown, entry.start)
@@ -1246,7 +1296,7 @@ class ServerProtocol(HoldsHistory):
 
     def _in_step(self, member: int, plan: bytes, number: int) -> tuple[_Epoch, _Step]:
         epoch = self._current(plan)
-        if epoch.step is None or number != epoch.step.number or member not in epoch.members:
+        if epoch.step is None or number != epoch.step.number or member not in epoch.taking_part:
             at = epoch.step.number if epoch.step else "none"
             raise WrongContext(f"a message of member {member} for step {number}", f"members, for step {at}")
         return epoch, epoch.step
