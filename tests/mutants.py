@@ -634,6 +634,31 @@ MUTANTS = (
         "-k",
         "larger_than_any",
     ),
+    text(
+        "delivered before it is on disk",
+        S + "record_folder.py",
+        "if any(isinstance(one, Delivered) for one in self._entries):",
+        "if False:",
+        "tests/server/test_record_folder.py",
+        "-k",
+        "memory_alone",
+    ),
+    text(
+        "seals of another epoch",
+        S + "record_folder.py",
+        "elif delivered[0][1] != self._seals.count:",
+        "elif False:",
+        "tests/server/test_record_folder.py",
+        "-k",
+        "not_those",
+    ),
+    text(
+        "a shelf's room",
+        S + "seal_file.py",
+        "if place + len(record) > end:",
+        "if not end:",
+        "tests/server/test_seal_file.py",
+    ),
     # keys, masks, commitments
     text(
         "commitment to a value",

@@ -23,7 +23,7 @@ def check_advertisement(plan: Plan, item: Advertisement) -> None:
     """
     if item.plan != plan.digest:
         raise WrongContext(f"an advertisement for plan {item.plan.hex()[:16]}…", "this epoch's plan")
-    if item.member not in plan.cohort:
+    if item.member not in plan.invited:
         raise CohortRefused(f"an advertisement of member {item.member}", "invited members")
     size = plan.steps * KEY_BYTES if plan.aggregation.mode == "resilient" else 0
     if len(item.mask_keys) != size or len(item.self_commitments) != size:
@@ -83,7 +83,7 @@ def check_shown(plan: Plan, items: Sequence[Advertisement]) -> tuple[int, ...]:
     """
     members = tuple(item.member for item in items)
     plan.charter.check_summed(members)
-    if not set(members) <= set(plan.cohort):
+    if not plan.invited.issuperset(members):
         raise CohortRefused("uninvited members", "invited members")
     if len(members) < plan.least_members:
         raise CohortRefused(f"{len(members)} members", f"{plan.least_members} or more")

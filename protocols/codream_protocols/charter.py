@@ -327,6 +327,11 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dic
         """Who is invited."""
         return self.offer.cohort
 
+    @cached_property
+    def invited(self) -> frozenset[int]:
+        """The same, to look one up among many."""
+        return frozenset(self.cohort)
+
     @property
     def aggregation(self) -> Aggregation:
         """How sums are made."""

@@ -22,16 +22,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 from codream_protocols import record_file
-from codream_protocols.charter import MemberNumber, Members, Offer
+from codream_protocols.charter import Members, Offer
 from codream_protocols.errors import MalformedMessage
 from codream_protocols.identity import MAX_MEMBERS
-from codream_protocols.messages import Advertisement, Seal, SignedBy, StartShares, Step, Tag
+from codream_protocols.messages import Advertisement, SignedBy, StartShares, Step, Tag
 
-VERSION = 2
+VERSION = 3
 MAGIC = b"secure-codream running epoch, version %d\n" % VERSION
 _LENGTH = struct.Struct(">Q")
 _HEADER_BYTES = _LENGTH.size + hashlib.sha256().digest_size
-MOST_BYTES = 1 << 33  # twice a record: its sums, and what was sealed
+MOST_BYTES = 1 << 33  # twice a record
 
 
 class _Entry(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -50,17 +50,10 @@ class Shown(_Entry, frozen=True, tag="shown"):
     items: Annotated[tuple[Advertisement, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
 
 
-class SealedBy(_Entry, frozen=True):
-    """One member's seals, for each other one."""
-
-    member: MemberNumber
-    items: Annotated[tuple[Seal, ...], Meta(max_length=MAX_MEMBERS)]
-
-
 class Delivered(_Entry, frozen=True, tag="delivered"):
-    """All have sealed, and are delivered what was sealed for them."""
+    """All have sealed, so many seals together, which are kept apart, and are delivered what was sealed for them."""
 
-    seals: Annotated[tuple[SealedBy, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
+    seals: Annotated[int, Meta(ge=1, lt=1 << 53)]
 
 
 class Started(_Entry, frozen=True, tag="started"):

@@ -17,11 +17,10 @@ have voted for it. A failed step is never run again: the next epoch starts anew.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from codream_protocols import chain as links
@@ -84,7 +83,7 @@ from codream_protocols.messages import (
 from codream_protocols.neighbours import Ring
 from codream_protocols.packing import Packed, PackedSum, pack, unpack
 from codream_protocols.record import History, HoldsHistory, Kept, Trajectory, valid_votes
-from codream_protocols.running import Agreed, Closed, Delivered, Entry, Opened, SealedBy, Shown, Started, Summed
+from codream_protocols.running import Agreed, Closed, Delivered, Entry, Opened, Shown, Started, Summed
 from codream_protocols.tag import tag_bytes, tag_number
 from codream_protocols.unmasking import rebuild, rebuild_on, unmask
 
@@ -113,6 +112,26 @@ class SendTo:
     member: int
     message: ToClient
     frames: tuple[bytes, ...] = ()
+
+
+class SendSeals(SendTo):
+    """Send one member what others sealed for it: read each time it is asked for, since all of it may fill the memory.
+
+    Args:
+        member: who.
+        read: gives the message; it may raise `OSError`.
+    """
+
+    def __init__(self, member: int, read: Callable[[], SealDelivery]) -> None:
+        object.__setattr__(self, "member", member)
+        object.__setattr__(self, "frames", ())
+        object.__setattr__(self, "_read", read)
+
+    @property
+    def message(self) -> SealDelivery:
+        """What was sealed for the member."""
+        read: Callable[[], SealDelivery] = self.__dict__["_read"]
+        return read()
 
 
 @dataclass(frozen=True)
@@ -198,6 +217,19 @@ class ServerJournal(Protocol):
                 costs the epoch.
         """
 
+    def sealed(self, member: int, items: tuple[Seal, ...]) -> None:
+        """Hold what a member has sealed until its epoch is over; of all members it may be too much for memory.
+
+        It must not raise.
+        """
+
+    def seals_for(self, member: int) -> tuple[Seal, ...]:
+        """What was sealed for a member in the running epoch, by sender.
+
+        Raises:
+            OSError: it cannot be read now.
+        """
+
     def given_up(self) -> None:
         """The running epoch is given up. It must not raise."""
 
@@ -216,15 +248,28 @@ class InMemory:
 
     def __init__(self) -> None:
         self._certified: list[Kept] = []
+        self._seals: dict[int, dict[int, Seal]] = {}  # by whom they are for, and who has sealed them
         self.entries: list[Entry] = []
 
     def running(self, entry: Entry, *, must: bool = False) -> None:
         """See `ServerJournal`."""
-        self.entries = [entry] if isinstance(entry, Opened) else [*self.entries, entry]
+        if isinstance(entry, Opened):
+            self.given_up()
+        self.entries = [*self.entries, entry]
+
+    def sealed(self, member: int, items: tuple[Seal, ...]) -> None:
+        """See `ServerJournal`."""
+        for item in items:
+            seal = Seal(member, item.kem, item.ciphertext, item.signature)
+            self._seals.setdefault(item.member, {})[member] = seal
+
+    def seals_for(self, member: int) -> tuple[Seal, ...]:
+        """See `ServerJournal`."""
+        return tuple(seal for _, seal in sorted(self._seals.get(member, {}).items()))
 
     def given_up(self) -> None:
         """See `ServerJournal`."""
-        self.entries = []
+        self.entries, self._seals = [], {}
 
     def held(self, frame: bytes) -> bytes:
         """See `ServerJournal`."""
@@ -290,7 +335,7 @@ class _Epoch:
     ring: Ring | None = None
     starts: dict[int, bytes] = field(default_factory=dict)  # on a ring: start shares, as their knowers open them
     heard: set[int] = field(default_factory=set)  # who has opened those that it knows
-    sealed: dict[int, dict[int, Seal]] = field(default_factory=dict)
+    sealed: set[int] = field(default_factory=set)  # who has; the journal holds what
     members: tuple[int, ...] = ()
     gone: set[int] = field(default_factory=set)  # those that have lost their keys, or cannot take part
     unnamed: set[int] = field(default_factory=set)  # those that are there, and are not waited for any longer
@@ -300,16 +345,20 @@ class _Epoch:
     votes: dict[int, SignedBy] = field(default_factory=dict)
     dissent: set[int] = field(default_factory=set)  # those that have voted for another end of it
 
-    def includes(self, member: int) -> bool:
-        """Whether it is one of the members, who ascend: they may be thousands, and each of their messages asks."""
-        place = bisect_left(self.members, member)
-        return self.members[place : place + 1] == (member,)
-
     def partners(self, member: int) -> tuple[int, ...]:
         """Who seals for a member that is shown, and for whom it seals, ascending."""
         if self.ring is not None:
             return self.ring.partners(member)
         return tuple(item.member for item in self.shown if item.member != member)
+
+    @property
+    def seals(self) -> int:
+        """How many seals all members that are shown make for their partners."""
+        count = len(self.shown)
+        if self.ring is None:
+            return count * (count - 1)
+        neighbours = self.ring.degree.neighbours  # the first member has all others for partners, and they it
+        return count * neighbours + 2 * (count - 1 - neighbours)
 
     def held(self, member: int) -> int:
         """Of how many members a member holds shares."""
@@ -434,7 +483,7 @@ class ServerProtocol(HoldsHistory):
         if member in epoch.advertised and message.plan != epoch.plan.digest:
             epoch.gone.add(member)  # it was started again, and its keys of this epoch are gone
             return effects + self._advance_or_give_up(member)
-        if epoch.includes(member) and message.sums > (epoch.public.step if epoch.public else 0):
+        if member in epoch.members and message.sums > (epoch.public.step if epoch.public else 0):
             epoch.gone.add(member)  # what this server told it was not kept: nothing it says fits any more
             name = self._roster.members[member].name
             return effects + self._advance_or_give_up(member, f"{name} has sums that this server has lost")
@@ -444,7 +493,7 @@ class ServerProtocol(HoldsHistory):
         """A member is there; if it lacks a sum that is out, send it again."""
         self.absent.discard(member)
         epoch = self._epoch
-        if epoch is None or epoch.public is None or plan != epoch.plan.digest or not epoch.includes(member):
+        if epoch is None or epoch.public is None or plan != epoch.plan.digest or member not in epoch.taking_part:
             return []
         return self._missing_sums(member, sums)
 
@@ -635,12 +684,13 @@ class ServerProtocol(HoldsHistory):
                 raise ShareRefused(f"a seal of {len(item.ciphertext)} bytes", f"{size} bytes")
             statement = seal_statement(epoch.transcript, member, item.member, item.kem, item.ciphertext)
             verify(self._roster.members[member].identity_key, item.signature, "seal", *statement)
-        epoch.sealed[member] = {item.member: item for item in message.items}
+        self._journal.sealed(member, message.items)
+        epoch.sealed.add(member)
         return self._advance()
 
     def _on_opened_starts(self, member: int, message: OpenedStarts, frames: tuple[bytes, ...]) -> list[Effect]:
         epoch = self._current(message.plan)
-        if self.phase in (Phase.ADVERTISING, Phase.SEALING) or epoch.ring is None or not epoch.includes(member):
+        if self.phase in (Phase.ADVERTISING, Phase.SEALING) or epoch.ring is None or member not in epoch.taking_part:
             raise UnexpectedMessage(f"start shares of member {member}", "those of members that were sent seals")
         if self.phase is not Phase.OPENING or member in epoch.heard:
             return []
@@ -654,7 +704,7 @@ class ServerProtocol(HoldsHistory):
     def _on_complaint(self, member: int, message: Complaint, frames: tuple[bytes, ...]) -> list[Effect]:
         """A pair that cannot talk takes no part together in a later epoch; neither's secrets are shown for it."""
         epoch = self._current(message.plan)
-        if not epoch.includes(member) or not epoch.includes(message.member) or member == message.member:
+        if member not in epoch.members or message.member not in epoch.members or member == message.member:
             raise CohortRefused("a complaint about a stranger", "about a member of the epoch")
         if self.phase is Phase.VOTING or (epoch.step is not None and epoch.step.number > 0):
             raise UnexpectedMessage("a complaint after the first step", "one at the end of the set-up")
@@ -751,7 +801,7 @@ class ServerProtocol(HoldsHistory):
     def _on_refusal(self, member: int, message: Refusal, frames: tuple[bytes, ...]) -> list[Effect]:
         """What a member refused it will not answer; a sum that failed at more than all colluders ends the epoch."""
         epoch = self._epoch
-        if epoch is None or member not in epoch.plan.cohort or message.plan not in (b"", epoch.plan.digest):
+        if epoch is None or member not in epoch.plan.invited or message.plan not in (b"", epoch.plan.digest):
             return []
         if not message.plan and self.phase is not Phase.ADVERTISING:
             return []  # about no plan: of this epoch's, only the invitation can be meant
@@ -837,10 +887,9 @@ class ServerProtocol(HoldsHistory):
                 count = self._left.get(member, (0, 0))[0] + 1
                 self._left[member] = count, self._opened + min(1 << (count - 1), MOST_EPOCHS_AWAY) - 1
             return self._give_up(f"not all members sealed{self._without(epoch, missing)}")
-        seals = [SealedBy(member, tuple(epoch.sealed[member].values())) for member in chosen]
-        self._journal.running(Delivered(tuple(seals)))
+        self._journal.running(Delivered(epoch.seals))
         self._deliver(epoch, chosen)
-        deliveries = [SendTo(member, self._delivery(epoch, member)) for member in chosen]
+        deliveries = [SendSeals(member, partial(self._delivery, epoch, member)) for member in chosen]
         return [*deliveries, *([] if epoch.ring else [StepBegan(0, epoch.plan.spec(0).task)])]
 
     def _deliver(self, epoch: _Epoch, members: tuple[int, ...]) -> None:
@@ -858,12 +907,7 @@ class ServerProtocol(HoldsHistory):
         self.phase = Phase.COLLECTING
 
     def _delivery(self, epoch: _Epoch, member: int) -> SealDelivery:
-        items = [
-            Seal(sender, seal.kem, seal.ciphertext, seal.signature)
-            for sender in epoch.partners(member)
-            for seal in [epoch.sealed[sender][member]]
-        ]
-        return SealDelivery(epoch.plan.digest, tuple(items))
+        return SealDelivery(epoch.plan.digest, self._journal.seals_for(member))
 
     def _close_step(self, epoch: _Epoch, step: _Step) -> list[Effect]:
         """All vectors are there, or will not come: the sum is over whole blocks."""
@@ -999,10 +1043,9 @@ class ServerProtocol(HoldsHistory):
             self._seal(epoch, entry.items)
         elif isinstance(entry, Delivered) and phase is Phase.SEALING:
             members = tuple(item.member for item in epoch.shown)
-            sealed = {one.member: {seal.member: seal for seal in one.items} for one in entry.seals}
-            if tuple(sealed) != members or any(set(sealed[one]) != set(epoch.partners(one)) for one in members):
-                raise ShareRefused("seals of others than the epoch's members", "those that were delivered")
-            epoch.sealed = sealed
+            if entry.seals != epoch.seals:
+                raise ShareRefused(f"{entry.seals} seals written down", f"{epoch.seals} of the epoch's members")
+            epoch.sealed = set(members)
             self._deliver(epoch, members)
         elif isinstance(entry, Started) and phase is Phase.OPENING:
             check_start_shares(plan, epoch.shown, entry.start)
@@ -1182,7 +1225,7 @@ class ServerProtocol(HoldsHistory):
     def _remind_voter(self, epoch: _Epoch, member: int, plan: bytes, sums: int) -> list[Effect]:
         if member in epoch.votes or epoch.public is None:
             return []
-        if plan == epoch.plan.digest and epoch.includes(member):  # not one that advertised, and was left out
+        if plan == epoch.plan.digest and member in epoch.members:  # not one that advertised, and was left out
             # Perhaps it has not even the seals; a server that was started again has them no more.
             seals: list[Effect] = [] if sums or not epoch.sealed else [SendTo(member, self._delivery(epoch, member))]
             if seals and epoch.ring is not None:
@@ -1205,7 +1248,7 @@ class ServerProtocol(HoldsHistory):
             if member not in epoch.taking_part:
                 return []
             return [SendTo(member, Advertisements(epoch.plan.digest, epoch.shown))]
-        if not epoch.includes(member) or epoch.step is None:
+        if member not in epoch.members or epoch.step is None:
             return []
         effects: list[Effect] = [SendTo(member, self._delivery(epoch, member))]
         if epoch.ring is not None and epoch.public is not None:
@@ -1261,7 +1304,7 @@ class ServerProtocol(HoldsHistory):
 
     def _in_step(self, member: int, plan: bytes, number: int) -> tuple[_Epoch, _Step]:
         epoch = self._current(plan)
-        if epoch.step is None or number != epoch.step.number or not epoch.includes(member):
+        if epoch.step is None or number != epoch.step.number or member not in epoch.taking_part:
             at = epoch.step.number if epoch.step else "none"
             raise WrongContext(f"a message of member {member} for step {number}", f"members, for step {at}")
         return epoch, epoch.step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import zmq
 import zmq.asyncio
@@ -25,6 +25,7 @@ class Outbox:
         traffic: bytes of all members together, counted up here.
         quorum: votes that make a record certified.
         patient: the server's time.
+        failed: told what cannot be read, and why.
         piece_bytes: what is larger goes as a parcel, in pieces of so many bytes.
 
     Attributes:
@@ -37,9 +38,11 @@ class Outbox:
         traffic: Traffic,
         quorum: int,
         patient: PatientClock,
+        failed: Callable[[str, OSError], None],
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
         self._peers, self._traffic, self._quorum, self._patient = peers, traffic, quorum, patient
+        self._failed = failed
         self._answers: list[list[bytes]] = []  # refusals, also to members that have not said Hello
         self._encoded: tuple[ToClient | None, bytes | Outgoing] = None, b""
         self._piece_bytes, self._turns = piece_bytes, Turns[int]()
@@ -55,14 +58,20 @@ class Outbox:
         peer = self._peers.get(effect.member)
         if peer is None or peer.needs_hello:
             return  # it will be told all that it lacks when it says Hello
-        if isinstance(effect.message, Published):
+        try:
+            message = effect.message
+        except OSError as error:  # what was sealed for it cannot be read now: it will say Hello, and is told it then
+            self._failed("seals", error)
+            peer.leave()
+            return
+        if isinstance(message, Published):
             peer.told_sum(self._patient.now)
-        if self._encoded[0] is not effect.message:
-            data, large = encode_message(effect.message), sum(map(len, effect.frames)) > self._piece_bytes
-            self._encoded = effect.message, Outgoing(data, effect.frames, self._piece_bytes) if large else data
+        if self._encoded[0] is not message:
+            data, large = encode_message(message), sum(map(len, effect.frames)) > self._piece_bytes
+            self._encoded = message, Outgoing(data, effect.frames, self._piece_bytes) if large else data
         encoded = self._encoded[1]
         item = encoded if isinstance(encoded, Outgoing) else [peer.route, encoded, *effect.frames]
-        if not peer.put(item, shared=self._is_kept(effect.message)):
+        if not peer.put(item, shared=self._is_kept(message)):
             self.overflowed.append(effect.member)
 
     def _is_kept(self, message: ToClient) -> bool:

@@ -4,14 +4,15 @@
     charter.json          the charter's settings, byte for byte
     epoch-00000.record    the certified epochs, in order; numbers count those of predecessors
     running               what the newest epoch has come to (`running`): no part of what is verified
+    seals                 what was sealed in it (`seal_file`): no part of it either
 
 An epoch's file is complete, or not there: it is written apart, synced and renamed, and the folder is synced, before its
 certificate is sent to anybody. A server that starts again reads all of them, goes on from the last, and in the epoch
 that was running. A file of a version that is not known is refused before anything is written.
 
-One process holds the folder at a time. The descriptors for the next file and for `running` are opened in advance, so
-that an epoch can still be kept when the process has run out of them. A disk that fails is the caller's to tell of; the
-same epoch may be written again.
+One process holds the folder at a time. The descriptors for the next file, for `running` and for `seals` are opened in
+advance, so that an epoch can still be kept when the process has run out of them. A disk that fails is the caller's to
+tell of; the same epoch may be written again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from codream_protocols.durable import (
     MAPPED_FROM,
+    PRIVATE,
     PUBLIC,
     FileSpool,
     content_of,
@@ -33,12 +35,15 @@ from codream_protocols.durable import (
     write_whole,
 )
 from codream_protocols.errors import LocalProtocolError, MalformedMessage
+from codream_protocols.messages import Seal
 from codream_protocols.record import Kept
 from codream_protocols.record_file import check_version, parse_record, record_name, record_numbers, record_parts
-from codream_protocols.running import MAGIC, Entry, Opened, Summed, Writer, needed_after_a_sum, parse_running
+from codream_protocols.running import MAGIC, Delivered, Entry, Opened, Summed, Writer, needed_after_a_sum, parse_running
 from codream_protocols.running import check_version as check_running_version
+from codream_server import seal_file
+from codream_server.seal_file import SealFile
 
-ROSTER, CHARTER, NEXT, RUNNING = "roster.json", "charter.json", "next.partial", "running"
+ROSTER, CHARTER, NEXT, RUNNING, SEALS = "roster.json", "charter.json", "next.partial", "running", "seals"
 
 
 class RecordFolderRefused(LocalProtocolError):
@@ -74,7 +79,7 @@ class RecordFolder:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         self._directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._next: int | None = None
-        self._running = -1
+        self._running = self._sealed = -1
         self._writer: Writer | None = None  # unless the file lacks one of `_entries`
         self._entries: list[Entry] = []  # of the running epoch: what a file that failed is written anew from
         self._newest: Kept | None = None
@@ -95,6 +100,8 @@ class RecordFolder:
             self._first = first
             self._open_next()
             self._open_running()
+            self._sealed = os.open(SEALS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE, dir_fd=self._directory)
+            self._seals = SealFile(self._sealed)
         except BaseException:
             self.close()
             raise
@@ -104,12 +111,14 @@ class RecordFolder:
         if self._next is not None:
             os.close(self._next)
             self._next = None
-        if self._running >= 0:
-            if os.fstat(self._running).st_size == 0:
+        for name, descriptor in ((RUNNING, self._running), (SEALS, self._sealed)):
+            if descriptor < 0:
+                continue
+            if os.fstat(descriptor).st_size == 0:
                 with contextlib.suppress(OSError):
-                    os.unlink(RUNNING, dir_fd=self._directory)
-            os.close(self._running)
-            self._running = -1
+                    os.unlink(name, dir_fd=self._directory)
+            os.close(descriptor)
+        self._running = self._sealed = -1
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
@@ -150,9 +159,12 @@ class RecordFolder:
         """
         if isinstance(entry, Opened):
             self._writer, self._entries = None, []
+            self._seals.clear()
         if self._entries[-1:] != [entry]:  # else it is tried again
             self._entries.append(entry)
         try:
+            if any(isinstance(one, Delivered) for one in self._entries):
+                self._seals.sync()
             if self._writer is None:
                 self._write_running()
             else:
@@ -176,10 +188,19 @@ class RecordFolder:
             return self._held[0]
         return frame
 
+    def sealed(self, member: int, items: tuple[Seal, ...]) -> None:
+        """See `ServerJournal`."""
+        self._seals.put(member, items)
+
+    def seals_for(self, member: int) -> tuple[Seal, ...]:
+        """See `ServerJournal`."""
+        return self._seals.of(member)
+
     def given_up(self) -> None:
         """See `ServerJournal`."""
         self._entries = []
         self._empty_running()
+        self._seals.clear()
 
     def _write_running(self) -> None:
         """All entries of the epoch so far, as a whole."""
@@ -210,13 +231,15 @@ class RecordFolder:
     def unfinished(self) -> list[Entry]:
         """What was kept by `running`; whether it was certified since, its reader sees by its head.
 
-        With the next entry, all are written anew as a whole.
+        With the next entry, all are written anew as a whole. Without what was sealed, that it was delivered is none
+        of them.
 
         Raises:
             RecordFolderRefused: a file with something else in it.
         """
         path = self.folder / RUNNING
         self._writer = None
+        self._seals.load()
         if not path.exists():
             return []
         try:
@@ -224,6 +247,12 @@ class RecordFolder:
                 entries = parse_running(file.read, os.fstat(file.fileno()).st_size)
         except MalformedMessage as error:
             raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, "take that file away") from error
+        delivered = [(place, one.seals) for place, one in enumerate(entries) if isinstance(one, Delivered)]
+        if not delivered:
+            self._seals.clear()  # who has not been delivered any sends them again
+        elif delivered[0][1] != self._seals.count:
+            self._seals.clear()
+            del entries[delivered[0][0] :]
         self._entries = list(entries)
         return entries
 
@@ -256,11 +285,14 @@ class RecordFolder:
             return  # the epoch is kept; the next one tries again
 
     def _check_versions(self) -> None:
-        for path in sorted((*self.folder.glob("*.record"), *self.folder.glob(RUNNING))):
+        checks = {RUNNING: check_running_version, SEALS: seal_file.check_version}
+        for path in sorted((*self.folder.glob("*.record"), *map(self.folder.joinpath, checks))):
+            if not path.exists():
+                continue
             with path.open("rb") as file:
                 beginning = file.read(64)
             try:
-                (check_running_version if path.name == RUNNING else check_version)(beginning)
+                checks.get(path.name, check_version)(beginning)
             except MalformedMessage as error:
                 raise RecordFolderRefused(f"{path}: {error.found}", error.allowed, error.remedy) from error
 

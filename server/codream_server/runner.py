@@ -142,9 +142,10 @@ class ServerRunner:
         self._tick = min(0.2, timing.beat / 2)
         self._patient = PatientClock(2 * self._tick, clock)
         self._peers: dict[int, Peer] = {}
-        self._outbox = Outbox(self._peers, self.traffic, protocol.charter.quorum, self._patient, piece_bytes)
-        self._arrivals = Arrivals(self._bounds, self._peers, lambda: FileSpool(spool), piece_bytes)
         self._unwritten = Unwritten(self._patient, self._events)
+        quorum, failed = protocol.charter.quorum, self._unwritten.failed
+        self._outbox = Outbox(self._peers, self.traffic, quorum, self._patient, failed, piece_bytes)
+        self._arrivals = Arrivals(self._bounds, self._peers, lambda: FileSpool(spool), piece_bytes)
         self._open_at, self._pause, self._settled = 0.0, FIRST_PAUSE, 0.0
         self._opened, self._invitations = False, Invitations()
         self._plans: deque[bytes] = deque(maxlen=64)  # of the newest epochs

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from codream_protocols.running import Opened
+from codream_protocols.messages import Seals
+from codream_protocols.running import Delivered, Opened, Started
 from codream_server.record_folder import RecordFolder, RecordFolderRefused
 from secure_codream.deployment.server import _protocol
 from secure_codream.simulation.wire import Federation
@@ -20,10 +21,15 @@ def test_entries_that_do_not_fit_are_refused_with_their_file(tmp_path: Path) -> 
     folder = RecordFolder(tmp_path, roster=b"roster", charter=b"charter")
     arguments = (federation.charter, federation.roster, federation.course, folder, 1.0)
     for entry in entries:
+        if isinstance(entry, Delivered):
+            for member in federation.everybody:
+                (item,) = [one for one in federation.sent if one.kind is Seals and one.member == member]
+                assert isinstance(item.message, Seals)
+                folder.sealed(member, item.message.items)
         folder.running(entry)
     assert _protocol(*arguments).step == 0
     assert isinstance(entries[0], Opened)
-    for entry in (entries[0], entries[2]):
+    for entry in (entries[0], Started(bytes(96))):
         folder.running(entry)
     with pytest.raises(RecordFolderRefused, match=r"running: found|running.*take that file away"):
         _protocol(*arguments)

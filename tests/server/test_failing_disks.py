@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from codream_protocols.client import ClientProtocol, Send
-from codream_protocols.messages import Vote
+from codream_protocols.messages import Seal, Vote
 from codream_server.record_folder import RecordFolder
+from codream_server.seal_file import SealFile
 from codream_server.unwritten import ResultsUnwritten
 from tests.server.toy import Federation, ToyCourse, computing, go_on, run
 
@@ -84,6 +85,31 @@ def test_nothing_is_certified_to_anybody_before_it_is_on_disk(tmp_path: Path, mo
     run(scenario)
     assert [number for number, _ in federation.learners[0].learnt] == [1, 2]
     assert len(list(tmp_path.glob("epoch-*.record"))) == 2
+
+
+def test_seals_that_cannot_be_read_are_told_once_they_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who should be told them waits: it is asked for its Hello, and the epoch goes on."""
+    federation = Federation(3, course=ToyCourse(1, 2))
+    real, failed = SealFile.of, list[int]()
+
+    def of(self: SealFile, receiver: int) -> tuple[Seal, ...]:
+        if receiver == 1 and not failed:
+            failed.append(receiver)
+            raise OSError(5, "Input/output error")
+        return real(self, receiver)
+
+    async def scenario() -> None:
+        monkeypatch.setattr(SealFile, "of", of)
+        async with federation.serving(tmp_path) as server:
+            federation.start_all()
+            await server
+
+    run(scenario)
+    assert [event["reason"] for event in federation.events if event["event"] == "storage_failed"] == [
+        "[Errno 5] Input/output error"
+    ]
+    assert failed == [1] and not [event for event in federation.events if event["event"] == "epoch_given_up"]
+    assert len(federation.published) == 1
 
 
 def test_server_that_has_run_out_of_descriptors_goes_on_and_loses_nothing(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from codream_protocols.running import (
     Delivered,
     Entry,
     Opened,
-    SealedBy,
     Shown,
     Summed,
     Writer,
@@ -74,6 +73,7 @@ def test_epochs_are_read_again_as_they_were_written(tmp_path: Path, epochs: list
         "charter.json",
         "next.partial",
         "running",
+        "seals",
         *(f"epoch-0000{number}.record" for number in range(3)),
     }
     assert (again.folder / "roster.json").read_bytes() == b"signed roster"
@@ -228,17 +228,31 @@ def test_next_epoch_is_kept_although_no_descriptor_is_left(
     assert folder.epochs() == epochs[:2]
 
 
-def entries_of(federation: Federation, kept: Kept) -> list[Entry]:
-    """What is written of a lockstep epoch until its votes; its seals are of no matter here."""
+def entries_of(kept: Kept) -> list[Entry]:
+    """What is written of a lockstep epoch of three until its votes."""
     record, frames = kept
-    members = [item.member for item in record.advertisements]
-    nothing = bytes(KEM_CIPHERTEXT_BYTES), bytes(48), bytes(64)
-    seals = (SealedBy(one, tuple(Seal(other, *nothing) for other in members if other != one)) for one in members)
     sums = (
         Summed(step, one.members, one.tag, frame, b"" if step else record.start)
         for step, (one, frame) in enumerate(zip(record.steps, frames, strict=True))
     )
-    return [Opened(record.offer), Shown(record.advertisements), Delivered(tuple(seals)), *sums]
+    return [Opened(record.offer), Shown(record.advertisements), Delivered(6), *sums]
+
+
+def seal(folder: RecordFolder, members: tuple[int, ...] = (0, 1, 2), mark: int = 0) -> None:
+    """What three members seal for each other; its content is of no matter here."""
+    for one in members:
+        others = (other for other in (0, 1, 2) if other != one)
+        folder.sealed(
+            one, tuple(Seal(other, bytes(KEM_CIPHERTEXT_BYTES), bytes([mark]) * 48, bytes(64)) for other in others)
+        )
+
+
+def write(folder: RecordFolder, entries: list[Entry]) -> None:
+    """All of them, and seals when it is their time."""
+    for entry in entries:
+        if isinstance(entry, Delivered):
+            seal(folder)
+        folder.running(entry)
 
 
 def test_a_running_epoch_is_gone_on_with_from_any_entry_until_it_is_certified(
@@ -248,10 +262,10 @@ def test_a_running_epoch_is_gone_on_with_from_any_entry_until_it_is_certified(
     folder = make(tmp_path)
     assert folder.unfinished() == []
     folder.certified(epochs[0])
-    entries = entries_of(federation, epochs[1])
+    entries = entries_of(epochs[1])
     phases = [Phase.ADVERTISING, Phase.SEALING, Phase.COLLECTING, Phase.COLLECTING, Phase.VOTING]
     for count, (entry, phase) in enumerate(zip(entries, phases, strict=True), start=1):
-        folder.running(entry)
+        write(folder, [entry])
         folder.close()
         folder = make(tmp_path)  # each entry is written behind what an earlier process wrote
         found = folder.unfinished()
@@ -270,7 +284,7 @@ def test_a_running_epoch_cut_off_at_any_byte_has_its_whole_entries(
     tmp_path: Path, epochs: list[Kept], federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    folder, entries = make(tmp_path), entries_of(federation, epochs[0])
+    folder, entries = make(tmp_path), entries_of(epochs[0])
     ends, path = [], tmp_path / "running"
     for entry in entries:
         folder.running(entry)
@@ -282,11 +296,11 @@ def test_a_running_epoch_cut_off_at_any_byte_has_its_whole_entries(
         path.write_bytes(data[:place])
         whole = sum(end <= place for end in ends)
         assert folder.unfinished() == entries[:whole]
-        folder.running(entries[whole] if whole < len(entries) else entries[-1])
+        write(folder, [entries[whole] if whole < len(entries) else entries[-1]])
         if 0 < whole < len(entries):
             assert folder.unfinished() == entries[: whole + 1]  # what was cut off is not in the way
     flipped = bytearray(data)
-    flipped[ends[1] + 60] ^= 1
+    flipped[ends[1] + 45] ^= 1
     path.write_bytes(flipped)
     assert folder.unfinished() == entries[:2]
     folder.close()
@@ -334,7 +348,7 @@ def test_a_running_epoch_larger_than_any_can_be_is_refused() -> None:
 
 
 def test_entries_out_of_order_are_refused(epochs: list[Kept], federation: Federation) -> None:
-    arguments, entries = (federation.charter, federation.roster, federation.course), entries_of(federation, epochs[0])
+    arguments, entries = (federation.charter, federation.roster, federation.course), entries_of(epochs[0])
     for wrong in ([entries[0], entries[2]], [*entries[:3], entries[4]], [*entries[:3], *entries[2:]]):
         with pytest.raises(WrongContext, match="written down"):
             ServerProtocol(*arguments, running=wrong)
@@ -343,7 +357,7 @@ def test_entries_out_of_order_are_refused(epochs: list[Kept], federation: Federa
 def test_a_disk_that_does_not_take_it_holds_nothing_up(
     tmp_path: Path, epochs: list[Kept], federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, entries = make(tmp_path), entries_of(federation, epochs[0])
+    folder, entries = make(tmp_path), entries_of(epochs[0])
     folder.running(entries[0])
     (tmp_path / "running").unlink()
     folder.unfinished()
@@ -362,12 +376,13 @@ def test_a_disk_that_does_not_take_it_holds_nothing_up(
     folder.running(entries[1])
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
+        seal(folder)
         for _ in range(2):
             with pytest.raises(OSError, match="No space"):
                 folder.running(entries[2], must=True)
         assert folder.unfinished() == []
-    folder.running(entries[0])
-    folder.running(entries[1])
+    write(folder, entries[:2])
+    seal(folder)
     folder.running(entries[2], must=True)
     assert folder.unfinished() == entries[:3]
     folder.certified(epochs[0])
@@ -376,13 +391,60 @@ def test_a_disk_that_does_not_take_it_holds_nothing_up(
     assert not (tmp_path / "running").exists()  # nothing of it is part of the record
 
 
-@pytest.mark.parametrize("name", ["epoch-00000.record", "running"])
+def test_seals_that_are_not_those_of_the_epoch_are_as_if_none_had_been_delivered(
+    tmp_path: Path, epochs: list[Kept]
+) -> None:
+    """Its members refuse what such a server says: that costs the epoch, and nothing else."""
+    folder, entries = make(tmp_path), entries_of(epochs[0])
+    write(folder, entries)
+    given = [folder.seals_for(member) for member in range(3)]
+    assert [one.member for one in given[1]] == [0, 2]
+    folder.close()
+    data = (tmp_path / "seals").read_bytes()
+    folder = make(tmp_path)
+    assert folder.unfinished() == entries
+    assert [folder.seals_for(member) for member in range(3)] == given
+    for wrong in (data[:-1], b"", data.replace(b"\0\0\0\3", b"\0\0\0\0", 1)):
+        folder.close()
+        (tmp_path / "seals").write_bytes(wrong)
+        folder = make(tmp_path)
+        assert folder.unfinished() == entries[:2]
+        assert folder.seals_for(0) == ()
+        write(folder, entries[2:])
+    seal(folder, mark=1)
+    folder.running(entries[0])
+    assert folder.seals_for(0) == ()  # of an epoch that is over
+    seal(folder)
+    folder.given_up()
+    folder.close()
+    assert not (tmp_path / "seals").exists()
+
+
+def test_that_all_have_sealed_is_not_written_down_while_seals_are_in_memory_alone(
+    tmp_path: Path, epochs: list[Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, entries = make(tmp_path), entries_of(epochs[0])
+    write(folder, entries[:2])
+    seal(folder, (0, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", lambda descriptor, data, place: 0)
+        seal(folder, (2,))
+        folder.running(entries[2])
+        assert [one.member for one in folder.seals_for(0)] == [1, 2]  # the epoch goes on
+        assert (tmp_path / "running").stat().st_size == 0
+    folder.running(entries[3])
+    assert folder.unfinished() == entries[:4]
+    folder.close()
+
+
+@pytest.mark.parametrize("name", ["epoch-00000.record", "running", "seals"])
 def test_a_file_of_an_unknown_version_is_refused_and_nothing_is_written(
     tmp_path: Path, epochs: list[Kept], federation: Federation, name: str
 ) -> None:
     folder = make(tmp_path)
     folder.certified(epochs[0])
-    folder.running(entries_of(federation, epochs[0])[0])
+    folder.running(entries_of(epochs[0])[0])
+    seal(folder)
     folder.close()
     (tmp_path / "charter.json").unlink()  # it would be written
     path = tmp_path / name
