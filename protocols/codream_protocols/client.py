@@ -469,9 +469,7 @@ class ClientProtocol(HoldsHistory):
         product = current.tag_key.of(integers(plan, step, vector))
         keys = epoch.keys.stream_keys(step, chain)
         add_masks(vector, keys, suite=plan.aggregation.suite)  # in place: from here on only the masked one is left
-        bits = plan.modulus_bits(step)
-        vector &= vector.dtype.type((1 << bits) - 1)
-        return Masked(pack(vector, bits), product, replaced), keys
+        return Masked(pack(vector, plan.modulus_bits(step)), product, replaced), keys
 
     def _on_device(self, ready: Ready, current: _Step, keys: list[tuple[bytes, bool]]) -> Masked:
         """Where it fails, this client leaves the epoch: nothing else may be masked by these keys."""
@@ -1008,9 +1006,11 @@ class ClientProtocol(HoldsHistory):
         """A sum counts only with the tag that the survivors' own tags add up to, and within what they can add up to."""
         found, total = Unpacked.of(plan, message.step, frame), tag_number(message.tag)
         check_range(plan, message.step, found.words, len(message.members))
-        if not tag_key.check(integers(plan, message.step, found.words), total, message.members):
+        numbers = integers(plan, message.step, found.words)
+        room = found.room if numbers is found.words and found.apart else None
+        if not tag_key.check(numbers, total, message.members, room):
             raise WrongSum(f"a sum of step {message.step} that fails its check", "the sum of the survivors' inputs")
-        return found
+        return found if room is None else Unpacked(room, room)  # which hold the numbers now, as decoding wants them
 
     def _rule_known_epoch(self, public: Trajectory) -> None:
         """What this client has itself seen of an epoch, others cannot tell it otherwise.

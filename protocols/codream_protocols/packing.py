@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codream_protocols.cores import PIECE, each_slice
-from codream_protocols.errors import LocalProtocolError, VectorRefused
+from codream_protocols.errors import VectorRefused
 from codream_protocols.masks import word_type
 from codream_protocols.spans import part_of_sum
 
@@ -57,13 +57,7 @@ def plane_words(count: int, bits: int) -> list[tuple[int, int]]:
 
 @part_of_sum("packing")
 def pack(vector: np.ndarray[Any, Any], bits: int) -> bytes:
-    """Pack a vector of words of `word_type(bits)`, each below 2^bits.
-
-    Raises:
-        LocalProtocolError: an element does not fit.
-    """
-    if bits < 8 * vector.itemsize and len(vector) and int(vector.max()) >> bits:
-        raise LocalProtocolError("an element outside the ring", f"elements below 2^{bits}")
+    """Pack a vector of words of `word_type(bits)`, each modulo 2^bits: what is beyond falls away."""
     if bits == _WORD_BITS and vector.dtype == _WORD:
         return vector.tobytes()
     return b"".join(_packed(vector, plane).data for plane in _planes(len(vector), bits))
@@ -78,12 +72,14 @@ def _packed(vector: np.ndarray[Any, Any], plane: _Plane) -> np.ndarray[Any, Any]
         if plane.width == _WORD_BITS and not plane.shift:
             np.copyto(column, vector[piece], casting="unsafe")  # the low bits
             return
-        column[:] = 0
         for part in range(plane.parts):
             elements = vector[part * plane.words :][: plane.words][piece]
-            one = _shifted(elements, part * plane.width - plane.shift)
-            one &= one.dtype.type(mask << part * plane.width)
-            column[: len(one)] |= one.astype(_WORD, copy=False)
+            one = _shifted(elements, part * plane.width - plane.shift).astype(_WORD, copy=False)
+            one &= _WORD.type(mask << part * plane.width)
+            if part:
+                column[: len(one)] |= one
+            else:
+                column[:] = one
 
     _each_piece(plane.words, pack_piece)
     return words
@@ -111,12 +107,13 @@ class Packed:
         VectorRefused: the frame has another size, or bits are set where no element has any.
     """
 
-    __slots__ = ("columns",)
+    __slots__ = ("_bits", "_count", "columns")
 
     def __init__(self, data: bytes | memoryview, count: int, bits: int) -> None:
         size = packed_size(count, bits)
         if len(data) != size:
             raise VectorRefused(f"a frame of {len(data)} bytes", f"{size} bytes for {count} elements of {bits} bits")
+        self._count, self._bits = count, bits
         words, self.columns, start = np.frombuffer(data, dtype=_WORD), list[np.ndarray[Any, Any]](), 0
         for plane in _planes(count, bits):
             column = words[start : start + plane.words]
@@ -124,6 +121,19 @@ class Packed:
                 raise VectorRefused("bits set where no element has any", "zero padding")
             self.columns.append(column)
             start += plane.words
+
+    @property
+    def elements(self) -> np.ndarray[Any, Any] | None:
+        """The elements, read-only, if they lie in the frame as they are."""
+        return self.columns[0] if self._bits == _WORD_BITS else None
+
+    @part_of_sum("packing")
+    def unpack(self, out: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+        """The elements as words of `word_type(bits)`, in `out` if given."""
+        result = np.empty(self._count, dtype=word_type(self._bits)) if out is None else out
+        for plane, column in zip(_planes(self._count, self._bits), self.columns, strict=True):
+            _unpack_plane(column, plane, result)
+        return result
 
 
 def _has_spare_bits(plane: _Plane, column: np.ndarray[Any, Any], count: int) -> bool:
@@ -268,20 +278,13 @@ class _ExactSum:
         elements[piece] += total << self._plane.shift if self._plane.shift else total
 
 
-@part_of_sum("packing")
-def unpack(
-    data: bytes | memoryview, count: int, bits: int, out: np.ndarray[Any, Any] | None = None
-) -> np.ndarray[Any, Any]:
-    """Unpack `count` elements of `bits` bits into words of `word_type(bits)`, `out` if given; errors as `Packed`'s."""
-    result = np.empty(count, dtype=word_type(bits)) if out is None else out
-    result[:] = 0
-    for plane, column in zip(_planes(count, bits), Packed(data, count, bits).columns, strict=True):
-        _unpack_plane(column, plane, result)
-    return result
+def unpack(data: bytes | memoryview, count: int, bits: int) -> np.ndarray[Any, Any]:
+    """Unpack `count` elements of `bits` bits into words of `word_type(bits)`; errors as `Packed`'s."""
+    return Packed(data, count, bits).unpack()
 
 
 def _unpack_plane(column: np.ndarray[Any, Any], plane: _Plane, result: np.ndarray[Any, Any]) -> None:
-    """Add a plane's words to the elements of `result`; the lowest plane, which is first, may overwrite it."""
+    """Add a plane's words to the elements of `result`; the lowest plane, which is first, overwrites them."""
     mask = (1 << plane.width) - 1
 
     def unpack_piece(piece: slice) -> None:
@@ -293,6 +296,9 @@ def _unpack_plane(column: np.ndarray[Any, Any], plane: _Plane, result: np.ndarra
             elements = result[part * plane.words :][: plane.words][piece]
             one = _shifted(words[: len(elements)], plane.shift - part * plane.width)
             one &= one.dtype.type(mask << plane.shift)
-            elements += one
+            if plane.shift:
+                elements += one
+            else:
+                elements[:] = one
 
     _each_piece(plane.words, unpack_piece)

@@ -31,7 +31,7 @@ from codream_protocols.hybrid import start_seed
 from codream_protocols.identity import Roster, verify
 from codream_protocols.masks import word_type
 from codream_protocols.messages import Advertisement, EpochRecord, SignedBy, StepRecord
-from codream_protocols.packing import unpack
+from codream_protocols.packing import Packed
 
 Frames = tuple[bytes, ...]
 Kept = tuple[EpochRecord, Frames]
@@ -40,22 +40,30 @@ Kept = tuple[EpochRecord, Frames]
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A packed sum's elements, in the end of the room that their doubles will take: one vector less is held.
+    """A packed sum's elements, in its frame or the end of the room that their doubles take: one vector less is held.
 
     Attributes:
-        words: shape (N,), of `word_type(m)`; decoding writes over them.
+        words: shape (N,), of `word_type(m)`, read-only in a frame; in the room decoding writes over them.
         room: shape (N,), float64.
     """
 
     words: Array
     room: Array
 
+    @property
+    def apart(self) -> bool:
+        """Whether the words lie elsewhere than in the room."""
+        return not np.may_share_memory(self.words, self.room)
+
     @classmethod
     def of(cls, plan: Plan, step: int, frame: bytes) -> Unpacked:
         """Unpack a step's sum; raises `VectorRefused`."""
         count, bits = plan.spec(step).words, plan.modulus_bits(step)
-        room = np.empty(count, dtype=np.float64)
-        return cls(unpack(frame, count, bits, room.view(word_type(bits))[-count:]), room)
+        room, packed = np.empty(count, dtype=np.float64), Packed(frame, count, bits)
+        words = packed.elements
+        if words is None:
+            words = packed.unpack(room.view(word_type(bits))[-count:])
+        return cls(words, room)
 
 
 @dataclass
@@ -118,14 +126,16 @@ class Trajectory:
             members: whose vectors it holds.
             frame: the packed sum.
             tag: the sum of their tags.
-            unpacked: the sum as it was checked, used up by this; where it is not given, `frame` is unpacked.
+            unpacked: the sum as it was checked, used up by this; without it `frame` is unpacked and checked.
 
         Raises:
             VectorRefused, WrongSum: a frame of another size, or a sum that no inputs have; nothing has changed.
         """
         plan, step = self.plan, self.step
-        found = Unpacked.of(plan, step, frame) if unpacked is None else unpacked
-        self.check_sum(members, found.words)
+        found = unpacked
+        if found is None:
+            found = Unpacked.of(plan, step, frame)
+            self.check_sum(members, found.words)
         sums = decode(plan, step, found.words, len(members), found.room)
         state = canonical(self.course.absorb(self.state, step, sums, len(members)))
         self.links.append(links.next_link(self.chain, members, frame, tag, state))

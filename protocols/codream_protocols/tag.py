@@ -31,7 +31,7 @@ to their strength.
 **Exactness.** float64 adds integers without an error while all partial sums stay below 2^53, in whichever order and on
 however many threads. With b in limbs of 16 bits, 2^11 columns may hold |x| <= 2^26; in limbs of 8 bits, |x| < 2^33.
 Each piece of X takes the wider limbs if its largest magnitude lets it, so time tells whether some |x| is above 2^26.
-The few numbers left, one a row, meet a in int64.
+The few numbers left, one a row, meet a in thirds of 21 bits: with limbs of 16 bits, 2^15 rows stay below 2^52.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ from codream_protocols.spans import part_of_sum
 
 TAG_BYTES = 16
 COLUMNS = 2048
-MAXIMUM_LENGTH = 1 << 26  # 2^15 rows: the last sums in `TagKey.of` stay below 2^63
+MAXIMUM_LENGTH = 1 << 26  # 2^15 rows: the last sums in `TagKey.of` stay below 2^52
 MAGNITUDE_BITS = 33
 
 _MODULUS = 1 << 8 * TAG_BYTES
 _WIDE_LIMB_BITS = 16
 _NARROW_LIMB_BITS = 8
 _WIDE_LIMBS_HOLD = 1 << 26  # 26 + 16 + 11 = 53
+_THIRD_BITS = 21
 HALF_BITS = 32
 _TYPES = tuple(np.dtype(name) for name in ("<i8", "<i4", "<u4", "<u2"))
 
@@ -113,15 +114,16 @@ class TagKey:
         self._length = length
         self._columns_wide = np.frombuffer(columns, dtype="<u2").reshape(COLUMNS, 8).astype(np.float64)
         self._columns_narrow = np.frombuffer(columns, dtype=np.uint8).reshape(COLUMNS, 16).astype(np.float64)
-        self._rows = np.frombuffer(rows, dtype="<u2").reshape(-1, 8).astype(np.int64)
+        self._rows = np.frombuffer(rows, dtype="<u2").reshape(-1, 8).astype(np.float64)
         self._pads = Secret(expand(secret, labelled("tag pads")))
 
     @part_of_sum("tags")
-    def of(self, values: np.ndarray[Any, Any]) -> int:
+    def of(self, values: np.ndarray[Any, Any], doubles: np.ndarray[Any, Any] | None = None) -> int:
         """A' X b modulo 2^128.
 
         Args:
             values: shape (length,), int64, int32, uint32 or uint16, each below 2^33 in magnitude.
+            doubles: shape (length,), float64, elsewhere in memory: filled with the values, for who needs them so, too.
 
         Raises:
             LocalProtocolError: another shape, dtype or magnitude, or the key was erased.
@@ -137,16 +139,22 @@ class TagKey:
 
         def multiply(piece: slice) -> None:
             part, first = values[piece], piece.start // COLUMNS
-            rows = np.empty((-(-len(part) // COLUMNS), COLUMNS))
-            flat = rows.reshape(-1)
+            magnitude, rows = _magnitude(part), -(-len(part) // COLUMNS)
+            if part.dtype == np.uint32 and magnitude <= _WIDE_LIMBS_HOLD:
+                part = part.view(np.int32)  # becomes doubles in half the time
+            whole = doubles is not None and len(part) == rows * COLUMNS
+            flat = doubles[piece] if doubles is not None and whole else np.empty(rows * COLUMNS)
             flat[: len(part)] = part
             flat[len(part) :] = 0
-            products[first : first + len(rows)] = self._times_columns(rows, _magnitude(part))
+            if doubles is not None and not whole:
+                doubles[piece] = part
+            products[first : first + rows] = self._times_columns(flat.reshape(rows, COLUMNS), magnitude)
 
         each_slice(len(values), multiply)  # of 32 rows
-        low, high = products & ((1 << HALF_BITS) - 1), products >> HALF_BITS
-        # 16 + 32 bits and 2^15 rows: below 2^63.
-        return joined(self._rows.T @ low, self._rows.T @ high)
+        third = (1 << _THIRD_BITS) - 1
+        thirds = products & third, products >> _THIRD_BITS & third, products >> 2 * _THIRD_BITS
+        sums = [(self._rows.T @ part.astype(np.float64)).astype(np.int64) for part in thirds]
+        return sum(_weigh(part) << place * _THIRD_BITS for place, part in enumerate(sums)) % _MODULUS
 
     @property
     def limbs(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -156,7 +164,7 @@ class TagKey:
             LocalProtocolError: the key was erased.
         """
         self._usable()
-        return self._rows.copy(), self._columns_wide.astype(np.int64)
+        return self._rows.astype(np.int64), self._columns_wide.astype(np.int64)
 
     def _times_columns(self, piece: np.ndarray[Any, Any], magnitude: int) -> np.ndarray[Any, Any]:
         if magnitude <= _WIDE_LIMBS_HOLD:
@@ -190,7 +198,13 @@ class TagKey:
         """The tag of a member's values, 0 to 2^128 - 1; arguments and errors as for `pad` and `of`."""
         return (self.of(values) + self.pad(member)) % _MODULUS
 
-    def check(self, values: np.ndarray[Any, Any], total: int, survivors: Iterable[int]) -> bool:
+    def check(
+        self,
+        values: np.ndarray[Any, Any],
+        total: int,
+        survivors: Iterable[int],
+        doubles: np.ndarray[Any, Any] | None = None,
+    ) -> bool:
         """Whether `values` is the sum of the vectors of just these members.
 
         The bound above holds for values whose range the caller has checked.
@@ -199,6 +213,7 @@ class TagKey:
             values: the published sum, as for `of`.
             total: the published sum of tags modulo 2^128.
             survivors: numbers of the members, at least one, none twice.
+            doubles: as for `of`.
 
         Raises:
             LocalProtocolError: arguments outside these, or the key was erased.
@@ -206,7 +221,7 @@ class TagKey:
         members = list(survivors)
         if not members or len(set(members)) != len(members):
             raise LocalProtocolError(f"survivors {members}", "at least one member, none twice")
-        expected = (self.of(values) + self._sum_of_pads(members)) % _MODULUS
+        expected = (self.of(values, doubles) + self._sum_of_pads(members)) % _MODULUS
         return hmac.compare_digest(tag_bytes(expected), tag_bytes(total))
 
     def erase(self) -> None:

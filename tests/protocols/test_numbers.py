@@ -387,9 +387,12 @@ def test_what_unpacks_packs_to_the_same_bytes(data: bytes, count: int, bits: int
     assert packing.pack(vector, bits) == data
 
 
-def test_packing_refuses_elements_that_do_not_fit() -> None:
-    with pytest.raises(LocalProtocolError):
-        packing.pack(np.array([4], dtype="<u2"), 2)
+@pytest.mark.parametrize("bits", [2, 8, 13, 16, 21, 25, 32])
+def test_what_is_beyond_the_ring_falls_away_as_it_is_packed(bits: int) -> None:
+    words = np.random.default_rng(bits).integers(0, 1 << 32, 100, dtype=np.uint32).astype(word_type(bits))
+    within = words & words.dtype.type((1 << bits) - 1)
+    assert packing.pack(words, bits) == packing.pack(within, bits)
+    assert (packing.unpack(packing.pack(words, bits), 100, bits) == within).all()
 
 
 # -- masks ---------------------------------------------
