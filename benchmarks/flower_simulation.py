@@ -7,7 +7,7 @@ Both play all clients on this machine, one after the other, with one worker for 
 vectors are there without any work. Flower's server runs the workflow that it ships, all clients being neighbours, and
 its clients its own modifier; a round is all its stages, from the invitation to the sum. Ours are run through the
 command, with complete graphs, too: whole epochs of one step and of `--steps`, for each of its sums. Times are the
-clock's, starts excluded; of Flower's rounds the first is left out, for its workers load their libraries in it.
+clock's, starts excluded, but that Flower's workers load their libraries in its first round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 
 def _flower(members: int, dimension: int, rounds: int, shares: int) -> list[float]:
-    """Seconds of each round of Flower's after the first."""
+    """Seconds of each of Flower's rounds."""
     from flwr.client import NumPyClient
     from flwr.client.mod import secaggplus_mod
     from flwr.clientapp import ClientApp
@@ -70,7 +70,7 @@ def _flower(members: int, dimension: int, rounds: int, shares: int) -> list[floa
     run_simulation(
         server, client, num_supernodes=members, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     )
-    return [float(seconds) for seconds in json.loads((folder / "rounds.json").read_text())][1:]
+    return [float(seconds) for seconds in json.loads((folder / "rounds.json").read_text())]
 
 
 def _ours(members: int, dimension: int, steps: int) -> float:
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=100)
     parser.add_argument("--dimension", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3, help="Flower's, the first of which is not counted")
+    parser.add_argument("--rounds", type=int, default=2, help="Flower's")
     parser.add_argument("--shares", type=int, help="of each of Flower's secrets; of everybody unless given")
     parser.add_argument("--steps", type=int, default=10, help="of our longer epoch")
     asked = parser.parse_args()
