@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 
 from codream_clients.models.gate import trial_images
 from codream_clients.models.refusals import ModelRefused
@@ -13,10 +14,10 @@ from codream_clients.privacy.plan import PrivacySettings
 from tests.clients.own_models import CLASSES, GHOST_WRONG, PRIVATE_GOOD, PRIVATE_WRONG, WRONG, grouped, plain
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.filterwarnings("ignore::codream_clients.models.gate.ModelWarning")
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::codream_clients.models.gate.ModelWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def try_out(model, modes=BOTH, shape=(1, 8, 8), classes=CLASSES, name="mine:build", **more):
@@ -66,6 +67,27 @@ def test_feature_statistics_need_group_norm():
     try_out(plain())
     with pytest.raises(ModelRefused, match="found no group norm, at whose inputs statistics_share"):
         try_out(plain(), statistics=True)
+
+
+class Patches(nn.Module):
+    """Quarters of an image go through a fixed front as images of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.front = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4, affine=False))
+        self.front.requires_grad_(False)
+        self.head = nn.Linear(256, CLASSES)
+
+    def forward(self, x):
+        quarters = x.unfold(2, 4, 4).unfold(3, 4, 4).reshape(len(x) * 4, 1, 4, 4)
+        return self.head(self.front(quarters).reshape(len(x), -1))
+
+
+def test_feature_statistics_need_one_row_of_each_image_at_a_group_norm():
+    """Else one record would move several clipped vectors, and the noise be too little."""
+    try_out(Patches())
+    with pytest.raises(ModelRefused, match="not one row for each image"):
+        try_out(Patches(), statistics=True)
 
 
 def test_auto_may_take_either_mode():

@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from codream_clients.data.datasets import LabelledImages, pool
 from codream_clients.learning.dreaming import DreamError, DreamLoss, FeatureStatistics, dream_update
 from codream_clients.models.zoo import build
 from codream_clients.privacy import statistics as module
 from codream_clients.privacy.noise import NoiseSource
-from codream_clients.privacy.statistics import StatisticsError, private_statistics
+from codream_clients.privacy.statistics import StatisticsError, group_norms, private_statistics, vectors_of
 
 CPU = torch.device("cpu")
 
@@ -53,6 +54,36 @@ def test_one_record_counts_for_no_more_than_the_bound(monkeypatch, times, bounde
     more = pool([data, outlier])
     moved = flat(measure(model, more, count=300)) - flat(measure(model, data, count=300))
     assert (float(moved.abs().max()) < 0.1) is bounded
+
+
+def test_what_one_record_gave_a_layer_is_no_others():
+    """The second of these batches passes its layer by."""
+
+    class Skips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.GroupNorm(1, 1, affine=False)
+
+        def forward(self, x):
+            return self.norm(x) if bool((x > 0).any()) else x
+
+    model, several = Skips(), images(2 * module.BATCH).images
+    several[module.BATCH :] = -1
+    found = vectors_of(model, group_norms(model), several, CPU)
+    assert np.isfinite(found[: module.BATCH]).all() and np.isnan(found[module.BATCH :]).all()
+
+
+def test_a_record_gives_one_row():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.GroupNorm(1, 1, affine=False)
+
+        def forward(self, x):
+            return self.norm(x.reshape(2 * len(x), 1, 4, 8))
+
+    model = Halves()
+    assert np.isnan(vectors_of(model, group_norms(model), images(3).images, CPU)).all()
 
 
 @pytest.mark.parametrize("defended", [True, False], ids=["left out", "control: let through"])

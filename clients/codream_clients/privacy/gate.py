@@ -27,6 +27,7 @@ from codream_clients.privacy.draws import BATCH, shared_draws
 from codream_clients.privacy.memory import difference
 from codream_clients.privacy.noise import KEY_BYTES, Stream
 from codream_clients.privacy.plan import GradSampleMode, PrivacyPlan, PrivacySettings
+from codream_clients.privacy.statistics import group_norms, vectors_of
 from codream_clients.privacy.training import private_sgd
 
 BOTH: tuple[GradSampleMode, ...] = ("hooks", "ghost")
@@ -66,7 +67,7 @@ def examine_private(
     """
     with tried(model, images, classes=classes, name=name) as trial:
         _layers_without_mixing(trial.train(), name)
-        if statistics and not any(isinstance(layer, nn.GroupNorm) for layer in trial.modules()):
+        if statistics and not group_norms(trial):
             raise ModelRefused(
                 "found no group norm, at whose inputs statistics_share of [privacy] takes its statistics; take "
                 "nn.GroupNorm, or leave statistics_share at 0"
@@ -74,6 +75,8 @@ def examine_private(
         _nothing_kept(trial, images, classes)
         _nothing_drawn_for_all(trial, images, classes)
         _records_apart(trial, images, classes)
+        if statistics:
+            _measured_apart(trial, images)
         expected = _clipped_by_autograd(trial, images[:2])
         for mode in modes:
             _require_same_sum(trial, expected, images[:2], classes, mode)
@@ -181,6 +184,22 @@ def _records_apart(model: nn.Module, images: torch.Tensor, classes: int) -> None
             "in train mode the answer for one record changes with the others: it mixes records, and no noise that is "
             "planned for one record covers that; take nothing over the batch (axis 0): means, attention, batch norm, "
             "the number of images"
+        )
+
+
+def _measured_apart(model: nn.Module, images: torch.Tensor) -> None:
+    """What feature statistics take of one image stays when the others are changed; each gives one row."""
+
+    def measured(batch: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(vectors_of(model, group_norms(model), batch.cpu().numpy(), batch.device))
+
+    usual = measured(images)
+    apart = (same(measured(changed(images, kept))[kept], usual[kept], usual) for kept in range(len(images)))
+    if not all(apart):  # what is no number is not the same
+        raise ModelRefused(
+            "the inputs of its group norms have not one row for each image, or one that hangs on the others: "
+            "statistics_share of [privacy] takes its statistics there, record by record; give each group norm as many "
+            "rows as there are images, or leave statistics_share at 0"
         )
 
 

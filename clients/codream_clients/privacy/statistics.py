@@ -50,9 +50,9 @@ def private_statistics(
         raise StatisticsError("the model has no group norm; feature statistics are taken at its inputs")
     shape = (PUBLIC_IMAGES, *data.shape)
     public = stream.normal(math.prod(shape)).reshape(shape).astype(np.float32)
-    norms = np.linalg.norm(_vectors(model, layers, public, device), axis=1)
+    norms = np.linalg.norm(vectors_of(model, layers, public, device), axis=1)
     bound = float(CLIP_TIMES_MEDIAN * np.median(norms))
-    vectors = _vectors(model, layers, data.images, device)
+    vectors = vectors_of(model, layers, data.images, device)
     vectors[~np.isfinite(vectors).all(axis=1)] = 0.0  # no clipping bounds it, or the model fails at it
     clipped = vectors * np.minimum(1.0, bound / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
     total = clipped.sum(axis=0) + noise_multiplier * bound * stream.normal(vectors.shape[1])
@@ -70,10 +70,14 @@ def group_norms(model: nn.Module) -> list[nn.GroupNorm]:
     return [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
 
 
-def _vectors(
+def vectors_of(
     model: nn.Module, layers: Sequence[nn.GroupNorm], images: NDArray[np.float32], device: torch.device
 ) -> NDArray[np.float64]:
-    """Each record's channel means and mean squares, layer by layer: (N, 2 * all channels); NaN if the model fails."""
+    """Each record's channel means and mean squares at the inputs of `layers`: (N, 2 * all channels).
+
+    NaN where the model fails at a record, passes a layer by, or gives it another number of rows than there are images:
+    whose each is could not be told, and one record would move several.
+    """
     inputs: dict[nn.Module, torch.Tensor] = {}
 
     def keep(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
@@ -81,8 +85,11 @@ def _vectors(
         inputs[layer] = torch.cat([places.mean(dim=2), places.square().mean(dim=2)], dim=1)
 
     def measured(part: slice) -> NDArray[np.float32]:
+        inputs.clear()  # what other records gave a layer is none of these
         model(filled(torch.from_numpy(images[part]), BATCH).to(device))
         found: NDArray[np.float32] = torch.cat([inputs[layer] for layer in layers], dim=1).cpu().numpy()
+        if len(found) != BATCH:
+            raise StatisticsError(f"{len(found)} rows at a group norm of {BATCH} images; one of each is needed")
         return found[: part.stop - part.start]
 
     none = np.full((1, sum(2 * layer.num_channels for layer in layers)), np.nan, dtype=np.float32)
