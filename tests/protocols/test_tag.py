@@ -103,6 +103,19 @@ def test_no_sum_overflows_at_the_longest_vector_and_the_largest_key(value: int) 
     assert key.of(np.broadcast_to(np.int64(value), MAXIMUM_LENGTH)) == value * MAXIMUM_LENGTH % RING
 
 
+def test_no_sum_of_words_overflows_at_the_longest_vector_and_the_largest_key() -> None:
+    key, most = TagKey(SECRET, MAXIMUM_LENGTH), np.uint16(65535)
+    key._rows[:], key._columns_wide[:] = 0xFFFF, 0xFFFF
+    assert key.of(np.broadcast_to(most, MAXIMUM_LENGTH)) == int(most) * MAXIMUM_LENGTH % RING
+
+
+@pytest.mark.parametrize("dtype", RANGES)
+@pytest.mark.parametrize("length", [1, COLUMNS, 32 * COLUMNS, 33 * COLUMNS + 5])
+def test_who_asks_for_doubles_gets_the_values_and_the_same_tag(length: int, dtype: type) -> None:
+    values, doubles, key = random_values(3, length, dtype, 33), np.full(length, np.nan), TagKey(SECRET, length)
+    assert key.of(values, doubles) == key.of(values) and (doubles == values).all()
+
+
 @pytest.mark.parametrize("bits", range(20, 34))
 def test_values_of_any_magnitude_are_exact_at_the_largest_key(bits: int) -> None:
     key = TagKey(SECRET, 64 * COLUMNS)
