@@ -783,7 +783,7 @@ MUTANTS = (
     text(
         "clips are applied",
         P + "ring.py",
-        "np.clip(scaled, -bound, bound, out=scaled)",
+        "scaled.clip(-bound, bound, out=scaled)",
         "scaled += 0.0",
         "tests/protocols/test_encoding.py",
         "-k",

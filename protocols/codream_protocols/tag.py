@@ -31,7 +31,9 @@ to their strength.
 **Exactness.** float64 adds integers without an error while all partial sums stay below 2^53, in whichever order and on
 however many threads. With b in limbs of 16 bits, 2^11 columns may hold |x| <= 2^26; in limbs of 8 bits, |x| < 2^33.
 Each piece of X takes the wider limbs if its largest magnitude lets it, so time tells whether some |x| is above 2^26.
-The few numbers left, one a row, meet a in thirds of 21 bits: with limbs of 16 bits, 2^15 rows stay below 2^52.
+Words of 16 bits meet a first, in limbs of 32 bits, of which 2^5 rows are below 2^53: 4 limbs instead of 8, whatever
+the words are. The few numbers left meet the other factor in thirds of 21 bits: with limbs of 16 bits, sums of up to
+2^15 stay below 2^52.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ class TagKey:
         LocalProtocolError: a secret or a length outside these.
     """
 
-    __slots__ = ("_columns_narrow", "_columns_wide", "_length", "_pads", "_rows")
+    __slots__ = ("_columns", "_length", "_pads", "_rows")
 
     def __init__(self, secret: bytes, length: int) -> None:
         if len(secret) != KEY_BYTES:
@@ -114,8 +116,7 @@ class TagKey:
         columns = _keystream(expand(secret, labelled("tag columns"))).update(bytes(16 * COLUMNS))
         rows = _keystream(expand(secret, labelled("tag rows"))).update(bytes(16 * -(-length // COLUMNS)))
         self._length = length
-        self._columns_wide = np.frombuffer(columns, dtype="<u2").reshape(COLUMNS, 8).astype(np.float64)
-        self._columns_narrow = np.frombuffer(columns, dtype=np.uint8).reshape(COLUMNS, 16).astype(np.float64)
+        self._columns = np.frombuffer(columns, dtype="<u2").reshape(COLUMNS, 8).astype(np.float64)
         self._rows = np.frombuffer(rows, dtype="<u2").reshape(-1, 8).astype(np.float64)
         self._pads = Secret(expand(secret, labelled("tag pads")))
 
@@ -137,7 +138,7 @@ class TagKey:
                 f"shape ({self._length},) and dtype int64, int32, uint32 or uint16",
             )
         if values.dtype.itemsize == 2:
-            return _finished(self._rows_times(values, doubles), _LONG_LIMB_BITS, self._columns_wide)
+            return _finished(self._rows_times(values, doubles), _LONG_LIMB_BITS, self._columns)
         return _finished(self._times_columns(values, doubles).T, _WIDE_LIMB_BITS, self._rows)
 
     def _rows_times(self, values: np.ndarray[Any, Any], doubles: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
@@ -150,7 +151,7 @@ class TagKey:
             for piece in pieces:
                 rows, first = _as_rows(values, piece, doubles), piece * _ROWS
                 np.matmul(limbs[:, first : first + len(rows)], rows, out=products)
-                total += products.astype(np.int64)  # below 2^53 each, of up to 2^10 pieces
+                total += products.astype(np.int64)  # below 2^53 each, of up to 2^10 pieces: below 2^63
             sums.append(total)
 
         each(-(-len(values) // PIECE), multiply)
@@ -165,18 +166,23 @@ class TagKey:
         products = np.empty((len(self._rows), 8), dtype=np.int64)
 
         def multiply(pieces: Iterator[int]) -> None:
+            narrow_columns: np.ndarray[Any, Any] | None = None  # b in limbs of 8 bits, which few vectors need
             for piece in pieces:
                 magnitude, plain = _magnitude(values[piece * PIECE : (piece + 1) * PIECE]), values
                 if values.dtype == np.uint32 and magnitude <= _WIDE_LIMBS_HOLD:
                     plain = values.view(np.int32)  # becomes doubles in half the time
                 rows, first = _as_rows(plain, piece, doubles), piece * _ROWS
                 if magnitude <= _WIDE_LIMBS_HOLD:
-                    products[first : first + len(rows)] = rows @ self._columns_wide
+                    products[first : first + len(rows)] = rows @ self._columns
                 elif magnitude >> MAGNITUDE_BITS:
                     raise LocalProtocolError("a value too large for a tag", f"magnitudes below 2^{MAGNITUDE_BITS}")
                 else:
-                    narrow = (rows @ self._columns_narrow).astype(np.int64)
+                    if narrow_columns is None:
+                        narrow_columns = self._columns.astype("<u2").view(np.uint8).reshape(COLUMNS, 16).astype(float)
+                    narrow = (rows @ narrow_columns).astype(np.int64)
                     products[first : first + len(rows)] = narrow[:, 0::2] + (narrow[:, 1::2] << _NARROW_LIMB_BITS)
+            if narrow_columns is not None:
+                narrow_columns[:] = 0
 
         each(-(-len(values) // PIECE), multiply)
         return products
@@ -189,7 +195,7 @@ class TagKey:
             LocalProtocolError: the key was erased.
         """
         self._usable()
-        return self._rows.astype(np.int64), self._columns_wide.astype(np.int64)
+        return self._rows.astype(np.int64), self._columns.astype(np.int64)
 
     def pad(self, member: int) -> int:
         """Beta of a member's number (0 to 2^32 - 1): 0 to 2^128 - 1.
@@ -243,7 +249,7 @@ class TagKey:
 
     def erase(self) -> None:
         """Overwrite the key with zeros; harmless when repeated, and every use after it raises."""
-        for numbers in (self._columns_wide, self._columns_narrow, self._rows):
+        for numbers in (self._columns, self._rows):
             numbers[:] = 0
         self._pads.erase()
 
@@ -261,8 +267,7 @@ class TagKey:
         # As for Secret: a cloned client owns its key, or one erasure would reach both.
         twin = object.__new__(TagKey)
         twin._length = self._length
-        twin._columns_wide = self._columns_wide.copy()
-        twin._columns_narrow = self._columns_narrow.copy()
+        twin._columns = self._columns.copy()
         twin._rows = self._rows.copy()
         twin._pads = self._pads.__deepcopy__(memo)
         return twin
@@ -286,7 +291,7 @@ def _as_rows(
 def _finished(numbers: np.ndarray[Any, Any], width: int, limbs: np.ndarray[Any, Any]) -> int:
     """Numbers (L, K), int64, in limbs of `width` bits, times (K, 8), in limbs of 16, modulo 2^128.
 
-    In thirds of 21 bits: with limbs of 16 bits and up to 2^15 of them, sums stay below 2^52.
+    K is 2^15 at most; why nothing is lost, the module says.
     """
     third = (1 << _THIRD_BITS) - 1
     thirds = np.concatenate((numbers & third, numbers >> _THIRD_BITS & third, numbers >> 2 * _THIRD_BITS))
@@ -299,7 +304,7 @@ def _finished(numbers: np.ndarray[Any, Any], width: int, limbs: np.ndarray[Any, 
 
 
 def _magnitude(values: np.ndarray[Any, Any]) -> int:
-    """The largest."""
+    """The largest, without its sign."""
     least = 0 if values.dtype.kind == "u" else int(values.min())
     return max(-least, int(values.max()))
 
