@@ -6,7 +6,7 @@ piece only, whoever asks does all of it, in order. What comes out is the same to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 PIECE_BYTES = 1 << 18
 """Of a vector: they stay in a core's cache. Mask streams are cut so, too, and that is the protocol's."""
@@ -14,9 +14,14 @@ PIECE_BYTES = 1 << 18
 PIECE = 1 << 16
 """Numbers of a piece, where a number takes up to 4 bytes."""
 
-Work = Callable[[int], object]
-Workers = Callable[[int, Work], None]
-"""With N, calls the work with each of 0 .. N - 1 once, in any order and thread; what it raises is raised at the end."""
+Work = Callable[[Iterator[int]], object]
+"""Does the pieces whose numbers it takes, until there are none; what it needs for each it makes once."""
+
+Workers = Callable[[int, Work, int], None]
+"""With N, calls the work in one or more threads, which share 0 .. N - 1; what it raises is raised at the end.
+
+The last argument is how many pieces are worth a thread: to wake one up takes some fifty microseconds.
+"""
 
 _given: list[Workers] = []
 
@@ -26,16 +31,26 @@ def share_among(workers: Workers | None) -> None:
     _given[:] = [] if workers is None else [workers]
 
 
-def each(pieces: int, work: Work) -> None:
-    """Do the work of each piece, 0 .. `pieces` - 1; no piece's may hang on another's."""
+def each(pieces: int, work: Work, least: int = 2) -> None:
+    """Do the work of all pieces, 0 .. `pieces` - 1; no piece's may hang on another's.
+
+    Args:
+        pieces: how many.
+        work: takes and does them.
+        least: how many are worth a thread.
+    """
     workers = next(iter(_given), None) if pieces > 1 else None  # another party of this process may end meanwhile
     if workers is not None:
-        workers(pieces, work)
-        return
-    for piece in range(pieces):
-        work(piece)
+        workers(pieces, work, least)
+    else:
+        work(iter(range(pieces)))
 
 
-def each_slice(length: int, work: Callable[[slice], object], size: int = PIECE) -> None:
-    """The same with the slices of a vector of `length` numbers, of `size` each."""
-    each(-(-length // size), lambda piece: work(slice(piece * size, min((piece + 1) * size, length))))
+def each_slice(length: int, work: Callable[[slice], object], size: int = PIECE, least: int = 2) -> None:
+    """Do the work of all slices of a vector of `length` numbers, of `size` each; the rest as for `each`."""
+
+    def do(numbers: Iterator[int]) -> None:
+        for number in numbers:
+            work(slice(number * size, min((number + 1) * size, length)))
+
+    each(-(-length // size), do, least)

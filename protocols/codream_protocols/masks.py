@@ -10,7 +10,7 @@ up to a modulus of 2^16, else 32; the ring reduces at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -72,13 +72,15 @@ def add_masks(vector: np.ndarray[Any, Any], keys: Iterable[tuple[bytes, bool]], 
     streams = [(_stream(key, suite), np.subtract if negative else np.add) for key, negative in keys]
     count = PIECE_BYTES // vector.itemsize
 
-    def add(piece: int) -> None:
-        part = vector[piece * count : (piece + 1) * count]
-        room = np.empty(part.nbytes + _ROOM, dtype=np.uint8)
-        zeros, mask = _ZEROS[: part.nbytes], room[: part.nbytes].view(vector.dtype)
-        for stream, change in streams:
-            stream(piece, zeros, room.data)
-            change(part, mask, out=part)
+    def add(pieces: Iterator[int]) -> None:
+        buffer = np.empty(min(PIECE_BYTES, vector.nbytes) + _ROOM, dtype=np.uint8)
+        for piece in pieces:
+            part = vector[piece * count : (piece + 1) * count]
+            room, zeros = buffer[: part.nbytes + _ROOM].data, _ZEROS[: part.nbytes]
+            mask = buffer[: part.nbytes].view(vector.dtype)
+            for stream, change in streams:
+                stream(piece, zeros, room)
+                change(part, mask, part)
 
     each(-(-len(vector) // count), add)
 

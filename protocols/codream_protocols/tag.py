@@ -31,13 +31,15 @@ to their strength.
 **Exactness.** float64 adds integers without an error while all partial sums stay below 2^53, in whichever order and on
 however many threads. With b in limbs of 16 bits, 2^11 columns may hold |x| <= 2^26; in limbs of 8 bits, |x| < 2^33.
 Each piece of X takes the wider limbs if its largest magnitude lets it, so time tells whether some |x| is above 2^26.
-The few numbers left, one a row, meet a in thirds of 21 bits: with limbs of 16 bits, 2^15 rows stay below 2^52.
+Words of 16 bits meet a first, in limbs of 32 bits, of which 2^5 rows are below 2^53: 4 limbs instead of 8, whatever
+the words are. The few numbers left meet the other factor in thirds of 21 bits: with limbs of 16 bits, sums of up to
+2^15 stay below 2^52.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -45,7 +47,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
-from codream_protocols.cores import each_slice
+from codream_protocols.cores import PIECE, each
 from codream_protocols.errors import LocalProtocolError, VectorRefused
 from codream_protocols.keyschedule import KEY_BYTES, expand, labelled
 from codream_protocols.secret import Secret
@@ -60,7 +62,9 @@ _MODULUS = 1 << 8 * TAG_BYTES
 _WIDE_LIMB_BITS = 16
 _NARROW_LIMB_BITS = 8
 _WIDE_LIMBS_HOLD = 1 << 26  # 26 + 16 + 11 = 53
+_LONG_LIMB_BITS = 32
 _THIRD_BITS = 21
+_ROWS = PIECE // COLUMNS  # 32
 HALF_BITS = 32
 _TYPES = tuple(np.dtype(name) for name in ("<i8", "<i4", "<u4", "<u2"))
 
@@ -102,7 +106,7 @@ class TagKey:
         LocalProtocolError: a secret or a length outside these.
     """
 
-    __slots__ = ("_columns_narrow", "_columns_wide", "_length", "_pads", "_rows")
+    __slots__ = ("_columns", "_length", "_pads", "_rows")
 
     def __init__(self, secret: bytes, length: int) -> None:
         if len(secret) != KEY_BYTES:
@@ -112,8 +116,7 @@ class TagKey:
         columns = _keystream(expand(secret, labelled("tag columns"))).update(bytes(16 * COLUMNS))
         rows = _keystream(expand(secret, labelled("tag rows"))).update(bytes(16 * -(-length // COLUMNS)))
         self._length = length
-        self._columns_wide = np.frombuffer(columns, dtype="<u2").reshape(COLUMNS, 8).astype(np.float64)
-        self._columns_narrow = np.frombuffer(columns, dtype=np.uint8).reshape(COLUMNS, 16).astype(np.float64)
+        self._columns = np.frombuffer(columns, dtype="<u2").reshape(COLUMNS, 8).astype(np.float64)
         self._rows = np.frombuffer(rows, dtype="<u2").reshape(-1, 8).astype(np.float64)
         self._pads = Secret(expand(secret, labelled("tag pads")))
 
@@ -134,27 +137,55 @@ class TagKey:
                 f"values of shape {values.shape} and dtype {values.dtype}",
                 f"shape ({self._length},) and dtype int64, int32, uint32 or uint16",
             )
-        # Each row's number X b is the sum of its 8 entries here, the l-th times 2^16l; they are below 2^61.
+        if values.dtype.itemsize == 2:
+            return _finished(self._rows_times(values, doubles), _LONG_LIMB_BITS, self._columns)
+        return _finished(self._times_columns(values, doubles).T, _WIDE_LIMB_BITS, self._rows)
+
+    def _rows_times(self, values: np.ndarray[Any, Any], doubles: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
+        """A' X in limbs of 32 bits, (4, COLUMNS), int64: half as many products as X b in limbs of 16."""
+        limbs = np.ascontiguousarray((self._rows[:, 0::2] + self._rows[:, 1::2] * (1 << _WIDE_LIMB_BITS)).T)
+        sums = list[np.ndarray[Any, Any]]()
+
+        def multiply(pieces: Iterator[int]) -> None:
+            total, products = np.zeros((len(limbs), COLUMNS), dtype=np.int64), np.empty((len(limbs), COLUMNS))
+            for piece in pieces:
+                rows, first = _as_rows(values, piece, doubles), piece * _ROWS
+                np.matmul(limbs[:, first : first + len(rows)], rows, out=products)
+                total += products.astype(np.int64)  # below 2^53 each, of up to 2^10 pieces: below 2^63
+            sums.append(total)
+
+        each(-(-len(values) // PIECE), multiply)
+        limbs[:] = 0
+        total: np.ndarray[Any, Any] = np.add.reduce(sums)
+        return total
+
+    def _times_columns(
+        self, values: np.ndarray[Any, Any], doubles: np.ndarray[Any, Any] | None
+    ) -> np.ndarray[Any, Any]:
+        """X b in limbs of 16 bits, (rows, 8), int64, below 2^61."""
         products = np.empty((len(self._rows), 8), dtype=np.int64)
 
-        def multiply(piece: slice) -> None:
-            part, first = values[piece], piece.start // COLUMNS
-            magnitude, rows = _magnitude(part), -(-len(part) // COLUMNS)
-            if part.dtype == np.uint32 and magnitude <= _WIDE_LIMBS_HOLD:
-                part = part.view(np.int32)  # becomes doubles in half the time
-            whole = doubles is not None and len(part) == rows * COLUMNS
-            flat = doubles[piece] if doubles is not None and whole else np.empty(rows * COLUMNS)
-            flat[: len(part)] = part
-            flat[len(part) :] = 0
-            if doubles is not None and not whole:
-                doubles[piece] = part
-            products[first : first + rows] = self._times_columns(flat.reshape(rows, COLUMNS), magnitude)
+        def multiply(pieces: Iterator[int]) -> None:
+            narrow_columns: np.ndarray[Any, Any] | None = None  # b in limbs of 8 bits, which few vectors need
+            for piece in pieces:
+                magnitude, plain = _magnitude(values[piece * PIECE : (piece + 1) * PIECE]), values
+                if values.dtype == np.uint32 and magnitude <= _WIDE_LIMBS_HOLD:
+                    plain = values.view(np.int32)  # becomes doubles in half the time
+                rows, first = _as_rows(plain, piece, doubles), piece * _ROWS
+                if magnitude <= _WIDE_LIMBS_HOLD:
+                    products[first : first + len(rows)] = rows @ self._columns
+                elif magnitude >> MAGNITUDE_BITS:
+                    raise LocalProtocolError("a value too large for a tag", f"magnitudes below 2^{MAGNITUDE_BITS}")
+                else:
+                    if narrow_columns is None:
+                        narrow_columns = self._columns.astype("<u2").view(np.uint8).reshape(COLUMNS, 16).astype(float)
+                    narrow = (rows @ narrow_columns).astype(np.int64)
+                    products[first : first + len(rows)] = narrow[:, 0::2] + (narrow[:, 1::2] << _NARROW_LIMB_BITS)
+            if narrow_columns is not None:
+                narrow_columns[:] = 0
 
-        each_slice(len(values), multiply)  # of 32 rows
-        third = (1 << _THIRD_BITS) - 1
-        thirds = products & third, products >> _THIRD_BITS & third, products >> 2 * _THIRD_BITS
-        sums = [(self._rows.T @ part.astype(np.float64)).astype(np.int64) for part in thirds]
-        return sum(_weigh(part) << place * _THIRD_BITS for place, part in enumerate(sums)) % _MODULUS
+        each(-(-len(values) // PIECE), multiply)
+        return products
 
     @property
     def limbs(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -164,15 +195,7 @@ class TagKey:
             LocalProtocolError: the key was erased.
         """
         self._usable()
-        return self._rows.astype(np.int64), self._columns_wide.astype(np.int64)
-
-    def _times_columns(self, piece: np.ndarray[Any, Any], magnitude: int) -> np.ndarray[Any, Any]:
-        if magnitude <= _WIDE_LIMBS_HOLD:
-            return piece @ self._columns_wide
-        if magnitude >> MAGNITUDE_BITS:
-            raise LocalProtocolError("a value too large for a tag", f"magnitudes below 2^{MAGNITUDE_BITS}")
-        narrow = (piece @ self._columns_narrow).astype(np.int64)
-        return narrow[:, 0::2] + (narrow[:, 1::2] << _NARROW_LIMB_BITS)
+        return self._rows.astype(np.int64), self._columns.astype(np.int64)
 
     def pad(self, member: int) -> int:
         """Beta of a member's number (0 to 2^32 - 1): 0 to 2^128 - 1.
@@ -226,7 +249,7 @@ class TagKey:
 
     def erase(self) -> None:
         """Overwrite the key with zeros; harmless when repeated, and every use after it raises."""
-        for numbers in (self._columns_wide, self._columns_narrow, self._rows):
+        for numbers in (self._columns, self._rows):
             numbers[:] = 0
         self._pads.erase()
 
@@ -244,17 +267,44 @@ class TagKey:
         # As for Secret: a cloned client owns its key, or one erasure would reach both.
         twin = object.__new__(TagKey)
         twin._length = self._length
-        twin._columns_wide = self._columns_wide.copy()
-        twin._columns_narrow = self._columns_narrow.copy()
+        twin._columns = self._columns.copy()
         twin._rows = self._rows.copy()
         twin._pads = self._pads.__deepcopy__(memo)
         return twin
 
 
+def _as_rows(
+    values: np.ndarray[Any, Any], piece: int, doubles: np.ndarray[Any, Any] | None
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A piece as rows of doubles, the last one filled up with zeros; in `doubles`, too, if given."""
+    part = values[piece * PIECE : (piece + 1) * PIECE]
+    rows = -(-len(part) // COLUMNS)
+    room = None if doubles is None else doubles[piece * PIECE : (piece + 1) * PIECE]
+    flat = room if room is not None and len(part) == rows * COLUMNS else np.empty(rows * COLUMNS)
+    flat[: len(part)] = part
+    flat[len(part) :] = 0
+    if room is not None and room is not flat:
+        room[:] = part
+    return flat.reshape(rows, COLUMNS)
+
+
+def _finished(numbers: np.ndarray[Any, Any], width: int, limbs: np.ndarray[Any, Any]) -> int:
+    """Numbers (L, K), int64, in limbs of `width` bits, times (K, 8), in limbs of 16, modulo 2^128.
+
+    K is 2^15 at most; why nothing is lost, the module says.
+    """
+    third = (1 << _THIRD_BITS) - 1
+    thirds = np.concatenate((numbers & third, numbers >> _THIRD_BITS & third, numbers >> 2 * _THIRD_BITS))
+    total = 0
+    for line, entries in enumerate((thirds.astype(np.float64) @ limbs).astype(np.int64).tolist()):
+        place, limb = divmod(line, len(numbers))
+        base = place * _THIRD_BITS + limb * width
+        total += sum(entry << base + _WIDE_LIMB_BITS * k for k, entry in enumerate(entries))
+    return total % _MODULUS
+
+
 def _magnitude(values: np.ndarray[Any, Any]) -> int:
-    """The largest, or for words of 16 bits what none exceeds."""
-    if values.dtype.itemsize == 2:
-        return (1 << 16) - 1
+    """The largest, without its sign."""
     least = 0 if values.dtype.kind == "u" else int(values.min())
     return max(-least, int(values.max()))
 

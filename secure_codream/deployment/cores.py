@@ -10,8 +10,6 @@ from threading import Condition
 
 from codream_protocols import cores, spans
 
-_LEAST_PIECES = 2  # of a thread: to wake it up takes about as long as to add a piece
-
 
 def usable_cores() -> int:
     """How many cores this process may use."""
@@ -24,23 +22,23 @@ class _Threads:
     def __init__(self, threads: int, pool: ThreadPoolExecutor) -> None:
         self._threads, self._pool = threads, pool
 
-    def __call__(self, pieces: int, work: cores.Work) -> None:
+    def __call__(self, pieces: int, work: cores.Work, least: int) -> None:
         left, turn, at_work, raised = iter(range(pieces)), Condition(), 0, list[BaseException]()
 
-        def take() -> None:
+        def numbers() -> Iterator[int]:
             while True:
                 with turn:
                     piece = next(left, None)
                 if piece is None:
                     return
-                work(piece)
+                yield piece
 
         def help_out() -> None:
             nonlocal at_work
             with turn:
                 at_work += 1
             try:
-                take()
+                work(numbers())
             except BaseException as error:
                 raised.append(error)
             finally:
@@ -50,10 +48,10 @@ class _Threads:
 
         helper = spans.carried(help_out)
         with suppress(RuntimeError):  # the party that these are of has ended: the others of its process do without
-            for _ in range(min(self._threads, pieces // _LEAST_PIECES) - 1):
+            for _ in range(min(self._threads, pieces // least) - 1):
                 self._pool.submit(helper)
         try:
-            take()
+            work(numbers())
         finally:
             with turn:
                 for _ in left:  # who has not begun finds nothing, also where this thread has failed

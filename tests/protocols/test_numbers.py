@@ -26,6 +26,7 @@ from codream_protocols.encoding import check_range, decode, encode, integers
 from codream_protocols.errors import LocalProtocolError, UnsafePlan, VectorRefused, WrongSum
 from codream_protocols.identity import Signer
 from codream_protocols.masks import SUITES, add_mask, stream_words, word_type
+from codream_protocols.record import Unpacked
 from codream_protocols.secret import Secret, SecretArray
 from codream_protocols.shamir import Bytes
 from codream_protocols.specs import Block, VectorSpec, check_spec
@@ -376,6 +377,16 @@ def test_unpacking_refuses_another_size_or_padding(bits: int) -> None:
         except VectorRefused:
             continue
     assert taken == 5 * bits  # each bit of an element, and no other
+
+
+def test_a_sum_lies_in_its_frame_or_in_its_room_and_decodes_from_either_alike() -> None:
+    words, room = np.arange(9, dtype="<u2"), np.empty(9)
+    assert packing.Packed(words.tobytes(), 9, 16).elements is not None
+    assert packing.Packed(packing.pack(words, 15), 9, 15).elements is None
+    assert Unpacked(words, room).apart and not Unpacked(room.view("<u4")[-9:], room).apart
+    room[:] = words
+    apart = ring.decode_sum(words, 3, 2.0, top=100)
+    assert (ring.decode_sum(room, 3, 2.0, top=100, out=room) == apart).all()
 
 
 @given(data=st.binary(max_size=40), count=st.integers(1, 20), bits=st.integers(1, 32))

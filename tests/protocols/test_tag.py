@@ -98,15 +98,28 @@ def test_a_view_with_strides() -> None:
 @pytest.mark.parametrize("value", [LARGEST, -LARGEST, 2**26, -(2**26)])
 def test_no_sum_overflows_at_the_longest_vector_and_the_largest_key(value: int) -> None:
     key = TagKey(SECRET, MAXIMUM_LENGTH)
-    key._rows[:], key._columns_wide[:], key._columns_narrow[:] = 0xFFFF, 0xFFFF, 0xFF
+    key._rows[:], key._columns[:] = 0xFFFF, 0xFFFF
     # Each a_r and b_c is -1: a' X b is the sum of X.
     assert key.of(np.broadcast_to(np.int64(value), MAXIMUM_LENGTH)) == value * MAXIMUM_LENGTH % RING
+
+
+def test_no_sum_of_words_overflows_at_the_longest_vector_and_the_largest_key() -> None:
+    key, most = TagKey(SECRET, MAXIMUM_LENGTH), np.uint16(65535)
+    key._rows[:], key._columns[:] = 0xFFFF, 0xFFFF
+    assert key.of(np.broadcast_to(most, MAXIMUM_LENGTH)) == int(most) * MAXIMUM_LENGTH % RING
+
+
+@pytest.mark.parametrize("dtype", RANGES)
+@pytest.mark.parametrize("length", [1, COLUMNS, 32 * COLUMNS, 33 * COLUMNS + 5])
+def test_who_asks_for_doubles_gets_the_values_and_the_same_tag(length: int, dtype: type) -> None:
+    values, doubles, key = random_values(3, length, dtype, 33), np.full(length, np.nan), TagKey(SECRET, length)
+    assert key.of(values, doubles) == key.of(values) and (doubles == values).all()
 
 
 @pytest.mark.parametrize("bits", range(20, 34))
 def test_values_of_any_magnitude_are_exact_at_the_largest_key(bits: int) -> None:
     key = TagKey(SECRET, 64 * COLUMNS)
-    key._rows[:], key._columns_wide[:], key._columns_narrow[:] = 0xFFFF, 0xFFFF, 0xFF
+    key._rows[:], key._columns[:] = 0xFFFF, 0xFFFF
     top = min(1 << bits, LARGEST)
     values = np.random.default_rng(bits).integers(top - 1000, top, 64 * COLUMNS, endpoint=True)
     assert key.of(values) == int(values.sum())
@@ -309,7 +322,7 @@ def test_an_erased_key_refuses_to_work() -> None:
     key.erase()
     key.erase()
     assert repr(key) == "<TagKey for 10 coordinates, erased>"
-    assert not key._rows.any() and not key._columns_wide.any() and not key._columns_narrow.any()
+    assert not key._rows.any() and not key._columns.any()
     uses = (lambda: key.of(values), lambda: key.pad(1), lambda: key.tag(1, values), lambda: key.check(values, 0, [1]))
     for use in uses:
         with pytest.raises(LocalProtocolError, match="erased"):

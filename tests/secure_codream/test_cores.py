@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from codream_protocols import packing, ring
-from codream_protocols.cores import PIECE, each
+from codream_protocols.cores import PIECE, Work, each, each_slice
 from codream_protocols.encoding import StreamRounding
 from codream_protocols.masks import SUITES, add_masks, word_type
 from codream_protocols.seeded import SeededBytes
@@ -51,10 +52,23 @@ def step(bits: int, suite: str) -> list[object]:
 
 @pytest.mark.parametrize("suite", SUITES)
 @pytest.mark.parametrize("bits", [16, 21, 27])
-def test_a_vector_is_the_same_on_one_thread_and_on_several(bits: int, suite: str) -> None:
+def test_a_vector_is_the_same_on_one_thread_and_on_several(
+    bits: int, suite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = step(bits, suite)
+    monkeypatch.setattr(packing, "_LEAST_ADDED", 2)  # else this is too short to be added by several
     with shared_by(4):
         assert all(step(bits, suite) == alone for _ in range(3))
+
+
+def one_by_one(work: Callable[[int], object]) -> Work:
+    """Takes pieces, and does each."""
+
+    def do(pieces: Iterator[int]) -> None:
+        for piece in pieces:
+            work(piece)
+
+    return do
 
 
 def test_each_piece_is_done_once_and_several_threads_work_at_a_time() -> None:
@@ -66,8 +80,8 @@ def test_each_piece_is_done_once_and_several_threads_work_at_a_time() -> None:
         done[piece] += 1
 
     with shared_by(3):
-        each(100, work)
-        each(100, lambda piece: each(8, lambda within: None))  # work within work does not wait for itself
+        each(100, one_by_one(work))
+        each(100, one_by_one(lambda piece: each(8, list)))  # work within work does not wait for itself
     assert done == Counter(range(100))
 
 
@@ -86,7 +100,7 @@ def test_what_a_helper_raises_is_raised_and_nobody_works_on_afterwards() -> None
             at_work.remove(piece)
 
     with shared_by(2), pytest.raises(KeyError):
-        each(50, work)
+        each(50, one_by_one(work))
     assert not at_work
 
 
@@ -97,11 +111,13 @@ def test_short_vectors_one_thread_and_a_party_that_has_ended_need_nobody_else() 
         threads.add(threading.get_ident())
 
     with shared_by(8):
-        each(1, work)
-        each(3, work)
+        each(1, one_by_one(work))
+        each(3, one_by_one(work))
+        each(31, one_by_one(work), 16)
+        each_slice(31, lambda part: work(part.start), 1, 16)
     with shared_by(1):
-        each(100, work)
-    each(100, work)
+        each(100, one_by_one(work))
+    each(100, one_by_one(work))
     assert threads == {me}
 
 
@@ -117,7 +133,7 @@ def test_what_helpers_do_is_of_the_part_that_they_help_with(tmp_path: Path) -> N
 
     @part_of_sum("masking")
     def masking() -> None:
-        each(4, work)
+        each(4, one_by_one(work))
 
     @part_of_sum("unmasking")
     def unmasking() -> None:
