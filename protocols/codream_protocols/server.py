@@ -779,7 +779,6 @@ class ServerProtocol(HoldsHistory):
         epoch, step = self._in_step(member, message.plan, message.step)
         if self.phase is not Phase.AGREEING or epoch.public is None:
             return []
-        step.statement = step.statement or survivor_statement(epoch.public.chain, step.number, step.survivors)
         verify(self._roster.members[member].identity_key, message.signature, "survivors", *step.statement)
         step.signatures[member] = message.signature
         return self._advance()
@@ -928,7 +927,7 @@ class ServerProtocol(HoldsHistory):
         frame = pack(total, epoch.plan.modulus_bits(step.number))
         self._journal.running(Closed(step.number, survivors, tag_bytes(tag), frame, _start_of(epoch, step)))
         step.survivors, step.total, step.tag, step.totals = survivors, total, tag, {}
-        self._after_close(epoch, survivors)
+        self._after_close(epoch, step)
         return self._tell(Survivors(epoch.plan.digest, step.number, survivors))
 
     def _summed(self, inputs: set[int]) -> tuple[int, ...]:
@@ -937,8 +936,10 @@ class ServerProtocol(HoldsHistory):
             chosen = self.charter.whole_blocks(set(chosen) - set(few))
         return chosen if len(chosen) >= self.charter.aggregation.least_survivors else ()
 
-    def _after_close(self, epoch: _Epoch, survivors: tuple[int, ...]) -> None:
-        agreed = survivors == epoch.members and epoch.ring is None
+    def _after_close(self, epoch: _Epoch, step: _Step) -> None:
+        assert epoch.public is not None  # noqa: S101 - begun with the first vector
+        step.statement = survivor_statement(epoch.public.chain, step.number, step.survivors)
+        agreed = step.survivors == epoch.members and epoch.ring is None
         self.phase = Phase.UNMASKING if agreed else Phase.AGREEING
 
     def _enough_answers(self, epoch: _Epoch, step: _Step) -> bool:
@@ -1045,7 +1046,7 @@ class ServerProtocol(HoldsHistory):
             step = epoch.step
             step.inputs, step.survivors, step.tag = set(entry.members), entry.members, tag_number(entry.tag)
             step.total = unpack(entry.frame, plan.spec(step.number).words, plan.modulus_bits(step.number))
-            self._after_close(epoch, step.survivors)
+            self._after_close(epoch, step)
         elif isinstance(entry, Agreed) and phase is Phase.AGREEING and epoch.step is not None:
             self._agreed(epoch, epoch.step, entry)
         elif isinstance(entry, Summed) and epoch.step is not None:
@@ -1057,10 +1058,8 @@ class ServerProtocol(HoldsHistory):
             raise WrongContext(f"{type(entry).__name__} written down while {phase.value}", "what follows there")
 
     def _agreed(self, epoch: _Epoch, step: _Step, entry: Agreed) -> None:
-        assert epoch.public is not None  # noqa: S101 - closed before
-        statement = survivor_statement(epoch.public.chain, step.number, step.survivors)
         for item in entry.items:
-            verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *statement)
+            verify(self._roster.members[item.member].identity_key, item.signature, "survivors", *step.statement)
             step.signatures[item.member] = item.signature
         if entry.step != step.number or len(step.signatures) < epoch.plan.least_signers:
             raise WrongContext(f"{len(step.signatures)} signatures of step {entry.step} written down", "enough")
