@@ -26,6 +26,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -87,6 +88,7 @@ from secure_codream.simulation.virtual.host import Errand, VirtualHost
 from secure_codream.simulation.virtual.scene import BLOCK, Scene
 
 PACKET_BYTES = 1 << 20
+SAID_EVERY = 5_000  # answers, on the error's line
 
 
 class Sent(NamedTuple):
@@ -380,7 +382,7 @@ class Epoch:
         self._journal = RecordFolder(folder, roster=roster.hash, charter=charter.digest)
         self._server = ServerProtocol(charter, roster, cast.scene.course(), journal=self._journal)
         self._effects: list[Effect] = []
-        self._up = self._down = 0
+        self._up = self._down = self._heard = 0
         self._watched = Counter[str]()  # what one machine is sent
 
     def run(self) -> Iterator[dict[str, object]]:
@@ -433,6 +435,9 @@ class Epoch:
             packet = _PACKET.decode(self._line.recv_bytes())
             for (member,), data, frames in packet.sent:
                 self._up += len(data) + sum(map(len, frames))
+                self._heard += 1
+                if self._heard % SAID_EVERY == 0:
+                    print(f"{self._heard:,} answers, {time.process_time():.1f} s", file=sys.stderr, flush=True)
                 message = decode_to_server(data)
                 if isinstance(message, Hello):  # of a machine that has all it wanted
                     self._server.hello(member, message)

@@ -929,7 +929,7 @@ class ServerProtocol(HoldsHistory):
         frame = pack(total, epoch.plan.modulus_bits(step.number))
         self._journal.running(Closed(step.number, survivors, tag_bytes(tag), frame, _start_of(epoch, step)))
         step.survivors, step.total, step.tag, step.totals = survivors, total, tag, {}
-        self._after_close(epoch, survivors)
+        self._after_close(epoch, step)
         return self._tell(Survivors(epoch.plan.digest, step.number, survivors))
 
     def _summed(self, inputs: set[int]) -> tuple[int, ...]:
@@ -945,10 +945,10 @@ class ServerProtocol(HoldsHistory):
             chosen = self.charter.whole_blocks(set(chosen) - set(few))
         return chosen if len(chosen) >= self.charter.aggregation.least_survivors else ()
 
-    def _after_close(self, epoch: _Epoch, survivors: tuple[int, ...]) -> None:
-        assert epoch.public is not None and epoch.step is not None  # noqa: S101 - its caller has closed the step
-        epoch.step.statement = survivor_statement(epoch.public.chain, epoch.step.number, survivors)
-        agreed = survivors == epoch.members and epoch.ring is None
+    def _after_close(self, epoch: _Epoch, step: _Step) -> None:
+        assert epoch.public is not None  # noqa: S101 - begun with the first vector
+        step.statement = survivor_statement(epoch.public.chain, step.number, step.survivors)
+        agreed = step.survivors == epoch.members and epoch.ring is None
         self.phase = Phase.UNMASKING if agreed else Phase.AGREEING
 
     def _enough_answers(self, epoch: _Epoch, step: _Step) -> bool:
@@ -1055,7 +1055,7 @@ class ServerProtocol(HoldsHistory):
             step = epoch.step
             step.inputs, step.survivors, step.tag = set(entry.members), entry.members, tag_number(entry.tag)
             step.total = unpack(entry.frame, plan.spec(step.number).words, plan.modulus_bits(step.number))
-            self._after_close(epoch, step.survivors)
+            self._after_close(epoch, step)
         elif isinstance(entry, Agreed) and phase is Phase.AGREEING and epoch.step is not None:
             self._agreed(epoch, epoch.step, entry)
         elif isinstance(entry, Summed) and epoch.step is not None:

@@ -10,8 +10,8 @@ import pytest
 
 from codream_protocols.client import State
 from codream_protocols.errors import BadSignature, CohortRefused, ShareRefused, UnexpectedMessage
-from codream_protocols.messages import Complaint, SealDelivery, Seals, UnmaskShares
-from codream_protocols.server import Phase
+from codream_protocols.messages import Complaint, Seal, SealDelivery, Seals, UnmaskShares, decode_to_server
+from codream_protocols.server import Phase, SendSeals
 from secure_codream.simulation.snapshots import snapshot
 from secure_codream.simulation.wire import Federation
 from secure_codream.threats.attacks.enrolment import LOW_ORDER
@@ -196,3 +196,27 @@ def test_the_server_refuses_seals_that_do_not_fit(change: str) -> None:
         federation.server.receive(0, Seals(federation.plan.digest, changed))
     federation.drain()
     assert federation.server.phase is Phase.COLLECTING
+
+
+def test_what_was_sealed_for_a_member_is_read_when_it_goes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of all members at once may be more than fits into memory."""
+    federation = Federation(4)
+    federation.hello()
+    federation.drain()
+    federation.emit(federation.server.open_epoch(federation.everybody))
+    federation.drain(hold=[Seals])
+    *first, last = federation.wire
+    for item in first:
+        federation.deliver(item)
+    reads, real = list[int](), federation.server_journal.seals_for
+
+    def seals_for(member: int) -> tuple[Seal, ...]:
+        reads.append(member)
+        return real(member)
+
+    monkeypatch.setattr(federation.server_journal, "seals_for", seals_for)
+    effects = federation.hear(last.member, decode_to_server(last.data))
+    assert reads == []
+    third = effects[2]
+    assert isinstance(third, SendSeals) and [item.member for item in third.message.items] == [0, 1, 3]
+    assert reads == [third.member] == [2]

@@ -238,10 +238,11 @@ class Run:
     def _send(self, effect: SendTo) -> None:
         if effect.member in self._lost:
             return
-        if not self._letters or self._letters[-1].message is not effect.message:
-            self._letters.append(Letter([], effect.message, effect.frames))
+        message = effect.message
+        if not self._letters or self._letters[-1].message is not message:
+            self._letters.append(Letter([], message, effect.frames))
             # It is encoded again when its turn comes: the seals of all members at once would fill the memory.
-            self._size = len(encode_message(effect.message)) + sum(map(len, effect.frames))
+            self._size = len(encode_message(message)) + sum(map(len, effect.frames))
         self._letters[-1].members.append(effect.member)
         self._bytes[1] += self._size
         self._clocks.told(effect.member, self._size)
