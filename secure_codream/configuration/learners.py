@@ -10,7 +10,6 @@ from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.devices import pick_device
-from codream_clients.dp_sgd_learner import DPSGDLearner
 from codream_clients.dream_learner import DreamLearner, HandOver, distillation_of, fetched
 from codream_clients.function_learner import FunctionLearner
 from codream_clients.generator_learner import GeneratorLearner
@@ -228,6 +227,8 @@ def _of_ring(
     ring: Callable[[LabelledImages], Callable[[SampledGaussian], object]] | None,
     on_metrics: Callable[[Metrics], object],
 ) -> Learning:
+    from codream_clients.dp_sgd_learner import DPSGDLearner  # Opacus, which takes as long to load as torch
+
     train, test = load_client_data(client, federation, data)
     train, judge = held_back(federation, train, seed=client.seed, device=client.device)
     common, own = federation.common_model or GIVEN, None

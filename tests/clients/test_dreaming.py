@@ -1,5 +1,6 @@
 import copy
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -210,6 +211,17 @@ def test_the_first_adam_step_moves_each_coordinate_by_lr_against_the_gradient():
     assert clear.mean() > 0.9
     assert np.allclose(delta[clear], -0.05 * np.sign(gradient[clear]), atol=1e-4)
     assert uncertainty == pytest.approx(before, rel=1e-6)
+
+
+def test_an_update_is_torchs_adam_without_its_compiler(monkeypatch):
+    state = torch.tensor(noise(), requires_grad=True)
+    optimiser = torch.optim.Adam([state], lr=0.1)
+    for _ in range(4):
+        state.grad = torch.from_numpy(dream_gradient(teacher(), state.detach().numpy(), DreamLoss())[0])
+        optimiser.step()
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    moved, _ = dream_update(teacher(), noise(), DreamLoss(), 4, 0.1)
+    assert np.array_equal(moved, state.detach().numpy() - noise())
 
 
 def test_updates_lower_the_loss_that_they_follow():

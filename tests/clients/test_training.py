@@ -1,3 +1,4 @@
+import sys
 import warnings
 
 import numpy as np
@@ -11,13 +12,13 @@ from codream_clients.learning.local_work import train_epochs
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import (
     ConvergenceWarning,
+    Descent,
     TrainingError,
     balanced_cross_entropy,
     convergence_warnings_to,
     evaluate,
     predict_logits,
     rate_factor,
-    scheduled,
     shuffled_batches,
 )
 from codream_clients.models.zoo import build
@@ -171,15 +172,33 @@ def test_rates_stay_or_fall_to_nothing_along_half_a_cosine():
     assert [rate_factor("constant", step, 4) for step in range(4)] == [1, 1, 1, 1]
     assert [rate_factor("cosine", step, 4) for step in range(5)] == pytest.approx([1, 0.8536, 0.5, 0.1464, 0], abs=1e-4)
     assert rate_factor("cosine", 0, 0) == 1
-    place = torch.nn.Parameter(torch.zeros(()))
-    optimiser = torch.optim.SGD([place], lr=2.0)
-    rates, moved = scheduled(optimiser, "cosine", 4), []
-    for _ in range(4):
-        place.grad, before = torch.ones(()), place.item()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_descent_takes_the_steps_of_torchs_optimiser_without_its_compiler(momentum, schedule, monkeypatch):
+    ours, theirs = model(), model()
+    for one in (ours, theirs):
+        next(one.parameters()).requires_grad_(False)
+    images, labels = torch.from_numpy(easy_data().images), torch.from_numpy(easy_data().labels)
+    optimiser = torch.optim.SGD(
+        theirs.parameters(), lr=0.1, momentum=momentum, weight_decay=0.01, nesterov=momentum > 0
+    )
+    for step in range(5):
+        optimiser.param_groups[0]["lr"] = 0.1 * rate_factor(schedule, step, 5)
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(theirs(images), labels).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
         optimiser.step()
-        rates.step()
-        moved.append(before - place.item())
-    assert moved == pytest.approx([2 * rate_factor("cosine", step, 4) for step in range(4)])
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    with pytest.raises(ImportError):
+        optimiser.step()
+    descent = Descent(ours, lr=0.1, momentum=momentum, weight_decay=0.01, schedule=schedule, steps=5)
+    for _ in range(5):
+        descent.backward(torch.nn.functional.cross_entropy(ours(images), labels))
+        descent.shorten(0.5)
+        descent.step()
+    assert torch.equal(weights_of(ours), weights_of(theirs))
 
 
 def test_training_follows_its_schedule():

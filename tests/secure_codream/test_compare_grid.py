@@ -235,6 +235,23 @@ def test_the_ablations_take_apart_what_the_table_of_starts_has(monkeypatch: pyte
     assert whole == {cell.digest for cell in parts.cells if cell.algorithm == "codream"} and len(whole) == 3
     secure = {cell.algorithm: cell.dreams.steps + cell.dreams.matched for cell in parts.cells}
     assert secure["codream-labels"] == 0, "the labels are the one step, beside the metrics"
+    four = [cell for cell in parts.cells if cell.algorithm == "codream-four-calibrated"]
+    assert {cell.learning["label_deviation"] for cell in four} == {6.0}, "one calibration for every partition"
+    assert len({cell.partition for cell in four}) == 3 and len(set(four[0].models)) == 4
+
+
+def test_the_ablations_on_cifar10_differ_in_start_and_dreaming_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    digits = {"compare": {"seeds": [0], "per_client": 10}, "data": {"source": "digits"}}
+    starts, parts = (read_grid(EXAMPLES / f"compare-cifar10-{name}.toml", digits) for name in ("starts", "ablations"))
+    whole = next(cell for cell in starts.cells if cell.algorithm == "codream")
+    assert all(cell.learning == whole.learning and cell.dreams.matched for cell in parts.cells)
+    assert {cell.algorithm: cell.dreams.start for cell in parts.cells} == {
+        "codream": "photos",
+        "start-alone": "photos",
+        "dreams-alone": "noise",
+        "noise-alone": "noise",
+    }
 
 
 WRITTEN = (

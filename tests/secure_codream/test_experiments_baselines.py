@@ -16,7 +16,7 @@ from torch.nn import functional
 from codream_clients.data.datasets import load_digits_data
 from codream_clients.learning.local_work import Batch, NoLinearHead, displacement, head, watched
 from codream_clients.learning.settings import LearningSettings, Schedule
-from codream_clients.learning.training import convergence_warnings_to, scheduled
+from codream_clients.learning.training import Descent, convergence_warnings_to
 from codream_clients.models.layouts import layout_of
 from codream_clients.models.zoo import build
 from codream_clients.parameter_learner import (
@@ -345,14 +345,13 @@ def test_the_common_control_variate_is_the_mean_of_the_clients() -> None:
 def test_displacement_is_what_the_optimiser_does_under_a_constant_gradient(
     steps: int, momentum: float, schedule: Schedule
 ) -> None:
-    place = nn.Parameter(torch.zeros(()))
-    optimiser = torch.optim.SGD([place], lr=0.1, momentum=momentum, nesterov=momentum > 0)
-    rates = scheduled(optimiser, schedule, steps)
+    place = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(place.weight)
+    descent = Descent(place, lr=0.1, momentum=momentum, weight_decay=0.0, schedule=schedule, steps=steps)
     for _ in range(steps):
-        place.grad = torch.ones(())
-        optimiser.step()
-        rates.step()
-    assert displacement(steps, momentum, schedule) == pytest.approx(-float(place.detach()) / 0.1, rel=1e-5)
+        descent.backward(place.weight.sum())
+        descent.step()
+    assert displacement(steps, momentum, schedule) == pytest.approx(-float(place.weight.detach()) / 0.1, rel=1e-5)
 
 
 # -- MOON ---------------------------------------------

@@ -100,7 +100,8 @@ def write_untrained(folder: Path, *, learnt: int = 0, charter: bytes | None = No
 
 # -- a federation of real processes, of which one client is killed ---------------------------------------------
 
-# Whoever could seed the masks could take them off: no deployed party may even have that module.
+# Whoever could seed the masks could take them off: no deployed party may even have that module. Opacus and torch's
+# compiler take longer to load than all else together, and nothing here uses them.
 WRAPPED = """
 import sys
 from pathlib import Path
@@ -111,7 +112,7 @@ if kind == "server":
     run_server(Path(folder), listen="tcp://127.0.0.1:*")
 else:
     run_client(Path(folder), address=rest[0], threads=1)
-sys.exit(7 if "codream_protocols.seeded" in sys.modules else 0)
+sys.exit(7 if "codream_protocols.seeded" in sys.modules else 8 if {"opacus", "torch._dynamo"} & {*sys.modules} else 0)
 """
 
 

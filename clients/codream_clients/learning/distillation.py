@@ -30,12 +30,10 @@ from codream_clients.data.augmentation import augment_batch, augmentation_genera
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import (
+    Descent,
     TrainingError,
     balanced_cross_entropy,
     batches_in_pass,
-    descend,
-    scheduled,
-    sgd,
     shuffled_batches,
     warn_at_chance,
 )
@@ -181,10 +179,16 @@ def learn_from_dreams(
     targets = torch.from_numpy(np.concatenate([labels for _, labels in batches])).to(device)
     epochs = settings.distil_epochs if epochs is None else epochs
     model.to(device).train()
-    optimiser = sgd(model, lr=settings.distil_lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     draws, variation = torch.Generator().manual_seed(seed), augmentation_generator(seed)
     per_pass = batches_in_pass(len(images), settings.distil_batch_size)
-    rates = scheduled(optimiser, settings.distil_schedule, epochs * per_pass)
+    descent = Descent(
+        model,
+        lr=settings.distil_lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        schedule=settings.distil_schedule,
+        steps=epochs * per_pass,
+    )
     losses, of_dreams = deque[torch.Tensor](maxlen=per_pass), deque[torch.Tensor](maxlen=per_pass)
     for batch in shuffled_batches(len(images), epochs, settings.distil_batch_size, seed):
         chosen = batch.to(device)
@@ -195,7 +199,11 @@ def learn_from_dreams(
         of_dreams.append(loss.detach())
         if own is not None:
             loss = loss + own.loss(model, draws, device)
-        losses.append(descend(loss, optimiser, rates, longest=settings.distil_clip or math.inf))
+        losses.append(loss.detach())
+        descent.backward(loss)
+        if settings.distil_clip > 0:
+            descent.shorten(settings.distil_clip)
+        descent.step()
     model.eval()
     if not losses:
         return Learnt(0.0, 0.0)

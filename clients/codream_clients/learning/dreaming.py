@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
+from torch.optim.adam import adam
 
 from codream_clients.learning.settings import DreamError as DreamError
 from codream_clients.learning.settings import DreamLoss as DreamLoss
@@ -247,16 +248,43 @@ def dream_update(
         raise DreamError(f"local_steps={local_steps}, lr={lr}; needed are at least 1 and above 0")
     start = _on_device(model, dreams)
     state = start.clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([state], lr=lr)
+    moments, taken = (torch.zeros_like(start), torch.zeros_like(start)), torch.zeros(())
     first_uncertainty: float | None = None
     with frozen(model), FeatureStatistics(model, supplied=supplied) as statistics:
         for _ in range(local_steps):
             value, uncertainty = _dream_loss(model, state, loss, statistics, seen, first, extra)
             first_uncertainty = uncertainty if first_uncertainty is None else first_uncertainty
-            (state.grad,) = torch.autograd.grad(value, state)
-            optimiser.step()
+            (gradient,) = torch.autograd.grad(value, state)
+            _adam_step(state, gradient, moments, taken, lr)
     assert first_uncertainty is not None  # noqa: S101 (local_steps >= 1)
     return state.detach() - start, first_uncertainty
+
+
+@torch.no_grad()
+def _adam_step(
+    state: torch.Tensor,
+    gradient: torch.Tensor,
+    moments: tuple[torch.Tensor, torch.Tensor],
+    taken: torch.Tensor,
+    lr: float,
+) -> None:
+    """A step of `torch.optim.Adam`, whose class would load torch's compiler first (see `training.Descent`)."""
+    first, second = moments
+    adam(
+        [state],
+        [gradient],
+        [first],
+        [second],
+        [],
+        [taken],
+        lr=lr,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+        weight_decay=0.0,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def _dream_loss(

@@ -25,13 +25,12 @@ from codream_clients.data.augmentation import augment_batch, augmentation_genera
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.settings import LearningSettings, Schedule
 from codream_clients.learning.training import (
+    Descent,
     TrainingError,
     balanced_cross_entropy,
     batches_in_pass,
     judge_convergence,
     rate_factor,
-    scheduled,
-    sgd,
     shuffled_batches,
 )
 
@@ -118,9 +117,15 @@ def train_epochs(
     images, labels = torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
     counts = torch.from_numpy(found.astype(np.float32)).clamp(min=0).to(device)
     model.to(device).train()
-    optimiser = sgd(model, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     per_pass = batches_in_pass(len(data), settings.batch_size)
-    rates = scheduled(optimiser, settings.schedule, epochs * per_pass)
+    descent = Descent(
+        model,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        schedule=settings.schedule,
+        steps=epochs * per_pass,
+    )
     steps, variation = 0, augmentation_generator(seed)
     last_pass: deque[torch.Tensor] = deque(maxlen=per_pass)
     for chosen in shuffled_batches(len(data), epochs, settings.batch_size, seed):
@@ -129,14 +134,12 @@ def train_epochs(
         logits = model(seen)
         plain = label_loss(settings, logits, labels[indices], counts)
         loss = plain if objective is None else objective(Batch(indices, seen, logits, plain))
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        descent.backward(loss)
         if correction is not None:
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
                     parameter.grad.add_(correction[name])
-        optimiser.step()
-        rates.step()
+        descent.step()
         last_pass.append(plain.detach())
         steps += 1
     model.eval()

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.sgd import sgd
 
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.learning.settings import Schedule as Schedule
@@ -87,13 +87,6 @@ def convergence_warnings_to(tell: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def sgd(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """A fresh SGD optimiser over the model's parameters, with Nesterov momentum if `momentum` is above 0."""
-    return torch.optim.SGD(
-        model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
-    )
-
-
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
     """What the rate is multiplied by in a step, from 0, of a training of `steps` steps.
 
@@ -102,25 +95,66 @@ def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
     return 1.0 if schedule == "constant" else (1 + math.cos(math.pi * min(step, steps) / max(steps, 1))) / 2
 
 
-def scheduled(optimiser: torch.optim.Optimizer, schedule: Schedule, steps: int) -> LambdaLR:
-    """A scheduler, to be asked for a `step` after each of the optimiser's, that follows `rate_factor`."""
-    return LambdaLR(optimiser, lambda step: rate_factor(schedule, step, steps))
+class Descent:
+    """SGD over a model's parameters, with Nesterov momentum if `momentum` is above 0, along a schedule of rates.
 
+    What `torch.optim.SGD` computes, bit for bit, by its functional form: the class loads torch's compiler first, which
+    takes as long as to load torch, and every process of a federation would.
 
-def descend(
-    loss: torch.Tensor, optimiser: torch.optim.Optimizer, rates: LambdaLR, *, longest: float = math.inf
-) -> torch.Tensor:
-    """One step down the loss and one along the rates; returns the loss, which holds on to nothing.
-
-    A gradient over all parameters whose Euclidean norm is above `longest` is shortened to it.
+    Args:
+        model: whose parameters; a frozen one, or one without a gradient, stays as it is.
+        lr: rate of the first step.
+        momentum: in [0, 1).
+        weight_decay: at least 0.
+        schedule: see `rate_factor`.
+        steps: how many there will be; of no matter to a constant rate.
     """
-    optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    if longest < math.inf:
-        nn.utils.clip_grad_norm_([weight for group in optimiser.param_groups for weight in group["params"]], longest)
-    optimiser.step()
-    rates.step()
-    return loss.detach()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        schedule: Schedule = "constant",
+        steps: int = 0,
+    ) -> None:
+        self._weights = list(model.parameters())
+        self._buffers: list[torch.Tensor | None] = [None] * len(self._weights)
+        self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
+        self._schedule: Schedule = schedule
+        self._steps, self._done = steps, 0
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of the loss in place of those of the step before."""
+        for weight in self._weights:
+            weight.grad = None
+        torch.autograd.backward(loss)
+
+    def shorten(self, longest: float) -> None:
+        """Cut a gradient over all parameters whose Euclidean norm is above `longest` to it."""
+        nn.utils.clip_grad_norm_(self._weights, longest)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Down the gradients, and along the rates."""
+        moved = [number for number, weight in enumerate(self._weights) if weight.grad is not None]
+        buffers = [self._buffers[number] for number in moved]
+        sgd(
+            [self._weights[number] for number in moved],
+            [gradient for weight in self._weights if (gradient := weight.grad) is not None],
+            buffers,
+            lr=self._lr * rate_factor(self._schedule, self._done, self._steps),
+            momentum=self._momentum,
+            weight_decay=self._weight_decay,
+            nesterov=self._momentum > 0,
+            dampening=0.0,
+            maximize=False,
+        )
+        for number, buffer in zip(moved, buffers, strict=True):
+            self._buffers[number] = buffer
+        self._done += 1
 
 
 def shuffled_batches(count: int, epochs: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:

@@ -33,10 +33,11 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 from torch import nn
 from torch.nn import functional
+from torch.optim import SGD
 
 from codream_clients.data.augmentation import augment_batch
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.learning.training import ConvergenceWarning, TrainingError, sgd
+from codream_clients.learning.training import ConvergenceWarning, TrainingError
 from codream_clients.models import refusals
 from codream_clients.models.fronts import without_front
 from codream_clients.privacy.averaged import Averaged
@@ -200,7 +201,7 @@ def private_sgd(
 
     hooks = attached()
     optimiser = (_GhostSteps if ghost else _Steps)(
-        sgd(network, lr=settings.lr, momentum=settings.momentum, weight_decay=0.0),
+        SGD(network.parameters(), lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0),
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=settings.max_grad_norm,
         expected_batch_size=settings.batch_size,
