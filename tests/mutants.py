@@ -1426,6 +1426,11 @@ MUTANTS = (
         "gives_one_row",
     ),
     rule(
+        "require_rows",
+        "tests/clients/test_private_model_gate.py -k one_gradient",
+        file=C + "privacy/training.py",
+    ),
+    rule(
         "_measured_apart",
         "tests/clients/test_private_model_gate.py -k need_one_row",
         file=C + "privacy/gate.py",

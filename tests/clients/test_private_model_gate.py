@@ -83,6 +83,22 @@ class Patches(nn.Module):
         return self.head(self.front(quarters).reshape(len(x), -1))
 
 
+def test_each_image_has_one_gradient():
+    """Of several, each would be clipped by itself; that all but one are zero, a trial cannot know for all images."""
+
+    class FirstPatch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(16, CLASSES)
+
+        def forward(self, x):
+            quarters = x.unfold(2, 4, 4).unfold(3, 4, 4).reshape(len(x) * 4, 16)
+            return self.head(quarters).reshape(len(x), 4, CLASSES)[:, 0]
+
+    with pytest.raises(ModelRefused, match="found 8 gradients of a weight for 2 images"):
+        try_out(FirstPatch(), ("hooks",))
+
+
 def test_feature_statistics_need_one_row_of_each_image_at_a_group_norm():
     """Else one record would move several clipped vectors, and the noise be too little."""
     try_out(Patches())

@@ -32,7 +32,7 @@ from codream_clients.models import refusals
 from codream_clients.models.fronts import without_front
 from codream_clients.models.passes import filled
 from codream_clients.privacy.noise import Stream
-from codream_clients.privacy.training import LAYOUT
+from codream_clients.privacy.training import LAYOUT, require_rows
 from codream_protocols.discrete_gaussian import Integers
 from codream_protocols.encoding import StreamRounding
 from codream_protocols.record_noise import RecordNoise, largest_square, round_records
@@ -136,7 +136,9 @@ def _record_gradients(
     with _hooks(model):
         losses = functional.cross_entropy(model(images), labels, reduction="none")
         torch.autograd.backward(losses.mean())
-        return torch.cat([weight.grad_sample.flatten(1) for weight in weights], dim=1)  # type: ignore[attr-defined]
+        found = [weight.grad_sample.flatten(1) for weight in weights]  # type: ignore[attr-defined]
+        require_rows(found, len(images))
+        return torch.cat(found, dim=1)
 
 
 def _scaled(gradients: torch.Tensor, noise: RecordNoise) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ shift those of all behind it. Classes that the histogram calls unseen count as o
 import copy
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -217,6 +217,7 @@ def private_sgd(
             norms: torch.Tensor = hooks.per_sample_gradient_norms
             return norms.isfinite()
         torch.autograd.backward(losses.mean())
+        require_rows(optimiser.grad_samples, len(losses))
         if settings.views > 1:  # one gradient a record, before anything is clipped: the bound is a record's
             for weight, found in zip(optimiser.params, optimiser.grad_samples, strict=True):
                 weight.grad_sample = found.view(*inputs.shape[:2], *weight.shape).mean(1)
@@ -282,6 +283,20 @@ def private_sgd(
         model.eval()
     if not all(torch.isfinite(weight).all() for weight in model.parameters()):
         raise TrainingError(f"the weights are no longer finite with lr={settings.lr}; choose a smaller learning rate")
+
+
+def require_rows(gradients: Sequence[torch.Tensor], images: int) -> None:
+    """Each image has one gradient of each weight: with several, its record would be clipped as several.
+
+    Raises:
+        ModelRefused: another number of rows.
+    """
+    for found in gradients:
+        if len(found) != images:
+            raise refusals.ModelRefused(
+                f"found {len(found)} gradients of a weight for {images} images, as where patches go through a layer as "
+                "images; one for each is clipped: leave the batch's axis as it is"
+            )
 
 
 class _SecretNoise:
