@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib.util import find_spec
 
 EXTRAS = {
     "torch": "client",
@@ -40,12 +40,11 @@ def told_of(error: ImportError) -> ExtraMissing | None:
 
 
 def require(module: str) -> None:
-    """See that a module of an extra is there, before work is begun that would end without it.
+    """See that a module of an extra is there, before work is begun that would end without it; it is not loaded.
 
     Raises:
         ExtraMissing: it is not.
     """
-    try:
-        import_module(module)
-    except ModuleNotFoundError as error:
-        raise told_of(error) or error from None
+    if find_spec(module) is None:
+        missing = ModuleNotFoundError(f"No module named {module!r}", name=module)
+        raise told_of(missing) or missing

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from secure_codream.extras import require
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("protocols/codream_protocols", "clients/codream_clients", "server/codream_server", "secure_codream")
 
@@ -139,6 +141,13 @@ def test_other_commands_need_no_extra(base_install: Path, federation: Path, line
     assert "found no " not in run(base_install, MAIN, *line.split(), at=federation).stderr.replace(
         "found no record", ""
     )
+
+
+def test_what_is_only_required_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray.py").write_text("raise SystemExit('loaded')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    require("ray")
 
 
 def test_every_package_of_an_extra_is_known_to_bring_it() -> None:
