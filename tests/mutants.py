@@ -666,7 +666,7 @@ MUTANTS = (
         "record",
         "tests/server/test_seal_file.py",
         "-k",
-        "no_trace",
+        "never_read_as_others",
     ),
     # keys, masks, commitments
     text(
