@@ -197,6 +197,15 @@ MUTANTS = (
         "is_not_trusted",
     ),
     text(
+        "what lies elsewhere is erased all the same",
+        C + "masking/vector.py",
+        "                failed = error\n        try:",
+        "                raise NotErased(str(error)) from error\n        try:",
+        DEVICE_MASKS,
+        "-k",
+        "elsewhere",
+    ),
+    text(
         "keys and products are erased from a device",
         C + "masking/vector.py",
         "                secret.zero_()\n",
