@@ -197,6 +197,15 @@ MUTANTS = (
         "is_not_trusted",
     ),
     text(
+        "what lies elsewhere is erased all the same",
+        C + "masking/vector.py",
+        "                failed = error\n        try:",
+        "                raise NotErased(str(error)) from error\n        try:",
+        DEVICE_MASKS,
+        "-k",
+        "elsewhere",
+    ),
+    text(
         "keys and products are erased from a device",
         C + "masking/vector.py",
         "                secret.zero_()\n",
@@ -659,6 +668,15 @@ MUTANTS = (
         "if not end:",
         "tests/server/test_seal_file.py",
     ),
+    text(
+        "a torn seal is written over",
+        S + "seal_file.py",
+        'record.ljust(torn, b"\\0")',
+        "record",
+        "tests/server/test_seal_file.py",
+        "-k",
+        "never_read_as_others",
+    ),
     # keys, masks, commitments
     text(
         "commitment to a value",
@@ -820,11 +838,19 @@ MUTANTS = (
     text(
         "each piece is worked on once",
         U + "deployment/cores.py",
-        "        left, turn, at_work, raised = iter(range(pieces)), Condition(), 0, list[BaseException]()\n\n"
-        "        def numbers() -> Iterator[int]:\n",
-        "        turn, at_work, raised = Condition(), 0, list[BaseException]()\n        left = iter(range(0))\n\n"
-        "        def numbers() -> Iterator[int]:\n            left = iter(range(pieces))\n",
+        "        at_work, over = 0, False\n\n        def numbers() -> Iterator[int]:\n",
+        "        at_work, over = 0, False\n\n        def numbers() -> Iterator[int]:\n"
+        "            left = iter(range(pieces))\n",
         "tests/secure_codream/test_cores.py",
+    ),
+    text(
+        "no helper begins once all is done",
+        U + "deployment/cores.py",
+        "                if over:",
+        "                if False:",
+        "tests/secure_codream/test_cores.py",
+        "-k",
+        "not_let_in",
     ),
     text(
         "doubles that a tag leaves are the sum",
@@ -1429,6 +1455,15 @@ MUTANTS = (
         "require_rows",
         "tests/clients/test_private_model_gate.py -k one_gradient",
         file=C + "privacy/training.py",
+    ),
+    text(
+        "one norm of each image",
+        C + "privacy/training.py",
+        "require_rows([norms], len(losses))",
+        "pass",
+        "tests/clients/test_private_model_gate.py",
+        "-k",
+        "one_gradient",
     ),
     rule(
         "_measured_apart",

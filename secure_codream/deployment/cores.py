@@ -23,7 +23,8 @@ class _Threads:
         self._threads, self._pool = threads, pool
 
     def __call__(self, pieces: int, work: cores.Work, least: int) -> None:
-        left, turn, at_work, raised = iter(range(pieces)), Condition(), 0, list[BaseException]()
+        left, turn, raised = iter(range(pieces)), Condition(), list[BaseException]()
+        at_work, over = 0, False
 
         def numbers() -> Iterator[int]:
             while True:
@@ -36,6 +37,8 @@ class _Threads:
         def help_out() -> None:
             nonlocal at_work
             with turn:
+                if over:  # what it works on is somebody else's by now
+                    return
                 at_work += 1
             try:
                 work(numbers())
@@ -54,7 +57,8 @@ class _Threads:
             work(numbers())
         finally:
             with turn:
-                for _ in left:  # who has not begun finds nothing, also where this thread has failed
+                over = True  # who has not begun does not
+                for _ in left:  # and who has finds nothing more, also where this thread has failed
                     pass
                 turn.wait_for(lambda: at_work == 0)  # counted here, and not by who the pool says was begun
         if raised:

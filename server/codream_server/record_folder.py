@@ -99,8 +99,8 @@ class RecordFolder:
             self._number = first + len(numbers)
             self._first = first
             self._open_next()
-            self._open_running()
             self._sealed = os.open(SEALS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE, dir_fd=self._directory)
+            self._open_running()  # which syncs the names of both
             self._seals = SealFile(self._sealed)
         except BaseException:
             self.close()

@@ -61,7 +61,7 @@ class SealFile:
         self.count = 0
         self._places: defaultdict[int, array[int]] = defaultdict(lambda: array("Q"))  # of each receiver's seals
         self._kept: defaultdict[int, list[Seal]] = defaultdict(list)  # what the disk did not take
-        self._torn: list[int] = []  # where it took a part of a record: the last place in its part that was written
+        self._torn: dict[int, int] = {}  # where it took a part of a record, which is its part's last: of how many bytes
         self._rooms: dict[int, tuple[int, int]] = {}  # of each shelf, where its next record goes, and its part ends
         self._parts = 0
         self._synced = True
@@ -92,9 +92,9 @@ class SealFile:
                 self._write(receiver, msgspec.msgpack.encode(seals[-1]))
                 seals.pop()
         self._kept.clear()
-        while self._torn:
-            self._write_at(self._torn[-1], bytes(_HEADER.size))
-            self._torn.pop()
+        for place, length in [*self._torn.items()]:
+            self._write_at(place, bytes(length))
+            del self._torn[place]
         if not self._synced:
             os.fsync(self._descriptor)
             self._synced = True
@@ -126,13 +126,12 @@ class SealFile:
                 self._write_at(0, MAGIC)
             place = len(MAGIC) + self._parts * PART_BYTES
             end, self._parts = place + PART_BYTES, self._parts + 1
+            self._rooms[shelf] = place, end  # also if it fails: a full disk must not take a part for each seal
         self._synced = False
-        try:
-            self._write_at(place, record)
-        except OSError:
-            self._torn.append(place)
-            self._rooms[shelf] = end, end  # the rest of the part stays unused
-            raise
+        torn = self._torn.get(place, 0)
+        self._torn[place] = max(torn, len(record))
+        self._write_at(place, record.ljust(torn, b"\0"))
+        del self._torn[place]
         self._rooms[shelf] = place + len(record), end
         self._places[receiver].append((place + _HEADER.size) << _LENGTH_BITS | len(data))
 

@@ -29,7 +29,7 @@ from codream_clients.learning.participant import DreamShare
 from codream_clients.masking import kernels
 from codream_clients.masking.device import DeviceMasks, OnDevice, why_not
 from codream_clients.masking.vector import Vector
-from codream_protocols.accelerator import Masked
+from codream_protocols.accelerator import Masked, NotErased
 from codream_protocols.charter import Plan
 from codream_protocols.client import ClientProtocol, State
 from codream_protocols.course import Task
@@ -213,6 +213,17 @@ def test_a_device_that_cannot_erase_what_it_was_given_ends_the_client(monkeypatc
     with pytest.raises(AggregationFailed, match=r"NotErased.*its masks used up.*start this client again") as caught:
         found.clients[0].provide(found.plan.digest, 0, values)
     assert "illegal memory access" in str(caught.value.__cause__) and found.clients[0].plan is None
+
+
+def test_what_lies_elsewhere_is_erased_although_the_device_does_nothing_any_more() -> None:
+    def gone() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    vector, here = Vector(DEVICE, 300, 21, ROWS), torch.ones(8)
+    vector._secrets += [SimpleNamespace(zero_=gone), here]  # type: ignore[list-item]
+    with pytest.raises(NotErased, match="illegal memory access"):
+        vector.forget()
+    assert not here.any()
 
 
 def test_what_does_not_fit_is_refused_before_any_key_is_taken() -> None:

@@ -2,15 +2,19 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from codream_clients.data.datasets import LabelledImages
 from codream_clients.models.gate import trial_images
 from codream_clients.models.refusals import ModelRefused
 from codream_clients.models.zoo import FRONTS, NETWORKS, ZOO, build
-from codream_clients.privacy.gate import BOTH, examine_private, modes_of
+from codream_clients.privacy.gate import BOTH, _without_noise, examine_private, modes_of
+from codream_clients.privacy.noise import KEY_BYTES, Stream
 from codream_clients.privacy.plan import PrivacySettings
+from codream_clients.privacy.training import private_sgd
 from tests.clients.own_models import CLASSES, GHOST_WRONG, PRIVATE_GOOD, PRIVATE_WRONG, WRONG, grouped, plain
 
 CPU = torch.device("cpu")
@@ -97,6 +101,20 @@ def test_each_image_has_one_gradient():
 
     with pytest.raises(ModelRefused, match="found 8 gradients of a weight for 2 images"):
         try_out(FirstPatch(), ("hooks",))
+    with pytest.raises(ModelRefused, match="the first step of private training, mode 'ghost'"):
+        try_out(FirstPatch(), ("ghost",))
+    alone = LabelledImages(trial_images((1, 8, 8), classes=CLASSES, device=CPU)[:1].numpy(), np.zeros(1, int), CLASSES)
+    for mode in BOTH:  # of one image, its loss meets the norms of all its rows
+        with pytest.raises(ModelRefused, match="found 4 gradients of a weight for 1 images"):
+            private_sgd(
+                FirstPatch(),
+                alone,
+                plan=_without_noise(1, 1.0, mode),
+                steps=1,
+                class_counts=None,
+                stream=Stream(bytes(KEY_BYTES)),
+                device=CPU,
+            )
 
 
 def test_feature_statistics_need_one_row_of_each_image_at_a_group_norm():

@@ -6,7 +6,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from codream_protocols.masks import SUITES, add_masks, word_type
 from codream_protocols.seeded import SeededBytes
 from codream_protocols.spans import part_of_sum
 from codream_protocols.tag import TagKey
-from secure_codream.deployment.cores import shared_by
+from secure_codream.deployment.cores import _Threads, shared_by
 from secure_codream.deployment.spans import watched
 from secure_codream.reports.spans import read_spans
 
@@ -102,6 +104,24 @@ def test_what_a_helper_raises_is_raised_and_nobody_works_on_afterwards() -> None
     with shared_by(2), pytest.raises(KeyError):
         each(50, one_by_one(work))
     assert not at_work
+
+
+def test_a_helper_that_comes_when_all_is_done_is_not_let_in() -> None:
+    """Not even to find nothing to do: sums that helpers add to are taken together by then."""
+    asked, begun = list[Callable[[], object]](), list[int]()
+
+    class Late(ThreadPoolExecutor):
+        def submit(self, work: Any, /, *args: Any, **named: Any) -> Any:
+            asked.append(work)
+
+    def work(pieces: Iterator[int]) -> None:
+        begun.append(len(list(pieces)))
+
+    with Late(3) as pool:
+        _Threads(4, pool)(100, work, 2)
+    for helper in asked:
+        helper()
+    assert len(asked) == 3 and begun == [100]
 
 
 def test_short_vectors_one_thread_and_a_party_that_has_ended_need_nobody_else() -> None:

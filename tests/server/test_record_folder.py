@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import stat
 import struct
 import tracemalloc
 from pathlib import Path
@@ -278,6 +279,20 @@ def test_a_running_epoch_is_gone_on_with_from_any_entry_until_it_is_certified(
     folder.given_up()
     assert folder.unfinished() == []
     folder.close()
+
+
+def test_names_of_what_is_written_later_are_on_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose content alone is synced may have no name after a power cut."""
+    synced, real = set[str](), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            synced.update(path.name for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    make(tmp_path).close()
+    assert synced >= {"running", "seals"}
 
 
 def test_a_running_epoch_cut_off_at_any_byte_has_its_whole_entries(

@@ -73,6 +73,52 @@ def test_what_a_disk_does_not_take_stays_in_memory_until_it_does(
     os.close(descriptor)
 
 
+def test_a_full_disk_makes_the_file_no_longer_and_no_trace_of_what_it_took_a_part_of_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor, real, takes = opened(tmp_path), os.pwrite, [0]
+    file, rows = SealFile(descriptor), dict[int, dict[int, Seal]]()
+
+    def full(descriptor: int, data: bytes, place: int) -> int:
+        return real(descriptor, data[: takes[0]], place)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        for sender in range(20):
+            takes[0] = (10_000, 0, 1_250, 9)[sender % 4]  # all, nothing, most, and little more than a header
+            rows[sender] = put(file, sender, (sealed(0, 48 + 8 * (sender % 3)),))
+        takes[0] = 0
+        with pytest.raises(OSError, match="takes a part"):
+            file.sync()
+    wanted = tuple(rows[sender][0] for sender in range(20))
+    assert file.of(0) == wanted
+    file.sync()
+    again = SealFile(descriptor)
+    again.load()
+    assert file.of(0) == wanted == again.of(0) and again.count == 20
+    assert os.fstat(descriptor).st_size < len(MAGIC) + PART_BYTES
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("size", [48, 49, 50, 51])
+def test_what_a_disk_took_of_a_seal_is_never_read_as_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Its sender chose the bytes: they look like records behind the shorter one that is written in its place."""
+    monkeypatch.setattr("codream_server.seal_file.PART_BYTES", 4000)
+    descriptor, real = opened(tmp_path), os.pwrite
+    file, chosen = SealFile(descriptor), Seal(0, bytes(KEM_CIPHERTEXT_BYTES), b"\0\0\0\1" * 650, bytes(64))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", lambda descriptor, data, place: real(descriptor, data[:3600], place))
+        put(file, 1, (chosen,))
+    put(file, 2, (sealed(0, size),))
+    file.sync()  # the first one goes elsewhere: behind the other it has no room
+    again = SealFile(descriptor)
+    again.load()
+    assert [one.member for one in again.of(0)] == [1, 2] and again.count == 2
+    os.close(descriptor)
+
+
 def test_seals_that_cannot_be_read_are_said_to_be(tmp_path: Path) -> None:
     descriptor = opened(tmp_path)
     file = SealFile(descriptor)

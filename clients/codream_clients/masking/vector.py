@@ -123,13 +123,19 @@ class Vector:
         Raises:
             NotErased: the device does nothing any more.
         """
-        try:
-            for secret in self._secrets:
+        failed: RuntimeError | None = None
+        for secret in self._secrets:
+            try:
                 secret.zero_()
+            except RuntimeError as error:  # others may lie elsewhere
+                failed = error
+        try:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         except RuntimeError as error:
-            raise NotErased(f"{self._device} failed, and cannot erase what it was given ({error})") from error
+            failed = error
+        if failed is not None:
+            raise NotErased(f"{self._device} failed, and cannot erase what it was given ({failed})") from failed
 
     def _launch(self, part: dict[str, Any]) -> None:
         first, last = part["start"] // tag.COLUMNS, -(-part["stop"] // tag.COLUMNS)

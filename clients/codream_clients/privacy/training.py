@@ -215,6 +215,7 @@ def private_sgd(
         if ghost:
             DPTensorFastGradientClipping(hooks, optimiser, losses).backward()
             norms: torch.Tensor = hooks.per_sample_gradient_norms
+            require_rows([norms], len(losses))  # one image's loss would be weighed by each of several, and those added
             return norms.isfinite()
         torch.autograd.backward(losses.mean())
         require_rows(optimiser.grad_samples, len(losses))
