@@ -48,9 +48,13 @@ def simulate(
     engine: InEngine = EngineName.LOCAL,
     workers: Annotated[int | None, typer.Option(min=1, help="One for each core unless given.")] = None,
     cluster: OfCluster = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of keys, inputs and silences.")] = 0,
-    latency: Annotated[float, typer.Option(min=0, help="Of the virtual network: milliseconds of one way.")] = 20.0,
-    bandwidth: Annotated[float, typer.Option(min=0, help="Megabit a second of each client; 0: no limit.")] = 100.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of keys, inputs and silences.")] = 0,
+    latency: Annotated[
+        float, typer.Option(min=0, max=1e6, help="Of the virtual network: milliseconds of one way.")
+    ] = 20.0,
+    bandwidth: Annotated[
+        float, typer.Option(min=0, max=1e6, help="Megabit a second of each client; 0: no limit.")
+    ] = 100.0,
     json: Json = False,
 ) -> None:
     """One epoch of secure sums with many virtual clients: the real machines of both sides, and a virtual network."""

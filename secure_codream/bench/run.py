@@ -50,7 +50,9 @@ def cases_of(
         if not 1 <= case.d <= MAX_COORDINATES:
             raise ValueError(f"found d = {case.d}; 1 to {MAX_COORDINATES} is allowed")
         if case.n - case.dropped < _LEAST_CLIENTS:
-            raise ValueError(f"found {case.dropped} of {case.n} dropped; {_LEAST_CLIENTS} must be left")
+            raise ValueError(
+                f"found {case.n} members, of whom {case.dropped} fall silent; {_LEAST_CLIENTS} or more must be left"
+            )
     if not found:
         raise ValueError("found lockstep with drops alone, and it waits for all; add 0 to them or resilient to modes")
     return found

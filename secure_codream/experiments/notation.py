@@ -29,7 +29,7 @@ def partition_fields(text: str) -> dict[str, Any]:
         elif text != "iid":
             raise ValueError
     except (ValueError, ValidationError):
-        raise ValueError(f"{text!r} is no partition; allowed are {PARTITIONS}") from None
+        raise ValueError(f"{text!r} is no partition; allowed are {PARTITIONS}; numbers above 0") from None
     return fields
 
 

@@ -119,7 +119,8 @@ def test_the_document_says_what_the_command_would_say() -> None:
     [
         ({"bits": [5]}, "2 to 24"),
         ({"lengths": [0]}, "d = 0"),
-        ({"drops": [18], "modes": ["resilient"]}, "18 of 20"),
+        ({"drops": [18], "modes": ["resilient"]}, "20 members, of whom 18 fall silent; 3 or more"),
+        ({"clients": [2], "bits": [16]}, "2 members, of whom 0"),
         ({"drops": [1], "modes": ["lockstep"]}, "waits for all"),
     ],
 )

@@ -54,7 +54,7 @@ def test_seeds_and_partitions_in_words() -> None:
         with pytest.raises(ValueError, match="is no seed"):
             parse_seeds(text)
     for text in ("dirichlet", "dirichlet:x", "dirichlet:0", "shards:1.5", "iid:1", "even"):
-        with pytest.raises(ValueError, match="dirichlet:ALPHA"):
+        with pytest.raises(ValueError, match=r"dirichlet:ALPHA.*numbers above 0"):
             partition_fields(text)
 
 

@@ -222,6 +222,14 @@ def test_trainings_that_came_to_nothing_are_told(grid: Grid, records: list[CellR
     assert "Trainings that came to nothing" not in quiet
 
 
+def test_the_report_of_one_seed_tells_no_interval(grid: Grid, records: list[CellRecord], tmp_path: Path) -> None:
+    table = grid.config.compare.model_copy(update={"seeds": (0,)})
+    one = replace(grid, config=grid.config.model_copy(update={"compare": table}))
+    results = results_of(one, [record for record in records if record.seed == 0], [])
+    page = write_comparison_report(tmp_path / "report.html", one, results, None).read_text()
+    assert "Every figure is of one seed" in page and "Student" not in page
+
+
 @pytest.mark.parametrize("with_plots", [True, False])
 def test_report(grid: Grid, records: list[CellRecord], tmp_path: Path, with_plots: bool) -> None:
     failure = Failure(cell="codream, iid, seed 7", reason="ValueError: <b>no</b>", log="logs/x.log")

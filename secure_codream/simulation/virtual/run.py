@@ -10,7 +10,7 @@ import msgspec
 
 from codream_protocols.errors import AggregationFailed
 from codream_protocols.keyschedule import digest
-from codream_protocols.messages import Hello, ToServer, decode_to_server, encode_message
+from codream_protocols.messages import Hello, MaskedInput, ToServer, decode_to_server, encode_message
 from codream_protocols.server import (
     Effect,
     EpochCertified,
@@ -25,6 +25,7 @@ from secure_codream.simulation.virtual.engines import Engine, Lost, Spared
 from secure_codream.simulation.virtual.host import Answer, Letter
 from secure_codream.simulation.virtual.network import Clocks, Network
 from secure_codream.simulation.virtual.scene import Scene
+from secure_codream.simulation.virtual.work import Work
 
 
 class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,8 +80,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     agreements_spared: int
 
 
+_ADVICE = "; let fewer fall silent (--drop), or allow losses (--losses allow)"
+
 Watch = Callable[[str, float], object]
-"""Told how far a run is: what is under way, and which part of all client work is done, 0 to 1."""
+"""Told how far a run is: what is under way, and which part of all work is done, 0 to 1."""
 
 
 class Run:
@@ -101,7 +104,8 @@ class Run:
         self._lost: set[int] = set()
         self._letters: list[Letter] = []
         self._size = 0  # of the last letter's message, with its frames
-        self._phase, self._done, self._spent = "set-up", 0, [0.0, 0.0]
+        self._phase, self._done, self._spent = "set-up", 0.0, [0.0, 0.0]
+        self._work: Work | None = None  # known once a plan is
         self._bytes = [0, 0]
         self._began = self._marked = self._mark = 0.0
         self._set_up = (0.0, 0.0)
@@ -122,6 +126,9 @@ class Run:
         if not self._server.cohort():
             raise AggregationFailed(f"{self._scene.members - len(self._lost)} clients", "enough for these settings")
         self._act(partial(self._server.open_epoch, self._server.cohort()))
+        plan = self._server.plan
+        assert plan is not None  # noqa: S101 - within an epoch
+        self._work = Work(self._scene, plan.degree and plan.degree.neighbours)
         while self._letters or self._server.phase is not Phase.IDLE:
             if not self._letters:
                 self._act(self._server.expire)
@@ -161,28 +168,22 @@ class Run:
             return
         member = answer.member
         self._spent[0] += answer.seconds
-        self._done += 1
         self._clocks.computed(member, answer.seconds)
         for data, frames in answer.sent:
             size = len(data) + sum(map(len, frames))
             self._bytes[0] += size
             self._clocks.answered(member, size)
-            self._act(partial(self._receive, member, decode_to_server(data), frames))
-        self._watch(self._phase, min(1.0, self._done / self._work))
+            message = decode_to_server(data)
+            self._act(partial(self._receive, member, message, frames))
+            if self._work is not None:
+                first = isinstance(message, MaskedInput) and not message.step
+                self._done += self._work.of(type(message), first=first)
+        self._watch(self._phase, min(1.0, self._done / self._work.total) if self._work else 0.0)
 
     def _receive(self, member: int, message: ToServer, frames: tuple[bytes, ...]) -> Iterable[Effect]:
         if isinstance(message, Hello):
             return self._server.hello(member, message)
         return self._server.receive(member, message, frames)
-
-    @property
-    def _work(self) -> int:
-        """Letters that all members answer in an epoch in which nobody drops."""
-        plan, steps = self._server.plan, self._scene.steps
-        if plan is None or plan.degree is None:
-            resilient = self._scene.aggregation.mode == "resilient"
-            return self._scene.members * (6 + steps * (2 if resilient else 1))
-        return self._scene.members * (7 + steps * 3)
 
     def _act(self, act: Callable[[], Iterable[Effect]]) -> None:
         """Let the server do something, and send what it has to say."""
@@ -211,7 +212,7 @@ class Run:
             elif isinstance(effect, EpochCertified):
                 self._head = self._server.head
             elif isinstance(effect, EpochGivenUp):
-                raise AggregationFailed(effect.reason, "enough members for a sum")
+                raise AggregationFailed(effect.reason, f"enough members for a sum{_ADVICE}")
 
     def _finish(self, step: StepFinished) -> None:
         seconds, predicted = self._lap()

@@ -15,6 +15,7 @@ from secure_codream.simulation.virtual.run import Outcome
 from secure_codream.simulation.virtual.scene import Scene
 
 PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
+_LEAST_PART = 0.01  # of all work: of less, nothing can be said about the rest
 
 
 class SimulationView:
@@ -48,8 +49,8 @@ class SimulationView:
         """Take notice: what is under way, and which part of all work is done, 0 to 1."""
         now = self._clock()
         began = self._began = now if self._began is None else self._began
-        left = (now - began) * (1 - part) / part if part else 0.0
-        text = f"about {left:.0f} s left" if now > began else ""
+        known = now > began and part >= _LEAST_PART
+        text = f"about {(now - began) * (1 - part) / part:.0f} s left" if known else ""
         self._progress.update(self._task, description=phase, completed=part, left=text)
         if not self._console.is_terminal and now - self._said >= PLAIN_SECONDS:
             self._said = now
@@ -81,10 +82,11 @@ def outcome_tables(scene: Scene, outcome: Outcome) -> list[Table]:
 
 def degree_line(scene: Scene, degree: Degree) -> str:
     """On a ring: how many neighbours, and why so many."""
+    colluders = scene.aggregation.colluders
     return (
         f"each of {scene.members:,} members has {degree.neighbours} neighbours, of whom {degree.threshold} open a "
-        f"secret: with {scene.aggregation.colluders:,} colluders, and a tenth silent at random, secrecy and life fail "
-        f"with 2^-{SECURITY_BITS}, after 2^{TRIES_BITS} tries of the ring"
+        f"secret: with {colluders:,} colluder{'s' * (colluders > 1)}, and a tenth silent at random, secrecy and life "
+        f"fail with 2^-{SECURITY_BITS}, after 2^{TRIES_BITS} tries of the ring"
     )
 
 
