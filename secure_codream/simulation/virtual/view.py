@@ -15,7 +15,7 @@ from secure_codream.simulation.virtual.run import Outcome
 from secure_codream.simulation.virtual.scene import Scene
 
 PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
-_LEAST_PART = 0.01  # of all work: of less, nothing can be said about the rest
+_LEAST_PART = 0.05  # of all work: what comes first is not shared evenly, and would promise too much
 
 
 class SimulationView:
