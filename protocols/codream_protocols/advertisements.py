@@ -62,8 +62,7 @@ class DistinctKeys:
 
     def add(self, item: Advertisement) -> None:
         """Take one more advertisement's; raises `CohortRefused`, and takes none, if one occurs already."""
-        mask_keys = (item.mask_keys[start : start + KEY_BYTES] for start in range(0, len(item.mask_keys), KEY_BYTES))
-        keys = [keyschedule.coordinate(key) for key in (item.share_key, *mask_keys)]
+        keys = [keyschedule.coordinate(key) for key in item.agreement_keys]
         points, others = {*keys}, {item.kem_key, item.commitment, item.start_commitment}
         twice = len(points) < len(keys) or len(others) < 3
         if twice or not points.isdisjoint(self._points) or not others.isdisjoint(self._others):

@@ -204,6 +204,12 @@ class Advertisement(_Part, frozen=True, dict=True, tag="advertisement"):
             self.self_commitments,
         )
 
+    @property
+    def agreement_keys(self) -> tuple[bytes, ...]:
+        """All its X25519 keys: the one for shares, and each step's mask key."""
+        steps = len(self.mask_keys) // KEY_BYTES
+        return (self.share_key, *map(self.mask_key, range(steps)))
+
     def mask_key(self, step: int) -> bytes:
         """The mask key of a step."""
         return self.mask_keys[step * KEY_BYTES : (step + 1) * KEY_BYTES]
@@ -235,6 +241,10 @@ class Seal(_Part, frozen=True):
     kem: KemCiphertext
     ciphertext: Sealed
     signature: Signature
+
+    def sent_by(self, sender: int) -> Seal:
+        """The same on its way down."""
+        return Seal(sender, self.kem, self.ciphertext, self.signature)
 
 
 class Seals(_Part, frozen=True, tag="seals"):

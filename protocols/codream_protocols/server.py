@@ -260,8 +260,7 @@ class InMemory:
     def sealed(self, member: int, items: tuple[Seal, ...]) -> None:
         """See `ServerJournal`."""
         for item in items:
-            seal = Seal(member, item.kem, item.ciphertext, item.signature)
-            self._seals.setdefault(item.member, {})[member] = seal
+            self._seals.setdefault(item.member, {})[member] = item.sent_by(member)
 
     def seals_for(self, member: int) -> tuple[Seal, ...]:
         """See `ServerJournal`."""

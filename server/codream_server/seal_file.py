@@ -69,7 +69,7 @@ class SealFile:
     def put(self, sender: int, items: Iterable[Seal]) -> None:
         """What a member has sealed, each for the member that it names. It does not raise."""
         for item in items:
-            seal = Seal(sender, item.kem, item.ciphertext, item.signature)
+            seal = item.sent_by(sender)
             try:
                 self._write(item.member, msgspec.msgpack.encode(seal))
             except OSError:

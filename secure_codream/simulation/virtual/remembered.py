@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from codream_protocols import keyschedule
 from codream_protocols.charter import Plan
 from codream_protocols.client import ClientProtocol
-from codream_protocols.keyschedule import KEY_BYTES
 from codream_protocols.lockstep import LockstepKeys
 from codream_protocols.messages import Advertisement
 from codream_protocols.resilient import make_keys
@@ -65,9 +64,7 @@ class Remembered:
 
     def played(self, advertisement: Advertisement) -> None:
         """A client of this process has these keys: the other members' agreements with them may be asked for again."""
-        keys = advertisement.mask_keys
-        self._here.add(advertisement.share_key)
-        self._here.update(keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES))
+        self._here.update(advertisement.agreement_keys)
 
     def agree(self, private: keyschedule.Private, peer_public: bytes) -> bytes:
         """X25519 as `keyschedule.agree`; what one member of a pair has computed, the other takes, once."""

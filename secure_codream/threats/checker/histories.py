@@ -312,7 +312,7 @@ def framed(world: World) -> Tried:
                     message = sealed[sender].last
                     assert isinstance(message, messages.Seals)  # noqa: S101 - just sealed
                     seal = next(item for item in message.items if item.member == member)
-                    seal = messages.Seal(sender, seal.kem, seal.ciphertext, seal.signature)
+                    seal = seal.sent_by(sender)
                     if sender == theirs.member:
                         data = bytearray(getattr(seal, part))
                         data[7] ^= 1
@@ -356,7 +356,7 @@ def two_values(world: World) -> Tried:
                 message = sealed[sender].last
                 assert isinstance(message, messages.Seals)  # noqa: S101 - just sealed
                 seal = next(item for item in message.items if item.member == node.member)
-                items.append(messages.Seal(sender, seal.kem, seal.ciphertext, seal.signature))
+                items.append(seal.sent_by(sender))
             elif sender in world.played:
                 items.append(world.seat(epoch.plan, sender, 0).seal(node.machine, value=secrets.token_bytes(32)))
         count += 1

@@ -166,7 +166,7 @@ class Explorer:
                 if isinstance(sent.message, messages.Seals) and sent.message.plan == epoch.plan.digest:
                     for item in sent.message.items:
                         if item.member == node.member:
-                            seals[member] = messages.Seal(member, item.kem, item.ciphertext, item.signature)
+                            seals[member] = item.sent_by(member)
         for (plan, member, _), seat in self.world.seats.items():
             if plan == epoch.plan.digest and epoch.advertised.get(member) == seat.advertisement:
                 seals[member] = seat.seal(node.machine)

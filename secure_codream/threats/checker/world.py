@@ -332,7 +332,7 @@ class Seat:
         epoch = machine._epoch
         assert epoch is not None  # noqa: S101 - sealed
         sealed = self._at(machine)[1][epoch.advertisement.member]
-        return Seal(self._member, sealed.kem, sealed.ciphertext, sealed.signature)
+        return sealed.sent_by(self._member)
 
     def shares(self, machine: ClientProtocol, seals: Seals) -> dict[tuple[int, str], bytes]:
         """What a client's seals dealt this member: its shares of that client's secrets, by step and kind."""

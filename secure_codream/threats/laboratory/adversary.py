@@ -147,7 +147,7 @@ def delivery(federation: Federation, sealed: Mapping[int, Seals], member: int, m
     for sender in members:
         if sender != member:
             item = parcel(sealed[sender], member)
-            seals.append(Seal(sender, item.kem, item.ciphertext, item.signature))
+            seals.append(item.sent_by(sender))
     return SealDelivery(federation.plan.digest, tuple(seals))
 
 
