@@ -29,6 +29,7 @@ from secure_codream.data_commands import data
 from secure_codream.deployment.signals import Stopped
 from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.extras import require, told_of
+from secure_codream.flag_words import OwnWords
 from secure_codream.ledger_commands import ledger
 from secure_codream.membership.accepted import digits_of
 from secure_codream.membership.keys import KeyFileError
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="secure-codream",
+    cls=OwnWords,
     help="Federated learning by exchanging dreams, under secure aggregation.",
     no_args_is_help=True,
     add_completion=False,

@@ -118,6 +118,13 @@ def test_wrong_configuration_ends_with_2(tmp_path: Path) -> None:
         (["server"], "Missing argument"),
         (["serve"], "No such command"),
         (["client", "/nowhere"], "does not exist"),
+        (["simulate", "--members", "2"], "'--members': found 2; at least 3 is allowed"),
+        (["simulate", "--members", "3.5"], "'--members': found 3.5; a whole number is allowed"),
+        (["simulate", "--members", "9" * 5000], f"'--members': found {'9' * 80}; a whole number that is not so long"),
+        (["simulate", "--steps", "5000"], "'--steps': found 5000; at most 4,096 is allowed"),
+        (["simulate", "--latency", "nan"], "'--latency': found nan; at most 1,000,000.0 is allowed"),
+        (["simulate", "--latency", "slow"], "'--latency': found slow; a number is allowed"),
+        (["simulate", "--mode", "fast"], "'--mode': 'fast' is not one of 'lockstep', 'resilient'"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], message: str) -> None:

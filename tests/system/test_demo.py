@@ -288,7 +288,7 @@ def test_interruption_ends_with_130_and_leaves_no_process(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--clients", "2"], "--clients': Input should be greater than or equal to 3"),
+        (["--clients", "2"], "--clients': found 2; at least 3 is allowed"),
         (["--alpha", "soft"], "found 'soft'; a number above 0, or 'iid', is allowed"),
         (
             ["--clients", "5", "--mode", "resilient", "--drop", "1"],
