@@ -29,11 +29,11 @@ from secure_codream.data_commands import data
 from secure_codream.deployment.signals import Stopped
 from secure_codream.experiment_commands import audit, compare, report
 from secure_codream.extras import require, told_of
-from secure_codream.flag_words import OwnWords
 from secure_codream.ledger_commands import ledger
 from secure_codream.membership.accepted import digits_of
 from secure_codream.membership.keys import KeyFileError
 from secure_codream.membership_commands import charter, join_request, keygen, roster, withdraw
+from secure_codream.own_words import OwnWords
 from secure_codream.party_commands import doctor, status, unreachable
 from secure_codream.reports.events import Refused
 from secure_codream.reports.files import RecordError

@@ -132,6 +132,15 @@ def test_wrong_usage_ends_with_2(arguments: list[str], message: str) -> None:
     assert result.exit_code == 2 and message in result.output
 
 
+def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secure_codream.simulation_commands.check_cluster", interrupted)
+    result = CliRunner().invoke(cli.app, ["simulate"])
+    assert (result.exit_code, result.stderr) == (130, "secure-codream: interrupted\n")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_terminal_that_lacks_a_sign_ends_nothing(
     config: Path, tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""What a person is told of a flag whose value does not fit: what was found, and what is allowed."""
+"""What a person is told where the library of the command line says less: a flag that does not fit, an interruption."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from secure_codream.command_parts import say_failure
 
 _ALLOWED = {
     "greater_than_equal": "at least {ge:,} is allowed",
@@ -22,7 +24,7 @@ _ALLOWED = {
 
 
 class OwnWords(TyperGroup):
-    """The command line. The library's checks of flags say what is allowed and not what was found."""
+    """The command line. The library says of a flag what is allowed, not what was found; of Ctrl-C it says nothing."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, as the library does."""
@@ -31,6 +33,9 @@ class OwnWords(TyperGroup):
         except typer.BadParameter as error:
             error.message = _told(error)
             raise
+        except KeyboardInterrupt:
+            say_failure("interrupted")
+            raise typer.Exit(130) from None
 
 
 def _told(error: typer.BadParameter) -> str:
