@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import asdict
 
 from secure_codream.command_parts import (
     EngineName,
@@ -87,7 +88,8 @@ def simulate(
     with SimulationView(screen) as view, make(scene, count) as running:
         outcome = Run(scene, running, network, view.feed).epoch()
     if json:
-        told = {"scene": scene, "engine": engine.value, "workers": count, "network": network, "outcome": outcome}
+        named = {**asdict(scene), "aggregation": asdict(aggregation)}
+        told = {"scene": named, "engine": engine.value, "workers": count, "network": network, "outcome": outcome}
         say_json({**told, "degree": degree and degree._asdict()})
         return
     for table in outcome_tables(scene, outcome):

@@ -17,7 +17,7 @@ from codream_clients.journal import FileJournal, JournalError
 from codream_clients.learning.training import convergence_warnings_to
 from codream_clients.privacy.accounting import SampledGaussian, concentrated_rho, epsilon_of, of_rho
 from codream_clients.privacy.index import known_index, users_index
-from codream_clients.privacy.ledger import Ledger
+from codream_clients.privacy.ledger import Ledger, LedgerError
 from codream_clients.privacy.plan import Planned, PrivacyPlan
 from codream_clients.privacy.releases import Releases
 from codream_clients.privacy.ring_plan import RingPlan
@@ -373,14 +373,8 @@ def run_client(
         def show() -> None:
             status.of_client(runner, agreed.course, protocol.certified, phase)
 
-        try:
-            if protocol.history.over:
-                prepare()  # all that there was to do is certified; what was missed is learnt now
-                log.info("over", epochs=protocol.certified)
-            else:
-                run_until_stopped(shown(runner.run(), show), stop)
-            ledgers.end()
-        finally:  # whatever has been spent is stated, also of a run that was cut short
+        def state() -> None:
+            """What this run may say about privacy, with all that has been spent."""
             parts = ledgers.parts()
             stated = own_statement(
                 federation,
@@ -396,6 +390,21 @@ def run_client(
                 uncharged=ledgers.uncharged(parts.values()),
             )
             write_statement(folder, signed(stated, client.name, roster, signer))
+
+        try:
+            if protocol.history.over:
+                prepare()  # all that there was to do is certified; what was missed is learnt now
+                log.info("over", epochs=protocol.certified)
+            else:
+                run_until_stopped(shown(runner.run(), show), stop)
+            ledgers.end()
+        except BaseException:  # whatever has been spent is stated, also of a run that was cut short
+            try:
+                state()
+            except (LedgerError, OSError) as error:  # what cut it short is what its person is to be told
+                log.error("statement-failed", found=f"no statement of privacy was written: {error}")
+            raise
+        state()
         unwritten = _unwritten(outputs)
         if runner.failures:
             told = LearnerFailed(

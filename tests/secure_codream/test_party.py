@@ -23,6 +23,7 @@ from msgspec.structs import replace
 pytest.importorskip("torch")
 
 from codream_clients.journal import FileJournal, JournalBusy
+from codream_clients.privacy.ledger import LedgerError
 from codream_protocols.errors import AggregationFailed, NotAccepted, PolicyViolation
 from codream_protocols.identity import Signer
 from secure_codream.configuration.assembly import load_client_data, make_model
@@ -464,6 +465,27 @@ def test_weights_that_a_full_disk_refused_are_written_at_the_end_or_said(
     said = [line["found"] for line in log_of(folder) if line["event"] == "storage-failed"]
     assert said == [f"{MODEL}: No space left on device"] * (2 if for_good else 1)
     assert (log_of(folder)[-1]["event"] == "finished") is not for_good
+
+
+def test_what_ended_a_client_is_not_hidden_by_an_index_that_another_process_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = provisioned(tmp_path / "out") / "clients" / "alice"
+
+    def held() -> None:
+        raise LedgerError("another process holds it")
+
+    def ends(runner: Replaced) -> None:
+        runner.prepare()
+        monkeypatch.setattr("secure_codream.deployment.client.known_index", held)
+        raise AggregationFailed("no word", "a server")
+
+    with_runner(monkeypatch, ends)
+    with pytest.raises(AggregationFailed, match="no word"):
+        run_client(folder, address=NOWHERE)
+    said = [line["found"] for line in log_of(folder) if line["event"] == "statement-failed"]
+    assert said == ["no statement of privacy was written: another process holds it"]
+    assert not (folder / "privacy.json").exists()
 
 
 SLOW = """

@@ -183,6 +183,14 @@ def test_a_lost_worker_is_a_dropout_of_its_clients_and_lockstep_has_none() -> No
         run(scene(12, mode="lockstep"), workers=4, lose={5: 3})
 
 
+@pytest.mark.parametrize("losses", ["blocks", "allow"])
+def test_advice_after_too_many_silences_names_no_flag_that_is_set(losses: Any) -> None:
+    of = msgspec.structs.replace(scene(12, drop=0.9), aggregation=Aggregation(mode="resilient", losses=losses))
+    with pytest.raises(AggregationFailed, match=r"let fewer fall silent \(--drop\)") as refused:
+        run(of)
+    assert ("--losses allow" in str(refused.value)) is (losses == "blocks")
+
+
 def test_a_worker_that_is_killed_is_noticed() -> None:
     with LocalEngine(scene(6), 2) as engine:
         first, _ = engine._workers.values()
@@ -334,6 +342,7 @@ def test_the_command_prints_one_object_and_refuses_silences_in_lockstep() -> Non
     found = runner.invoke(app, [*flags, "--json"])
     told = msgspec.json.decode(found.stdout)
     assert told["engine"] == "local" and len(told["outcome"]["steps"]) == 1 and told["outcome"]["lost"] == 0
+    assert told["scene"]["aggregation"]["losses"] == "blocks" and told["scene"]["aggregation"]["colluders"] == 1
     refused = runner.invoke(app, [*flags, "--mode", "lockstep", "--drop", "0.1"])
     assert refused.exit_code == 2 and "resilient" in refused.output
     for wrong in ("--seed", "--latency", "--bandwidth"):

@@ -80,7 +80,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     agreements_spared: int
 
 
-_ADVICE = "; let fewer fall silent (--drop), or allow losses (--losses allow)"
+_FEWER, _LOSSES = "; let fewer fall silent (--drop)", ", or allow losses (--losses allow)"
 
 Watch = Callable[[str, float], object]
 """Told how far a run is: what is under way, and which part of all work is done, 0 to 1."""
@@ -212,7 +212,8 @@ class Run:
             elif isinstance(effect, EpochCertified):
                 self._head = self._server.head
             elif isinstance(effect, EpochGivenUp):
-                raise AggregationFailed(effect.reason, f"enough members for a sum{_ADVICE}")
+                advice = _FEWER if self._scene.aggregation.losses == "allow" else f"{_FEWER}{_LOSSES}"
+                raise AggregationFailed(effect.reason, f"enough members for a sum{advice}")
 
     def _finish(self, step: StepFinished) -> None:
         seconds, predicted = self._lap()
