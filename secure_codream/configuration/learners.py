@@ -163,6 +163,7 @@ def _adaptive(federation: FederationConfig, course: CoDream, participant: Partic
         device=participant.device,
     )
     return AdaptiveTerm(student, settings.adaptive_weight, settings.adaptive_from)
+        views_by=settings.views_by,
 
 
 def _adversarial(federation: FederationConfig, participant: Participant) -> dict[str, Any]:
@@ -177,6 +178,7 @@ def _adversarial(federation: FederationConfig, participant: Participant) -> dict
         device=participant.device,
     )
     return {"student": student, "adversarial_from": begins}
+        views_by=federation.dreams.views_by,
 
 
 def _of_parameters(
