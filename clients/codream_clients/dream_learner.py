@@ -106,6 +106,8 @@ class DreamLearner:
     def learn(self, number: int, publication: Publication) -> None:
         """See `Learner`; nothing is learnt from an epoch of metrics alone.
 
+        The adaptive student learns it in any case.
+
         Raises:
             LedgerError: the budget allows no training on own data; the model stays as the dreams have made it.
         """
@@ -114,13 +116,13 @@ class DreamLearner:
             return
         dreams, labels = np.array(publication["dreams"]), np.array(publication["soft_labels"])
         try:
-            metrics = self._participant.acquire(dreams, labels, number, distillation=self._distillation)
+            self._on_metrics(self._participant.acquire(dreams, labels, number, distillation=self._distillation))
         except LedgerError:
             self._on_metrics(self._participant.measure(number=number))
             raise
-        self._on_metrics(metrics)
-        if self._adaptive is not None:
-            self._adaptive.student.learn(number, dreams, labels)
+        finally:  # the student is every client's alike, and knows nothing of how this one fares
+            if self._adaptive is not None:
+                self._adaptive.student.learn(number, dreams, labels)
 
     def recall(self, number: int, publication: Publication) -> None:
         """A round that an earlier process of this client has learnt: for the window and the student, in order."""
@@ -128,7 +130,7 @@ class DreamLearner:
         if "dreams" not in publication:
             return
         dreams, labels = np.array(publication["dreams"]), np.array(publication["soft_labels"])
-        self._participant.recall(dreams, labels)
+        self._participant.recall(dreams, labels, number)
         if self._adaptive is not None:
             self._adaptive.student.learn(number, dreams, labels)
 

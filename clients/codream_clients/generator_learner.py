@@ -109,7 +109,7 @@ class GeneratorLearner:
         raise VectorRefused(f"task {task.name!r}", f"{METRICS}, {GENERATOR} or {LOGITS}")
 
     def learn(self, number: int, publication: Publication) -> None:
-        """See `Learner`; nothing is learnt from an epoch of metrics alone.
+        """See `Learner`; nothing is learnt from an epoch of metrics alone. The student learns it in any case.
 
         Raises:
             LedgerError: the budget allows no training on own data; the model stays as the dreams have made it.
@@ -119,13 +119,13 @@ class GeneratorLearner:
             return
         images, labels = self._published(publication)
         try:
-            metrics = self._participant.acquire(images, labels, number)
+            self._on_metrics(self._participant.acquire(images, labels, number))
         except LedgerError:
             self._on_metrics(self._participant.measure(number=number))
             raise
-        self._on_metrics(metrics)
-        if self._student is not None:
-            self._student.learn(number, images, labels)
+        finally:  # the student is every client's alike, and knows nothing of how this one fares
+            if self._student is not None:
+                self._student.learn(number, images, labels)
 
     def recall(self, number: int, publication: Publication) -> None:
         """A round that an earlier process of this client has learnt: for the window and the student, in order."""
@@ -133,7 +133,7 @@ class GeneratorLearner:
         if "soft_labels" not in publication:
             return
         images, labels = self._published(publication)
-        self._participant.recall(images, labels)
+        self._participant.recall(images, labels, number)
         if self._student is not None:
             self._student.learn(number, images, labels)
 

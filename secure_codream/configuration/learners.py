@@ -15,7 +15,7 @@ from codream_clients.function_learner import FunctionLearner
 from codream_clients.generator_learner import GeneratorLearner
 from codream_clients.learning.handed_down import HandedDown
 from codream_clients.learning.judge import Judge
-from codream_clients.learning.participant import Metrics, Participant
+from codream_clients.learning.participant import Metrics, Participant, Teacher
 from codream_clients.learning.student import AdaptiveTerm, adaptive_student
 from codream_clients.models.refusals import GIVEN, ModelRefused
 from codream_clients.own_parts import guarded, load_own_part
@@ -57,17 +57,19 @@ class Learning:
         learner: computes and learns.
         model: what is trained, and kept; None where nothing is.
         warm_up: trains before the first round.
-        begin: takes part with the model as it is, after so many epochs, instead.
+        begin: takes part with the model as it is, after so many epochs, instead; with a teacher that was another one.
         recall: restores what an earlier process had learnt from an epoch, without learning it again.
         judge: of the model after each round; None where there is none.
+        teacher: what makes and labels dreams, where the settings let that be another than the model as it is.
     """
 
     learner: Learner
     model: nn.Module | None
     warm_up: Callable[[], object]
-    begin: Callable[[int], object]
+    begin: Callable[[int, Teacher | None], object]
     recall: Callable[[int, Publication], None]
     judge: Judge | None = None
+    teacher: Callable[[], nn.Module] | None = None
 
 
 def make_learner(
@@ -145,9 +147,10 @@ def make_learner(
         learner,
         participant.model,
         lambda: on_metrics(participant.warm_up()),
-        lambda number: on_metrics(participant.begin(number)),
+        lambda number, teacher: on_metrics(participant.begin(number, teacher)),
         getattr(learner, "recall", lambda number, publication: None),
         participant.judge,
+        None if participant.settings.teacher == "current" else lambda: participant.teacher,
     )
 
 
@@ -160,6 +163,7 @@ def _adaptive(federation: FederationConfig, course: CoDream, participant: Partic
         settings.classes,
         seed=federation.federation.seed,
         window=settings.window,
+        views_by=settings.views_by,
         device=participant.device,
     )
     return AdaptiveTerm(student, settings.adaptive_weight, settings.adaptive_from)
@@ -174,6 +178,7 @@ def _adversarial(federation: FederationConfig, participant: Participant) -> dict
         federation.task.classes,
         seed=federation.federation.seed,
         window=federation.dreams.window,
+        views_by=federation.dreams.views_by,
         device=participant.device,
     )
     return {"student": student, "adversarial_from": begins}
@@ -215,7 +220,7 @@ def _of_parameters(
         learner = ControlledLearner(course, *parts, **options)
     else:
         learner = AveragingLearner(course, *parts, **options)
-    return Learning(learner, model, lambda: None, lambda number: None, learner.recall, judge)
+    return Learning(learner, model, lambda: None, lambda number, teacher: None, learner.recall, judge)
 
 
 def _of_ring(
@@ -261,7 +266,7 @@ def _of_ring(
     except ModelRefused as error:
         raise ConfigError(f"model: {error}") from error
     kept = model if own is None else own.model
-    return Learning(learner, kept, lambda: None, lambda number: None, learner.learn, judge)
+    return Learning(learner, kept, lambda: None, lambda number, teacher: None, learner.learn, judge)
 
 
 def _uncharged(charge: SampledGaussian) -> None:
@@ -278,4 +283,4 @@ def _of_functions(client: ClientConfig, federation: FederationConfig, tell: Call
         return lambda arrays: answer(task)
 
     learner = FunctionLearner({task: answered(task) for task in federation.sums.vectors}, tell=tell)
-    return Learning(learner, None, lambda: None, lambda number: None, lambda number, publication: None)
+    return Learning(learner, None, lambda: None, lambda number, teacher: None, lambda number, publication: None)

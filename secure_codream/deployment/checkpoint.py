@@ -101,7 +101,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, description, weights)
 
 
-def go_on(path: Path, model: nn.Module, description: Description) -> int:
+def go_on(path: Path, model: nn.Module, description: Description) -> Description:
     """Put the weights of `path` into a client's model, which goes on with them.
 
     Weights that were trained under another charter are refused: a private federation must not begin with what was
@@ -114,7 +114,7 @@ def go_on(path: Path, model: nn.Module, description: Description) -> int:
         description: what its file is to say.
 
     Returns:
-        How many certified epochs they have learnt.
+        What the file says of them.
 
     Raises:
         CheckpointError: there is none, or it is no file of this client's model and federation; the model is as it was.
@@ -143,7 +143,7 @@ def go_on(path: Path, model: nn.Module, description: Description) -> int:
         raise CheckpointError(
             f"{error}; the model of this client and federation is needed; move it away to train anew"
         ) from error
-    return then.learnt
+    return then
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -200,11 +200,12 @@ def run_client(
     """Take part with the client of `folder` until the federation is over.
 
     Writes into the folder: `log.jsonl`; `status.json` and `metrics.prom`, how it stands; round by round,
-    `metrics.jsonl` and `model.safetensors` (`checkpoint`); `best.safetensors`, in the same form, the weights that its
-    own judge finds best; `journal/`, what it has joined, voted for and seen certified, which anybody can verify; at the
-    end `privacy.json` and `privacy.html`, what the run may say about privacy, signed with this client's identity. In a
-    federation with `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`; in
-    one with `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`. Nothing of it leaves the machine.
+    `metrics.jsonl` and `model.safetensors` (`checkpoint`); in the same form `best.safetensors`, the weights that its
+    own judge finds best, and `teacher.safetensors`, those that make and label its dreams, where they are others;
+    `journal/`, what it has joined, voted for and seen certified, which anybody can verify; at the end `privacy.json`
+    and `privacy.html`, what the run may say about privacy, signed with this client's identity. In a federation with
+    `[privacy]` also its ledger, `privacy.jsonl`, and what its mechanisms have released, `releases/`; in one with
+    `[client_privacy]` the ledger of noised sums, `client_privacy.jsonl`. Nothing of it leaves the machine.
 
     A client that starts again goes on with its model, learns what was certified meanwhile, and takes part in no epoch
     twice. A model of another federation or other settings is not overwritten: it is refused.
@@ -322,7 +323,7 @@ def run_client(
         )
         description = None if images is None else _description(agreed, images[0], model, resized=data is None)
         certified = earlier + len(journal.memory.certified)
-        learnt = outputs.take(learning.model, description, certified, learning.judge)
+        learnt = outputs.take(learning.model, description, certified, learning.judge, learning.teacher)
         if learning.model is not None:
             log.info("judge", **_judged_by(learning.judge))
         protocol = _client_class(folder, exhibit)(
@@ -343,7 +344,7 @@ def run_client(
             """Train before the first round, or go on with the model that is there and learn what it missed."""
             if outputs.exists:
                 log.info("resume", model=_model_of(agreed), certified=learnt)
-                learning.begin(learnt)
+                learning.begin(learnt, outputs.teacher)
             else:
                 log.info("warm-up", model=_model_of(agreed))
                 learning.warm_up()

@@ -60,6 +60,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         course: what was computed together.
         charter: digest of the charter that the weights were trained under, 64 hexadecimal digits.
         learnt: how many certified epochs the weights have learnt.
+        taught: the epoch that left the weights which make and label dreams beside these, `teacher.safetensors`; 0 also
+            where there are none.
         shape: of an image: channels, height, width.
         classes: how many there are.
         class_names: theirs, in order, where they are known.
@@ -78,6 +80,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     course: Text
     charter: Annotated[str, msgspec.Meta(pattern=DIGEST)]
     learnt: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
+    taught: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
     shape: tuple[Annotated[int, msgspec.Meta(ge=1, le=MAX_CHANNELS)], Side, Side]
     classes: Annotated[int, msgspec.Meta(ge=2, le=MAX_CLASSES)]
     class_names: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MAX_CLASSES)] | None

@@ -18,12 +18,12 @@ from codream_clients.journal import LOCK, JournalBusy
 from codream_protocols.charter import Charter
 from codream_protocols.durable import sync_folder
 from codream_protocols.errors import NotAccepted
-from secure_codream.deployment.files import BEST, FAILURES, JOURNAL, MODEL, RECORD, SUMS
+from secure_codream.deployment.files import BEST, FAILURES, JOURNAL, MODEL, RECORD, SUMS, TEACHER
 from secure_codream.deployment.verify import Verified, verify_record
 from secure_codream.membership.accepted import ACCEPTANCE, ACCEPTANCES, CHARTER, ROSTER, SIGNATURE
 
 EARLIER = "earlier"
-_SET_ASIDE = (MODEL, BEST, SUMS, FAILURES, ACCEPTANCES, ACCEPTANCE, SIGNATURE, CHARTER, ROSTER)
+_SET_ASIDE = (MODEL, BEST, TEACHER, SUMS, FAILURES, ACCEPTANCES, ACCEPTANCE, SIGNATURE, CHARTER, ROSTER)
 
 
 def not_running(folder: Path) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secure_codream.deployment.files import BEST, JOURNAL, MODEL, RECORD, SUMS
+from secure_codream.deployment.files import BEST, JOURNAL, MODEL, RECORD, SUMS, TEACHER
 from secure_codream.reports.files import RecordError, bytes_of
 from secure_codream.reports.judgements import harm_line
 from secure_codream.reports.metrics import read_metrics
@@ -18,6 +18,7 @@ _CLIENT_FILES = (
     (REPORT, "all of this on a page, for this site's own eyes"),
     (MODEL, "the model as it is now"),
     (BEST, "the best weights that its own judge has seen"),
+    (TEACHER, "the weights that make and label its dreams"),
     (SUMS, "what was summed"),
     ("metrics.jsonl", "figures of each round"),
     ("privacy.html", "what may be said of privacy"),

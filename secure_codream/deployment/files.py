@@ -15,7 +15,8 @@ from codream_protocols.course import Publication
 
 LOG_BYTES, KEPT = 8 << 20, 3  # of a log for people, and how many older ones are kept
 CLIENT_FILE, RECORD, JOURNAL = "client.toml", "record", "journal"
-MODEL, BEST, SUMS, FAILURES = "model.safetensors", "best.safetensors", "sums.json", "failures.json"
+MODEL, BEST, TEACHER = "model.safetensors", "best.safetensors", "teacher.safetensors"
+SUMS, FAILURES = "sums.json", "failures.json"
 
 
 class Appended:

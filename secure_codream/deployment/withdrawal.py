@@ -10,7 +10,7 @@ from codream_protocols.errors import ProtocolError
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, Signer, read_roster
 from codream_protocols.membership import Withdrawal, statement_bytes, withdraw
 from secure_codream.deployment.earlier import EARLIER, not_running
-from secure_codream.deployment.files import BEST, FAILURES, JOURNAL, MODEL, SUMS
+from secure_codream.deployment.files import BEST, FAILURES, JOURNAL, MODEL, SUMS, TEACHER
 from secure_codream.membership.accepted import ACCEPTANCE, ROSTER
 from secure_codream.membership.files import read_bounded, statement_of
 from secure_codream.membership.keys import IDENTITY, PINNED, TRANSPORT, read_pinned_keys, read_private_key
@@ -18,14 +18,14 @@ from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.files import write_whole
 
 WITHDRAWAL = "withdrawal.json"
-DELETED = (JOURNAL, EARLIER, "releases", MODEL, BEST, SUMS, FAILURES, ACCEPTANCE, TRANSPORT, IDENTITY)
+DELETED = (JOURNAL, EARLIER, "releases", MODEL, BEST, TEACHER, SUMS, FAILURES, ACCEPTANCE, TRANSPORT, IDENTITY)
 """In this order: the key that signs goes last, so that an interrupted withdrawal can be repeated."""
 
 CONSEQUENCES = (
     "What this site's data did to finished models cannot be taken back: it is in the sums, the dreams and the weights "
     "that all members have learnt from, and in the records that the server and all members keep.",
-    f"Deleted here: both private keys, {JOURNAL}/, {EARLIER}/, {MODEL}, {BEST}, {SUMS}, {FAILURES}, releases/, "
-    f"{ACCEPTANCE}. A disk may keep deleted content for a while; copies made elsewhere are yours to delete.",
+    f"Deleted here: both private keys, {JOURNAL}/, {EARLIER}/, {MODEL}, {BEST}, {TEACHER}, {SUMS}, {FAILURES}, "
+    f"releases/, {ACCEPTANCE}. A disk may keep deleted content for a while; copies made elsewhere are yours to delete.",
     "Kept here, and nowhere else: your data, client.toml, logs and reports, and what bounds what the same data may "
     "still answer (privacy.jsonl, client_privacy.jsonl, answered.json). Delete them only if these data never take part "
     "again.",

@@ -12,7 +12,7 @@ from codream_protocols.charter import Charter, first_plan
 from codream_protocols.course import Course
 from codream_protocols.identity import Roster
 from codream_protocols.record_file import record_numbers
-from secure_codream.configuration.federation import FederationConfig
+from secure_codream.configuration.federation import FederationConfig, learning_settings
 from secure_codream.doctor.findings import Finding, failed, ok, warning
 from secure_codream.membership.accepted import CHARTER, CONFIG, ROSTER
 from secure_codream.reports.words import format_bytes
@@ -96,8 +96,8 @@ def bytes_to_write(
         roster: who takes part.
         charter: the charter.
         course: the course.
-        weights: bytes of a client's model, written as it is and as the best one; None for the server, which keeps
-            the dreams.
+        weights: bytes of a client's model, written as it is, as the best one, and as what teaches if that is another;
+            None for the server, which keeps the dreams.
     """
     there = len(record_numbers(path.name for path in record.iterdir())) if record.is_dir() else 0
     epochs = max(0, course.epochs - charter.earlier - there)
@@ -105,7 +105,8 @@ def bytes_to_write(
     sums = sum(plan.spec(step).words * plan.modulus_bits(step) // 8 + 16 for step in range(plan.steps))
     epoch = sums + BYTES_OF_RECORD * len(roster.members)
     if weights is not None:
-        return SLACK_BYTES + epochs * epoch + 3 * weights  # each whole, and a third while one is replaced
+        files = 2 if learning_settings(config).teacher == "current" else 3
+        return SLACK_BYTES + epochs * epoch + (files + 1) * weights  # each whole, and one more while one is replaced
     if config.federation.course == "sums":
         return SLACK_BYTES + epochs * epoch
     channels, height, width = config.task.shape

@@ -235,6 +235,7 @@ class DreamFederation:
                 settings.classes,
                 seed=seed or 0,
                 window=settings.window,
+                views_by=settings.views_by,
                 device=device or torch.device("cpu"),
             )
             # One for all clients: each would train the same one.

@@ -137,15 +137,15 @@ def test_the_adversarial_term_counts_from_its_round_on() -> None:
     assert np.array_equal(moved(student=fresh_student(), adversarial_from=0), moved())  # it has learnt nothing yet
 
 
-def test_a_spent_budget_leaves_a_client_that_goes_on() -> None:
+def test_a_spent_budget_leaves_a_client_that_goes_on_and_a_student_that_learns() -> None:
     heard: list[Metrics] = []
-    who = participant()
+    who, shared = participant(), fresh_student()
 
     def spent(dreams: Any, soft_labels: Any, number: Any = None, **how: Any) -> Any:
         raise BudgetExceeded("epsilon 3.21 is spent")
 
     who.acquire = spent  # type: ignore[method-assign]
-    able = learner(who, on_metrics=heard.append)
+    able = learner(who, on_metrics=heard.append, student=shared)
     found = COURSE.start(bytes(range(32)), 0, None)
     published = {
         "generators": found["generator"][None],
@@ -154,7 +154,7 @@ def test_a_spent_budget_leaves_a_client_that_goes_on() -> None:
     }
     with pytest.raises(BudgetExceeded):
         able.learn(1, published)
-    assert len(heard) == 1
+    assert len(heard) == 1 and shared.learnt
     able.recall(1, published)
     assert len(who._window) == 1
 

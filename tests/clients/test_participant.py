@@ -9,9 +9,11 @@ from codream_clients.data.datasets import LabelledImages, load_digits_data
 from codream_clients.data.partitions import dirichlet
 from codream_clients.learning.dreaming import DreamLoss, dream_gradient
 from codream_clients.learning.local_work import train_epochs
-from codream_clients.learning.participant import LearningSettings, Participant
+from codream_clients.learning.participant import LearningSettings, Participant, Teacher
 from codream_clients.learning.training import evaluate
 from codream_clients.models.zoo import build
+from codream_clients.privacy.ledger import BudgetExceeded
+from codream_protocols.courses.contrast import brightness_and_contrast
 from codream_protocols.settings import SettingsError
 
 CPU = torch.device("cpu")
@@ -209,6 +211,101 @@ def test_the_trained_teacher_is_what_its_newest_training_left_and_not_what_disti
     before = control.soft_labels(noise()).numerators
     control.acquire(noise(), np.zeros((32, 10), dtype=np.float32))
     assert not np.array_equal(control.soft_labels(noise()).numerators, before)
+
+
+@pytest.mark.parametrize("teacher", ["current", "trained"])
+@pytest.mark.parametrize("fails", ["distillation", "training", "judge"])
+def test_a_round_that_fails_in_whatever_way_leaves_the_model_and_what_teaches_as_they_were(
+    digits, monkeypatch, fails, teacher
+):
+    client = participant(digits, settings=dataclasses.replace(QUICK, teacher=teacher))
+    client.warm_up()
+    before, told = copy.deepcopy(client.model.state_dict()), client.soft_labels(noise()).numerators
+
+    def failing(*given, **how):
+        client.model.train()
+        with torch.no_grad():
+            for weight in client.model.parameters():
+                weight.zero_()
+        raise MemoryError
+
+    given = {}
+    if fails == "distillation":
+        given["distillation"] = failing
+    elif fails == "training":
+        client._local_training = failing
+    else:
+        monkeypatch.setattr(client, "measure", failing)
+    with pytest.raises(MemoryError):
+        client.acquire(noise(), np.zeros((32, 10), np.float32), **given)
+    assert all(torch.equal(before[name], kept) for name, kept in client.model.state_dict().items())
+    assert not client.model.training and np.array_equal(client.soft_labels(noise()).numerators, told)
+    assert len(client._window) == 1
+
+
+def test_a_training_that_may_not_be_leaves_what_the_dreams_have_taught(digits):
+    def refused(model, data, epochs, seed):
+        if epochs == QUICK.local_epochs:
+            raise BudgetExceeded("epsilon 3.21 is spent")
+
+    client = participant(digits, settings=dataclasses.replace(QUICK, own_weight=0.0), local_training=refused)
+    client.warm_up()
+    before = client.soft_labels(noise()).numerators
+    with pytest.raises(BudgetExceeded):
+        client.acquire(noise(), np.zeros((32, 10), np.float32))
+    assert not np.array_equal(client.soft_labels(noise()).numerators, before)
+
+
+def test_statistics_of_one_image_more_than_a_batch_are_measured(digits):
+    """The last batch held one image, at which batch norm raised, and the model stayed half-way."""
+    images = np.random.default_rng(0).standard_normal((257, 1, 8, 8)).astype(np.float32)
+    data = LabelledImages(images, np.arange(257) % 10, 10)
+    settings = dataclasses.replace(QUICK, own_statistics=True, local_epochs=0)
+    client = Participant(settings, build("mlp", channels=1, size=8, classes=10, seed=0), data, None, 0, CPU)
+    client.warm_up()
+    assert client.acquire(noise(), np.zeros((32, 10), np.float32)).rounds == 1
+
+
+def test_replaced_local_training_is_not_bypassed_by_statistics_of_own_images(digits):
+    settings = dataclasses.replace(QUICK, own_weight=0.0, own_statistics=True)
+    with pytest.raises(SettingsError, match="own_statistics is true"):
+        participant(digits, settings=settings, local_training=lambda *given: None)
+
+
+def test_brightness_and_contrast_are_reckoned_once_of_parts_as_of_all(digits, monkeypatch):
+    images = np.random.default_rng(0).standard_normal((600, 1, 8, 8)).astype(np.float32)
+    data = LabelledImages(images, np.arange(600) % 10, 10)
+    client = Participant(QUICK, build("mlp", channels=1, size=8, classes=10, seed=0), data, None, 0, CPU)
+    found = brightness_and_contrast(images)
+    told = client.contrast()
+    assert np.array_equal(told, np.stack([found.mean(axis=0), (found**2).mean(axis=0)]))
+    monkeypatch.setattr("codream_clients.learning.participant.brightness_and_contrast", pytest.fail)
+    assert client.contrast() is told
+
+
+@pytest.mark.parametrize("since", [0, 2])
+def test_what_was_labelled_before_the_teacher_was_trained_is_not_recalled(digits, since):
+    client = participant(digits, settings=dataclasses.replace(QUICK, teacher="trained"))
+    teacher = build(NAMES[0], channels=1, size=8, classes=10, seed=7)
+    client.begin(3, Teacher(teacher, since))
+    assert client.teacher is teacher
+    for number in (1, 2, 3):
+        client.recall(noise(8, number), np.zeros((8, 10), np.float32), number)
+    expected = [number for number in (1, 2, 3) if number > since][-QUICK.window :]
+    assert [np.array_equal(kept[0], noise(8, n)) for kept, n in zip(client._window, expected, strict=True)] == [
+        True for _ in expected
+    ]
+
+
+def test_rounds_that_a_ledger_has_counted_count_for_those_that_distil(digits):
+    """`training_rounds` is what is left; which rounds distil, and by which seeds, is the federation's count."""
+    settings = dataclasses.replace(QUICK, own_weight=0.0, distil_every=2, training_rounds=1)
+    trained = []
+    client = participant(digits, settings=settings, local_training=lambda *given: trained.append(given))
+    client.begin(1)
+    client.recall(noise(8), np.zeros((8, 10), np.float32), 1)
+    losses = [client.acquire(noise(8), np.zeros((8, 10), np.float32)).distil_loss for _ in range(3)]
+    assert [loss > 0 for loss in losses] == [True, False, True] and len(trained) == 1
 
 
 def test_rounds_that_distil_or_train_are_those_that_the_settings_name_and_references_take_as_many_epochs(digits):

@@ -181,7 +181,7 @@ class Listening:
         self.heard.append((dreams, soft_labels))
         return Metrics(rounds=1, accuracy=0.5, train_accuracy=1.0, distil_loss=0.0)
 
-    def recall(self, dreams: np.ndarray, soft_labels: np.ndarray) -> None:
+    def recall(self, dreams: np.ndarray, soft_labels: np.ndarray, number: int) -> None:
         self.recalled += 1
 
 

@@ -164,7 +164,7 @@ def test_figures_are_in_the_file_only_where_they_are_told(tmp_path: Path, tells:
 def test_a_client_goes_on_with_its_own_model(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / MODEL, small_model(1), replace(DESCRIBED, learnt=3))
     taken = small_model(2)
-    assert go_on(tmp_path / MODEL, taken, DESCRIBED) == 3
+    assert go_on(tmp_path / MODEL, taken, DESCRIBED).learnt == 3
     assert same(taken, small_model(1))
 
 
@@ -210,7 +210,7 @@ def test_a_client_does_not_go_on_with_what_means_something_else(
     with pytest.raises(CheckpointError, match=rf"{said}.*move it away to train anew"):
         go_on(tmp_path / MODEL, taken, now)
     assert same(taken, small_model(2))
-    assert go_on(tmp_path / MODEL, taken, then) == 0  # the control: what it was
+    assert go_on(tmp_path / MODEL, taken, then).learnt == 0  # the control: what it was
 
 
 # -- what is no model, and is refused in words ---------------------------------------------

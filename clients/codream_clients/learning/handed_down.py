@@ -15,6 +15,7 @@ from torch import nn
 from codream_clients.learning.distillation import distil
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.learning.training import predict_logits
+from codream_clients.learning.undoing import undone_if_it_fails
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class HandedDown:
     seed: int
 
     def learn_from(self, teacher: nn.Module, device: torch.device) -> float:
-        """Distil; returns the last epoch's mean loss, and raises as `distil` does."""
+        """Distil; returns the last epoch's mean loss, and raises as `distil` does: then the model is as it was."""
         labels = predict_logits(teacher, self.images, device)
-        return distil(self.model, [(self.images, labels)], self.settings, seed=self.seed, device=device)
+        with undone_if_it_fails(self.model):
+            return distil(self.model, [(self.images, labels)], self.settings, seed=self.seed, device=device)

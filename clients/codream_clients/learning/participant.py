@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim.swa_utils import update_bn
-from torch.utils.data import DataLoader, TensorDataset
 
 from codream_clients.data.augmentation import with_views
 from codream_clients.data.datasets import LabelledImages
+from codream_clients.learning.batch_statistics import measure_statistics
 from codream_clients.learning.distillation import OwnImages, calibrated, distil, soft_label_share
 from codream_clients.learning.dreaming import ChannelStatistics, ExtraTerm, dream_gradient, dream_update
 from codream_clients.learning.judge import Judge, Verdict
 from codream_clients.learning.local_work import stage_seed, train_epochs
 from codream_clients.learning.settings import LearningSettings as LearningSettings
-from codream_clients.learning.training import TrainingError, evaluate, predict_logits
+from codream_clients.learning.training import evaluate, predict_logits
+from codream_clients.learning.undoing import undone_if_it_fails
 from codream_clients.learning.votes import votes_of
 from codream_protocols.courses.contrast import brightness_and_contrast
 from codream_protocols.settings import SettingsError
 
 FloatArray = NDArray[np.float32]
-_STATISTICS_BATCH = 256
+_AT_ONCE = 256  # images whose brightness and contrast are reckoned at a time
 Distillation = Callable[..., float]
 """What learns from dreams and their labels, called as `distil` is."""
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
@@ -134,6 +134,19 @@ def measured(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """What makes and labels a client's dreams, where that is another than its model as it is.
+
+    Attributes:
+        model: with the weights it teaches with.
+        since: the epoch that left them, as the federation counts; what was labelled up to it is learnt from no more.
+    """
+
+    model: nn.Module
+    since: int
+
+
 class Participant:
     """A client's teacher, its data and its sliding window of the FedDream dataset. Deterministic from `seed`.
 
@@ -172,7 +185,12 @@ class Participant:
                 f"own_weight is {settings.own_weight} with a replaced local training; 0 is allowed, since distillation "
                 "would use the own data past it"
             )
-        self._teacher = self.model
+        if local_training is not None and settings.own_statistics:
+            raise SettingsError(
+                "own_statistics is true with a replaced local training; false is allowed, since the statistics of the "
+                "own data would go past it"
+            )
+        self._teacher, self._since = self.model, 0
         self._judge, self._rolls_back = judge, rolls_back
         self._train_accuracy = local_training is None
         self._local_training = local_training or self._train_by_sgd
@@ -180,8 +198,9 @@ class Participant:
         self._supplied: ChannelStatistics | None = None
         self._class_counts = train.class_counts.astype(np.float32) if class_counts is None else class_counts
         self._seen = self._class_counts > 0
+        self._told: NDArray[np.float64] | None = None
         self._window: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=settings.window)
-        self._rounds = 0
+        self._rounds = self._paid = 0  # of all rounds, those that a ledger has counted in earlier processes
         self._metrics: Metrics | None = None
 
     @property
@@ -241,9 +260,14 @@ class Participant:
         self._local_training(self.model, self._train, self.settings.warm_up_epochs, self._stage_seed(0))
         return self.begin()
 
-    def begin(self, number: int = 0) -> Metrics:
-        """Take part with the model as it is, after `number` rounds: instead of `warm_up`, for one trained before."""
-        if self.settings.teacher != "current":
+    def begin(self, number: int = 0, teacher: Teacher | None = None) -> Metrics:
+        """Take part with the model as it is, after `number` rounds: instead of `warm_up`, for one trained before.
+
+        `teacher`: the one that an earlier process had then; unless given, the model as it is becomes it, or stays it.
+        """
+        if teacher is not None:
+            self._teacher, self._since = teacher.model.to(self._device).eval(), teacher.since
+        elif self.settings.teacher != "current":
             self._teacher = copy.deepcopy(self.model)
         if self._feature_statistics is not None:
             self._supplied = self._feature_statistics(self.model)
@@ -277,12 +301,15 @@ class Participant:
     def contrast(self) -> NDArray[np.float64] | None:
         """Means over its images of an image's (mean, deviation), and of their squares (2, 2); None if none may be told.
 
-        Under privacy no figure of the images leaves but through its mechanisms.
+        Under privacy no figure of the images leaves but through its mechanisms. The images stay as they are, and so do
+        the means: they are reckoned once.
         """
-        if not self._train_accuracy:
-            return None
-        found = brightness_and_contrast(self._train.images)
-        return np.stack([found.mean(axis=0), (found**2).mean(axis=0)])
+        if self._told is None and self._train_accuracy:
+            images = self._train.images
+            parts = [images[first : first + _AT_ONCE] for first in range(0, len(images), _AT_ONCE)]
+            found = np.concatenate([brightness_and_contrast(part) for part in parts])
+            self._told = np.stack([found.mean(axis=0), (found**2).mean(axis=0)])
+        return self._told
 
     def soft_labels(self, dreams: FloatArray) -> SoftLabelShare:
         """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W): N = (1 + views) * B."""
@@ -320,40 +347,34 @@ class Participant:
         `distillation` is what those labels are learnt by: of logits the usual one.
 
         `number`: of the round, in what is said of it; unless given, as many as were learnt and recalled here.
-        Raises `TrainingError` if a training diverges; the model is then what it was before.
+        Raises `TrainingError` if a training diverges. The model is then what it was before, and whatever else is
+        raised: but with a `TrainingRefused` it is as the dreams have made it. The batch is in the window in any case.
         """
-        before, teacher = copy.deepcopy(self.model.state_dict()), self._teacher
-        try:
-            distil_loss = self._acquire(dreams, soft_labels, distillation)
-        except TrainingError:
-            self.model.load_state_dict(before)
-            raise
-        metrics = self.measure(distil_loss, number=number)
-        if metrics.rolled_back:
-            self._teacher = teacher
-        return metrics
-
-    def _acquire(self, dreams: FloatArray, soft_labels: FloatArray, distillation: Distillation) -> float:
         settings = self.settings
         self._rounds += 1
         self._window.append((dreams, soft_labels))
-        distil_loss = self._distil(distillation) if settings.distils_in(self._rounds) else 0.0
-        if settings.trains_in(self._rounds):
-            self._local_training(self.model, self._train, settings.local_epochs, self._stage_seed(2))
-            if settings.teacher == "trained":
-                self._teacher = copy.deepcopy(self.model)
-                self._window.clear()  # what it says from now on is better than what it said before
-        return distil_loss
+        trains = settings.trains_in(self._rounds - self._paid)
+        with undone_if_it_fails(self.model):
+            distil_loss = self._distil(distillation) if settings.distils_in(self._rounds) else 0.0
+            if trains:
+                self._local_training(self.model, self._train, settings.local_epochs, self._stage_seed(2))
+            metrics = self.measure(distil_loss, number=number)
+        if trains and settings.teacher == "trained" and not metrics.rolled_back:
+            self._teacher = copy.deepcopy(self.model)
+            self._window.clear()  # what it says from now on is better than what it said before
+        return metrics
 
-    def recall(self, dreams: FloatArray, soft_labels: FloatArray) -> None:
-        """A batch that an earlier process has learnt from: it joins the window, and nothing is trained.
+    def recall(self, dreams: FloatArray, soft_labels: FloatArray, number: int) -> None:
+        """A batch of round `number` that an earlier process has learnt from; nothing is trained.
 
-        Its round counts, for which rounds train and distil. Where local training is replaced, by private training above
-        all, the ledger counts those rounds, and `training_rounds` is what is left of them.
+        It joins the window, unless the teacher has been trained since. Its round counts, for which rounds train and
+        distil. Where local training is replaced, by private training above all, the ledger has counted its training,
+        and `training_rounds` is what is left of them.
         """
-        self._window.append((dreams, soft_labels))
-        if self._train_accuracy:
-            self._rounds += 1
+        if number > self._since:
+            self._window.append((dreams, soft_labels))
+        self._rounds += 1
+        self._paid += not self._train_accuracy
 
     def measure(self, distil_loss: float = 0.0, *, number: int | None = None) -> Metrics:
         """Judge the model as it is after round `number`, roll it back if it is worse, and measure it."""
@@ -386,9 +407,7 @@ class Participant:
             own=self._own_images() if settings.own_weight > 0 else None,
         )
         if settings.own_statistics:
-            own = TensorDataset(torch.from_numpy(self._train.images))
-            update_bn(DataLoader(own, batch_size=_STATISTICS_BATCH), self.model, self._device)
-            self.model.eval()
+            measure_statistics(self.model, self._train.images, self._stage_seed(3), self._device)
         return loss
 
     def _own_images(self) -> OwnImages:

@@ -18,7 +18,9 @@ from torch import nn
 from codream_clients.learning.distillation import distil
 from codream_clients.learning.dreaming import ExtraTerm, entropy
 from codream_clients.learning.settings import LearningSettings
+from codream_clients.learning.undoing import undone_if_it_fails
 from codream_clients.models.zoo import build
+from codream_protocols.courses.codream import ViewsBy
 
 FloatArray = NDArray[np.float32]
 
@@ -49,17 +51,24 @@ class Student:
     def learn(self, number: int, images: FloatArray, labels: FloatArray) -> None:
         """Learn from an epoch, the `number`-th; a second time, of several clients that share a student, does nothing.
 
+        One that fails leaves the model as it was, as it does every client's copy, and stays in the window.
+
         Args:
             number: of the epoch; each is higher than the one before.
             images: (B, C, H, W).
             labels: (B, K) logits, or with V views ((1 + V) x B, K).
+
+        Raises:
+            AcquisitionError: labels that do not fit their images.
+            TrainingError: a loss that is no longer finite.
         """
         if number <= self._newest:
             return
         self._newest = number
         self._window.append((images, labels))
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        distil(self.model, list(self._window), self._settings, seed=seed, device=self._device)
+        with undone_if_it_fails(self.model):
+            distil(self.model, list(self._window), self._settings, seed=seed, device=self._device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +97,7 @@ class AdaptiveTerm:
 
 
 def adaptive_student(
-    shape: tuple[int, int, int], classes: int, *, seed: int, window: int, device: torch.device
+    shape: tuple[int, int, int], classes: int, *, seed: int, window: int, views_by: ViewsBy, device: torch.device
 ) -> Student:
     """The student that every client of a federation begins with: a cnn2 whose weights follow from `seed`.
 
@@ -97,6 +106,7 @@ def adaptive_student(
         classes: K.
         seed: the federation's.
         window: batches it learns from, as clients do.
+        views_by: how the views vary that are labelled beside dreams: it makes them again, as clients do.
         device: where dreams are made.
     """
     channels, height, width = shape
@@ -106,5 +116,6 @@ def adaptive_student(
         distil_lr=ADAPTIVE.distil_lr,
         temperature=ADAPTIVE.temperature,
         window=window,
+        views_by=views_by,
     )
     return Student(model, settings, seed, device)

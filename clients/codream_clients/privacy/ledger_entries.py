@@ -7,6 +7,7 @@ from typing import Annotated, get_args
 
 import msgspec
 
+from codream_clients.learning.undoing import TrainingRefused
 from codream_clients.privacy.accounting import AccountingError, AnyAccountant, SampledGaussian
 from codream_protocols.durable import chained
 
@@ -17,7 +18,7 @@ MAX_NAME = 200
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
-class LedgerError(RuntimeError):
+class LedgerError(TrainingRefused):
     """The ledger does not permit, or cannot vouch for, any spending."""
 
 
