@@ -29,7 +29,7 @@ from codream_clients.learning.local_work import stage_seed, train_epochs
 from codream_clients.learning.settings import LearningSettings as LearningSettings
 from codream_clients.learning.training import TrainingError, evaluate, predict_logits
 from codream_clients.learning.votes import votes_of
-from codream_protocols.courses.contrast import brightness_and_contrast
+from codream_protocols.courses.contrast import contrast_values
 from codream_protocols.settings import SettingsError
 
 FloatArray = NDArray[np.float32]
@@ -274,15 +274,12 @@ class Participant:
             moved = gradient * len(dreams)
         return DreamShare(moved, entropy)
 
-    def contrast(self) -> NDArray[np.float64] | None:
-        """Means over its images of an image's (mean, deviation), and of their squares (2, 2); None if none may be told.
+    def contrast(self, weight: float) -> dict[str, NDArray[np.float64]]:
+        """What is told of its images' brightness and contrast, see `contrast_values`.
 
-        Under privacy no figure of the images leaves but through its mechanisms.
+        Zeros where local training is replaced: a private one's images are told of through its mechanisms alone.
         """
-        if not self._train_accuracy:
-            return None
-        found = brightness_and_contrast(self._train.images)
-        return np.stack([found.mean(axis=0), (found**2).mean(axis=0)])
+        return contrast_values(self._train.images, weight if self._train_accuracy else 0.0)
 
     def soft_labels(self, dreams: FloatArray) -> SoftLabelShare:
         """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W): N = (1 + views) * B."""
