@@ -93,7 +93,7 @@ class DreamLearner:
             held = zip(HELD, self._participant.held_counts, strict=True)  # asked by the charter, for the run's end
             return {**values, **{name: np.array([count]) for name, count in held}}
         if task.name == CONTRAST:
-            return self._contrast()
+            return self._participant.contrast(self._weight)
         if task.name == UPDATE:
             return self._update(np.array(task.arrays["dreams"]), spec)  # torch wants a writable copy
         if task.name == LOGITS:
@@ -133,13 +133,6 @@ class DreamLearner:
         self._participant.recall(dreams, labels, number)
         if self._adaptive is not None:
             self._adaptive.student.learn(number, dreams, labels)
-
-    def _contrast(self) -> Values:
-        found = self._participant.contrast()
-        if found is None:
-            return {"firsts": np.zeros(2), "squares": np.zeros(2), "weight": np.zeros(1)}
-        firsts, squares = found * self._weight
-        return {"firsts": firsts, "squares": squares, "weight": np.array([self._weight])}
 
     def _update(self, dreams: Array, spec: VectorSpec) -> Values:
         extra = None if self._adaptive is None else self._adaptive.term(self._rounds)

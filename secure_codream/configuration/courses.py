@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from codream_clients.own_parts import OwnPartError, guarded
 from codream_protocols.course import Course
-from codream_protocols.courses.codream import CoDream
+from codream_protocols.courses.codream import CoDream, Dreams
 from codream_protocols.courses.dp_sgd import DPSGD, DPSGDOptions, DPSGDSettings
 from codream_protocols.courses.generator import CoDreamFast, Fast, GeneratorSettings
+from codream_protocols.courses.labels import VOTES, check_learnt_from
 from codream_protocols.courses.layouts import Layout
 from codream_protocols.courses.parameters import Averaging, AveragingSettings
 from codream_protocols.courses.registry import course_class
@@ -34,6 +35,8 @@ from secure_codream.configuration.reading import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+FAST_DREAMS = ("batch", "logit_clip", "window")
+"""What of `[dreams]` CoDream-fast goes by."""
 _COURSE_METHODS = ("epochs", "specs", "schedule", "start", "task", "absorb", "publication")
 
 
@@ -67,12 +70,7 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
         if ":" in name:
             return _own_course(name, load_named(name, *permissions), config)
         if name == "codream":
-            return CoDream(
-                config.dream_settings(),
-                _start_rule(config.dreams.start, permissions),
-                config.client_privacy,
-                stop_after=config.federation.stop_after,
-            )
+            return _codream(config, permissions)
         if config.privacy is not None and name == DP_SGD:
             raise ConfigError("[privacy] with course 'dp-sgd'; [dp_sgd] is allowed, which has a budget of its own")
         if config.privacy is not None and name in PARAMETER_COURSES:
@@ -82,8 +80,7 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
         if name == "sums":
             return _sums(config)
         if name == "codream-fast":
-            if config.dreams.label_by != "logits":
-                raise ConfigError(f"[dreams] label_by: found {config.dreams.label_by!r}; 'logits' is allowed here")
+            _check_fast(config.dreams)
             return CoDreamFast(generator_settings(config))
         if name == DP_SGD:
             return DPSGD(dp_sgd_settings(config))
@@ -108,6 +105,34 @@ def _check_stop(config: FederationConfig) -> None:
             raise ConfigError(f"[federation] stop_after: found {stop} with {reason}")
 
 
+def _codream(config: FederationConfig, permissions: list[Mapping[str, str]]) -> CoDream:
+    settings, deviation = config.dream_settings(), learning_settings(config).label_deviation
+    if settings.matched and config.privacy is not None:
+        raise ConfigError(
+            "[dreams] matched: found true with [privacy]; false is allowed: no client would tell anything"
+        )
+    if settings.label_by == VOTES and deviation > 0:
+        raise ConfigError(f"[learning] label_deviation: found {deviation} with label_by {VOTES!r}; 0 is allowed")
+    rule = _start_rule(settings.start, permissions)
+    try:  # with one image, before an epoch has begun that could not start
+        with guarded(f"[dreams] start {settings.start!r}"):
+            check_start(rule(digest("handed down"), 1, settings.shape), 1, settings.shape)
+    except OwnPartError as error:
+        raise ConfigError(str(error)) from error
+    return CoDream(settings, rule, config.client_privacy, stop_after=config.federation.stop_after)
+
+
+def _check_fast(dreams: Dreams) -> None:
+    """A generator makes the dreams: what says how they start and are moved would be of no effect."""
+    for setting in declared(Dreams):
+        found = getattr(dreams, setting.name)
+        if setting.name not in FAST_DREAMS and found != setting.default:
+            raise ConfigError(
+                f"[dreams] {setting.name}: found {found!r} with course 'codream-fast'; it is allowed with 'codream', "
+                f"and {', '.join(FAST_DREAMS)} are here"
+            )
+
+
 def _own_course(name: str, make: Any, config: FederationConfig) -> Course:
     try:
         with guarded(f"course {name!r}: {name}(settings)"):
@@ -129,8 +154,10 @@ def averaging_settings(config: FederationConfig) -> AveragingSettings:
 
 
 def generator_settings(config: FederationConfig) -> GeneratorSettings:
-    """Of CoDream-fast; raises as `averaging_settings`."""
+    """Of CoDream-fast; raises as `averaging_settings`, and `SettingsError` for more images than clients can hold."""
     table = config.fast or FastTable()
+    window = min(config.dreams.window, config.federation.rounds)
+    check_learnt_from(window, table.batches * config.dreams.batch, config.task.shape)
     return GeneratorSettings(
         layout=table.layout or generator_layout(config),
         rounds=config.federation.rounds,

@@ -13,7 +13,7 @@ from codream_clients.learning.participant import LearningSettings, Participant, 
 from codream_clients.learning.training import evaluate
 from codream_clients.models.zoo import build
 from codream_clients.privacy.ledger import BudgetExceeded
-from codream_protocols.courses.contrast import brightness_and_contrast
+from codream_protocols.courses.contrast import contrast_values
 from codream_protocols.settings import SettingsError
 
 CPU = torch.device("cpu")
@@ -272,15 +272,17 @@ def test_replaced_local_training_is_not_bypassed_by_statistics_of_own_images(dig
         participant(digits, settings=settings, local_training=lambda *given: None)
 
 
-def test_brightness_and_contrast_are_reckoned_once_of_parts_as_of_all(digits, monkeypatch):
+def test_brightness_and_contrast_are_reckoned_once(digits, monkeypatch):
     images = np.random.default_rng(0).standard_normal((600, 1, 8, 8)).astype(np.float32)
     data = LabelledImages(images, np.arange(600) % 10, 10)
     client = Participant(QUICK, build("mlp", channels=1, size=8, classes=10, seed=0), data, None, 0, CPU)
-    found = brightness_and_contrast(images)
-    told = client.contrast()
-    assert np.array_equal(told, np.stack([found.mean(axis=0), (found**2).mean(axis=0)]))
-    monkeypatch.setattr("codream_clients.learning.participant.brightness_and_contrast", pytest.fail)
-    assert client.contrast() is told
+    told = client.contrast(0.5)
+    wanted = contrast_values(images, 0.5)
+    assert told.keys() == wanted.keys() and all(np.array_equal(told[name], wanted[name]) for name in told)
+    assert client.contrast(0.25)["weight"] != told["weight"]
+    told = client.contrast(0.5)
+    monkeypatch.setattr("codream_clients.learning.participant.contrast_values", pytest.fail)
+    assert client.contrast(0.5) is told
 
 
 @pytest.mark.parametrize("since", [0, 2])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from codream_clients.data.augmentation import with_views
 from codream_clients.data.datasets import LabelledImages
 from codream_clients.dream_learner import DreamLearner
-from codream_clients.learning import distillation
 from codream_clients.learning.dreaming import entropy
 from codream_clients.learning.participant import LearningSettings, Participant
 from codream_clients.learning.student import AdaptiveTerm, Student, adaptive_student
@@ -87,13 +87,13 @@ def test_views_are_learnt_with_their_labels() -> None:
 def test_views_are_those_that_the_labels_were_given_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each CutMix view of a dream has another image's label where an affine one is made in its place."""
     made: list[str] = []
-    usual = distillation.with_views
+    usual = with_views
 
     def noted(images: torch.Tensor, views: int, by: Any) -> torch.Tensor:
         made.append(by)
         return usual(images, views, by)
 
-    monkeypatch.setattr(distillation, "with_views", noted)
+    monkeypatch.setattr("codream_clients.learning.distillation.with_views", noted)
     settings = DreamSettings(
         rounds=1, steps=1, batch=BATCH, shape=SHAPE, classes=CLASSES, views=1, views_by="cutmix", adaptive_weight=1.0
     )

@@ -20,6 +20,7 @@ from codream_clients.models.zoo import build
 from codream_clients.privacy.ledger import BudgetExceeded
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import CoDream, DreamSettings
+from codream_protocols.courses.contrast import CONTRAST, UNITS, contrast_values
 from codream_protocols.errors import VectorRefused
 from codream_protocols.specs import Block, VectorSpec
 from codream_protocols.starts import start_rule
@@ -138,6 +139,23 @@ def test_private_training_tells_no_accuracy_on_its_own_images(images: LabelledIm
     able.learn(1, published(dreams))
     found = counts(able)
     assert found["train_correct"] == found["trained"] == 0 and found["tested"] == 24
+
+
+def test_brightness_and_contrast_carry_the_secret_weight_and_are_not_told_of_private_images(
+    images: LabelledImages, dreams: np.ndarray
+) -> None:
+    spec, task = specs(matched=True)[CONTRAST], Task(CONTRAST, {"dreams": dreams})
+    found = DreamLearner(participant(images), weight=0.25).compute(task, spec)
+    expected = contrast_values(images.images, 0.25)
+    assert {name: value.tolist() for name, value in found.items()} == {
+        name: value.tolist() for name, value in expected.items()
+    }
+    assert found["weight"] == 0.25 * UNITS and set(found) == {block.name for block in spec.blocks}
+    model, settings = build("mlp", channels=1, size=8, classes=CLASSES, seed=0), {**vars(SETTINGS), "own_weight": 0.0}
+    private = Participant(
+        LearningSettings(**settings), model, images, None, 0, torch.device("cpu"), local_training=lambda *given: None
+    )
+    assert not any(value.any() for value in DreamLearner(private).compute(task, spec).values())
 
 
 @pytest.mark.parametrize("tells", [False, True], ids=["not told", "control: told"])

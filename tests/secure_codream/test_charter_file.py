@@ -41,7 +41,12 @@ BASES: dict[str, dict[str, Any]] = {
         "federation": {"course": "fedprox"},
         "averaging": {"layout": LAYOUT},
     },
-    "fast": {**SMALL, "federation": {"course": "codream-fast"}, "fast": {"layout": LAYOUT}},
+    "fast": {
+        "task": TASK,
+        "dreams": {"batch": 2},
+        "federation": {"course": "codream-fast"},
+        "fast": {"layout": LAYOUT},
+    },
     "sums": {**SMALL, "federation": {"course": "sums"}, "sums": SUMS},
     "ring": {
         **SMALL,

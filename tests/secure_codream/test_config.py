@@ -20,6 +20,7 @@ from codream_protocols.starts import START_NAMES
 from secure_codream.configuration.client import ClientConfig, PolicyTable, read_client
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig, read_federation
+from secure_codream.configuration.own_code import source_digest
 from secure_codream.configuration.reading import MAX_CONFIG_BYTES, ConfigError, check
 from tests.secure_codream.small import roster_of
 
@@ -80,6 +81,94 @@ def test_starts_by_name_make_a_course_that_starts_alike_everywhere(start: str) -
     assert fingerprint(one) == fingerprint(other)
     third = make_course(config).start(bytes(32), 0, None)
     assert fingerprint(one) != fingerprint(third)
+
+
+LARGE = {"shape": (3, 512, 512), "classes": 10}
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        (
+            {"task": LARGE, "dreams": {"start": "photos", "steps": 0, "batch": 4}},
+            "start 'photos' failed: .*photograph 0 of 427 x 640 pixels; allowed: at least 512 x 512",
+        ),
+        (
+            {"task": {**LARGE, "shape": (3, 224, 224)}, "dreams": {"steps": 0, "batch": 60_000}},
+            "60000 images of shape .* choose a smaller batch",
+        ),
+        (
+            {"task": LARGE, "dreams": {"steps": 0, "batch": 64, "views": 64}},
+            "4160 images of shape .* or fewer views",
+        ),
+        (
+            {"task": LARGE, "federation": {"course": "codream-fast"}, "dreams": {"batch": 1024}},
+            "5120 images of shape .* in each of 4 rounds",
+        ),
+    ],
+)
+def test_what_no_epoch_could_start_with_is_refused_when_the_course_is_made(tables: dict[str, Any], words: str) -> None:
+    """So whatever makes it refuses: `provision`, `doctor`, `charter`, a server and a client."""
+    with pytest.raises(ConfigError, match=words):
+        make_course(federation(**tables))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise MemoryError('of mine')", "start 'mine_of_a_start:made' failed: MemoryError: of mine"),
+        ("return np.zeros((count, *shape))", "start images of float64"),
+        ("return np.zeros((count, 1), np.float32)", r"start images of shape \(1, 1\)"),
+    ],
+)
+def test_own_start_that_makes_no_images_is_refused_before_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "mine_of_a_start:made"
+    Path("mine_of_a_start.py").write_text(f"import numpy as np\n\n\ndef made(seed, count, shape):\n    {body}\n")
+    with pytest.raises(ConfigError, match=words):
+        make_course(federation(dreams={"start": name}, code={name: source_digest(name)}))
+
+
+NOISED = {"epsilon": 8.0, "delta": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"dreams": {"matched": True}, "privacy": {"epsilon": 8.0}}, "matched: found true with .privacy.; false is"),
+        (
+            {"dreams": {"steps": 0}, "client_privacy": {**NOISED, "update_norm": 1.0, "logit_norm": 1.0}},
+            "update_norm is 1.0 with steps = 0; none is allowed",
+        ),
+        (
+            {"dreams": {"label_by": "votes"}, "learning": {"label_deviation": 6.0}},
+            "label_deviation: found 6.0 with label_by 'votes'; 0 is allowed",
+        ),
+        *(
+            (
+                {"federation": {"course": "codream-fast"}, "dreams": {name: value}},
+                f"{name}: found {value!r} with course 'codream-fast'",
+            )
+            for name, value in {
+                "start": "strokes",
+                "matched": True,
+                "views": 3,
+                "steps": 4,
+                "label_by": "votes",
+            }.items()
+        ),
+    ],
+)
+def test_settings_of_no_effect_are_refused_when_the_course_is_made(tables: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_course(federation(**tables))
+
+
+def test_an_adaptive_term_without_updates_is_refused_as_it_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"adaptive_weight is 1\.0 with steps = 0; 0 is allowed"):
+        federation(dreams={"steps": 0, "adaptive_weight": 1.0})
 
 
 def test_start_that_nobody_knows_is_named() -> None:

@@ -27,8 +27,9 @@ from secure_codream.configuration.federation import AggregationTable
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.algorithms.codream import CoDream, Kind
 from secure_codream.experiments.algorithms.codream_fast import CoDreamFast
+from secure_codream.experiments.algorithms.private import PrivateCoDream
 from secure_codream.experiments.problem import Problem, Row
-from secure_codream.experiments.registry import ALGORITHMS, find
+from secure_codream.experiments.registry import ALGORITHMS, USUAL_PRIVACY, find
 from secure_codream.simulation.in_process import DreamFederation, Simulation
 
 torch.set_num_threads(1)
@@ -113,6 +114,16 @@ def test_the_adaptive_term_changes_the_dreams_once_the_student_has_learnt() -> N
     (first, second), (same, other) = made
     assert np.array_equal(first, same), "there is no student in the first round"
     assert np.abs(second - other).max() > 0.1
+
+
+def test_what_a_comparison_shares_binds_no_algorithm_that_has_no_use_for_it() -> None:
+    """Images as they are have no adaptive term, private clients tell no brightness, and a generator needs no start."""
+    problem = digits(adaptive_weight=1.0, matched=True, start="strokes", views=2)
+    noise = CoDream(kind="noise")._ablated(problem)
+    assert (noise.dreams.steps, noise.dreams.adaptive_weight, noise.dreams.matched) == (0, 0.0, True)
+    make_course(noise.federation("codream"))
+    assert not PrivateCoDream(privacy=USUAL_PRIVACY)._ablated(problem).dreams.matched
+    assert FAST.course(problem).settings.batch == problem.dreams.batch
 
 
 # -- views ----------------------------------------------------------------

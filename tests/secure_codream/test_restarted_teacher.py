@@ -19,6 +19,7 @@ from secure_codream.configuration.learners import make_learner
 from secure_codream.deployment.checkpoint import CheckpointError, read_checkpoint
 from secure_codream.deployment.files import MODEL, TEACHER, Appended, EventLog
 from secure_codream.deployment.outputs import Counted, Outputs
+from secure_codream.reports.files import write_whole
 from tests.secure_codream.models import DESCRIBED, small_model, write_checkpoint
 from tests.secure_codream.test_learning import client, federation
 
@@ -140,16 +141,14 @@ def test_a_model_is_not_written_before_the_teacher_that_it_names(
 ) -> None:
     process = Process(tmp_path, {"teacher": "trained", "training_rounds": 1})
     before = (tmp_path / MODEL).read_bytes()
-    from secure_codream.deployment import outputs
-
-    usual, full = outputs.write_whole, [TEACHER]
+    usual, full = write_whole, [TEACHER]
 
     def write(path: Path, content: bytes) -> None:
         if path.name in full:
             raise OSError(28, "No space left on device")
         usual(path, content)
 
-    monkeypatch.setattr(outputs, "write_whole", write)
+    monkeypatch.setattr("secure_codream.deployment.outputs.write_whole", write)
     process.learn(1, 2)
     assert (tmp_path / MODEL).read_bytes() == before and set(process.failures) == {TEACHER}
     full.clear()

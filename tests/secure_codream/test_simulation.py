@@ -154,12 +154,12 @@ def local(course: str, **options: Any) -> LocalRun:
     )
 
 
-FAST = {"fast": {"batches": 1, "noise": 8, "local_steps": 1}}
+FAST = {"fast": {"batches": 1, "noise": 8, "local_steps": 1}, "dreams": {"batch": 8}}
 
 
 @pytest.mark.parametrize("course", ["codream", "codream-fast", "fedavg", "fedprox", "scaffold", "moon"])
 def test_every_course_of_learning_runs_and_repeats(course: str) -> None:
-    tables = FAST if course == "codream-fast" else {}
+    tables: dict[str, Any] = FAST if course == "codream-fast" else {}
     run, again = local(course, **tables), local(course, **tables)
     assert run.accuracies.shape == (3, 3) and (run.accuracies > 0).all()
     assert np.array_equal(run.accuracies, again.accuracies)

@@ -56,6 +56,7 @@ def test_shares_are_of_those_who_are_in_the_sum_and_bounded() -> None:
         ({"logit_norm": 1.0}, 0, "votes", "votes have one norm"),
         ({}, 0, "logits", "logit_norm is not given"),
         ({}, 2, "votes", "update_norm is not given"),
+        ({"update_norm": 1.5}, 0, "votes", "update_norm is 1.5 with steps = 0; none is allowed"),
     ],
 )
 def test_a_bound_that_is_missing_or_of_no_effect_is_refused(privacy, steps, label_by, words) -> None:  # type: ignore[no-untyped-def]

@@ -29,11 +29,10 @@ from codream_clients.learning.settings import LearningSettings as LearningSettin
 from codream_clients.learning.training import evaluate, predict_logits
 from codream_clients.learning.undoing import undone_if_it_fails
 from codream_clients.learning.votes import votes_of
-from codream_protocols.courses.contrast import brightness_and_contrast
+from codream_protocols.courses.contrast import contrast_values
 from codream_protocols.settings import SettingsError
 
 FloatArray = NDArray[np.float32]
-_AT_ONCE = 256  # images whose brightness and contrast are reckoned at a time
 Distillation = Callable[..., float]
 """What learns from dreams and their labels, called as `distil` is."""
 LocalTraining = Callable[[nn.Module, LabelledImages, int, int], None]
@@ -198,7 +197,7 @@ class Participant:
         self._supplied: ChannelStatistics | None = None
         self._class_counts = train.class_counts.astype(np.float32) if class_counts is None else class_counts
         self._seen = self._class_counts > 0
-        self._told: NDArray[np.float64] | None = None
+        self._told: tuple[float, dict[str, NDArray[np.float64]]] | None = None
         self._window: deque[tuple[FloatArray, FloatArray]] = deque(maxlen=settings.window)
         self._rounds = self._paid = 0  # of all rounds, those that a ledger has counted in earlier processes
         self._metrics: Metrics | None = None
@@ -298,18 +297,15 @@ class Participant:
             moved = gradient * len(dreams)
         return DreamShare(moved, entropy)
 
-    def contrast(self) -> NDArray[np.float64] | None:
-        """Means over its images of an image's (mean, deviation), and of their squares (2, 2); None if none may be told.
+    def contrast(self, weight: float) -> dict[str, NDArray[np.float64]]:
+        """What is told of its images' brightness and contrast, see `contrast_values`.
 
-        Under privacy no figure of the images leaves but through its mechanisms. The images stay as they are, and so do
-        the means: they are reckoned once.
+        Zeros where local training is replaced: a private one's images are told of through its mechanisms alone. The
+        images stay as they are, and so does what is told of them at a weight: it is reckoned once.
         """
-        if self._told is None and self._train_accuracy:
-            images = self._train.images
-            parts = [images[first : first + _AT_ONCE] for first in range(0, len(images), _AT_ONCE)]
-            found = np.concatenate([brightness_and_contrast(part) for part in parts])
-            self._told = np.stack([found.mean(axis=0), (found**2).mean(axis=0)])
-        return self._told
+        if self._told is None or self._told[0] != weight:
+            self._told = weight, contrast_values(self._train.images, weight if self._train_accuracy else 0.0)
+        return self._told[1]
 
     def soft_labels(self, dreams: FloatArray) -> SoftLabelShare:
         """The teacher's contribution to the soft labels of the finished `dreams` (B, C, H, W): N = (1 + views) * B."""

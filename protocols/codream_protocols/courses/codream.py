@@ -32,6 +32,7 @@ from codream_protocols.courses.labels import (
     LOGITS,
     VOTES,
     LabelBy,
+    check_learnt_from,
     logits_spec,
     soft_labels,
     vote_shares,
@@ -78,7 +79,7 @@ class Dreams(Settings):
         bool,
         doc(
             "whether the start images get the brightness and contrast of the clients' images, by one more secure sum "
-            "of four numbers a round"
+            "of five numbers a round; not where records or clients are private"
         ),
     ] = False
     label_by: Annotated[
@@ -120,6 +121,10 @@ class Dreams(Settings):
                 f"adaptive_weight is {self.adaptive_weight} with label_by 'votes'; 0 is allowed, since the adaptive "
                 "student learns from logits"
             )
+        if self.adaptive_weight > 0 and self.steps == 0:
+            raise SettingsError(
+                f"adaptive_weight is {self.adaptive_weight} with steps = 0; 0 is allowed, since nobody moves the dreams"
+            )
         if self.optimiser not in fitting(self.way):
             allowed = "; ".join(f"{way} with {' or '.join(fitting(way))}" for way in get_args(Way))
             raise SettingsError(f"way {self.way!r} with optimiser {self.optimiser!r}; allowed: {allowed}")
@@ -136,6 +141,8 @@ class DreamSettings(Dreams):
         super()._check()
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise SettingsError(f"shape is {self.shape}; three numbers (C, H, W) of 1 or more are allowed")
+        images = 2 * self.batch if self.half_way else self.labels
+        check_learnt_from(min(self.window, self.rounds), images, self.shape)
 
     @property
     def revealing_steps(self) -> int:
@@ -170,7 +177,7 @@ class ClientPrivacy(Settings):
         Annotated[float, Ge(1e-6), Le(MOST)] | None,
         doc(
             "Euclidean bound of a client's update of the dreams, in units of `update_clip`; needed where there are "
-            "updates"
+            "updates, and there alone"
         ),
     ] = None
     logit_norm: Annotated[
@@ -187,8 +194,10 @@ class ClientPrivacy(Settings):
 
 def _check_norms(privacy: ClientPrivacy, settings: DreamSettings) -> None:
     """A bound for each kind of noised vector, and none that would be of no effect."""
-    if privacy.update_norm is None and settings.steps > 0:
-        raise SettingsError(f"update_norm is not given with steps = {settings.steps}; a number above 0 is needed")
+    if (privacy.update_norm is None) != (settings.steps == 0):
+        found = "not given" if privacy.update_norm is None else f"{privacy.update_norm}"
+        needed = "a number above 0 is needed" if settings.steps else "none is allowed, since there are no updates"
+        raise SettingsError(f"update_norm is {found} with steps = {settings.steps}; {needed}")
     if (privacy.logit_norm is None) != (settings.label_by == VOTES):
         found = "not given" if privacy.logit_norm is None else f"{privacy.logit_norm}"
         needed = "none is allowed, since votes have one norm" if settings.label_by == VOTES else "a number is needed"
@@ -301,7 +310,7 @@ class CoDream(Rounds):
             assert privacy.logit_norm is not None  # noqa: S101 - `_check_norms`
             return labels.with_noise(privacy.logit_norm, self.noise_multiplier, honest)
         if name == CONTRAST:
-            return contrast_spec(settings.pixel_bound)
+            return contrast_spec()
         dreams = Block("dreams", settings.coordinates, float(settings.update_clip))
         if privacy is not None:
             assert privacy.update_norm is not None  # noqa: S101 - `_check_norms`

@@ -15,14 +15,31 @@ import numpy as np
 
 from codream_protocols.course import Array, Sums
 from codream_protocols.courses.numbers import LEAST_WEIGHT, bounded
+from codream_protocols.settings import SettingsError
 from codream_protocols.specs import Block, VectorSpec
 
 LOGITS, VOTES = "logits", "votes"
 VOTES_APART = math.sqrt(2)
 """The largest distance of two clients' votes, over their norm."""
 LabelBy = Literal["logits", "votes"]
+MOST_LEARNT_FROM = 1 << 30
+"""Numbers of all the images that a client learns from at once: 4 GiB, as much as its own images may take, and for a
+moment twice that, while views are joined."""
 MOST_SHARE = 16.0
 """Bound of a class's noised share of the votes, which may be below 0 and above 1."""
+
+
+def check_learnt_from(rounds: int, images: int, shape: tuple[int, int, int]) -> None:
+    """Refuse what clients could not hold: the `images` of each of so many rounds, views included, (C, H, W).
+
+    Raises:
+        SettingsError: together they have more than `MOST_LEARNT_FROM` numbers.
+    """
+    if (numbers := rounds * images * math.prod(shape)) > MOST_LEARNT_FROM:
+        raise SettingsError(
+            f"the {images} images of shape {shape} in each of {rounds} rounds that are learnt from at once have "
+            f"{numbers} numbers; {MOST_LEARNT_FROM} are allowed: choose a smaller batch or window, or fewer views"
+        )
 
 
 def logits_spec(labels: int, classes: int, clip: float) -> VectorSpec:

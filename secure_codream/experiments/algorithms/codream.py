@@ -5,7 +5,7 @@ seen nothing but the FedDream dataset, measures what the dreams carry.
 
 Ablations, each a `kind`: `dreams` are made together, step by step; `independent` dreams are made by each client
 alone, from the same noise and with as many local steps in all, and averaged once; `noise` images are labelled as
-they are. The ablations have no half-way dreams.
+they are. The ablations have no half-way dreams, and `noise` no adaptive term.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class CoDream:
             learning = replace(learning, local_steps=learning.local_steps * dreams.steps)
             dreams = replace(dreams, steps=1, half_way=False)
         elif self.kind == "noise":
-            dreams = replace(dreams, steps=0, half_way=False)
+            dreams = replace(dreams, steps=0, half_way=False, adaptive_weight=0.0)
         return replace(problem, learning=learning, dreams=dreams)
 
     @staticmethod

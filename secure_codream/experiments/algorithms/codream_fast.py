@@ -23,7 +23,8 @@ from codream_clients.learning.participant import Participant
 from codream_clients.learning.student import Student
 from codream_clients.learning.training import evaluate
 from codream_protocols.courses import generator as courses
-from secure_codream.configuration.courses import make_course
+from codream_protocols.courses.codream import Dreams
+from secure_codream.configuration.courses import FAST_DREAMS, make_course
 from secure_codream.experiments.algorithms.own_images import Stopwatch
 from secure_codream.experiments.problem import Problem, Row
 from secure_codream.simulation.in_process import Simulation
@@ -123,7 +124,8 @@ class CoDreamFast:
             "lr": self.lr,
             "noise_lr": self.noise_lr,
         }
-        course = make_course(problem.federation("codream-fast", fast=fast))
+        dreams = Dreams(**{name: getattr(problem.dreams, name) for name in (*FAST_DREAMS, "label_by")})
+        course = make_course(problem.federation("codream-fast", fast=fast, dreams=dreams))
         assert isinstance(course, courses.CoDreamFast)  # noqa: S101 - by that name
         return course
 

@@ -99,13 +99,20 @@ class _Client:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateCoDream(CoDream):
-    """CoDream between private clients; `privacy` is a `[privacy]` table. Own images stay out of distillation."""
+    """CoDream between private clients; `privacy` is a `[privacy]` table.
+
+    Own images stay out of distillation, and starts are not matched to their brightness and contrast.
+    """
 
     name: str = "codream-dp"
     privacy: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         privacy_settings(self.privacy)
+
+    def _ablated(self, problem: Problem) -> Problem:
+        found = super()._ablated(problem)
+        return replace(found, dreams=replace(found.dreams, matched=False))
 
     def _participants(self, problem: Problem) -> list[Participant]:
         privacy = privacy_settings(self.privacy)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from codream_protocols.courses.codream import ClientPrivacy
+from codream_protocols.courses.labels import MOST_LEARNT_FROM
 from codream_protocols.errors import LocalProtocolError
 from codream_protocols.settings import SettingsError
 from tests.protocols.courses.walk import HONEST, PRIVACY, codream, dream_settings, fake_start, legal_sums, uniform
@@ -132,6 +133,7 @@ def test_the_bound_of_an_entropy_is_one() -> None:
         {"logit_clip": math.nan},
         {"pixel_bound": 1e7},
         {"server_lr": -1.0},
+        {"steps": 0, "adaptive_weight": 1.0},
         {"half_way": True, "steps": 1},
         {"half_way": True, "views": 1},
         {"optimiser": "adam"},
@@ -142,6 +144,25 @@ def test_the_bound_of_an_entropy_is_one() -> None:
 def test_settings_out_of_range_are_refused(changed: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=r"allowed|choose"):
         dream_settings(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "factor"),
+    [
+        ({}, 1),
+        ({"views": 3}, 4),
+        ({"half_way": True}, 2),
+        ({"views": 3, "window": 2}, 8),
+        ({"window": 1000}, 2),  # of two rounds
+    ],
+)
+def test_images_that_are_learnt_from_at_once_are_bounded(changed: dict[str, Any], factor: int) -> None:
+    """No vector bounds them where there are no updates: views, half-way dreams and a window count like dreams."""
+    form = {"steps": 2, "shape": (1, 1024, 1024), "window": 1, **changed}
+    most = MOST_LEARNT_FROM // (1024 * 1024 * factor)
+    assert dream_settings(batch=most, **form).batch == most
+    with pytest.raises(SettingsError, match="numbers; 1073741824 are allowed: choose a smaller batch or window, or"):
+        dream_settings(batch=most + 1, **form)
 
 
 @pytest.mark.parametrize("changed", [{"epsilon": 0}, {"delta": 1.0}, {"update_norm": -1}, {"spare_rounds": -1}])
