@@ -305,6 +305,48 @@ MUTANTS = (
         "-k",
         "step_that_is_over",
     ),
+    # starts by the clients' brightness and contrast
+    text(
+        "a contrast that is none leaves the starts as they are",
+        P + "courses/contrast.py",
+        "    if goals[1] < LEAST_CONTRAST:\n",
+        "    if False:\n",
+        "tests/protocols/courses/test_course_contrast.py",
+        "-k",
+        "one_liar",
+    ),
+    text(
+        "brightness and contrast are exact sums",
+        P + "courses/contrast.py",
+        'Block(name, size, top * UNITS, "count")',
+        'Block(name, size, top * UNITS, "real")',
+        "tests/protocols/courses/test_course_contrast.py",
+        "-k",
+        "charters_bits",
+    ),
+    text(
+        "private clients' images are not told of",
+        C + "learning/participant.py",
+        "weight if self._train_accuracy else 0.0)",
+        "weight)",
+        "tests/clients/test_tasks.py",
+        "-k",
+        "brightness",
+    ),
+    rule(
+        "check_learnt_from",
+        "tests/protocols/courses/test_course_codream.py -k learnt_from_at_once",
+        file=P + "courses/labels.py",
+    ),
+    text(
+        "a start is tried before an epoch",
+        U + "configuration/courses.py",
+        '            check_start(rule(digest("handed down"), 1, settings.shape), 1, settings.shape)\n',
+        "            pass\n",
+        "tests/secure_codream/test_config.py",
+        "-k",
+        "own_start",
+    ),
     # votes and public features
     text(
         "noise is for all of a client's votes",

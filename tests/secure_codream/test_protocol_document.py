@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from pathlib import Path
 from typing import get_args
@@ -18,6 +19,7 @@ import secure_codream
 from codream_protocols import charter
 from codream_protocols.charter import default_threshold
 from codream_protocols.client import TRANSITIONS, ClientProtocol, State
+from codream_protocols.courses.contrast import LEAST_CONTRAST, LEAST_TOLD, MOST_GAIN, REACH, UNITS, contrast_spec
 from codream_protocols.courses.registry import COURSES
 from codream_protocols.hybrid import KEM_CIPHERTEXT_BYTES, KEM_KEY_BYTES
 from codream_protocols.keyschedule import PROTOCOL
@@ -105,6 +107,14 @@ def test_the_text_has_the_codes_numbers() -> None:
         COLUMNS: "each of {:,} columns",
     }.items():
         assert sentence.format(number) in " ".join(TEXT.split())
+    for block in contrast_spec().blocks:
+        assert f"`{block.name}` ({block.length}, clip 2^{int(block.clip).bit_length() - 1})" in TEXT
+    for sentence in (
+        f"unless U < {math.ceil(LEAST_TOLD * UNITS):,} or F_2 / U < 1/{1 / LEAST_CONTRAST:.0f}:",
+        f"r           = min(pixel bound, {REACH:.0f})",
+        f"max(m_2, 1/256), {MOST_GAIN:.0f})",
+    ):
+        assert sentence in TEXT
     assert f"What `{PROTOCOL}` is on the wire" in TEXT and f'"{PROTOCOL} " || label' in TEXT
 
 
