@@ -7,7 +7,8 @@ python benchmarks/unequal_sites.py halves.jsonl --lacking ...     # ten classes,
 Digits, MNIST and CIFAR-10 (an .npz with MedMNIST's keys), of each the first two, three, five and nine classes; images
 of the last two are halved in size, so that all of it takes half an hour of a core. Sites have about a fifth, three
 tenths and half of the images, of each class a share of its own (Dirichlet, concentration 3), and train a cnn2, an mlp
-and a cnn2. Settings are the defaults but for fewer epochs and dreams. A run that is in the file is not made again.
+and a cnn2. Settings are the defaults but for fewer epochs and dreams. A run that is in the file is not made again; a
+file has runs of one kind, and is refused with other flags than it was begun with.
 
 A site ends below itself if its accuracy on test images after the last round is lower than after the warm-up, by more
 than two standard errors of the warm-up's accuracy on the images that are held back. A site that has too few to hold
@@ -142,6 +143,19 @@ def table(records: list[dict[str, Any]]) -> None:
             print(f"    below: {site}")
 
 
+def read(path: Path, kind: dict[str, bool]) -> list[dict[str, Any]]:
+    """The runs that are in the file, none if there is none.
+
+    Raises:
+        ValueError: they are of another kind than `kind`.
+    """
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for record in records:
+        if (found := {name: record.get(name) for name in kind}) != kind:
+            raise ValueError(f"{path}: found runs with {found}; {kind} is asked for: name another file")
+    return records
+
+
 def main() -> None:
     """Make what is missing in the file, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,7 +169,11 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", ConvergenceWarning)
     sources = [name for name in SOURCES if name == "digits" or getattr(options, name) is not None]
-    records = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    kind = {"unguarded": options.unguarded, "lacking": options.lacking}
+    try:
+        records = read(options.out, kind)
+    except ValueError as error:
+        parser.error(str(error))
     done = {(record["source"], record["classes"], record["seed"]) for record in records}
     images = {source: everything(source, options) for source in sources}
     for seed in range(options.seeds):
@@ -164,7 +182,7 @@ def main() -> None:
                 if (source, classes, seed) in done:
                     continue
                 found = run(images[source], classes, seed, guarded=not options.unguarded, lacking=options.lacking)
-                records.append({"source": source, "classes": classes, "seed": seed, "sites": found})
+                records.append({"source": source, "classes": classes, "seed": seed, **kind, "sites": found})
                 with options.out.open("a") as file:
                     file.write(json.dumps(records[-1]) + "\n")
     table(records)

@@ -86,7 +86,7 @@ def compare(
     """Compare algorithms on the same data, or budgets with --epsilons: table, plots, report. Flags overrule it."""
     from codream_clients.data.understanding import lines
     from secure_codream.configuration.images import uncharged
-    from secure_codream.experiments.compare import Outputs, prepare, run_comparison
+    from secure_codream.experiments.compare import Outputs, outdated, prepare, run_comparison
     from secure_codream.experiments.compare import resume as resume_run
     from secure_codream.experiments.ray_workers import RayWorkers
     from secure_codream.experiments.results import result_tables
@@ -129,6 +129,8 @@ def compare(
         say(screen, line)
     if (said := uncharged(comparison.grid.cells[0].data.source)) is not None:
         say(screen, said, style="yellow")
+    for sentence in outdated(comparison):
+        say(screen, sentence, style="yellow")
     command = comparison.grid.config.command
     jobs = jobs or usual_jobs(comparison.grid.config.compare.device)
     try:

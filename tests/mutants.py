@@ -122,6 +122,34 @@ MUTANTS = (
         "-k",
         "no_coin_say",
     ),
+    # tables of experiments
+    text(
+        "rows of other code and images are taken for these",
+        U + "experiments/grid.py",
+        '            "origins": dict(self.origins),\n',
+        "",
+        "tests/secure_codream/test_compare_grid.py",
+        "-k",
+        "digest_changes",
+    ),
+    text(
+        "a worker's code is the comparison's",
+        U + "experiments/cell.py",
+        "if found := differences(cell.origins, cell.origins_here()):",
+        "if found := []:",
+        "tests/secure_codream/test_compare_runs.py",
+        "-k",
+        "other_code_are_run_again",
+    ),
+    text(
+        "dreams made alone may move as far",
+        U + "experiments/algorithms/codream.py",
+        "dreams.update_clip * dreams.steps",
+        "dreams.update_clip",
+        "tests/secure_codream/test_experiments_codream.py",
+        "-k",
+        "move_as_far",
+    ),
     # masks on a GPU
     text(
         "a device that fails keeps nothing",

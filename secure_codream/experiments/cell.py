@@ -1,8 +1,9 @@
 """One cell's work and its record: a JSON file that holds every row, and the digest of what defined them.
 
-A record is written in one piece when the cell is over; a file that is there is whole. Global random states are set
-from the cell's seed before it starts, so that nothing depends on which cell a worker ran before. Only seconds differ
-between two runs of the same cell.
+A record is written in one piece when the cell is over; a file that is there is whole. Code, libraries and images must
+be those that the comparison was begun with, in whichever process and on whichever machine a cell is run. Global random
+states are set from the cell's seed before it starts, so that nothing depends on which cell a worker ran before. Only
+seconds differ between two runs of the same cell.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from codream_clients.devices import pick_device
 from codream_clients.learning.training import convergence_warnings_to
 from secure_codream.configuration.images import load_shards
 from secure_codream.experiments.grid import SCHEMA, Cell, Measure
+from secure_codream.experiments.origins import differences
 from secure_codream.experiments.problem import Problem, Row
 from secure_codream.reports.files import MalformedRecord, write_whole
 
@@ -38,6 +40,7 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
         parameters: of each client's model.
         rounds: as planned; `rows` has fewer if the cell stopped early.
         rows: after the warm-up, and after each round.
+        origins: what the rows follow from beside the settings, see `origins`.
         warnings: what was said of its trainings -> how often.
     """
 
@@ -50,6 +53,7 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
     parameters: tuple[int, ...]
     rounds: int
     rows: tuple[Row, ...]
+    origins: dict[str, str]
     warnings: dict[str, int] = {}
     schema: int = SCHEMA
 
@@ -70,6 +74,10 @@ class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class EmptyRun(RuntimeError):
     """An algorithm yielded no rows."""
+
+
+class OtherOrigins(RuntimeError):
+    """Code, images or libraries here are not those that the comparison was begun with."""
 
 
 def problem_of(cell: Cell, releases: Path | None = None) -> Problem:
@@ -97,9 +105,12 @@ def run_cell(cell: Cell, progress: Callable[[Row], None], releases: Path | None 
     """Run the algorithm; `progress` gets each row as it comes; `releases`: see `Problem`.
 
     Raises:
+        OtherOrigins: code, images or libraries are others than those that the comparison was begun with.
         EmptyRun: the algorithm yielded nothing.
         Exception: whatever the algorithm raises.
     """
+    if found := differences(cell.origins, cell.origins_here()):
+        raise OtherOrigins(f"not as when the comparison was begun: {', '.join(found)}; resuming takes what is here now")
     random.seed(cell.seed)
     np.random.seed(cell.seed % (1 << 32))  # a user's own parts may draw from it
     torch.manual_seed(cell.seed)
@@ -123,6 +134,7 @@ def run_cell(cell: Cell, progress: Callable[[Row], None], releases: Path | None 
         parameters=tuple(sum(weight.numel() for weight in model.parameters()) for model in models),
         rounds=cell.rounds,
         rows=tuple(rows),
+        origins=dict(cell.origins),
         warnings=dict(Counter(warnings)),
     )
 
@@ -165,3 +177,16 @@ def read_record(cells: Path, cell: Cell) -> CellRecord | None:
     if record.digest != cell.digest or not record.rows:
         raise MalformedRecord(path, "another cell's record", "this cell's; delete the file to run the cell again")
     return record
+
+
+def why_not_kept(cells: Path, cell: Cell) -> str | None:
+    """What became of a record of such a cell that is there and does not fit it, in words; None where there is none."""
+    path, pattern = record_path(cells, cell), f"{cell.title}_{'[0-9a-f]' * 12}.json"
+    others = sorted((other for other in cells.glob(pattern) if other != path), key=lambda other: other.stat().st_mtime)
+    if not others:
+        return None
+    try:
+        record = msgspec.json.decode(others[-1].read_bytes(), type=CellRecord)
+    except msgspec.MsgspecError:
+        return "records of another version of Secure CoDream"
+    return ", ".join(differences(record.origins, cell.origins)) or "settings"

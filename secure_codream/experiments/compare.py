@@ -11,12 +11,14 @@
         tensorboard/     event files, if asked for
         releases/        what private clients have released, for cells that share it; not needed once all are done
 
-Resuming reads `config.toml`, keeps the records whose digests fit, and runs the rest. Results are made from all records
-in the grid's order, so it does not matter when each was made.
+Resuming reads `config.toml`, keeps the records whose digests fit, and runs the rest; `outdated` says why others that
+are there do not fit. Results are made from all records that fit, in the grid's order, so it does not matter when each
+was made.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +29,7 @@ import msgspec
 from rich.console import Console
 
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.experiments.cell import CellRecord, read_record
+from secure_codream.experiments.cell import CellRecord, read_record, why_not_kept
 from secure_codream.experiments.comparison_report import draw, write_comparison_report
 from secure_codream.experiments.event_files import require_tensorboard, write_events
 from secure_codream.experiments.grid import Grid, read_grid
@@ -116,6 +118,17 @@ def resume(folder: Path) -> Comparison:
     for partial in comparison.cells.glob(".*.partial"):  # of a worker that was stopped while it wrote
         partial.unlink(missing_ok=True)
     return comparison
+
+
+def outdated(comparison: Comparison) -> list[str]:
+    """Which cells are run again although they have records, and what differs now, in sentences."""
+    waiting = [cell for cell in comparison.grid.cells if read_record(comparison.cells, cell) is None]
+    why = Counter(reason for cell in waiting if (reason := why_not_kept(comparison.cells, cell)) is not None)
+    return [
+        f"{'a cell is' if count == 1 else f'{count} cells are'} run again, since what made the records that are there "
+        f"was different: {reason}"
+        for reason, count in why.items()
+    ]
 
 
 def run_comparison(

@@ -2,8 +2,8 @@
 
 A cell is one run of one algorithm on one partition with one seed; everything that defines its result is in it, and
 its digest stands for all that. Where two configurations agree on a digest, they agree on the cell's rows, so a result
-may be taken over; where anything differs (a learning rate, a version), the digest does. Where the data lie is no part
-of it.
+may be taken over; where anything differs (a learning rate, a line of code, an image in a file: `origins`), the digest
+does. Where a known set lies is no part of it.
 
 A variant is an algorithm under another name with other options, other `[learning]` and `[dreams]` values or models:
 
@@ -54,12 +54,12 @@ from secure_codream.configuration.federation import (
 from secure_codream.configuration.images import load_data, what_was_understood, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
 from secure_codream.experiments.notation import PARTITIONS, parse_seeds, partition_fields
+from secure_codream.experiments.origins import images_in, own_code, program
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
 from secure_codream.experiments.registry import ALGORITHMS, USUAL_PRIVACY, Entry, find
 from secure_codream.experiments.sweep import SweepTable
-from secure_codream.reports.versions import versions_of
 
-SCHEMA = 2
+SCHEMA = 3
 MOST_CELLS = 100_000
 
 
@@ -228,6 +228,7 @@ class Cell:
         aggregation: secure aggregation's settings.
         patience: see `CompareTable`.
         device: where models are trained.
+        origins: what the rows follow from beside all these, see `origins`; as it was when the grid was made.
     """
 
     algorithm: str
@@ -243,13 +244,14 @@ class Cell:
     aggregation: AggregationTable
     patience: int | None
     device: str
+    origins: Mapping[str, str]
 
     @property
     def digest(self) -> str:
         """SHA-256 of everything that defines the rows, hexadecimal."""
         definition = {
             "schema": SCHEMA,
-            "versions": versions_of("secure-codream", "torch", "numpy", "opacus", python=False),
+            "origins": dict(self.origins),
             "algorithm": [self.entry.name, dict(self.entry.options)],
             "measure": self.measure,
             "partition": self.partition,
@@ -266,11 +268,24 @@ class Cell:
         return hashlib.sha256(json.dumps(definition, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     @property
+    def title(self) -> str:
+        """The readable part of `stem`, alike for cells that differ in settings or origins alone."""
+        model = f"{self.models[0]}_" if self.measure == "communication" else ""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.algorithm}_{model}{self.partition}_seed-{self.seed}")
+
+    @property
     def stem(self) -> str:
         """A file's name for it: readable, and different from every other cell's."""
-        model = f"{self.models[0]}_" if self.measure == "communication" else ""
-        words = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.algorithm}_{model}{self.partition}_seed-{self.seed}")
-        return f"{words}_{self.digest[:12]}"
+        return f"{self.title}_{self.digest[:12]}"
+
+    def origins_here(self) -> dict[str, str]:
+        """`origins` as they are now, and on this machine.
+
+        Raises:
+            ConfigError: own code or images that are not there any more.
+        """
+        own = _own_code(self.entry, self.models, self.data, self.dreams)
+        return {**program(), **images_in(self.data.source), **own}
 
     def __str__(self) -> str:
         if self.measure == "communication":
@@ -363,6 +378,7 @@ def _grid(config: CompareConfig) -> Grid:
     _try_models(named, shape, classes, table.device)
     learning = _whole_learning(config.learning, config.dreams, shape, classes)
     config = config.model_copy(update={"learning": learning, "data": _absolute(config.data)})
+    common = {**program(), **images_in(config.data.source)}
     recipes = {name: _Recipe.of(config, name, shape, classes) for name in table.algorithms}
     private = [recipe for recipe in recipes.values() if recipe.entry.record_private]
     if private:
@@ -378,11 +394,11 @@ def _grid(config: CompareConfig) -> Grid:
         name, reason = next(iter(not_applicable.items()))
         raise ConfigError(f"compare.algorithms: no algorithm is left to run: {name}: {reason}")
     cells = [
-        recipes[name].cell(config, name, partition, seed, data[partition, seed])
+        recipes[name].cell(config, name, partition, seed, data[partition, seed], common)
         for seed, partition, name in product(table.seeds, table.partitions, table.algorithms)
         if name not in not_applicable
     ]
-    return Grid(config, (*cells, *_communication_cells(config, shape, classes)), not_applicable, understood)
+    return Grid(config, (*cells, *_communication_cells(config, shape, classes, common)), not_applicable, understood)
 
 
 @dataclass(frozen=True)
@@ -418,7 +434,15 @@ class _Recipe:
             raise ConfigError(f"variants.{name}: {error}") from error
         return cls(entry, learning, dreams, models)
 
-    def cell(self, config: CompareConfig, name: str, partition: str, seed: int, data: DataTable) -> Cell:
+    def cell(
+        self,
+        config: CompareConfig,
+        name: str,
+        partition: str,
+        seed: int,
+        data: DataTable,
+        common: Mapping[str, str],
+    ) -> Cell:
         return Cell(
             algorithm=name,
             entry=self.entry,
@@ -432,10 +456,19 @@ class _Recipe:
             aggregation=config.aggregation,
             patience=config.compare.patience,
             device=config.compare.device,
+            origins={**common, **_own_code(self.entry, self.models, data, self.dreams)},
         )
 
 
-def _communication_cells(config: CompareConfig, shape: tuple[int, int, int], classes: int) -> list[Cell]:
+def _own_code(entry: Entry, models: Sequence[str], data: DataTable, dreams: Dreams) -> dict[str, str]:
+    """Whatever of a cell may be module:name; of an algorithm's options too, such as a student."""
+    options = [option for option in entry.options.values() if isinstance(option, str)]
+    return own_code([entry.name, *options, *models, data.source, dreams.start])
+
+
+def _communication_cells(
+    config: CompareConfig, shape: tuple[int, int, int], classes: int, common: Mapping[str, str]
+) -> list[Cell]:
     """One round for each algorithm and model, without training; a round's bytes follow from sizes alone."""
     table, chosen = config.communication, config.compare
     cells = []
@@ -461,6 +494,7 @@ def _communication_cells(config: CompareConfig, shape: tuple[int, int, int], cla
                 aggregation=config.aggregation,
                 patience=None,
                 device=chosen.device,
+                origins={**common, **_own_code(recipe.entry, (model,), data, recipe.dreams)},
             )
         )
     return cells

@@ -1,8 +1,18 @@
 """What an experiment is: the problem that every algorithm gets alike, and the rows that each gives back.
 
 Fairness is a property of this file: the same shards, test images, initial weights (by client seed), and the same
-number of passes over local data, whatever the algorithm. All randomness follows from `Problem.seed` and the round,
-never from what ran before, so that an interrupted experiment can go on to the same result.
+number of epochs (`Learning.epochs_in_all`), whatever the algorithm:
+
+- Counted are the warm-up and, of each round, the passes over own images and those over the dreams. Who does not distil
+  passes over its own images in the place of the dreams, as often.
+- Not counted is how long a pass is: one over the dreams takes in all dreams of the window and their views, however few
+  the own images are. Nor are the own images beside the dreams, `batch_size` of them in each step of a distillation
+  where `own_weight` is above 0: CoDream sees its own images there on top of the counted epochs. Nor is what makes
+  dreams or a generator, a student on dreams alone, or the measuring of batch norm's statistics (`own_statistics`).
+- Under a privacy budget its own table counts: `[privacy]` epochs, `[dp_sgd]` steps.
+
+All randomness follows from `Problem.seed` and the round, never from what ran before, so that an interrupted experiment
+can go on to the same result.
 """
 
 from __future__ import annotations

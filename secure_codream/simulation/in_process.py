@@ -258,13 +258,16 @@ class DreamFederation:
         """Train every client on its own data; returns test accuracies (0 where a client has no test images)."""
         return tuple(float(participant.warm_up().accuracy or 0.0) for participant in self.participants)
 
-    def round(self) -> tuple[float, ...]:
+    def round(self, finished: Callable[[StepFinished], object] = lambda step: None) -> tuple[float, ...]:
         """Dream, label and learn once, and after the last round close with the metrics; returns test accuracies.
+
+        Args:
+            finished: told the sum of each of the round's steps.
 
         Raises:
             AggregationFailed: too few clients for the aggregation's settings.
         """
-        found = self.simulation.run_epoch()
+        found = self.simulation.run_epoch(finished)
         self._batches.append((np.array(found["dreams"]), np.array(found["soft_labels"])))  # torch wants writable copies
         if self.simulation.server.certified == self._course.settings.rounds < self._course.epochs:
             self.simulation.run_epoch()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 from typer.main import get_command
 
 from secure_codream.cli import app
 from secure_codream.configuration.reading import ConfigError
+from secure_codream.experiments import origins
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
 from secure_codream.experiments.notation import parse_seeds, partition_fields
 from secure_codream.experiments.registry import ALGORITHMS
@@ -188,6 +191,100 @@ def test_digest_changes_with_all_that_defines_a_cell(tables: dict[str, Any]) -> 
     assert grid(**tables).cells[0].digest != grid().cells[0].digest
 
 
+def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origins, "_code_digest", lambda: "another")
+
+
+def other_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = origins.versions_of
+    monkeypatch.setattr(origins, "versions_of", lambda *names, python: {**known(*names, python=python), "pillow": "1"})
+
+
+@pytest.mark.parametrize(("change", "said"), [(other_code, "the code of Secure CoDream"), (other_pillow, "pillow (")])
+def test_digest_changes_with_code_and_libraries(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], None], said: str
+) -> None:
+    before = grid().cells[0]
+    change(monkeypatch)
+    after = grid().cells[0]
+    assert after.digest != before.digest and after.title == before.title
+    (found,) = origins.differences(before.origins, after.origins)
+    assert found.startswith(said)
+
+
+def test_digest_changes_with_the_images_in_a_file(tmp_path: Path) -> None:
+    def write(file: Path, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        sizes = {"train": 60, "test": 20}
+        images = {f"{part}_images": rng.integers(0, 256, (size, 8, 8), np.uint8) for part, size in sizes.items()}
+        labels = {f"{part}_labels": np.arange(size) % 2 for part, size in sizes.items()}
+        np.savez(file, **images, **labels)
+
+    found = []
+    for seed in (0, 0, 1):
+        write(tmp_path / "scans.npz", seed)
+        found.append(grid(data={"source": str(tmp_path / "scans.npz")}).cells[0])
+    first, same, other = found
+    assert first.digest == same.digest != other.digest
+    assert origins.differences(first.origins, other.origins) == ["the images"]
+    assert origins.images_in("digits") == {}, "a known set is what its name says"
+
+
+def test_images_of_a_folder_are_all_files_that_are_not_hidden(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "1.png").write_bytes(b"one")
+    (tmp_path / "dogs").symlink_to(tmp_path / "cats")  # the loader follows links, too
+    found = [origins.images_in(str(tmp_path))]
+    (tmp_path / "cats" / ".DS_Store").write_bytes(b"a tool's")
+    found.append(origins.images_in(str(tmp_path)))
+    (tmp_path / "cats" / "1.png").rename(tmp_path / "cats" / "2.png")
+    found.append(origins.images_in(str(tmp_path)))
+    (tmp_path / "cats" / "2.png").write_bytes(b"two")
+    found.append(origins.images_in(str(tmp_path)))
+    assert found[0] == found[1] and len({str(one) for one in found}) == 3
+    with pytest.raises(ConfigError, match=r"data.source: .* cannot be read"):
+        origins.images_in(str(tmp_path / "birds"))
+
+
+def test_digest_changes_with_own_code_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *origins.sys.path])
+    for name in ("its_model", "its_start"):
+        (tmp_path / f"{name}.py").write_text("def make(*given):\n    ...\n")
+    names = ["codream", "cnn2", "its_model:make", "its_start:make"]
+    before = origins.own_code(names)
+    assert list(before) == ["own code in its_model", "own code in its_start"]
+    (tmp_path / "its_start.py").write_text("def make(*given):\n    return None\n")
+    assert origins.differences(before, origins.own_code(names)) == ["own code in its_start"]
+    with pytest.raises(ConfigError, match="its_loss: found no file of it"):
+        origins.own_code(["its_loss:make"])
+
+
+def test_a_cell_knows_whichever_of_its_parts_may_be_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    options = {"algorithm": "codream", "options": {"student": "own_parts:build"}}
+    made = grid(compare={"algorithms": ["taught", "isolated"], "models": ["cnn2"]}, variants={"taught": options})
+    taught, isolated = made.cells[:2]
+    assert "own code in own_parts" in taught.origins and "own code in own_parts" not in isolated.origins
+    assert taught.origins_here() == taught.origins
+
+
+def test_code_that_computes_rows_needs_none_that_only_shows_them() -> None:
+    files = dict(origins.code_files())
+    rooms = {name.partition("/")[0] for name in files}
+    assert rooms == set(origins.ROOMS)
+    assert "secure_codream.experiments/algorithms/codream.py" in files
+    assert "codream_clients/learning/participant.py" in files
+    shown = "|".join(origins.SHOWING)
+    for name, file in files.items():
+        source = file.read_text("utf-8")
+        if not name.startswith("secure_codream.experiments/") or "workers" in name:
+            continue
+        assert not re.search(rf"secure_codream\.experiments\.({shown})\b", source), name
+        found = set(re.findall(r"from secure_codream\.(\w+)", source))
+        assert found <= {"configuration", "simulation", "experiments", "reports", "extras"}, name
+
+
 def test_digest_does_not_depend_on_names_and_neighbours() -> None:
     other = grid(compare={"name": "other", "algorithms": ["isolated", "fedavg"], "seeds": [0, 5]})
     assert other.cells[0].digest == grid().cells[0].digest
@@ -244,7 +341,7 @@ def test_the_ablations_on_cifar10_differ_in_start_and_dreaming_alone(monkeypatch
     monkeypatch.chdir(EXAMPLES)
     digits = {"compare": {"seeds": [0], "per_client": 10}, "data": {"source": "digits"}}
     starts, parts = (read_grid(EXAMPLES / f"compare-cifar10-{name}.toml", digits) for name in ("starts", "ablations"))
-    whole = next(cell for cell in starts.cells if cell.algorithm == "codream")
+    whole = next(cell for cell in starts.cells if cell.algorithm == "codream-photos")
     assert all(cell.learning == whole.learning and cell.dreams.matched for cell in parts.cells)
     assert {cell.algorithm: cell.dreams.start for cell in parts.cells} == {
         "codream": "photos",
@@ -252,6 +349,26 @@ def test_the_ablations_on_cifar10_differ_in_start_and_dreaming_alone(monkeypatch
         "dreams-alone": "noise",
         "noise-alone": "noise",
     }
+
+
+def test_references_on_cifar10_train_as_long_as_in_the_table_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    digits = {"compare": {"seeds": [0], "per_client": 10}, "data": {"source": "digits"}}
+    starts, cpu = (read_grid(EXAMPLES / f"compare-cifar10-{name}.toml", digits) for name in ("starts", "cpu"))
+    epochs = {cell.algorithm: cell.learning["distil_epochs"] for cell in starts.cells}
+    assert epochs.pop("codream-photos") == epochs.pop("codream-photos-calibrated") == 4
+    assert epochs == {
+        cell.algorithm: cell.learning["distil_epochs"] for cell in cpu.cells if cell.algorithm != "codream"
+    }
+
+
+def test_fewer_updates_may_move_a_pixel_as_far() -> None:
+    made = read_grid(EXAMPLES / "compare-steps.toml", {"compare": {"seeds": [0]}})
+    usual = next(cell for cell in made.cells if cell.algorithm == "codream")
+    for cell in made.cells:
+        assert cell.learning["local_steps"] * cell.dreams.steps == 100
+        if cell.dreams.steps <= usual.dreams.steps:
+            assert cell.dreams.update_clip * cell.dreams.steps == usual.dreams.update_clip * usual.dreams.steps
 
 
 WRITTEN = (

@@ -66,6 +66,7 @@ def record_of(cell: Cell) -> CellRecord:
         parameters=(6138, 6138),
         rounds=2,
         rows=rows,
+        origins={},
     )
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from secure_codream import cli
 from secure_codream.experiments.cell import run_cell
-from secure_codream.experiments.compare import Outputs, prepare, run_comparison
+from secure_codream.experiments.compare import Outputs, outdated, prepare, resume, run_comparison
 from secure_codream.experiments.grid import Cell, read_grid
 from secure_codream.experiments.problem import Row
 from secure_codream.experiments.workers import Advanced, Happening, Started, work
@@ -29,6 +29,7 @@ FAKE = """
     import os
     import time
     from dataclasses import dataclass
+    from pathlib import Path
 
     import torch
 
@@ -44,11 +45,12 @@ FAKE = """
 
         def run(self, problem):
             assert torch.get_num_threads() == 1
-            if problem.seed == self.dies:
+            mended = Path("mended").exists()
+            if problem.seed == self.dies and not mended:
                 os._exit(9)
             for number in range(problem.rounds + 1):
                 time.sleep(self.slow)
-                if problem.seed == self.raises:
+                if problem.seed == self.raises and not mended:
                     raise ValueError("spoilt [on purpose]\\nsecond line")
                 accuracy = 0.5 + 0.01 * problem.seed + self.rises * number + 0.01 * float(torch.rand(()))
                 yield Row(round=number, accuracies=(accuracy,) * len(problem.shards), server=None,
@@ -195,8 +197,7 @@ def test_cells_that_fail_are_reported_and_the_others_go_on(folder: Path) -> None
     assert ".log has its last words" in (run / died).read_text()
     assert "Cells without a result" in (run / "report.html").read_text()
     # Resuming tries them again; mended meanwhile, they succeed.
-    module = folder / "fake_algorithm.py"
-    module.write_text(module.read_text().replace("== self.raises", "== -1").replace("== self.dies", "== -1"))
+    (folder / "mended").touch()
     again = call(folder, "--resume", str(run), "--jobs", "1", "--no-plots")
     assert again.returncode == 0 and "6 cells, 4 of them done before; 1 at a time" in again.stdout
 
@@ -235,6 +236,37 @@ def test_another_back_end_gives_the_same_table(folder: Path, whole: Path, monkey
     failures = run_comparison(spoilt, **rests, workers=Here).failures
     assert {failure.reason for failure in failures} == {"ValueError: spoilt [on purpose]"} and len(failures) == 2
     assert all("second line" in (spoilt.run.path / failure.log).read_text() for failure in failures)
+
+
+def test_cells_of_other_code_are_run_again_and_that_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "fake_algorithm", raising=False)
+    rests: dict[str, Any] = {"jobs": 1, "console": Console(quiet=True), "outputs": Outputs(plots=False)}
+    begun = prepare(configure(folder, seeds="0"), {}, folder / "runs")
+    assert outdated(begun) == [] and not run_comparison(begun, **rests, workers=Here).failures
+    assert outdated(resume(begun.run.path)) == []
+    module = folder / "fake_algorithm.py"
+    module.write_text(module.read_text() + "\n# another line\n")
+    failures = {failure.reason for failure in run_comparison(begun, **rests, workers=Here).failures}
+    assert not failures, "all of it is there"
+    for path in begun.cells.glob("fake_iid_*.json"):
+        path.unlink()
+    (failure,) = run_comparison(begun, **rests, workers=Here).failures
+    assert "OtherOrigins: not as when the comparison was begun" in failure.reason
+    assert "own code in fake_algorithm" in failure.reason
+    resumed = resume(begun.run.path)
+    (sentence,) = outdated(resumed)
+    assert sentence.startswith("3 cells are run again") and sentence.endswith(": own code in fake_algorithm")
+    assert not run_comparison(resumed, **rests, workers=Here).failures and outdated(resumed) == []
+    assert len(list(begun.cells.glob("*.json"))) == 3 + 4
+    config = begun.run.config
+    config.write_text(config.read_text().replace("lr = 0.02", "lr = 0.03"))
+    assert [sentence.rpartition(": ")[2] for sentence in outdated(resume(begun.run.path))] == ["settings"]
+    for path in begun.cells.glob("*.json"):
+        path.write_text("{}")
+    assert outdated(resume(begun.run.path))[0].endswith("records of another version of Secure CoDream")
 
 
 def test_early_stopping_of_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from codream_clients.generator_learner import make_generator
 from codream_clients.learning.generators import adapt, generate
 from codream_clients.learning.settings import LearningSettings, Teacher
 from codream_clients.learning.student import Student
+from codream_clients.learning.training import convergence_warnings_to
 from codream_clients.models.layouts import read_vector, write_vector
 from codream_protocols.course import Task
 from codream_protocols.courses.codream import CoDream as CoDreamCourse
@@ -157,6 +158,30 @@ def test_half_way_dreams_take_a_step_of_labels_more_each_round() -> None:
 def test_ablations_have_no_half_way(kind: Kind, steps: int) -> None:
     rows = list(CoDream(kind=kind).run(digits(half_way=True)))
     assert [row.secure_steps for row in rows] == [0, steps, 2 * steps + 1]
+
+
+# -- what the clip cuts -----------------------------------------------------
+
+
+def test_dreams_made_alone_may_move_as_far_as_those_made_together() -> None:
+    """Two local steps of 0.1 stay below a clip of 0.25; ten of them at once do not, nor need they."""
+    together = digits(steps=5, update_clip=0.25)
+    alone = CoDream(kind="independent")._ablated(together)
+    assert (alone.dreams.steps, alone.learning.local_steps, alone.dreams.update_clip) == (1, 10, 1.25)
+    assert CoDream(kind="independent")._ablated(digits(update_clip=1e6)).dreams.update_clip == 1e6
+    for kind in ("dreams", "independent"):
+        said: list[str] = []
+        with convergence_warnings_to(said.append):
+            list(CoDream(kind=kind).run(dataclasses.replace(together, rounds=1)))
+        assert not [text for text in said if "clipped" in text]
+
+
+def test_updates_that_are_clipped_are_told_of() -> None:
+    said: list[str] = []
+    with convergence_warnings_to(said.append):
+        list(CoDream().run(dataclasses.replace(digits(update_clip=0.05), rounds=1)))
+    told = "updates of dreams were clipped in more than 1% of their coordinates; a larger [dreams] update_clip may help"
+    assert said.count(told) == 2, "once for each update"
 
 
 # -- CoDream-fast ---------------------------------------------

@@ -10,14 +10,18 @@ import sys
 import tomllib
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 from typer.testing import CliRunner
 
 from secure_codream.cli import app
 from secure_codream.configuration.reading import ConfigError
+from secure_codream.experiments import origins
+from secure_codream.experiments.algorithms import private
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
 from secure_codream.experiments.sweep import SweepTable, is_reference, reference_of, split_name
 
@@ -118,6 +122,25 @@ def test_sweep_is_compare_with_budgets(flags: list[str], monkeypatch: pytest.Mon
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "secure_codream", "sweep", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT, cwd=folder)
+
+
+def test_what_other_code_released_is_not_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str] = []
+    monkeypatch.setattr(private, "Releases", lambda charge, folder, key: keys.append(key))
+    monkeypatch.setattr(private, "PlannedCharges", lambda plan: SimpleNamespace(reserve=None))
+    problem: Any = SimpleNamespace(
+        models=("cnn2_gn",),
+        client_seed=int,
+        learning=SimpleNamespace(balanced=True),
+        device="cpu",
+        releases=None,
+    )
+    data: Any = SimpleNamespace(images=np.zeros(2), labels=np.zeros(2), augment="none")
+    client = private._Client(problem, 0, data, SimpleNamespace(settings=None))
+    for code in ("one", "one", "another"):
+        monkeypatch.setattr(origins, "_code_digest", lambda code=code: code)
+        assert client.releases is None
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.exhaustive

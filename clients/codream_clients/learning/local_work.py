@@ -4,8 +4,9 @@ One loop for all: SGD with the settings of `LearningSettings`, mini-batches that
 round alone, balanced softmax or cross-entropy. What sets an algorithm apart is an `Objective`, which turns a batch's
 plain loss into the loss that is minimised, or a correction, which is added to the gradients.
 
-A CoDream client distils while its rivals go on with their own images: in each round they make
-`LearningSettings.epochs_in` passes, so that all have as many in the end.
+A CoDream client passes over dreams while its rivals go on with their own images: in each round they make
+`LearningSettings.epochs_in` passes, so that all have as many in the end. The own images that a distillation sees beside
+the dreams (`own_weight`) are in no count.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Learning(Settings):
         return self.local_epochs > 0 and (self.training_rounds is None or round <= self.training_rounds)
 
     def epochs_in(self, round: int) -> int:
-        """Epochs of a round, from 1, distillation and training on own data together."""
+        """Epochs of a round, from 1: passes over dreams and over own data; own images beside the dreams are no pass."""
         return self.distil_epochs * self.distils_in(round) + self.local_epochs * self.trains_in(round)
 
     def epochs_in_all(self, rounds: int) -> int:

@@ -1,8 +1,8 @@
 """All data in one place: the ceiling, and what federated learning is there to avoid.
 
 One model of each architecture, with the initial weights of the first client that has it, trains on all shards pooled,
-for as many passes as a CoDream client makes in all (`Learning.epochs_in_all`). A client is given the accuracy of
-its own architecture. It is no protocol: the bytes of handing over the images are not counted.
+for as many epochs as a CoDream client has in all (`Learning.epochs_in_all`; `problem` says what they count). A client
+is given the accuracy of its own architecture. It is no protocol: the bytes of handing over the images are not counted.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ The very course, `Participant`s and protocol machines of a deployment, in one pr
 seen nothing but the FedDream dataset, measures what the dreams carry.
 
 Ablations, each a `kind`: `dreams` are made together, step by step; `independent` dreams are made by each client
-alone, from the same noise and with as many local steps in all, and averaged once; `noise` images are labelled as
-they are. The ablations have no half-way dreams, and `noise` no adaptive term.
+alone, from the same start and with as many local steps in all, and averaged once, with a clip for all these steps
+together, so that a pixel may move as far as it may step by step; `noise`, the start images, are labelled as they are.
+The ablations have no half-way dreams, and `noise` no adaptive term.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from codream_clients.dream_learner import distillation_of
 from codream_clients.learning.participant import Participant
 from codream_clients.learning.training import evaluate
 from codream_protocols.courses import codream as courses
+from codream_protocols.settings import MOST
 from secure_codream.configuration.courses import make_course
+from secure_codream.experiments.algorithms.clipping import telling_of_clipping
 from secure_codream.experiments.problem import Problem, Row
 from secure_codream.simulation.in_process import DreamFederation
 
@@ -43,7 +46,7 @@ class CoDream:
     student: str | None = None
 
     def run(self, problem: Problem) -> Iterator[Row]:
-        """See `Algorithm`."""
+        """See `Algorithm`; warns of clipping, see `telling_of_clipping`."""
         started = time.perf_counter()
         problem = self._ablated(problem)
         course = make_course(problem.federation("codream", client_privacy=self.client_privacy))
@@ -56,9 +59,10 @@ class CoDream:
             device=problem.device,
         )
         student = problem.fresh_model(0, self.student or problem.models[0])
+        tell_of_clipping = telling_of_clipping(course, "updates of dreams", "[dreams] update_clip")
         yield self._row(0, federation.warm_up(), None, federation, started)
         for number in range(1, problem.rounds + 1):
-            accuracies = federation.round()
+            accuracies = federation.round(tell_of_clipping)
             distillation_of(problem.dreams.label_by)(
                 student,
                 list(federation.batches),
@@ -77,7 +81,8 @@ class CoDream:
         learning, dreams = problem.learning, problem.dreams
         if self.kind == "independent":
             learning = replace(learning, local_steps=learning.local_steps * dreams.steps)
-            dreams = replace(dreams, steps=1, half_way=False)
+            clip = min(dreams.update_clip * dreams.steps, MOST)
+            dreams = replace(dreams, steps=1, half_way=False, update_clip=clip)
         elif self.kind == "noise":
             dreams = replace(dreams, steps=0, half_way=False, adaptive_weight=0.0)
         return replace(problem, learning=learning, dreams=dreams)

@@ -1,7 +1,7 @@
 """Every client alone: the floor that any way of learning together must rise above.
 
-Each client trains its own model on its own images, for as many passes as a CoDream client makes in all
-(`Learning.epochs_in_all`). Nothing is sent.
+Each client trains its own model on its own images, for as many epochs as a CoDream client has in all
+(`Learning.epochs_in_all`; `problem` says what they count). Nothing is sent.
 """
 
 from __future__ import annotations

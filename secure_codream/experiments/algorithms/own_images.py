@@ -4,8 +4,9 @@ The loop is that of the deployed learners (`codream_clients.learning.local_work`
 `Objective`, which turns a batch's plain loss into the loss that is minimised. Mini-batches follow from client and round
 and nothing else, by the rule of `Participant`.
 
-Passes over local data: `warm_up_epochs` before the first round, and `LearningSettings.epochs_in` in each. A CoDream
-client distils while its rivals go on with their own images, so all have `epochs_in_all` in the end.
+Passes over own images: `warm_up_epochs` before the first round, and `LearningSettings.epochs_in` in each. A CoDream
+client passes over the dreams while its rivals go on with their own images, so all have `epochs_in_all` in the end; what
+it sees of its own images beside the dreams comes on top, and `problem` says what else is not counted.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ from codream_clients.privacy.releases import Releases
 from secure_codream.configuration.federation import privacy_settings
 from secure_codream.experiments.algorithms.codream import CoDream
 from secure_codream.experiments.algorithms.own_images import OWN_DATA, WARM_UP, Stopwatch, stage_seed
+from secure_codream.experiments.origins import own_code, program
 from secure_codream.experiments.problem import Problem, Row
-from secure_codream.reports.versions import versions_of
 
 NOISE = 3  # a stage that no training has: what noise is drawn from
 
@@ -58,9 +58,9 @@ class _Client:
         problem, content = self.problem, hashlib.sha256()
         content.update(self.data.images.tobytes())
         content.update(self.data.labels.tobytes())
-        versions = versions_of("secure-codream", "torch", "opacus", "numpy", python=False)
         model, seed = problem.models[self.client], problem.client_seed(self.client)
-        definition = (self.plan.settings, problem.learning.balanced, model, seed, self.data.augment, versions)
+        origins = {**program(), **own_code([model])}
+        definition = (self.plan.settings, problem.learning.balanced, model, seed, self.data.augment, origins)
         key = f"{content.hexdigest()}|{definition!r}|{problem.device}"
         return Releases(PlannedCharges(self.plan).reserve, problem.releases, key)
 

@@ -8,24 +8,18 @@ clients' own models half-way through it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from codream_clients.learning.participant import Metrics
-from codream_clients.learning.training import ConvergenceWarning
 from codream_clients.parameter_learner import AveragingLearner
-from codream_protocols.courses.parameters import PARAMETERS
 from codream_protocols.courses.parameters import FedAvg as AveragingCourse
-from codream_protocols.server import StepFinished
 from secure_codream.configuration.courses import make_course
+from secure_codream.experiments.algorithms.clipping import telling_of_clipping
 from secure_codream.experiments.algorithms.own_images import Stopwatch
 from secure_codream.experiments.problem import Problem, Row
 from secure_codream.simulation.in_process import Simulation
-
-MOST_CLIPPED = 0.01
-"""Share of the coordinates beyond which clipping is told of."""
 
 
 class MixedArchitectures(ValueError):
@@ -115,15 +109,9 @@ def averaging_learners(
 def averaging_rows(problem: Problem, course: AveragingCourse, learners: Sequence[AveragingLearner]) -> Iterator[Row]:
     """Run all rounds and the closing metrics; see `Algorithm`. All clients use the global model.
 
-    Warns with `ConvergenceWarning` of a sum in which more than `MOST_CLIPPED` of the coordinates were clipped.
+    Warns of clipping, see `telling_of_clipping`.
     """
-
-    def tell_of_clipping(step: StepFinished) -> None:
-        clipped = course.figures(step.task, step.sums, len(step.survivors)).get("clipped")
-        if step.task == PARAMETERS and clipped is not None and clipped > MOST_CLIPPED:
-            text = f"changes were clipped in more than {MOST_CLIPPED:.0%} of their coordinates; a larger clip may help"
-            warnings.warn(text, ConvergenceWarning, stacklevel=2)
-
+    tell_of_clipping = telling_of_clipping(course, "changes", "clip")
     watch = Stopwatch(len(learners))
     simulation = Simulation(course, learners, aggregation=problem.sums, seed=problem.seed)
     for round in range(1, problem.rounds + 1):
