@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from secure_codream.experiments import origins
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
 from secure_codream.experiments.notation import parse_seeds, partition_fields
 from secure_codream.experiments.registry import ALGORITHMS
+from secure_codream.reports.versions import versions_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -196,8 +198,10 @@ def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = origins.versions_of
-    monkeypatch.setattr(origins, "versions_of", lambda *names, python: {**known(*names, python=python), "pillow": "1"})
+    monkeypatch.setattr(
+        "secure_codream.experiments.origins.versions_of",
+        lambda *names, python: {**versions_of(*names, python=python), "pillow": "1"},
+    )
 
 
 @pytest.mark.parametrize(("change", "said"), [(other_code, "the code of Secure CoDream"), (other_pillow, "pillow (")])
@@ -248,7 +252,7 @@ def test_images_of_a_folder_are_all_files_that_are_not_hidden(tmp_path: Path) ->
 
 def test_digest_changes_with_own_code_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [str(tmp_path), *origins.sys.path])
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
     for name in ("its_model", "its_start"):
         (tmp_path / f"{name}.py").write_text("def make(*given):\n    ...\n")
     names = ["codream", "cnn2", "its_model:make", "its_start:make"]

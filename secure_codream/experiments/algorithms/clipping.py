@@ -26,8 +26,8 @@ def telling_of_clipping(course: Rounds, what: str, bound: str) -> Callable[[Step
     """
 
     def tell(step: StepFinished) -> None:
-        clipped = course.figures(step.task, step.sums, len(step.survivors)).get("clipped", 0.0)
-        if clipped > MOST_CLIPPED:
+        clipped = course.figures(step.task, step.sums, len(step.survivors)).get("clipped")
+        if clipped is not None and clipped > MOST_CLIPPED:
             share = f"more than {MOST_CLIPPED:.0%} of their coordinates"
             text = f"{what} were clipped in {share}; a larger {bound} may help"
             warnings.warn(text, ConvergenceWarning, stacklevel=2)
