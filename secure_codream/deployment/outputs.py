@@ -95,7 +95,7 @@ class Outputs:
         self._model, self._description, self._judge, self._teaches = model, description, judge, teaches
         if self.exists and model is not None and description is not None:
             if judge is not None and (self._folder / BEST).is_file():
-                judge.judge(model, self._read(BEST, model, description, certified))
+                judge.judge(model, self._read(BEST, model, description, certified).learnt)
                 self._best = judge.weights
             found = self._read(MODEL, model, description, certified)
             self.learnt = found.learnt
