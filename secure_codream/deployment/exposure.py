@@ -68,6 +68,11 @@ def exposures(config: FederationConfig, roster: Roster) -> list[str]:
             "(class weights, counts, statistics) shows exactly, soft labels and updates nearly so. Each client must "
             "permit it under [policy] with losses = true."
         )
+    if config.federation.course == "codream" and config.dreams.matched:
+        lines.append(
+            "matched = true: everybody learns how bright and how contrasted the clients' images are, means and squares "
+            "over all clients, exactly and in each round. No client can leave it out, also with tell_accuracy = false."
+        )
     if config.predecessor is not None:
         lines.append(
             "This charter follows another: each client compares its blocks with those that its data has answered for, "

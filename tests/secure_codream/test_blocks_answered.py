@@ -207,6 +207,8 @@ def test_exposure_is_said_in_the_modes_own_words() -> None:
     assert any(
         "losses = 'allow': two sums that differ by one client show that client's numbers" in one for one in lines
     )
+    _, told = exposures(codream(dreams={"matched": True}), members)
+    assert "how bright and how contrasted the clients' images are" in told
     previous = {"charter": "ab" * 32, "head": "cd" * 32, "certified": 1}
     assert any("cuts = true" in one for one in exposures(codream(predecessor=previous), members))
 
