@@ -118,9 +118,7 @@ class Dreams(Settings):
             raise out_of_range("start", self.start, f"{', '.join(START_NAMES)} or module:function")
         if self.photographs is not None:
             if self.start != PHOTOS:
-                raise SettingsError(
-                    f"photographs is given with start {self.start!r}; {PHOTOS!r} alone has them"
-                )
+                raise SettingsError(f"photographs is given with start {self.start!r}; {PHOTOS!r} alone has them")
             if not re.fullmatch("[0-9a-f]{64}", self.photographs):
                 raise out_of_range("photographs", self.photographs, "a digest of 64 hexadecimal digits")
         if self.half_way and self.steps < 2:
