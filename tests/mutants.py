@@ -69,6 +69,24 @@ def text(name: str, file: str, old: str, new: str, *tests: str, finding: str = "
 
 MUTANTS = (
     text(
+        "photographs are the charter's",
+        U + "configuration/courses.py",
+        "None if dreams.photographs is None else bytes.fromhex(dreams.photographs)",
+        "None",
+        "tests/secure_codream/test_start_photographs.py",
+        "-k",
+        "begins_nothing",
+    ),
+    text(
+        "a charter of photographs has their digest",
+        U + "configuration/charter_file.py",
+        "config.dreams.photographs is None",
+        "False",
+        "tests/secure_codream/test_start_photographs.py",
+        "-k",
+        "without_the_digest",
+    ),
+    text(
         "what a line brought outlives it",
         C + "connection.py",
         "zmq.RECONNECT_IVL, 100",

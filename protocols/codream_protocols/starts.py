@@ -36,7 +36,8 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 Shape = tuple[int, int, int]
 StartRule = Callable[[bytes, int, Shape], Floats32]
 
-START_NAMES = ("noise", "strokes", "shapes", "photos")
+PHOTOS = "photos"
+START_NAMES = ("noise", "strokes", "shapes", PHOTOS)
 
 SEED_BYTES = 32
 MAX_COUNT = 1_000_000
@@ -52,14 +53,14 @@ def start_rule(name: str, photographs: tuple[Pixels, ...] = ()) -> StartRule:
 
     Args:
         name: one of `START_NAMES`.
-        photographs: for "photos" only, see `photo_crops`; they are checked here already.
+        photographs: for `PHOTOS` only, see `photo_crops`; they are checked here already.
 
     Raises:
         LocalProtocolError: another name, photographs missing or of the wrong form, or photographs for another rule.
     """
     if name not in START_NAMES:
         raise LocalProtocolError(f"start {name!r}", " or ".join(START_NAMES))
-    if name == "photos":
+    if name == PHOTOS:
         _check_photographs(photographs)
         return partial(photo_crops, photographs=photographs)
     if photographs:

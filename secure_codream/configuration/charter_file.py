@@ -9,6 +9,7 @@ import msgspec
 from codream_protocols.charter import Charter
 from codream_protocols.errors import MalformedMessage
 from codream_protocols.identity import Roster
+from codream_protocols.starts import PHOTOS
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.reading import ConfigError, canonical_json, check
 
@@ -16,13 +17,23 @@ MAX_CHARTER_BYTES = 1 << 22
 
 
 def charter_bytes(config: FederationConfig, roster: Roster) -> bytes:
-    """The file's bytes: all settings with their defaults resolved, how sums are made, and what it follows."""
+    """The file's bytes: all settings with their defaults resolved, how sums are made, and what it follows.
+
+    Raises:
+        ConfigError: fewer members than can be summed, or dreams that start from photographs whose digest is missing.
+    """
+    settings = config.settings
+    if "dreams" in settings and config.dreams.start == PHOTOS and config.dreams.photographs is None:
+        raise ConfigError(
+            f"[dreams]: found start {PHOTOS!r} without photographs, by whose digest parties see whether theirs are "
+            "alike; `provision` and `charter` write it"
+        )
     charter = config.charter(roster)
     blocks = [[roster.members[member].name for member in block] for block in charter.blocks]
     previous = config.predecessor
     return canonical_json(
         {
-            "settings": config.settings,
+            "settings": settings,
             "aggregation": {**msgspec.structs.asdict(charter.aggregation), "blocks": blocks},
             "predecessor": None if previous is None else previous.model_dump(mode="json"),
         }

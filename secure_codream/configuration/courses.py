@@ -20,7 +20,7 @@ from codream_protocols.errors import LocalProtocolError
 from codream_protocols.keyschedule import digest
 from codream_protocols.settings import Settings, SettingsError, declared
 from codream_protocols.specs import Block
-from codream_protocols.starts import StartRule, check_start, start_rule
+from codream_protocols.starts import PHOTOS, StartRule, check_start, photographs_digest, start_rule
 from secure_codream.configuration.federation import (
     DP_SGD,
     PARAMETER_COURSES,
@@ -49,7 +49,8 @@ def make_course(config: FederationConfig, permitted: Mapping[str, str] | None = 
             goes by the charter alone, as a server and a simulation of one person do.
 
     Raises:
-        ConfigError: settings that do not fit each other, or own code that is not permitted.
+        ConfigError: settings that do not fit each other, own code that is not permitted, or photographs that decode to
+            other pixels here than the charter has.
     """
     course = _made(config, permitted)
     if course.epochs <= config.earlier:
@@ -113,7 +114,7 @@ def _codream(config: FederationConfig, permissions: list[Mapping[str, str]]) -> 
         )
     if settings.label_by == VOTES and deviation > 0:
         raise ConfigError(f"[learning] label_deviation: found {deviation} with label_by {VOTES!r}; 0 is allowed")
-    rule = _start_rule(settings.start, permissions)
+    rule = _start_rule(config.dreams, permissions)
     try:  # with one image, before an epoch has begun that could not start
         with guarded(f"[dreams] start {settings.start!r}"):
             check_start(rule(digest("handed down"), 1, settings.shape), 1, settings.shape)
@@ -182,8 +183,31 @@ def _shared(kind: type[Settings], table: Settings) -> dict[str, Any]:
     return {setting.name: getattr(table, setting.name) for setting in declared(kind)}
 
 
-def with_layout(config: FederationConfig) -> FederationConfig:
-    """The same configuration, with the parameters' names and shapes written out where the course needs them."""
+def written_out(config: FederationConfig) -> FederationConfig:
+    """The same configuration with what hangs on libraries written out, so that whose are others finds out.
+
+    That are the parameters' names and shapes where the course needs them, and the digest of the photographs where
+    dreams start from these.
+
+    Raises:
+        ConfigError: without torch, scikit-learn or Pillow, where they are needed; or photographs of another digest than
+            the one that is given.
+    """
+    return _with_layout(_with_photographs(config))
+
+
+def _with_photographs(config: FederationConfig) -> FederationConfig:
+    dreams = config.dreams
+    if dreams.start != PHOTOS or config.federation.course == "sums":
+        return config
+    try:
+        found = photographs_digest(_photographs(dreams)).hex()
+    except LocalProtocolError as error:
+        raise ConfigError(f"[dreams] start {PHOTOS!r}: {error}") from error
+    return config.model_copy(update={"dreams": replace(dreams, photographs=found)})
+
+
+def _with_layout(config: FederationConfig) -> FederationConfig:
     if config.federation.course in PARAMETER_COURSES:
         averaging = config.averaging or AveragingTable()
         if averaging.layout is None:
@@ -240,21 +264,25 @@ def generator_layout(config: FederationConfig) -> Layout:
 
 
 def public_images(config: FederationConfig) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A batch of `[dreams]` as it starts, from a seed that everybody has: what a model is handed down on."""
-    rule, dreams = _start_rule(config.dreams.start, [config.code]), config.dreams
+    """A batch of `[dreams]` as it starts, from a seed that everybody has: what a model is handed down on.
+
+    Raises:
+        LocalProtocolError: photographs that this machine decodes to other pixels than the charter's.
+    """
+    rule, dreams = _start_rule(config.dreams, [config.code]), config.dreams
     return check_start(rule(digest("handed down"), dreams.batch, config.task.shape), dreams.batch, config.task.shape)
 
 
-def _start_rule(name: str, permissions: list[Mapping[str, str]]) -> StartRule:
-    if ":" in name:
-        return load_named(name, *permissions)  # type: ignore[no-any-return]
-    return start_rule(name, _photographs() if name == "photos" else ())
+def _start_rule(dreams: Dreams, permissions: list[Mapping[str, str]]) -> StartRule:
+    if ":" in dreams.start:
+        return load_named(dreams.start, *permissions)  # type: ignore[no-any-return]
+    return start_rule(dreams.start, _photographs(dreams) if dreams.start == PHOTOS else ())
 
 
-def _photographs() -> tuple[np.ndarray[Any, Any], ...]:
+def _photographs(dreams: Dreams) -> tuple[np.ndarray[Any, Any], ...]:
     from codream_clients.data.photographs import public_photographs
 
-    return public_photographs()
+    return public_photographs(None if dreams.photographs is None else bytes.fromhex(dreams.photographs))
 
 
 def _sums(config: FederationConfig) -> Sums:

@@ -12,7 +12,7 @@ from codream_protocols.errors import RosterRefused
 from codream_protocols.identity import MAX_ROSTER_BYTES, Roster, Signer, read_roster
 from codream_protocols.membership import CharterSignature, sign_charter, statement_bytes
 from secure_codream.configuration.charter_file import charter_bytes
-from secure_codream.configuration.courses import make_course, with_layout
+from secure_codream.configuration.courses import make_course, written_out
 from secure_codream.configuration.federation import FederationConfig, PredecessorTable
 from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.deployment.verify import verify_record
@@ -23,12 +23,12 @@ from secure_codream.membership.keys import PINNED, read_pinned_keys
 
 
 def runnable(config: FederationConfig, roster: Roster) -> tuple[FederationConfig, Charter]:
-    """The configuration with its layouts, and its charter.
+    """The configuration with what hangs on libraries written out (`written_out`), and its charter.
 
     Raises:
         ConfigError, UnsafePlan: a federation that could never run: too few clients for its settings, for example.
     """
-    config = with_layout(config)
+    config = written_out(config)
     charter, course = config.charter(roster), make_course(config)
     first_plan(charter, course)
     return config, charter
@@ -62,7 +62,7 @@ def sign(folder: Path, administrator: Signer, config: FederationConfig) -> tuple
         config: the federation's configuration.
 
     Returns:
-        The folder to hand out, the roster, and the configuration with its layouts.
+        The folder to hand out, the roster, and the configuration with what hangs on libraries written out.
 
     Raises:
         RosterRefused: the roster is another federation's.

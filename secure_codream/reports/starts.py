@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codream_protocols.charter import derive_plan
+from codream_protocols.course import Course
 from codream_protocols.courses.codream import CoDream
 from codream_protocols.errors import ProtocolError
 from codream_protocols.identity import parse_roster
@@ -18,8 +19,9 @@ from codream_protocols.record import Trajectory
 from codream_protocols.record_file import parse_record, record_name
 from secure_codream.configuration.charter_file import read_charter
 from secure_codream.configuration.courses import make_course
+from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.reading import ConfigError
-from secure_codream.reports.files import MalformedRecord, bytes_of
+from secure_codream.reports.files import MalformedRecord, RecordError, bytes_of
 
 
 def starts_of(record: Path, number: int) -> npt.NDArray[np.float32] | None:
@@ -30,6 +32,7 @@ def starts_of(record: Path, number: int) -> npt.NDArray[np.float32] | None:
 
     Raises:
         MissingRecord, MalformedRecord: a record that does not fit; signatures are for `secure-codream verify`.
+        RecordError: this machine cannot make its starts, since it decodes other photographs than its parties.
     """
     path, expected = record / record_name(number), "the record of a federation"
     if not path.exists():
@@ -39,12 +42,19 @@ def starts_of(record: Path, number: int) -> npt.NDArray[np.float32] | None:
         config, charter = read_charter(bytes_of(record / "charter.json", expected), roster)
         if config.code:
             return None
-        course = make_course(config)
+        course = _course(config, record)
         if not isinstance(course, CoDream):
             return None
         kept, _ = parse_record(bytes_of(path, expected))
         plan = derive_plan(charter, course, kept.offer, number)
         begun = Trajectory(plan, course, None, kept.advertisements, kept.start)
-    except (ProtocolError, ConfigError) as error:
+    except ProtocolError as error:
         raise MalformedRecord(path, str(error), expected) from error
     return np.asarray(begun.state["dreams"])
+
+
+def _course(config: FederationConfig, record: Path) -> Course:
+    try:
+        return make_course(config)
+    except ConfigError as error:  # a lack of this machine, not of the record
+        raise RecordError(f"{record / 'charter.json'}: {error}") from error

@@ -1,3 +1,6 @@
+import hashlib
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from codream_clients.data.datasets import DatasetError, LabelledImages, pool
 from codream_clients.learning.local_work import train_epochs
 from codream_clients.learning.settings import LearningSettings
 from codream_clients.models.zoo import build
+from codream_protocols.starts import draw
 
 IMAGES = torch.arange(64 * 2 * 16 * 16, dtype=torch.float32).view(64, 2, 16, 16)
 
@@ -147,11 +151,79 @@ def test_warping_follows_from_the_generator_and_keeps_a_flat_image():
 
 def test_a_mixed_image_has_pixels_of_two_images_and_of_no_third():
     flat = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 6, 6).contiguous()
-    mixed = mixed_batch(flat, augmentation_generator(3))
+    mixed = mixed_batch(flat, np.random.default_rng(3).integers(0, 1 << 32, (7, 8), dtype=np.uint32))
     found = [set(image.flatten().tolist()) for image in mixed]
     assert all(len(values) <= 2 for values in found)
     assert any(len(values) == 2 for values in found)
     assert sum(number in values for number, values in enumerate(found)) >= 6  # a box may cover all of an image
+
+
+def mixed_by_hand(images, words):
+    """The same, pixel by pixel, in Python's integers and doubles."""
+    count, _, height, width = images.shape
+    reach = max(1, min(height, width) // 8)
+
+    def reflected(place, side):
+        place = abs(place)
+        return 2 * (side - 1) - place if place >= side else place
+
+    def varied(image, channel, row, column):
+        mirrored, down, right = (int(word) for word in words[:3, image])
+        row = reflected(row + (down * (2 * reach + 1) >> 32) - reach, height)
+        column = reflected(column + (right * (2 * reach + 1) >> 32) - reach, width)
+        return images[image, channel, row, width - 1 - column if mirrored >= 1 << 31 else column]
+
+    others = sorted(range(count), key=lambda image: int(words[3, image]))
+    found = np.empty_like(images)
+    for image, channel, row, column in np.ndindex(images.shape):
+        share, across, down = (int(word) / 2**32 for word in words[4:, image])
+        half = math.sqrt(share) / 2
+        inside = abs((row + 0.5) / height - down) < half and abs((column + 0.5) / width - across) < half
+        found[image, channel, row, column] = varied(others[image] if inside else image, channel, row, column)
+    return found
+
+
+def test_cutmix_is_what_the_words_of_the_stream_say():
+    images = np.arange(5 * 2 * 16 * 12, dtype=np.float32).reshape(5, 2, 16, 12)
+    words = draw(bytes(32), "views", 3 * 35).reshape(3, 7, 5)
+    views = with_views(torch.from_numpy(images), 3, "cutmix").numpy().reshape(4, *images.shape)
+    assert all(np.array_equal(view, mixed_by_hand(images, one)) for view, one in zip(views[1:], words, strict=True))
+
+
+def test_views_are_pinned_so_that_parties_of_other_versions_label_the_same_images():
+    images = torch.arange(3 * 2 * 16 * 12, dtype=torch.float32).view(3, 2, 16, 12)
+    found = with_views(images, 2, "cutmix").numpy().astype("<f4").tobytes()
+    assert hashlib.sha256(found).hexdigest() == "c8876b9056d333f9fe4e3a670f573d4c8dd923ce67fd52122e5d1d25be9fdd07"
+    images = torch.arange(36, dtype=torch.float32).view(1, 1, 6, 6).repeat(2, 1, 1, 1)
+    warped = with_views(images, 2, "affine")[2:, 0, [0, 2, 5], [1, 3, 4]]
+    assert warped.numpy() == pytest.approx(
+        np.array(
+            [
+                [0.62693, 15.73365, 33.79927],
+                [5.57543, 16.86038, 34.02882],
+                [2.42080, 16.61574, 34.77572],
+                [0.00000, 14.82718, 34.32282],
+            ]
+        ),
+        abs=1e-3,
+    )
+
+
+@pytest.mark.parametrize("by", ["affine", "cutmix"])
+def test_no_view_is_drawn_by_torch(monkeypatch, by):
+    def drawn(*arguments, **keywords):
+        raise AssertionError("torch drew")
+
+    for name in ("rand", "randint", "randn", "randperm"):
+        monkeypatch.setattr(torch, name, drawn)
+    assert len(with_views(IMAGES, 2, by)) == 3 * 64
+
+
+@pytest.mark.parametrize("by", ["affine", "cutmix"])
+@pytest.mark.parametrize("side", [1, 2])
+def test_the_smallest_images_have_views(by, side):
+    images = torch.arange(4 * side * 3.0).view(4, 1, side, 3)
+    assert with_views(images, 2, by).shape == (12, 1, side, 3)
 
 
 @pytest.mark.parametrize("by", ["affine", "cutmix"])

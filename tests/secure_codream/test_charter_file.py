@@ -78,6 +78,7 @@ OTHERS: dict[str, Any] = {
     "task.std": [0.4],
     "task.class_names": ["b", "a"],
     "dreams.start": "strokes",
+    "dreams.photographs": "ab" * 32,
     "dreams.views_by": "cutmix",
     "dreams.way": "gradient",
     "dreams.optimiser": "fedadam",
@@ -166,6 +167,8 @@ def with_value(base: str, path: str, value: Any) -> FederationConfig:
     table[key] = value
     if path == "dreams.way" and value == "gradient":
         table["optimiser"] = "adam"  # each way has its own
+    if path == "dreams.photographs" and value is not None:
+        table["start"] = "photos"  # which alone has them; test_start_photographs.py has two of these
     return made(content)
 
 

@@ -26,7 +26,7 @@ from codream_protocols.record_noise import RecordNoise
 from codream_protocols.settings import SettingsError
 from secure_codream.api.local import run_local
 from secure_codream.configuration.client import ClientConfig, read_client
-from secure_codream.configuration.courses import make_course, with_layout
+from secure_codream.configuration.courses import make_course, written_out
 from secure_codream.configuration.federation import FederationConfig, PredecessorTable
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.limits import check_budget, check_planned, open_ledger, own_budget
@@ -64,7 +64,7 @@ def digits() -> tuple[list[LabelledImages], LabelledImages]:
 def federation(**changed: Any) -> FederationConfig:
     tables = {"task": {"shape": (1, 8, 8), "classes": 10}, "federation": FEDERATION, "dp_sgd": {**TABLE, **changed}}
     found: FederationConfig = check("config.toml", FederationConfig, tables)
-    return with_layout(found)
+    return written_out(found)
 
 
 def client(**more: Any) -> ClientConfig:
@@ -259,7 +259,7 @@ def test_another_architecture_has_the_common_model_handed_down_without_a_look_at
         "dreams": {"start": "strokes", "batch": 256},
         "learning": {"distil_epochs": 8},
     }
-    config: FederationConfig = with_layout(check("config.toml", FederationConfig, tables))
+    config: FederationConfig = written_out(check("config.toml", FederationConfig, tables))
     told: list[Any] = []
     course = course_of(config)
     clients = [
@@ -349,7 +349,7 @@ def test_the_fragments_of_the_page_are_a_federation_and_its_client(tmp_path: Pat
     (tmp_path / "client.toml").write_text(own)
     found = read_client(tmp_path / "client.toml")
     tables = {**tomllib.loads(whole), "task": {"shape": (1, 28, 28), "classes": 10}}
-    config = with_layout(check("config.toml", FederationConfig, tables))
+    config = written_out(check("config.toml", FederationConfig, tables))
     check_budget(found, config)
     plan = RingPlan(course_of(config), config.charter(roster_of(4)[1]).least_honest)
     assert 0.9 * 4.0 < check_planned(plan, own_budget(found, plan)) <= 4.0

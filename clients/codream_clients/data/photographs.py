@@ -2,7 +2,8 @@
 
 china.jpg and flower.jpg (CC BY 2.0; photographs by flickr's danielbuechele and vultilion), 427 x 640 pixels in colour,
 decoded by Pillow. Decoders of JPEG may differ by a level from version to version, and a start must be alike to the
-last byte: so a charter carries the digest of the decoded pixels, and who decodes others refuses, rather than diverges.
+last byte: so a charter carries the digest of the decoded pixels (`[dreams] photographs`), and who decodes others is
+refused before anything is computed, and does not diverge.
 """
 
 from typing import Any
@@ -19,7 +20,8 @@ def public_photographs(expected: bytes | None = None) -> tuple[np.ndarray[Any, n
     """The photographs, each uint8 of shape (427, 640, 3), always in the same order.
 
     Args:
-        expected: the charter's `photographs_digest`; None asks for no check, as whoever makes the charter does.
+        expected: the charter's `photographs_digest`; None asks for no check, as whoever makes the charter does, and
+            whoever is alone with a federation in one process.
 
     Raises:
         LocalProtocolError: scikit-learn or Pillow is missing, or this machine decodes other pixels than `expected`.
@@ -39,6 +41,6 @@ def public_photographs(expected: bytes | None = None) -> tuple[np.ndarray[Any, n
         raise LocalProtocolError(
             f"photographs of digest {photographs_digest(photographs).hex()}",
             f"digest {expected.hex()}",
-            "this machine decodes JPEG differently; install the Pillow that the other members have",
+            "this machine decodes JPEG differently; install the Pillow that the charter was made with",
         )
     return photographs

@@ -2,7 +2,8 @@
 
 CoDream's adaptive term raises the student's entropy on the dreams, so that they go where it does not yet know. Each
 client trains its own copy, from weights that follow from the federation's seed, on batches that all have alike, and
-has the term in its own dream loss. Copies may differ in the last bit: so may models.
+has the term in its own dream loss. Copies may differ in the last bit, and between versions of PyTorch, which draws the
+first weights, altogether: so may models.
 """
 
 from __future__ import annotations

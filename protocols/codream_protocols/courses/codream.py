@@ -20,6 +20,7 @@ Pixels stay within a public bound, so that no model overflows at any state that 
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -45,7 +46,7 @@ from codream_protocols.courses.rounds import Figures, Rounds
 from codream_protocols.distributed_noise import multiplier_for
 from codream_protocols.settings import MOST, Settings, SettingsError, out_of_range
 from codream_protocols.specs import Block, VectorSpec
-from codream_protocols.starts import START_NAMES, StartRule, check_start
+from codream_protocols.starts import PHOTOS, START_NAMES, StartRule, check_start
 
 UPDATE = "update"
 _LOG_2 = 0.6931471805599453
@@ -59,6 +60,10 @@ class Dreams(Settings):
     """`[dreams]`: the dreams and their optimisation."""
 
     start: Annotated[str, doc("rule that makes the start images, or module:function, WHICH RUNS THAT CODE")] = "noise"
+    photographs: Annotated[
+        str | None,
+        doc("of start `photos` alone: the digest of the photographs' pixels; `provision` works it out"),
+    ] = None
     steps: Annotated[
         int,
         Ge(0),
@@ -112,6 +117,11 @@ class Dreams(Settings):
     def _check(self) -> None:
         if ":" not in self.start and self.start not in START_NAMES:
             raise out_of_range("start", self.start, f"{', '.join(START_NAMES)} or module:function")
+        if self.photographs is not None:
+            if self.start != PHOTOS:
+                raise SettingsError(f"photographs is given with start {self.start!r}; {PHOTOS!r} alone has them")
+            if not re.fullmatch("[0-9a-f]{64}", self.photographs):
+                raise out_of_range("photographs", self.photographs, "a digest of 64 hexadecimal digits")
         if self.half_way and self.steps < 2:
             raise SettingsError(f"steps is {self.steps} with half_way; 2 or more is allowed")
         if self.half_way and self.views:
