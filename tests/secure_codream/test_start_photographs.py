@@ -38,7 +38,7 @@ from secure_codream.doctor.findings import State
 from secure_codream.experiments.algorithms.codream import CoDream
 from secure_codream.experiments.problem import Problem
 from secure_codream.membership import administration
-from secure_codream.membership.keys import Passphrase
+from secure_codream.membership.passphrase import Passphrase
 from secure_codream.reports.files import RecordError
 from secure_codream.reports.starts import starts_of
 from tests.secure_codream.small import SUMS, codream, record_of, roster_of
