@@ -251,6 +251,9 @@ def agreement_after_labels_that_contradict(seed, clip):
 
 
 def test_a_distillation_that_contradicts_a_sure_model_does_not_kill_it():
-    """Its first gradients are a hundred times those that follow. Control: uncut, they end in one answer for all."""
-    assert min(agreement_after_labels_that_contradict(seed, clip=5.0) for seed in range(3)) > 0.8  # 0.88 to 1.0 by the machine
+    """Its first gradients are a hundred times those that follow. Control: uncut, they end in one answer for all.
+
+    Cut, the least is 0.88 to 1.0 by the processor.
+    """
+    assert min(agreement_after_labels_that_contradict(seed, clip=5.0) for seed in range(3)) > 0.8
     assert max(agreement_after_labels_that_contradict(seed, clip=0.0) for seed in range(3)) < 0.75
