@@ -387,7 +387,7 @@ MUTANTS = (
     text(
         "a start is tried before an epoch",
         U + "configuration/courses.py",
-        '            check_start(rule(digest("handed down"), 1, settings.shape), 1, settings.shape)\n',
+        "            _starts(rule, 1, settings.shape)\n",
         "            pass\n",
         "tests/secure_codream/test_config.py",
         "-k",

@@ -117,7 +117,7 @@ def _codream(config: FederationConfig, permissions: list[Mapping[str, str]]) -> 
     rule = _start_rule(config.dreams, permissions)
     try:  # with one image, before an epoch has begun that could not start
         with guarded(f"[dreams] start {settings.start!r}"):
-            check_start(rule(digest("handed down"), 1, settings.shape), 1, settings.shape)
+            _starts(rule, 1, settings.shape)
     except OwnPartError as error:
         raise ConfigError(str(error)) from error
     return CoDream(settings, rule, config.client_privacy, stop_after=config.federation.stop_after)
@@ -269,8 +269,12 @@ def public_images(config: FederationConfig) -> np.ndarray[Any, np.dtype[np.float
     Raises:
         LocalProtocolError: photographs that this machine decodes to other pixels than the charter's.
     """
-    rule, dreams = _start_rule(config.dreams, [config.code]), config.dreams
-    return check_start(rule(digest("handed down"), dreams.batch, config.task.shape), dreams.batch, config.task.shape)
+    return _starts(_start_rule(config.dreams, [config.code]), config.dreams.batch, config.task.shape)
+
+
+def _starts(rule: StartRule, count: int, shape: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Start images of the seed that everybody has before there is a transcript."""
+    return check_start(rule(digest("handed down"), count, shape), count, shape)
 
 
 def _start_rule(dreams: Dreams, permissions: list[Mapping[str, str]]) -> StartRule:
