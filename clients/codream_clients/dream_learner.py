@@ -3,8 +3,8 @@
     learner = DreamLearner(participant, weight=..., tells_accuracy=..., on_metrics=..., adaptive=...)
 
 The runner and the simulation call `compute` and `learn` (`codream_protocols.course.Learner`); neither knows of models.
-The other courses' learners: `parameter_tasks` (FedAvg, FedProx, MOON, SCAFFOLD), `generator_tasks` (CoDream-fast) and
-`function_learner` (sums, and functions of one's own).
+The other courses' learners: `parameter_learner` (FedAvg, FedProx, MOON, SCAFFOLD), `generator_learner` (CoDream-fast),
+`dp_sgd_learner` and `function_learner` (sums, and functions of one's own).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from codream_clients.learning.distillation import distil
 from codream_clients.learning.dreaming import first_target
 from codream_clients.learning.participant import Distillation, Metrics, Participant
-from codream_clients.learning.student import AdaptiveTerm
+from codream_clients.learning.student import AdaptiveTerm, Student
 from codream_clients.learning.votes import learn_votes
 from codream_clients.privacy.ledger import LedgerError
 from codream_protocols.course import Array, Publication, Task
@@ -48,6 +48,42 @@ def fetched(tensor: torch.Tensor) -> Any:
 def distillation_of(label_by: LabelBy) -> Distillation:
     """What learns from labels of that kind."""
     return learn_votes if label_by == VOTES else distil
+
+
+def learn_images(
+    participant: Participant,
+    images: Array,
+    labels: Array,
+    number: int,
+    *,
+    student: Student | None,
+    on_metrics: OnMetrics,
+    distillation: Distillation = distil,
+) -> None:
+    """Have a client learn a certified round's `images` (B, C, H, W) and `labels`, and then its copy of the student.
+
+    The student learns in any case: it is every client's alike, and knows nothing of how this one fares.
+
+    Raises:
+        LedgerError: the budget allows no training on own data; the model stays as the dreams have made it.
+    """
+    try:
+        on_metrics(participant.acquire(images, labels, number, distillation=distillation))
+    except LedgerError:
+        on_metrics(participant.measure(number=number))
+        raise
+    finally:
+        if student is not None:
+            student.learn(number, images, labels)
+
+
+def recall_images(
+    participant: Participant, images: Array, labels: Array, number: int, *, student: Student | None
+) -> None:
+    """What an earlier process of this client has learnt, in order: for the window, and the student, which learns it."""
+    participant.recall(images, labels, number)
+    if student is not None:
+        student.learn(number, images, labels)
 
 
 class DreamLearner:
@@ -115,14 +151,15 @@ class DreamLearner:
         if "dreams" not in publication:
             return
         dreams, labels = np.array(publication["dreams"]), np.array(publication["soft_labels"])
-        try:
-            self._on_metrics(self._participant.acquire(dreams, labels, number, distillation=self._distillation))
-        except LedgerError:
-            self._on_metrics(self._participant.measure(number=number))
-            raise
-        finally:  # the student is every client's alike, and knows nothing of how this one fares
-            if self._adaptive is not None:
-                self._adaptive.student.learn(number, dreams, labels)
+        learn_images(
+            self._participant,
+            dreams,
+            labels,
+            number,
+            student=self._student,
+            on_metrics=self._on_metrics,
+            distillation=self._distillation,
+        )
 
     def recall(self, number: int, publication: Publication) -> None:
         """A round that an earlier process of this client has learnt: for the window and the student, in order."""
@@ -130,9 +167,11 @@ class DreamLearner:
         if "dreams" not in publication:
             return
         dreams, labels = np.array(publication["dreams"]), np.array(publication["soft_labels"])
-        self._participant.recall(dreams, labels, number)
-        if self._adaptive is not None:
-            self._adaptive.student.learn(number, dreams, labels)
+        recall_images(self._participant, dreams, labels, number, student=self._student)
+
+    @property
+    def _student(self) -> Student | None:
+        return None if self._adaptive is None else self._adaptive.student
 
     def _update(self, dreams: Array, spec: VectorSpec) -> Values:
         extra = None if self._adaptive is None else self._adaptive.term(self._rounds)

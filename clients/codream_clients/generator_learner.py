@@ -15,13 +15,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from codream_clients.dream_learner import OnMetrics, metrics_values
+from codream_clients.dream_learner import OnMetrics, learn_images, metrics_values, recall_images
 from codream_clients.learning.dreaming import Dreams, StatisticsMemory, first_target
 from codream_clients.learning.generators import GeneratorLoss, ImageGenerator, adapt, fresh_image_generator, generate
 from codream_clients.learning.participant import Participant
 from codream_clients.learning.student import Student
 from codream_clients.models.layouts import check_model_layout, layout_of, read_vector, write_vector
-from codream_clients.privacy.ledger import LedgerError
 from codream_protocols.course import Array, Arrays, Publication, Task
 from codream_protocols.courses.generator import ADVERSARIAL_FROM, GENERATOR, CoDreamFast
 from codream_protocols.courses.labels import LOGITS
@@ -118,14 +117,7 @@ class GeneratorLearner:
         if "soft_labels" not in publication:
             return
         images, labels = self._published(publication)
-        try:
-            self._on_metrics(self._participant.acquire(images, labels, number))
-        except LedgerError:
-            self._on_metrics(self._participant.measure(number=number))
-            raise
-        finally:  # the student is every client's alike, and knows nothing of how this one fares
-            if self._student is not None:
-                self._student.learn(number, images, labels)
+        learn_images(self._participant, images, labels, number, student=self._student, on_metrics=self._on_metrics)
 
     def recall(self, number: int, publication: Publication) -> None:
         """A round that an earlier process of this client has learnt: for the window and the student, in order."""
@@ -133,9 +125,7 @@ class GeneratorLearner:
         if "soft_labels" not in publication:
             return
         images, labels = self._published(publication)
-        self._participant.recall(images, labels, number)
-        if self._student is not None:
-            self._student.learn(number, images, labels)
+        recall_images(self._participant, images, labels, number, student=self._student)
 
     def _shape(self, arrays: Arrays) -> dict[str, Array]:
         settings, noise, layout = self._settings, np.array(arrays["noise"]), self._settings.layout
