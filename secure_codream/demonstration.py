@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from codream_clients.data.datasets import Augment
+from codream_clients.data.datasets import DIGITS_MEAN, DIGITS_STD, Augment
 from codream_protocols.charter import Charter, default_threshold
 from secure_codream.configuration.client import ClientConfig, DataTable
 from secure_codream.configuration.federation import FederationConfig
@@ -225,7 +225,7 @@ def _provision(run: RunFolder, options: DemoOptions) -> FederationConfig:
         FederationConfig,
         {
             "federation": {"name": "demo", "rounds": options.rounds, "seed": options.seed},
-            "task": {"shape": (1, 8, 8), "classes": 10},
+            "task": {"shape": (1, 8, 8), "classes": 10, "mean": (DIGITS_MEAN,), "std": (DIGITS_STD,)},
             "timing": {"lost_after": LOST_AFTER},
             **({} if options.mode is None else {"aggregation": {"mode": options.mode}}),
             **options.tables,

@@ -11,8 +11,9 @@ must be alike on every machine and under every version of Python and numpy:
 
 Four rules. **noise** is about N(0, 1). **strokes** are pen strokes, for data that look written; **shapes** are filled
 ellipses, rectangles and triangles on a gradient, for data that show things; **photos** are crops of given photographs
-(Asano and Saeed, ICLR 2023, distil from crops of a single one). The last three lie in [-1, 1]. An image depends on
-seed, rule, shape and its own number only, so a shorter batch is the beginning of a longer one.
+(Asano and Saeed, ICLR 2023, distil from crops of a single one). The last three are pictures and lie in [-1, 1], or are
+`standardised` as the clients' own images are. An image depends on seed, rule, shape and its own number only, so a shorter
+batch is the beginning of a longer one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ Shape = tuple[int, int, int]
 StartRule = Callable[[bytes, int, Shape], Floats32]
 
 PHOTOS = "photos"
-START_NAMES = ("noise", "strokes", "shapes", PHOTOS)
+PICTURES = ("strokes", "shapes", PHOTOS)
+START_NAMES = ("noise", *PICTURES)
 
 SEED_BYTES = 32
 MAX_COUNT = 1_000_000
@@ -66,6 +68,28 @@ def start_rule(name: str, photographs: tuple[Pixels, ...] = ()) -> StartRule:
     if photographs:
         raise LocalProtocolError(f"{len(photographs)} photographs for start {name!r}", "photographs for 'photos' only")
     return {"noise": noise, "strokes": strokes, "shapes": shapes}[name]
+
+
+def standardised(rule: StartRule, mean: tuple[float, ...], std: tuple[float, ...]) -> StartRule:
+    """The same pictures on the scale of images that are standardised by `mean` and `std`.
+
+    Labels of pictures with another contrast than the teachers' own images say less of them.
+
+    Args:
+        rule: one of `PICTURES`, whose values of [-1, 1] are pixels of 0 to 255.
+        mean: of pixels divided by 255, one for each channel, or one for all.
+        std: their deviations, above 0, in the same form.
+    """
+    return partial(_standardised, rule=rule, mean=mean, std=std)
+
+
+def _standardised(
+    seed: bytes, count: int, shape: Shape, *, rule: StartRule, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Floats32:
+    images = rule(seed, count, shape)
+    images *= np.array([0.5 / each for each in std], dtype=np.float32).reshape(1, -1, 1, 1)
+    images += np.array([(0.5 - m) / s for m, s in zip(mean, std, strict=True)], dtype=np.float32).reshape(1, -1, 1, 1)
+    return images
 
 
 def check_start(images: object, count: int, shape: Shape) -> Floats32:

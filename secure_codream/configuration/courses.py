@@ -20,7 +20,15 @@ from codream_protocols.errors import LocalProtocolError
 from codream_protocols.keyschedule import digest
 from codream_protocols.settings import Settings, SettingsError, declared
 from codream_protocols.specs import Block
-from codream_protocols.starts import PHOTOS, StartRule, check_start, photographs_digest, start_rule
+from codream_protocols.starts import (
+    PHOTOS,
+    PICTURES,
+    StartRule,
+    check_start,
+    photographs_digest,
+    standardised,
+    start_rule,
+)
 from secure_codream.configuration.federation import (
     DP_SGD,
     PARAMETER_COURSES,
@@ -114,7 +122,7 @@ def _codream(config: FederationConfig, permissions: list[Mapping[str, str]]) -> 
         )
     if settings.label_by == VOTES and deviation > 0:
         raise ConfigError(f"[learning] label_deviation: found {deviation} with label_by {VOTES!r}; 0 is allowed")
-    rule = _start_rule(config.dreams, permissions)
+    rule = _start_rule(config, permissions)
     try:  # with one image, before an epoch has begun that could not start
         with guarded(f"[dreams] start {settings.start!r}"):
             _starts(rule, 1, settings.shape)
@@ -269,7 +277,7 @@ def public_images(config: FederationConfig) -> np.ndarray[Any, np.dtype[np.float
     Raises:
         LocalProtocolError: photographs that this machine decodes to other pixels than the charter's.
     """
-    return _starts(_start_rule(config.dreams, [config.code]), config.dreams.batch, config.task.shape)
+    return _starts(_start_rule(config, [config.code]), config.dreams.batch, config.task.shape)
 
 
 def _starts(rule: StartRule, count: int, shape: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -277,10 +285,14 @@ def _starts(rule: StartRule, count: int, shape: tuple[int, int, int]) -> np.ndar
     return check_start(rule(digest("handed down"), count, shape), count, shape)
 
 
-def _start_rule(dreams: Dreams, permissions: list[Mapping[str, str]]) -> StartRule:
+def _start_rule(config: FederationConfig, permissions: list[Mapping[str, str]]) -> StartRule:
+    dreams, task = config.dreams, config.task
     if ":" in dreams.start:
         return load_named(dreams.start, *permissions)  # type: ignore[no-any-return]
-    return start_rule(dreams.start, _photographs(dreams) if dreams.start == PHOTOS else ())
+    rule = start_rule(dreams.start, _photographs(dreams) if dreams.start == PHOTOS else ())
+    if dreams.start not in PICTURES or task.mean is None or task.std is None:
+        return rule
+    return standardised(rule, task.mean, task.std)
 
 
 def _photographs(dreams: Dreams) -> tuple[np.ndarray[Any, Any], ...]:

@@ -82,7 +82,7 @@ class TaskTable(Table):
     """`[task]`: the form of an image and the number of classes, which everybody's data share.
 
     `mean` and `std` replace every client's own way to standardise its images: give them where clients bring data of
-    their own.
+    their own. Dreams that start from pictures (`strokes`, `shapes`, `photos`) start on that scale then, else in [-1, 1].
     """
 
     shape: Annotated[

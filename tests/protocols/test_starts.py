@@ -328,3 +328,24 @@ def test_images_of_an_own_rule_that_do_not_fit_are_refused(images: object, words
 def test_images_of_an_own_rule_are_not_clamped() -> None:
     large = np.full_like(GOOD, 1e30)
     assert starts.check_start(large, 2, (1, 4, 4)) is large and (large == np.float32(1e30)).all()
+
+
+# -- on the scale of the clients' images ------------------------
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_pictures_are_standardised_as_the_images_that_they_stand_for(name: str) -> None:
+    mean, std = (0.1307, 0.4822, 0.4465), (0.3081, 0.2435, 0.2616)
+    plain = rule(name)(SEED, 4, (3, 16, 16)).astype(np.float64)
+    found = starts.standardised(rule(name), mean, std)(SEED, 4, (3, 16, 16))
+    assert starts.check_start(found, 4, (3, 16, 16)) is found
+    for channel in range(3):
+        pixels = (plain[:, channel] + 1) / 2
+        np.testing.assert_allclose(found[:, channel], (pixels - mean[channel]) / std[channel], atol=2e-6)
+    one = starts.standardised(rule(name), (0.5,), (0.5,))(SEED, 4, (3, 16, 16))
+    np.testing.assert_array_equal(one, plain)  # the scale that pictures have anyway
+
+
+def test_the_bytes_of_standardised_pictures_are_pinned() -> None:
+    images = starts.standardised(rule("strokes"), (0.1307,), (0.3081,))(SEED, 3, (1, 28, 28))
+    assert sha256(images)[:32] == "645e533eafc136f6ca3ef21b7e234e73"

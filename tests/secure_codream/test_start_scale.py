@@ -1,0 +1,74 @@
+"""Dreams that start from pictures start on the scale of the clients' images, where charter or comparison know it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from codream_clients.data.datasets import DIGITS_MEAN, DIGITS_STD, LabelledImages, load_digits_data
+from codream_clients.data.pixels import Scale
+from codream_clients.learning.settings import LearningSettings
+from codream_protocols.courses.codream import Dreams
+from codream_protocols.starts import PICTURES
+from secure_codream.configuration.courses import make_course, public_images
+from secure_codream.configuration.federation import AggregationTable, FederationConfig
+from secure_codream.configuration.reading import check
+from secure_codream.experiments.problem import Problem
+
+MEAN, STD = 0.1307, 0.3081
+
+
+def starts(start: str, **task: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    tables = {"task": {"shape": (1, 28, 28), "classes": 10, **task}, "dreams": {"start": start, "batch": 16}}
+    config: FederationConfig = check("config.toml", FederationConfig, tables)
+    return public_images(config)
+
+
+def test_a_charter_with_a_scale_starts_on_it() -> None:
+    for start in ("strokes", "shapes"):
+        plain, scaled = starts(start), starts(start, mean=(MEAN,), std=(STD,))
+        assert -1 <= plain.min() and plain.max() <= 1 < scaled.max()
+        np.testing.assert_allclose(scaled, ((plain + 1) / 2 - MEAN) / STD, atol=2e-6)
+
+
+def test_noise_stays_as_it_is() -> None:
+    np.testing.assert_array_equal(starts("noise"), starts("noise", mean=(MEAN,), std=(STD,)))
+
+
+@pytest.mark.parametrize("start", [name for name in PICTURES if name != "photos"])
+def test_a_comparison_starts_on_the_scale_of_its_images(start: str) -> None:
+    images = np.zeros((4, 1, 8, 8), np.float32)
+    problem = Problem(
+        shards=(LabelledImages(images, np.arange(4) % 2, 2, scale=Scale((MEAN,), (STD,))),) * 3,
+        test=LabelledImages(images, np.arange(4) % 2, 2, scale=Scale((MEAN,), (STD,))),
+        models=("mlp",) * 3,
+        learning=LearningSettings(),
+        dreams=Dreams(start=start, batch=16),
+        aggregation=AggregationTable(),
+        rounds=1,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    config = problem.federation("codream")
+    assert (config.task.mean, config.task.std) == ((MEAN,), (STD,))
+    begun = make_course(config).start(bytes(32), 0, None)["dreams"]
+    low, high = (0 - MEAN) / STD, (1 - MEAN) / STD
+    assert begun.min() >= low - 1e-5 and 1 < begun.max() <= high + 1e-5
+
+
+def test_strokes_are_of_the_contrast_of_digits_then() -> None:
+    train, _ = load_digits_data(seed=0)
+    config: FederationConfig = check(
+        "config.toml",
+        FederationConfig,
+        {
+            "task": {"shape": (1, 8, 8), "classes": 10, "mean": (DIGITS_MEAN,), "std": (DIGITS_STD,)},
+            "dreams": {"start": "strokes", "batch": 256},
+        },
+    )
+    found = public_images(config)
+    assert abs(found.std() - train.images.std()) < 0.25 and abs(found.min() - train.images.min()) < 1e-3
