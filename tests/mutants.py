@@ -393,6 +393,20 @@ MUTANTS = (
         "-k",
         "own_start",
     ),
+    text(
+        "pictures start on the charter's scale",
+        U + "configuration/courses.py",
+        "    return standardised(rule, task.mean, task.std)\n",
+        "    return rule\n",
+        "tests/secure_codream/test_start_scale.py",
+    ),
+    text(
+        "a comparison's pictures start on its images' scale",
+        U + "experiments/problem.py",
+        "        scale = self.test.scale\n",
+        "        scale = None\n",
+        "tests/secure_codream/test_start_scale.py",
+    ),
     # votes and public features
     text(
         "noise is for all of a client's votes",
