@@ -31,7 +31,7 @@ def starts(start: str, **task: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
 def test_a_charter_with_a_scale_starts_on_it() -> None:
     for start in ("strokes", "shapes"):
         plain, scaled = starts(start), starts(start, mean=(MEAN,), std=(STD,))
-        assert -1 <= plain.min() and plain.max() <= 1 < scaled.max()
+        assert plain.min() >= -1 and plain.max() <= 1 < scaled.max()
         np.testing.assert_allclose(scaled, ((plain + 1) / 2 - MEAN) / STD, atol=2e-6)
 
 
