@@ -12,8 +12,8 @@ must be alike on every machine and under every version of Python and numpy:
 Four rules. **noise** is about N(0, 1). **strokes** are pen strokes, for data that look written; **shapes** are filled
 ellipses, rectangles and triangles on a gradient, for data that show things; **photos** are crops of given photographs
 (Asano and Saeed, ICLR 2023, distil from crops of a single one). The last three are pictures and lie in [-1, 1], or are
-`standardised` as the clients' own images are. An image depends on seed, rule, shape and its own number only, so a shorter
-batch is the beginning of a longer one.
+`standardised` as the clients' own images are. An image depends on seed, rule, shape and its own number only, so a
+shorter batch is the beginning of a longer one.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class TaskTable(Table):
     """`[task]`: the form of an image and the number of classes, which everybody's data share.
 
     `mean` and `std` replace every client's own way to standardise its images: give them where clients bring data of
-    their own. Dreams that start from pictures (`strokes`, `shapes`, `photos`) start on that scale then, else in [-1, 1].
+    their own. Pictures that dreams start from (`strokes`, `shapes`, `photos`) are on that scale then, else in [-1, 1].
     """
 
     shape: Annotated[
@@ -114,8 +114,10 @@ class TaskTable(Table):
         channels = self.shape[0]
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std; both or neither are needed")
-        if self.mean is not None and self.std is not None and not {len(self.mean), len(self.std)} <= {1, channels}:
-            raise ValueError(f"{len(self.mean)} means and {len(self.std)} deviations; 1 or {channels} are allowed")
+        if self.mean is not None and self.std is not None:
+            found = len(self.mean), len(self.std)
+            if found not in {(1, 1), (channels, channels)}:
+                raise ValueError(f"{found[0]} means and {found[1]} deviations; 1 or {channels} of both are allowed")
         if self.class_names is not None and len(set(self.class_names)) != self.classes:
             raise ValueError(f"{len(set(self.class_names))} different class names; {self.classes} are needed")
         return self

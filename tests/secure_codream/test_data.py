@@ -94,7 +94,7 @@ def test_values_that_do_not_fit_are_named(values: dict[str, Any], message: str) 
     ("changed", "message"),
     [
         ({"mean": [0.5]}, "mean and std; both or neither"),
-        ({"mean": [0.5, 0.5], "std": [0.5, 0.5]}, "2 means and 2 deviations; 1 or 3 are allowed"),
+        ({"mean": [0.5, 0.5], "std": [0.5, 0.5]}, "2 means and 2 deviations; 1 or 3 of both are allowed"),
         ({"mean": [0.5], "std": [0.0]}, "std"),
         ({"class_names": ["a", "b", "c"]}, "3 different class names; 4 are needed"),
         ({"class_names": ["a", "b", "b", "c"]}, "3 different class names"),

@@ -16,7 +16,7 @@ from codream_protocols.courses.codream import Dreams
 from codream_protocols.starts import PICTURES
 from secure_codream.configuration.courses import make_course, public_images
 from secure_codream.configuration.federation import AggregationTable, FederationConfig
-from secure_codream.configuration.reading import check
+from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.experiments.problem import Problem
 
 MEAN, STD = 0.1307, 0.3081
@@ -72,3 +72,10 @@ def test_strokes_are_of_the_contrast_of_digits_then() -> None:
     )
     found = public_images(config)
     assert abs(found.std() - train.images.std()) < 0.25 and abs(found.min() - train.images.min()) < 1e-3
+
+
+@pytest.mark.parametrize(("means", "deviations"), [(3, 1), (1, 3), (2, 2)])
+def test_a_scale_of_two_forms_is_refused_before_anybody_starts(means: int, deviations: int) -> None:
+    task = {"shape": (3, 8, 8), "classes": 2, "mean": (0.5,) * means, "std": (0.5,) * deviations}
+    with pytest.raises(ConfigError, match=f"{means} means and {deviations} deviations; 1 or 3 of both are allowed"):
+        check("config.toml", FederationConfig, {"task": task})
