@@ -41,10 +41,10 @@ def test_noise_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("start", [name for name in PICTURES if name != "photos"])
 def test_a_comparison_starts_on_the_scale_of_its_images(start: str) -> None:
-    images = np.zeros((4, 1, 8, 8), np.float32)
+    images = LabelledImages(np.zeros((4, 1, 8, 8), np.float32), np.arange(4) % 2, 2, scale=Scale((MEAN,), (STD,)))
     problem = Problem(
-        shards=(LabelledImages(images, np.arange(4) % 2, 2, scale=Scale((MEAN,), (STD,))),) * 3,
-        test=LabelledImages(images, np.arange(4) % 2, 2, scale=Scale((MEAN,), (STD,))),
+        shards=(images,) * 3,
+        test=images,
         models=("mlp",) * 3,
         learning=LearningSettings(),
         dreams=Dreams(start=start, batch=16),
