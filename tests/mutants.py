@@ -407,6 +407,24 @@ MUTANTS = (
         "        scale = None\n",
         "tests/secure_codream/test_start_scale.py",
     ),
+    text(
+        "pictures that are on no scale are named",
+        U + "configuration/federation.py",
+        "        return pictures and self.task.mean is None and not self.dreams.matched\n",
+        "        return False\n",
+        "tests/secure_codream/test_start_scale.py",
+        "-k",
+        "whoever_signs",
+    ),
+    text(
+        "a client is told of pictures on another scale",
+        U + "doctor/learning.py",
+        "    if federation.pictures_off_scale and",
+        "    if False and",
+        "tests/secure_codream/test_doctor.py",
+        "-k",
+        "scale_of_its_images",
+    ),
     # votes and public features
     text(
         "noise is for all of a client's votes",

@@ -28,6 +28,7 @@ from codream_protocols.identity import MAX_MEMBERS, Roster
 from codream_protocols.keyschedule import PROTOCOL, digest
 from codream_protocols.settings import MOST, declared, out_of_range
 from codream_protocols.specs import MAX_COORDINATES, MAX_COUNT
+from codream_protocols.starts import PICTURES
 from codream_server.settings import Timing
 from secure_codream.configuration.reading import (
     DIGEST,
@@ -272,6 +273,12 @@ class FederationConfig(Table):
     def record_private(self) -> bool:
         """Whether all that leaves a client is private for each of its records."""
         return self.privacy is not None or self.dp_sgd is not None
+
+    @property
+    def pictures_off_scale(self) -> bool:
+        """Whether dreams start from pictures in [-1, 1] because the charter does not say what scale images have."""
+        pictures = self.federation.course == "codream" and self.dreams.start in PICTURES
+        return pictures and self.task.mean is None and not self.dreams.matched
 
     @property
     def common_model(self) -> str | None:

@@ -17,6 +17,11 @@ def remarks(config: FederationConfig) -> list[str]:
         said.append(
             "[task] has no class_names: a client whose images name their classes will not take part without it."
         )
+    if config.pictures_off_scale:
+        said.append(
+            f"[task] has no mean and std: {config.dreams.start} that dreams start from lie in [-1, 1], and models that "
+            "know other contrasts say less of them. Give both, or matched = true under [dreams]."
+        )
     return said
 
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from codream_clients.data.pixels import HALF
 from codream_clients.data.understanding import lines
 from codream_clients.devices import pick_device
 from codream_clients.masking.device import why_not
@@ -57,6 +58,15 @@ def of_data(client: ClientConfig, federation: FederationConfig) -> Iterator[Find
     text = "; ".join(line.strip() for line in lines(understood))
     train, _ = load_client_data(here, federation)
     yield ok(DATA, f"{text}; this client takes {counted(len(train), 'training image')}")
+    scale = train.scale
+    if federation.pictures_off_scale and scale is not None and scale != HALF:
+        yield warning(
+            DATA,
+            f"{federation.dreams.start} that dreams start from lie in [-1, 1]; these images are standardised by mean "
+            f"{scale.mean} and std {scale.std}",
+            "one scale for both",
+            "mean and std under [task], or matched = true under [dreams], in the charter",
+        )
 
 
 class Weighed:

@@ -130,6 +130,19 @@ def test_a_setting_that_one_site_edits_is_named(tmp_path: Path, port: int) -> No
     assert "learning.temperature is 3.5, accepted was 2.0" in finding.found
 
 
+def test_a_client_is_told_that_pictures_are_not_on_the_scale_of_its_images(tmp_path: Path, port: int) -> None:
+    def told(out: str, **tables: Any) -> list[str]:
+        folder = provisioned(tmp_path / out, port, **tables) / "clients" / "a"
+        return [one.found for one in examine(folder) if one.check == "data" and one.state is State.WARNING]
+
+    task = {"shape": (1, 8, 8), "classes": 10}
+    dreams = {"batch": 2, "steps": 1, "start": "strokes"}
+    (found,) = told("without", task=task, dreams=dreams)  # digits have a scale of their own
+    assert found.startswith("strokes that dreams start from lie in [-1, 1]; these images are standardised by mean (0.3")
+    assert told("with", dreams=dreams) == told("noise", task=task) == []
+    assert told("matched", task=task, dreams={**dreams, "matched": True}) == []
+
+
 @pytest.mark.parametrize(
     ("name", "broken", "check"),
     [

@@ -17,6 +17,7 @@ from codream_protocols.starts import PICTURES
 from secure_codream.configuration.courses import make_course, public_images
 from secure_codream.configuration.federation import AggregationTable, FederationConfig
 from secure_codream.configuration.reading import ConfigError, check
+from secure_codream.deployment.exposure import remarks
 from secure_codream.experiments.problem import Problem
 
 MEAN, STD = 0.1307, 0.3081
@@ -79,3 +80,15 @@ def test_a_scale_of_two_forms_is_refused_before_anybody_starts(means: int, devia
     task = {"shape": (3, 8, 8), "classes": 2, "mean": (0.5,) * means, "std": (0.5,) * deviations}
     with pytest.raises(ConfigError, match=f"{means} means and {deviations} deviations; 1 or 3 of both are allowed"):
         check("config.toml", FederationConfig, {"task": task})
+
+
+@pytest.mark.parametrize("start", PICTURES)
+def test_whoever_signs_pictures_without_a_scale_is_told(start: str) -> None:
+    def said(dreams: dict[str, Any], **task: Any) -> str:
+        tables = {"task": {"shape": (1, 8, 8), "classes": 2, **task}, "dreams": {"start": start, **dreams}}
+        config: FederationConfig = check("config.toml", FederationConfig, tables)
+        return "\n".join(remarks(config))
+
+    assert f"{start} that dreams start from lie in [-1, 1]" in said({})
+    for well in (said({}, mean=(MEAN,), std=(STD,)), said({"matched": True}), said({"start": "noise"})):
+        assert "[-1, 1]" not in well
