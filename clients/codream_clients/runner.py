@@ -518,11 +518,23 @@ class ClientRunner:
         """
         raised = caught(lambda: self._learner.learn(number, publication))
         if isinstance(raised, Raised):
-            self.failures.not_learnt(number)
-            self._failed("learning-failed", raised, number=number)
+            self._not_learnt(number, raised)
         else:
             self.failures.learnt(number)
             self._log.info("learnt", number=number)
+
+    def recall(self, number: int, recall: Callable[[], object]) -> None:
+        """Take up again an epoch that an earlier process has learnt; a failure is said, and counted, as in `learn`.
+
+        What fails each time, such as an adaptive student that has no room, would end the client at every start.
+        """
+        raised = caught(recall)
+        if isinstance(raised, Raised):
+            self._not_learnt(number, raised)
+
+    def _not_learnt(self, number: int, raised: Raised) -> None:
+        self.failures.not_learnt(number)
+        self._failed("learning-failed", raised, number=number)
 
     async def _computed(self, job: Compute) -> Mapping[str, Array] | None:
         values = await self._at_work(lambda: self._learner.compute(job.task, job.spec))

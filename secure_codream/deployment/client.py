@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -351,7 +352,11 @@ def run_client(
             epochs = certified_epochs(charter, roster, agreed.course, journal.memory.certified)
             for number, _, trajectory in epochs:
                 failures.certified(trajectory.plan.digest, trajectory.counted(member))  # before it was killed
-                (learning.recall if number <= learnt else runner.learn)(number, trajectory.publication())
+                publication = trajectory.publication()
+                if number <= learnt:
+                    runner.recall(number, partial(learning.recall, number, publication))
+                else:
+                    runner.learn(number, publication)
 
         runner = ClientRunner(
             protocol=protocol,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from codream_clients.learning.batch_statistics import BATCH, measure_statistics
+from codream_clients.models.fronts import FixedFront
 from codream_clients.models.zoo import build
 
 CPU = torch.device("cpu")
@@ -61,6 +62,37 @@ def test_the_order_follows_from_the_seed() -> None:
 
     assert all(torch.equal(*pair) for pair in zip(measured(1).values(), measured(1).values(), strict=True))
     assert not torch.equal(measured(1)["0.running_var"], measured(2)["0.running_var"])
+
+
+class Frozen(nn.Sequential):
+    """A body that its owner keeps in eval mode, as is usual."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(False)
+        return self
+
+
+@pytest.mark.parametrize("fixed", [FixedFront, nn.Sequential])
+def test_a_fixed_front_keeps_its_statistics(fixed: Any) -> None:
+    """Control: those of the head are measured, and of both where both are trained."""
+    body = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten())
+    body[0].load_state_dict({**body[0].state_dict(), "running_mean": torch.ones(1), "running_var": 4 * torch.ones(1)})
+    front = body if fixed is FixedFront else Frozen(*body)
+    model = fixed(front, nn.BatchNorm1d(64))
+    measure_statistics(model, noise(BATCH), 0, CPU)
+    kept: Any = front[0]
+    assert float(kept.running_mean) == 1 and float(kept.running_var) == 4 and kept.momentum == 0.1
+    head: Any = list(model.children())[-1]
+    assert float(head.running_mean.abs().min()) > 0
+    both = nn.Sequential(*body)
+    measure_statistics(both, noise(BATCH), 0, CPU)
+    assert abs(float(both.state_dict()["0.running_mean"])) < 0.1
+
+
+def test_a_norm_without_running_statistics_stays_without() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.BatchNorm2d(1))
+    measure_statistics(model, noise(BATCH), 0, CPU)
+    assert "0.running_mean" not in model.state_dict() and float(model.state_dict()["1.running_var"]) > 0.5
 
 
 def test_a_model_that_fails_keeps_its_momenta_and_its_mode() -> None:

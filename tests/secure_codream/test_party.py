@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from msgspec.structs import replace
 
 pytest.importorskip("torch")
 
+from codream_clients.dream_learner import DreamLearner
 from codream_clients.journal import FileJournal, JournalBusy
 from codream_clients.privacy.ledger import LedgerError
 from codream_protocols.errors import AggregationFailed, NotAccepted, PolicyViolation
@@ -34,7 +36,7 @@ from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.acceptance import read_offered
 from secure_codream.deployment.charter import sign
 from secure_codream.deployment.checkpoint import CheckpointError, read_checkpoint
-from secure_codream.deployment.client import Agreed, read_agreed, run_client
+from secure_codream.deployment.client import Agreed, LearnerFailed, read_agreed, run_client
 from secure_codream.deployment.description import describe
 from secure_codream.deployment.earlier import is_running
 from secure_codream.deployment.endings import client_ending, server_ending
@@ -262,6 +264,24 @@ def test_what_was_certified_and_not_learnt_is_learnt_at_the_next_start(finished:
     assert learnt_by(folder) == 3
     rounds = [line["rounds"] for line in read_metrics(folder / "metrics.jsonl")[before:]]
     assert rounds == list(range(learnt or 0, 3))
+
+
+@pytest.mark.system
+def test_what_fails_when_it_is_taken_up_again_is_said_and_the_client_goes_on(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the process before, which went on too: a student for example that has no room. Its model is as it was."""
+
+    def recall(learner: DreamLearner, number: int, publication: Any) -> None:
+        raise MemoryError(f"no room for epoch {number}")
+
+    folder = Path(shutil.copytree(finished.client("bob"), tmp_path / "bob"))
+    monkeypatch.setattr(DreamLearner, "recall", recall)
+    with pytest.raises(LearnerFailed, match="epochs 1 to 3 were not learnt, or not in full"):
+        run_client(folder, address=NOWHERE)
+    failed = [line["found"] for line in log_of(folder) if line["event"] == "learning-failed"]
+    assert failed == [f"MemoryError: no room for epoch {number}" for number in (1, 2, 3)]
+    assert (folder / MODEL).read_bytes() == (finished.client("bob") / MODEL).read_bytes()
 
 
 # -- what is refused when a client starts ---------------------------------------------

@@ -113,6 +113,7 @@ def test_the_text_has_the_codes_numbers() -> None:
         f"unless U < {math.ceil(LEAST_TOLD * UNITS):,} or F_2 / U < 1/{1 / LEAST_CONTRAST:.0f}:",
         f"r           = min(pixel bound, {REACH:.0f})",
         f"max(m_2, 1/256), {MOST_GAIN:.0f})",
+        f"max(min(g_2, r) / 4, 1/{1 / (2 * LEAST_CONTRAST):.0f})",
     ):
         assert sentence in TEXT
     assert f"What `{PROTOCOL}` is on the wire" in TEXT and f'"{PROTOCOL} " || label' in TEXT

@@ -32,7 +32,8 @@ MOST_GAIN = 4.0
 """By which an image's contrast is raised at most: what is flat stays so."""
 LEAST_CONTRAST = 1 / 16
 """Deviation of a start image, at least, unless its gain is used up. Standardised images have about 1; a goal below is a
-lie, which one member can tell, and starts that are flat would be everybody's."""
+lie, which one member can tell, and starts that are flat would be everybody's. Goals are twice this: the bound may cut
+half of them."""
 LEAST_TOLD = 0.01
 """The sum of weights below which counts are too coarse to go by; of clients that tell nothing it is 0."""
 _LEVELS = 256.0
@@ -71,7 +72,8 @@ def brightness_and_contrast(images: Array) -> Doubles:
 def matched(images: Array, sums: Sums, bound: float) -> Array:
     """Images (B, C, H, W) with means and deviations spread as the clients' are, within [-bound, bound].
 
-    As they were if nobody told any, or if what was told is no contrast.
+    As they were if nobody told any, or if what was told is no contrast; and an image that the bound would cut half of
+    its contrast from stays as it was.
     """
     weight, reach = float(sums["weight"][0]), min(bound, REACH)
     if weight < LEAST_TOLD * UNITS:
@@ -88,12 +90,14 @@ def matched(images: Array, sums: Sums, bound: float) -> Array:
         mean, deviation = _moments(found[:, column])
         scale = spread / deviation if deviation > 0 else 0.0
         wanted[:, column] = goal + (found[:, column] - mean) * scale
-    least = max(min(goals[1], reach) / 4, LEAST_CONTRAST)  # an image with less says nothing
+    least = max(min(goals[1], reach) / 4, 2 * LEAST_CONTRAST)  # an image with less says nothing
     contrast = np.clip(wanted[:, 1], min(least, reach), reach)
     gain = np.minimum(contrast / np.maximum(found[:, 1], 1 / _LEVELS), MOST_GAIN)
     each = (slice(None), None, None, None)
-    moved = (images.astype(np.float64) - found[:, 0][each]) * gain[each] + wanted[:, 0][each]
-    return bounded(moved, bound)
+    moved = bounded((images.astype(np.float64) - found[:, 0][each]) * gain[each] + wanted[:, 0][each], bound)
+    # one member can tell squares that spread the images' brightness beyond the bound, where all pixels are alike
+    cut = brightness_and_contrast(moved)[:, 1] < gain * found[:, 1] / 2
+    return np.where(cut[each], images, moved)
 
 
 def _moments(values: Doubles) -> tuple[float, float]:

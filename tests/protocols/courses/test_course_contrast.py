@@ -131,9 +131,37 @@ def test_one_liar_makes_no_start_flat(deviation: float) -> None:
     assert all(block.kind == "count" for block in contrast_spec().blocks)
 
 
+@pytest.mark.parametrize("weight", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("honest", [2, 3, 9])
+def test_a_spread_that_one_liar_tells_makes_no_start_flat(honest: int, weight: float) -> None:
+    """Squares far above what the means say put brightness beyond the bound."""
+    told = [contrast_values(DULL, weight)] * honest
+    for bright in (0.0, REACH, 2 * REACH):
+        for square in (0.0, 16.0, REACH * REACH):
+            for own in (0.0, 1.0):
+                lied = {
+                    "firsts": np.array([bright, 0.0]) * UNITS,
+                    "squares": np.array([square, 0.0]) * UNITS,
+                    "weight": np.array([own * UNITS]),
+                }
+                after = brightness_and_contrast(matched(IMAGES, added(*told, lied), 10.0))[:, 1]
+                assert after.min() >= 0.95 * LEAST_CONTRAST
+
+
+def test_an_image_that_the_bound_cuts_stays_as_it_was() -> None:
+    """Control: where all fits, all are moved."""
+
+    def kept(sums: dict[str, Any]) -> np.ndarray[Any, Any]:
+        return np.all(matched(IMAGES, sums, 10.0) == IMAGES, axis=(1, 2, 3))
+
+    far = kept(added(lie(0.0, 1.0, 100.0, 3.0)))
+    assert far.any() and not far.all()
+    assert not kept(added(contrast_values(DULL, 1.0))).any()
+
+
 def test_the_least_contrast_that_can_be_told_is_none_that_says_nothing() -> None:
     found = brightness_and_contrast(matched(IMAGES, added(lie(0.0, LEAST_CONTRAST * 1.001, 0.0, 3.0)), 10.0))
-    assert found[:, 1] == pytest.approx(LEAST_CONTRAST, abs=0.01)
+    assert found[:, 1] == pytest.approx(2 * LEAST_CONTRAST, abs=0.01)
 
 
 @pytest.mark.parametrize("bound", [0.01, 10.0, 1e6])
