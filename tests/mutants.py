@@ -362,6 +362,15 @@ MUTANTS = (
         "one_liar",
     ),
     text(
+        "a start that the bound would flatten stays as it was",
+        P + "courses/contrast.py",
+        "    return np.where(cut[each], images, moved)\n",
+        "    return moved\n",
+        "tests/protocols/courses/test_course_contrast.py",
+        "-k",
+        "liar_tells",
+    ),
+    text(
         "brightness and contrast are exact sums",
         P + "courses/contrast.py",
         'Block(name, size, top * UNITS, "count")',

@@ -151,12 +151,12 @@ def test_a_spread_that_one_liar_tells_makes_no_start_flat(honest: int, weight: f
 def test_an_image_that_the_bound_cuts_stays_as_it_was() -> None:
     """Control: where all fits, all are moved."""
 
-    def kept(sums: dict[str, Any]) -> np.ndarray[Any, Any]:
-        return np.all(matched(IMAGES, sums, 10.0) == IMAGES, axis=(1, 2, 3))
+    def kept(sums: dict[str, Any]) -> int:
+        moved = matched(IMAGES, sums, 10.0)
+        return sum(np.array_equal(*pair) for pair in zip(moved, IMAGES, strict=True))
 
-    far = kept(added(lie(0.0, 1.0, 100.0, 3.0)))
-    assert far.any() and not far.all()
-    assert not kept(added(contrast_values(DULL, 1.0))).any()
+    assert 0 < kept(added(lie(0.0, 1.0, 100.0, 3.0))) < len(IMAGES)
+    assert not kept(added(contrast_values(DULL, 1.0)))
 
 
 def test_the_least_contrast_that_can_be_told_is_none_that_says_nothing() -> None:
