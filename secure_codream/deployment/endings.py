@@ -9,7 +9,7 @@ from typing import Any
 
 from secure_codream.deployment.files import BEST, JOURNAL, MODEL, RECORD, SUMS, TEACHER
 from secure_codream.reports.files import RecordError, bytes_of
-from secure_codream.reports.judgements import harm_line
+from secure_codream.reports.judgements import harm_line, held_now
 from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.party_report import REPORT, write_party_report
 from secure_codream.reports.words import counted, format_bytes
@@ -17,7 +17,7 @@ from secure_codream.reports.words import counted, format_bytes
 _CLIENT_FILES = (
     (REPORT, "all of this on a page, for this site's own eyes"),
     (MODEL, "the model as it is now"),
-    (BEST, "the best weights that its own judge has seen"),
+    (BEST, "the weights that its own judge likes best, of the round named above"),
     (TEACHER, "the weights that make and label its dreams"),
     (SUMS, "what was summed"),
     ("metrics.jsonl", "figures of each round"),
@@ -55,10 +55,11 @@ def accuracies(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     last = lines[-1]
     said = []
     for key, images in (("accuracy", "test images"), ("held_accuracy", _judging(last))):
-        if last.get(key) is None:
+        now = held_now(last) if key == "held_accuracy" else last.get(key)
+        if now is None:
             continue
         parts = [] if alone is None or alone.get(key) is None else [f"alone {alone[key]:.1%}"]
-        parts.append(f"now {last[key]:.1%}")
+        parts.append(f"now {now:.1%}")
         if key == "held_accuracy" and last.get("best_accuracy") is not None:
             of = "training alone" if last["best_round"] == 0 else f"round {last['best_round']}"
             parts.append(f"best {last['best_accuracy']:.1%} (of {of})")

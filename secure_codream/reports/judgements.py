@@ -39,6 +39,15 @@ def fall_line(event: Mapping[str, Any]) -> str:
     return f"round {event['round']} made the model worse on {images} ({fall}; {by_class}): {after}"
 
 
+def held_now(line: Mapping[str, Any]) -> float | None:
+    """What a client's model as it is gets right of the images that judge it, from a line of `metrics.jsonl`.
+
+    `held_accuracy` there is of what the round made, which a client that rolls back no longer has.
+    """
+    found: float | None = line.get("best_accuracy" if line.get("rolled_back") else "held_accuracy")
+    return found
+
+
 def harm_line(alone: Mapping[str, Any], last: Mapping[str, Any]) -> str | None:
     """That a model knows less than training alone left it with, where chance is no explanation.
 

@@ -23,7 +23,7 @@ from secure_codream.reports.course_of_events import (
 from secure_codream.reports.dream_pictures import DreamRound, dream_round
 from secure_codream.reports.events import FederationStarted, RoundFinished, StepFinished, read_events
 from secure_codream.reports.files import write_whole
-from secure_codream.reports.judgements import harm_line
+from secure_codream.reports.judgements import harm_line, held_now
 from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.pages import page_environment
 from secure_codream.reports.run_folder import read_dreams
@@ -33,7 +33,6 @@ from secure_codream.reports.status import Status, read_status
 from secure_codream.reports.words import counted, duration, percent, size
 
 REPORT = "report.html"
-TITLES = {"accuracy": "test images", "held_accuracy": "its own images, by which it is judged"}
 
 
 def write_party_report(folder: Path) -> Path:
@@ -116,14 +115,14 @@ def _of_client(folder: Path, status: Status) -> dict[str, Any]:
         RoundRow(
             rounds=line["rounds"],
             accuracy=line.get("accuracy"),
-            held=line.get("held_accuracy"),
-            note="rolled back" if line.get("rolled_back") else "worse; kept" if line.get("worse") else "",
+            held=held_now(line),
+            note=_judged(line),
         )
         for line in lines
     ]
     curves = {
-        title: {line["rounds"]: line[key] for line in lines if line.get(key) is not None}
-        for key, title in TITLES.items()
+        "test images": {row.rounds: row.accuracy for row in rows if row.accuracy is not None},
+        "its own images, by which it is judged": {row.rounds: row.held for row in rows if row.held is not None},
     }
     judged = lines[-1] if lines else {}
     return {
@@ -136,6 +135,13 @@ def _of_client(folder: Path, status: Status) -> dict[str, Any]:
         "held_back": bool(judged.get("held_back")),
         "head": "",
     }
+
+
+def _judged(line: Mapping[str, Any]) -> str:
+    if line.get("rolled_back"):
+        made = line.get("held_accuracy")
+        return "rolled back" if made is None else f"rolled back from {percent(made)}"
+    return "worse; kept" if line.get("worse") else ""
 
 
 def _client_headline(status: Status, rows: Sequence[RoundRow]) -> str:

@@ -255,6 +255,11 @@ def test_the_ending_says_alone_now_best_and_where_the_files_are(tmp_path: Path) 
         "accuracy on test images: alone 50.0%, now 60.0%",
         "accuracy on 40 held-back images: alone 45.0%, now 70.0%, best 75.0% (of round 1)",
     ]
+    undone = {**line(3, 0.5, 0.2, 0.45, 0), "rolled_back": True}  # both of the weights that there are
+    assert accuracies([*lines[:2], undone]) == [
+        "accuracy on test images: alone 50.0%, now 50.0%",
+        "accuracy on 40 held-back images: alone 45.0%, now 45.0%, best 45.0% (of training alone)",
+    ]
     assert accuracies([]) == [] and accuracies([line(1, None, None, None, 0)]) == []
     assert accuracies([line(1, 0.5, None, None, 0)]) == ["accuracy on test images: now 50.0%"]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
