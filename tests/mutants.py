@@ -405,9 +405,18 @@ MUTANTS = (
     text(
         "pictures start on the charter's scale",
         U + "configuration/courses.py",
-        "    return standardised(rule, task.mean, task.std)\n",
+        "    return standardised(rule, task.mean, task.std, PICTURES[dreams.start])\n",
         "    return rule\n",
         "tests/secure_codream/test_start_scale.py",
+    ),
+    text(
+        "pictures have no more contrast than standardised images",
+        P + "starts.py",
+        "    gain = min(1.0, math.fsum(std) / len(std) / contrast)\n",
+        "    gain = 1.0\n",
+        "tests/protocols/test_starts.py",
+        "-k",
+        "standardised",
     ),
     text(
         "a comparison's pictures start on its images' scale",

@@ -18,6 +18,7 @@ shorter batch is the beginning of a longer one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -38,7 +39,8 @@ Shape = tuple[int, int, int]
 StartRule = Callable[[bytes, int, Shape], Floats32]
 
 PHOTOS = "photos"
-PICTURES = ("strokes", "shapes", PHOTOS)
+PICTURES = {"strokes": 0.28, "shapes": 0.2, PHOTOS: 0.2}
+"""Rules whose images are pictures, with the deviation of a picture's pixels, divided by 255, in the mean."""
 START_NAMES = ("noise", *PICTURES)
 
 SEED_BYTES = 32
@@ -70,25 +72,31 @@ def start_rule(name: str, photographs: tuple[Pixels, ...] = ()) -> StartRule:
     return {"noise": noise, "strokes": strokes, "shapes": shapes}[name]
 
 
-def standardised(rule: StartRule, mean: tuple[float, ...], std: tuple[float, ...]) -> StartRule:
+def standardised(rule: StartRule, mean: tuple[float, ...], std: tuple[float, ...], contrast: float) -> StartRule:
     """The same pictures on the scale of images that are standardised by `mean` and `std`.
 
-    Labels of pictures with another contrast than the teachers' own images say less of them.
+    Labels of pictures with another contrast than the teachers' own images say less of them. Images that are
+    standardised by their own `std` have a deviation of about one. Pictures go from black to white, so that where `std`
+    is small, as of X-rays, they would have several: they are drawn together to one.
 
     Args:
         rule: one of `PICTURES`, whose values of [-1, 1] are pixels of 0 to 255.
         mean: of pixels divided by 255, one for each channel, or one for all.
         std: their deviations, above 0, in the same form.
+        contrast: what the rule's pictures have, `PICTURES[name]`.
     """
-    return partial(_standardised, rule=rule, mean=mean, std=std)
+    gain = min(1.0, math.fsum(std) / len(std) / contrast)
+    slopes = np.array([0.5 / each * gain for each in std], dtype=np.float32)
+    shifts = np.array([(0.5 - m) / s * gain for m, s in zip(mean, std, strict=True)], dtype=np.float32)
+    return partial(_standardised, rule=rule, slopes=slopes, shifts=shifts)
 
 
 def _standardised(
-    seed: bytes, count: int, shape: Shape, *, rule: StartRule, mean: tuple[float, ...], std: tuple[float, ...]
+    seed: bytes, count: int, shape: Shape, *, rule: StartRule, slopes: Floats32, shifts: Floats32
 ) -> Floats32:
     images = rule(seed, count, shape)
-    images *= np.array([0.5 / each for each in std], dtype=np.float32).reshape(1, -1, 1, 1)
-    images += np.array([(0.5 - m) / s for m, s in zip(mean, std, strict=True)], dtype=np.float32).reshape(1, -1, 1, 1)
+    images *= slopes.reshape(1, -1, 1, 1)
+    images += shifts.reshape(1, -1, 1, 1)
     return images
 
 

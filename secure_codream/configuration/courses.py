@@ -292,7 +292,7 @@ def _start_rule(config: FederationConfig, permissions: list[Mapping[str, str]]) 
     rule = start_rule(dreams.start, _photographs(dreams) if dreams.start == PHOTOS else ())
     if dreams.start not in PICTURES or task.mean is None or task.std is None:
         return rule
-    return standardised(rule, task.mean, task.std)
+    return standardised(rule, task.mean, task.std, PICTURES[dreams.start])
 
 
 def _photographs(dreams: Dreams) -> tuple[np.ndarray[Any, Any], ...]:

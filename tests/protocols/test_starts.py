@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from codream_protocols import starts
 from codream_protocols.errors import LocalProtocolError
 from codream_protocols.keyschedule import digest
-from codream_protocols.starts import Floats32, Pixels, Shape, StartRule, start_rule
+from codream_protocols.starts import PICTURES, Floats32, Pixels, Shape, StartRule, start_rule
 
 SEED = bytes(range(32))
 OTHER_SEED = bytes(range(1, 33))
@@ -335,17 +335,32 @@ def test_images_of_an_own_rule_are_not_clamped() -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_pictures_are_standardised_as_the_images_that_they_stand_for(name: str) -> None:
-    mean, std = (0.1307, 0.4822, 0.4465), (0.3081, 0.2435, 0.2616)
+    mean, std = (0.1307, 0.4822, 0.4465), (0.3081, 0.2935, 0.2616)
     plain = rule(name)(SEED, 4, (3, 16, 16)).astype(np.float64)
-    found = starts.standardised(rule(name), mean, std)(SEED, 4, (3, 16, 16))
+    found = starts.standardised(rule(name), mean, std, PICTURES[name])(SEED, 4, (3, 16, 16))
     assert starts.check_start(found, 4, (3, 16, 16)) is found
     for channel in range(3):
         pixels = (plain[:, channel] + 1) / 2
         np.testing.assert_allclose(found[:, channel], (pixels - mean[channel]) / std[channel], atol=2e-6)
-    one = starts.standardised(rule(name), (0.5,), (0.5,))(SEED, 4, (3, 16, 16))
+    one = starts.standardised(rule(name), (0.5,), (0.5,), PICTURES[name])(SEED, 4, (3, 16, 16))
     np.testing.assert_array_equal(one, plain)  # the scale that pictures have anyway
 
 
+@pytest.mark.parametrize("std", [0.02, 0.09, 0.3])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
+@pytest.mark.parametrize("name", ["strokes", "shapes"])
+def test_standardised_pictures_have_no_more_contrast_than_standardised_images(
+    name: str, shape: Shape, std: float
+) -> None:
+    """Control: from black to white they would have up to 16 times that of images whose deviation is small."""
+    images = starts.standardised(rule(name), (0.3,), (std,), PICTURES[name])(SEED, 50, shape)
+    contrast = images.std(axis=(1, 2, 3)).mean()
+    assert contrast < 1.3
+    assert std > 0.2 or contrast > 0.7
+    plain = rule(name)(SEED, 50, shape).std(axis=(1, 2, 3)).mean() / 2 / std
+    assert plain > 1.5 or std > 0.2
+
+
 def test_the_bytes_of_standardised_pictures_are_pinned() -> None:
-    images = starts.standardised(rule("strokes"), (0.1307,), (0.3081,))(SEED, 3, (1, 28, 28))
+    images = starts.standardised(rule("strokes"), (0.1307,), (0.3081,), PICTURES["strokes"])(SEED, 3, (1, 28, 28))
     assert sha256(images)[:32] == "645e533eafc136f6ca3ef21b7e234e73"

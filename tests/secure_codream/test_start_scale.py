@@ -40,6 +40,13 @@ def test_noise_stays_as_it_is() -> None:
     np.testing.assert_array_equal(starts("noise"), starts("noise", mean=(MEAN,), std=(STD,)))
 
 
+def test_photographs_have_the_contrast_that_they_are_drawn_together_from() -> None:
+    pytest.importorskip("sklearn")
+    config = {"task": {"shape": (3, 32, 32), "classes": 10}, "dreams": {"start": "photos", "batch": 256}}
+    crops = public_images(check("config.toml", FederationConfig, config))
+    assert crops.std(axis=(1, 2, 3)).mean() / 2 == pytest.approx(PICTURES["photos"], rel=0.3)
+
+
 @pytest.mark.parametrize("start", [name for name in PICTURES if name != "photos"])
 def test_a_comparison_starts_on_the_scale_of_its_images(start: str) -> None:
     images = LabelledImages(np.zeros((4, 1, 8, 8), np.float32), np.arange(4) % 2, 2, scale=Scale((MEAN,), (STD,)))
