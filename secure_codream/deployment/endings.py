@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from secure_codream.deployment.files import BEST, JOURNAL, MODEL, RECORD, SUMS, TEACHER
+from secure_codream.reports.clipping import clipped_line
+from secure_codream.reports.events import read_events
 from secure_codream.reports.files import RecordError, bytes_of
 from secure_codream.reports.judgements import harm_line, held_now
 from secure_codream.reports.metrics import read_metrics
@@ -78,7 +80,16 @@ def server_ending(folder: Path) -> list[str]:
     traffic = found["traffic"]
     totals = f"{counted(found['secure_steps'], 'secure step')} by this process; all clients together: "
     totals += f"{format_bytes(traffic['up'])} up, {format_bytes(traffic['down'])} down"
-    return [totals, f"head {found['head']}", *_reported(folder), *_files(folder, _SERVER_FILES)]
+    return [totals, f"head {found['head']}", *_cut(folder), *_reported(folder), *_files(folder, _SERVER_FILES)]
+
+
+def _cut(folder: Path) -> list[str]:
+    """What bounds have cut, of the sums that this server has written down; a page says why they cannot be read."""
+    try:
+        cut = clipped_line(read_events(folder / "events.jsonl"))
+    except RecordError:
+        return []
+    return [] if cut is None else [f"warning: {cut}"]
 
 
 def _reported(folder: Path) -> list[str]:

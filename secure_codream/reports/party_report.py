@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from secure_codream.reports.charts import Chart, Line, Reference, Tick, axis, dots, spread, svg_path, unbroken
+from secure_codream.reports.clipping import clipped_line
 from secure_codream.reports.course_of_events import (
     ROUNDS_SHOWN,
     incidents_of,
@@ -68,6 +69,7 @@ def _of_server(folder: Path, status: Status) -> dict[str, Any]:
     return {
         "server": True,
         "headline": _server_headline(status, means),
+        "harm": clipped_line(events),
         "chart": _chart("Mean accuracy of all clients, from their sum", {"mean": means}),
         "members": [] if started is None else started.clients,
         "lockstep": started is None or started.mode == "lockstep",

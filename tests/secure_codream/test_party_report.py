@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from secure_codream import cli
-from secure_codream.deployment.endings import accuracies, client_ending
+from secure_codream.deployment.endings import accuracies, client_ending, server_ending
 from secure_codream.reports.files import MalformedRecord, MissingRecord
 from secure_codream.reports.metrics import read_metrics
 from secure_codream.reports.party_report import write_party_report
@@ -44,8 +44,8 @@ def started(rounds: int = 4, **more: Any) -> str:
     return line("federation_started", clients=MEMBERS, rounds=rounds, steps_per_round=1, **more)
 
 
-def step_finished(number: int, up: int = 0, down: int = 0) -> str:
-    went = {"task": "update", "survivors": MEMBERS, "dropped": [], "path": "fast", "entropy": 1.0, "clipped": 0.0}
+def step_finished(number: int, up: int = 0, down: int = 0, task: str = "update", clipped: float | None = 0.0) -> str:
+    went = {"task": task, "survivors": MEMBERS, "dropped": [], "path": "fast", "entropy": 1.0, "clipped": clipped}
     return line("step_finished", round=number, step=0, seconds=0.5, bytes_up=up, bytes_down=down, **went)
 
 
@@ -106,6 +106,20 @@ def test_a_servers_page_tells_sums_and_who_was_there(server: Path) -> None:
     assert "a&lt;b, carol" in said and "carol no longer answered" in said and "carol is back" in said
     assert "3.0 kB" in said and "4.0 kB" in said and f"{1:064x}" in said
     assert (server / "report.html").read_text().count('<img src="data:') == 6
+
+
+@pytest.mark.parametrize(
+    ("task", "bound"), [("update", "update_clip under [dreams]"), ("parameters", "clip under [av")]
+)
+def test_a_server_says_where_bounds_have_cut_much(server: Path, task: str, bound: str) -> None:
+    (server / "server.json").write_text(json.dumps({"secure_steps": 4, "traffic": {"up": 1, "down": 1}, "head": "ab"}))
+    assert not any("cut by its bound" in one for one in [words(write_party_report(server)), *server_ending(server)])
+    with (server / "events.jsonl").open("a") as events:
+        events.write(step_finished(2, task=task, clipped=0.03) + step_finished(2, task="logits", clipped=None))
+    said = "n 1 of 3 sums more than 1% of what clients sent was cut by its bound; a larger " + bound
+    assert f"I{said}" in words(write_party_report(server))
+    (line_,) = [one for one in server_ending(server) if one.startswith("warning")]
+    assert f"i{said}" in line_
 
 
 def test_a_sites_page_tells_its_own_figures_since_its_newest_training(site: Path) -> None:

@@ -11,9 +11,7 @@ from collections.abc import Callable
 from codream_clients.learning.training import ConvergenceWarning
 from codream_protocols.courses.rounds import Rounds
 from codream_protocols.server import StepFinished
-
-MOST_CLIPPED = 0.01
-"""Share of the coordinates beyond which clipping is told of."""
+from secure_codream.reports.clipping import MOST_CLIPPED
 
 
 def telling_of_clipping(course: Rounds, what: str, bound: str) -> Callable[[StepFinished], None]:
