@@ -425,6 +425,16 @@ MUTANTS = (
         "-k",
         "scale_of_its_images",
     ),
+    # everybody's scale
+    text(
+        "each class has a name of its own",
+        U + "configuration/federation.py",
+        "if count > 1):\n",
+        "if False):\n",
+        "tests/secure_codream/test_data.py",
+        "-k",
+        "contradict_themselves",
+    ),
     # votes and public features
     text(
         "noise is for all of a client's votes",

@@ -8,6 +8,7 @@ not fit are reported with the key, what was found and what is allowed. Nothing h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, doc
 from pydantic import Field, field_validator, model_validator
 
+from codream_clients.data.class_names import one_spelling
 from codream_clients.learning.settings import PRIVATE_DISTILLATION, Learning, LearningSettings
 from codream_clients.privacy.settings import PrivacySettings
 from codream_protocols.charter import MAX_BLOCKS, MAX_EPOCHS, Aggregation, Charter, Predecessor, even_blocks
@@ -32,6 +34,7 @@ from codream_protocols.starts import PICTURES
 from codream_server.settings import Timing
 from secure_codream.configuration.reading import (
     DIGEST,
+    MOST_LETTERS,
     REFERENCE,
     ConfigError,
     PartyName,
@@ -119,8 +122,16 @@ class TaskTable(Table):
             found = len(self.mean), len(self.std)
             if found not in {(1, 1), (channels, channels)}:
                 raise ValueError(f"{found[0]} means and {found[1]} deviations; 1 or {channels} of both are allowed")
-        if self.class_names is not None and len(set(self.class_names)) != self.classes:
-            raise ValueError(f"{len(set(self.class_names))} different class names; {self.classes} are needed")
+        if self.class_names is not None:
+            spelt = Counter(map(one_spelling, self.class_names))
+            if repeated := sorted(name for name, count in spelt.items() if count > 1):
+                raise ValueError(
+                    f"class_names has {', '.join(map(repr, repeated))} more than once; each name is allowed once"
+                )
+            if wrong := [len(name) for name in self.class_names if not 1 <= len(name) <= MOST_LETTERS]:
+                raise ValueError(f"a class name of {wrong[0]} letters; 1 to {MOST_LETTERS} are allowed")
+            if len(spelt) != self.classes:
+                raise ValueError(f"{len(spelt)} class names; {self.classes} are needed")
         return self
 
 
