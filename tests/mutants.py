@@ -1436,6 +1436,15 @@ MUTANTS = (
         "schema",
     ),
     text(
+        "private clients of a comparison distil as deployed ones do",
+        U + "experiments/grid.py",
+        'classes, entry.options.get("privacy"))',
+        "classes)",
+        "tests/secure_codream/test_compare_grid.py",
+        "-k",
+        "private_algorithms_distil",
+    ),
+    text(
         "privacy has a distillation that does no harm",
         U + "configuration/federation.py",
         "        own |= PRIVATE_DISTILLATION\n",
