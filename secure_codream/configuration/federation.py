@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, doc
 from pydantic import Field, field_validator, model_validator
 
 from codream_clients.data.class_names import one_spelling
+from codream_clients.data.pixels import LEAST_STD
 from codream_clients.learning.settings import PRIVATE_DISTILLATION, Learning, LearningSettings
 from codream_clients.privacy.settings import PrivacySettings
 from codream_protocols.charter import MAX_BLOCKS, MAX_EPOCHS, Aggregation, Charter, Predecessor, even_blocks
@@ -103,7 +104,8 @@ class TaskTable(Table):
         doc("of the pixels, divided by 255: one for each channel, or one for all"),
     ] = None
     std: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=10)], ...] | None, doc("the pixels' deviation, in the same form")
+        tuple[Annotated[float, Field(ge=LEAST_STD, le=10)], ...] | None,
+        doc("the pixels' deviation, in the same form; one grey level, 1/255, or more"),
     ] = None
     class_names: Annotated[
         tuple[str, ...] | None,
@@ -287,9 +289,10 @@ class FederationConfig(Table):
 
     @property
     def pictures_off_scale(self) -> bool:
-        """Whether dreams start from pictures in [-1, 1] because the charter does not say what scale images have."""
-        pictures = self.federation.course == "codream" and self.dreams.start in PICTURES
-        return pictures and self.task.mean is None and not self.dreams.matched
+        """Whether clients are shown pictures in [-1, 1] because the charter does not say what scale images have."""
+        dreams = self.federation.course == "codream"
+        pictures = (dreams or self.dp_sgd is not None) and self.dreams.start in PICTURES
+        return pictures and self.task.mean is None and not (dreams and self.dreams.matched)
 
     @property
     def common_model(self) -> str | None:

@@ -29,6 +29,10 @@ MAX_BYTES = 4 << 30
 """What one source of images may take in memory, unless its loader is told otherwise."""
 
 _CHUNK = 4096  # images at a time, which bounds the memory that statistics take
+LEAST_STD = 1 / 255
+"""A channel that deviates by less than one grey level has no contrast; divided by less, a level would be a deviation
+or more, and images as large as no model or bound expects."""
+
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Scale:
 
     @classmethod
     def of(cls, pixels: NDArray[np.uint8]) -> "Scale":
-        """The scale of `pixels` (N, H, W, C), exact, by channel; a channel without contrast gets std 1/255."""
+        """The scale of `pixels` (N, H, W, C), exact, by channel; a channel without contrast gets `LEAST_STD`."""
         values = np.arange(256) / 255.0
         means, deviations = [], []
         for channel in range(pixels.shape[3]):
@@ -61,7 +65,7 @@ class Scale:
             shares = counts / counts.sum()
             mean = float(shares @ values)
             means.append(mean)
-            deviations.append(max(float(np.sqrt(shares @ (values - mean) ** 2)), 1 / 255))
+            deviations.append(max(float(np.sqrt(shares @ (values - mean) ** 2)), LEAST_STD))
         return cls(tuple(means), tuple(deviations))
 
 
