@@ -86,8 +86,10 @@ class FederationTable(Table):
 class TaskTable(Table):
     """`[task]`: the form of an image and the number of classes, which everybody's data share.
 
-    `mean` and `std` replace every client's own way to standardise its images: give them where clients bring data of
-    their own. Pictures that dreams start from (`strokes`, `shapes`, `photos`) are on that scale then, else in [-1, 1].
+    `mean` and `std` are everybody's scale: give them where clients bring data of their own. Bytes are standardised by
+    them, and images that are standardised already are brought to them where it is known by what; else their values are
+    taken to be on that scale, as `client`, `doctor` and `data` say. Pictures that dreams start from (`strokes`,
+    `shapes`, `photos`) are on it too, else in [-1, 1].
     """
 
     shape: Annotated[
