@@ -9,14 +9,14 @@ from pathlib import Path
 from torch import nn
 
 from codream_clients.data.arrays import Told
-from codream_clients.data.datasets import LabelledImages
-from codream_clients.data.pixels import HALF
+from codream_clients.data.datasets import DatasetError, LabelledImages
 from codream_clients.data.understanding import DataWarning, Understanding, numbers_mean, understood
 from codream_clients.learning.participant import Metrics
 from secure_codream.api.beside import arun, in_this_loop, run
 from secure_codream.api.images import Images, given
 from secure_codream.configuration.federation import read_federation
-from secure_codream.configuration.images import agreed_scale, standardised
+from secure_codream.configuration.images import standardised, with_scale_said
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.deployment.client import run_client
 from secure_codream.deployment.signals import Stop
 
@@ -53,10 +53,14 @@ class Client:
             found, notes = given(parts, classes=task.classes, class_names=task.class_names, told=Told(shape=task.shape))
             if task.class_names is not None and found["training"].class_names is None:
                 notes.reads(numbers_mean(task.class_names))
-            self._understood = understood("the arrays given", "in a script", list(found.items()), notes)
+            as_given = understood("the arrays given", "in a script", list(found.items()), notes)
+            try:
+                self._understood = with_scale_said(as_given, found.items(), task)
+                ready = [standardised(part, task) for part in found.values()]
+            except DatasetError as error:
+                raise ConfigError(f"images: {error}") from error
             for warning in self._understood.warnings:
                 warnings.warn(warning, DataWarning, stacklevel=2)
-            ready = [standardised(part, agreed_scale(task) or HALF) for part in found.values()]
             self._data = (ready[0], ready[1] if len(ready) > 1 else None)
 
     def run(self, *, address: str | None = None, on_round: OnRound | None = None) -> None:

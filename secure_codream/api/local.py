@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.data.pixels import HALF
+from codream_clients.data.understanding import DataWarning
 from codream_clients.learning.participant import Metrics
 from codream_clients.models.gate import require_own_weights
 from codream_clients.models.layouts import layout_of, trained_layout
@@ -25,7 +25,7 @@ from secure_codream.api.images import Images, given
 from secure_codream.configuration.client import ClientConfig, PolicyTable
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import PARAMETER_COURSES, AveragingTable, FederationConfig
-from secure_codream.configuration.images import agreed_scale, not_covered, standardised
+from secure_codream.configuration.images import not_covered, said_of_scale, standardised
 from secure_codream.configuration.learners import make_learner
 from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.simulation.in_process import Simulation
@@ -107,8 +107,9 @@ def run_local(
     first = found["test"]
     task = {"shape": first.shape, "classes": classes, "class_names": first.class_names}
     federation: FederationConfig = check("run_local", FederationConfig, {"task": task, **config})
-    scale = agreed_scale(federation.task) or HALF
-    held_out, *owned = (standardised(part, scale) for part in found.values())
+    for text in said_of_scale(found.items(), federation.task)[1]:
+        warnings.warn(text, DataWarning, stacklevel=2)
+    held_out, *owned = (standardised(part, federation.task) for part in found.values())
     if not public:
         warnings.warn(_not_covered(owned), NotCovered, stacklevel=2)
     aggregation = federation.aggregation_settings(len(shards))

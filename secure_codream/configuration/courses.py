@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from codream_clients.own_parts import OwnPartError, guarded
 from codream_protocols.course import Course
@@ -13,6 +16,7 @@ from codream_protocols.courses.dp_sgd import DPSGD, DPSGDOptions, DPSGDSettings
 from codream_protocols.courses.generator import CoDreamFast, Fast, GeneratorSettings
 from codream_protocols.courses.labels import VOTES, check_learnt_from
 from codream_protocols.courses.layouts import Layout
+from codream_protocols.courses.numbers import bounded
 from codream_protocols.courses.parameters import Averaging, AveragingSettings
 from codream_protocols.courses.registry import course_class
 from codream_protocols.courses.sums import Sums, SumsPrivacy
@@ -40,11 +44,10 @@ from secure_codream.configuration.federation import (
 from secure_codream.configuration.own_code import load_named
 from secure_codream.configuration.reading import ConfigError
 
-if TYPE_CHECKING:
-    import numpy as np
-
 FAST_DREAMS = ("batch", "logit_clip", "window")
 """What of `[dreams]` CoDream-fast goes by."""
+_TRIED = 1 << 16
+"""Numbers of start images that are looked at when a course is made; one image at least."""
 _COURSE_METHODS = ("epochs", "specs", "schedule", "start", "task", "absorb", "publication")
 
 
@@ -92,6 +95,7 @@ def _made(config: FederationConfig, permitted: Mapping[str, str] | None) -> Cour
             _check_fast(config.dreams)
             return CoDreamFast(generator_settings(config))
         if name == DP_SGD:
+            _check_public_images(config, permissions)
             return DPSGD(dp_sgd_settings(config))
         return course_class(name)(averaging_settings(config))  # type: ignore[no-any-return]
     except (SettingsError, LocalProtocolError) as error:
@@ -122,13 +126,46 @@ def _codream(config: FederationConfig, permissions: list[Mapping[str, str]]) -> 
         )
     if settings.label_by == VOTES and deviation > 0:
         raise ConfigError(f"[learning] label_deviation: found {deviation} with label_by {VOTES!r}; 0 is allowed")
-    rule = _start_rule(config, permissions)
-    try:  # with one image, before an epoch has begun that could not start
-        with guarded(f"[dreams] start {settings.start!r}"):
-            _starts(rule, 1, settings.shape)
+    rule, images = _tried_start(config, permissions)
+    cut = bounded(images, settings.pixel_bound)
+    if cut.min() == cut.max() and images.min() < images.max():
+        raise ConfigError(
+            f"[dreams] pixel_bound: found {settings.pixel_bound:g}, to which all values of start {settings.start!r}, "
+            f"{images.min():.4g} to {images.max():.4g}, are cut; {_keeps(images)} keeps them, another mean and std "
+            "under [task] too"
+        )
+    return CoDream(settings, rule, config.client_privacy, stop_after=config.federation.stop_after)
+
+
+def _check_public_images(config: FederationConfig, permissions: list[Mapping[str, str]]) -> None:
+    """Those that DP-SGD's model is handed down on, before it is trained."""
+    check_learnt_from(1, config.dreams.batch, config.task.shape)
+    _tried_start(config, permissions)
+
+
+def _tried_start(
+    config: FederationConfig, permissions: list[Mapping[str, str]]
+) -> tuple[StartRule, np.ndarray[Any, np.dtype[np.float32]]]:
+    """The start rule and a few of its images, before an epoch has begun that could not start."""
+    rule, (shape, batch) = _start_rule(config, permissions), (config.task.shape, config.dreams.batch)
+    try:
+        with guarded(f"[dreams] start {config.dreams.start!r}"):
+            return rule, _starts(rule, min(batch, max(1, _TRIED // math.prod(shape))), shape)
     except OwnPartError as error:
         raise ConfigError(str(error)) from error
-    return CoDream(settings, rule, config.client_privacy, stop_after=config.federation.stop_after)
+
+
+def cut_to_bound(config: FederationConfig) -> tuple[float, int]:
+    """The share of the start images' values that `pixel_bound` cuts, 0 to 1, and the least bound that cuts none.
+
+    Raises as `make_course`.
+    """
+    _, images = _tried_start(config, [config.code])
+    return float((np.abs(images) > config.dreams.pixel_bound).mean()), _keeps(images)
+
+
+def _keeps(images: np.ndarray[Any, np.dtype[np.float32]]) -> int:
+    return math.ceil(float(np.abs(images).max()))
 
 
 def _check_fast(dreams: Dreams) -> None:

@@ -8,6 +8,7 @@ not fit are reported with the key, what was found and what is allowed. Nothing h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, doc
 from pydantic import Field, field_validator, model_validator
 
+from codream_clients.data.class_names import one_spelling
+from codream_clients.data.pixels import LEAST_STD
 from codream_clients.learning.settings import PRIVATE_DISTILLATION, Learning, LearningSettings
 from codream_clients.privacy.settings import PrivacySettings
 from codream_protocols.charter import MAX_BLOCKS, MAX_EPOCHS, Aggregation, Charter, Predecessor, even_blocks
@@ -32,6 +35,7 @@ from codream_protocols.starts import PICTURES
 from codream_server.settings import Timing
 from secure_codream.configuration.reading import (
     DIGEST,
+    MOST_LETTERS,
     REFERENCE,
     ConfigError,
     PartyName,
@@ -82,8 +86,10 @@ class FederationTable(Table):
 class TaskTable(Table):
     """`[task]`: the form of an image and the number of classes, which everybody's data share.
 
-    `mean` and `std` replace every client's own way to standardise its images: give them where clients bring data of
-    their own. Pictures that dreams start from (`strokes`, `shapes`, `photos`) are on that scale then, else in [-1, 1].
+    `mean` and `std` are everybody's scale: give them where clients bring data of their own. Bytes are standardised by
+    them, and images that are standardised already are brought to them where it is known by what; else their values are
+    taken to be on that scale, as `client`, `doctor` and `data` say. Pictures that dreams start from (`strokes`,
+    `shapes`, `photos`) are on it too, else in [-1, 1].
     """
 
     shape: Annotated[
@@ -100,7 +106,8 @@ class TaskTable(Table):
         doc("of the pixels, divided by 255: one for each channel, or one for all"),
     ] = None
     std: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=10)], ...] | None, doc("the pixels' deviation, in the same form")
+        tuple[Annotated[float, Field(ge=LEAST_STD, le=10)], ...] | None,
+        doc("the pixels' deviation, in the same form; one grey level, 1/255, or more"),
     ] = None
     class_names: Annotated[
         tuple[str, ...] | None,
@@ -119,8 +126,16 @@ class TaskTable(Table):
             found = len(self.mean), len(self.std)
             if found not in {(1, 1), (channels, channels)}:
                 raise ValueError(f"{found[0]} means and {found[1]} deviations; 1 or {channels} of both are allowed")
-        if self.class_names is not None and len(set(self.class_names)) != self.classes:
-            raise ValueError(f"{len(set(self.class_names))} different class names; {self.classes} are needed")
+        if self.class_names is not None:
+            spelt = Counter(map(one_spelling, self.class_names))
+            if repeated := sorted(name for name, count in spelt.items() if count > 1):
+                raise ValueError(
+                    f"class_names has {', '.join(map(repr, repeated))} more than once; each name is allowed once"
+                )
+            if wrong := [len(name) for name in self.class_names if not 1 <= len(name) <= MOST_LETTERS]:
+                raise ValueError(f"a class name of {wrong[0]} letters; 1 to {MOST_LETTERS} are allowed")
+            if len(spelt) != self.classes:
+                raise ValueError(f"{len(spelt)} class names; {self.classes} are needed")
         return self
 
 
@@ -276,9 +291,10 @@ class FederationConfig(Table):
 
     @property
     def pictures_off_scale(self) -> bool:
-        """Whether dreams start from pictures in [-1, 1] because the charter does not say what scale images have."""
-        pictures = self.federation.course == "codream" and self.dreams.start in PICTURES
-        return pictures and self.task.mean is None and not self.dreams.matched
+        """Whether clients are shown pictures in [-1, 1] because the charter does not say what scale images have."""
+        dreams = self.federation.course == "codream"
+        pictures = (dreams or self.dp_sgd is not None) and self.dreams.start in PICTURES
+        return pictures and self.task.mean is None and not (dreams and self.dreams.matched)
 
     @property
     def common_model(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from codream_clients.data.class_names import one_spelling
 from codream_clients.data.datasets import Augment, DatasetError, LabelledImages
 from codream_clients.data.partitions import PartitionError, count_table, deal
-from codream_clients.data.pixels import HALF, RawImages, Scale
+from codream_clients.data.pixels import HALF, RawImages, Scale, on_scale
 from codream_clients.data.sources import DataSource, Reading, load_source
 from codream_clients.data.understanding import Understanding
 from codream_clients.own_parts import OwnPartError
@@ -39,7 +40,7 @@ def load_data(
         raise ConfigError(f"[data]: part {table.part} of {table.clients}; 0 to {table.clients - 1} is allowed")
     dealt = _deal_out(table, task, private)
     own = dealt.train.subset(dealt.parts[table.part])
-    return standardised(own, dealt.scale, table.augment), dealt.test
+    return standardised(own, task, dealt.scale, table.augment), dealt.test
 
 
 def load_shards(table: DataTable, task: TaskTable | None = None) -> tuple[tuple[LabelledImages, ...], LabelledImages]:
@@ -130,7 +131,7 @@ def _deal_out(table: DataTable, task: TaskTable | None, private: bool = False) -
 
 
 def _load(table: DataTable, task: TaskTable | None, private: bool = False) -> DataSource:
-    return load_source(
+    found = load_source(
         table.source,
         Reading(
             seed=table.seed,
@@ -147,6 +148,8 @@ def _load(table: DataTable, task: TaskTable | None, private: bool = False) -> Da
         download=table.download,
         digits_test_size=TEST_SIZE,
     )
+    parts = ("training", found.train), ("test", found.test)
+    return replace(found, understanding=with_scale_said(found.understanding, parts, task))
 
 
 @lru_cache(maxsize=2)
@@ -164,11 +167,10 @@ def _read(table: DataTable, task: TaskTable | None, private: bool) -> _Dealt:
         seed=table.seed,
         groups=train.groups,
     )
-    scale = agreed_scale(task)
-    if scale is None and table.standardise == "train" and isinstance(train, RawImages):
+    scale = source.published or HALF
+    if table.standardise == "train" and isinstance(train, RawImages):
         scale = Scale.of(train.pixels)
-    scale = scale or source.published or HALF
-    return _Dealt(train, standardised(test, scale), scale, parts, source.understanding)
+    return _Dealt(train, standardised(test, task, scale), scale, parts, source.understanding)
 
 
 def agreed_scale(task: TaskTable | None) -> Scale | None:
@@ -184,6 +186,52 @@ def _limited(part: RawImages | LabelledImages, limit: int | None, seed: list[int
     return part.subset(np.random.default_rng(seed).permutation(len(part))[:limit])
 
 
-def standardised(part: RawImages | LabelledImages, scale: Scale, augment: Augment = "none") -> LabelledImages:
-    """Bytes on `scale`; what is standardised already stays as it is, but for `augment`."""
-    return part.standardised(scale, augment) if isinstance(part, RawImages) else replace(part, augment=augment)
+def standardised(
+    part: RawImages | LabelledImages, task: TaskTable | None, scale: Scale = HALF, augment: Augment = "none"
+) -> LabelledImages:
+    """Images on the scale that `task` gives; without one, bytes on `scale`, and what is standardised as it is.
+
+    Values on a scale that nobody said are taken to be on the right one; `said_of_scale` says so.
+    Raises `DatasetError` for a scale of other channels.
+    """
+    agreed = agreed_scale(task)
+    if isinstance(part, RawImages):
+        return part.standardised(agreed or scale, augment)
+    if agreed is not None and part.scale is not None:
+        part = on_scale(part, agreed)
+    return replace(part, augment=augment)
+
+
+def said_of_scale(
+    parts: Iterable[tuple[str, RawImages | LabelledImages]], task: TaskTable | None
+) -> tuple[list[str], list[str]]:
+    """(readings, warnings): how parts that are standardised already come to the scale of `task`, and what denies it."""
+    agreed, readings, warnings = agreed_scale(task), dict[str, None](), []
+    for name, part in parts:
+        if agreed is None or isinstance(part, RawImages):
+            continue
+        if part.scale is None:
+            on = f"the scale of [task], {agreed}"
+            readings[
+                f"the images' values are taken to be on {on}, and used as they are: if they are not, give bytes, or "
+                "LabelledImages with their scale"
+            ] = None
+        else:
+            on = f"their scale, {part.scale}"
+            if part.scale != agreed:
+                readings[f"images standardised by {part.scale} are brought to the scale of [task], {agreed}"] = None
+        if (beyond := (part.scale or agreed).beyond(part.images)) is not None:
+            found, allowed = beyond
+            warnings.append(
+                f"values of the {name} part are {found}; on {on}, pixels are {allowed}: give bytes, or LabelledImages "
+                "with the right scale"
+            )
+    return list(readings), warnings
+
+
+def with_scale_said(
+    found: Understanding, parts: Iterable[tuple[str, RawImages | LabelledImages]], task: TaskTable | None
+) -> Understanding:
+    """The same with what `said_of_scale` has to say of its parts."""
+    readings, warnings = said_of_scale(parts, task)
+    return replace(found, readings=(*found.readings, *readings), warnings=(*found.warnings, *warnings))

@@ -21,6 +21,7 @@ MAX_CONFIG_BYTES = 1 << 20
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"  # what a roster takes, and a folder; $ would let a newline follow
 DIGEST = r"^[0-9a-f]{64}\Z"
 PLACE = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]{1,5}\Z"
+MOST_LETTERS = 256  # of a text that goes into a model's file
 REFERENCE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z"
 
 

@@ -103,10 +103,9 @@ def dry_run(folder: Path, client: ClientConfig, federation: FederationConfig) ->
     data = client.data.model_copy(update={"download": False})
     whole, _ = load_client_data(client.model_copy(update={"data": data}), federation)
     train, judge = held_back(federation, whole, seed=client.seed, device=client.device)
-    own = client.budget.records if client.budget is not None else None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        plan, training = _planned(folder, federation, own, len(whole if sums else train))
+        plan, training = _planned(folder, client, federation, len(whole if sums else train))
     charged_on = whole if sums else charged_images(plan, train, judge)
     budget, path = own_budget(client, plan), ledger_path(folder / "privacy.jsonl", client)
     by = spender(client, federation, charged_on, plan.charter)
@@ -159,14 +158,17 @@ class _Training:
     judged_with: float = 0.0  # noise of the counts of images held back; 0 where none is charged
 
 
-def _planned(folder: Path, federation: FederationConfig, own: int | None, records: int) -> tuple[Planned, _Training]:
-    """All that the run will charge; `own` is the client's public number of its records, which has precedence."""
+def _planned(
+    folder: Path, client: ClientConfig, federation: FederationConfig, records: int
+) -> tuple[Planned, _Training]:
+    """All that the run will charge; a client's public number of its records has precedence over what was counted."""
+    own = client.budget.records if client.budget is not None else None
     if not federation.record_private:
-        noised = SumsPlan.of(make_course(federation), federation.charter(load_roster(folder)))
+        noised = SumsPlan.of(make_course(federation, client.policy.code), federation.charter(load_roster(folder)))
         least = min(charge.noise_multiplier for charge in noised.charges)
         return noised, _Training(own or records, own or records, 1.0, len(noised.charges), least, "")
     if federation.dp_sgd is not None:
-        ring = RingPlan.of(make_course(federation), federation.charter(load_roster(folder)))
+        ring = RingPlan.of(make_course(federation, client.policy.code), federation.charter(load_roster(folder)))
         course = ring.course
         if own is not None:
             records = own

@@ -17,14 +17,14 @@ from codream_clients.data.pixels import MAX_CHANNELS, MAX_CLASSES, MAX_SIDE, Sca
 from codream_clients.models.names import UnknownModelError, split_norm
 from codream_clients.own_parts import is_reference
 from secure_codream.configuration.own_code import source_digest
-from secure_codream.configuration.reading import DIGEST, NAME, ConfigError
+from secure_codream.configuration.reading import DIGEST, MOST_LETTERS, NAME, ConfigError
 
 if TYPE_CHECKING:
     from codream_clients.learning.participant import Metrics
     from secure_codream.configuration.client import ClientConfig
     from secure_codream.configuration.federation import FederationConfig
 
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_LETTERS)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PerChannel = Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=MAX_CHANNELS)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]

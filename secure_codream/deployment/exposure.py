@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from codream_protocols.charter import Charter, blocks_by_key, cuts
 from codream_protocols.course import Course
 from codream_protocols.identity import Roster
+from secure_codream.configuration.courses import cut_to_bound
 from secure_codream.configuration.federation import FederationConfig, learning_settings, privacy_settings
+
+MOST_CUT = 0.05
+"""A share of the start images' values; where more are cut, the pictures are others than the charter's."""
 
 
 def remarks(config: FederationConfig) -> list[str]:
@@ -17,12 +21,28 @@ def remarks(config: FederationConfig) -> list[str]:
         said.append(
             "[task] has no class_names: a client whose images name their classes will not take part without it."
         )
-    if config.pictures_off_scale:
-        said.append(
-            f"[task] has no mean and std: {config.dreams.start} that dreams start from lie in [-1, 1], and models that "
-            "know other contrasts say less of them. Give both, or matched = true under [dreams]."
-        )
+    if (pictures := off_scale(config)) is not None:
+        found, do = pictures
+        said.append(f"{found}, and models that know other contrasts say less of them: give {do}.")
+    if config.federation.course == "codream":
+        share, enough = cut_to_bound(config)
+        if share > MOST_CUT:
+            said.append(
+                f"{share:.0%} of the values of {config.dreams.start} that dreams start from lie beyond pixel_bound = "
+                f"{config.dreams.pixel_bound:g} and are cut to it: pixel_bound = {enough} under [dreams] keeps them."
+            )
     return said
+
+
+def off_scale(config: FederationConfig) -> tuple[str, str] | None:
+    """Pictures that clients are shown on no scale of theirs, and what puts them on it; None where all is well."""
+    if not config.pictures_off_scale:
+        return None
+    if config.dp_sgd is not None:
+        shown, do = "models are handed down on", "mean and std under [task]"
+    else:
+        shown, do = "dreams start from", "mean and std under [task], or matched = true under [dreams]"
+    return f"{config.dreams.start} that {shown} lie in [-1, 1]", do
 
 
 def protection(config: FederationConfig) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from codream_clients.data.pixels import HALF
@@ -20,6 +21,7 @@ from codream_clients.privacy.accounting import concentrated_rho
 from codream_clients.privacy.gate import examine_private, modes_of
 from codream_clients.privacy.index import known_index
 from codream_clients.privacy.ledger import Ledger
+from codream_clients.words import visible
 from codream_protocols.charter import Charter, Offer, derive_plan
 from codream_protocols.course import Course
 from codream_protocols.zcdp import rho_of
@@ -39,6 +41,7 @@ from secure_codream.configuration.limits import (
 )
 from secure_codream.configuration.weights import first_weights
 from secure_codream.deployment.budget import dry_run
+from secure_codream.deployment.exposure import off_scale
 from secure_codream.doctor.findings import Finding, ok, warning
 from secure_codream.reports.words import counted
 
@@ -55,17 +58,16 @@ def of_data(client: ClientConfig, federation: FederationConfig) -> Iterator[Find
         return
     here = _without_download(client)
     understood = what_was_understood(here.data, federation.task, private=federation.record_private)
-    text = "; ".join(line.strip() for line in lines(understood))
+    text = "; ".join(line.strip() for line in lines(replace(understood, warnings=())))
     train, _ = load_client_data(here, federation)
     yield ok(DATA, f"{text}; this client takes {counted(len(train), 'training image')}")
-    scale = train.scale
-    if federation.pictures_off_scale and scale is not None and scale != HALF:
+    for found in understood.warnings:
+        yield warning(DATA, visible(found, most=None))
+    pictures, scale = off_scale(federation), train.scale
+    if pictures is not None and scale is not None and scale != HALF:
+        found, do = pictures
         yield warning(
-            DATA,
-            f"{federation.dreams.start} that dreams start from lie in [-1, 1]; these images are standardised by mean "
-            f"{scale.mean} and std {scale.std}",
-            "one scale for both",
-            "mean and std under [task], or matched = true under [dreams], in the charter",
+            DATA, f"{found}; these images are standardised by {scale}", "one scale for both", f"{do}, in the charter"
         )
 
 

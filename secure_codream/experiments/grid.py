@@ -36,7 +36,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from codream_clients.data.sources import kind_of
 from codream_clients.data.understanding import Understanding
 from codream_clients.devices import DeviceError, pick_device
-from codream_clients.learning.settings import LearningSettings
+from codream_clients.learning.settings import PRIVATE_DISTILLATION, LearningSettings
 from codream_clients.models.gate import trial_images
 from codream_clients.models.names import UnknownModelError, model_mix
 from codream_clients.models.refusals import ModelRefused
@@ -167,7 +167,10 @@ class CompareConfig(Table):
     compare: CompareTable = CompareTable()
     data: SourceTable = SourceTable()
     dreams: Dreams = Dreams()
-    learning: Annotated[dict[str, Any], doc("every client's, as in config.toml")] = {}
+    learning: Annotated[
+        dict[str, Any],
+        doc("every client's, as in config.toml; algorithms with `privacy` have the defaults that it has there"),
+    ] = {}
     aggregation: AggregationTable = AggregationTable()
     variants: Annotated[dict[VariantName, VariantTable], doc("algorithms under other names, with other settings")] = {}
     communication: CommunicationTable = CommunicationTable()
@@ -377,6 +380,8 @@ def _grid(config: CompareConfig) -> Grid:
     named |= {f"variants.{name}": variant.models for name, variant in config.variants.items() if variant.models}
     _try_models(named, shape, classes, table.device)
     learning = _whole_learning(config.learning, config.dreams, shape, classes)
+    for key in PRIVATE_DISTILLATION.keys() - config.learning.keys():
+        del learning[key]  # unnamed here it is unnamed where the run is resumed, for `[privacy]` to decide
     config = config.model_copy(update={"learning": learning, "data": _absolute(config.data)})
     common = {**program(), **images_in(config.data.source)}
     recipes = {name: _Recipe.of(config, name, shape, classes) for name in table.algorithms}
@@ -425,13 +430,14 @@ class _Recipe:
             models = model_mix(named or config.compare.models, config.compare.clients)
         except UnknownModelError as error:
             raise ConfigError(f"{key if named else 'compare'}.models: {error}") from error
-        if variant is None:
-            return cls(entry, config.learning, config.dreams, models)
-        dreams: Dreams = check(f"variants.{name}.dreams", Dreams, {**vars(config.dreams), **variant.dreams})
+        given, dreams = config.learning, config.dreams
+        if variant is not None:
+            given = _over(given, variant.learning)
+            dreams = check(f"{key}.dreams", Dreams, {**vars(dreams), **variant.dreams})
         try:
-            learning = _whole_learning(_over(config.learning, variant.learning), dreams, shape, classes)
+            learning = _whole_learning(given, dreams, shape, classes, entry.options.get("privacy"))
         except ConfigError as error:
-            raise ConfigError(f"variants.{name}: {error}") from error
+            raise ConfigError(f"{key}: {error}") from error
         return cls(entry, learning, dreams, models)
 
     def cell(
@@ -566,17 +572,29 @@ def _try_private_models(
 
 
 def _settings(
-    learning: Mapping[str, Any], dreams: Dreams, shape: tuple[int, int, int], classes: int
+    learning: Mapping[str, Any],
+    dreams: Dreams,
+    shape: tuple[int, int, int],
+    classes: int,
+    privacy: Mapping[str, Any] | None = None,
 ) -> LearningSettings:
+    tables: dict[str, Any] = {"dreams": dreams, "learning": dict(learning), "privacy": privacy}
     task = TaskTable(shape=shape, classes=classes)  # not checked as a whole: `learning_settings` says what is wrong
-    return learning_settings(FederationConfig.model_construct(task=task, dreams=dreams, learning=dict(learning)))
+    return learning_settings(FederationConfig.model_construct(task=task, **tables))
 
 
 def _whole_learning(
-    learning: Mapping[str, Any], dreams: Dreams, shape: tuple[int, int, int], classes: int
+    learning: Mapping[str, Any],
+    dreams: Dreams,
+    shape: tuple[int, int, int],
+    classes: int,
+    privacy: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`[learning]` with every default spelt out, but for None, which TOML cannot say."""
-    whole = asdict(_settings(learning, dreams, shape, classes))
+    """`[learning]` with every default spelt out, those of a federation with `privacy` if it is given.
+
+    None is left out, which TOML cannot say.
+    """
+    whole = asdict(_settings(learning, dreams, shape, classes, privacy))
     return {key: value for key, value in whole.items() if key not in FROM_DREAMS and value is not None}
 
 

@@ -113,13 +113,13 @@ class Problem:
         own["held_back"] = 0.0  # whoever is compared trains on all that it has
         content: dict[str, Any] = {
             "federation": FederationTable(course=course, rounds=self.rounds, seed=self.seed),
-            "task": TaskTable(
-                shape=self.test.shape,
-                classes=self.test.classes,
-                mean=None if scale is None else scale.mean,
-                std=None if scale is None else scale.std,
-                class_names=self.test.class_names,
-            ),
+            "task": {
+                "shape": self.test.shape,
+                "classes": self.test.classes,
+                "mean": None if scale is None else scale.mean,
+                "std": None if scale is None else scale.std,
+                "class_names": self.test.class_names,
+            },
             "dreams": self.dreams,
             "learning": own,
             "aggregation": self.aggregation,

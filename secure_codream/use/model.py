@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from codream_clients.data.datasets import LabelledImages
-from codream_clients.data.pixels import RawImages, Scale
+from codream_clients.data.pixels import RawImages, Scale, on_scale
 from codream_clients.devices import pick_device
 from codream_clients.models.zoo import build, call_builder
 from codream_clients.own_parts import guarded, is_reference, load_own_part
@@ -76,7 +76,7 @@ class OpenedModel:
 
         Raises:
             UseError: images of another form, in other classes, with names that nobody has said the model's numbers
-                mean, or standardised by anything else than the model's were.
+                mean, or on a scale that nobody said where the model's is known, or the other way round.
         """
         expected = self.description
         if (images.shape, images.classes) != (expected.shape, expected.classes):
@@ -96,6 +96,8 @@ class OpenedModel:
             )
         if isinstance(images, RawImages):
             return images.standardised(self.scale_of_pixels)
+        if images.scale is not None and self.scale is not None:
+            return on_scale(images, self.scale)
         if images.scale != self.scale:
             raise UseError(
                 f"found images that were standardised by {_words(images.scale)}; {self.path} takes images that were "

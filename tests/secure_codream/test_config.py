@@ -118,7 +118,7 @@ def test_what_no_epoch_could_start_with_is_refused_when_the_course_is_made(table
     [
         ("raise MemoryError('of mine')", "start 'mine_of_a_start:made' failed: MemoryError: of mine"),
         ("return np.zeros((count, *shape))", "start images of float64"),
-        ("return np.zeros((count, 1), np.float32)", r"start images of shape \(1, 1\)"),
+        ("return np.zeros((count, 1), np.float32)", r"start images of shape \(128, 1\)"),
     ],
 )
 def test_own_start_that_makes_no_images_is_refused_before_an_epoch(

@@ -96,8 +96,12 @@ def test_values_that_do_not_fit_are_named(values: dict[str, Any], message: str) 
         ({"mean": [0.5]}, "mean and std; both or neither"),
         ({"mean": [0.5, 0.5], "std": [0.5, 0.5]}, "2 means and 2 deviations; 1 or 3 of both are allowed"),
         ({"mean": [0.5], "std": [0.0]}, "std"),
-        ({"class_names": ["a", "b", "c"]}, "3 different class names; 4 are needed"),
-        ({"class_names": ["a", "b", "b", "c"]}, "3 different class names"),
+        ({"class_names": ["a", "b", "c"]}, "3 class names; 4 are needed"),
+        ({"class_names": ["a", "b", "b", "c"]}, "class_names has 'b' more than once; each name is allowed once"),
+        ({"class_names": ["a", "b", "c", "d", "d"]}, "class_names has 'd' more than once"),
+        ({"class_names": ["caf\u00e9", "b", "c", "cafe\u0301"]}, "class_names has 'caf\u00e9' more than once"),
+        ({"class_names": ["a", "b", "c", ""]}, "a class name of 0 letters; 1 to 256 are allowed"),
+        ({"class_names": ["a", "b", "c", "d" * 257]}, "a class name of 257 letters"),
     ],
 )
 def test_tasks_that_contradict_themselves_are_refused(changed: dict[str, Any], message: str) -> None:

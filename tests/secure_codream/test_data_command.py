@@ -230,22 +230,23 @@ def arrays(count: int, seed: int, *form: int) -> tuple[np.ndarray[Any, Any], np.
     return rng.integers(0, 256, (count, *form), np.uint8), np.arange(count) % 2
 
 
-def model() -> nn.Module:
+def model(classes: int = 2) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, classes))
 
 
-def local(shards: list[Any], test: Any) -> Any:
+def local(shards: list[Any], test: Any, classes: int = 2, **tables: Any) -> Any:
     return run_local(
-        [model() for _ in shards],
+        [model(classes) for _ in shards],
         shards,
         test,
-        classes=2,
+        classes=classes,
         device="cpu",
         seed=1,
         federation={"rounds": 1},
         dreams={"batch": 4, "steps": 1},
         learning={"warm_up_epochs": 1, "distil_epochs": 1, "local_epochs": 1, "local_steps": 1},
+        **tables,
     )
 
 

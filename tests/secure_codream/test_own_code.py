@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from codream_protocols.course import Course
+from secure_codream.configuration.client import BudgetTable, ClientConfig
 from secure_codream.configuration.courses import make_course
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.configuration.own_code import load_named, source_digest, source_of
@@ -93,7 +94,19 @@ def with_start(digest: str) -> FederationConfig:
     return codream(dreams={"batch": 2, "steps": 0, "start": START}, code={START: digest})
 
 
-KINDS = [(with_course, REFERENCE), (with_start, START)]
+def with_public_images(digest: str) -> FederationConfig:
+    """A model that is handed down on start images of one's own."""
+    ring = {"epsilon": 8.0, "delta": 1e-4, "sample_rate": 0.2, "batch_size": 8.0, "steps": 1, "layout": [["w", [3]]]}
+    return config_of(
+        federation={"course": "dp-sgd", "rounds": 1},
+        task={"shape": (1, 8, 8), "classes": 10},
+        dp_sgd=ring,
+        dreams={"batch": 2, "start": START},
+        code={START: digest},
+    )
+
+
+KINDS = [(with_course, REFERENCE), (with_start, START), (with_public_images, START)]
 
 
 @pytest.mark.parametrize(("config", "reference"), KINDS)
@@ -120,6 +133,16 @@ def test_named_by_the_charter_alone_it_does_not_run_and_the_client_is_told_what_
     text = str(caught.value)
     assert "[policy.code] of client.toml" in text and f'"{reference}" = "{digest}"' in text
     assert "mine_of_a_charter.py" in text
+    assert ran() is None
+
+
+def test_a_budget_is_planned_without_code_that_the_client_has_not_permitted(here: Path) -> None:
+    pytest.importorskip("torch")
+    from secure_codream.deployment.budget import dry_run
+
+    client = ClientConfig(name="alice", model="mlp_gn", budget=BudgetTable(epsilon=8.0, delta=1e-4))
+    with pytest.raises(ConfigError, match=r"under .policy.code. of client.toml"):
+        dry_run(here, client, with_public_images(source_digest(START)))
     assert ran() is None
 
 

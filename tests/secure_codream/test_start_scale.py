@@ -1,5 +1,6 @@
 """Dreams that start from pictures start on the scale of the clients' images, where charter or comparison know it."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -91,11 +92,87 @@ def test_a_scale_of_two_forms_is_refused_before_anybody_starts(means: int, devia
 
 @pytest.mark.parametrize("start", PICTURES)
 def test_whoever_signs_pictures_without_a_scale_is_told(start: str) -> None:
-    def said(dreams: dict[str, Any], **task: Any) -> str:
-        tables = {"task": {"shape": (1, 8, 8), "classes": 2, **task}, "dreams": {"start": start, **dreams}}
-        config: FederationConfig = check("config.toml", FederationConfig, tables)
-        return "\n".join(remarks(config))
+    def said(dreams: dict[str, Any], tables: dict[str, Any] | None = None, **task: Any) -> str:
+        return told({"start": start, **dreams}, tables, **task)
 
     assert f"{start} that dreams start from lie in [-1, 1]" in said({})
     for well in (said({}, mean=(MEAN,), std=(STD,)), said({"matched": True}), said({"start": "noise"})):
         assert "[-1, 1]" not in well
+    ring = said({"matched": True}, RING)  # which matches nothing
+    assert f"{start} that models are handed down on lie in [-1, 1]" in ring and "matched" not in ring
+    assert "[-1, 1]" not in said({}, RING, mean=(MEAN,), std=(STD,)) + said({}, {"federation": {"course": "fedavg"}})
+
+
+# -- starts that a bound cuts, or that cannot be made ---------------------------------------------
+
+RING = {
+    "federation": {"course": "dp-sgd"},
+    "dp_sgd": {
+        "epsilon": 8.0,
+        "delta": 1e-4,
+        "sample_rate": 0.2,
+        "batch_size": 8.0,
+        "steps": 5,
+        "layout": [["w", [3]]],
+    },
+}
+
+
+def config_of(dreams: dict[str, Any], tables: dict[str, Any] | None = None, **task: Any) -> FederationConfig:
+    content = {"task": {"shape": (1, 8, 8), "classes": 2, **task}, "dreams": dreams, **(tables or {})}
+    found: FederationConfig = check("config.toml", FederationConfig, content)
+    return found
+
+
+def told(dreams: dict[str, Any], tables: dict[str, Any] | None = None, **task: Any) -> str:
+    """What is said to whoever signs."""
+    return "\n".join(remarks(config_of(dreams, tables, **task)))
+
+
+@pytest.mark.parametrize("start", ["strokes", "shapes"])
+def test_a_scale_on_which_every_start_is_cut_to_one_value_is_refused(start: str) -> None:
+    far = {"mean": (10.0,), "std": (0.01,)}
+    with pytest.raises(ConfigError, match=rf"pixel_bound: found 10, to which all values of start '{start}', -1000 to"):
+        make_course(config_of({"start": start}, **far))
+    enough = make_course(config_of({"start": start, "pixel_bound": 1000}, **far)).start(bytes(32), 0, None)["dreams"]
+    assert enough.min() < enough.max()
+    make_course(config_of({"start": start}, RING, **far))  # control: nothing is cut there
+
+
+def test_whoever_signs_is_told_that_starts_are_cut_and_what_keeps_them() -> None:
+    dark = {"mean": (0.1,), "std": (0.02,)}
+    said = told({"start": "strokes"}, **dark)
+    assert re.search(
+        r"[123]\d% of the values of strokes that dreams start from lie beyond pixel_bound = 10 and are cut to it: "
+        r"pixel_bound = \d+ under \[dreams\] keeps them",
+        said,
+    )
+    assert "pixel_bound" in told({"start": "noise", "pixel_bound": 1.0}, **dark)
+    usual = {"mean": (MEAN,), "std": (STD,)}
+    for well in (told({"start": "strokes", "pixel_bound": 45}, **dark), told({"start": "strokes"}, **usual)):
+        assert "pixel_bound" not in well
+
+
+def test_a_deviation_of_less_than_a_grey_level_is_refused() -> None:
+    config_of({}, mean=(0.5,), std=(1 / 255,))
+    for std in (0.0039, 1e-300):
+        with pytest.raises(
+            ConfigError, match=rf"task.std.0: found {std}; input should be greater than or equal to 0.0039"
+        ):
+            config_of({}, mean=(0.5,), std=(std,))
+
+
+@pytest.mark.parametrize(
+    ("dreams", "shape", "words"),
+    [
+        ({"start": "photos", "photographs": "00" * 32}, (3, 8, 8), "allowed: digest 000000"),
+        ({"start": "photos"}, (3, 600, 700), "photograph 0 of 427 x 640 pixels"),
+        ({"batch": 65_536}, (3, 100, 100), "choose a smaller batch"),
+    ],
+)
+def test_what_models_are_handed_down_on_is_made_before_they_are_trained(
+    dreams: dict[str, Any], shape: tuple[int, int, int], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_course(config_of(dreams, RING, shape=shape))
+    make_course(config_of({**dreams, "photographs": None, "batch": 2}, RING, shape=(3, 8, 8)))  # control

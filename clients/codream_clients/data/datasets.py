@@ -37,7 +37,7 @@ class LabelledImages:
     one group, a person for example, are never divided between parts. `scale` is what standardised them; None where
     they came so, by what nobody said.
     Raises `DatasetError` on construction for any other shape or type, labels out of range, values that are not
-    finite, an unknown augmentation, or names or groups that do not fit.
+    finite, an unknown augmentation, or names, groups or a scale that do not fit.
     """
 
     images: Images
@@ -72,6 +72,8 @@ class LabelledImages:
         if self.augment not in get_args(Augment):
             raise DatasetError(f"augment is {self.augment!r}; allowed are {', '.join(get_args(Augment))}")
         check_names_and_groups(self.class_names, self.groups, count=len(self.images), classes=self.classes)
+        if self.scale is not None:
+            self.scale.columns(self.shape[0])
 
     def __len__(self) -> int:
         return len(self.labels)

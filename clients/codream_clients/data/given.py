@@ -93,6 +93,11 @@ def _one_shape(parts: Mapping[str, RawImages | LabelledImages]) -> None:
             )
         if part.class_names != one.class_names:
             raise DatasetError(f"{first} and {name} images name their classes differently; one list is needed for all")
+        if isinstance(part, LabelledImages) and isinstance(one, LabelledImages) and part.scale != one.scale:
+            raise DatasetError(
+                f"{first} images are standardised by {one.scale or 'what nobody said'}, {name} images by "
+                f"{part.scale or 'what nobody said'}; one scale is needed for all"
+            )
 
 
 def _array(value: Any, name: str) -> NDArray[Any]:

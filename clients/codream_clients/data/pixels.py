@@ -19,6 +19,7 @@ from codream_clients.data.datasets import (
     Augment,
     DatasetError,
     Groups,
+    Images,
     LabelledImages,
     Labels,
     check_names_and_groups,
@@ -27,6 +28,10 @@ from codream_clients.data.datasets import (
 MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 1024, 16, 10_000
 MAX_BYTES = 4 << 30
 """What one source of images may take in memory, unless its loader is told otherwise."""
+
+LEAST_STD = 1 / 255
+"""A channel that deviates by less than one grey level has no contrast; divided by less, a level would be a deviation
+or more, and images as large as no model or bound expects."""
 
 _CHUNK = 4096  # images at a time, which bounds the memory that statistics take
 
@@ -49,9 +54,31 @@ class Scale:
         if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and min(self.std) > 0):
             raise DatasetError(f"mean {self.mean}, std {self.std}; finite numbers are needed, std above 0")
 
+    def __str__(self) -> str:
+        return f"mean {self.mean} and std {self.std}"
+
+    def columns(self, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and std beside images (N, C, H, W): (C, 1, 1) each. Raises `DatasetError` if it has other channels."""
+        if len(self.mean) not in (1, channels):
+            raise DatasetError(f"a scale of {len(self.mean)} channels; 1 or {channels} are needed for these images")
+        mean, std = (np.broadcast_to(np.array(part), channels).reshape(-1, 1, 1) for part in (self.mean, self.std))
+        return mean, std
+
+    def beyond(self, images: Images) -> tuple[str, str] | None:
+        """Which values of images (N, C, H, W), N above 0, no pixel has on this scale: (found, allowed) of a channel.
+
+        Half a grey level is rounding. None where all could be. Raises as `columns`.
+        """
+        mean, std = (column[:, 0, 0] for column in self.columns(images.shape[1]))
+        for channel, (low, high) in enumerate(zip((0 - mean) / std, (1 - mean) / std, strict=True)):
+            least, most, rounding = images[:, channel].min(), images[:, channel].max(), (high - low) / 510
+            if least < low - rounding or most > high + rounding:
+                return f"{least:.4g} to {most:.4g}", f"{low:.4g} to {high:.4g}"
+        return None
+
     @classmethod
     def of(cls, pixels: NDArray[np.uint8]) -> "Scale":
-        """The scale of `pixels` (N, H, W, C), exact, by channel; a channel without contrast gets std 1/255."""
+        """The scale of `pixels` (N, H, W, C), exact, by channel; a channel without contrast gets `LEAST_STD`."""
         values = np.arange(256) / 255.0
         means, deviations = [], []
         for channel in range(pixels.shape[3]):
@@ -61,7 +88,7 @@ class Scale:
             shares = counts / counts.sum()
             mean = float(shares @ values)
             means.append(mean)
-            deviations.append(max(float(np.sqrt(shares @ (values - mean) ** 2)), 1 / 255))
+            deviations.append(max(float(np.sqrt(shares @ (values - mean) ** 2)), LEAST_STD))
         return cls(tuple(means), tuple(deviations))
 
 
@@ -133,15 +160,41 @@ class RawImages:
     def standardised(self, scale: Scale, augment: Augment = "none") -> LabelledImages:
         """The same images as float32 (N, C, H, W) on `scale`. Raises `DatasetError` if it has other channels."""
         channels = self.pixels.shape[3]
-        if len(scale.mean) not in (1, channels):
-            raise DatasetError(f"a scale of {len(scale.mean)} channels; 1 or {channels} are needed for these images")
+        mean, std = scale.columns(channels)
         images = np.empty((len(self), *self.shape), np.float32)
         values = np.arange(256, dtype=np.float32) / np.float32(255)
+        tables = (values - mean[:, 0].astype(np.float32)) / std[:, 0].astype(np.float32)
         for channel in range(channels):
-            of_channel = channel if len(scale.mean) > 1 else 0
-            table = (values - np.float32(scale.mean[of_channel])) / np.float32(scale.std[of_channel])
-            images[:, channel] = table[self.pixels[..., channel]]
+            images[:, channel] = tables[channel][self.pixels[..., channel]]
         return LabelledImages(images, self.labels, self.classes, augment, self.class_names, self.groups, scale)
+
+
+def pixels_of(images: Images, scale: Scale) -> NDArray[np.uint8]:
+    """The bytes nearest to images (N, C, H, W) on `scale`, in the same shape; on another scale they have the same."""
+    mean, std = (column.astype(np.float32) for column in scale.columns(images.shape[1]))
+    pixels: NDArray[np.uint8] = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+def on_scale(part: LabelledImages, scale: Scale) -> LabelledImages:
+    """Images of a known scale on another one.
+
+    Each value keeps its nearest byte, by which ledgers know the image; where rounding would make it another, half-way
+    between two, it becomes that byte itself. Raises `DatasetError` if its scale is not known, or `scale` has other
+    channels.
+    """
+    if part.scale is None:
+        raise DatasetError("images on a scale that nobody said; a known one is needed to bring them to another")
+    mean, std = part.scale.columns(part.shape[0])
+    new_mean, new_std = scale.columns(part.shape[0])
+    images = np.empty_like(part.images)
+    for start in range(0, len(part), _CHUNK):
+        some, known = part.images[start : start + _CHUNK], pixels_of(part.images[start : start + _CHUNK], part.scale)
+        moved = ((some * std + mean - new_mean) / new_std).astype(np.float32)
+        other = pixels_of(moved, scale) != known
+        moved[other] = ((known / 255 - new_mean) / new_std)[other]
+        images[start : start + _CHUNK] = moved
+    return replace(part, images=images, scale=scale)
 
 
 def with_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,22 +1,15 @@
 """Which images a client trains on, as digests: of each as it is stored, whatever it was standardised by, and of all."""
 
 import hashlib
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from codream_clients.data.datasets import LabelledImages
+from codream_clients.data.pixels import pixels_of
 from codream_clients.data.units import digests
 
 
 def stored_digests(data: LabelledImages) -> list[bytes]:
     """Of each image, as bytes from 0 to 255 where its scale is known: the same on every scale, not in every size."""
-    images: NDArray[Any] = data.images
-    if data.scale is not None:
-        mean, std = (np.array(part, dtype=np.float32).reshape(-1, 1, 1) for part in (data.scale.mean, data.scale.std))
-        images = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
-    return digests(images)
+    return digests(data.images if data.scale is None else pixels_of(data.images, data.scale))
 
 
 def digest_of(data: LabelledImages) -> str:
