@@ -80,6 +80,8 @@ def data(
     for name, count in figures.duplicates.items():
         say(screen, f"  duplicates within the {name} part: {count}")
     say(screen, f"  duplicates of training images in the test part: {figures.in_both}")
+    if figures.mean is not None and figures.std is not None:
+        say(screen, f"  training pixels, divided by 255: mean {_each(figures.mean)}, deviation {_each(figures.std)}")
     if figures.two_labels:
         say(screen, f"  warning: {figures.two_labels} images are there with more than one label")
     if figures.few:
@@ -89,6 +91,10 @@ def data(
         say(screen, f"under [task] in config.toml: {names_line(understood.class_names)}")
     if sheet is not None:
         say(screen, f"The sheet: {sheet}")
+
+
+def _each(channels: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in channels)
 
 
 def _say_by_class(screen: Any, understood: Any) -> None:

@@ -170,8 +170,9 @@ def load_client_data(
     train, test = data or load_data(client.data, federation.task, private=private)
     require_names(train.class_names, federation.task)
     if train.shape != federation.task.shape or train.classes != federation.task.classes:
+        source = "" if data is not None else f" source {client.data.source!r}"
         raise ConfigError(
-            f"[data]: images of shape {train.shape} in {train.classes} classes; the federation's [task] has "
+            f"[data]{source}: images of shape {train.shape} in {train.classes} classes; the federation's [task] has "
             f"{federation.task.shape} in {federation.task.classes}"
         )
     return train, test

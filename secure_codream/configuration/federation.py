@@ -103,7 +103,9 @@ class TaskTable(Table):
     classes: Annotated[int, Field(ge=2, le=10_000), doc("how many classes there are")]
     mean: Annotated[
         tuple[Annotated[float, Field(ge=-10, le=10)], ...] | None,
-        doc("of the pixels, divided by 255: one for each channel, or one for all"),
+        doc(
+            "of the pixels divided by 255, so 0 to 1 as a rule: a number for all channels, or a list with one for each"
+        ),
     ] = None
     std: Annotated[
         tuple[Annotated[float, Field(ge=LEAST_STD, le=10)], ...] | None,
@@ -116,6 +118,12 @@ class TaskTable(Table):
             "labels that are words do"
         ),
     ] = None
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _for_all_channels(cls, given: Any) -> Any:
+        alone = isinstance(given, int | float) and not isinstance(given, bool)
+        return (given,) if alone else given
 
     @model_validator(mode="after")
     def _fits(self) -> TaskTable:

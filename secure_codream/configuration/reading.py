@@ -116,6 +116,8 @@ def check(name: str, kind: Any, content: Any) -> Any:
             else:
                 found = "" if problem["type"] == "missing" else f"found {problem['input']!r:.80}; "
                 text = f"{found}{problem['msg'][:1].lower()}{problem['msg'][1:]}"
+                if problem["type"] == "tuple_type":
+                    text = f"{found}a list is needed"
                 if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
                     text = f"{found}there is no such key{_instead(kind, problem['loc'])}"
             lines.append(f"{name}: {key}: {text}" if key else f"{name}: {text}")

@@ -130,7 +130,19 @@ def test_the_command_as_json(tmp_path: Path) -> None:
         "two_labels": 0,
         "few": {},
         "groups_in_both": 0,
+        "mean": [pytest.approx(0.5, abs=0.01)],
+        "std": [pytest.approx(0.29, abs=0.01)],
     }
+
+
+def test_what_a_scale_is_to_be_made_of_is_said(tmp_path: Path) -> None:
+    """Of bytes; what came standardised has none of its own."""
+    dark, labels = arrays(12, 0, 8, 8)
+    dark[:, :4], dark[:, 4:] = 51, 102
+    dark[np.arange(12), 0, 0] = np.arange(12) + 45  # no copies
+    np.savez(tmp_path / "dark.npz", train_images=dark, train_labels=labels, test_images=dark, test_labels=labels)
+    assert "training pixels, divided by 255: mean 0.3, deviation 0.1" in said(str(tmp_path / "dark.npz"))
+    assert "divided by 255" not in said("digits")
 
 
 def test_the_command_reads_by_the_federations_task_and_names_what_is_wrong(tmp_path: Path) -> None:
