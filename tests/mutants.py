@@ -1900,7 +1900,8 @@ def main() -> int:
         folder = Path(name)
         for room in COPIED:
             shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", folder)
+        for file in ("pyproject.toml", "README.md"):  # tests read this page, too
+            shutil.copy(ROOT / file, folder)
         began = time.monotonic()
         for mutant in chosen:
             started, path = time.monotonic(), folder / mutant.file
