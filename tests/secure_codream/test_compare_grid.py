@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from typer.main import get_command
 from secure_codream.cli import app
 from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments import origins
+from secure_codream.experiments.cell import problem_of
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
 from secure_codream.experiments.notation import parse_seeds, partition_fields
 from secure_codream.experiments.registry import ALGORITHMS
@@ -254,14 +256,18 @@ def test_digest_changes_with_own_code_of_every_kind(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
     for name in ("its_model", "its_start"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
         (tmp_path / f"{name}.py").write_text("def make(*given):\n    ...\n")
     names = ["codream", "cnn2", "its_model:make", "its_start:make"]
     before = origins.own_code(names)
     assert list(before) == ["own code in its_model", "own code in its_start"]
     (tmp_path / "its_start.py").write_text("def make(*given):\n    return None\n")
     assert origins.differences(before, origins.own_code(names)) == ["own code in its_start"]
-    with pytest.raises(ConfigError, match="its_loss: found no file of it"):
+    with pytest.raises(ConfigError, match="its_loss: importing 'its_loss' failed: ModuleNotFoundError"):
         origins.own_code(["its_loss:make"])
+    for package in ("its_loss", "its_model", "its_start"):
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    assert origins.own_code(names)["own code in its_start"] not in before.values()
 
 
 def test_a_cell_knows_whichever_of_its_parts_may_be_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +277,58 @@ def test_a_cell_knows_whichever_of_its_parts_may_be_own_code(monkeypatch: pytest
     taught, isolated = made.cells[:2]
     assert "own code in own_parts" in taught.origins and "own code in own_parts" not in isolated.origins
     assert taught.origins_here() == taught.origins
+
+
+def test_own_code_that_was_loaded_before_an_edit_was_undone_is_not_taken_for_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "its_layer", raising=False)
+    file, found = tmp_path / "its_layer.py", []
+    for source in ("EDITED = True\n", "EDITED = False\n"):
+        file.write_text(source)
+        found.append(origins.own_code(["its_layer:make"]))
+    monkeypatch.delitem(sys.modules, "its_layer")  # a new process
+    found.append(origins.own_code(["its_layer:make"]))
+    assert len({str(one) for one in found}) == 3, "what runs is the edited code, whatever the file is"
+
+
+def test_code_that_is_loaded_after_an_edit_has_no_digest_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "part.py"
+    monkeypatch.setattr(origins, "code_files", lambda: [("part", file)])
+    monkeypatch.setattr(origins, "_CODE_SEEN", {})
+
+    def found(*loaded: str) -> str:
+        for name in loaded:
+            monkeypatch.setitem(sys.modules, f"{origins.ROOMS[-1]}.{name}", ModuleType(name))
+        return origins.program()[origins.CODE]
+
+    file.write_text("old")
+    old = found("first")
+    file.write_text("edited")
+    assert found() == old, "a process goes on as it was loaded"
+    mixed = found("second")
+    file.write_text("old")
+    assert found() == mixed and found("third") == mixed, "an edit that is undone stays in what was loaded"
+    monkeypatch.setattr(origins, "_CODE_SEEN", {})
+    assert found("fourth") == old != mixed
+
+
+def test_images_are_read_again_once_they_have_changed(tmp_path: Path) -> None:
+    path = tmp_path / "scans.npz"
+
+    def read(seed: int) -> float:
+        rng = np.random.default_rng(seed)
+        images = {f"{part}_images": rng.integers(0, 256, (60, 8, 8), np.uint8) for part in ("train", "test")}
+        np.savez(path, **images, train_labels=np.arange(60) % 2, test_labels=np.arange(60) % 2)
+        cell = grid(data={"source": str(path)}).cells[0]
+        return float(problem_of(cell).test.images.sum())
+
+    first = read(0)
+    assert read(1) != first == read(0)
 
 
 def test_code_that_computes_rows_needs_none_that_only_shows_them() -> None:
