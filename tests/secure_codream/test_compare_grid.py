@@ -23,7 +23,7 @@ from secure_codream.experiments import origins
 from secure_codream.experiments.cell import problem_of
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
 from secure_codream.experiments.notation import parse_seeds, partition_fields
-from secure_codream.experiments.registry import ALGORITHMS
+from secure_codream.experiments.registry import ALGORITHMS, USUAL_RING
 from secure_codream.reports.versions import versions_of
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,14 @@ SMALL: dict[str, Any] = {"per_client": 10, "test_limit": 20, "seeds": [0, 1], "r
 def grid(**tables: Any) -> Grid:
     compare = {**SMALL, **tables.pop("compare", {})}
     return read_grid(None, {"compare": compare, **tables})
+
+
+def variant_of(algorithm: str, **own: Any) -> dict[str, Any]:
+    return {"compare": {"algorithms": ["m"], "models": ["cnn2_gn"]}, "variants": {"m": {"algorithm": algorithm, **own}}}
+
+
+def ring(model: str) -> dict[str, Any]:
+    return {"table": {**USUAL_RING, "model": model}}
 
 
 def test_cells_are_algorithms_by_partitions_by_seeds() -> None:
@@ -107,6 +115,13 @@ def test_seeds_and_partitions_in_words() -> None:
             {"compare": {"algorithms": ["m"]}, "variants": {"m": {"algorithm": "codream", "models": ["mlp"] * 5}}},
             r"variants.m.models: 5 models for 4 clients",
         ),
+        # models that options name
+        (
+            variant_of("codream", options={"student": "cnn9"}),
+            r"variants.m.options.student: unknown model 'cnn9'",
+        ),
+        (variant_of("dp-sgd", options=ring("cnn9")), r"variants.m.options.table.model: unknown model 'cnn9'"),
+        (variant_of("dp-sgd", options=ring("cnn2")), r"variants.m.options.table.model: .*BatchNorm"),
     ],
 )
 def test_refusals_name_the_key_what_was_found_and_what_is_allowed(tables: dict[str, Any], message: str) -> None:
@@ -272,11 +287,15 @@ def test_digest_changes_with_own_code_of_every_kind(tmp_path: Path, monkeypatch:
 
 def test_a_cell_knows_whichever_of_its_parts_may_be_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(EXAMPLES)
-    options = {"algorithm": "codream", "options": {"student": "own_parts:build"}}
-    made = grid(compare={"algorithms": ["taught", "isolated"], "models": ["cnn2"]}, variants={"taught": options})
-    taught, isolated = made.cells[:2]
-    assert "own code in own_parts" in taught.origins and "own code in own_parts" not in isolated.origins
-    assert taught.origins_here() == taught.origins
+    variants = {
+        "taught": {"algorithm": "codream", "options": {"student": "own_parts:build"}},
+        "ring": {"algorithm": "dp-sgd", "options": ring("own_parts:linear")},
+    }
+    made = grid(compare={"algorithms": [*variants, "isolated"], "models": ["cnn2_gn"]}, variants=variants)
+    *own, isolated = made.cells[:3]
+    for cell in own:
+        assert "own code in own_parts" in cell.origins and cell.origins_here() == cell.origins
+    assert "own code in own_parts" not in isolated.origins
 
 
 def test_own_code_that_was_loaded_before_an_edit_was_undone_is_not_taken_for_the_file(
@@ -329,6 +348,21 @@ def test_images_are_read_again_once_they_have_changed(tmp_path: Path) -> None:
 
     first = read(0)
     assert read(1) != first == read(0)
+
+
+def test_auto_is_decided_when_the_comparison_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    flags = {"compare": {**SMALL, "device": "auto"}}
+    here, there, hidden = (read_grid(None, flags, elsewhere=elsewhere) for elsewhere in (None, "cuda", "cpu"))
+    assert [made.cells[0].device for made in (here, there, hidden)] == ["cpu", "cuda", "cpu"]
+    assert here.cells[0].digest == hidden.cells[0].digest == grid().cells[0].digest != there.cells[0].digest
+    path = tmp_path / "config.toml"
+    path.write_text(there.to_toml())
+    again = read_grid(path, {}, elsewhere="cuda")
+    assert [cell.digest for cell in again.cells] == [cell.digest for cell in there.cells]
+    with pytest.raises(ConfigError, match=r"compare\.device: .*'gpu'"):
+        read_grid(None, {"compare": {"device": "gpu"}}, elsewhere="cuda")
 
 
 def test_code_that_computes_rows_needs_none_that_only_shows_them() -> None:
