@@ -53,6 +53,7 @@ from secure_codream.configuration.federation import (
 )
 from secure_codream.configuration.images import load_data, what_was_understood, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
+from secure_codream.experiments.effects import effective, refuse_idle
 from secure_codream.experiments.notation import PARTITIONS, parse_seeds, partition_fields
 from secure_codream.experiments.origins import images_in, own_code, program
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
@@ -383,8 +384,12 @@ def _grid(config: CompareConfig, elsewhere: Elsewhere | None) -> Grid:
     learning = _whole_learning(config.learning, config.dreams, shape, classes)
     config = config.model_copy(update={"learning": learning, "data": _absolute(config.data)})
     common = {**program(), **images_in(config.data.source)}
-    recipes = {name: _Recipe.of(config, name, shape, classes) for name in table.algorithms}
-    further = {key: (model,) for name, recipe in recipes.items() for key, model in recipe.further(name)}
+    described = {
+        name: _Recipe.of(config, name, shape, classes)
+        for name in {**dict.fromkeys(table.algorithms), **config.variants}
+    }
+    recipes = {name: described[name] for name in table.algorithms}
+    further = {key: (model,) for name, recipe in described.items() for key, model in recipe.further(name)}
     _try_models(further, shape, classes, here)
     private = {name: recipe for name, recipe in recipes.items() if recipe.entry.record_private}
     if private:
@@ -436,7 +441,7 @@ class _Recipe:
         key = f"variants.{name}" if variant else "compare.algorithms"
         try:
             entry = find(variant.algorithm if variant else name, variant.options if variant else None)
-            entry.make()
+            made = entry.make()
         except ConfigError as error:
             more = f" (and of [variants]: {', '.join(config.variants)})" if config.variants and not variant else ""
             raise ConfigError(f"{key}: {error}{more}") from error
@@ -452,6 +457,8 @@ class _Recipe:
             learning = _whole_learning(_over(config.learning, variant.learning), dreams, shape, classes)
         except ConfigError as error:
             raise ConfigError(f"variants.{name}: {error}") from error
+        given = {"dreams": variant.dreams, "learning": variant.learning}
+        refuse_idle(key, variant.algorithm, given, effective(made, dreams, models))
         return cls(entry, learning, dreams, models)
 
     def further(self, name: str) -> list[tuple[str, str]]:

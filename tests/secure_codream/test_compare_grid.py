@@ -115,9 +115,25 @@ def test_seeds_and_partitions_in_words() -> None:
             {"compare": {"algorithms": ["m"]}, "variants": {"m": {"algorithm": "codream", "models": ["mlp"] * 5}}},
             r"variants.m.models: 5 models for 4 clients",
         ),
+        # what no row would show
+        (variant_of("fedavg", dreams={"start": "strokes"}), r"m.dreams: found start, .*fedavg.*none is allowed"),
+        (variant_of("isolated", learning={"own_weight": 5}), r"m.learning: found own_weight, .*allowed are balanced"),
+        (variant_of("codream", learning={"held_back": 0.5}), r"m.learning: found held_back, .*set them for all"),
+        (variant_of("codream", dreams={"steps": 0, "update_clip": 2}), r"m.dreams: found update_clip, "),
+        (variant_of("codream-noise", dreams={"steps": 20}), r"m.dreams: found steps, of no effect on codream-noise"),
+        (variant_of("codream-noise", learning={"loss": {"alpha_tv": 1}}), r"m.learning: found loss, "),
+        (variant_of("codream-independent", dreams={"half_way": True}), r"m.dreams: found half_way, "),
+        (variant_of("codream-fast", dreams={"steps": 3}), r"m.dreams: found steps, .*batch, logit_clip, window"),
+        (variant_of("codream-dp", dreams={"matched": True}), r"m.dreams: found matched, "),
+        (variant_of("codream-dp", learning={"warm_up_epochs": 9}), r"m.learning: found warm_up_epochs, "),
+        (variant_of("isolated-dp", learning={"lr": 0.5}), r"m.learning: found lr, .*allowed are balanced: "),
+        (variant_of("dp-sgd", learning={"distil_lr": 0.5}), r"m.learning: found distil_lr, .*none is allowed"),
+        # variants that no table lists
+        ({"variants": {"m": {"algorithm": "codrem"}}}, r"variants.m: found 'codrem'; allowed are isolated, codream"),
+        ({"variants": {"m": {"algorithm": "codream", "dreams": {"stpes": 3}}}}, r"variants.m.dreams.*stpes: found 3"),
         # models that options name
         (
-            variant_of("codream", options={"student": "cnn9"}),
+            {"variants": {"m": {"algorithm": "codream", "options": {"student": "cnn9"}}}},
             r"variants.m.options.student: unknown model 'cnn9'",
         ),
         (variant_of("dp-sgd", options=ring("cnn9")), r"variants.m.options.table.model: unknown model 'cnn9'"),
@@ -141,7 +157,7 @@ def test_variants_are_put_over_the_shared_settings() -> None:
         "algorithm": "codream",
         "learning": {"balanced": False, "loss": {"alpha_target": 0.0}},
         "dreams": {"steps": 3},
-        "options": {"kind": "noise"},
+        "options": {"kind": "independent"},
     }
     made = grid(
         compare={"algorithms": ["codream", "plain"], "seeds": [0]},
@@ -153,7 +169,7 @@ def test_variants_are_put_over_the_shared_settings() -> None:
     assert variant.learning["lr"] == 0.05
     assert variant.learning["loss"]["alpha_bn"] == 2.0 and variant.learning["loss"]["alpha_target"] == 0.0
     assert variant.dreams.steps == 3 and shared.dreams.steps == 10
-    assert variant.entry.options["kind"] == "noise"
+    assert variant.entry.options["kind"] == "independent"
 
 
 def test_a_variant_has_models_of_its_own() -> None:
