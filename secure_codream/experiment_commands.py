@@ -88,6 +88,7 @@ def compare(
     from secure_codream.configuration.images import uncharged
     from secure_codream.experiments.compare import Outputs, outdated, prepare, run_comparison
     from secure_codream.experiments.compare import resume as resume_run
+    from secure_codream.experiments.grid import Elsewhere
     from secure_codream.experiments.ray_workers import RayWorkers
     from secure_codream.experiments.results import result_tables
     from secure_codream.experiments.worker_processes import Processes
@@ -124,7 +125,14 @@ def compare(
     outputs = Outputs(plots=plots, tensorboard=tensorboard)
     screen = console(stderr=json, highlight=None)
     usual = SWEEP if context.info_name == "sweep" or flags["sweep"] else None
-    comparison = resume_run(resume) if resume is not None else prepare(config, flags, out, usual)
+    elsewhere: Elsewhere | None = None
+    if engine is EngineName.RAY:
+        elsewhere = "cuda" if gpus else "cpu"  # Ray hides the GPUs that a cell has not asked for
+    comparison = (
+        prepare(config, flags, out, usual, elsewhere=elsewhere)
+        if resume is None
+        else resume_run(resume, elsewhere=elsewhere)
+    )
     for line in lines(comparison.grid.understood):
         say(screen, line)
     if (said := uncharged(comparison.grid.cells[0].data.source)) is not None:

@@ -160,6 +160,78 @@ MUTANTS = (
         "other_code_are_run_again",
     ),
     text(
+        "what changes while a cell runs fails it",
+        U + "experiments/cell.py",
+        "    _check_origins(cell)\n    return CellRecord(",
+        "    return CellRecord(",
+        "tests/secure_codream/test_compare_runs.py",
+        "-k",
+        "during_which",
+    ),
+    text(
+        "code that is loaded later is another's",
+        U + "experiments/origins.py",
+        "    return _THEN.join(_CODE_SEEN)\n",
+        "    return next(iter(_CODE_SEEN))\n",
+        "tests/secure_codream/test_compare_grid.py",
+        "-k",
+        "loaded_after_an_edit",
+    ),
+    text(
+        "own code is what was loaded",
+        U + "experiments/origins.py",
+        'return found if found == seen else f"{seen}{_THEN}{found}"',
+        "return found",
+        "tests/secure_codream/test_compare_grid.py",
+        "-k",
+        "edit_was_undone",
+    ),
+    text(
+        "images that have changed are read again",
+        U + "experiments/origins.py",
+        "        forget_what_was_read()\n",
+        "        pass\n",
+        "tests/secure_codream/test_compare_grid.py",
+        "-k",
+        "read_again",
+    ),
+    text(
+        "own code in tables of options is seen",
+        U + "experiments/registry.py",
+        "    elif isinstance(value, Mapping):\n",
+        "    elif isinstance(value, Mapping) and not key:\n",
+        "tests/secure_codream/test_compare_grid.py",
+        "-k",
+        "whichever_of_its_parts",
+    ),
+    text(
+        "a digest has the device that auto is",
+        U + "experiments/grid.py",
+        'picked.type if device == "auto" else device',
+        "device",
+        "tests/secure_codream/test_compare_grid.py",
+        "-k",
+        "auto_is_decided",
+    ),
+    text(
+        "a variant changes what its algorithm goes by",
+        U + "experiments/effects.py",
+        "if key not in allowed]",
+        "if not key]",
+        "tests/secure_codream/test_compare_grid.py",
+        "-k",
+        "refusals",
+    ),
+    text(
+        "what an algorithm goes by is said truly",
+        U + "experiments/algorithms/codream.py",
+        "LEARNING - DREAMING)",
+        'LEARNING - DREAMING - {"distil_lr"})',
+        "tests/secure_codream/test_effects.py",
+        "-k",
+        "codream-noise",
+    ),
+    text(
         "dreams made alone may move as far",
         U + "experiments/algorithms/codream.py",
         "dreams.update_clip * dreams.steps",
@@ -2036,7 +2108,8 @@ def main() -> int:
         folder = Path(name)
         for room in COPIED:
             shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", folder)
+        for file in ("pyproject.toml", "README.md"):  # tests read this page, too
+            shutil.copy(ROOT / file, folder)
         began = time.monotonic()
         for mutant in chosen:
             started, path = time.monotonic(), folder / mutant.file

@@ -56,6 +56,11 @@ def who_holds_what(table: DataTable, task: TaskTable | None = None) -> NDArray[n
     return count_table(dealt.train.labels, dealt.parts, dealt.train.classes)
 
 
+def forget_what_was_read() -> None:
+    """Sources are read anew when they are asked for: their files are others than they were."""
+    _read.cache_clear()
+
+
 def uncharged(source: str) -> str | None:
     """What to say of trainings on `source` that no ledger is charged for; None of a known set: it protects nobody."""
     from codream_clients.data.sources import kind_of

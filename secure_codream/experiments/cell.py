@@ -1,9 +1,10 @@
 """One cell's work and its record: a JSON file that holds every row, and the digest of what defined them.
 
 A record is written in one piece when the cell is over; a file that is there is whole. Code, libraries and images must
-be those that the comparison was begun with, in whichever process and on whichever machine a cell is run. Global random
-states are set from the cell's seed before it starts, so that nothing depends on which cell a worker ran before. Only
-seconds differ between two runs of the same cell.
+be those that the comparison was begun with, in whichever process and on whichever machine a cell is run, when it begins
+and when it is over: in between code is loaded and images are read. Global random states are set from the cell's seed
+before it starts, so that nothing depends on which cell a worker ran before. Only seconds differ between two runs of the
+same cell.
 """
 
 from __future__ import annotations
@@ -105,12 +106,13 @@ def run_cell(cell: Cell, progress: Callable[[Row], None], releases: Path | None 
     """Run the algorithm; `progress` gets each row as it comes; `releases`: see `Problem`.
 
     Raises:
-        OtherOrigins: code, images or libraries are others than those that the comparison was begun with.
+        OtherOrigins: code, images or libraries are others than those that the comparison was begun with, before or
+            after the run.
         EmptyRun: the algorithm yielded nothing.
         Exception: whatever the algorithm raises.
     """
-    if found := differences(cell.origins, cell.origins_here()):
-        raise OtherOrigins(f"not as when the comparison was begun: {', '.join(found)}; resuming takes what is here now")
+    cell.entry.make()  # first, so that what it loads is looked at before hours are spent
+    _check_origins(cell)
     random.seed(cell.seed)
     np.random.seed(cell.seed % (1 << 32))  # a user's own parts may draw from it
     torch.manual_seed(cell.seed)
@@ -124,6 +126,7 @@ def run_cell(cell: Cell, progress: Callable[[Row], None], releases: Path | None 
     if not rows:
         raise EmptyRun(f"{cell.entry.reference} yielded no rows; one after the warm-up and one each round are needed")
     models = [problem.fresh_model(client) for client in range(len(problem.shards))]
+    _check_origins(cell)
     return CellRecord(
         digest=cell.digest,
         algorithm=cell.algorithm,
@@ -137,6 +140,13 @@ def run_cell(cell: Cell, progress: Callable[[Row], None], releases: Path | None 
         origins=dict(cell.origins),
         warnings=dict(Counter(warnings)),
     )
+
+
+def _check_origins(cell: Cell) -> None:
+    if found := differences(cell.origins, cell.origins_here()):
+        raise OtherOrigins(
+            f"not as when the comparison was begun: {', '.join(found)}; a new process that resumes takes what is here"
+        )
 
 
 def until_patience(rows: Iterable[Row], patience: int | None) -> Iterator[Row]:

@@ -32,7 +32,7 @@ from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments.cell import CellRecord, read_record, why_not_kept
 from secure_codream.experiments.comparison_report import draw, write_comparison_report
 from secure_codream.experiments.event_files import require_tensorboard, write_events
-from secure_codream.experiments.grid import Grid, read_grid
+from secure_codream.experiments.grid import Elsewhere, Grid, read_grid
 from secure_codream.experiments.plots import require_matplotlib
 from secure_codream.experiments.progress import ComparisonView
 from secure_codream.experiments.results import Failure, Results, communication_of, lines_of, rows_csv, warnings_of
@@ -93,20 +93,22 @@ def prepare(
     flags: Mapping[str, Mapping[str, Any]],
     out: Path,
     usual: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    elsewhere: Elsewhere | None = None,
 ) -> Comparison:
-    """Check everything, then make the folder; `usual` stands in for values that neither file nor flags give.
+    """Check everything, then make the folder; what is given as `read_grid` takes it.
 
     Raises:
         ConfigError: with the key, what was found and what is allowed.
     """
-    grid = read_grid(config, flags, usual)
+    grid = read_grid(config, flags, usual, elsewhere=elsewhere)
     run = RunFolder.create(out, f"{grid.config.command}-{grid.config.compare.name}", datetime.now(UTC))
     write_whole(run.config, grid.to_toml().encode())
     return Comparison(grid, run)
 
 
-def resume(folder: Path) -> Comparison:
-    """A comparison that was begun before.
+def resume(folder: Path, *, elsewhere: Elsewhere | None = None) -> Comparison:
+    """A comparison that was begun before; `elsewhere` as `read_grid` takes it.
 
     Raises:
         ConfigError: the folder holds none.
@@ -114,7 +116,7 @@ def resume(folder: Path) -> Comparison:
     run = RunFolder(folder)
     if not run.config.exists():
         raise ConfigError(f"--resume: found no {run.config}; the folder of a comparison is needed")
-    comparison = Comparison(read_grid(run.config, {}), run)
+    comparison = Comparison(read_grid(run.config, {}, elsewhere=elsewhere), run)
     for partial in comparison.cells.glob(".*.partial"):  # of a worker that was stopped while it wrote
         partial.unlink(missing_ok=True)
     return comparison

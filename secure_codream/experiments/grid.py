@@ -53,6 +53,7 @@ from secure_codream.configuration.federation import (
 )
 from secure_codream.configuration.images import load_data, what_was_understood, who_holds_what
 from secure_codream.configuration.reading import ConfigError, PartyName, Table, check, read_toml
+from secure_codream.experiments.effects import effective, refuse_idle
 from secure_codream.experiments.notation import PARTITIONS, parse_seeds, partition_fields
 from secure_codream.experiments.origins import images_in, own_code, program
 from secure_codream.experiments.problem import FROM_DREAMS, aggregation_among
@@ -126,7 +127,9 @@ class CompareTable(Table):
             "is for exploring, not for figures to cite"
         ),
     ] = None
-    device: Annotated[str, doc("where models are trained: auto, cpu, cuda, cuda:INDEX or mps")] = "cpu"
+    device: Annotated[
+        str, doc("where models are trained: auto, decided when the comparison is begun, cpu, cuda, cuda:INDEX or mps")
+    ] = "cpu"
 
 
 class SourceTable(ImagesTable):
@@ -211,6 +214,7 @@ class CompareConfig(Table):
 
 
 Measure = Literal["learning", "communication"]
+Elsewhere = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -337,10 +341,13 @@ def read_grid(
     path: Path | None,
     flags: Mapping[str, Mapping[str, Any]],
     usual: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    elsewhere: Elsewhere | None = None,
 ) -> Grid:
     """Read a comparison's file, put it over `usual` and the flags' values over both, and check all of it.
 
-    Flags and usual values are table -> key -> value.
+    Flags and usual values are table -> key -> value. `elsewhere` is the device that cells have where they run on other
+    machines than this one.
 
     Raises:
         ConfigError: with the key, what was found and what is allowed.
@@ -353,13 +360,15 @@ def read_grid(
     name = "flags" if path is None else path.name
     config: CompareConfig = check(name, CompareConfig, content)
     try:
-        return _grid(config.swept())
+        return _grid(config.swept(), elsewhere)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 
 
-def _grid(config: CompareConfig) -> Grid:
+def _grid(config: CompareConfig, elsewhere: Elsewhere | None) -> Grid:
+    config = _on_its_device(config, elsewhere)
     table = config.compare
+    here = "cpu" if elsewhere else table.device
     try:
         aggregation_among(table.clients, config.aggregation)
     except ConfigError as error:
@@ -369,27 +378,29 @@ def _grid(config: CompareConfig) -> Grid:
         raise ConfigError(f"compare: found {count} cells; at most {MOST_CELLS} are allowed")
     if table.against is not None and table.against not in config.order:
         raise ConfigError(f"compare.against: found {table.against!r}; allowed are {', '.join(config.order)}")
-    try:
-        pick_device(table.device)
-    except DeviceError as error:
-        raise ConfigError(f"compare.device: {error}") from error
     data = {(partition, seed): _data(config, partition, seed) for partition in table.partitions for seed in table.seeds}
     understood = _try_data([data[partition, table.seeds[0]] for partition in table.partitions])
     shape, classes = understood.shape, understood.classes
-    named = {"compare": table.models, "communication": config.communication.models}
-    named |= {f"variants.{name}": variant.models for name, variant in config.variants.items() if variant.models}
-    _try_models(named, shape, classes, table.device)
+    named = {"compare.models": table.models, "communication.models": config.communication.models}
+    named |= {f"variants.{name}.models": variant.models for name, variant in config.variants.items() if variant.models}
+    _try_models(named, shape, classes, here)
     learning = _whole_learning(config.learning, config.dreams, shape, classes)
     for key in PRIVATE_DISTILLATION.keys() - config.learning.keys():
         del learning[key]  # unnamed here it is unnamed where the run is resumed, for `[privacy]` to decide
     config = config.model_copy(update={"learning": learning, "data": _absolute(config.data)})
     common = {**program(), **images_in(config.data.source)}
-    recipes = {name: _Recipe.of(config, name, shape, classes) for name in table.algorithms}
-    private = [recipe for recipe in recipes.values() if recipe.entry.record_private]
+    described = {
+        name: _Recipe.of(config, name, shape, classes)
+        for name in {**dict.fromkeys(table.algorithms), **config.variants}
+    }
+    recipes = {name: described[name] for name in table.algorithms}
+    further = {key: (model,) for name, recipe in described.items() for key, model in recipe.further(name)}
+    _try_models(further, shape, classes, here)
+    private = {name: recipe for name, recipe in recipes.items() if recipe.entry.record_private}
     if private:
-        models = [model for recipe in private for model in recipe.models]
-        tables = [recipe.entry.options.get("privacy", USUAL_PRIVACY) for recipe in private]
-        _try_private_models(models, shape, classes, table.device, tables)
+        trained = [pair for name, recipe in private.items() for pair in recipe.trained(name)]
+        tables = [recipe.entry.options.get("privacy", USUAL_PRIVACY) for recipe in private.values()]
+        _try_private_models(trained, shape, classes, here, tables)
     not_applicable = {
         name: f"it averages parameters, which needs one architecture; found {', '.join(dict.fromkeys(recipe.models))}"
         for name, recipe in recipes.items()
@@ -404,6 +415,20 @@ def _grid(config: CompareConfig) -> Grid:
         if name not in not_applicable
     ]
     return Grid(config, (*cells, *_communication_cells(config, shape, classes, common)), not_applicable, understood)
+
+
+def _on_its_device(config: CompareConfig, elsewhere: Elsewhere | None) -> CompareConfig:
+    """With the device that `auto` is: decided once, it is part of every cell's digest and of the configuration kept."""
+    device = config.compare.device
+    if elsewhere is not None and device in ("auto", elsewhere):  # this machine may lack it
+        found: str = elsewhere
+    else:
+        try:
+            picked = pick_device(device)
+        except DeviceError as error:
+            raise ConfigError(f"compare.device: {error}") from error
+        found = picked.type if device == "auto" else device
+    return config.model_copy(update={"compare": config.compare.model_copy(update={"device": found})})
 
 
 @dataclass(frozen=True)
@@ -421,7 +446,7 @@ class _Recipe:
         key = f"variants.{name}" if variant else "compare.algorithms"
         try:
             entry = find(variant.algorithm if variant else name, variant.options if variant else None)
-            entry.make()
+            made = entry.make()
         except ConfigError as error:
             more = f" (and of [variants]: {', '.join(config.variants)})" if config.variants and not variant else ""
             raise ConfigError(f"{key}: {error}{more}") from error
@@ -438,7 +463,21 @@ class _Recipe:
             learning = _whole_learning(given, dreams, shape, classes, entry.options.get("privacy"))
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from error
+        if variant is not None:
+            own = {"dreams": variant.dreams, "learning": variant.learning}
+            refuse_idle(key, variant.algorithm, own, effective(made, dreams, models))
         return cls(entry, learning, dreams, models)
+
+    def further(self, name: str) -> list[tuple[str, str]]:
+        """Architectures that options of a known algorithm name beside the clients': (key, model)."""
+        known = self.entry.name in ALGORITHMS
+        found = [(key, text) for key, text in self.entry.named_values if known and key.endswith(("model", "student"))]
+        return [(f"variants.{name}.options.{key}", model) for key, model in found]
+
+    def trained(self, name: str) -> list[tuple[str, str]]:
+        """What is trained on records, (key, model): the clients' models, or the one that a ring's table has."""
+        ring = [(key, model) for key, model in self.further(name) if key.endswith("model")]
+        return ring or [("compare.models", model) for model in self.models]
 
     def cell(
         self,
@@ -468,7 +507,7 @@ class _Recipe:
 
 def _own_code(entry: Entry, models: Sequence[str], data: DataTable, dreams: Dreams) -> dict[str, str]:
     """Whatever of a cell may be module:name; of an algorithm's options too, such as a student."""
-    options = [option for option in entry.options.values() if isinstance(option, str)]
+    options = [value for _, value in entry.named_values]
     return own_code([entry.name, *options, *models, data.source, dreams.start])
 
 
@@ -546,18 +585,22 @@ def _try_models(named: Mapping[str, Sequence[str]], shape: tuple[int, int, int],
             try:
                 build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0, device=pick_device(device))
             except (UnknownModelError, ModelShapeError, OwnPartError) as error:
-                raise ConfigError(f"{key}.models: {error}") from error
+                raise ConfigError(f"{key}: {error}") from error
 
 
 def _try_private_models(
-    names: Sequence[str], shape: tuple[int, int, int], classes: int, device: str, tables: Sequence[Mapping[str, Any]]
+    trained: Sequence[tuple[str, str]],
+    shape: tuple[int, int, int],
+    classes: int,
+    device: str,
+    tables: Sequence[Mapping[str, Any]],
 ) -> None:
     """Every model, in every mode that the `[privacy]` tables of the algorithms name."""
     from codream_clients.privacy.gate import examine_private, modes_of
 
     settings = [privacy_settings(table) for table in tables]
     images = trial_images(shape, classes=classes, device=pick_device(device))
-    for name in dict.fromkeys(names):
+    for key, name in dict.fromkeys(trained):
         try:
             examine_private(
                 build(name, channels=shape[0], size=shape[1:], classes=classes, seed=0, examined=True),
@@ -568,7 +611,7 @@ def _try_private_models(
                 statistics=any(privacy.statistics_share for privacy in settings),
             )
         except ModelRefused as error:
-            raise ConfigError(f"compare.models: {error}") from error
+            raise ConfigError(f"{key}: {error}") from error
 
 
 def _settings(

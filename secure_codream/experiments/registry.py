@@ -9,7 +9,7 @@ the flags here say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,6 +50,11 @@ class Entry:
     one_architecture: bool = False
     record_private: bool = False
 
+    @property
+    def named_values(self) -> Iterator[tuple[str, str]]:
+        """Whatever the options, tables within too, say in words: (key, text), the keys of tables with dots between."""
+        return _texts(self.options, "")
+
     def make(self) -> Algorithm:
         """The algorithm itself.
 
@@ -67,6 +72,17 @@ class Entry:
             found = type(algorithm).__name__
             raise ConfigError(f"algorithm {self.reference}: found {found}; an object with `run(problem)` is needed")
         return algorithm  # type: ignore[no-any-return]
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, below in value.items():
+            yield from _texts(below, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, Sequence):
+        for below in value:
+            yield from _texts(below, key)
 
 
 def _here(

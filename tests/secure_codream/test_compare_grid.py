@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from secure_codream.cli import app
 from secure_codream.configuration.federation import FederationConfig, learning_settings
 from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.experiments import origins
+from secure_codream.experiments.cell import problem_of
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
 from secure_codream.experiments.notation import parse_seeds, partition_fields
-from secure_codream.experiments.registry import ALGORITHMS
+from secure_codream.experiments.registry import ALGORITHMS, USUAL_RING
 from secure_codream.reports.versions import versions_of
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,14 @@ SMALL: dict[str, Any] = {"per_client": 10, "test_limit": 20, "seeds": [0, 1], "r
 def grid(**tables: Any) -> Grid:
     compare = {**SMALL, **tables.pop("compare", {})}
     return read_grid(None, {"compare": compare, **tables})
+
+
+def variant_of(algorithm: str, **own: Any) -> dict[str, Any]:
+    return {"compare": {"algorithms": ["m"], "models": ["cnn2_gn"]}, "variants": {"m": {"algorithm": algorithm, **own}}}
+
+
+def ring(model: str) -> dict[str, Any]:
+    return {"table": {**USUAL_RING, "model": model}}
 
 
 def test_cells_are_algorithms_by_partitions_by_seeds() -> None:
@@ -106,6 +116,29 @@ def test_seeds_and_partitions_in_words() -> None:
             {"compare": {"algorithms": ["m"]}, "variants": {"m": {"algorithm": "codream", "models": ["mlp"] * 5}}},
             r"variants.m.models: 5 models for 4 clients",
         ),
+        # what no row would show
+        (variant_of("fedavg", dreams={"start": "strokes"}), r"m.dreams: found start, .*fedavg.*none is allowed"),
+        (variant_of("isolated", learning={"own_weight": 5}), r"m.learning: found own_weight, .*allowed are balanced"),
+        (variant_of("codream", learning={"held_back": 0.5}), r"m.learning: found held_back, .*set them for all"),
+        (variant_of("codream", dreams={"steps": 0, "update_clip": 2}), r"m.dreams: found update_clip, "),
+        (variant_of("codream-noise", dreams={"steps": 20}), r"m.dreams: found steps, of no effect on codream-noise"),
+        (variant_of("codream-noise", learning={"loss": {"alpha_tv": 1}}), r"m.learning: found loss, "),
+        (variant_of("codream-independent", dreams={"half_way": True}), r"m.dreams: found half_way, "),
+        (variant_of("codream-fast", dreams={"steps": 3}), r"m.dreams: found steps, .*batch, logit_clip, window"),
+        (variant_of("codream-dp", dreams={"matched": True}), r"m.dreams: found matched, "),
+        (variant_of("codream-dp", learning={"warm_up_epochs": 9}), r"m.learning: found warm_up_epochs, "),
+        (variant_of("isolated-dp", learning={"lr": 0.5}), r"m.learning: found lr, .*allowed are balanced: "),
+        (variant_of("dp-sgd", learning={"distil_lr": 0.5}), r"m.learning: found distil_lr, .*none is allowed"),
+        # variants that no table lists
+        ({"variants": {"m": {"algorithm": "codrem"}}}, r"variants.m: found 'codrem'; allowed are isolated, codream"),
+        ({"variants": {"m": {"algorithm": "codream", "dreams": {"stpes": 3}}}}, r"variants.m.dreams.*stpes: found 3"),
+        # models that options name
+        (
+            {"variants": {"m": {"algorithm": "codream", "options": {"student": "cnn9"}}}},
+            r"variants.m.options.student: unknown model 'cnn9'",
+        ),
+        (variant_of("dp-sgd", options=ring("cnn9")), r"variants.m.options.table.model: unknown model 'cnn9'"),
+        (variant_of("dp-sgd", options=ring("cnn2")), r"variants.m.options.table.model: .*BatchNorm"),
     ],
 )
 def test_refusals_name_the_key_what_was_found_and_what_is_allowed(tables: dict[str, Any], message: str) -> None:
@@ -125,7 +158,7 @@ def test_variants_are_put_over_the_shared_settings() -> None:
         "algorithm": "codream",
         "learning": {"balanced": False, "loss": {"alpha_target": 0.0}},
         "dreams": {"steps": 3},
-        "options": {"kind": "noise"},
+        "options": {"kind": "independent"},
     }
     made = grid(
         compare={"algorithms": ["codream", "plain"], "seeds": [0]},
@@ -137,7 +170,7 @@ def test_variants_are_put_over_the_shared_settings() -> None:
     assert variant.learning["lr"] == 0.05
     assert variant.learning["loss"]["alpha_bn"] == 2.0 and variant.learning["loss"]["alpha_target"] == 0.0
     assert variant.dreams.steps == 3 and shared.dreams.steps == 10
-    assert variant.entry.options["kind"] == "noise"
+    assert variant.entry.options["kind"] == "independent"
 
 
 def test_a_variant_has_models_of_its_own() -> None:
@@ -255,23 +288,98 @@ def test_digest_changes_with_own_code_of_every_kind(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
     for name in ("its_model", "its_start"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
         (tmp_path / f"{name}.py").write_text("def make(*given):\n    ...\n")
     names = ["codream", "cnn2", "its_model:make", "its_start:make"]
     before = origins.own_code(names)
     assert list(before) == ["own code in its_model", "own code in its_start"]
     (tmp_path / "its_start.py").write_text("def make(*given):\n    return None\n")
     assert origins.differences(before, origins.own_code(names)) == ["own code in its_start"]
-    with pytest.raises(ConfigError, match="its_loss: found no file of it"):
+    with pytest.raises(ConfigError, match="its_loss: importing 'its_loss' failed: ModuleNotFoundError"):
         origins.own_code(["its_loss:make"])
+    for package in ("its_loss", "its_model", "its_start"):
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    assert origins.own_code(names)["own code in its_start"] not in before.values()
 
 
 def test_a_cell_knows_whichever_of_its_parts_may_be_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(EXAMPLES)
-    options = {"algorithm": "codream", "options": {"student": "own_parts:build"}}
-    made = grid(compare={"algorithms": ["taught", "isolated"], "models": ["cnn2"]}, variants={"taught": options})
-    taught, isolated = made.cells[:2]
-    assert "own code in own_parts" in taught.origins and "own code in own_parts" not in isolated.origins
-    assert taught.origins_here() == taught.origins
+    variants = {
+        "taught": {"algorithm": "codream", "options": {"student": "own_parts:build"}},
+        "ring": {"algorithm": "dp-sgd", "options": ring("own_parts:linear")},
+    }
+    made = grid(compare={"algorithms": [*variants, "isolated"], "models": ["cnn2_gn"]}, variants=variants)
+    *own, isolated = made.cells[:3]
+    for cell in own:
+        assert "own code in own_parts" in cell.origins and cell.origins_here() == cell.origins
+    assert "own code in own_parts" not in isolated.origins
+
+
+def test_own_code_that_was_loaded_before_an_edit_was_undone_is_not_taken_for_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "its_layer", raising=False)
+    file, found = tmp_path / "its_layer.py", []
+    for source in ("EDITED = True\n", "EDITED = False\n"):
+        file.write_text(source)
+        found.append(origins.own_code(["its_layer:make"]))
+    monkeypatch.delitem(sys.modules, "its_layer")  # a new process
+    found.append(origins.own_code(["its_layer:make"]))
+    assert len({str(one) for one in found}) == 3, "what runs is the edited code, whatever the file is"
+
+
+def test_code_that_is_loaded_after_an_edit_has_no_digest_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "part.py"
+    monkeypatch.setattr(origins, "code_files", lambda: [("part", file)])
+    monkeypatch.setattr(origins, "_CODE_SEEN", {})
+
+    def found(*loaded: str) -> str:
+        for name in loaded:
+            monkeypatch.setitem(sys.modules, f"{origins.ROOMS[-1]}.{name}", ModuleType(name))
+        return origins.program()[origins.CODE]
+
+    file.write_text("old")
+    old = found("first")
+    file.write_text("edited")
+    assert found() == old, "a process goes on as it was loaded"
+    mixed = found("second")
+    file.write_text("old")
+    assert found() == mixed and found("third") == mixed, "an edit that is undone stays in what was loaded"
+    monkeypatch.setattr(origins, "_CODE_SEEN", {})
+    assert found("fourth") == old != mixed
+
+
+def test_images_are_read_again_once_they_have_changed(tmp_path: Path) -> None:
+    path = tmp_path / "scans.npz"
+
+    def read(seed: int) -> float:
+        rng = np.random.default_rng(seed)
+        images = {f"{part}_images": rng.integers(0, 256, (60, 8, 8), np.uint8) for part in ("train", "test")}
+        np.savez(path, **images, train_labels=np.arange(60) % 2, test_labels=np.arange(60) % 2)
+        cell = grid(data={"source": str(path)}).cells[0]
+        return float(problem_of(cell).test.images.sum())
+
+    first = read(0)
+    assert read(1) != first == read(0)
+
+
+def test_auto_is_decided_when_the_comparison_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    flags = {"compare": {**SMALL, "device": "auto"}}
+    here, there, hidden = (read_grid(None, flags, elsewhere=elsewhere) for elsewhere in (None, "cuda", "cpu"))
+    assert [made.cells[0].device for made in (here, there, hidden)] == ["cpu", "cuda", "cpu"]
+    assert here.cells[0].digest == hidden.cells[0].digest == grid().cells[0].digest != there.cells[0].digest
+    path = tmp_path / "config.toml"
+    path.write_text(there.to_toml())
+    again = read_grid(path, {}, elsewhere="cuda")
+    assert [cell.digest for cell in again.cells] == [cell.digest for cell in there.cells]
+    with pytest.raises(ConfigError, match=r"compare\.device: .*'gpu'"):
+        read_grid(None, {"compare": {"device": "gpu"}}, elsewhere="cuda")
 
 
 def test_code_that_computes_rows_needs_none_that_only_shows_them() -> None:

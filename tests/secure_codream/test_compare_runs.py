@@ -11,15 +11,18 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
 from rich.console import Console
 
 from secure_codream import cli
-from secure_codream.experiments.cell import run_cell
+from secure_codream.experiments import origins
+from secure_codream.experiments.cell import OtherOrigins, run_cell
 from secure_codream.experiments.compare import Outputs, outdated, prepare, resume, run_comparison
 from secure_codream.experiments.grid import Cell, read_grid
 from secure_codream.experiments.problem import Row
@@ -267,6 +270,54 @@ def test_cells_of_other_code_are_run_again_and_that_is_said(folder: Path, monkey
     for path in begun.cells.glob("*.json"):
         path.write_text("{}")
     assert outdated(resume(begun.run.path))[0].endswith("records of another version of Secure CoDream")
+
+
+CHANGES = """
+    from pathlib import Path
+
+    from secure_codream.experiments.problem import Row
+
+    class Changes:
+        name = "changes"
+
+        def __init__(self, file: str) -> None:
+            self.file = Path(file)
+
+        def run(self, problem):
+            self.file.write_bytes(self.file.read_bytes() + b"\\n")
+            yield Row(round=0, accuracies=(0.5,) * len(problem.shards), server=None,
+                      bytes_up=0.0, bytes_down=0.0, secure_steps=0, seconds=0.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("changes.py", "own code in changes"), ("scans.npz", "the images"), ("part.py", origins.CODE)]
+)
+def test_a_cell_during_which_code_or_images_change_has_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "changes", raising=False)
+    rng = np.random.default_rng(0)
+    images = {f"{part}_images": rng.integers(0, 256, (60, 8, 8), np.uint8) for part in ("train", "test")}
+    np.savez("scans.npz", **images, train_labels=np.arange(60) % 2, test_labels=np.arange(60) % 2)
+    Path("changes.py").write_text(textwrap.dedent(CHANGES))
+    # This program's code: one file, and what a cell loads of it for the first time.
+    Path("part.py").touch()
+    monkeypatch.setattr(origins, "code_files", lambda: [("part", Path("part.py"))])
+    monkeypatch.setattr(origins, "_CODE_SEEN", {}, raising=False)
+    monkeypatch.setitem(sys.modules, f"{origins.ROOMS[-1]}.anew", ModuleType("anew"))
+    options = {"algorithm": "changes:Changes", "options": {"file": file}}
+    compare = {"algorithms": ["changes"], "seeds": "3", "per_client": 10, "test_limit": 20}
+    tables = {"compare": compare, "variants": {"changes": options}, "data": {"source": "./scans.npz"}}
+    (cell,) = read_grid(None, tables).cells
+
+    def then_loads(row: Row) -> None:
+        monkeypatch.setitem(sys.modules, f"{origins.ROOMS[-1]}.late", ModuleType("late"))
+
+    with pytest.raises(OtherOrigins, match=f"not as when the comparison was begun: {said};"):
+        run_cell(cell, then_loads)
 
 
 def test_early_stopping_of_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

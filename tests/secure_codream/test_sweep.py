@@ -106,7 +106,7 @@ def test_examples_are_valid(path: Path) -> None:
 def test_sweep_is_compare_with_budgets(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Grid] = []
 
-    def prepare(config: Path | None, flags: Any, out: Path, usual: Any) -> None:
+    def prepare(config: Path | None, flags: Any, out: Path, usual: Any, *, elsewhere: None) -> None:
         made.append(read_grid(config, flags, usual))
         raise ConfigError("enough")
 

@@ -29,7 +29,13 @@ from torch.nn import functional
 
 from codream_clients.learning.local_work import Batch, Objective
 from codream_clients.learning.training import predict_logits
-from secure_codream.experiments.algorithms.own_images import Stopwatch, accuracies, train_round, warmed_up
+from secure_codream.experiments.algorithms.own_images import (
+    Stopwatch,
+    accuracies,
+    of_own_images,
+    train_round,
+    warmed_up,
+)
 from secure_codream.experiments.problem import Problem, Row
 
 
@@ -54,6 +60,8 @@ class AvgKD:
     """See the module."""
 
     name: str = "avgkd"
+
+    goes_by = of_own_images
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`."""

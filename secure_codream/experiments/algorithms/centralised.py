@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from codream_clients.data.datasets import pool
 from codream_clients.learning.training import evaluate
-from secure_codream.experiments.algorithms.own_images import Stopwatch, train_round, warm_up
+from secure_codream.experiments.algorithms.own_images import Stopwatch, of_own_images, train_round, warm_up
 from secure_codream.experiments.problem import Problem, Row
 
 
@@ -21,6 +21,8 @@ class Centralised:
     """See the module."""
 
     name: str = "centralised"
+
+    goes_by = of_own_images
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`; `server` is the one model's accuracy, or None where architectures are mixed."""

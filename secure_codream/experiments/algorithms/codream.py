@@ -12,7 +12,7 @@ The ablations have no half-way dreams, and `noise` no adaptive term.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from codream_protocols.courses import codream as courses
 from codream_protocols.settings import MOST
 from secure_codream.configuration.courses import make_course
 from secure_codream.experiments.algorithms.clipping import telling_of_clipping
+from secure_codream.experiments.effects import DREAMING, DREAMS, LEARNING, MOVING, GoesBy
 from secure_codream.experiments.problem import Problem, Row
 from secure_codream.simulation.in_process import DreamFederation
 
@@ -44,6 +45,13 @@ class CoDream:
     kind: Kind = "dreams"
     client_privacy: Mapping[str, Any] | None = None
     student: str | None = None
+
+    def goes_by(self, dreams: courses.Dreams, models: Sequence[str]) -> GoesBy:
+        """See `effects`."""
+        idle = {"noise": {"steps"}, "independent": {"half_way"}}.get(self.kind, set())
+        if self.kind == "noise" or dreams.steps == 0:
+            return GoesBy(DREAMS - MOVING - idle, LEARNING - DREAMING)
+        return GoesBy(DREAMS - idle, LEARNING)
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`; warns of clipping, see `telling_of_clipping`."""

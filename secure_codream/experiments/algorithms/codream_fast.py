@@ -13,7 +13,7 @@ the authors' fresh first layer of G every 50 batches, and their augmentation of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from codream_clients.generator_learner import GeneratorLearner, generator_layout
@@ -26,6 +26,7 @@ from codream_protocols.courses import generator as courses
 from codream_protocols.courses.codream import Dreams
 from secure_codream.configuration.courses import FAST_DREAMS, make_course
 from secure_codream.experiments.algorithms.own_images import Stopwatch
+from secure_codream.experiments.effects import DREAMING, LEARNING, GoesBy
 from secure_codream.experiments.problem import Problem, Row
 from secure_codream.simulation.in_process import Simulation
 
@@ -86,6 +87,10 @@ class CoDreamFast:
             alpha_bn=self.alpha_bn,
             alpha_adv=self.alpha_adv,
         )
+
+    def goes_by(self, dreams: Dreams, models: Sequence[str]) -> GoesBy:
+        """See `effects`; a deployment of this course refuses the same of `[dreams]`."""
+        return GoesBy(frozenset(FAST_DREAMS), LEARNING - DREAMING)
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`."""

@@ -10,7 +10,7 @@ Noise, samples and rounding repeat from the cell's seed, as everything in an exp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ from codream_clients.dp_sgd_learner import DPSGDLearner
 from codream_clients.learning.handed_down import HandedDown
 from codream_clients.learning.training import evaluate
 from codream_clients.privacy.noise import NoiseSource
+from codream_protocols.courses.codream import Dreams
 from codream_protocols.courses.dp_sgd import DPSGD as DPSGDCourse
 from secure_codream.configuration.courses import make_course, public_images
 from secure_codream.configuration.federation import FederationConfig
 from secure_codream.experiments.algorithms.own_images import Stopwatch, stage_seed
 from secure_codream.experiments.algorithms.private import NOISE
+from secure_codream.experiments.effects import DISTILLING, GoesBy
 from secure_codream.experiments.problem import Problem, Row
 from secure_codream.simulation.in_process import Simulation
 
@@ -33,6 +35,12 @@ class DPSGD:
 
     name: str = "dp-sgd"
     table: Mapping[str, Any]
+
+    def goes_by(self, dreams: Dreams, models: Sequence[str]) -> GoesBy:
+        """See `effects`: its own table, and what hands the model down to clients of another architecture."""
+        if set(models) == {self.table.get("model", models[0])}:
+            return GoesBy()
+        return GoesBy(frozenset({"start", "photographs", "batch"}), DISTILLING)
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`."""

@@ -33,6 +33,7 @@ from codream_protocols.courses import parameters as courses
 from codream_protocols.courses.layouts import Layout, for_each, initial_weights, is_statistic
 from codream_protocols.courses.numbers import bounded
 from codream_protocols.courses.parameters import WEIGHTS, AveragingSettings
+from secure_codream.experiments.algorithms.own_images import of_own_images
 from secure_codream.experiments.algorithms.secure_mean import (
     averaging_course,
     averaging_learners,
@@ -259,6 +260,8 @@ class FedGen:
 
     name: str = "fedgen"
     settings: GeneratorSettings = GeneratorSettings()
+
+    goes_by = of_own_images
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`.

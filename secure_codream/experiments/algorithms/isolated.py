@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from secure_codream.experiments.algorithms.own_images import Stopwatch, accuracies, train_round, warmed_up
+from secure_codream.experiments.algorithms.own_images import (
+    Stopwatch,
+    accuracies,
+    of_own_images,
+    train_round,
+    warmed_up,
+)
 from secure_codream.experiments.problem import Problem, Row
 
 
@@ -18,6 +24,8 @@ class Isolated:
     """See the module."""
 
     name: str = "isolated"
+
+    goes_by = of_own_images
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`."""

@@ -22,7 +22,14 @@ from codream_clients.learning.local_work import WARM_UP as WARM_UP
 from codream_clients.learning.local_work import Objective, train_epochs
 from codream_clients.learning.local_work import stage_seed as seed_of
 from codream_clients.learning.training import evaluate
+from codream_protocols.courses.codream import Dreams
+from secure_codream.experiments.effects import OWN_IMAGES, GoesBy
 from secure_codream.experiments.problem import Problem, Row
+
+
+def of_own_images(algorithm: object, dreams: Dreams, models: Sequence[str]) -> GoesBy:
+    """The `goes_by` of who trains on own images alone, see `effects`."""
+    return GoesBy(learning=OWN_IMAGES)
 
 
 def stage_seed(problem: Problem, client: int, round: int, stage: int) -> int:

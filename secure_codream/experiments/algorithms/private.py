@@ -13,7 +13,7 @@ deployed client takes its noise from its operating system.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +26,20 @@ from codream_clients.privacy.noise import NoiseSource
 from codream_clients.privacy.participant import private_participant, private_training, require_private_model
 from codream_clients.privacy.plan import PlannedCharges, PrivacyPlan, PrivacySettings, plan_privacy
 from codream_clients.privacy.releases import Releases
+from codream_protocols.courses.codream import Dreams
 from secure_codream.configuration.federation import privacy_settings
 from secure_codream.experiments.algorithms.codream import CoDream
 from secure_codream.experiments.algorithms.own_images import OWN_DATA, WARM_UP, Stopwatch, stage_seed
+from secure_codream.experiments.effects import GoesBy
 from secure_codream.experiments.origins import own_code, program
 from secure_codream.experiments.problem import Problem, Row
 
 NOISE = 3  # a stage that no training has: what noise is drawn from
+PAST_THE_BUDGET = frozenset({"own_weight", "own_statistics"})
+IN_PRIVACY = frozenset({"warm_up_epochs", "local_epochs", "training_rounds", "batch_size", "lr", "schedule"})
+"""What of `[learning]` `[privacy]` says in its place."""
+HISTOGRAM = frozenset({"balanced"})
+"""What of it is left to who learns from no dreams."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ class _Client:
 class PrivateCoDream(CoDream):
     """CoDream between private clients; `privacy` is a `[privacy]` table.
 
-    Own images stay out of distillation, and starts are not matched to their brightness and contrast.
+    Own images stay out of distillation and of batch norm's statistics, and starts are not matched to their brightness
+    and contrast.
     """
 
     name: str = "codream-dp"
@@ -110,6 +118,11 @@ class PrivateCoDream(CoDream):
     def __post_init__(self) -> None:
         privacy_settings(self.privacy)
 
+    def goes_by(self, dreams: Dreams, models: Sequence[str]) -> GoesBy:
+        """See `effects`."""
+        without_budget = super().goes_by(dreams, models)
+        return GoesBy(without_budget.dreams - {"matched"}, without_budget.learning - PAST_THE_BUDGET - IN_PRIVACY)
+
     def _ablated(self, problem: Problem) -> Problem:
         found = super()._ablated(problem)
         return replace(found, dreams=replace(found.dreams, matched=False))
@@ -117,7 +130,8 @@ class PrivateCoDream(CoDream):
     def _participants(self, problem: Problem) -> list[Participant]:
         privacy = privacy_settings(self.privacy)
         clients = [_Client.of(problem, client, shard, privacy) for client, shard in enumerate(problem.shards)]
-        return [client.participant(replace(problem.learning, own_weight=0.0)) for client in clients]
+        learning = replace(problem.learning, own_weight=0.0, own_statistics=False)
+        return [client.participant(learning) for client in clients]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +143,10 @@ class PrivateIsolated:
 
     def __post_init__(self) -> None:
         privacy_settings(self.privacy)
+
+    def goes_by(self, dreams: Dreams, models: Sequence[str]) -> GoesBy:
+        """See `effects`."""
+        return GoesBy(learning=HISTOGRAM)
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`."""
@@ -147,6 +165,10 @@ class PrivateCentralised:
 
     def __post_init__(self) -> None:
         privacy_settings(self.privacy)
+
+    def goes_by(self, dreams: Dreams, models: Sequence[str]) -> GoesBy:
+        """See `effects`."""
+        return GoesBy(learning=HISTOGRAM)
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`; `server` is the one model's accuracy, or None where architectures are mixed."""

@@ -17,7 +17,7 @@ from codream_clients.parameter_learner import AveragingLearner
 from codream_protocols.courses.parameters import FedAvg as AveragingCourse
 from secure_codream.configuration.courses import make_course
 from secure_codream.experiments.algorithms.clipping import telling_of_clipping
-from secure_codream.experiments.algorithms.own_images import Stopwatch
+from secure_codream.experiments.algorithms.own_images import Stopwatch, of_own_images
 from secure_codream.experiments.problem import Problem, Row
 from secure_codream.simulation.in_process import Simulation
 
@@ -52,6 +52,8 @@ class Averaging:
     name: ClassVar[str]
     learner: ClassVar[type[AveragingLearner]]
     clip: float = 1.0
+
+    goes_by = of_own_images
 
     def run(self, problem: Problem) -> Iterator[Row]:
         """See `Algorithm`.
