@@ -1611,7 +1611,7 @@ MUTANTS = (
         U + "experiments/grid.py",
         'classes, entry.options.get("privacy"))',
         "classes)",
-        "tests/secure_codream/test_compare_grid.py",
+        "tests/secure_codream/test_sweep.py",
         "-k",
         "private_algorithms_distil",
     ),

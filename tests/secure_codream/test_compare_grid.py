@@ -18,8 +18,7 @@ import tomli_w
 from typer.main import get_command
 
 from secure_codream.cli import app
-from secure_codream.configuration.federation import FederationConfig, learning_settings
-from secure_codream.configuration.reading import ConfigError, check
+from secure_codream.configuration.reading import ConfigError
 from secure_codream.experiments import origins
 from secure_codream.experiments.cell import problem_of
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
@@ -473,36 +472,6 @@ def test_references_on_cifar10_train_as_long_as_in_the_table_of_a_cpu(monkeypatc
     assert epochs == {
         cell.algorithm: cell.learning["distil_epochs"] for cell in cpu.cells if cell.algorithm != "codream"
     }
-
-
-def test_private_algorithms_distil_as_a_federation_with_privacy_unless_told_otherwise() -> None:
-    def rates(**tables: Any) -> dict[str, tuple[float, float]]:
-        privacy = {"epsilon": 4.0, "batch_size": 5}
-        tables.setdefault("variants", {})["named"] = {
-            "algorithm": "codream-dp",
-            "options": {"privacy": privacy},
-            "learning": {"distil_lr": 0.01},
-        }
-        algorithms = ["codream", "codream-dp", "dp-sgd", "named"]
-        made = grid(compare={"algorithms": algorithms, "models": ["mlp_gn"], "seeds": [0]}, **tables)
-        resumed = read_grid(None, tomllib.loads(made.to_toml()))
-        assert [cell.digest for cell in resumed.cells] == [cell.digest for cell in made.cells]
-        return {cell.algorithm: (cell.learning["distil_lr"], cell.learning["distil_noise"]) for cell in made.cells}
-
-    usual, private = (0.02, 0.3), (0.0025, 0.0)
-    config: FederationConfig = check(
-        "c", FederationConfig, {"task": {"shape": (1, 8, 8), "classes": 10}, "privacy": {"epsilon": 4.0}}
-    )
-    deployed = learning_settings(config)
-    assert (deployed.distil_lr, deployed.distil_noise) == private
-    assert rates() == {"codream": usual, "codream-dp": private, "dp-sgd": usual, "named": (0.01, 0.0)}
-    named = rates(learning={"distil_lr": 0.02, "distil_noise": 0.3})
-    assert named == {"codream": usual, "codream-dp": usual, "dp-sgd": usual, "named": (0.01, 0.3)}
-
-
-def test_the_sweep_on_digits_has_the_rates_of_its_table() -> None:
-    made = read_grid(EXAMPLES / "sweep-digits.toml", {"compare": {"seeds": [0]}})
-    assert {(cell.learning["distil_lr"], cell.learning["distil_noise"]) for cell in made.cells} == {(0.02, 0.3)}
 
 
 def test_fewer_updates_may_move_a_pixel_as_far() -> None:

@@ -19,7 +19,8 @@ import tomli_w
 from typer.testing import CliRunner
 
 from secure_codream.cli import app
-from secure_codream.configuration.reading import ConfigError
+from secure_codream.configuration.federation import FederationConfig, learning_settings
+from secure_codream.configuration.reading import ConfigError, check
 from secure_codream.experiments import origins
 from secure_codream.experiments.algorithms import private
 from secure_codream.experiments.grid import CompareConfig, Grid, read_grid
@@ -44,6 +45,36 @@ def test_a_sweep_is_every_method_with_every_epsilon() -> None:
     assert entries["codream"].options == {} and entries["codream"].reference.endswith("CoDream")
     assert made.config.order[:4] == ("isolated@2", "codream@2", "centralised@2", "isolated@8")
     assert len({cell.digest for cell in made.cells}) == 9
+
+
+def test_private_algorithms_distil_as_a_federation_with_privacy_unless_told_otherwise() -> None:
+    def rates(**tables: Any) -> dict[str, tuple[float, float]]:
+        privacy = {"epsilon": 4.0, "batch_size": 5}
+        tables.setdefault("variants", {})["named"] = {
+            "algorithm": "codream-dp",
+            "options": {"privacy": privacy},
+            "learning": {"distil_lr": 0.01},
+        }
+        algorithms = ["codream", "codream-dp", "dp-sgd", "named"]
+        made = read_grid(None, {"compare": {**SMALL, "algorithms": algorithms}, **tables})
+        resumed = read_grid(None, tomllib.loads(made.to_toml()))
+        assert [cell.digest for cell in resumed.cells] == [cell.digest for cell in made.cells]
+        return {cell.algorithm: (cell.learning["distil_lr"], cell.learning["distil_noise"]) for cell in made.cells}
+
+    usual, private = (0.02, 0.3), (0.0025, 0.0)
+    config: FederationConfig = check(
+        "c", FederationConfig, {"task": {"shape": (1, 8, 8), "classes": 10}, "privacy": {"epsilon": 4.0}}
+    )
+    deployed = learning_settings(config)
+    assert (deployed.distil_lr, deployed.distil_noise) == private
+    assert rates() == {"codream": usual, "codream-dp": private, "dp-sgd": usual, "named": (0.01, 0.0)}
+    named = rates(learning={"distil_lr": 0.02, "distil_noise": 0.3})
+    assert named == {"codream": usual, "codream-dp": usual, "dp-sgd": usual, "named": (0.01, 0.3)}
+
+
+def test_the_sweep_on_digits_has_the_rates_of_its_table() -> None:
+    made = read_grid(EXAMPLES / "sweep-digits.toml", {"compare": {"seeds": [0]}})
+    assert {(cell.learning["distil_lr"], cell.learning["distil_noise"]) for cell in made.cells} == {(0.02, 0.3)}
 
 
 def test_words_of_the_command_line_are_taken() -> None:
