@@ -192,7 +192,8 @@ class ClientConfig(Table):
         str,
         doc(
             f"{', '.join(MODELS)}, each also with {GROUP_NORM_SUFFIX} (group norm), or "
-            "module:function, WHICH RUNS THAT CODE"
+            "module:function, WHICH RUNS THAT CODE; modules are looked for where the client is started, and among "
+            "installed ones"
         ),
     ]
     weights: Annotated[
