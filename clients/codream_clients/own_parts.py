@@ -48,8 +48,8 @@ def load_own_part(reference: str) -> Callable[..., Any]:
         lacking = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
         if lacking is not None and (module_name == lacking or module_name.startswith(f"{lacking}.")):
             raise OwnPartError(
-                f"{reference}: no module {module_name!r} in {here} or among the installed packages; start where it lies, "
-                "or install it"
+                f"{reference}: no module {module_name!r} in {here} or among the installed packages; start where it "
+                "lies, or install it"
             ) from error
         raise
     part = getattr(module, name, None)
