@@ -15,8 +15,9 @@ _BOUNDS = {UPDATE: "update_clip under [dreams]", PARAMETERS: "clip under [averag
 
 def clipped_line(events: Sequence[Event]) -> str | None:
     """In how many sums more than `MOST_CLIPPED` was cut, and by which setting; None where in none."""
-    told = [event for event in events if isinstance(event, StepFinished) and event.clipped is not None]
-    cut = [event.task for event in told if event.clipped is not None and event.clipped > MOST_CLIPPED]
+    steps = [event for event in events if isinstance(event, StepFinished)]
+    told = [(step.task, step.clipped) for step in steps if step.clipped is not None]
+    cut = [task for task, share in told if share > MOST_CLIPPED]
     if not cut:
         return None
     bounds = " or ".join(sorted({_BOUNDS.get(task, f"the bound of {task!r}") for task in cut}))
